@@ -1,0 +1,1 @@
+"""The parameter server's client. Installed as numba_adam.client."""

@@ -1,0 +1,64 @@
+"""The Adam optimizer in one pass over memory, for arrays of any framework, with an optional parameter server.
+
+    import numba_adam as na
+
+    opt = na.Adam({"w": w, "b": b}, lr=1e-3)      # NumPy arrays, or anything that lends its memory
+    opt.step({"w": grad_w, "b": grad_b})          # in place
+
+    na.adam_update(w, grad_w, exp_avg, exp_avg_sq, step=1)
+
+Importing this package imports neither Numba nor a framework nor gRPC: each comes with its first use.
+`numba_adam.server` and `numba_adam.client` are the parameter server and its client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numba_adam import errors, interop
+    from numba_adam.errors import NumbaAdamError
+    from numba_adam.functional import adam_update
+    from numba_adam.hyperparameters import Hyperparameters
+    from numba_adam.optimizer import Adam, AdamW, StepResult
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adam": "numba_adam.optimizer",
+    "AdamW": "numba_adam.optimizer",
+    "Hyperparameters": "numba_adam.hyperparameters",
+    "NumbaAdamError": "numba_adam.errors",
+    "StepResult": "numba_adam.optimizer",
+    "adam_update": "numba_adam.functional",
+}
+_MODULES = ("errors", "interop")
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Hyperparameters",
+    "NumbaAdamError",
+    "StepResult",
+    "__version__",
+    "adam_update",
+    "errors",
+    "interop",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562)."""
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"numba_adam.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

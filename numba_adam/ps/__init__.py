@@ -1,0 +1,1 @@
+"""What both ends of the parameter server share: generated messages, framing, checksums, the error table."""

@@ -1,0 +1,260 @@
+from numba_adam.ps.v1 import model_pb2 as _model_pb2
+from numba_adam.ps.v1 import transfer_pb2 as _transfer_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CreateModelHeader(_message.Message):
+    __slots__ = ("spec", "request_id", "exist_ok", "total_bytes", "checksum_kind")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXIST_OK_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    spec: _model_pb2.ModelSpec
+    request_id: str
+    exist_ok: bool
+    total_bytes: int
+    checksum_kind: _transfer_pb2.ChecksumKind
+    def __init__(self, spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., exist_ok: bool = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+
+class CreateModelRequest(_message.Message):
+    __slots__ = ("header", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: CreateModelHeader
+    chunk: _transfer_pb2.TensorChunk
+    trailer: _transfer_pb2.TransferTrailer
+    def __init__(self, header: _Optional[_Union[CreateModelHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
+
+class CreateModelResponse(_message.Message):
+    __slots__ = ("model", "created")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    model: _model_pb2.Model
+    created: bool
+    def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ..., created: bool = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: _model_pb2.Model
+    def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[_model_pb2.Model, _Mapping]]] = ...) -> None: ...
+
+class DeleteModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class DeleteModelResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: _model_pb2.StatePoint
+    def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("model", "worker_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    worker_id: str
+    def __init__(self, model: _Optional[str] = ..., worker_id: _Optional[str] = ...) -> None: ...
+
+class OpenSessionResponse(_message.Message):
+    __slots__ = ("epoch", "first_sequence", "state")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    first_sequence: int
+    state: _model_pb2.StatePoint
+    def __init__(self, epoch: _Optional[int] = ..., first_sequence: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+
+class PushHeader(_message.Message):
+    __slots__ = ("model", "state_id", "worker_id", "epoch", "sequence", "base_version", "dtype", "tensors", "absent", "total_bytes", "checksum_kind")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state_id: str
+    worker_id: str
+    epoch: int
+    sequence: int
+    base_version: int
+    dtype: _model_pb2.Dtype
+    tensors: _containers.RepeatedCompositeFieldContainer[_model_pb2.TensorSpec]
+    absent: _containers.RepeatedScalarFieldContainer[str]
+    total_bytes: int
+    checksum_kind: _transfer_pb2.ChecksumKind
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[_model_pb2.TensorSpec, _Mapping]]] = ..., absent: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("header", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    chunk: _transfer_pb2.TensorChunk
+    trailer: _transfer_pb2.TransferTrailer
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
+
+class PushAck(_message.Message):
+    __slots__ = ("version", "state", "staleness", "duplicate")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    state: _model_pb2.StatePoint
+    staleness: int
+    duplicate: bool
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., staleness: _Optional[int] = ..., duplicate: bool = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ("ack",)
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    ack: PushAck
+    def __init__(self, ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("model", "min_version", "state_id", "checksum_kind")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    min_version: int
+    state_id: str
+    checksum_kind: _transfer_pb2.ChecksumKind
+    def __init__(self, model: _Optional[str] = ..., min_version: _Optional[int] = ..., state_id: _Optional[str] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+
+class PullHeader(_message.Message):
+    __slots__ = ("state", "total_bytes", "checksum_kind")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    state: _model_pb2.StatePoint
+    total_bytes: int
+    checksum_kind: _transfer_pb2.ChecksumKind
+    def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+
+class PullResponse(_message.Message):
+    __slots__ = ("header", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: PullHeader
+    chunk: _transfer_pb2.TensorChunk
+    trailer: _transfer_pb2.TransferTrailer
+    def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
+
+class PushPullRequest(_message.Message):
+    __slots__ = ("header", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    chunk: _transfer_pb2.TensorChunk
+    trailer: _transfer_pb2.TransferTrailer
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
+
+class PushPullResponse(_message.Message):
+    __slots__ = ("header", "chunk", "trailer", "ack")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    header: PullHeader
+    chunk: _transfer_pb2.TensorChunk
+    trailer: _transfer_pb2.TransferTrailer
+    ack: PushAck
+    def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ..., ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class SnapshotInfo(_message.Message):
+    __slots__ = ("model", "state", "size_bytes", "duration_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state: _model_pb2.StatePoint
+    size_bytes: int
+    duration_seconds: float
+    def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., size_bytes: _Optional[int] = ..., duration_seconds: _Optional[float] = ...) -> None: ...
+
+class SnapshotResponse(_message.Message):
+    __slots__ = ("snapshots",)
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotInfo]
+    def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotInfo, _Mapping]]] = ...) -> None: ...
+
+class GetServerStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("model", "pushes_applied", "pushes_repeated", "pushes_rejected", "workers")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_APPLIED_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_REPEATED_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_REJECTED_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    model: _model_pb2.Model
+    pushes_applied: int
+    pushes_repeated: int
+    pushes_rejected: int
+    workers: int
+    def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ..., pushes_applied: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., pushes_rejected: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
+
+class GetServerStatusResponse(_message.Message):
+    __slots__ = ("server_version", "uptime_seconds", "models", "memory_used_bytes", "memory_budget_bytes", "threading_layer", "threads")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    THREADING_LAYER_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    uptime_seconds: float
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    memory_used_bytes: int
+    memory_budget_bytes: int
+    threading_layer: str
+    threads: int
+    def __init__(self, server_version: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., threading_layer: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...

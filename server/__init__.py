@@ -1,0 +1,1 @@
+"""The parameter server. Installed as numba_adam.server."""

@@ -20,10 +20,14 @@
         ├── InvalidRequestError        (ValueError)   a request the server cannot make sense of
         ├── SequenceError              (ValueError)   a sequence number too old or too far ahead
         ├── SessionFencedError         a newer session of the same worker has taken over
+        ├── SessionUnknownError        no session of that worker is open
+        ├── PushInProgressError        the same push is being received on another stream
         ├── RewoundError               the state this was meant for was rolled back
         ├── CorruptTransferError       (OSError)      the checksum of a transfer does not match
-        ├── CorruptSnapshotError       (OSError)      a damaged snapshot file
+        ├── SnapshotError              (OSError)      a snapshot could not be written
+        │   └── CorruptSnapshotError   a damaged snapshot file
         ├── BudgetExceededError        (MemoryError)  the server's memory budget is taken; try again later
+        │   └── TransferTooLargeError  larger than the whole budget; trying again cannot help
         ├── ServerUnavailableError     (ConnectionError)
         ├── DeadlineExceededError      (TimeoutError)
         └── InternalServerError        (RuntimeError) a bug of ours
@@ -79,6 +83,9 @@ class StateDictError(NumbaAdamError, ValueError):
 class ServiceError(NumbaAdamError):
     """The parameter server, on either side of the wire."""
 
+    detail: object = None
+    """The ErrorDetail message that came, or will go, with it; `numba_adam.ps.errors.detail_of` returns it typed."""
+
 
 class ConfigurationError(ServiceError, ValueError):
     """A setting of the server or the client is missing, unknown or unsafe."""
@@ -112,6 +119,14 @@ class SessionFencedError(ServiceError):
     """A newer session of the same worker has taken over; this one may not push any more."""
 
 
+class SessionUnknownError(ServiceError):
+    """No session of that worker is open; the client opens one by itself."""
+
+
+class PushInProgressError(ServiceError):
+    """The same push is being received on another stream; try again shortly."""
+
+
 class RewoundError(ServiceError):
     """The state that a request was meant for was rolled back by a crash of the server."""
 
@@ -120,12 +135,20 @@ class CorruptTransferError(ServiceError, OSError):
     """The bytes that arrived are not the bytes that were sent; sending them again may help."""
 
 
-class CorruptSnapshotError(ServiceError, OSError):
+class SnapshotError(ServiceError, OSError):
+    """A snapshot could not be written; the message names the file and the cause."""
+
+
+class CorruptSnapshotError(SnapshotError):
     """A snapshot file is damaged; the message names the file and where."""
 
 
 class BudgetExceededError(ServiceError, MemoryError):
     """The server's memory budget is taken; try again later."""
+
+
+class TransferTooLargeError(BudgetExceededError):
+    """The transfer alone is larger than the server's whole memory budget; trying again cannot help."""
 
 
 class ServerUnavailableError(ServiceError, ConnectionError):

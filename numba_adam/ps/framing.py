@@ -1,0 +1,147 @@
+"""Tensor messages on the wire: exactly the bytes that generated code writes, without its copies.
+
+All transfers have the same parts under the same field numbers (header 1, chunk 2, trailer 3; an acknowledgement 4),
+so one framing serves them all. A chunk is written with one copy of its data, and read with none. The reader takes
+the layout that our writer and the common generators produce; whatever else is legal protobuf (fields reordered,
+repeated or unknown, overlong varints) goes to the generated parser, whose word is final.
+
+May import the generated messages and protobuf; never gRPC, NumPy or Numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from google.protobuf.message import Message
+
+from numba_adam.ps.v1.parameter_service_pb2 import (
+    CreateModelRequest,
+    PullResponse,
+    PushPullRequest,
+    PushPullResponse,
+    PushRequest,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+DEFAULT_CHUNK_BYTES = 1 << 20
+"""Payload bytes of one chunk: large enough that the cost per message vanishes, small enough to pipeline."""
+
+_CHUNK_TAG = 0x12  # of a transfer message: field 2, length-delimited
+_OFFSET_TAG = 0x08  # of a TensorChunk: field 1, varint
+_DATA_TAG = 0x12  # of a TensorChunk: field 2, length-delimited
+_LONGEST_VARINT = 9  # bytes our reader takes: 63 bits; the generated parser takes longer ones
+
+_M = TypeVar("_M", CreateModelRequest, PushRequest, PushPullRequest, PullResponse, PushPullResponse)
+
+
+class Chunk(NamedTuple):
+    """A run of payload bytes, borrowed from the message it came in."""
+
+    offset: int
+    """Position of the first byte within the payload."""
+
+    data: memoryview
+    """The bytes."""
+
+
+def encode_chunk(offset: int, data: ReadableBuffer) -> bytes:
+    """Return a whole transfer message whose part is a chunk.
+
+    Args:
+        offset: position of the first byte within the payload, from 0 to 2**64 - 1.
+        data: C-contiguous memory of any format, below 2 GiB (protobuf's limit).
+
+    Returns:
+        The bytes of a PushRequest, CreateModelRequest, PullResponse, ...: they are all the same.
+
+    Raises:
+        ValueError: the offset is out of range.
+        TypeError: the memory is not contiguous.
+    """
+    if not 0 <= offset < 1 << 64:
+        raise ValueError(f"offset={offset}: it must be at least 0 and below 2**64")
+    size = data.nbytes if isinstance(data, memoryview) else memoryview(data).nbytes
+    fields = b"\x08" + _varint(offset) if offset else b""
+    if size:
+        fields += b"\x12" + _varint(size)
+    return b"".join((b"\x12", _varint(len(fields) + size), fields, data))
+
+
+def encode_message(message: Message | bytes) -> bytes:
+    """Serialise for gRPC: bytes (an encoded chunk) pass as they are."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def _varint(value: int) -> bytes:
+    """Return the shortest varint of a number that is not negative."""
+    if value < 0x80:
+        return bytes((value,))
+    groups = bytearray()
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return a varint and the position after it; -1 for one that our writer would not have written."""
+    value = raw[at]
+    if value < 0x80:
+        return value, at + 1
+    value &= 0x7F
+    for index in range(1, _LONGEST_VARINT):
+        byte = raw[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return (value if byte else -1), at + index + 1
+    return -1, at
+
+
+def _read_chunk(raw: bytes) -> Chunk | None:
+    """Return the chunk in a message that has exactly our layout, else None."""
+    try:
+        if raw[0] != _CHUNK_TAG:
+            return None
+        size, at = _read_varint(raw, 1)
+        if size != len(raw) - at:
+            return None
+        offset = 0
+        if raw[at] == _OFFSET_TAG:
+            offset, at = _read_varint(raw, at + 1)
+        if offset < 0 or raw[at] != _DATA_TAG:
+            return None
+        size, at = _read_varint(raw, at + 1)
+    except IndexError:  # it ends too early
+        return None
+    return Chunk(offset, memoryview(raw)[at:]) if size == len(raw) - at else None
+
+
+def _decoder(message_type: type[_M]) -> Callable[[bytes], _M | Chunk]:
+    """Return a decoder of one kind of transfer message."""
+
+    def decode(raw: bytes) -> _M | Chunk:
+        """Return the message, or the chunk in it.
+
+        Raises:
+            google.protobuf.message.DecodeError: the bytes are no such message.
+        """
+        chunk = _read_chunk(raw)
+        if chunk is not None:
+            return chunk
+        message = message_type.FromString(raw)
+        if message.WhichOneof("part") != "chunk":
+            return message
+        return Chunk(message.chunk.offset, memoryview(message.chunk.data))
+
+    return decode
+
+
+decode_create_model_request = _decoder(CreateModelRequest)
+decode_push_request = _decoder(PushRequest)
+decode_push_pull_request = _decoder(PushPullRequest)
+decode_pull_response = _decoder(PullResponse)
+decode_push_pull_response = _decoder(PushPullResponse)

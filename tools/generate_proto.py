@@ -39,7 +39,9 @@ def differences(fresh: Path, committed: Path) -> list[str]:
     lines: list[str] = []
     for name in sorted(names):
         texts = [(folder / name).read_text() if (folder / name).exists() else "" for folder in (committed, fresh)]
-        lines += difflib.unified_diff(*(text.splitlines() for text in texts), f"committed/{name}", f"fresh/{name}", lineterm="")
+        lines += difflib.unified_diff(
+            *(text.splitlines() for text in texts), f"committed/{name}", f"fresh/{name}", lineterm=""
+        )
     return lines
 
 
@@ -58,7 +60,9 @@ def main() -> None:
         generate(Path(folder))
         changes = differences(Path(folder) / PACKAGE, ROOT / PACKAGE)
     if changes:
-        sys.exit("\n".join([*changes[:80], "The generated code is not that of proto/: run `make proto` and commit it."]))
+        sys.exit(
+            "\n".join([*changes[:80], "The generated code is not that of proto/: run `make proto` and commit it."])
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+# Every command of this repository. `make` alone lists them; each target makes what it needs.
+# A virtual environment is made once and then kept; editing pyproject.toml brings it up to date.
+
+# The interpreter that virtual environments are made with: the first of these that runs and is new enough.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
+	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
+
+# More arguments for the program that the target runs: make test ARGS="-k adam -x"
+ARGS ?=
+
+VENV := .venv
+PARITY := .venv-parity
+OLDEST := .venv-oldest
+PROTO := .venv-proto
+PIP := bin/python -m pip install --quiet --disable-pip-version-check
+
+# Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
+FRAMEWORKS := torch==2.13.0 jax==0.10.2 jaxlib==0.10.2
+# The oldest that pyproject.toml admits: tools/generate_proto.py says why, and checks it.
+GRPCIO_TOOLS := grpcio-tools==1.70.0 protobuf==5.29.6
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help test demo check lint types generated wheel parity oldest proto format clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
+	$(VENV)/bin/python -m pytest -m "not parity" $(ARGS)
+
+demo: $(VENV)/.demo  ## train on handwritten digits, kill the server half-way, and watch it recover
+	$(VENV)/bin/numba-adam demo $(ARGS)
+
+check: lint types generated wheel  ## run every check that is not a test
+
+lint: $(VENV)/.dev  ## ruff on the Python code, buf on the wire contract
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	cd proto && ../$(VENV)/bin/buf lint
+
+types: $(VENV)/.dev  ## mypy --strict outside the kernels
+	$(VENV)/bin/python tools/check_types.py $(ARGS)
+
+generated: $(PROTO)/.made  ## the committed protobuf code is what proto/ generates
+	$(PROTO)/bin/python tools/generate_proto.py --check
+
+wheel: $(VENV)/.dev  ## build the wheel, install it into an empty environment, run it from an empty folder
+	$(VENV)/bin/python tools/check_wheel.py
+
+parity: $(PARITY)/.made  ## compare with PyTorch and JAX, and borrow their arrays
+	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
+
+oldest: $(OLDEST)/.made  ## run the test suite on the oldest versions that pyproject.toml admits
+	$(OLDEST)/bin/python -m pytest -m "not parity" $(ARGS)
+
+proto: $(PROTO)/.made  ## generate numba_adam/ps/v1 from proto/
+	$(PROTO)/bin/python tools/generate_proto.py
+
+format: $(VENV)/.dev  ## let ruff put the code into the house's layout
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove the virtual environments and everything else that can be made again
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the virtual environments; a stamp file says what was installed and when ---
+
+%/.venv-made:
+	@test -n "$(PYTHON)" || { echo "numba-adam needs Python 3.11 or newer, and none was found." \
+		"Install it, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(@D)
+	touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/.venv-made
+	$(VENV)/$(PIP) --editable ".[$*]"
+	touch $@
+
+$(PARITY)/.made: pyproject.toml | $(PARITY)/.venv-made
+	$(PARITY)/$(PIP) --editable ".[test]" $(FRAMEWORKS)
+	touch $@
+
+$(OLDEST)/.made: pyproject.toml tools/lower_bounds.py | $(OLDEST)/.venv-made
+	$(OLDEST)/bin/python tools/lower_bounds.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/$(PIP) --editable ".[test]" --constraint $(OLDEST)/constraints.txt
+	touch $@
+
+$(PROTO)/.made: Makefile | $(PROTO)/.venv-made
+	$(PROTO)/$(PIP) $(GRPCIO_TOOLS)
+	touch $@

@@ -1,0 +1,41 @@
+"""`numba-adam serve`: run a parameter server until it is told to stop.
+
+Its options are the fields of numba_adam.server.config.ServerConfig, so nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+_DESCRIPTION = """\
+Run a parameter server. It holds models and their Adam state in memory, applies the gradients that workers push,
+exactly once each, and writes snapshots that a restart continues from.
+
+When it is ready it prints one line, `numba-adam: serving on HOST:PORT`, and then works until SIGTERM or Ctrl-C,
+upon which it finishes what is in flight and takes a last snapshot.
+
+An option given here beats the environment variable of its name (NUMBA_ADAM_DATA_DIR for --data-dir), which beats
+the TOML file given with --config, which beats the default.
+"""
+_EPILOG = """\
+examples:
+  numba-adam serve --data-dir ./adam                            on 127.0.0.1:50051, models kept in ./adam
+  numba-adam serve --listen 127.0.0.1:0 --data-dir ./adam       on a free port, which the first line names
+  numba-adam serve --config server.toml                         settings from a file
+"""
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Add the description, the settings of the server as options, and the examples."""
+    from numba_adam.server.config import ServerConfig
+
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    ServerConfig.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    from numba_adam.server.config import ServerConfig
+    from numba_adam.server.main import serve
+
+    return serve(ServerConfig.load(arguments))

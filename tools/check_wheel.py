@@ -1,0 +1,99 @@
+"""Build the wheel from what git knows, look into it, install it into an empty environment and run it there.
+
+From the repository's root Python would find the folder numba_adam/ first, and a mistake in packaging would go
+unseen. So the wheel is built from a copy that holds no left-overs, and run from an empty folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What must be importable with the base dependencies alone, and what each of them must print.
+PROBES = {
+    "import numba_adam; print(numba_adam.__version__)": None,
+    "import numba_adam.server, numba_adam.client, numba_adam.cli; print('mapped')": "mapped",
+    "import numpy, numba_adam as na; p = numpy.ones(3); na.Adam([p]).step([numpy.ones(3)]); print(p[0] < 1)": "True",
+}
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a command and return what it printed; leave with its error output when it fails."""
+    result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout.strip()
+
+
+def copy_sources(target: Path) -> None:
+    """Copy every file that git tracks or would track; a stale build/ folder must not reach the wheel."""
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target / name)
+
+
+def build(folder: Path) -> Path:
+    """Build a source distribution and, from it, the wheel."""
+    source = folder / "source"
+    copy_sources(source)
+    run(sys.executable, "-m", "build", "--outdir", folder / "dist", source)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return wheel
+
+
+def inspect(wheel: Path) -> None:
+    """Leave with a message unless the wheel holds what it should and nothing else."""
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    if top != {"numba_adam"}:
+        sys.exit(f"the wheel's top-level names are {sorted(top)}; it may have numba_adam only")
+    expected = {"numba_adam/py.typed"}
+    for source, target in (
+        ("numba_adam", "numba_adam"),
+        ("server", "numba_adam/server"),
+        ("client", "numba_adam/client"),
+    ):
+        expected |= {
+            f"{target}/{path.relative_to(ROOT / source)}"
+            for path in (ROOT / source).rglob("*.py*")
+            if path.suffix in (".py", ".pyi")
+        }
+    if missing := sorted(expected - set(names)):
+        sys.exit(f"the wheel lacks {', '.join(missing)}: list the package in pyproject.toml")
+
+
+def try_out(wheel: Path, folder: Path) -> None:
+    """Install the wheel alone and run the command and a few imports from an empty folder."""
+    environment, empty = folder / "environment", folder / "empty"
+    venv.create(environment, with_pip=True)
+    empty.mkdir()
+    python = environment / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
+    version = wheel.name.split("-")[1]
+    for command in ([environment / "bin" / "numba-adam", "--version"], [python, "-m", "numba_adam", "--version"]):
+        if (printed := run(*command, cwd=empty)) != f"numba-adam {version}":
+            sys.exit(f"`{command[0].name} --version` printed {printed!r}, not 'numba-adam {version}'")
+    for program, expected in PROBES.items():
+        if (printed := run(python, "-c", program, cwd=empty)) != (expected or version):
+            sys.exit(f"{program!r} printed {printed!r}, not {expected or version!r}")
+
+
+def main() -> None:
+    """Build, inspect, try out."""
+    with tempfile.TemporaryDirectory(prefix="numba-adam-wheel-") as name:
+        wheel = build(Path(name))
+        inspect(wheel)
+        try_out(wheel, Path(name))
+        print(f"{wheel.name}: built, complete, installed and run in an empty environment")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""borrow(): which kind an array is of, and the way to its memory. May import NumPy and its neighbours here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.interop import jax, numpy, protocols, torch
+from numba_adam.interop.lender import FLOAT32, FLOAT64, Lender, check
+
+_LENDERS: tuple[Lender, ...] = (numpy.LENDER, torch.LENDER, jax.LENDER, *protocols.LENDERS)
+
+
+def borrow(array: object, *, name: str, writable: bool = False) -> npt.NDArray[Any]:
+    """Return a NumPy view of an array's memory, without copying.
+
+    Args:
+        array: a NumPy array, a PyTorch tensor (CPU), a JAX array (CPU), or anything with the buffer protocol,
+            `__array_interface__` or `__dlpack__`; float32 or float64.
+        name: what error messages call it, such as "params['w']".
+        writable: whether the view is going to be written to.
+
+    Returns:
+        A view of the array's own shape: C-contiguous, aligned, in native byte order. A plain NumPy array is
+        returned as it is.
+
+    Raises:
+        UnsupportedArrayError: there is no memory to borrow, or it is not in this host's RAM.
+        DtypeError: neither float32 nor float64.
+        LayoutError: not C-contiguous, not aligned or not in native byte order.
+        ReadOnlyError: `writable`, and the memory must not be written to.
+
+    >>> import array
+    >>> borrow(array.array("f", [1.0, 2.0]), name="grad")
+    array([1., 2.], dtype=float32)
+    """
+    if type(array) is np.ndarray:  # on the way of every gradient of every step: keep it to these three questions
+        dtype = array.dtype
+        if (dtype is FLOAT32 or dtype is FLOAT64) and array.flags.carray:
+            return array
+    lender = next(lender for lender in _LENDERS if lender.owns(array))
+    view = lender.lend(array, name)
+    check(view, name, lender, writable=writable)
+    return view

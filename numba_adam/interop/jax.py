@@ -1,0 +1,43 @@
+"""JAX arrays on the CPU: read-only, always. Imports nothing of JAX. May import NumPy."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.errors import UnsupportedArrayError
+from numba_adam.interop.lender import FLOAT32, FLOAT64, Lender, wrong_dtype
+
+_KIND = "JAX array"
+_CONVERT = "x.astype(jnp.float32)"
+
+
+def _owns(array: object) -> bool:
+    jax = sys.modules.get("jax")
+    kind = getattr(jax, "Array", None)
+    return kind is not None and isinstance(array, kind)
+
+
+def _lend(array: Any, name: str) -> npt.NDArray[Any]:
+    """Return a view of an array that lies, whole, in this host's memory."""
+    if isinstance(array, sys.modules["jax"].core.Tracer):
+        raise UnsupportedArrayError(
+            f"{name} is a JAX tracer, which has no values yet; borrow outside of jit, grad and vmap"
+        )
+    if array.dtype not in (FLOAT32, FLOAT64):
+        raise wrong_dtype(name, array.dtype, _KIND, _CONVERT)
+    if array.is_deleted():
+        raise UnsupportedArrayError(f"{name} ({_KIND}) was deleted or donated; keep a copy: x.copy()")
+    devices = sorted(map(str, array.devices()))
+    if len(devices) != 1 or next(iter(array.devices())).platform != "cpu":
+        raise UnsupportedArrayError(
+            f"{name} ({_KIND}) is on {', '.join(devices)}, needed is one whole in this host's memory; "
+            "move it: jax.device_put(x, jax.devices('cpu')[0])"
+        )
+    return np.asarray(array)
+
+
+LENDER = Lender(kind=_KIND, owns=_owns, lend=_lend, convert=_CONVERT, compact="np.array(x, order='C')")

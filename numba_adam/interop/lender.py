@@ -1,0 +1,68 @@
+"""What every kind of array has to say about itself, and the checks that all borrowed memory passes.
+
+May import NumPy and `numba_adam.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+
+
+@dataclass(frozen=True)
+class Lender:
+    """One kind of array, and the way to its memory."""
+
+    kind: str
+    """What messages call it, such as "NumPy array"."""
+
+    owns: Callable[[object], bool]
+    """Whether an object is of this kind. Imports nothing."""
+
+    lend: Callable[[Any, str], npt.NDArray[Any]]
+    """Returns a view of an object's memory; raises UnsupportedArrayError or DtypeError with the name given."""
+
+    convert: str = "np.ascontiguousarray(x, dtype=np.float32)"
+    """What to write to get float32."""
+
+    compact: str = "np.ascontiguousarray(x)"
+    """What to write to get a C-contiguous array."""
+
+    thaw: str = "np.array(x)"
+    """What to write to get a writable copy."""
+
+
+def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool) -> None:
+    """Refuse memory that the update could not use as it lies."""
+    if view.dtype.newbyteorder("=") not in (FLOAT32, FLOAT64):
+        raise wrong_dtype(name, view.dtype, lender.kind, lender.convert)
+    if not view.dtype.isnative:
+        needed = f"is in foreign byte order ({view.dtype.str}), needed is this machine's own"
+        raise LayoutError(f"{name} ({lender.kind}) {needed}; convert it: {lender.convert}")
+    if not view.flags.c_contiguous:
+        layout = f"of shape {view.shape} has strides {view.strides}, needed is C-contiguous memory"
+        raise LayoutError(f"{name} ({lender.kind}) {layout}; make a compact copy: {lender.compact}")
+    if not view.flags.aligned:
+        raise LayoutError(
+            f"{name} ({lender.kind}) starts at address {view.ctypes.data:#x}, needed is a multiple of "
+            f"{view.dtype.alignment}; make an aligned copy: {lender.thaw}"
+        )
+    if writable and not view.flags.writeable:
+        raise ReadOnlyError(
+            f"{name} ({lender.kind}) is read-only, needed is memory that can be updated in place; "
+            f"make a copy and keep that: {lender.thaw}"
+        )
+
+
+def wrong_dtype(name: str, dtype: object, kind: str, convert: str) -> DtypeError:
+    """Return the error for an element type that is not supported."""
+    return DtypeError(f"{name} ({kind}) has dtype {dtype}, needed is float32 or float64; convert it: {convert}")

@@ -1,0 +1,94 @@
+"""PyTorch: CPU tensors, and the state dict of its Adam. Imports torch only in to_torch_state_dict, which makes tensors.
+
+May import NumPy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.errors import StateDictError, UnsupportedArrayError
+from numba_adam.interop.lender import Lender, wrong_dtype
+
+_KIND = "PyTorch tensor"
+_CONVERT = "x.float().contiguous()"
+_STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def _owns(array: object) -> bool:
+    torch = sys.modules.get("torch")
+    tensor = getattr(torch, "Tensor", None)  # None while torch is half-way through its own import
+    return tensor is not None and isinstance(array, tensor)
+
+
+def _lend(tensor: Any, name: str) -> npt.NDArray[Any]:
+    """Return a view of a tensor's memory; gradients recorded for it do not hear of what is written there."""
+    torch = sys.modules["torch"]
+    if tensor.device.type != "cpu":
+        raise UnsupportedArrayError(
+            f"{name} ({_KIND}) is on device {tensor.device}, needed is one in this host's memory; move it: x.cpu()"
+        )
+    if tensor.layout is not torch.strided:
+        raise UnsupportedArrayError(
+            f"{name} ({_KIND}) has layout {tensor.layout}, needed is a dense one; convert it: x.to_dense()"
+        )
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise wrong_dtype(name, tensor.dtype, _KIND, _CONVERT)
+    try:
+        view: npt.NDArray[Any] = tensor.detach().numpy()
+    except (RuntimeError, TypeError) as error:  # tensors without memory of their own: functorch's, fake ones
+        raise UnsupportedArrayError(
+            f"{name} ({type(tensor).__name__}) has no memory of its own to borrow ({error}); give a plain CPU tensor"
+        ) from error
+    return view
+
+
+LENDER = Lender(
+    kind=_KIND, owns=_owns, lend=_lend, convert=_CONVERT, compact="x.contiguous()", thaw="x.detach().clone()"
+)
+
+
+def to_torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our state dict as `torch.optim.Adam.load_state_dict` (or AdamW's) takes it.
+
+    Args:
+        state_dict: what `Adam.state_dict()` returned, all of whose groups have eps_mode "algorithm1".
+
+    Returns:
+        The same nesting with tensors, which share no memory with the arrays given.
+
+    Raises:
+        StateDictError: a group's eps_mode is "hat", which PyTorch does not have.
+        ImportError: PyTorch is not installed.
+    """
+    groups = [_torch_group(index, group) for index, group in enumerate(state_dict["param_groups"])]
+    torch: Any = import_module("torch")
+    state = {index: _torch_entry(torch, entry) for index, entry in state_dict["state"].items()}
+    return {"state": state, "param_groups": groups}
+
+
+def _torch_group(index: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group without the key that only we have."""
+    if group.get("eps_mode", "algorithm1") == "hat":
+        raise StateDictError(
+            f"param_groups[{index}] has eps_mode='hat', needed is 'algorithm1': PyTorch adds eps to the bias-corrected "
+            "root, so it would take other steps from the same state. Train with eps_mode='algorithm1', or set "
+            f"param_groups[{index}]['eps_mode'] = 'algorithm1' and choose its eps: eps / sqrt(1 - betas[1]**step) "
+            "takes the same step at that step, and the difference fades as step grows"
+        )
+    return {key: value for key, value in group.items() if key != "eps_mode"}
+
+
+def _torch_entry(torch: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one parameter's state as tensors; the step is a float32 scalar there."""
+    converted = {"step": torch.tensor(float(entry["step"]), dtype=torch.float32)}
+    for key in _STATE_ARRAYS:
+        if entry.get(key) is not None:
+            converted[key] = torch.from_numpy(np.array(entry[key]))
+    return converted

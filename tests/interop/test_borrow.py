@@ -1,0 +1,142 @@
+"""borrow(): the same memory whatever lends it, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, UnsupportedArrayError
+from numba_adam.interop import borrow
+
+
+class Interface:
+    """Lends memory by __array_interface__ alone."""
+
+    def __init__(self, owner: np.ndarray) -> None:
+        self.__array_interface__ = owner.__array_interface__
+        self.owner = owner
+
+
+class Capsule:
+    """Lends memory by DLPack alone."""
+
+    def __init__(self, owner: np.ndarray, device: tuple[int, int] = (1, 0)) -> None:
+        self.owner, self.device = owner, device
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.owner.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+
+class OnGpu:
+    """What a CuPy array shows of itself."""
+
+    __cuda_array_interface__: ClassVar = {"shape": (3,), "typestr": "<f4", "data": (4096, False), "version": 3}
+
+
+class Looks:
+    """Can be turned into an array, which may copy: a pandas Series, say."""
+
+    def __array__(self, *_args: object, **_options: object) -> np.ndarray:
+        return np.ones(3)
+
+
+class Subclass(np.ndarray):
+    """A subclass that nobody here knows."""
+
+
+BORROWABLE = {
+    "array": lambda a: a,
+    "subclass": lambda a: a.view(Subclass),
+    "matrix": lambda a: a.view(np.matrix),
+    "memoryview": memoryview,
+    "interface": Interface,
+    "dlpack": Capsule,
+}
+
+
+@pytest.mark.parametrize("wrap", BORROWABLE.values(), ids=BORROWABLE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_borrowed_view_is_the_same_memory(wrap, dtype):
+    owner = np.arange(6, dtype=dtype).reshape(2, 3)
+    view = borrow(wrap(owner), name="w", writable=True)
+    assert type(view) is np.ndarray
+    assert (view.shape, view.dtype) == ((2, 3), np.dtype(dtype))
+    view[1, 2] = 42
+    assert owner[1, 2] == 42
+
+
+def test_a_plain_array_comes_back_as_it_is():
+    owner = np.ones(3, np.float32)
+    assert borrow(owner, name="w", writable=True) is owner
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1, 1, 1)])
+def test_shapes_without_or_with_one_element(shape):
+    owner = np.zeros(shape)
+    assert borrow(owner, name="w", writable=True).shape == shape
+    assert borrow(Interface(owner), name="w").shape == shape
+
+
+def test_arrays_of_the_standard_library():
+    assert borrow(array.array("f", [1, 2]), name="g").tolist() == [1, 2]
+    assert borrow((ctypes.c_double * 2)(3, 4), name="g", writable=True).tolist() == [3, 4]
+
+
+def test_the_view_keeps_its_owner_alive():
+    view = borrow(Interface(np.full(1000, 7.0)), name="w")
+    assert (view == 7).all()
+
+
+READ_ONLY = {
+    "array": lambda a: a,
+    "memoryview": memoryview,
+    "interface": Interface,
+    "scalar": lambda a: a[0],
+    "bytes": lambda a: memoryview(a.tobytes()).cast("f"),
+}
+
+
+@pytest.mark.parametrize("wrap", READ_ONLY.values(), ids=READ_ONLY)
+def test_read_only_memory_may_be_read_but_not_borrowed_for_writing(wrap):
+    owner = np.ones(3, np.float32)
+    owner.flags.writeable = False
+    assert not borrow(wrap(owner), name="w").flags.writeable
+    with pytest.raises(ReadOnlyError, match=r"params\['w'\].*is read-only.*make a copy and keep that"):
+        borrow(wrap(owner), name="params['w']", writable=True)
+
+
+REFUSED = {
+    "int32": (np.ones(3, np.int32), DtypeError, r"has dtype int32, needed is float32 or float64; convert it"),
+    "float16": (np.ones(3, np.float16), DtypeError, "has dtype float16"),
+    "complex": (np.ones(3, np.complex64), DtypeError, "has dtype complex64"),
+    "object": (np.array([None]), DtypeError, "has dtype object"),
+    "record": (np.zeros(2, [("a", "f4")]), DtypeError, "has dtype"),
+    "bytes": (b"abcd", DtypeError, "has dtype uint8"),
+    "byte order": (np.ones(3, np.dtype(np.float32).newbyteorder("S")), LayoutError, "foreign byte order"),
+    "transposed": (np.ones((2, 3)).T, LayoutError, r"strides \(8, 24\), needed is C-contiguous.*ascontiguousarray"),
+    "sliced": (np.ones(6)[::2], LayoutError, "strides"),
+    "broadcast": (np.broadcast_to(np.ones(1), (4,)), LayoutError, "strides"),
+    "unaligned": (np.zeros(13, np.uint8)[1:].view(np.float32), LayoutError, "needed is a multiple of 4"),
+    "masked": (np.ma.masked_array([1.0, 2.0], mask=[True, False]), UnsupportedArrayError, r"x\.filled\(0\)"),
+    "list": ([1.0], UnsupportedArrayError, "is of type list, which lends no memory; make an array of it"),
+    "float": (1.0, UnsupportedArrayError, "is of type float"),
+    "None": (None, UnsupportedArrayError, "is of type NoneType"),
+    "string": ("w", UnsupportedArrayError, "is of type str"),
+    "only __array__": (Looks(), UnsupportedArrayError, "Looks, which lends no memory"),
+    "gpu": (OnGpu(), UnsupportedArrayError, r"in a GPU's memory.*x\.get\(\)"),
+    "dlpack gpu": (Capsule(np.ones(3), device=(2, 0)), UnsupportedArrayError, "device of DLPack type 2"),
+}
+
+
+@pytest.mark.parametrize(("given", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_used_as_it_is_is_refused_by_name(given, error, message):
+    with pytest.raises(error, match=message) as caught:
+        borrow(given, name="grads['w']")
+    assert "grads['w']" in str(caught.value)

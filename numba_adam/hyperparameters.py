@@ -61,7 +61,7 @@ class Hyperparameters:
             object.__setattr__(self, name, _flag(name, getattr(self, name)))
 
 
-def _real(name: str, value: object) -> float:
+def real(name: str, value: object) -> float:
     """Return `value` as a float; refuse what is not a real, finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise HyperparameterError(f"{name}={value!r}: it must be a real number, not {type(value).__name__}")
@@ -72,7 +72,7 @@ def _real(name: str, value: object) -> float:
 
 
 def _non_negative(name: str, value: object) -> float:
-    result = _real(name, value)
+    result = real(name, value)
     if result < 0:
         raise HyperparameterError(f"{name}={value!r}: it must be at least 0")
     return result
@@ -81,7 +81,7 @@ def _non_negative(name: str, value: object) -> float:
 def _betas(value: object) -> tuple[float, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise HyperparameterError(f"betas={value!r}: it must be a pair (beta1, beta2), such as (0.9, 0.999)")
-    beta1, beta2 = (_real(f"betas[{index}]", beta) for index, beta in enumerate(value))
+    beta1, beta2 = (real(f"betas[{index}]", beta) for index, beta in enumerate(value))
     for index, beta in enumerate((beta1, beta2)):
         if not 0.0 <= beta < 1.0:
             raise HyperparameterError(f"betas[{index}]={beta!r}: it must be at least 0 and below 1")

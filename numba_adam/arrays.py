@@ -1,0 +1,64 @@
+"""Checks on arrays that are to be updated together. May import NumPy and the error tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numba_adam.errors import DtypeError, OverlapError, ShapeError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def check_like(array: Array, name: str, param: Array, param_name: str) -> None:
+    """Refuse an array whose shape or dtype differs from its parameter's.
+
+    Raises:
+        ShapeError: the shapes differ.
+        DtypeError: the dtypes differ.
+    """
+    if array.shape != param.shape:
+        raise ShapeError(f"{name} has shape {array.shape}: it must have the shape of {param_name}, {param.shape}")
+    if array.dtype != param.dtype:
+        raise DtypeError(
+            f"{name} has dtype {array.dtype}: it must have the dtype of {param_name}, {param.dtype}; "
+            f"convert it with .astype(numpy.{param.dtype})"
+        )
+
+
+class Extents:
+    """Where a set of separate arrays lies in memory: `begins` and `ends`, uint64, ascending."""
+
+    def __init__(self, arrays: Sequence[Array], names: Sequence[str]) -> None:
+        """Refuse arrays that share memory.
+
+        Raises:
+            OverlapError: two arrays share memory.
+        """
+        begins = np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
+        ends = begins + np.array([array.nbytes for array in arrays], dtype=np.uint64)
+        order = np.flatnonzero(ends > begins)  # an empty array lies nowhere
+        order = order[np.argsort(begins[order], kind="stable")]
+        self.begins, self.ends = begins[order], ends[order]
+        self._names = [names[index] for index in order]
+        clashes = np.flatnonzero(self.ends[:-1] > self.begins[1:])
+        if clashes.size:
+            self._refuse(self._names[clashes[0]], self._names[clashes[0] + 1])
+
+    def check_apart(self, array: Array, name: str) -> None:
+        """Refuse an array that shares memory with one of the set.
+
+        Raises:
+            OverlapError: it does.
+        """
+        begin = array.ctypes.data
+        before = int(np.searchsorted(self.begins, np.uint64(begin + array.nbytes))) - 1  # the last to begin before its end
+        if array.nbytes and before >= 0 and self.ends[before] > begin:
+            self._refuse(name, self._names[before])
+
+    @staticmethod
+    def _refuse(one: str, other: str) -> None:
+        raise OverlapError(f"{one} and {other} share memory: give each its own array, with .copy() for instance")
+

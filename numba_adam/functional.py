@@ -1,0 +1,93 @@
+"""Adam as one function on four arrays, for callers who keep the state themselves. May import everything but frameworks."""
+
+from __future__ import annotations
+
+import operator
+
+from numba_adam.arrays import Extents, check_like
+from numba_adam.errors import HyperparameterError
+from numba_adam.folding import fold
+from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
+from numba_adam.interop import borrow
+from numba_adam.table import update_one
+
+
+def adam_update(
+    param: object,
+    grad: object,
+    exp_avg: object,
+    exp_avg_sq: object,
+    step: int,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    eps_mode: EpsMode = "hat",
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+    max_exp_avg_sq: object | None = None,
+) -> None:
+    """Make one Adam step, in place: `param`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq` are overwritten.
+
+        >>> import numpy as np
+        >>> import numba_adam as na
+        >>> param, grad = np.ones(3), np.array([2.0, -2.0, 0.0])
+        >>> exp_avg, exp_avg_sq = np.zeros(3), np.zeros(3)
+        >>> na.adam_update(param, grad, exp_avg, exp_avg_sq, step=1, lr=0.5)
+        >>> param.round(6)
+        array([0.5, 1.5, 1. ])
+
+    Args:
+        param: the parameters: float32 or float64, C-contiguous, writable, any shape.
+        grad: their gradient, of the same shape and dtype; not changed.
+        exp_avg: first moment, of the same shape and dtype; zeros before the first step.
+        exp_avg_sq: second moment, likewise.
+        step: number of this update, 1 for the first.
+        lr: learning rate.
+        betas: decay rates of the two moving averages, each in [0, 1).
+        eps: keeps the denominator away from zero; see `eps_mode`.
+        weight_decay: pull towards zero.
+        decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
+        eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the bias-corrected
+            root, as PyTorch and optax do.
+        maximize: climb instead of descending.
+        grad_scale: multiplies the gradient; 1 / loss scale, for instance.
+        max_exp_avg_sq: largest second moment so far (AMSGrad); zeros before the first step. None: plain Adam.
+
+    Raises:
+        ArrayError: an array does not fit; the message names it. Nothing was changed.
+        HyperparameterError: a number is out of range. Nothing was changed.
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), section 2; Reddi et al. 2018 for AMSGrad.
+    """
+    amsgrad = max_exp_avg_sq is not None
+    hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
+    written = [
+        borrow(param, name="param", writable=True),
+        borrow(exp_avg, name="exp_avg", writable=True),
+        borrow(exp_avg_sq, name="exp_avg_sq", writable=True),
+    ]
+    if amsgrad:
+        written.append(borrow(max_exp_avg_sq, name="max_exp_avg_sq", writable=True))
+    gradient = borrow(grad, name="grad")
+    for array, name in zip([gradient, *written], ("grad", *_WRITTEN), strict=False):
+        check_like(array, name, written[0], "param")
+    Extents(written, _WRITTEN).check_apart(gradient, "grad")
+    constants = fold(hyperparameters, _step(step), written[0].dtype.name, real("grad_scale", grad_scale))
+    update_one(written, gradient, constants)
+
+
+_WRITTEN = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def _step(value: object) -> int:
+    """Return the step number; refuse what is not a whole number from 1 on."""
+    try:
+        step = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise HyperparameterError(f"step={value!r}: it must be a whole number, not {type(value).__name__}") from None
+    if step < 1:
+        raise HyperparameterError(f"step={step}: it must be at least 1, which is the first update")
+    return step

@@ -1,0 +1,35 @@
+"""How every kernel is compiled: strict IEEE arithmetic, without the GIL, kept between processes. Imports Numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+
+from numba_adam.kernels import cache
+
+# error_model: Python's check for division by zero would keep the loops from being vectorised.
+# No fastmath, ever: it changes bits from CPU to CPU and deletes checks for NaN.
+_OPTIONS = {"error_model": "numpy", "nogil": True}
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile a function that only other kernels call."""
+    return njit(**_OPTIONS)(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile an entry point that runs on the calling thread."""
+    return _cached(njit(**_OPTIONS)(function))
+
+
+def parallel_kernel(function: Callable[..., Any]) -> Any:
+    """Compile an entry point whose `prange` runs on Numba's threads; call it through `threads.launch_lock`."""
+    return _cached(njit(parallel=True, **_OPTIONS)(function))
+
+
+def _cached(dispatcher: Any) -> Any:
+    if cache.folder() is not None:
+        dispatcher._cache = cache.KernelCache(dispatcher.py_func)
+    return dispatcher

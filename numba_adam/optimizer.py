@@ -1,0 +1,214 @@
+"""Adam and AdamW: parameters, their state, and the step. May import everything in the library but no framework.
+
+The update itself stands in `element`; what this file adds is PyTorch's face: param groups, state made on first use,
+state dicts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from numba_adam import state_dicts
+from numba_adam.arrays import Extents
+from numba_adam.gradients import in_order
+from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
+from numba_adam.interop import borrow
+from numba_adam.param_groups import ParamGroup, groups_of, is_array
+from numba_adam.part import Member, Part
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did."""
+
+    applied: bool
+    """True when the parameters were updated."""
+
+    grad_norm: float | None = None
+    """Global norm of the gradients, when the step computed it."""
+
+
+class Adam:
+    """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980) over arrays that are updated in place, where they lie.
+
+    Every parameter has a state, made on its first step: `step` (an int), `exp_avg` and `exp_avg_sq` (zeros of the
+    parameter's shape and dtype), and `max_exp_avg_sq` with AMSGrad.
+
+        >>> import numpy as np
+        >>> import numba_adam as na
+        >>> w = np.array([1.0, -2.0], dtype=np.float32)
+        >>> opt = na.Adam({"w": w}, lr=0.1)
+        >>> opt.step({"w": np.array([0.5, 0.5], dtype=np.float32)}).applied
+        True
+        >>> w
+        array([ 0.9, -2.1], dtype=float32)
+
+    The same gradients in the same order give the same bits on any CPU and any number of threads.
+    """
+
+    def __init__(
+        self,
+        params: object,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        eps_mode: EpsMode = "hat",
+    ) -> None:
+        """Take the parameters and their hyperparameters.
+
+        Args:
+            params: one array, a list or a dict (name -> array) of arrays, or a list of param groups: dicts with
+                "params" (any of these) and hyperparameters of their own. float32 or float64, C-contiguous, writable,
+                of any framework whose arrays lend their memory.
+            lr: learning rate.
+            betas: decay rates of the two moving averages, each in [0, 1).
+            eps: keeps the denominator away from zero; see `eps_mode`.
+            weight_decay: pull towards zero.
+            amsgrad: divide by the largest second moment so far.
+            maximize: climb instead of descending.
+            decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
+            eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the
+                bias-corrected root, as PyTorch and optax do.
+
+        Raises:
+            ArrayError: an array cannot be updated in place; the message names it and says what to do.
+            HyperparameterError: a hyperparameter is out of range.
+            NamesError: there is no array, or a name is used twice.
+        """
+        defaults = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
+        self.param_groups: list[ParamGroup] = groups_of(params, defaults)
+        self._single = is_array(params)
+        self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
+        self._members = self._borrow_all()
+        self._parts = _parts(self._members)
+        self._lock = threading.Lock()
+
+    def step(self, grads: object, *, grad_scale: float = 1.0) -> StepResult:
+        """Update every parameter that has a gradient, in place.
+
+        Args:
+            grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
+                groups), or a dict with the same names; each of its parameter's shape and dtype. None in place of an
+                array leaves that parameter and its state as they are.
+            grad_scale: multiplies every gradient; 1 / loss scale, for instance.
+
+        Returns:
+            a StepResult.
+
+        Raises:
+            ArrayError: a gradient does not fit; the message names it. Nothing was changed.
+            NamesError: a gradient is missing, or given for a name that the optimizer does not have. Nothing was changed.
+            HyperparameterError: `grad_scale` is not a finite number.
+        """
+        scale = real("grad_scale", grad_scale)
+        ordered = in_order(grads, len(self._members), self._names, self._single)
+        with self._lock:
+            prepared = [part.prepare([ordered[member.index] for member in part.members]) for part in self._parts]
+            for part, gathered in zip(self._parts, prepared, strict=True):
+                part.step(gathered, scale)
+        return StepResult(applied=True)
+
+    @property
+    def state(self) -> dict[str | int, dict[str, Any]]:
+        """Each parameter's state by its name, or its index where it has none; without those not yet updated.
+
+        The arrays are the optimizer's own, not copies.
+        """
+        states = self._states()
+        keys: list[str] | range = self._names or range(len(states))
+        return {key: state for key, state in zip(keys, states, strict=True) if state}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the param groups, in the nesting and with the keys of PyTorch's optimizers.
+
+        Returns:
+            a dict of "state" (index -> "step", "exp_avg", "exp_avg_sq", with AMSGrad "max_exp_avg_sq") and
+            "param_groups". The arrays are the optimizer's own, as in PyTorch: copy them to keep them.
+            `numba_adam.interop.to_torch_state_dict` makes it what `torch.optim.Adam.load_state_dict` takes.
+        """
+        return state_dicts.dump(self.param_groups, self._states())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state dict of this class or of `torch.optim.Adam` or `AdamW`; the arrays are copied.
+
+        A dict that does not say its eps_mode comes from PyTorch, and sets "algorithm1".
+
+        Raises:
+            StateDictError: it does not fit the parameters; the message says where. Nothing was changed.
+            HyperparameterError: it holds a hyperparameter that is out of range. Nothing was changed.
+        """
+        loaded = state_dicts.parse(state_dict, self.param_groups, [member.param for member in self._members])
+        with self._lock:
+            for part in self._parts:
+                part.set_states([loaded.states[member.index] for member in part.members])
+            for group, hyperparameters in zip(self.param_groups, loaded.hyperparameters, strict=True):
+                group.replace(asdict(hyperparameters))
+
+    def __repr__(self) -> str:
+        elements = sum(member.param.size for member in self._members)
+        return f"{type(self).__name__}({len(self._members)} arrays, {elements:,} parameters, {self.param_groups})"
+
+    def _states(self) -> list[dict[str, Any]]:
+        """Return every parameter's state, in order."""
+        with self._lock:
+            by_index = {
+                member.index: part.state_of(position)
+                for part in self._parts
+                for position, member in enumerate(part.members)
+            }
+        return [by_index[index] for index in range(len(self._members))]
+
+    def _borrow_all(self) -> list[Member]:
+        """Borrow the memory of every parameter."""
+        pairs = [(group, param) for group in self.param_groups for param in group["params"]]
+        members = []
+        for index, (group, param) in enumerate(pairs):
+            label = "" if self._single else f"[{self._names[index]!r}]" if self._names else f"[{index}]"
+            members.append(Member(index, label, borrow(param, name=f"params{label}", writable=True), group))
+        return members
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), 0.01 by default."""
+
+    def __init__(
+        self,
+        params: object,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        eps_mode: EpsMode = "hat",
+    ) -> None:
+        """Take the parameters and their hyperparameters; as `Adam`, with `decoupled_weight_decay` on."""
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=True,
+            eps_mode=eps_mode,
+        )
+
+
+def _parts(members: Sequence[Member]) -> list[Part]:
+    """Divide the parameters by dtype, and refuse those that share memory."""
+    Extents([member.param for member in members], [f"params{member.label}" for member in members])
+    by_dtype: dict[str, list[Member]] = {}
+    for member in members:
+        by_dtype.setdefault(member.param.dtype.name, []).append(member)
+    return [Part(group) for group in by_dtype.values()]

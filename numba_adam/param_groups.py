@@ -1,0 +1,112 @@
+"""A group of parameters and the hyperparameters they share, as `opt.param_groups[0]`. Knows no kernel.
+
+A group is a mapping with PyTorch's keys. A value is checked when it is set, so that a step never meets a bad one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, UserDict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from numba_adam.errors import HyperparameterError, NamesError
+from numba_adam.hyperparameters import Hyperparameters
+
+HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
+_FIXED = ("params", "param_names")
+
+
+class ParamGroup(UserDict[str, Any]):
+    """One group: "params", "param_names" when they have names, and every field of `Hyperparameters`."""
+
+    def __init__(self, params: list[object], names: list[str] | None, hyperparameters: Hyperparameters) -> None:
+        """Hold `params`, called `names`, with these hyperparameters."""
+        super().__init__()
+        self.hyperparameters = hyperparameters
+        self.data["params"] = params
+        if names is not None:
+            self.data["param_names"] = names
+        self.data.update(asdict(hyperparameters))
+
+    def __setitem__(self, key: str, value: object) -> None:
+        """Set one hyperparameter.
+
+        Raises:
+            HyperparameterError: there is no hyperparameter of that name, or the value is not admissible.
+        """
+        self.replace({key: value})
+
+    def __delitem__(self, key: str) -> None:
+        raise HyperparameterError(f"{key!r} cannot be removed from a param group; set it to its default instead")
+
+    def replace(self, values: Mapping[str, object]) -> None:
+        """Set several hyperparameters at once: all of them, or none if one is not admissible."""
+        self.hyperparameters = changed(self.hyperparameters, values)
+        self.data.update(asdict(self.hyperparameters))
+
+
+def changed(hyperparameters: Hyperparameters, values: Mapping[str, object]) -> Hyperparameters:
+    """Return a copy with some values changed.
+
+    Raises:
+        HyperparameterError: there is no hyperparameter of that name, or a value is not admissible.
+    """
+    unknown = [key for key in values if key not in HYPERPARAMETER_NAMES]
+    if unknown:
+        reason = "cannot be changed" if unknown[0] in _FIXED else "is not a hyperparameter"
+        raise HyperparameterError(f"{unknown[0]!r} {reason}; these can be set: {', '.join(HYPERPARAMETER_NAMES)}")
+    return Hyperparameters(**{**asdict(hyperparameters), **values})  # type: ignore[arg-type]
+
+
+def groups_of(params: object, defaults: Hyperparameters) -> list[ParamGroup]:
+    """Return the param groups of what an optimizer is constructed with.
+
+    Args:
+        params: one array; a mapping from names to arrays; an iterable of arrays; or an iterable of groups, each a
+            mapping with "params" (any of the former) and hyperparameters of its own.
+        defaults: the hyperparameters of what has none of its own.
+
+    Raises:
+        NamesError: there is no array, a name is used twice, or only some groups have names.
+        HyperparameterError: a group sets what is not a hyperparameter, or to what is not admissible.
+    """
+    if not isinstance(params, Mapping) and not is_array(params) and isinstance(params, Iterable):
+        params = list(params)
+    grouped = isinstance(params, list) and params and all(isinstance(entry, Mapping) for entry in params)
+    groups = [_group(entry, defaults) for entry in (params if grouped else [{"params": params}])]
+    _check_names(groups)
+    return groups
+
+
+def is_array(value: object) -> bool:
+    """Say whether `value` is one array rather than a collection of arrays."""
+    if hasattr(value, "__array_interface__") or hasattr(value, "__dlpack__"):
+        return True
+    try:
+        return bool(memoryview(value).nbytes >= 0)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+def _group(entry: Mapping[str, Any], defaults: Hyperparameters) -> ParamGroup:
+    if "params" not in entry:
+        raise NamesError(f"a param group has the keys {sorted(map(str, entry))}: it must have 'params'")
+    params, names = entry["params"], None
+    if isinstance(params, Mapping):
+        names, params = [str(name) for name in params], list(params.values())
+    own = {key: value for key, value in entry.items() if key != "params"}
+    return ParamGroup([params] if is_array(params) else list(params), names, changed(defaults, own))
+
+
+def _check_names(groups: list[ParamGroup]) -> None:
+    """Refuse groups of which some have names and others do not, and names used twice."""
+    if not any(group["params"] for group in groups):
+        raise NamesError("params is empty: give at least one array")
+    named = [group for group in groups if "param_names" in group]
+    if named and len(named) != len(groups):
+        raise NamesError("some param groups have names and others do not: give every group a dict, or none")
+    counts = Counter(name for group in named for name in group["param_names"])
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise NamesError(f"two arrays are named {twice[0]!r}: names must be unique")

@@ -1,1 +1,20 @@
-"""The parameter server. Installed as numba_adam.server."""
+"""The parameter server: holds parameters and Adam's state, and applies the gradients that workers push.
+
+Installed as numba_adam.server. A map, from the pure core outwards; each file imports only what stands above it:
+
+    config      every setting, from flags, environment, a TOML file or its default
+    spec        what a model is, and whether a push fits it
+    machine     order, duplicates, versions, staleness: decisions without gRPC, clock, threads or disk
+    arena       a model's flat arrays in one shared mapping
+    budget      how many bytes the server may hold, and the pooled slots that transfers are staged in
+    receive     a transfer taken chunk by chunk into a slot, checked on the way
+    snapshot    the snapshot file: written, read, verified
+    store       the data folder: which snapshot is the newest, which one still holds
+    model       one model: spec, arena, machine and the update over its arrays
+    engine      the one thread that changes models
+    archive     the one thread that writes to the data folder
+    host        the server without gRPC: models, pushes, pulls, snapshots
+    service     the gRPC edge
+    embedded    `Server`: start, address, stop
+    main        `serve`: until SIGTERM
+"""

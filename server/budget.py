@@ -1,0 +1,162 @@
+"""How many bytes the server may hold, and the pooled slots in which transfers are staged.
+
+Admission is by the size that a transfer declares, before any of its payload is accepted. Slots that are given back
+stay mapped, because touching fresh pages costs more than the copy into them; they count as held, and make room when
+something else needs it. Imports the error tree, the error table and NumPy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.errors import ServiceError
+from numba_adam.ps.errors import refusal
+from numba_adam.ps.v1.error_pb2 import Reason
+
+Bytes = npt.NDArray[np.uint8]
+
+_GRAIN_BYTES = 1 << 16  # slots come in multiples of it, so that transfers of nearly the same size share them
+_BYTES_PER_MILLISECOND = 1 << 20  # about what a transfer moves in that time: the advice to come back grows with size
+_SHORTEST_RETRY_MILLISECONDS = 20
+_LONGEST_RETRY_MILLISECONDS = 5000
+
+
+class Slot:
+    """A piece of memory for one transfer; a context manager that gives it back."""
+
+    def __init__(self, pool: SlotPool, memory: Bytes, nbytes: int) -> None:
+        self._pool = pool
+        self._memory = memory
+        self.bytes = memory[:nbytes]
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the memory back. Whoever still looks at it sees another transfer's bytes."""
+        self._pool._give_back(self._memory)
+
+
+class SlotPool:
+    """The byte budget: models hold a part of it for as long as they live, transfers for as long as they take.
+
+    Args:
+        budget_bytes: the most that may be held.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._lock = threading.Lock()
+        self._models: dict[str, tuple[int, int]] = {}
+        self._in_use_bytes = 0
+        self._free: list[Bytes] = []
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that models and slots hold now."""
+        with self._lock:
+            return self._used()
+
+    def admit_model(self, name: str, arena_bytes: int, transfer_bytes: int) -> None:
+        """Set memory aside for a model, for as long as it lives.
+
+        Beside all models there stays room for one transfer of the largest, so that no model can be created that
+        could never be pulled.
+
+        Raises:
+            TransferTooLargeError: the model alone does not fit the budget.
+            BudgetExceededError: it does not fit beside the others, or not now.
+        """
+        with self._lock:
+            if arena_bytes + transfer_bytes > self.budget_bytes:
+                raise self._too_large(f"model {name!r} needs {arena_bytes} bytes and {transfer_bytes} to pull it")
+            largest = max([transfer_bytes, *(transfer for _, transfer in self._models.values())])
+            reserved = sum(arena for arena, _ in self._models.values()) + arena_bytes
+            if reserved + largest > self.budget_bytes or not self._make_room(arena_bytes):
+                raise self._exceeded(f"model {name!r} of {arena_bytes} bytes", arena_bytes)
+            self._models[name] = (arena_bytes, transfer_bytes)
+
+    def release_model(self, name: str) -> None:
+        """Take back what was set aside for a model."""
+        with self._lock:
+            self._models.pop(name, None)
+
+    def acquire(self, nbytes: int, what: str) -> Slot:
+        """Return a slot for a transfer.
+
+        Args:
+            nbytes: size that the transfer declares.
+            what: names the transfer in an error message.
+
+        Raises:
+            TransferTooLargeError: it is larger than the whole budget.
+            BudgetExceededError: there is no room now.
+        """
+        size = -(-nbytes // _GRAIN_BYTES) * _GRAIN_BYTES
+        if nbytes > self.budget_bytes:
+            raise self._too_large(f"{what} of {nbytes} bytes")
+        with self._lock:
+            memory = self._take_free(size)
+            if memory is None:
+                if not self._make_room(size):
+                    raise self._exceeded(f"{what} of {nbytes} bytes", nbytes)
+                memory = _map(size)
+            self._in_use_bytes += memory.nbytes
+        return Slot(self, memory, nbytes)
+
+    def _give_back(self, memory: Bytes) -> None:
+        with self._lock:
+            self._in_use_bytes -= memory.nbytes
+            if memory.nbytes:
+                self._free.append(memory)
+
+    def _take_free(self, size: int) -> Bytes | None:
+        """Return a free slot that is large enough and not wastefully so."""
+        fitting = [index for index, memory in enumerate(self._free) if size <= memory.nbytes <= size + size // 4]
+        return self._free.pop(min(fitting, key=lambda index: self._free[index].nbytes)) if fitting else None
+
+    def _make_room(self, size: int) -> bool:
+        """Let free slots go until `size` more bytes fit; False when even that is not enough."""
+        while self._free and self._used() + size > self.budget_bytes:
+            self._free.pop(0)
+        return self._used() + size <= self.budget_bytes
+
+    def _used(self) -> int:
+        models = sum(arena for arena, _ in self._models.values())
+        return models + self._in_use_bytes + sum(memory.nbytes for memory in self._free)
+
+    def _too_large(self, what: str) -> ServiceError:
+        return refusal(
+            Reason.REASON_TOO_LARGE,
+            f"{what}: the server's whole memory budget is {self.budget_bytes} bytes; "
+            "start it with a larger --memory-budget-bytes",
+        )
+
+    def _exceeded(self, what: str, nbytes: int) -> ServiceError:
+        wait = _SHORTEST_RETRY_MILLISECONDS + nbytes // _BYTES_PER_MILLISECOND
+        return refusal(
+            Reason.REASON_BUDGET,
+            f"{what}: {self._used()} of the server's {self.budget_bytes} bytes are taken; try again later",
+            retry_after_milliseconds=min(wait, _LONGEST_RETRY_MILLISECONDS),
+        )
+
+
+def _map(size: int) -> Bytes:
+    """Return fresh memory, in huge pages where the system has them."""
+    if not size:
+        return np.empty(0, np.uint8)
+    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them: ordinary pages do
+            pass
+    return np.frombuffer(mapping, np.uint8)

@@ -1,0 +1,184 @@
+"""Every setting of the server, in one frozen record; flags beat environment beats file beats default.
+
+The command line's options, the NUMBA_ADAM_* variables and the keys of the TOML file are all made from the fields of
+`ServerConfig`, so a setting is added in one place. Imports the standard library and the error tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from numba_adam.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
+_SMALLEST_BUDGET_BYTES = 1 << 20
+
+
+def _setting(default: Any, text: str, minimum: float | None = None) -> Any:
+    """Return a field with its explanation, which is also its --help text."""
+    return field(default=default, metadata={"help": text, "minimum": minimum})
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What a server needs to know before it starts.
+
+    Raises:
+        ConfigurationError: a value is out of range, of the wrong type, or unsafe.
+    """
+
+    listen: str = _setting(
+        "127.0.0.1:50051", "address to serve on, as HOST:PORT; port 0 takes a free one. Loopback addresses only."
+    )
+    data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it is not there.")
+    memory_budget_bytes: int = _setting(
+        0, "the most memory that models and transfers may hold, in bytes; 0 means half of the machine's memory.", 0
+    )
+    snapshot_interval_seconds: float = _setting(
+        60.0, "seconds between snapshots of a model that moves; 0 turns the timer off.", 0
+    )
+    snapshot_every_pushes: int = _setting(
+        1000, "a snapshot is written after so many pushes to a model; 0 turns that off.", 0
+    )
+    snapshots_kept: int = _setting(3, "snapshots kept of each model.", 2)
+    threads: int = _setting(0, "threads that apply an update; 0 means all that Numba has.", 0)
+    rpc_threads: int = _setting(64, "calls served at the same time.", 4)
+    largest_message_bytes: int = _setting(16 << 20, "the largest single gRPC message taken, in bytes.", 1 << 16)
+    stop_deadline_seconds: float = _setting(
+        30.0, "how long calls in flight may take to finish once the server is told to stop.", 0
+    )
+    keepalive_seconds: float = _setting(
+        30.0, "a connection that has been silent for so long is probed, and dropped when there is no answer.", 1
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for item, kind in _kinds():
+            object.__setattr__(self, item.name, _check(item, kind, getattr(self, item.name)))
+        check_loopback(self.listen)
+        if not self.memory_budget_bytes:
+            object.__setattr__(self, "memory_budget_bytes", _half_of_memory())
+        if self.memory_budget_bytes < _SMALLEST_BUDGET_BYTES:
+            raise ConfigurationError(
+                f"memory_budget_bytes={self.memory_budget_bytes}: it must be at least {_SMALLEST_BUDGET_BYTES}"
+            )
+
+
+def check_loopback(listen: str) -> tuple[str, int]:
+    """Return host and port of an address that cannot be reached from other machines.
+
+    Raises:
+        ConfigurationError: it is no HOST:PORT, or not a loopback address.
+    """
+    host, separator, port = listen.rpartition(":")
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"listen={listen!r}: it must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
+    if not _is_loopback(host.removeprefix("[").removesuffix("]")):
+        raise ConfigurationError(
+            f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: TLS "
+            "and a token, which come in a later release. Until then listen on 127.0.0.1, ::1 or localhost, and reach it "
+            "from elsewhere through an SSH tunnel"
+        )
+    return host, int(port)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one option for each setting, and --config."""
+    parser.add_argument(
+        "--config", metavar="FILE", default=None, help="TOML file with settings; keys as the options, with underscores."
+    )
+    defaults = {item.name: item.default for item in fields(ServerConfig)}
+    for item, kind in _kinds():
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            metavar={int: "N", float: "SECONDS", Path: "DIR", str: "HOST:PORT"}[kind],
+            default=argparse.SUPPRESS,
+            help=f"{item.metadata['help']} Default: {defaults[item.name]}",
+        )
+
+
+def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerConfig:
+    """Return the settings: flags beat NUMBA_ADAM_* variables beat the TOML file beat defaults.
+
+    Args:
+        namespace: from a parser that `add_arguments` was called on.
+        environ: such as os.environ.
+
+    Raises:
+        ConfigurationError: a value that cannot be, or a key in the file that is no setting.
+    """
+    file = getattr(namespace, "config", None) or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    values = _read_file(Path(file)) if file else {}
+    for item, kind in _kinds():
+        variable = ENVIRONMENT_PREFIX + item.name.upper()
+        if variable in environ:
+            values[item.name] = _parse(variable, kind, environ[variable])
+        if hasattr(namespace, item.name):
+            values[item.name] = _parse(f"--{item.name.replace('_', '-')}", kind, getattr(namespace, item.name))
+    return ServerConfig(**values)
+
+
+def _kinds() -> list[tuple[Field[Any], type]]:
+    """Return each field with its type."""
+    hints = get_type_hints(ServerConfig)
+    return [(item, hints[item.name]) for item in fields(ServerConfig)]
+
+
+def _parse(source: str, kind: type, text: str) -> Any:
+    """Return a setting that was written as text."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{source}={text!r}: it must be {_noun(kind)}") from error
+
+
+def _check(item: Field[Any], kind: type, value: Any) -> Any:
+    """Return a setting in its own type, or say what is wrong with it."""
+    if kind is Path and isinstance(value, str):
+        value = Path(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigurationError(f"{item.name}={value!r}: it must be {_noun(kind)}")
+    minimum = item.metadata["minimum"]
+    if minimum is not None and not (minimum <= value and math.isfinite(value)):
+        raise ConfigurationError(f"{item.name}={value!r}: it must be at least {minimum}")
+    return value
+
+
+def _noun(kind: type) -> str:
+    return {int: "a whole number", float: "a number", Path: "a path", str: "a text"}[kind]
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"config={str(path)!r}: it must be a readable TOML file ({error})") from error
+    known = [item.name for item in fields(ServerConfig)]
+    strange = sorted(set(values) - set(known))
+    if strange:
+        raise ConfigurationError(f"config={str(path)!r} sets {strange[0]!r}: the settings are {', '.join(known)}")
+    return values
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

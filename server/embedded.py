@@ -1,0 +1,105 @@
+"""`Server`: a parameter server within this process, for programs that embed it and for tests.
+
+Imports grpc and its health and reflection services.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent import futures
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from numba_adam.errors import ConfigurationError
+from numba_adam.server.config import ServerConfig, check_loopback
+from numba_adam.server.host import Host
+from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
+
+_log = logging.getLogger(__name__)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Server:
+    """A parameter server; a context manager that starts and stops it.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ConfigurationError: the data folder or the address cannot be used.
+        CorruptSnapshotError: a model has snapshots, and none of them holds.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._host = Host(config)
+        self._health = health.HealthServicer()
+        executor = futures.ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="numba-adam-rpc")
+        self._grpc = grpc.server(executor, options=_options(config))
+        self._grpc.add_generic_rpc_handlers((handlers(ParameterService(self._host)),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+        self.address = ""
+        """HOST:PORT, once started."""
+
+    def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            ConfigurationError: the address is taken.
+        """
+        host, _ = check_loopback(self._config.listen)
+        self._host.start()
+        try:
+            port = self._grpc.add_insecure_port(self._config.listen)
+        except RuntimeError as error:
+            self._host.stop()
+            raise ConfigurationError(
+                f"listen={self._config.listen!r}: the address cannot be used, another program may have it ({error})"
+            ) from error
+        self._grpc.start()
+        self._say(_SERVING)
+        self.address = f"{host}:{port}"
+        _log.info("serving on %s, data in %s", self.address, self._config.data_dir)
+
+    def stop(self) -> bool:
+        """Finish the calls in flight, write the last snapshots, and let the data folder go.
+
+        Returns:
+            True when every model's last state is on disk.
+        """
+        self._say(_NOT_SERVING)
+        self._host.begin_stop()
+        self._grpc.stop(self._config.stop_deadline_seconds).wait()
+        is_clean = self._host.stop()
+        _log.info("stopped")
+        return is_clean
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, status)
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    """Return gRPC's settings."""
+    keepalive_milliseconds = int(config.keepalive_seconds * 1000)
+    return [
+        ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the calls
+        ("grpc.max_receive_message_length", config.largest_message_bytes),
+        ("grpc.keepalive_time_ms", keepalive_milliseconds),
+        ("grpc.keepalive_timeout_ms", keepalive_milliseconds),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

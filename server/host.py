@@ -1,0 +1,424 @@
+"""The server without its network: models by name, sessions, pushes, pulls, snapshots.
+
+Calls come from many threads. Errors about a model say where its state stands. Imports everything above it; of gRPC
+only what the error table needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import Message
+
+from numba_adam.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelExistsError,
+    ModelNotFoundError,
+    NonFiniteError,
+    NumbaAdamError,
+    PushRejectedError,
+    ServerUnavailableError,
+)
+from numba_adam.ps import convert
+from numba_adam.ps.errors import refusal, to_status
+from numba_adam.ps.framing import Chunk
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.ps.v1.model_pb2 import StatePoint
+from numba_adam.server.archive import Archive
+from numba_adam.server.arena import Arena, layout
+from numba_adam.server.budget import Bytes, SlotPool
+from numba_adam.server.config import ServerConfig
+from numba_adam.server.engine import Engine
+from numba_adam.server.image import Image, Images
+from numba_adam.server.machine import Machine, PushKey, Rejected
+from numba_adam.server.model import Model, Outcome, Push
+from numba_adam.server.receive import Receiver, receive
+from numba_adam.server.snapshot import Arrays, Snapshot
+from numba_adam.server.spec import PushShape, Spec, Tensor, check_worker_id, present_arrays
+from numba_adam.server.store import Store
+
+_log = logging.getLogger(__name__)
+_LONGEST_REQUEST_ID = 64
+_RETRY_MILLISECONDS = 50
+
+Parts = Iterable[Chunk | Message]
+
+
+class Caller(NamedTuple):
+    """What the host needs to know of whoever is waiting for an answer."""
+
+    time_remaining: Callable[[], float | None]
+    """Seconds until the call's deadline; None without one."""
+
+    is_gone: Callable[[], bool]
+    """Whether the answer would reach nobody any more."""
+
+    on_gone: Callable[[Callable[[], None]], object]
+    """Registers what to call when that happens."""
+
+
+class Host:
+    """Everything a server holds.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ConfigurationError: the data folder cannot be used.
+        CorruptSnapshotError: a model has snapshots, and none of them holds.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._models: dict[str, Model] = {}
+        self._creating: set[str] = set()
+        self._lock = threading.Lock()
+        self._is_stopping = threading.Event()
+        self._waiters = threading.Semaphore(config.rpc_threads // 2)
+        self.pool = SlotPool(config.memory_budget_bytes)
+        self._engine = Engine(config.threads)
+        self._images = Images(self.pool, self._engine)
+        self._store = Store(config.data_dir, config.snapshots_kept)
+        self._archive = Archive(
+            self._store, self._engine, config.snapshot_interval_seconds, config.snapshot_every_pushes, self.models
+        )
+        try:
+            for name in self._store.model_names():
+                self._models[name] = self._restore(name)
+        except BaseException:
+            self._store.close(clean=self._store.was_stopped_cleanly)  # nothing was changed
+            raise
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._engine.start()
+        self._archive.start()
+
+    def begin_stop(self) -> None:
+        """Have those who wait for a version be told that the server is stopping."""
+        self._is_stopping.set()
+        for model in self.models():
+            model.wake()
+
+    def stop(self) -> bool:
+        """Write the last snapshots and let the data folder go; False if one of them could not be written."""
+        self.begin_stop()
+        is_clean = True
+        for model in self.models():
+            try:
+                self._archive.snapshot(model)
+            except NumbaAdamError:
+                _log.exception("model %s: no last snapshot", model.spec.name)
+                is_clean = False
+        self._archive.stop()
+        self._engine.stop()
+        self._store.close(clean=is_clean)
+        return is_clean
+
+    def models(self) -> list[Model]:
+        """Return all models, by name."""
+        with self._lock:
+            return [self._models[name] for name in sorted(self._models)]
+
+    def model(self, name: str) -> Model:
+        """Return a model.
+
+        Raises:
+            ModelNotFoundError: there is none of that name.
+        """
+        with self._lock:
+            model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(f"model {name[:200]!r}: the server has no such model; create it first")
+        return model
+
+    def create_model(self, header: pb.CreateModelHeader, parts: Parts) -> tuple[Model, bool]:
+        """Create a model from its initial values; return it, and whether this call or an earlier try created it.
+
+        Raises:
+            ModelExistsError: there is another of that name.
+            InvalidRequestError, HyperparameterError: the description or the transfer makes no sense.
+            BudgetExceededError: there is no memory for it.
+            PushInProgressError: another call is creating it.
+        """
+        spec = Spec.from_proto(header.spec)
+        if not 1 <= len(header.request_id) <= _LONGEST_REQUEST_ID:
+            raise InvalidRequestError(f"request_id {header.request_id[:80]!r}: it must be 1 to 64 random characters")
+        with self._claim(spec.name) as existing:
+            if existing is not None:
+                return existing, _is_ours(existing, spec, header)
+            return self._create(spec, header, parts), True
+
+    def delete_model(self, name: str) -> StatePoint:
+        """Delete a model and its snapshots; return where its state stood."""
+        model = self.model(name)
+        with self._claim(name) as existing:
+            if existing is not model:
+                raise ModelNotFoundError(f"model {name!r}: the server has no such model")
+            self._engine.call(model.mark_deleted)
+            with self._lock:
+                del self._models[name]
+            self._archive.delete(model)
+            self.pool.release_model(name)
+        _log.info("model %s: deleted at version %d", name, model.version)
+        return model.state()
+
+    def open_session(self, name: str, worker_id: str) -> tuple[int, StatePoint]:
+        """Open a session; return its epoch and where the state stands."""
+        model = self.model(name)
+        epoch = self._engine.call(model.open_session, check_worker_id(worker_id))
+        _log.info("model %s: worker %r opened session %d at version %d", name, worker_id, epoch, model.version)
+        return epoch, model.state()
+
+    def push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
+        """Take one push and make it a step, or give the answer it was given before.
+
+        Raises:
+            ServiceError: see Machine.judge and Receiver; PushRejectedError for content that cannot be applied.
+        """
+        model = self.model(header.model)
+        with _saying_state_of(model):
+            outcome = self._push(model, header, parts)
+            if isinstance(outcome.answer, Rejected):
+                raise refusal(outcome.answer.reason, outcome.answer.message, sequence_recorded=True)
+            self._archive.note_push(model)
+            return pb.PushAck(
+                version=outcome.answer.version,
+                state=model.state(),
+                staleness=outcome.answer.staleness,
+                duplicate=outcome.duplicate,
+            )
+
+    def pull(self, request: pb.PullRequest, caller: Caller) -> Image:
+        """Return an image of the parameters, at least as new as asked for.
+
+        Raises:
+            RewoundError: the version asked for belongs to a state that is gone.
+            BudgetExceededError: there is no memory, or too many wait already.
+            DeadlineExceededError: the version did not come in time.
+        """
+        model = self.model(request.model)
+        with _saying_state_of(model):
+            if request.min_version or request.state_id:
+                self._wait_for_version(model, request, caller)
+            return self._images.take(model)
+
+    def snapshot(self, name: str) -> list[pb.SnapshotInfo]:
+        """Write a snapshot of one model, or of all where the name is empty."""
+        infos = []
+        for model in [self.model(name)] if name else self.models():
+            state, size_bytes, duration_seconds = self._archive.snapshot(model)
+            info = pb.SnapshotInfo(
+                model=model.spec.name, state=state, size_bytes=size_bytes, duration_seconds=duration_seconds
+            )
+            infos.append(info)
+        return infos
+
+    def status(self) -> pb.GetServerStatusResponse:
+        """Return what the server holds and has done."""
+        import numba_adam
+        from numba_adam.kernels.threads import thread_count, threading_layer
+
+        return pb.GetServerStatusResponse(
+            server_version=numba_adam.__version__,
+            uptime_seconds=time.monotonic() - self._started,
+            models=[_status(model) for model in self.models()],
+            memory_used_bytes=self.pool.used_bytes,
+            memory_budget_bytes=self.pool.budget_bytes,
+            threading_layer=threading_layer(),
+            threads=self._engine.call(thread_count),
+        )
+
+    def _restore(self, name: str) -> Model:
+        """Return a model as its newest snapshot that holds says it was."""
+        arenas: list[Arena] = []
+
+        def arrays_for(snapshot: Snapshot) -> Arrays:
+            self.pool.release_model(name)  # of a newer snapshot that turned out to be damaged
+            arenas.clear()
+            arenas[:] = [self._new_arena(Spec.from_record(snapshot.model))]
+            return arenas[0].state_arrays()
+
+        start = time.monotonic()
+        snapshot, is_newest = self._store.restore(name, arrays_for)
+        machine = Machine.from_record(snapshot.machine)
+        if not (self._store.was_stopped_cleanly and is_newest):
+            machine.state_id = _new_state_id()
+            _log.warning(
+                "model %s: rewound to version %d, what came after it is lost; its state is now %s",
+                name,
+                machine.version,
+                machine.state_id,
+            )
+        _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)
+        spec = Spec.from_record(snapshot.model)
+        return Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot_version=machine.version)
+
+    def _create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
+        """Take the initial values, write the first snapshot, and only then show the model to others."""
+        if header.total_bytes != spec.nbytes:
+            raise InvalidRequestError(
+                f"total_bytes={header.total_bytes}: these arrays have {spec.nbytes} bytes of {spec.dtype}"
+            )
+        arena = self._new_arena(spec)
+        try:
+            target = arena.param.view(np.uint8)
+            receive(parts, Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value"))
+            model = Model(spec, header.request_id, arena, Machine(_new_state_id(), len(spec.tensors)))
+            self._keep(model)
+        except BaseException:
+            self.pool.release_model(spec.name)
+            raise
+        with self._lock:
+            self._models[spec.name] = model
+        _log.info("model %s: created with %d parameters of %s", spec.name, spec.element_count, spec.dtype)
+        return model
+
+    def _keep(self, model: Model) -> None:
+        """Write a new model's first snapshot, or leave nothing of it."""
+        try:
+            self._archive.snapshot(model)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._archive.delete(model)
+            raise
+
+    def _new_arena(self, spec: Spec) -> Arena:
+        """Return memory for a model, out of the budget."""
+        sizes = [tensor.size for tensor in spec.tensors]
+        amsgrad = spec.hyperparameters.amsgrad
+        needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad).total_bytes
+        self.pool.admit_model(spec.name, needed, spec.nbytes)
+        try:
+            return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad)
+        except MemoryError as error:
+            self.pool.release_model(spec.name)
+            raise refusal(Reason.REASON_TOO_LARGE, f"model {spec.name!r}: {error}") from error
+
+    @contextlib.contextmanager
+    def _claim(self, name: str) -> Iterator[Model | None]:
+        """Keep others from creating or deleting a model meanwhile; yields the one there is."""
+        with self._lock:
+            if name in self._creating:
+                raise refusal(
+                    Reason.REASON_IN_PROGRESS,
+                    f"model {name!r}: another call is creating or deleting it; try again",
+                    retry_after_milliseconds=_RETRY_MILLISECONDS,
+                )
+            self._creating.add(name)
+            existing = self._models.get(name)
+        try:
+            yield existing
+        finally:
+            with self._lock:
+                self._creating.discard(name)
+
+    def _push(self, model: Model, header: pb.PushHeader, parts: Parts) -> Outcome:
+        key = PushKey(header.state_id, header.worker_id, header.epoch, header.sequence)
+        known = model.judge(key, header.base_version)
+        if known is not None:
+            return known
+        tensors = [Tensor(spec.name, tuple(spec.shape)) for spec in header.tensors]
+        push = Push(key, header.base_version, ())
+        try:
+            present = present_arrays(model.spec, PushShape(header.dtype, tensors, header.absent, header.total_bytes))
+            push = push._replace(present=present)
+            with self._staging(model, header.total_bytes) as target:
+                receive(parts, Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient"))
+                return self._engine.call(model.apply, push, target.view(model.arena.dtype))
+        except PushRejectedError as error:
+            reason = Reason.REASON_NON_FINITE if isinstance(error, NonFiniteError) else Reason.REASON_PUSH_MISMATCH
+            return self._engine.call(model.reject, push, reason, str(error))
+
+    @contextlib.contextmanager
+    def _staging(self, model: Model, nbytes: int) -> Iterator[Bytes]:
+        """Yield memory for a gradient: the arena's own slot if it is free, else one from the pool."""
+        if model.pending_slot.acquire(blocking=False):
+            try:
+                yield model.arena.pending.view(np.uint8)[:nbytes]
+            finally:
+                model.pending_slot.release()
+            return
+        with self.pool.acquire(nbytes, f"a push to model {model.spec.name!r}") as slot:
+            yield slot.bytes
+
+    def _wait_for_version(self, model: Model, request: pb.PullRequest, caller: Caller) -> None:
+        """Wait for a version in the future; those who wait leave threads for those who push."""
+        model.machine.check_state(request.state_id)
+        if model.version >= request.min_version:
+            return
+        if not self._waiters.acquire(blocking=False):
+            raise refusal(
+                Reason.REASON_BUDGET,
+                f"min_version={request.min_version}: too many calls wait for a version already; try again later",
+                retry_after_milliseconds=_RETRY_MILLISECONDS,
+            )
+        try:
+            caller.on_gone(model.wake)
+            has_come = model.wait_for(
+                request.state_id,
+                request.min_version,
+                lambda: self._is_stopping.is_set() or caller.is_gone(),
+                caller.time_remaining(),
+            )
+        finally:
+            self._waiters.release()
+        if self._is_stopping.is_set():
+            raise ServerUnavailableError("the server is stopping; try again when it is back")
+        if not has_come:
+            raise DeadlineExceededError(
+                f"min_version={request.min_version}: the model was still at version {model.version} when the time was up"
+            )
+
+
+def _new_state_id() -> str:
+    return secrets.token_hex(16)
+
+
+def _is_ours(model: Model, spec: Spec, header: pb.CreateModelHeader) -> bool:
+    """Return whether an earlier try of this call created the model; False where it existed and may.
+
+    Raises:
+        ModelExistsError: the model differs, or may not exist.
+    """
+    if model.request_id == header.request_id:
+        return True
+    with _saying_state_of(model):
+        differences = convert.spec_differences(model.spec.to_proto(), spec.to_proto())
+        if differences:
+            raise ModelExistsError(f"model {spec.name!r} exists and differs: {'; '.join(differences)}")
+        if not header.exist_ok:
+            raise ModelExistsError(f"model {spec.name!r} exists: open it, or create it with exist_ok")
+    return False
+
+
+def _status(model: Model) -> pb.ModelStatus:
+    return pb.ModelStatus(
+        model=model.to_proto(),
+        pushes_applied=model.counters.applied,
+        pushes_repeated=model.counters.repeated,
+        pushes_rejected=model.counters.rejected,
+        workers=len(model.machine.sessions),
+    )
+
+
+@contextlib.contextmanager
+def _saying_state_of(model: Model) -> Iterator[None]:
+    """Have errors carry where the model's state stands."""
+    try:
+        yield
+    except NumbaAdamError as error:
+        detail = to_status(error)[2]
+        detail.state.CopyFrom(model.state())
+        error.detail = detail  # type: ignore[attr-defined]  # only ServiceErrors declare it
+        raise

@@ -1,0 +1,37 @@
+"""`serve`: run a server until it is told to stop. Imports the embedded server."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+from numba_adam.server.config import ServerConfig
+from numba_adam.server.embedded import Server
+
+_log = logging.getLogger(__name__)
+
+
+def serve(config: ServerConfig) -> int:
+    """Serve until SIGTERM or SIGINT; call it from the main thread.
+
+    Once ready, one line on stdout says so: "numba-adam: serving on HOST:PORT".
+
+    Returns:
+        Exit status: 0 when every model's last state is on disk, else 1.
+
+    Raises:
+        ConfigurationError: the data folder or the address cannot be used.
+        CorruptSnapshotError: a model has snapshots, and none of them holds.
+    """
+    is_told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: is_told.set())
+    server = Server(config)
+    server.start()
+    sys.stdout.write(f"numba-adam: serving on {server.address}\n")
+    sys.stdout.flush()
+    is_told.wait()
+    _log.info("told to stop; calls in flight have %.0f s", config.stop_deadline_seconds)
+    return 0 if server.stop() else 1

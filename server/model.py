@@ -1,0 +1,218 @@
+"""One model on the server: its spec, its memory, its decisions and the update over its arrays.
+
+What changes a model runs on the engine's thread alone; what only looks may come from any thread. Imports NumPy, the
+library's update, and the files above it; never gRPC.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam.errors import InternalServerError, ModelNotFoundError
+from numba_adam.folding import fold
+from numba_adam.ps.v1 import model_pb2 as pb
+from numba_adam.server.arena import Arena, FlatArray, split
+from numba_adam.server.machine import Answer, Machine, PushKey
+from numba_adam.server.snapshot import Snapshot
+from numba_adam.server.spec import Spec
+from numba_adam.table import UpdateTable
+
+_log = logging.getLogger(__name__)
+
+
+class Push(NamedTuple):
+    """A push, as far as decisions need it."""
+
+    key: PushKey
+    """Its name."""
+
+    base_version: int
+    """Version of the parameters that the gradient was computed from."""
+
+    present: tuple[bool, ...]
+    """For each array of the model, whether there is a gradient for it."""
+
+
+class Outcome(NamedTuple):
+    """What became of a push."""
+
+    answer: Answer
+    """Accepted or rejected."""
+
+    duplicate: bool
+    """True when an earlier try was given this answer already."""
+
+
+class Counters:
+    """What has happened since the server started."""
+
+    def __init__(self) -> None:
+        self.applied = 0
+        self.repeated = 0
+        self.rejected = 0
+
+
+class Model:
+    """One model.
+
+    Args:
+        spec: what it is.
+        request_id: names the call that created it.
+        arena: its memory; the parameters may still be on their way into it.
+        machine: its decisions.
+        snapshot_version: version that its newest snapshot holds.
+    """
+
+    def __init__(self, spec: Spec, request_id: str, arena: Arena, machine: Machine, snapshot_version: int = 0) -> None:
+        self.spec = spec
+        self.request_id = request_id
+        self.arena = arena
+        self.machine = machine
+        self.snapshot_version = snapshot_version
+        self.counters = Counters()
+        self.pending_slot = threading.Lock()
+        """Held by the transfer that uses the arena's own slot."""
+
+        self._changed = threading.Condition()
+        self._is_deleted = False
+        self._is_broken = False
+        self._whole = UpdateTable(*([array] for array in arena.state_arrays().values()))
+        self._by_tensor = UpdateTable(
+            *(arena.views(array) for array in arena.state_arrays().values()), names=[f"[{t.name!r}]" for t in spec.tensors]
+        )
+
+    @property
+    def version(self) -> int:
+        """Number of pushes applied."""
+        return self.machine.version
+
+    def state(self) -> pb.StatePoint:
+        """Return where the state stands."""
+        with self._changed:
+            return pb.StatePoint(
+                state_id=self.machine.state_id,
+                version=self.machine.version,
+                snapshot_version=self.snapshot_version,
+                durability=pb.Durability.DURABILITY_MEMORY,
+            )
+
+    def to_proto(self) -> pb.Model:
+        """Return the model as the protocol describes it."""
+        return pb.Model(spec=self.spec.to_proto(), state=self.state(), parameter_count=self.spec.element_count)
+
+    def judge(self, key: PushKey, base_version: int) -> Outcome | None:
+        """Return the answer a push has been given already, or None when its turn is now; see Machine.judge."""
+        with self._changed:
+            self._check_alive()
+            answer = self.machine.judge(key, base_version)
+            if answer is None:
+                return None
+            self.counters.repeated += 1
+            return Outcome(answer, duplicate=True)
+
+    def open_session(self, worker_id: str) -> int:
+        """Open a worker's session and return its epoch. On the engine's thread."""
+        with self._changed:
+            self._check_alive()
+            return self.machine.open_session(worker_id)
+
+    def apply(self, push: Push, gradient: FlatArray) -> Outcome:
+        """Make one step, unless an earlier try did. On the engine's thread.
+
+        Args:
+            push: the push.
+            gradient: the present arrays' elements, one after the other.
+        """
+        known = self.judge(push.key, push.base_version)
+        if known is not None:
+            return known
+        self._update(push.present, gradient)
+        with self._changed:
+            answer = self.machine.accept(push.key, push.base_version, push.present)
+            self.counters.applied += 1
+            self._changed.notify_all()
+        return Outcome(answer, duplicate=False)
+
+    def reject(self, push: Push, reason: int, message: str) -> Outcome:
+        """Answer a push with a rejection, unless an earlier try has an answer. On the engine's thread."""
+        known = self.judge(push.key, push.base_version)
+        if known is not None:
+            return known
+        with self._changed:
+            self.counters.rejected += 1
+            return Outcome(self.machine.reject(push.key, reason, message), duplicate=False)
+
+    def capture(self) -> Snapshot:
+        """Return the records of a snapshot. On the engine's thread, as is copying the arrays that go with it."""
+        self._check_alive()
+        return Snapshot({**self.spec.to_record(), "request_id": self.request_id}, self.machine.to_record())
+
+    def note_snapshot(self, version: int) -> None:
+        """Say that a snapshot of this version is on disk."""
+        with self._changed:
+            self.snapshot_version = version
+
+    def wait_for(self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None) -> bool:
+        """Wait until the model is at a version; False when `is_over` or the time passes before.
+
+        Raises:
+            RewoundError: the version belongs to another state.
+            ModelNotFoundError: the model was deleted.
+        """
+        with self._changed:
+            self.machine.check_state(state_id)
+            self._changed.wait_for(
+                lambda: self.machine.version >= min_version or self._is_deleted or is_over(), timeout_seconds
+            )
+            self._check_alive()
+            return self.machine.version >= min_version
+
+    def wake(self) -> None:
+        """Have everyone who waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def mark_deleted(self) -> None:
+        """Refuse everything from now on. On the engine's thread."""
+        with self._changed:
+            self._is_deleted = True
+            self._changed.notify_all()
+
+    def _check_alive(self) -> None:
+        if self._is_deleted:
+            raise ModelNotFoundError(f"model {self.spec.name!r}: it was deleted")
+        if self._is_broken:
+            raise InternalServerError(
+                f"model {self.spec.name!r}: an update failed half-way and its state cannot be trusted; restart the server "
+                "to go back to the last snapshot"
+            )
+
+    def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
+        """Run the update over the arrays that have a gradient."""
+        steps = self.machine.next_steps(present)
+        dtype = self.spec.dtype
+        try:
+            if all(present) and len(set(steps)) == 1:  # the usual push: the whole vector is one array
+                self._whole.update([gradient], fold(self.spec.hyperparameters, steps[0], dtype))
+            elif any(present):
+                folded = {step: fold(self.spec.hyperparameters, step, dtype) for step in set(steps) if step}
+                first = next(iter(folded.values()))
+                constants = [folded.get(step, first) for step in steps]
+                self._by_tensor.update(self._gradients(present, gradient), constants)
+        except Exception as error:
+            self._is_broken = True
+            _log.exception("model %s: an update failed; the model takes no more pushes", self.spec.name)
+            raise InternalServerError(f"model {self.spec.name!r}: an update failed; the server's log says more") from error
+
+    def _gradients(self, present: Sequence[bool], gradient: FlatArray) -> list[np.ndarray[Any, Any] | None]:
+        """Return one gradient for each array, None for the absent."""
+        sizes = [tensor.size for tensor, is_present in zip(self.spec.tensors, present, strict=True) if is_present]
+        views = iter(split(gradient, sizes))
+        return [next(views) if is_present else None for is_present in present]
+
+

@@ -1,0 +1,148 @@
+"""A transfer taken chunk by chunk into memory, and checked on the way while each chunk is still in cache.
+
+Sizes and order are checked before a byte is copied. Whether the values are finite is said only once the checksum
+holds: a bit that flipped on the way must not look like the sender's NaN. Imports NumPy, the finite check, the
+checksums and the error tree.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+from numba_adam.errors import CorruptTransferError, InvalidRequestError, NonFiniteError
+from numba_adam.kernels.finite import first_non_finite
+from numba_adam.ps.checksum import SUPPORTED, new_checksum
+from numba_adam.ps.framing import Chunk
+from numba_adam.server.spec import Tensor
+
+
+class Receiver:
+    """Takes one transfer.
+
+    Args:
+        target: one-dimensional bytes to fill, of the declared size.
+        dtype: element type of the payload.
+        tensors: the arrays in the payload, in order; they name the place of a bad value.
+        checksum_kind: a ChecksumKind.
+        what: "gradient" or "initial value", for messages.
+
+    Raises:
+        InvalidRequestError: a kind of checksum that this server does not know.
+    """
+
+    def __init__(
+        self,
+        target: npt.NDArray[np.uint8],
+        dtype: np.dtype[Any],
+        tensors: Sequence[Tensor],
+        checksum_kind: int,
+        what: str,
+    ) -> None:
+        if checksum_kind not in SUPPORTED and (checksum_kind or target.nbytes):
+            raise InvalidRequestError(f"checksum_kind={checksum_kind}: it must be one of {SUPPORTED}")
+        self._target = target
+        self._elements = target.view(dtype)
+        self._tensors = tensors
+        self._what = what
+        self._checksum = new_checksum(checksum_kind) if checksum_kind else None  # nothing to check in an empty payload
+        self._received_bytes = 0
+        self._checked_elements = 0
+        self._bad_element = -1
+
+    def take(self, chunk: Chunk) -> None:
+        """Copy a chunk to its place and check it.
+
+        Raises:
+            InvalidRequestError: it does not follow the one before, is empty, or goes beyond the declared size.
+        """
+        start, size = self._received_bytes, chunk.data.nbytes
+        self._check_place(chunk.offset, size)
+        piece = self._target[start : start + size]
+        piece[:] = np.frombuffer(chunk.data, np.uint8)
+        if self._checksum is not None:
+            self._checksum.update(piece)
+        self._received_bytes += size
+        self._check_finite()
+
+    def finish(self, checksum: int) -> None:
+        """Check the whole, once the trailer has come.
+
+        Raises:
+            InvalidRequestError: bytes are missing.
+            CorruptTransferError: the checksum differs.
+            NonFiniteError: a value is NaN or infinite.
+        """
+        if self._received_bytes != self._target.nbytes:
+            raise InvalidRequestError(
+                f"the transfer ended after {self._received_bytes} bytes: its header declared {self._target.nbytes}"
+            )
+        found = self._checksum.value() if self._checksum is not None else checksum
+        if found != checksum:
+            raise CorruptTransferError(
+                f"the payload's checksum is {found:#018x}, its trailer says {checksum:#018x}: bytes changed on the way; "
+                "send it again"
+            )
+        if self._bad_element >= 0:
+            raise NonFiniteError(self._describe_bad_element())
+
+    def _check_place(self, offset: int, size: int) -> None:
+        if offset != self._received_bytes:
+            kind = "overlaps the one before" if offset < self._received_bytes else "leaves a gap"
+            raise InvalidRequestError(
+                f"a chunk at offset {offset} {kind}: the next one must be at offset {self._received_bytes}"
+            )
+        if not size:
+            raise InvalidRequestError(f"the chunk at offset {offset} is empty: a chunk has at least one byte")
+        if offset + size > self._target.nbytes:
+            raise InvalidRequestError(
+                f"a chunk of {size} bytes at offset {offset} goes beyond the {self._target.nbytes} bytes that were declared"
+            )
+
+    def _check_finite(self) -> None:
+        """Check the elements that are complete now; a chunk may end within one."""
+        complete = self._received_bytes // self._elements.itemsize
+        if self._bad_element < 0 and complete > self._checked_elements:
+            found = first_non_finite(self._elements[self._checked_elements : complete])
+            if found >= 0:
+                self._bad_element = self._checked_elements + found
+        self._checked_elements = complete
+
+    def _describe_bad_element(self) -> str:
+        ends = list(accumulate(tensor.size for tensor in self._tensors))
+        index = bisect_right(ends, self._bad_element)
+        tensor = self._tensors[index]
+        place = self._bad_element - (ends[index] - tensor.size)
+        where = tuple(int(position) for position in np.unravel_index(place, tensor.shape)) if tensor.shape else ()
+        return (
+            f"{self._what} {tensor.name!r} holds {self._elements[self._bad_element]} at element {place}"
+            f"{f' (index {list(where)})' if len(where) > 1 else ''}: every value must be finite"
+        )
+
+
+def receive(parts: Iterable[Chunk | Message], receiver: Receiver) -> None:
+    """Take the chunks and the trailer that follow a header.
+
+    Args:
+        parts: what the stream still holds.
+        receiver: takes them.
+
+    Raises:
+        InvalidRequestError: the parts come in another order, or the stream ends before its trailer.
+        CorruptTransferError, NonFiniteError: see Receiver.finish.
+    """
+    for part in parts:
+        if isinstance(part, Chunk):
+            receiver.take(part)
+        elif part.WhichOneof("part") == "trailer":
+            receiver.finish(part.trailer.checksum)  # type: ignore[attr-defined]  # every transfer message has one
+            return
+        else:
+            raise InvalidRequestError("a transfer is a header, chunks, a trailer: this message is none of the last two")
+    raise InvalidRequestError("the stream ended before its trailer: send it again, whole")

@@ -1,0 +1,234 @@
+"""The gRPC edge: decode, call the host, encode; errors become statuses by the table of numba_adam.ps.errors.
+
+Requests that stream arrays are decoded by numba_adam.ps.framing, which borrows a chunk's bytes where the generated
+parser would copy them. Imports grpc and the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from numba_adam.errors import InvalidRequestError, NumbaAdamError
+from numba_adam.ps import framing
+from numba_adam.ps.checksum import SUPPORTED, new_checksum
+from numba_adam.ps.errors import DETAIL_KEY, to_status
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
+from numba_adam.server.host import Caller, Host, Parts
+from numba_adam.server.image import Image
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.ServicerContext
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
+
+
+class Malformed(NamedTuple):
+    """Stands for a request that is no message at all, so that it gets an answer that says so."""
+
+    why: str
+    """The parser's words."""
+
+
+class ParameterService:
+    """The calls of numba_adam.ps.v1.ParameterService; see the .proto files for what each does.
+
+    Args:
+        host: what they act on.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def create_model(self, parts: Iterator[Any], _: Context) -> pb.CreateModelResponse:
+        """Create a model from a stream."""
+        model, created = self._host.create_model(_header(parts), _checked(parts))
+        return pb.CreateModelResponse(model=model.to_proto(), created=created)
+
+    def get_model(self, request: pb.GetModelRequest, _: Context) -> pb.GetModelResponse:
+        """Describe a model."""
+        return pb.GetModelResponse(model=self._host.model(request.model).to_proto())
+
+    def list_models(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
+        """Describe all models."""
+        return pb.ListModelsResponse(models=[model.to_proto() for model in self._host.models()])
+
+    def delete_model(self, request: pb.DeleteModelRequest, _: Context) -> pb.DeleteModelResponse:
+        """Delete a model."""
+        return pb.DeleteModelResponse(state=self._host.delete_model(request.model))
+
+    def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:
+        """Open a worker's session."""
+        epoch, state = self._host.open_session(request.model, request.worker_id)
+        return pb.OpenSessionResponse(epoch=epoch, first_sequence=1, state=state)
+
+    def push(self, parts: Iterator[Any], _: Context) -> pb.PushResponse:
+        """Take one gradient."""
+        return pb.PushResponse(ack=self._host.push(_header(parts), _checked(parts)))
+
+    def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
+        """Send the parameters."""
+        _check_kind(request.checksum_kind)
+        with self._host.pull(request, _caller(context)) as image:
+            yield pb.PullResponse(header=_pull_header(image, request.checksum_kind))
+            yield from _chunks(image, request.checksum_kind, pb.PullResponse)
+
+    def push_pull(self, parts: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
+        """Take one gradient and send the parameters that came of it."""
+        header = _header(parts)
+        _check_kind(header.checksum_kind)
+        ack = self._host.push(header, _checked(parts))
+        yield pb.PushPullResponse(ack=ack)
+        with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as image:
+            yield pb.PushPullResponse(header=_pull_header(image, header.checksum_kind))
+            yield from _chunks(image, header.checksum_kind, pb.PushPullResponse)
+
+    def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
+        """Write snapshots."""
+        return pb.SnapshotResponse(snapshots=self._host.snapshot(request.model))
+
+    def get_server_status(self, _: pb.GetServerStatusRequest, __: Context) -> pb.GetServerStatusResponse:
+        """Describe the server."""
+        return self._host.status()
+
+
+class _Method(NamedTuple):
+    """How one call is decoded and run."""
+
+    decode: Callable[[bytes], Any]
+    run: Callable[..., Any]
+
+
+METHODS: dict[str, _Method] = {
+    "CreateModel": _Method(framing.decode_create_model_request, ParameterService.create_model),
+    "GetModel": _Method(pb.GetModelRequest.FromString, ParameterService.get_model),
+    "ListModels": _Method(pb.ListModelsRequest.FromString, ParameterService.list_models),
+    "DeleteModel": _Method(pb.DeleteModelRequest.FromString, ParameterService.delete_model),
+    "OpenSession": _Method(pb.OpenSessionRequest.FromString, ParameterService.open_session),
+    "Push": _Method(framing.decode_push_request, ParameterService.push),
+    "Pull": _Method(pb.PullRequest.FromString, ParameterService.pull),
+    "PushPull": _Method(framing.decode_push_pull_request, ParameterService.push_pull),
+    "Snapshot": _Method(pb.SnapshotRequest.FromString, ParameterService.snapshot),
+    "GetServerStatus": _Method(pb.GetServerStatusRequest.FromString, ParameterService.get_server_status),
+}
+"""Every call of the service, by its name in the protocol."""
+
+
+def handlers(service: ParameterService) -> grpc.GenericRpcHandler:
+    """Return what a gRPC server needs to serve the calls."""
+    calls = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
+    return grpc.method_handlers_generic_handler(
+        SERVICE_NAME, {name: _handler(service, METHODS[name], call) for name, call in calls.items()}
+    )
+
+
+def _handler(service: ParameterService, method: _Method, call: Any) -> grpc.RpcMethodHandler:
+    """Return gRPC's handler of one call, of the kind that its description asks for."""
+    sides = {True: "stream", False: "unary"}
+    make = getattr(grpc, f"{sides[call.client_streaming]}_{sides[call.server_streaming]}_rpc_method_handler")
+    guard = _guard_stream if call.server_streaming else _guard
+    handler: grpc.RpcMethodHandler = make(
+        guard(method.run.__get__(service)),
+        request_deserializer=_tolerant(method.decode),
+        response_serializer=framing.encode_message,
+    )
+    return handler
+
+
+def _guard(run: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
+    """Have errors answered by the table."""
+
+    def guarded(request: Any, context: Context) -> Any:
+        try:
+            return run(_well_formed(request), context)
+        except grpc.RpcError:  # the caller is gone: nobody to answer
+            raise
+        except Exception as error:
+            _refuse(context, error)
+
+    return guarded
+
+
+def _guard_stream(run: Callable[[Any, Context], Iterator[Any]]) -> Callable[[Any, Context], Iterator[Any]]:
+    """Have errors of a call that answers with a stream answered by the table."""
+
+    def guarded(request: Any, context: Context) -> Iterator[Any]:
+        try:
+            yield from run(_well_formed(request), context)
+        except grpc.RpcError:
+            raise
+        except Exception as error:
+            _refuse(context, error)
+
+    return guarded
+
+
+def _refuse(context: Context, error: Exception) -> None:
+    """End a call with the status that an error means."""
+    code, message, detail = to_status(error)
+    if not isinstance(error, NumbaAdamError):
+        _log.error("a call failed with an error of the server's own", exc_info=error)
+    context.set_trailing_metadata(((DETAIL_KEY, detail.SerializeToString()),))
+    context.abort(code, message)
+
+
+def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Have a request that is no message passed on as such; gRPC itself would call it an error of the server's."""
+
+    def decoded(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return decoded
+
+
+def _well_formed(request: Any) -> Any:
+    """Return a request, unless it is no message at all."""
+    if isinstance(request, Malformed):
+        raise InvalidRequestError(f"the request is no message of this call ({request.why}); check the .proto version")
+    return request
+
+
+def _checked(parts: Iterator[Any]) -> Parts:
+    return map(_well_formed, parts)
+
+
+def _header(parts: Iterator[Any]) -> Any:
+    """Return the header that opens a stream."""
+    first = _well_formed(next(parts, None))
+    if not isinstance(first, Message) or first.WhichOneof("part") != "header":  # type: ignore[arg-type]
+        raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream does not begin with a header")
+    return first.header  # type: ignore[attr-defined]
+
+
+def _caller(context: Context) -> Caller:
+    return Caller(context.time_remaining, lambda: not context.is_active(), context.add_callback)
+
+
+def _check_kind(kind: int) -> None:
+    if kind not in SUPPORTED:
+        raise InvalidRequestError(f"checksum_kind={kind}: it must be one of {SUPPORTED}")
+
+
+def _pull_header(image: Image, kind: int) -> pb.PullHeader:
+    return pb.PullHeader(state=image.state, total_bytes=image.bytes.nbytes, checksum_kind=kind)  # type: ignore[arg-type]
+
+
+def _chunks(
+    image: Image, kind: int, response: type[pb.PullResponse] | type[pb.PushPullResponse]
+) -> Iterator[pb.PullResponse | pb.PushPullResponse | bytes]:
+    """Return an image's chunks and their trailer."""
+    checksum = new_checksum(kind)
+    payload = memoryview(image.bytes)
+    for offset in range(0, len(payload), framing.DEFAULT_CHUNK_BYTES):
+        piece = payload[offset : offset + framing.DEFAULT_CHUNK_BYTES]
+        checksum.update(piece)
+        yield framing.encode_chunk(offset, piece)
+    yield response(trailer=TransferTrailer(checksum=checksum.value()))

@@ -42,7 +42,7 @@ class Extents:
         order = np.flatnonzero(ends > begins)  # an empty array lies nowhere
         order = order[np.argsort(begins[order], kind="stable")]
         self.begins, self.ends = begins[order], ends[order]
-        self._names = [names[index] for index in order]
+        self._names = [names[int(index)] for index in order]
         clashes = np.flatnonzero(self.ends[:-1] > self.begins[1:])
         if clashes.size:
             self._refuse(self._names[clashes[0]], self._names[clashes[0] + 1])
@@ -54,11 +54,11 @@ class Extents:
             OverlapError: it does.
         """
         begin = array.ctypes.data
-        before = int(np.searchsorted(self.begins, np.uint64(begin + array.nbytes))) - 1  # the last to begin before its end
+        end = np.uint64(begin + array.nbytes)
+        before = int(np.searchsorted(self.begins, end)) - 1  # the last that begins before the array's end
         if array.nbytes and before >= 0 and self.ends[before] > begin:
             self._refuse(name, self._names[before])
 
     @staticmethod
     def _refuse(one: str, other: str) -> None:
         raise OverlapError(f"{one} and {other} share memory: give each its own array, with .copy() for instance")
-

@@ -6,14 +6,14 @@ It holds no numbers: every constant comes in `c`, because one float64 literal wo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numba_adam.folding import Constants
 
-Real = TypeVar("Real", bound=np.floating)
+Real = Any  # a NumPy scalar, or what a compiler makes of it
 
 
 def update(

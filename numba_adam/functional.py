@@ -1,4 +1,4 @@
-"""Adam as one function on four arrays, for callers who keep the state themselves. May import everything but frameworks."""
+"""Adam as one function on four arrays, for callers who keep the state themselves. Knows no framework."""
 
 from __future__ import annotations
 

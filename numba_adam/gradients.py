@@ -50,10 +50,12 @@ def _by_name(grads: object, names: Sequence[str]) -> list[object]:
             pass
     missing = [name for name in names if name not in grads]
     if missing:
-        raise NamesError(f"grads has no {missing[0]!r}: give a gradient for every parameter, or None to leave it as it is")
+        raise NamesError(
+            f"grads has no {missing[0]!r}: give a gradient for every parameter, or None to leave it as it is"
+        )
     known = set(names)
     unknown = [name for name in grads if name not in known]
-    raise NamesError(f"grads has {unknown[0]!r}: the optimizer has no parameter of that name, only {_listed(names)}")
+    raise NamesError(f"grads has {unknown[0]!r}: no parameter has that name, only {_listed(names)}")
 
 
 def _a(value: object) -> str:

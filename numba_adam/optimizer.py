@@ -105,13 +105,13 @@ class Adam:
 
         Raises:
             ArrayError: a gradient does not fit; the message names it. Nothing was changed.
-            NamesError: a gradient is missing, or given for a name that the optimizer does not have. Nothing was changed.
+            NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: `grad_scale` is not a finite number.
         """
         scale = real("grad_scale", grad_scale)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
-            prepared = [part.prepare([ordered[member.index] for member in part.members]) for part in self._parts]
+            prepared = [part.prepare([ordered[member.place] for member in part.members]) for part in self._parts]
             for part, gathered in zip(self._parts, prepared, strict=True):
                 part.step(gathered, scale)
         return StepResult(applied=True)
@@ -123,7 +123,7 @@ class Adam:
         The arrays are the optimizer's own, not copies.
         """
         states = self._states()
-        keys: list[str] | range = self._names or range(len(states))
+        keys: Sequence[str | int] = self._names or range(len(states))
         return {key: state for key, state in zip(keys, states, strict=True) if state}
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Adam:
         loaded = state_dicts.parse(state_dict, self.param_groups, [member.param for member in self._members])
         with self._lock:
             for part in self._parts:
-                part.set_states([loaded.states[member.index] for member in part.members])
+                part.set_states([loaded.states[member.place] for member in part.members])
             for group, hyperparameters in zip(self.param_groups, loaded.hyperparameters, strict=True):
                 group.replace(asdict(hyperparameters))
 
@@ -160,7 +160,7 @@ class Adam:
         """Return every parameter's state, in order."""
         with self._lock:
             by_index = {
-                member.index: part.state_of(position)
+                member.place: part.state_of(position)
                 for part in self._parts
                 for position, member in enumerate(part.members)
             }

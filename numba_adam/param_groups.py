@@ -56,7 +56,7 @@ def changed(hyperparameters: Hyperparameters, values: Mapping[str, object]) -> H
     if unknown:
         reason = "cannot be changed" if unknown[0] in _FIXED else "is not a hyperparameter"
         raise HyperparameterError(f"{unknown[0]!r} {reason}; these can be set: {', '.join(HYPERPARAMETER_NAMES)}")
-    return Hyperparameters(**{**asdict(hyperparameters), **values})  # type: ignore[arg-type]
+    return Hyperparameters(**{**asdict(hyperparameters), **values})
 
 
 def groups_of(params: object, defaults: Hyperparameters) -> list[ParamGroup]:
@@ -74,7 +74,8 @@ def groups_of(params: object, defaults: Hyperparameters) -> list[ParamGroup]:
     if not isinstance(params, Mapping) and not is_array(params) and isinstance(params, Iterable):
         params = list(params)
     grouped = isinstance(params, list) and params and all(isinstance(entry, Mapping) for entry in params)
-    groups = [_group(entry, defaults) for entry in (params if grouped else [{"params": params}])]
+    entries: Any = params if grouped else [{"params": params}]
+    groups = [_group(entry, defaults) for entry in entries]
     _check_names(groups)
     return groups
 
@@ -96,7 +97,8 @@ def _group(entry: Mapping[str, Any], defaults: Hyperparameters) -> ParamGroup:
     if isinstance(params, Mapping):
         names, params = [str(name) for name in params], list(params.values())
     own = {key: value for key, value in entry.items() if key != "params"}
-    return ParamGroup([params] if is_array(params) else list(params), names, changed(defaults, own))
+    alone = is_array(params) or not isinstance(params, Iterable)
+    return ParamGroup([params] if alone else list(params), names, changed(defaults, own))
 
 
 def _check_names(groups: list[ParamGroup]) -> None:

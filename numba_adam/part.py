@@ -20,7 +20,7 @@ from numba_adam.table import UpdateTable
 class Member(NamedTuple):
     """One parameter."""
 
-    index: int  # its place among all parameters of the optimizer
+    place: int  # its place among all parameters of the optimizer
     label: str  # what messages call it: "['w']" or "[3]"
     param: Array  # a view of its memory
     group: ParamGroup
@@ -127,7 +127,5 @@ class _Run(NamedTuple):
 def _runs_of_groups(members: Sequence[Member]) -> list[_Run]:
     starts = [k for k, member in enumerate(members) if k == 0 or member.group is not members[k - 1].group]
     return [
-        _Run(members[begin].group, begin, end)
-        for begin, end in zip(starts, [*starts[1:], len(members)], strict=True)
+        _Run(members[begin].group, begin, end) for begin, end in zip(starts, [*starts[1:], len(members)], strict=True)
     ]
-

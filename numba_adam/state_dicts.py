@@ -1,7 +1,7 @@
 """State dicts in PyTorch's nesting, with NumPy arrays: written, and read with every check. Knows no kernel.
 
-    {"state": {0: {"step": 3, "exp_avg": array, "exp_avg_sq": array}, ...},
-     "param_groups": [{"lr": 0.001, ..., "params": [0, 1, ...]}]}
+{"state": {0: {"step": 3, "exp_avg": array, "exp_avg_sq": array}, ...},
+"param_groups": [{"lr": 0.001, ..., "params": [0, 1, ...]}]}
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _state(state: Mapping[str, Any], key: object, param: Array) -> dict[str, Any
     """Return one parameter's state with borrowed arrays."""
     if not state:
         return {}
-    if not _REQUIRED <= set(state):
+    if not set(state) >= _REQUIRED:
         raise StateDictError(f"state[{key!r}] has no {sorted(_REQUIRED - set(state))[0]!r}")
     step = _plain(state["step"])
     if step != int(step) or step < 0:

@@ -6,7 +6,6 @@ The optimizer classes, the functional form and the parameter server all stand on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from numba_adam.folding import FLOORS, Constants
 from numba_adam.interop import borrow
 from numba_adam.kernels import threads, update
 from numba_adam.kernels.gather import Gathered, Gatherer
+
+_LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages call the columns
 
 
 class UpdateTable:
@@ -106,9 +107,8 @@ class UpdateTable:
             raise DtypeError(f"params have dtypes {sorted(map(str, dtypes))}: they must all be float32 or all float64")
         for array, name in zip(*self._all_arrays(), strict=True):
             borrow(array, name=name, writable=True)
-        for column, label in zip(self._columns[1:], ("exp_avg", "exp_avg_sq"), strict=True):
+        for column, label in zip([*self._columns[1:], self._max_exp_avg_sqs], _LABELS[1:], strict=True):
             self._check_column(column, label)
-        self._check_column(self._max_exp_avg_sqs, "max_exp_avg_sq")
         return dtype
 
     def _check_column(self, column: Sequence[Array | None], label: str) -> None:
@@ -118,15 +118,12 @@ class UpdateTable:
 
     def _all_arrays(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
-        labelled = zip(
-            ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"), [*self._columns, self._max_exp_avg_sqs], strict=True
-        )
-        pairs = list(
-            chain.from_iterable(
-                [(array, f"{label}{name}") for array, name in zip(column, self._names, strict=True) if array is not None]
-                for label, column in labelled
-            )
-        )
+        pairs = [
+            (array, f"{label}{name}")
+            for label, column in zip(_LABELS, [*self._columns, self._max_exp_avg_sqs], strict=True)
+            for array, name in zip(column, self._names, strict=True)
+            if array is not None
+        ]
         return [array for array, _ in pairs], [name for _, name in pairs]
 
     def _addresses(self) -> Array:

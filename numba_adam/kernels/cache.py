@@ -1,4 +1,4 @@
-"""Where the kernels' machine code is kept between processes, and when it is valid. May import Numba and nothing of ours.
+"""Where the kernels' machine code is kept between processes, and when it is valid. Imports Numba.
 
 Numba's own cache looks at the one file in which a kernel stands, so a kernel that calls into another file keeps running
 the old machine code after that file has changed. Here the folder's name is a fingerprint of every source that a kernel
@@ -117,7 +117,7 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # a damaged file can fail in any way that unpickling can
-            _log.warning("a cached kernel could not be read from %s: compiling it again", self.cache_path, exc_info=True)
+            _log.warning("a kernel could not be read from %s: compiling it again", self.cache_path, exc_info=True)
             return None
 
     def save_overload(self, sig: object, data: object) -> None:

@@ -8,6 +8,7 @@ once against NumPy's public answers; where it does not hold, the caller asks the
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import sys
@@ -124,12 +125,12 @@ def usable() -> bool:
     if sys.implementation.name != "cpython" or sys.byteorder != "little" or sys.maxsize < 2**32 or header != 16:
         return False
     for array in (np.zeros((3, 5), np.float32), np.zeros(7)[1:], np.zeros((2, 3, 4)).transpose()):
-        words = (np.ctypeslib.ctypes.c_uint64 * _WORDS).from_address(id(array))
+        words = (ctypes.c_uint64 * _WORDS).from_address(id(array))
         seen = (words[_TYPE], words[_DATA], words[_NDIM] & _LOW_HALF, words[_DESCR], words[_FLAGS] & _NEEDED)
         contiguous = 0x0001 * array.flags.c_contiguous | 0x0100 * array.flags.aligned
         if seen != (id(np.ndarray), array.ctypes.data, array.ndim, id(array.dtype), contiguous):
             return False
-        dims = (np.ctypeslib.ctypes.c_int64 * array.ndim).from_address(words[_DIMS])
+        dims = (ctypes.c_int64 * array.ndim).from_address(words[_DIMS])
         if tuple(dims) != array.shape:
             return False
     return True

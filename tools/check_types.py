@@ -47,9 +47,9 @@ def main() -> None:
     """Check the package, then each program beside it; exit non-zero when any has an error."""
     lay_out()
     codes = [check(["--package", "numba_adam", *sys.argv[1:]])]
-    programs = sorted(str(path) for name in PROGRAMS for path in (ROOT / name).rglob("*.py"))
-    # They are scripts, not packages: two may well have the same name.
-    codes += [check(["--scripts-are-modules", program, *sys.argv[1:]]) for program in programs]
+    for folder in PROGRAMS:
+        programs = sorted(str(path) for path in (ROOT / folder).rglob("*.py"))
+        codes += [check(["--scripts-are-modules", *programs, *sys.argv[1:]])] if programs else []
     sys.exit(max(codes))
 
 

@@ -78,9 +78,10 @@ def try_out(wheel: Path, folder: Path) -> None:
     python = environment / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
     version = wheel.name.split("-")[1]
-    for command in ([environment / "bin" / "numba-adam", "--version"], [python, "-m", "numba_adam", "--version"]):
-        if (printed := run(*command, cwd=empty)) != f"numba-adam {version}":
-            sys.exit(f"`{command[0].name} --version` printed {printed!r}, not 'numba-adam {version}'")
+    commands: list[list[str | Path]] = [[environment / "bin" / "numba-adam"], [python, "-m", "numba_adam"]]
+    for command in commands:
+        if (printed := run(*command, "--version", cwd=empty)) != f"numba-adam {version}":
+            sys.exit(f"`{' '.join(map(str, command))} --version` printed {printed!r}, not 'numba-adam {version}'")
     for program, expected in PROBES.items():
         if (printed := run(python, "-c", program, cwd=empty)) != (expected or version):
             sys.exit(f"{program!r} printed {printed!r}, not {expected or version!r}")

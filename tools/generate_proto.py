@@ -38,9 +38,9 @@ def differences(fresh: Path, committed: Path) -> list[str]:
     names = {path.name for folder in (fresh, committed) for path in folder.glob("*_pb2*")}
     lines: list[str] = []
     for name in sorted(names):
-        texts = [(folder / name).read_text() if (folder / name).exists() else "" for folder in (committed, fresh)]
+        old, new = ((folder / name).read_text() if (folder / name).exists() else "" for folder in (committed, fresh))
         lines += difflib.unified_diff(
-            *(text.splitlines() for text in texts), f"committed/{name}", f"fresh/{name}", lineterm=""
+            old.splitlines(), new.splitlines(), f"committed/{name}", f"fresh/{name}", lineterm=""
         )
     return lines
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from numba_adam.client import ParameterClient
 
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -35,12 +35,20 @@ def connect(arguments: argparse.Namespace) -> ParameterClient:
     return ParameterClient(arguments.server, timeout_seconds=arguments.timeout_seconds)
 
 
-def as_json(message: Message) -> str:
-    """Return a protobuf message as JSON, with the names that stand in the .proto and every field."""
-    from google.protobuf.json_format import MessageToDict
+def print_json(record: object) -> None:
+    """Print a record, or a list of them, as JSON with the names of its fields."""
+    print(json.dumps(_plain(record), indent=2))
 
-    fields = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    return json.dumps(fields, indent=2)
+
+def _plain(value: object) -> object:
+    """Return a value as JSON knows it; what JSON does not know (a dtype) becomes its text."""
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def bytes_in_words(count: int) -> str:

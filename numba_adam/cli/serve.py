@@ -6,6 +6,7 @@ Its options are the fields of numba_adam.server.config.ServerConfig, so nothing 
 from __future__ import annotations
 
 import argparse
+import os
 
 _DESCRIPTION = """\
 Run a parameter server. It holds models and their Adam state in memory, applies the gradients that workers push,
@@ -27,15 +28,15 @@ examples:
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Add the description, the settings of the server as options, and the examples."""
-    from numba_adam.server.config import ServerConfig
+    from numba_adam.server.config import add_arguments
 
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    ServerConfig.add_arguments(parser)
+    add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    from numba_adam.server.config import ServerConfig
+    from numba_adam.server.config import load
     from numba_adam.server.main import serve
 
-    return serve(ServerConfig.load(arguments))
+    return serve(load(arguments, os.environ))

@@ -1,0 +1,78 @@
+"""`numba-adam status`: show what a running server holds and has done."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from numba_adam.cli import connection
+
+if TYPE_CHECKING:
+    from numba_adam.client.info import ModelStatus, ServerStatus
+
+_DESCRIPTION = """\
+Show what a running server holds and has done: its models and where they stand, pushes, memory, threads.
+"""
+_EPILOG = """\
+examples:
+  numba-adam status
+  numba-adam status --server 127.0.0.1:6000 --json
+"""
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Add the description, the arguments and the examples."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    connection.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask the server and print its answer."""
+    with connection.connect(arguments) as client:
+        status = client.status()
+    if arguments.json:
+        connection.print_json(status)
+    else:
+        print("\n".join(_lines(arguments.server, status)))
+    return 0
+
+
+def _lines(server: str, status: ServerStatus) -> list[str]:
+    used, budget = (connection.bytes_in_words(n) for n in (status.memory_used_bytes, status.memory_budget_bytes))
+    threads = f"{status.threads} ({status.threading_layer})" if status.threading_layer else str(status.threads)
+    lines = [
+        f"server     {server}, numba-adam {status.server_version}, up for {_duration(status.uptime_seconds)}",
+        f"memory     {used} of {budget}",
+        f"threads    {threads}",
+    ]
+    for model in status.models:
+        lines += ["", *_model_lines(model)]
+    return lines if status.models else [*lines, "", "no models"]
+
+
+def _model_lines(status: ModelStatus) -> list[str]:
+    model = status.model
+    unsaved = model.version - model.snapshot_version
+    return [
+        f"model      {model.name}: {model.parameter_count:,} parameters in {len(model.shapes)} arrays of {model.dtype}",
+        f"  version  {model.version}, of which a crash would lose {unsaved} (durability {model.durability})",
+        f"  pushes   {status.pushes_applied} applied, {status.pushes_repeated} repeated, "
+        f"{status.pushes_rejected} rejected since the server started",
+        f"  workers  {status.workers}",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """Return a time span as a person would say it.
+
+    >>> _duration(5.2), _duration(150), _duration(9000), _duration(200_000)
+    ('5 s', '2 min 30 s', '2 h 30 min', '2 d 7 h')
+    """
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

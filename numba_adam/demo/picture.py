@@ -1,0 +1,130 @@
+"""The demonstration's picture: loss over time with the crash marked, and below it the version over time.
+
+Needs matplotlib, which is imported on use; nothing is shown on a screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from numba_adam.demo.story import Crash, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#9065b0", "#ad1a72")
+_RED = "#c4332b"
+_GREY = "#787774"
+
+
+def draw(record: Record, frameworks: list[str], path: Path) -> None:
+    """Write the picture of a run to `path` (PNG, or whatever the file name's ending says).
+
+    Args:
+        record: the run.
+        frameworks: what each worker computed with, for the legend.
+        path: where to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained", facecolor="white")
+    losses, versions = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
+    _draw_losses(losses, record, frameworks)
+    _draw_versions(versions, record)
+    for axes in (losses, versions):
+        axes.grid(color="#e9e9e7", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if record.crash:
+            axes.axvspan(record.crash.killed_at, record.crash.back_at, color=_RED, alpha=0.12, linewidth=0)
+            axes.axvline(record.crash.killed_at, color=_RED, linewidth=1.4)
+    if record.crash:
+        _explain(losses, versions, record.crash)
+    figure.suptitle(
+        f"{len(frameworks)} workers train one model; the server is killed half-way\n"
+        f"test accuracy {record.accuracy:.1%}, {record.pushes_per_second:.0f} pushes per second",
+        fontsize=13,
+    )
+    figure.savefig(path)
+
+
+def _draw_losses(axes: Axes, record: Record, frameworks: list[str]) -> None:
+    """Draw every push's loss as a dot, and a running median over all of them as a line."""
+    for worker, framework in enumerate(frameworks):
+        pushes = [push for push in record.pushes if push.worker == worker]
+        axes.plot(
+            [push.time for push in pushes],
+            [push.loss for push in pushes],
+            ".",
+            color=_COLOURS[worker % len(_COLOURS)],
+            markersize=3,
+            alpha=0.3,
+            markeredgewidth=0,
+            label=f"worker {worker} ({framework})",
+        )
+    pushes = sorted(record.pushes)
+    width = max(5, len(pushes) // 60) | 1
+    label = f"median of {width} pushes"
+    for part in _parts(record):
+        times = np.array([push.time for push in pushes if part(push.time)])
+        values = np.array([push.loss for push in pushes if part(push.time)])
+        if len(values) >= width:
+            medians = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+            axes.plot(times[width // 2 : -(width // 2)], medians, color="#37352f", linewidth=1.8, label=label)
+            label = "_the second part needs no entry of its own"
+    axes.set_yscale("log")
+    axes.set_ylabel("loss on a batch (cross-entropy)")
+    legend = axes.legend(frameon=False, loc="upper right")
+    for handle in legend.legend_handles:
+        if handle is not None and hasattr(handle, "set_markersize"):
+            handle.set_markersize(8)
+            handle.set_alpha(0.9)
+
+
+def _draw_versions(axes: Axes, record: Record) -> None:
+    """Draw the version that each push made: a straight climb, with a step down where pushes were lost."""
+    pushes = sorted(record.pushes)
+    for part in _parts(record):
+        chosen = [push for push in pushes if part(push.time)]
+        axes.plot([push.time for push in chosen], [push.version for push in chosen], color="#37352f", linewidth=1.8)
+    axes.set_ylabel("version of the model")
+    axes.set_xlabel("seconds since the first push")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+
+
+def _parts(record: Record) -> list[Callable[[float], bool]]:
+    """Return the times before and after the crash, so that no line is drawn across it."""
+    crash = record.crash
+    if crash is None:
+        return [lambda time: time >= 0]
+    return [lambda time: time <= crash.killed_at, lambda time: time > crash.killed_at]
+
+
+def _explain(losses: Axes, versions: Axes, crash: Crash) -> None:
+    """Say beside the red line what it is, and beside the step what it cost."""
+    losses.annotate(
+        "kill -9 of the server",
+        xy=(crash.killed_at, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6, -14),
+        textcoords="offset points",
+        ha="right",
+        color=_RED,
+        fontweight="bold",
+    )
+    versions.annotate(
+        f"back after {crash.back_at - crash.killed_at:.1f} s, at version {crash.restored}:\n"
+        f"{crash.version - crash.restored} pushes lost, and done again",
+        xy=(crash.back_at, crash.restored),
+        xytext=(40, -14),
+        textcoords="offset points",
+        va="center",
+        color=_GREY,
+        fontsize=9.5,
+        arrowprops={"arrowstyle": "->", "color": _GREY},
+    )

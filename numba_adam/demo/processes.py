@@ -1,0 +1,129 @@
+"""The server and the workers of the demonstration, as processes that can be started, killed and waited for.
+
+Imports the standard library and the error tree: what runs in the processes is started by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numba_adam.errors import ServerUnavailableError, ServiceError
+
+# -P: a folder named numba_adam in the current folder is not what should run.
+_PYTHON = (sys.executable, "-P", "-m")
+# A gradient this small is computed faster by one thread, and two workers and a server share few cores.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_READY = "numba-adam: serving on "
+_STOP_SECONDS = 30
+
+
+class Event(NamedTuple):
+    """Something that a worker reported."""
+
+    worker: int
+    """Which worker, counted from 0."""
+
+    kind: str
+    """"ready", "push", "rewind", or "exit" when the process is gone."""
+
+    values: dict[str, Any]
+    """The rest of the report; `time` (seconds, as time.time()) is always there but for "exit"."""
+
+
+class ServerProcess:
+    """`numba-adam serve` on a port that stays the same when it is started again."""
+
+    def __init__(self, folder: Path, snapshot_every_pushes: int) -> None:
+        self.address = "127.0.0.1:0"  # port 0: the system chooses a free one at the first start
+        self._log = folder / "server.log"
+        self._options = (
+            *("--data-dir", str(folder / "data"), "--snapshot-interval-seconds", "0"),
+            *("--snapshot-every-pushes", str(snapshot_every_pushes)),
+        )
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The id of the process that runs now."""
+        assert self._process is not None, "call start() first"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the process and return when it is ready.
+
+        Raises:
+            ServerUnavailableError: it ended instead; the message holds the last lines of its log.
+        """
+        command = [*_PYTHON, "numba_adam", "serve", "--listen", self.address, *self._options]
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if not line.startswith(_READY):
+            self.kill()
+            raise ServerUnavailableError(f"the server did not start; the end of its log:\n{_tail(self._log)}")
+        self.address = line.removeprefix(_READY)
+
+    def kill(self) -> None:
+        """End the process at once with SIGKILL: it can neither notice nor save anything."""
+        if self._process is not None:
+            self._process.kill()
+            self._forget()
+
+    def stop(self) -> None:
+        """Ask the process to finish (SIGTERM) and wait for it."""
+        if self._process is not None:
+            self._process.terminate()
+            self._forget()
+
+    def _forget(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.wait(_STOP_SECONDS)
+        self._process.stdout.close()
+        self._process = None
+
+
+class WorkerProcess:
+    """One `numba_adam.demo.worker`; what it reports appears in the queue."""
+
+    def __init__(self, index: int, arguments: Sequence[str], folder: Path, events: queue.Queue[Event]) -> None:
+        self._index, self._events = index, events
+        self._log = folder / f"worker-{index}.log"
+        command = [*_PYTHON, "numba_adam.demo.worker", "--index", str(index), *arguments]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **_ONE_THREAD}
+            )
+        self._reader = threading.Thread(target=self._read, name=f"worker-{index}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                values = json.loads(line)
+                self._events.put(Event(self._index, values.pop("event"), values))
+        self._events.put(Event(self._index, "exit", {"status": self._process.wait()}))
+
+    def error(self, status: int) -> ServiceError:
+        """Return the exception that says how the worker failed."""
+        return ServiceError(f"worker {self._index} ended with status {status}; its last words:\n{_tail(self._log)}")
+
+    def end(self) -> None:
+        """End the process if it still runs."""
+        self._process.kill()
+        self._process.wait(_STOP_SECONDS)
+        self._reader.join(_STOP_SECONDS)
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

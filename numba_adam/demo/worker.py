@@ -1,0 +1,72 @@
+"""One worker of the demonstration, a process of its own: pull, compute a gradient on its shard, push, again.
+
+It writes one JSON object a line to stdout, for the process that started it. Nothing in it deals with crashes: the
+client retries, and tells of a rewind through the callback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numba_adam.client import ParameterClient
+from numba_adam.demo import digits, network
+
+BATCH = 64
+MODEL = "digits"
+LEARNING_RATE = 2e-3
+
+
+def report(event: str, **values: object) -> None:
+    """Tell the process that started this one what happened, and when."""
+    print(json.dumps({"event": event, "time": time.time(), **values}), flush=True)
+
+
+def gradient_function(framework: str) -> Callable[[network.Params, digits.Images], tuple[float, dict[str, Any]]]:
+    """Return the function that computes gradients with this framework."""
+    if framework == "NumPy":
+        return network.loss_and_gradients
+    from numba_adam.demo import torch_network
+
+    return torch_network.loss_and_gradients
+
+
+def main() -> None:
+    """Train until the model has reached the version asked for."""
+    parser = argparse.ArgumentParser(prog="numba_adam.demo.worker")
+    parser.add_argument("--server", required=True)
+    parser.add_argument("--framework", choices=("NumPy", "PyTorch"), required=True)
+    for name in ("index", "workers", "seed", "steps"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    work(parser.parse_args())
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Create the model, or find that another worker has; then pull, compute and push."""
+    training, _ = digits.load()
+    shard = training.shard(arguments.index, arguments.workers)
+    random = np.random.default_rng([arguments.seed, arguments.index])
+    loss_and_gradients = gradient_function(arguments.framework)
+
+    with ParameterClient(arguments.server, worker_id=f"worker-{arguments.index}", timeout_seconds=60.0) as client:
+        params = network.initial_params(arguments.seed)
+        model = client.create_model(MODEL, params, lr=LEARNING_RATE, exist_ok=True)
+        model.on_rewind(lambda version: report("rewind", version=version))
+        report("ready", images=len(shard.labels))
+        params = model.pull()
+        while model.version < arguments.steps:
+            loss, gradients = loss_and_gradients(params, shard.batch(BATCH, random))
+            params = model.push_pull(gradients)
+            ack = model.last_ack
+            if ack is not None and ack.applied:
+                report("push", version=ack.version, snapshot_version=ack.snapshot_version, loss=loss)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -61,7 +61,9 @@ class Arena:
         MemoryError: the system has not so much memory.
     """
 
-    def __init__(self, sizes: Sequence[int], dtype: npt.DTypeLike, *, amsgrad: bool = False, sparse: bool = False) -> None:
+    def __init__(
+        self, sizes: Sequence[int], dtype: npt.DTypeLike, *, amsgrad: bool = False, sparse: bool = False
+    ) -> None:
         self.dtype = np.dtype(dtype)
         self.sizes = tuple(sizes)
         self.element_count = sum(self.sizes)

@@ -7,9 +7,9 @@ something else needs it. Imports the error tree, the error table and NumPy.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ class Slot:
     def __enter__(self) -> Slot:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def release(self) -> None:
@@ -155,8 +155,6 @@ def _map(size: int) -> Bytes:
         return np.empty(0, np.uint8)
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them: ordinary pages do
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them: ordinary pages do
-            pass
     return np.frombuffer(mapping, np.uint8)

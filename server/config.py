@@ -42,7 +42,7 @@ class ServerConfig:
     listen: str = _setting(
         "127.0.0.1:50051", "address to serve on, as HOST:PORT; port 0 takes a free one. Loopback addresses only."
     )
-    data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it is not there.")
+    data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it is not there.")  # noqa: RUF009 - a field
     memory_budget_bytes: int = _setting(
         0, "the most memory that models and transfers may hold, in bytes; 0 means half of the machine's memory.", 0
     )
@@ -87,9 +87,9 @@ def check_loopback(listen: str) -> tuple[str, int]:
         raise ConfigurationError(f"listen={listen!r}: it must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
     if not _is_loopback(host.removeprefix("[").removesuffix("]")):
         raise ConfigurationError(
-            f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: TLS "
-            "and a token, which come in a later release. Until then listen on 127.0.0.1, ::1 or localhost, and reach it "
-            "from elsewhere through an SSH tunnel"
+            f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: "
+            "TLS and a token, which come in a later release. Until then listen on 127.0.0.1, ::1 or localhost, and "
+            "reach it from elsewhere through an SSH tunnel"
         )
     return host, int(port)
 
@@ -144,7 +144,7 @@ def _parse(source: str, kind: type, text: str) -> Any:
         raise ConfigurationError(f"{source}={text!r}: it must be {_noun(kind)}") from error
 
 
-def _check(item: Field[Any], kind: type, value: Any) -> Any:
+def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:
     """Return a setting in its own type, or say what is wrong with it."""
     if kind is Path and isinstance(value, str):
         value = Path(value)
@@ -152,8 +152,8 @@ def _check(item: Field[Any], kind: type, value: Any) -> Any:
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigurationError(f"{item.name}={value!r}: it must be {_noun(kind)}")
-    minimum = item.metadata["minimum"]
-    if minimum is not None and not (minimum <= value and math.isfinite(value)):
+    minimum: float | None = item.metadata["minimum"]
+    if minimum is not None and not minimum <= value < math.inf:
         raise ConfigurationError(f"{item.name}={value!r}: it must be at least {minimum}")
     return value
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from concurrent import futures
-from types import TracebackType
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +19,7 @@ from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
 
 _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_LARGEST_FRAME_BYTES = (1 << 24) - 1  # the most that HTTP/2 allows
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -84,7 +84,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
@@ -97,6 +97,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     keepalive_milliseconds = int(config.keepalive_seconds * 1000)
     return [
         ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the calls
+        ("grpc.http2.max_frame_size", _LARGEST_FRAME_BYTES),  # a chunk in one frame instead of sixty-four
         ("grpc.max_receive_message_length", config.largest_message_bytes),
         ("grpc.keepalive_time_ms", keepalive_milliseconds),
         ("grpc.keepalive_timeout_ms", keepalive_milliseconds),

@@ -54,10 +54,7 @@ class Engine:
             if self._is_stopped:
                 raise ServerUnavailableError("the server is stopping; try again when it is back")
             self._jobs.put(job)
-        try:
-            return future.result()
-        finally:
-            del future  # an exception's traceback would keep it, and it the exception, alive
+        return future.result()
 
     def stop(self) -> None:
         """Finish what was handed over, then end the thread."""

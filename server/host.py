@@ -82,6 +82,7 @@ class Host:
         self._started = time.monotonic()
         self._models: dict[str, Model] = {}
         self._creating: set[str] = set()
+        self._transfers: set[tuple[Model, PushKey]] = set()
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()
         self._waiters = threading.Semaphore(config.rpc_threads // 2)
@@ -333,12 +334,29 @@ class Host:
         try:
             present = present_arrays(model.spec, PushShape(header.dtype, tensors, header.absent, header.total_bytes))
             push = push._replace(present=present)
-            with self._staging(model, header.total_bytes) as target:
+            with self._receiving(model, key), self._staging(model, header.total_bytes) as target:
                 receive(parts, Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient"))
                 return self._engine.call(model.apply, push, target.view(model.arena.dtype))
         except PushRejectedError as error:
             reason = Reason.REASON_NON_FINITE if isinstance(error, NonFiniteError) else Reason.REASON_PUSH_MISMATCH
             return self._engine.call(model.reject, push, reason, str(error))
+
+    @contextlib.contextmanager
+    def _receiving(self, model: Model, key: PushKey) -> Iterator[None]:
+        """Keep a second try of the same push out while the first is under way."""
+        with self._lock:
+            if (model, key) in self._transfers:
+                raise refusal(
+                    Reason.REASON_IN_PROGRESS,
+                    f"sequence={key.sequence}: this push is being received on another stream; try again",
+                    retry_after_milliseconds=_RETRY_MILLISECONDS,
+                )
+            self._transfers.add((model, key))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._transfers.discard((model, key))
 
     @contextlib.contextmanager
     def _staging(self, model: Model, nbytes: int) -> Iterator[Bytes]:
@@ -377,7 +395,7 @@ class Host:
             raise ServerUnavailableError("the server is stopping; try again when it is back")
         if not has_come:
             raise DeadlineExceededError(
-                f"min_version={request.min_version}: the model was still at version {model.version} when the time was up"
+                f"min_version={request.min_version}: the model was at version {model.version} when the time was up"
             )
 
 

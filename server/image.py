@@ -7,9 +7,7 @@ it: a slow puller holds up nobody. Imports the budget, the engine and the models
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 
-from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.server.budget import Bytes, Slot, SlotPool
 from numba_adam.server.engine import Engine
 from numba_adam.server.model import Model
@@ -35,7 +33,7 @@ class Image:
     def __enter__(self) -> Image:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._owner.release(self)
 
     def give_back(self) -> None:

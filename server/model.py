@@ -81,10 +81,8 @@ class Model:
         self._changed = threading.Condition()
         self._is_deleted = False
         self._is_broken = False
-        self._whole = UpdateTable(*([array] for array in arena.state_arrays().values()))
-        self._by_tensor = UpdateTable(
-            *(arena.views(array) for array in arena.state_arrays().values()), names=[f"[{t.name!r}]" for t in spec.tensors]
-        )
+        self._whole = _table(arena, lambda flat: [flat])
+        self._by_tensor = _table(arena, arena.views)
 
     @property
     def version(self) -> int:
@@ -157,7 +155,9 @@ class Model:
         with self._changed:
             self.snapshot_version = version
 
-    def wait_for(self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None) -> bool:
+    def wait_for(
+        self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None
+    ) -> bool:
         """Wait until the model is at a version; False when `is_over` or the time passes before.
 
         Raises:
@@ -188,8 +188,8 @@ class Model:
             raise ModelNotFoundError(f"model {self.spec.name!r}: it was deleted")
         if self._is_broken:
             raise InternalServerError(
-                f"model {self.spec.name!r}: an update failed half-way and its state cannot be trusted; restart the server "
-                "to go back to the last snapshot"
+                f"model {self.spec.name!r}: an update failed half-way and its state cannot be trusted; restart the "
+                "server to go back to the last snapshot"
             )
 
     def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
@@ -207,7 +207,7 @@ class Model:
         except Exception as error:
             self._is_broken = True
             _log.exception("model %s: an update failed; the model takes no more pushes", self.spec.name)
-            raise InternalServerError(f"model {self.spec.name!r}: an update failed; the server's log says more") from error
+            raise InternalServerError(f"model {self.spec.name!r}: an update failed; the log says more") from error
 
     def _gradients(self, present: Sequence[bool], gradient: FlatArray) -> list[np.ndarray[Any, Any] | None]:
         """Return one gradient for each array, None for the absent."""
@@ -216,3 +216,9 @@ class Model:
         return [next(views) if is_present else None for is_present in present]
 
 
+
+
+def _table(arena: Arena, cut: Callable[[FlatArray], list[FlatArray]]) -> UpdateTable:
+    """Return the update over an arena's arrays, each cut into the pieces that have a step of their own."""
+    largest = None if arena.max_exp_avg_sq is None else cut(arena.max_exp_avg_sq)
+    return UpdateTable(cut(arena.param), cut(arena.exp_avg), cut(arena.exp_avg_sq), largest)

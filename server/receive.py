@@ -67,7 +67,7 @@ class Receiver:
         piece = self._target[start : start + size]
         piece[:] = np.frombuffer(chunk.data, np.uint8)
         if self._checksum is not None:
-            self._checksum.update(piece)
+            self._checksum.update(piece.data)
         self._received_bytes += size
         self._check_finite()
 
@@ -86,8 +86,8 @@ class Receiver:
         found = self._checksum.value() if self._checksum is not None else checksum
         if found != checksum:
             raise CorruptTransferError(
-                f"the payload's checksum is {found:#018x}, its trailer says {checksum:#018x}: bytes changed on the way; "
-                "send it again"
+                f"the payload's checksum is {found:#018x}, its trailer says {checksum:#018x}: bytes changed on the "
+                "way; send it again"
             )
         if self._bad_element >= 0:
             raise NonFiniteError(self._describe_bad_element())
@@ -102,7 +102,7 @@ class Receiver:
             raise InvalidRequestError(f"the chunk at offset {offset} is empty: a chunk has at least one byte")
         if offset + size > self._target.nbytes:
             raise InvalidRequestError(
-                f"a chunk of {size} bytes at offset {offset} goes beyond the {self._target.nbytes} bytes that were declared"
+                f"a chunk of {size} bytes at offset {offset} goes beyond the {self._target.nbytes} bytes declared"
             )
 
     def _check_finite(self) -> None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from numba_adam.errors import InvalidRequestError, NumbaAdamError
 from numba_adam.ps import framing
-from numba_adam.ps.checksum import SUPPORTED, new_checksum
+from numba_adam.ps.checksum import SUPPORTED, Checksum, new_checksum
 from numba_adam.ps.errors import DETAIL_KEY, to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
@@ -76,7 +76,9 @@ class ParameterService:
         _check_kind(request.checksum_kind)
         with self._host.pull(request, _caller(context)) as image:
             yield pb.PullResponse(header=_pull_header(image, request.checksum_kind))
-            yield from _chunks(image, request.checksum_kind, pb.PullResponse)
+            checksum = new_checksum(request.checksum_kind)
+            yield from _chunks(image, checksum)
+            yield pb.PullResponse(trailer=TransferTrailer(checksum=checksum.value()))
 
     def push_pull(self, parts: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Take one gradient and send the parameters that came of it."""
@@ -86,7 +88,9 @@ class ParameterService:
         yield pb.PushPullResponse(ack=ack)
         with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as image:
             yield pb.PushPullResponse(header=_pull_header(image, header.checksum_kind))
-            yield from _chunks(image, header.checksum_kind, pb.PushPullResponse)
+            checksum = new_checksum(header.checksum_kind)
+            yield from _chunks(image, checksum)
+            yield pb.PushPullResponse(trailer=TransferTrailer(checksum=checksum.value()))
 
     def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
@@ -119,7 +123,7 @@ METHODS: dict[str, _Method] = {
 """Every call of the service, by its name in the protocol."""
 
 
-def handlers(service: ParameterService) -> grpc.GenericRpcHandler:
+def handlers(service: ParameterService) -> grpc.GenericRpcHandler[Any, Any]:
     """Return what a gRPC server needs to serve the calls."""
     calls = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
     return grpc.method_handlers_generic_handler(
@@ -127,12 +131,12 @@ def handlers(service: ParameterService) -> grpc.GenericRpcHandler:
     )
 
 
-def _handler(service: ParameterService, method: _Method, call: Any) -> grpc.RpcMethodHandler:
+def _handler(service: ParameterService, method: _Method, call: Any) -> grpc.RpcMethodHandler[Any, Any]:
     """Return gRPC's handler of one call, of the kind that its description asks for."""
     sides = {True: "stream", False: "unary"}
     make = getattr(grpc, f"{sides[call.client_streaming]}_{sides[call.server_streaming]}_rpc_method_handler")
     guard = _guard_stream if call.server_streaming else _guard
-    handler: grpc.RpcMethodHandler = make(
+    handler: grpc.RpcMethodHandler[Any, Any] = make(
         guard(method.run.__get__(service)),
         request_deserializer=_tolerant(method.decode),
         response_serializer=framing.encode_message,
@@ -205,7 +209,7 @@ def _header(parts: Iterator[Any]) -> Any:
     first = _well_formed(next(parts, None))
     if not isinstance(first, Message) or first.WhichOneof("part") != "header":  # type: ignore[arg-type]
         raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream does not begin with a header")
-    return first.header  # type: ignore[attr-defined]
+    return first.header
 
 
 def _caller(context: Context) -> Caller:
@@ -221,14 +225,10 @@ def _pull_header(image: Image, kind: int) -> pb.PullHeader:
     return pb.PullHeader(state=image.state, total_bytes=image.bytes.nbytes, checksum_kind=kind)  # type: ignore[arg-type]
 
 
-def _chunks(
-    image: Image, kind: int, response: type[pb.PullResponse] | type[pb.PushPullResponse]
-) -> Iterator[pb.PullResponse | pb.PushPullResponse | bytes]:
-    """Return an image's chunks and their trailer."""
-    checksum = new_checksum(kind)
-    payload = memoryview(image.bytes)
+def _chunks(image: Image, checksum: Checksum) -> Iterator[bytes]:
+    """Return an image's chunks, encoded; the checksum grows with them."""
+    payload = image.bytes.data
     for offset in range(0, len(payload), framing.DEFAULT_CHUNK_BYTES):
         piece = payload[offset : offset + framing.DEFAULT_CHUNK_BYTES]
         checksum.update(piece)
         yield framing.encode_chunk(offset, piece)
-    yield response(trailer=TransferTrailer(checksum=checksum.value()))

@@ -64,7 +64,7 @@ def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
     data_hash = xxhash.xxh3_64()
     size = len(header)
     for array in arrays.values():
-        raw = memoryview(array.view(np.uint8))
+        raw = array.view(np.uint8).data
         for start in range(0, len(raw), _PIECE_BYTES):
             piece = raw[start : start + _PIECE_BYTES]
             data_hash.update(piece)
@@ -178,7 +178,7 @@ def _read_array(
     descriptor: int, array: npt.NDArray[Any], position: int, data_hash: xxhash.xxh3_64, path: str | os.PathLike[str]
 ) -> int:
     """Fill an array from the file and return the position after it."""
-    raw = memoryview(array.view(np.uint8))
+    raw = array.view(np.uint8).data
     for start in range(0, len(raw), _PIECE_BYTES):
         piece = raw[start : start + _PIECE_BYTES]
         done = 0

@@ -144,7 +144,7 @@ def check_model_name(name: str) -> str:
     """Return a model's name, or raise InvalidRequestError: it becomes a folder's name."""
     if not _MODEL_NAME.fullmatch(name):
         raise InvalidRequestError(
-            f"model name {name[:200]!r}: it must be 1 to 128 characters out of A-Z a-z 0-9 . _ - and not start with a dot"
+            f"model name {name[:200]!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ - and not begin with a dot"
         )
     return name
 
@@ -165,7 +165,7 @@ def present_arrays(spec: Spec, push: PushShape) -> tuple[bool, ...]:
         PushRejectedError: dtype, names, shapes or the declared size do not fit the model.
     """
     if push.dtype != convert.dtype_to_proto(spec.dtype):
-        raise PushRejectedError(f"dtype={push.dtype}: model {spec.name!r} has {spec.dtype}; convert the gradients to it")
+        raise PushRejectedError(f"dtype={push.dtype}: model {spec.name!r} has {spec.dtype}; convert the gradients")
     given = _given_shapes(spec, push)
     for tensor in spec.tensors:
         if tensor.name in given and given[tensor.name] != tensor.shape:
@@ -187,7 +187,7 @@ def _given_shapes(spec: Spec, push: PushShape) -> dict[str, tuple[int, ...]]:
     known = {tensor.name for tensor in spec.tensors}
     strange = [name for name in names if name not in known]
     if strange:
-        raise PushRejectedError(f"gradient {_some(strange)}: model {spec.name!r} has no such array, it has {_some(known)}")
+        raise PushRejectedError(f"gradient {_some(strange)}: model {spec.name!r} has only {_some(sorted(known))}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise PushRejectedError(f"gradient {_some(twice)}: named more than once; name each array once")
@@ -195,7 +195,7 @@ def _given_shapes(spec: Spec, push: PushShape) -> dict[str, tuple[int, ...]]:
     missing = [tensor.name for tensor in spec.tensors if tensor.name not in named]
     if missing:
         raise PushRejectedError(
-            f"gradient {_some(missing)} is missing: give one for every array of model {spec.name!r}, or list it as absent"
+            f"gradient {_some(missing)} is missing: model {spec.name!r} needs one for each array, or its name in absent"
         )
     return {tensor.name: tuple(tensor.shape) for tensor in push.tensors}
 
@@ -215,12 +215,12 @@ def _check_tensors(messages: Iterable[pb.TensorSpec], itemsize: int) -> tuple[Te
     for tensor in tensors:
         if not 1 <= len(tensor.name) <= _LONGEST_TENSOR_NAME or not tensor.name.isprintable():
             raise InvalidRequestError(
-                f"array name {tensor.name[:300]!r}: it must be 1 to {_LONGEST_TENSOR_NAME} characters, none a control one"
+                f"array name {tensor.name[:300]!r}: it must be 1 to {_LONGEST_TENSOR_NAME} printable characters"
             )
         if tensor.name in names:
             raise InvalidRequestError(f"array name {tensor.name!r} is given twice: names must differ")
         if len(tensor.shape) > 32:
-            raise InvalidRequestError(f"array {tensor.name!r} has {len(tensor.shape)} dimensions: at most 32 are possible")
+            raise InvalidRequestError(f"array {tensor.name!r} has {len(tensor.shape)} dimensions: at most 32 can be")
         names.add(tensor.name)
     if sum(tensor.size for tensor in tensors) * itemsize >= _MOST_BYTES or any(
         extent >= _MOST_BYTES for tensor in tensors for extent in tensor.shape

@@ -61,7 +61,9 @@ class Store:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigurationError(f"data_dir={str(folder)!r}: it must be a folder this user can write ({error})") from error
+            raise ConfigurationError(
+                f"data_dir={str(folder)!r}: it must be a folder this user can write ({error})"
+            ) from error
         self._take_lock()
         self.was_stopped_cleanly = not self._running.exists()
         self._mark_running()

@@ -22,6 +22,7 @@ from numba_adam.ps.v1.parameter_service_pb2 import (
     PushPullResponse,
     PushRequest,
 )
+from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -47,12 +48,13 @@ class Chunk(NamedTuple):
     """The bytes."""
 
 
-def encode_chunk(offset: int, data: ReadableBuffer) -> bytes:
+def encode_chunk(offset: int, *data: ReadableBuffer) -> bytes:
     """Return a whole transfer message whose part is a chunk.
 
     Args:
         offset: position of the first byte within the payload, from 0 to 2**64 - 1.
-        data: C-contiguous memory of any format, below 2 GiB (protobuf's limit).
+        data: C-contiguous memory of any format; several pieces follow each other. Below 2 GiB together
+            (protobuf's limit).
 
     Returns:
         The bytes of a PushRequest, CreateModelRequest, PullResponse, ...: they are all the same.
@@ -63,11 +65,16 @@ def encode_chunk(offset: int, data: ReadableBuffer) -> bytes:
     """
     if not 0 <= offset < 1 << 64:
         raise ValueError(f"offset={offset}: it must be at least 0 and below 2**64")
-    size = data.nbytes if isinstance(data, memoryview) else memoryview(data).nbytes
+    size = sum(piece.nbytes if isinstance(piece, memoryview) else memoryview(piece).nbytes for piece in data)
     fields = b"\x08" + _varint(offset) if offset else b""
     if size:
         fields += b"\x12" + _varint(size)
-    return b"".join((b"\x12", _varint(len(fields) + size), fields, data))
+    return b"".join((b"\x12", _varint(len(fields) + size), fields, *data))
+
+
+def encode_trailer(checksum: int) -> bytes:
+    """Return a whole transfer message whose part is a trailer; the same bytes for every transfer."""
+    return PushRequest(trailer=TransferTrailer(checksum=checksum)).SerializeToString()
 
 
 def encode_message(message: Message | bytes) -> bytes:

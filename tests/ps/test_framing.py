@@ -68,6 +68,18 @@ def test_any_contiguous_memory_can_be_a_chunk(dtype, shape):
     assert encode_chunk(8, memoryview(array)) == expected
 
 
+@given(pieces=st.lists(st.binary(max_size=50), max_size=5))
+def test_pieces_follow_each_other_in_one_chunk(pieces):
+    assert encode_chunk(3, *pieces) == encode_chunk(3, b"".join(pieces))
+
+
+@pytest.mark.parametrize("message_type", [message_type for _, message_type in DECODERS], ids=IDS)
+@given(checksum=st.integers(0, 2**64 - 1))
+def test_a_trailer_is_the_same_in_every_transfer(message_type, checksum):
+    expected = message_type(trailer=TransferTrailer(checksum=checksum)).SerializeToString()
+    assert framing.encode_trailer(checksum) == expected
+
+
 def test_memory_with_holes_is_refused():
     with pytest.raises(TypeError, match="bytes-like"):
         encode_chunk(0, np.ones((4, 4), np.float32)[:, ::2])

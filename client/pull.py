@@ -1,0 +1,113 @@
+"""One pull from beginning to end: its tries, and the parameters put in place.
+
+May import what both ends share, and its neighbours here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from numba_adam.client.connection import Connection
+from numba_adam.client.layout import Layout, Parameters
+from numba_adam.client.progress import Progress
+from numba_adam.client.retry import Deadline
+from numba_adam.client.session import Session
+from numba_adam.client.transfer import Download
+from numba_adam.errors import CorruptTransferError, InvalidRequestError, RewoundError
+from numba_adam.ps.checksum import XXH3_64
+from numba_adam.ps.errors import detail_of
+from numba_adam.ps.framing import Chunk
+from numba_adam.ps.v1.model_pb2 import StatePoint
+from numba_adam.ps.v1.parameter_service_pb2 import PullHeader, PullRequest
+
+
+class Pulled(NamedTuple):
+    """The parameters of one version, whole."""
+
+    parameters: Parameters
+    """The arrays, by name."""
+
+    state: StatePoint
+    """The state and version they are of."""
+
+
+def pull(
+    connection: Connection,
+    session: Session,
+    layout: Layout,
+    *,
+    min_version: int,
+    out: Parameters | None,
+    deadline: Deadline,
+) -> Pulled:
+    """Pull parameters at least as new as `min_version`, into `out` or into fresh arrays.
+
+    A version of a state that is gone will never come: the parameters as they now stand are returned instead, and the
+    session keeps the rewind for its listeners.
+    """
+    origin = session.origin
+    report = connection.report(f"pull of model {session.model!r}")
+
+    def attempt(timeout_seconds: float) -> Pulled:
+        still_there = session.origin.state_id == origin.state_id
+        request = PullRequest(
+            model=session.model,
+            min_version=min_version if still_there else 0,
+            state_id=origin.state_id if still_there and min_version else "",
+            checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
+        )
+        with closing(connection.pull(request, timeout_seconds)) as messages:
+            return read_parameters(messages, layout, out, report)
+
+    def attempt_through_a_rewind(timeout_seconds: float) -> Pulled:
+        try:
+            return attempt(timeout_seconds)
+        except RewoundError as error:
+            detail = detail_of(error)
+            if detail is None or not detail.state.state_id:
+                raise
+            session.notice(detail.state)
+            return attempt(deadline.remaining_seconds())
+
+    pulled = connection.retry(attempt_through_a_rewind, what=f"pull of model {session.model!r}", deadline=deadline)
+    session.pulled(pulled.state)
+    return pulled
+
+
+def read_parameters(messages: Iterator[Any], layout: Layout, out: Parameters | None, report: Progress) -> Pulled:
+    """Read header, chunks and trailer; return the parameters.
+
+    Raises:
+        CorruptTransferError: the bytes are not those that were sent; `out` then holds neither old nor new values.
+        InvalidRequestError: the model is not the one that was opened.
+        ServiceError: the call failed.
+    """
+    header = _header(messages, layout)
+    if out is None:
+        flat, parameters = layout.allocate()
+        download = Download([flat], header.total_bytes, header.checksum_kind, report)
+    else:
+        parameters = out
+        download = Download(parameters.values(), header.total_bytes, header.checksum_kind, report)
+    for message in messages:
+        if isinstance(message, Chunk):
+            download.take(message)
+        elif message.WhichOneof("part") == "trailer":
+            download.finish(message.trailer.checksum)
+            return Pulled(parameters, header.state)
+    raise CorruptTransferError("the stream ended without its trailer")
+
+
+def _header(messages: Iterator[Any], layout: Layout) -> PullHeader:
+    first = next(messages, None)
+    if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "header":
+        raise CorruptTransferError("the stream does not begin with its header")
+    header: PullHeader = first.header
+    if header.total_bytes != layout.total_bytes:
+        raise InvalidRequestError(
+            f"the server sends {header.total_bytes} bytes of parameters, this handle knows {layout.total_bytes}: the "
+            "model was deleted and created anew; open it again"
+        )
+    return header

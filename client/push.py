@@ -1,0 +1,156 @@
+"""One push from beginning to end: its tries, its answer, and what its failures mean for the session.
+
+May import what both ends share, and its neighbours here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from numba_adam import errors
+from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
+from numba_adam.client.connection import Connection
+from numba_adam.client.layout import Gradients, Layout
+from numba_adam.client.pull import Pulled, read_parameters
+from numba_adam.client.retry import Deadline
+from numba_adam.client.session import Origin, Session
+from numba_adam.client.transfer import Upload
+from numba_adam.errors import CorruptTransferError, ServiceError
+from numba_adam.ps import convert
+from numba_adam.ps.checksum import XXH3_64
+from numba_adam.ps.errors import detail_of
+from numba_adam.ps.framing import Chunk
+from numba_adam.ps.v1.parameter_service_pb2 import PushAck, PushHeader, PushRequest
+
+_log = logging.getLogger(__name__)
+
+Answer = tuple[Ack, Pulled | None]
+_Send = Callable[[Iterator[bytes], float], tuple[PushAck, Pulled | None]]
+
+
+class Push:
+    """One gradient on its way. It is run once, by one thread."""
+
+    def __init__(
+        self, connection: Connection, session: Session, layout: Layout, gradients: Gradients, origin: Origin
+    ) -> None:
+        self._connection, self._session, self._layout = connection, session, layout
+        self._gradients, self._origin = gradients, origin
+        self._what = f"push to model {session.model!r}"
+        self._in_doubt = False  # whether an earlier try may have been applied without our hearing of it
+
+    def run(self, deadline: Deadline) -> Answer:
+        """Send it until there is an answer.
+
+        Raises:
+            PushRejectedError: the server refused it, for good; the next push may go on.
+            SessionFencedError: another process with this worker id has taken over.
+            ServiceError: there was no answer in time; the push may or may not have been applied.
+        """
+        return self._run(self._send, deadline)
+
+    def run_with_pull(self, deadline: Deadline) -> Answer:
+        """Send it until there is an answer, and read the parameters that follow it; raises as `run` does.
+
+        They are None where the stream broke after the acknowledgement or the model was rewound: pull them.
+        """
+        return self._run(self._send_and_receive, deadline)
+
+    def _run(self, send: _Send, deadline: Deadline) -> Answer:
+        def attempt(_seconds: float) -> Answer:
+            return self._attempt(send, deadline)
+
+        with self._session.push_lock:
+            try:
+                return self._connection.retry(attempt, what=self._what, deadline=deadline)
+            except BaseException as error:
+                self._settle(error)
+                raise
+
+    def _settle(self, error: BaseException) -> None:
+        """Leave the session such that the next push cannot be mistaken for this one."""
+        detail = detail_of(error)
+        if isinstance(error, errors.SessionFencedError):
+            self._session.fence(str(error))
+        elif detail is not None and detail.sequence_recorded:
+            self._session.next_sequence += 1
+        else:
+            self._session.forget()
+
+    def _attempt(self, send: _Send, deadline: Deadline) -> Answer:
+        """Try once; a session that the server does not know any more is opened again first."""
+        try:
+            return self._attempt_in_session(send, deadline)
+        except errors.SessionUnknownError:
+            if self._in_doubt:  # the answer to an earlier try is lost with the session: sending again could repeat it
+                raise
+            self._session.forget()
+            return self._attempt_in_session(send, deadline)
+
+    def _attempt_in_session(self, send: _Send, deadline: Deadline) -> Answer:
+        session = self._session
+        session.ensure_open(deadline.remaining_seconds())
+        if session.origin.state_id != self._origin.state_id:
+            return ack_of_rewind(session.restored), None
+        upload = self._upload()
+        try:
+            ack, pulled = send(upload.messages(), deadline.remaining_seconds())
+        except ServiceError as error:
+            if upload.failure is not None:
+                raise upload.failure from error
+            if self._tells_of_a_rewind(error):
+                return ack_of_rewind(session.restored), None
+            self._in_doubt |= detail_of(error) is None
+            raise
+        session.next_sequence += 1
+        return ack_of(ack), pulled
+
+    def _tells_of_a_rewind(self, error: ServiceError) -> bool:
+        detail = detail_of(error)
+        if not isinstance(error, errors.RewoundError) or detail is None:
+            return False
+        self._session.notice(detail.state)
+        return self._session.origin.state_id != self._origin.state_id
+
+    def _upload(self) -> Upload:
+        present, dtype = self._gradients.present, self._layout.dtype
+        header = PushHeader(
+            model=self._session.model,
+            state_id=self._origin.state_id,
+            worker_id=self._session.worker_id,
+            epoch=self._session.epoch,
+            sequence=self._session.next_sequence,
+            base_version=self._origin.version,
+            dtype=convert.dtype_to_proto(dtype),
+            tensors=convert.tensor_specs(present),
+            absent=self._gradients.absent,
+            total_bytes=sum(array.nbytes for array in present.values()),
+            checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
+        )
+        report = self._connection.report(self._what)
+        return Upload(PushRequest(header=header).SerializeToString(), present.values(), XXH3_64, report)
+
+    def _send(self, messages: Iterator[bytes], timeout_seconds: float) -> tuple[PushAck, None]:
+        return self._connection.push(messages, timeout_seconds).ack, None
+
+    def _send_and_receive(self, messages: Iterator[bytes], timeout_seconds: float) -> tuple[PushAck, Pulled | None]:
+        report = self._connection.report(f"pull of model {self._session.model!r}")
+        with closing(self._connection.push_pull(messages, timeout_seconds)) as answers:
+            ack = _first_ack(answers)
+            try:
+                return ack, read_parameters(answers, self._layout, None, report)
+            except ServiceError as error:
+                _log.info("%s was applied; its parameters did not come (%s) and are pulled again", self._what, error)
+                return ack, None
+
+
+def _first_ack(answers: Iterator[Any]) -> PushAck:
+    """Return the acknowledgement that a PushPull answer begins with."""
+    first = next(answers, None)
+    if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "ack":
+        raise CorruptTransferError("the answer does not begin with an acknowledgement")
+    ack: PushAck = first.ack
+    return ack

@@ -1,0 +1,134 @@
+"""Payloads as streams of chunks: cut and checked on the way out, checked and put in place on the way in.
+
+May import NumPy and what both ends share (`numba_adam.ps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.client.progress import Progress
+from numba_adam.errors import CorruptTransferError
+from numba_adam.ps.checksum import new_checksum
+from numba_adam.ps.framing import DEFAULT_CHUNK_BYTES, Chunk, encode_chunk, encode_trailer
+
+
+def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    """Return a C-contiguous array's memory as bytes."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def cut(pieces: Iterable[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
+    """Cut the concatenation of pieces into runs of `chunk_bytes` (the last one shorter), without copying."""
+    run: list[memoryview] = []
+    room = chunk_bytes
+    for piece in pieces:
+        start = 0
+        while start < piece.nbytes:
+            part = piece[start : start + room]
+            run.append(part)
+            start += part.nbytes
+            room -= part.nbytes
+            if not room:
+                yield run
+                run, room = [], chunk_bytes
+    if run:
+        yield run
+
+
+class Upload:
+    """The messages of one outgoing transfer, made as gRPC asks for them.
+
+    Each chunk is copied once, into the message; the checksum is taken of that copy, while the cache still has it.
+    """
+
+    def __init__(
+        self,
+        header: bytes,
+        arrays: Iterable[npt.NDArray[Any]],
+        checksum_kind: int,
+        report: Progress,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    ) -> None:
+        self.failure: Exception | None = None
+        """What the progress callable raised; gRPC would report it as a cancelled call."""
+        self._header, self._kind, self._report, self._chunk_bytes = header, checksum_kind, report, chunk_bytes
+        self._pieces = [bytes_of(array) for array in arrays]
+
+    def messages(self) -> Iterator[bytes]:
+        """Yield the header, the chunks and the trailer."""
+        try:
+            yield from self._messages()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _messages(self) -> Iterator[bytes]:
+        yield self._header
+        checksum = new_checksum(self._kind)
+        total = sum(piece.nbytes for piece in self._pieces)
+        offset = 0
+        for run in cut(self._pieces, self._chunk_bytes):
+            size = sum(part.nbytes for part in run)
+            raw = encode_chunk(offset, *run)
+            checksum.update(memoryview(raw)[-size:])
+            offset += size
+            yield raw
+            self._report(offset, total)
+        yield encode_trailer(checksum.value())
+
+
+class Download:
+    """One incoming transfer, written into place chunk by chunk."""
+
+    def __init__(
+        self, arrays: Iterable[npt.NDArray[Any]], total_bytes: int, checksum_kind: int, report: Progress
+    ) -> None:
+        self._places = [bytes_of(array) for array in arrays]
+        self._total, self._report = total_bytes, report
+        self._checksum = new_checksum(checksum_kind)
+        self._offset = 0
+        self._place = self._start = 0  # the place that the next byte goes to, and where in it
+
+    def take(self, chunk: Chunk) -> None:
+        """Check where a chunk stands, and put it there.
+
+        Raises:
+            CorruptTransferError: it does not follow the one before, or reaches beyond the end.
+        """
+        stop = self._offset + chunk.data.nbytes
+        if chunk.offset != self._offset or stop > self._total:
+            raise CorruptTransferError(
+                f"a chunk covers bytes {chunk.offset} to {chunk.offset + chunk.data.nbytes} of {self._total}, "
+                f"needed is one from {self._offset} on"
+            )
+        self._checksum.update(chunk.data)
+        self._put(chunk.data)
+        self._offset = stop
+        self._report(stop, self._total)
+
+    def finish(self, checksum: int) -> None:
+        """See that all bytes came, and that they are those that were sent.
+
+        Raises:
+            CorruptTransferError: some are missing, or the checksum differs.
+        """
+        if self._offset != self._total:
+            raise CorruptTransferError(f"{self._offset} bytes came, needed are the {self._total} that were declared")
+        if checksum != self._checksum.value():
+            raise CorruptTransferError(f"the checksum is {self._checksum.value():#x}, the sender's is {checksum:#x}")
+
+    def _put(self, data: memoryview) -> None:
+        while data.nbytes:
+            place = self._places[self._place]
+            room = place.nbytes - self._start
+            part = data[:room]
+            place[self._start : self._start + part.nbytes] = part
+            self._start += part.nbytes
+            data = data[room:]
+            if part.nbytes == room:
+                self._place, self._start = self._place + 1, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ def serve(config: ServerConfig) -> int:
         ConfigurationError: the data folder or the address cannot be used.
         CorruptSnapshotError: a model has snapshots, and none of them holds.
     """
+    # OpenMP's threads must not spin between two updates: the next gradient is being received on those cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     is_told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: is_told.set())

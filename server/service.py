@@ -207,9 +207,10 @@ def _checked(parts: Iterator[Any]) -> Parts:
 def _header(parts: Iterator[Any]) -> Any:
     """Return the header that opens a stream."""
     first = _well_formed(next(parts, None))
-    if not isinstance(first, Message) or first.WhichOneof("part") != "header":  # type: ignore[arg-type]
+    if not isinstance(first, Message) or first.WhichOneof("part") != "header":
         raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream does not begin with a header")
-    return first.header
+    header: Any = getattr(first, "header")  # noqa: B009 - every transfer message has one, Message itself has not
+    return header
 
 
 def _caller(context: Context) -> Caller:

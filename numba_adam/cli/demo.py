@@ -77,11 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _outcome(record: Record) -> str:
     """Return the last lines of the story."""
     lines = []
-    if crash := record.crash:
-        lost = crash.version - crash.restored
-        lines.append(
-            f"crash     cost {lost} pushes (versions {crash.restored + 1} to {crash.version}), done again since"
-        )
+    if record.crash:
+        lines.append(f"crash     cost {record.lost} pushes, those after version {record.restored}; done again since")
     lines.append(f"speed     {record.pushes_per_second:.0f} pushes per second, each with a pull")
     lines.append(f"accuracy  {record.accuracy:.1%} on {record.tested} images that were not trained on")
     return "\n".join(lines)
@@ -99,6 +96,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line of the story above the moving one."""
         self.clear()
+        self._shown = 0  # after a rewind the version is lower
         print(line, flush=True)
 
     def clear(self) -> None:
@@ -110,7 +108,7 @@ class Progress:
         """Show a push, if enough has happened since the last one shown."""
         self._loss = push.loss if not self._loss else 0.98 * self._loss + 0.02 * push.loss
         every = self._steps // (200 if self._terminal else 10) or 1
-        if push.version // every == self._shown:
+        if push.version // every <= self._shown:
             return
         self._shown = push.version // every
         line = f"training  version {push.version:>5} of {self._steps}, loss {self._loss:.3f}"

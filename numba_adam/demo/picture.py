@@ -5,20 +5,20 @@ Needs matplotlib, which is imported on use; nothing is shown on a screen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numba_adam.demo.story import Crash, Record
+from numba_adam.demo.story import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#9065b0", "#ad1a72")
 _RED = "#c4332b"
-_GREY = "#787774"
+_GREY = "#5f5e5b"
+_INK = "#37352f"
 
 
 def draw(record: Record, frameworks: list[str], path: Path) -> None:
@@ -39,11 +39,8 @@ def draw(record: Record, frameworks: list[str], path: Path) -> None:
         axes.grid(color="#e9e9e7", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        if record.crash:
-            axes.axvspan(record.crash.killed_at, record.crash.back_at, color=_RED, alpha=0.12, linewidth=0)
-            axes.axvline(record.crash.killed_at, color=_RED, linewidth=1.4)
     if record.crash:
-        _explain(losses, versions, record.crash)
+        _mark_crash(losses, versions, record)
     figure.suptitle(
         f"{len(frameworks)} workers train one model; the server is killed half-way\n"
         f"test accuracy {record.accuracy:.1%}, {record.pushes_per_second:.0f} pushes per second",
@@ -66,15 +63,13 @@ def _draw_losses(axes: Axes, record: Record, frameworks: list[str]) -> None:
             markeredgewidth=0,
             label=f"worker {worker} ({framework})",
         )
-    pushes = sorted(record.pushes)
-    width = max(5, len(pushes) // 60) | 1
+    width = max(5, len(record.pushes) // 60) | 1
     label = f"median of {width} pushes"
-    for part in _parts(record):
-        times = np.array([push.time for push in pushes if part(push.time)])
-        values = np.array([push.loss for push in pushes if part(push.time)])
-        if len(values) >= width:
-            medians = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
-            axes.plot(times[width // 2 : -(width // 2)], medians, color="#37352f", linewidth=1.8, label=label)
+    for part in record.parts:
+        if len(part) >= width:
+            windows = np.lib.stride_tricks.sliding_window_view([push.loss for push in part], width)
+            times = [push.time for push in part[width // 2 : -(width // 2)]]
+            axes.plot(times, np.median(windows, axis=1), color=_INK, linewidth=1.8, label=label)
             label = "_the second part needs no entry of its own"
     axes.set_yscale("log")
     axes.set_ylabel("loss on a batch (cross-entropy)")
@@ -87,26 +82,21 @@ def _draw_losses(axes: Axes, record: Record, frameworks: list[str]) -> None:
 
 def _draw_versions(axes: Axes, record: Record) -> None:
     """Draw the version that each push made: a straight climb, with a step down where pushes were lost."""
-    pushes = sorted(record.pushes)
-    for part in _parts(record):
-        chosen = [push for push in pushes if part(push.time)]
-        axes.plot([push.time for push in chosen], [push.version for push in chosen], color="#37352f", linewidth=1.8)
+    for part in record.parts:
+        axes.plot([push.time for push in part], [push.version for push in part], color=_INK, linewidth=1.8)
     axes.set_ylabel("version of the model")
     axes.set_xlabel("seconds since the first push")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
 
 
-def _parts(record: Record) -> list[Callable[[float], bool]]:
-    """Return the times before and after the crash, so that no line is drawn across it."""
-    crash = record.crash
-    if crash is None:
-        return [lambda time: time >= 0]
-    return [lambda time: time <= crash.killed_at, lambda time: time > crash.killed_at]
-
-
-def _explain(losses: Axes, versions: Axes, crash: Crash) -> None:
-    """Say beside the red line what it is, and beside the step what it cost."""
+def _mark_crash(losses: Axes, versions: Axes, record: Record) -> None:
+    """Mark the time without training in both, and say what happened and what it cost."""
+    crash, resumed = record.crash, record.parts[-1][0]
+    assert crash is not None
+    for axes in (losses, versions):
+        axes.axvspan(crash.killed_at, resumed.time, color=_RED, alpha=0.12, linewidth=0)
+        axes.axvline(crash.killed_at, color=_RED, linewidth=1.4)
     losses.annotate(
         "kill -9 of the server",
         xy=(crash.killed_at, 1.0),
@@ -118,10 +108,10 @@ def _explain(losses: Axes, versions: Axes, crash: Crash) -> None:
         fontweight="bold",
     )
     versions.annotate(
-        f"back after {crash.back_at - crash.killed_at:.1f} s, at version {crash.restored}:\n"
-        f"{crash.version - crash.restored} pushes lost, and done again",
-        xy=(crash.back_at, crash.restored),
-        xytext=(40, -14),
+        f"server back after {crash.back_at - crash.killed_at:.1f} s; the workers go on\n"
+        f"from version {record.restored}: {record.lost} pushes lost, and done again",
+        xy=(resumed.time, resumed.version),
+        xytext=(36, -16),
         textcoords="offset points",
         va="center",
         color=_GREY,

@@ -101,7 +101,12 @@ class WorkerProcess:
         command = [*_PYTHON, "numba_adam.demo.worker", "--index", str(index), *arguments]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **_ONE_THREAD}
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **_ONE_THREAD},
             )
         self._reader = threading.Thread(target=self._read, name=f"worker-{index}", daemon=True)
         self._reader.start()
@@ -113,6 +118,12 @@ class WorkerProcess:
                 values = json.loads(line)
                 self._events.put(Event(self._index, values.pop("event"), values))
         self._events.put(Event(self._index, "exit", {"status": self._process.wait()}))
+
+    def go(self) -> None:
+        """Let the worker begin; it waits for this after it has reported that it is ready."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.close()
 
     def error(self, status: int) -> ServiceError:
         """Return the exception that says how the worker failed."""

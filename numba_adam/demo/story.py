@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numba_adam.demo.processes import Event, ServerProcess, WorkerProcess
 
@@ -51,17 +51,15 @@ class Push(NamedTuple):
     loss: float
     """Mean over the batch that the gradient was computed on."""
 
+    state_id: str
+    """The line of history that the version belongs to: another one after the crash."""
+
 
 class Crash(NamedTuple):
-    """The moment when the server was killed, and what it cost. Times in seconds since the first push."""
+    """When the server was killed and when it was back, in seconds since the first push."""
 
     killed_at: float
     back_at: float
-    version: int
-    """The newest version that had been acknowledged."""
-
-    restored: int
-    """The version that the newest snapshot held, and that training went on from."""
 
 
 @dataclass
@@ -75,15 +73,31 @@ class Record:
     folder: Path | None = None
 
     @property
+    def parts(self) -> list[list[Push]]:
+        """The pushes before the crash and those after it, each in order of time."""
+        pushes = sorted(self.pushes)
+        state_ids = dict.fromkeys(push.state_id for push in pushes)
+        return [[push for push in pushes if push.state_id == state_id] for state_id in state_ids]
+
+    @property
     def accuracy(self) -> float:
         """Share of the test images that were read correctly."""
         return self.correct / self.tested
 
     @property
+    def restored(self) -> int:
+        """The version that training went on from after the crash."""
+        return min(push.version for push in self.parts[1]) - 1
+
+    @property
+    def lost(self) -> int:
+        """How many acknowledged pushes the crash cost."""
+        return max(push.version for push in self.parts[0]) - self.restored
+
+    @property
     def pushes_per_second(self) -> float:
-        """Pushes acknowledged while a server was there to take them."""
-        down = self.crash.back_at - self.crash.killed_at if self.crash else 0.0
-        return len(self.pushes) / (self.pushes[-1].time - self.pushes[0].time - down)
+        """Pushes acknowledged, over the time in which there was a server to take them."""
+        return len(self.pushes) / sum(part[-1].time - part[0].time for part in self.parts)
 
 
 Say = Callable[[str], None]
@@ -116,7 +130,7 @@ def play(plan: Plan, say: Say, watch: Watch) -> Record:
         workers = [_start_worker(index, plan, server.address, folder, events) for index in range(plan.workers)]
         for worker in workers:
             cleanup.callback(worker.end)
-        _train(plan, record, server, workers, events, say, watch)
+        _Training(plan, record, server, say, watch).follow(workers, events)
         record.correct, record.tested = _test(server.address)
         server.stop()
     return record
@@ -133,53 +147,57 @@ def framework(worker: int) -> str:
     return "PyTorch" if worker == 1 and importlib.util.find_spec("torch") else "NumPy"
 
 
-def _train(
-    plan: Plan,
-    record: Record,
-    server: ServerProcess,
-    workers: list[WorkerProcess],
-    events: queue.Queue[Event],
-    say: Say,
-    watch: Watch,
-) -> None:
-    """Follow what the workers report until all have ended; half-way, kill the server and start it again."""
-    running = len(workers)
-    start = 0.0
-    while running:
-        event = events.get()
-        if event.kind == "exit":
-            running -= 1
-            if event.values["status"] != 0:
-                raise workers[event.worker].error(event.values["status"])
-        elif event.kind == "ready":
-            say(f"worker {event.worker}  {framework(event.worker)}, {event.values['images']} images")
-        elif event.kind == "rewind":
-            say(f"worker {event.worker}  was told of version {event.values['version']}, pulled it and went on")
-        else:
-            start = start or event.values["time"]
-            values = event.values
-            push = Push(values["time"] - start, event.worker, values["version"], values["loss"])
-            record.pushes.append(push)
-            watch(push)
-            if record.crash is None and _worth_a_crash(plan, push, values["snapshot_version"]):
-                record.crash = _crash(server, push, values["snapshot_version"], start, say)
+class _Training:
+    """Follows what the workers report until all have ended; half-way, kills the server and starts it again."""
 
+    def __init__(self, plan: Plan, record: Record, server: ServerProcess, say: Say, watch: Watch) -> None:
+        self._plan, self._record, self._server, self._say, self._watch = plan, record, server, say, watch
+        self._start = 0.0  # when the first push was made, as time.time()
 
-def _worth_a_crash(plan: Plan, push: Push, snapshot_version: int) -> bool:
-    """Say whether half of the way is done and something not yet saved would be lost."""
-    return push.version >= plan.steps // 2 and push.version - snapshot_version >= plan.steps // (4 * _SNAPSHOTS)
+    def follow(self, workers: list[WorkerProcess], events: queue.Queue[Event]) -> None:
+        """Return when every worker has ended."""
+        ready, running = 0, len(workers)
+        while running:
+            event = events.get()
+            if event.kind == "push":
+                self._on_push(event.values, event.worker)
+            elif event.kind == "rewind":
+                self._say(
+                    f"worker {event.worker}  was told of version {event.values['version']}, pulled it and went on"
+                )
+            elif event.kind == "ready":
+                self._say(f"worker {event.worker}  {framework(event.worker)}, {event.values['images']} images")
+                ready += 1
+                if ready == len(workers):
+                    for worker in workers:
+                        worker.go()
+            else:
+                running -= 1
+                if status := event.values["status"]:
+                    raise workers[event.worker].error(status)
 
+    def _on_push(self, values: dict[str, Any], worker: int) -> None:
+        self._start = self._start or values["time"]
+        push = Push(values["time"] - self._start, worker, values["version"], values["loss"], values["state_id"])
+        pushes, crash = self._record.pushes, self._record.crash
+        if crash and push.state_id == pushes[0].state_id:
+            # Acknowledged before the crash, but reported after it: its worker was waiting for the parameters.
+            push = push._replace(time=min(push.time, crash.killed_at))
+        pushes.append(push)
+        self._watch(push)
+        unsaved = push.version - values["snapshot_version"]
+        if crash is None and push.version >= self._plan.steps // 2 and unsaved >= self._plan.steps // (4 * _SNAPSHOTS):
+            self._say(f"kill -9   of the server at version {push.version}; {unsaved} pushes are in no snapshot yet")
+            self._record.crash = self._crash()
 
-def _crash(server: ServerProcess, push: Push, snapshot_version: int, start: float, say: Say) -> Crash:
-    """Kill the server and start it again on the same port and the same data."""
-    pid = server.pid
-    killed_at = time.time() - start
-    server.kill()
-    say(f"kill -9   of the server, process {pid}, at version {push.version}; its last snapshot: {snapshot_version}")
-    server.start()
-    back_at = time.time() - start
-    say(f"server    is back as process {server.pid} after {back_at - killed_at:.1f} s")
-    return Crash(killed_at, back_at, push.version, snapshot_version)
+    def _crash(self) -> Crash:
+        """Kill the server and start it again on the same port and the same data."""
+        killed_at = time.time() - self._start
+        self._server.kill()
+        self._server.start()
+        back_at = time.time() - self._start
+        self._say(f"server    is back as process {self._server.pid} after {back_at - killed_at:.1f} s")
+        return Crash(killed_at, back_at)
 
 
 def _test(address: str) -> tuple[int, int]:

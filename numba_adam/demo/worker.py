@@ -59,13 +59,15 @@ def work(arguments: argparse.Namespace) -> None:
         model = client.create_model(MODEL, params, lr=LEARNING_RATE, exist_ok=True)
         model.on_rewind(lambda version: report("rewind", version=version))
         report("ready", images=len(shard.labels))
+        sys.stdin.readline()  # wait for the others, so that all train from the beginning
         params = model.pull()
         while model.version < arguments.steps:
             loss, gradients = loss_and_gradients(params, shard.batch(BATCH, random))
             params = model.push_pull(gradients)
             ack = model.last_ack
             if ack is not None and ack.applied:
-                report("push", version=ack.version, snapshot_version=ack.snapshot_version, loss=loss)
+                values = {"version": ack.version, "snapshot_version": ack.snapshot_version, "state_id": ack.state_id}
+                report("push", loss=loss, **values)
 
 
 if __name__ == "__main__":

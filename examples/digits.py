@@ -1,0 +1,120 @@
+"""Two workers train one model on a parameter server that is killed half-way. Read it from the bottom up.
+
+    pip install 'numba-adam[demo]'
+    python digits.py
+
+The server keeps the parameters and Adam's state. Each worker computes gradients on its own half of scikit-learn's
+handwritten digits and pushes them; what comes back are the newest parameters, with the other worker's steps in them.
+"""
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from numba_adam.client import ParameterClient
+
+HIDDEN, BATCH = 256, 64
+
+
+def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pixels (n, 64) between 0 and 1, digits (n,), and which images are kept for the test."""
+    data = load_digits()
+    return (data.data / 16).astype(np.float32), data.target, np.arange(len(data.target)) % 5 == 0
+
+
+def initial() -> dict[str, np.ndarray]:
+    """Return the parameters that training starts from. Any names, any shapes; all float32, or all float64."""
+    random = np.random.default_rng(0)
+    return {
+        "w1": (random.standard_normal((64, HIDDEN)) * np.sqrt(2 / 64)).astype(np.float32),
+        "b1": np.zeros(HIDDEN, np.float32),
+        "w2": (random.standard_normal((HIDDEN, 10)) * np.sqrt(2 / HIDDEN)).astype(np.float32),
+        "b2": np.zeros(10, np.float32),
+    }
+
+
+def forward(params: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hidden units and the scores of the ten digits."""
+    hidden = np.maximum(x @ params["w1"] + params["b1"], 0)
+    return hidden, hidden @ params["w2"] + params["b2"]
+
+
+def gradients(params: dict[str, np.ndarray], x: np.ndarray, digits: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the gradient of the mean cross-entropy. PyTorch or JAX could compute it as well: push their arrays."""
+    hidden, scores = forward(params, x)
+    by_scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    by_scores /= by_scores.sum(axis=1, keepdims=True)
+    by_scores[np.arange(len(x)), digits] -= 1
+    by_scores /= np.float32(len(x))
+    by_hidden = (by_scores @ params["w2"].T) * (hidden > 0)
+    return {"w1": x.T @ by_hidden, "b1": by_hidden.sum(axis=0), "w2": hidden.T @ by_scores, "b2": by_scores.sum(axis=0)}
+
+
+def work(address: str, index: int, steps: int) -> None:
+    """Be one worker: pull, compute, push, until the model has made so many steps."""
+    x, digits, test = load()
+    x, digits = x[~test][index::2], digits[~test][index::2]
+    random = np.random.default_rng(index)
+    with ParameterClient(address, worker_id=f"worker-{index}") as client:
+        # Both workers run this line. One creates the model, the other gets the same one.
+        model = client.create_model("digits", initial(), lr=2e-3, exist_ok=True)
+        # Nothing else in this program knows of crashes: calls are tried again until the server is back, and when it
+        # had to go back to its last snapshot, the client opens a new session, pulls, and calls this.
+        model.on_rewind(lambda version: print(f"worker {index}: the server is back, at version {version}", flush=True))
+        params = model.pull()
+        while model.version < steps:
+            batch = random.integers(0, len(x), BATCH)
+            params = model.push_pull(gradients(params, x[batch], digits[batch]))
+
+
+def serve(address: str, folder: str, snapshot_every: int) -> tuple[subprocess.Popen[str], str]:
+    """Start a server, wait until it is ready, and return the process and the address."""
+    options = ["--listen", address, "--data-dir", folder, "--snapshot-every-pushes", str(snapshot_every)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "numba_adam", "serve", *options], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()  # "numba-adam: serving on 127.0.0.1:43210"
+    if not line:
+        sys.exit("the server did not start")
+    return process, line.split()[-1]
+
+
+def main(steps: int) -> None:
+    """Train, with a crash in the middle, and test."""
+    with tempfile.TemporaryDirectory() as folder:
+        server, address = serve("127.0.0.1:0", folder, steps // 5)
+        spawn = multiprocessing.get_context("spawn")
+        workers = [spawn.Process(target=work, args=(address, index, steps)) for index in (0, 1)]
+        for worker in workers:
+            worker.start()
+
+        with ParameterClient(address) as client:
+            # As the workers do: whoever is first creates the model.
+            model = client.create_model("digits", initial(), lr=2e-3, exist_ok=True)
+            model.pull(min_version=steps // 2)  # returns when the model has got so far
+            server.kill()  # SIGKILL: no time to save anything
+            server.wait()
+            print(f"the server was killed after version {model.version}", flush=True)
+            server, _ = serve(address, folder, steps // 5)
+
+            for worker in workers:
+                worker.join()
+            params = model.pull()
+
+        x, digits, test = load()
+        accuracy = (forward(params, x[test])[1].argmax(axis=1) == digits[test]).mean()
+        print(f"version {model.version}: {accuracy:.1%} of the test images are read correctly")
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=4000)
+    main(parser.parse_args().steps)

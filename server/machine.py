@@ -16,11 +16,18 @@ from typing import Any, NamedTuple
 
 from numba_adam.errors import InvalidRequestError, RewoundError, SequenceError, SessionFencedError, SessionUnknownError
 
-KEPT_ANSWERS = 64
-"""Answers kept for retries, of each session."""
 
-MOST_SESSIONS = 4096
-"""Workers whose session is kept; beyond it the one that has been idle for longest is forgotten."""
+class Limits(NamedTuple):
+    """How much a machine remembers."""
+
+    kept_answers: int = 64
+    """Answers kept for retries, of each session."""
+
+    most_sessions: int = 4096
+    """Workers whose session is kept; beyond it the one that has been idle for longest is forgotten."""
+
+
+LIMITS = Limits()
 
 
 class PushKey(NamedTuple):
@@ -77,9 +84,16 @@ class Session:
 
 
 class Machine:
-    """One model's sessions, version and steps."""
+    """One model's sessions, version and steps.
 
-    def __init__(self, state_id: str, tensor_count: int) -> None:
+    Args:
+        state_id: names its line of history.
+        tensor_count: number of arrays, each of which counts its own steps.
+        limits: how much it remembers.
+    """
+
+    def __init__(self, state_id: str, tensor_count: int, limits: Limits = LIMITS) -> None:
+        self._limits = limits
         self.state_id = state_id
         self.version = 0
         self.steps = [0] * tensor_count
@@ -94,7 +108,7 @@ class Machine:
         self._last_epoch += 1
         self.sessions.pop(worker_id, None)
         self.sessions[worker_id] = Session(self._last_epoch)
-        while len(self.sessions) > MOST_SESSIONS:
+        while len(self.sessions) > self._limits.most_sessions:
             del self.sessions[next(iter(self.sessions))]
         return self._last_epoch
 
@@ -123,7 +137,7 @@ class Machine:
         self.check_state(push.state_id)
         session = self._session(push)
         if 1 <= push.sequence <= session.last_sequence:
-            return _kept(session, push)
+            return self._kept(session, push)
         if push.sequence != session.last_sequence + 1:
             raise SequenceError(
                 f"sequence={push.sequence}: the next push of worker {push.worker_id!r} is {session.last_sequence + 1}; "
@@ -135,15 +149,11 @@ class Machine:
             )
         return None
 
-    def next_steps(self, present: Sequence[bool]) -> list[int]:
-        """Return each array's step after a push that has gradients for the arrays flagged in `present`."""
-        return [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
-
     def accept(self, push: PushKey, base_version: int, present: Sequence[bool]) -> Accepted:
-        """Count a push, whose turn it is, as the next version."""
+        """Count a push, whose turn it is, as the next version, and a step of each array flagged in `present`."""
         answer = Accepted(self.version + 1, self.version - base_version)
         self._record(push, answer)
-        self.steps = self.next_steps(present)
+        self.steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
         self.version = answer.version
         return answer
 
@@ -172,9 +182,9 @@ class Machine:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Machine:
+    def from_record(cls, record: Mapping[str, Any], limits: Limits = LIMITS) -> Machine:
         """Return the machine that `to_record` wrote down."""
-        machine = cls(record["state_id"], len(record["steps"]))
+        machine = cls(record["state_id"], len(record["steps"]), limits)
         machine.version = record["version"]
         machine.steps = list(record["steps"])
         machine._last_epoch = record["last_epoch"]
@@ -196,24 +206,23 @@ class Machine:
             )
         return session
 
+    def _kept(self, session: Session, push: PushKey) -> Answer:
+        answer = session.answers.get(push.sequence)
+        if answer is None:
+            raise SequenceError(
+                f"sequence={push.sequence}: answered long ago, and only the last {self._limits.kept_answers} answers "
+                f"are kept; the next push is {session.last_sequence + 1}"
+            )
+        return answer
+
     def _record(self, push: PushKey, answer: Answer) -> None:
         """Keep an answer, and move the worker to the end of those that may be forgotten."""
         session = self.sessions.pop(push.worker_id)
         self.sessions[push.worker_id] = session
         session.last_sequence = push.sequence
         session.answers[push.sequence] = answer
-        if len(session.answers) > KEPT_ANSWERS:
+        if len(session.answers) > self._limits.kept_answers:
             del session.answers[next(iter(session.answers))]
-
-
-def _kept(session: Session, push: PushKey) -> Answer:
-    answer = session.answers.get(push.sequence)
-    if answer is None:
-        raise SequenceError(
-            f"sequence={push.sequence}: answered long ago, and only the last {KEPT_ANSWERS} answers are kept; "
-            f"the next push is {session.last_sequence + 1}"
-        )
-    return answer
 
 
 def _answer(first: int, second: int | str) -> Answer:

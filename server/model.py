@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.errors import InternalServerError, ModelNotFoundError
-from numba_adam.folding import fold
 from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.server.arena import Arena, FlatArray, split
 from numba_adam.server.machine import Answer, Machine, PushKey
@@ -81,8 +80,8 @@ class Model:
         self._changed = threading.Condition()
         self._is_deleted = False
         self._is_broken = False
-        self._whole = _table(arena, lambda flat: [flat])
-        self._by_tensor = _table(arena, arena.views)
+        self._whole = _table(spec, arena, lambda flat: [flat])
+        self._by_tensor = _table(spec, arena, arena.views)
 
     @property
     def version(self) -> int:
@@ -194,16 +193,12 @@ class Model:
 
     def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
         """Run the update over the arrays that have a gradient."""
-        steps = self.machine.next_steps(present)
-        dtype = self.spec.dtype
+        steps = self.machine.steps
         try:
             if all(present) and len(set(steps)) == 1:  # the usual push: the whole vector is one array
-                self._whole.update([gradient], fold(self.spec.hyperparameters, steps[0], dtype))
+                self._whole.update([gradient], np.array(steps[:1]))
             elif any(present):
-                folded = {step: fold(self.spec.hyperparameters, step, dtype) for step in set(steps) if step}
-                first = next(iter(folded.values()))
-                constants = [folded.get(step, first) for step in steps]
-                self._by_tensor.update(self._gradients(present, gradient), constants)
+                self._by_tensor.update(self._gradients(present, gradient), np.array(steps))
         except Exception as error:
             self._is_broken = True
             _log.exception("model %s: an update failed; the model takes no more pushes", self.spec.name)
@@ -216,9 +211,7 @@ class Model:
         return [next(views) if is_present else None for is_present in present]
 
 
-
-
-def _table(arena: Arena, cut: Callable[[FlatArray], list[FlatArray]]) -> UpdateTable:
+def _table(spec: Spec, arena: Arena, cut: Callable[[FlatArray], list[FlatArray]]) -> UpdateTable:
     """Return the update over an arena's arrays, each cut into the pieces that have a step of their own."""
-    largest = None if arena.max_exp_avg_sq is None else cut(arena.max_exp_avg_sq)
-    return UpdateTable(cut(arena.param), cut(arena.exp_avg), cut(arena.exp_avg_sq), largest)
+    columns = [cut(array) for array in arena.state_arrays().values()]
+    return UpdateTable(*columns, hyperparameters=[spec.hyperparameters])

@@ -1,0 +1,102 @@
+"""The arena: where its arrays lie, and that nothing in it thinks in 32 bits."""
+
+import mmap
+import struct
+
+import numpy as np
+import pytest
+
+import numba_adam as na
+from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.server.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
+from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.model import Model, Push
+from numba_adam.server.spec import Spec, Tensor
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_arrays_are_zero_aligned_and_apart(dtype, amsgrad):
+    arena = Arena([3, 0, 1, 13], dtype, amsgrad=amsgrad)
+    arrays = [*arena.state_arrays().values(), arena.pending]
+    assert len(arrays) == 4 + amsgrad
+    for number, array in enumerate(arrays, 1):
+        assert array.ctypes.data % ALIGNMENT == 0
+        assert array.flags.writeable
+        assert array.shape == (17,)
+        assert not array.any()
+        array[:] = number
+    for number, array in enumerate(arrays, 1):
+        assert (array == number).all()
+
+
+def test_the_header_says_where_everything_is():
+    arena = Arena([10], "float64", amsgrad=True)
+    magic, form, itemsize, count, *offsets = struct.unpack_from("<8sIIQ5Q", arena._mapping, 0)
+    assert (magic, form, itemsize, count) == (b"NBADARN\x00", 1, 8, 10)
+    assert offsets[0] == HEADER_BYTES
+    for offset, name in zip(offsets, ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "pending"), strict=True):
+        getattr(arena, name)[0] = offset
+        assert struct.unpack_from("<d", arena._mapping, offset) == (offset,)
+
+
+def test_without_amsgrad_the_header_has_a_zero_in_its_place():
+    arena = Arena([10], "float32")
+    assert struct.unpack_from("<5Q", arena._mapping, 24)[3] == 0
+    assert arena.max_exp_avg_sq is None
+
+
+def test_views_are_the_tensors_in_order():
+    arena = Arena([2, 0, 3], "float32")
+    arena.param[:] = range(5)
+    assert [view.tolist() for view in arena.views(arena.param)] == [[0, 1], [], [2, 3, 4]]
+
+
+def test_a_model_of_empty_arrays_has_an_arena():
+    arena = Arena([0, 0], "float32")
+    assert arena.param.shape == (0,)
+    assert arena.nbytes == HEADER_BYTES
+
+
+def test_the_layout_counts_beyond_32_bits():
+    found = layout(3_000_000_001, 8)
+    assert found.offsets["exp_avg"] == HEADER_BYTES + 24_000_000_064
+    assert found.total_bytes == HEADER_BYTES + 4 * 24_000_000_064
+
+
+def test_an_update_beyond_4_gib_lands_where_it_should():
+    """The first tensor's 4.3 GB are never touched: the mapping is sparse."""
+    hole, size = 2**32 // 4 + 1000, 20_000
+    arena = Arena([hole, size], "float32", sparse=True)
+    spec = Spec("far", "float32", (Tensor("hole", (hole,)), Tensor("end", (size,))), Hyperparameters(lr=0.1))
+    model = Model(spec, "r", arena, Machine("s", 2))
+    rng = np.random.default_rng(3)
+    start, grad = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
+    arena.param[hole:] = start
+    epoch = model.open_session("w")
+    model.apply(Push(PushKey("s", "w", epoch, 1), 0, (False, True)), grad)
+    expected = [start.copy(), grad, np.zeros_like(start), np.zeros_like(start)]
+    na.adam_update(*expected, 1, lr=0.1)
+    assert arena.param[hole:].tobytes() == expected[0].tobytes()
+    assert arena.exp_avg[hole:].tobytes() == expected[2].tobytes()
+    assert arena.exp_avg_sq[hole:].tobytes() == expected[3].tobytes()
+    assert not arena.param[hole - 100_000 : hole].any()
+    assert not arena.param[:100_000].any()
+
+
+def test_memory_that_is_not_there_is_a_clear_error():
+    with pytest.raises(MemoryError, match="bytes of memory for a model's arrays"):
+        Arena([1 << 58], "float32")
+
+
+def test_the_mapping_is_shared():
+    """A process that is given the descriptor will see it: the kernel says so in its list of mappings."""
+    arena = Arena([mmap.PAGESIZE], "float32")
+    address = arena.param.ctypes.data
+    with open("/proc/self/maps") as file:
+        for line in file:
+            low, high = (int(part, 16) for part in line.split()[0].split("-"))
+            if low <= address < high:
+                assert line.split()[1] == "rw-s"
+                return
+    pytest.fail("the arena is not among the mappings")

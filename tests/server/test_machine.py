@@ -1,0 +1,206 @@
+"""The pure state machine against a plain list model, under everything that a network and a crash can do."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from numba_adam.errors import InvalidRequestError, RewoundError, SequenceError, SessionFencedError, SessionUnknownError
+from numba_adam.server.machine import Accepted, Limits, Machine, PushKey, Rejected
+
+WORKERS = ("a", "b", "c", "d")
+LIMITS = Limits(kept_answers=3, most_sessions=3)
+MISMATCH = 4
+
+
+def deliver(machine, key, base_version, *, present=(True,), is_bad=False):
+    """Do what the engine does with a push, and return the answer or the error's class."""
+    try:
+        kept = machine.judge(key, base_version)
+        if kept is not None:
+            return kept
+        if is_bad:
+            return machine.reject(key, MISMATCH, f"push {key.sequence} does not fit")
+        return machine.accept(key, base_version, present)
+    except (RewoundError, SessionUnknownError, SessionFencedError, SequenceError, InvalidRequestError) as error:
+        return type(error)
+
+
+class ListModel:
+    """The same rules, written as lists that are searched: slow, and obvious."""
+
+    def __init__(self):
+        self.state_number = 0
+        self.applied = []
+        self.epochs = []  # every worker that ever opened a session; its epoch is its place, counted from 1
+        self.remembered = []  # workers, the one that was idle for longest first
+        self.answers = {}  # epoch -> every answer of that session
+
+    def epoch_of(self, worker):
+        places = [place for place, name in enumerate(self.epochs, 1) if name == worker]
+        return places[-1] if worker in self.remembered else None
+
+    def expect(self, key, base_version, is_bad):
+        if key.state_id != f"state{self.state_number}":
+            return RewoundError
+        epoch = self.epoch_of(key.worker_id)
+        if epoch is None or key.epoch > epoch:
+            return SessionUnknownError
+        if key.epoch < epoch:
+            return SessionFencedError
+        answers = self.answers[epoch]
+        if key.sequence <= len(answers):
+            recent = key.sequence > len(answers) - LIMITS.kept_answers and key.sequence >= 1
+            return answers[key.sequence - 1] if recent else SequenceError
+        if key.sequence > len(answers) + 1:
+            return SequenceError
+        if base_version > len(self.applied):
+            return InvalidRequestError
+        if is_bad:
+            answer = Rejected(MISMATCH, f"push {key.sequence} does not fit")
+        else:
+            answer = Accepted(len(self.applied) + 1, len(self.applied) - base_version)
+            self.applied.append(key)
+        answers.append(answer)
+        self.remembered.remove(key.worker_id)
+        self.remembered.append(key.worker_id)
+        return answer
+
+
+class ExactlyOnce(RuleBasedStateMachine):
+    """Workers send; the network loses, repeats, delays and reorders; the server restarts, cleanly and not."""
+
+    def __init__(self):
+        super().__init__()
+        self.machine = Machine("state0", 1, LIMITS)
+        self.model = ListModel()
+        self.in_the_network = []  # every push that was ever sent; each may still arrive, any number of times
+        self.ever_applied = []
+        self.states = 0
+        self.saved = (self.machine.to_record(), copy.deepcopy(self.model))
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def open_session(self, worker):
+        epoch = self.machine.open_session(worker)
+        self.model.epochs.append(worker)
+        assert epoch == len(self.model.epochs)
+        self.model.answers[epoch] = []
+        self.model.remembered = [name for name in self.model.remembered if name != worker] + [worker]
+        self.model.remembered = self.model.remembered[-LIMITS.most_sessions :]
+
+    @precondition(lambda self: self.model.epochs)
+    @rule(data=st.data(), is_bad=st.booleans(), ahead=st.integers(-1, 3), behind=st.integers(-1, 4))
+    def send(self, data, is_bad, ahead, behind):
+        epoch = data.draw(st.integers(1, len(self.model.epochs)))
+        sequence = max(0, len(self.model.answers[epoch]) + ahead)
+        key = PushKey(self.machine.state_id, self.model.epochs[epoch - 1], epoch, sequence)
+        self.in_the_network.append((key, max(0, self.machine.version - behind), is_bad))
+
+    @precondition(lambda self: self.in_the_network)
+    @rule(data=st.data())
+    def arrive(self, data):
+        key, base_version, is_bad = data.draw(st.sampled_from(self.in_the_network))
+        before = self.machine.version
+        expected = self.model.expect(key, base_version, is_bad)
+        assert deliver(self.machine, key, base_version, is_bad=is_bad) == expected
+        if self.machine.version != before:
+            self.ever_applied.append(key)
+
+    @rule()
+    def snapshot(self):
+        self.saved = (json.loads(json.dumps(self.machine.to_record())), copy.deepcopy(self.model))
+
+    @rule()
+    def restart_cleanly(self):
+        self.machine = Machine.from_record(json.loads(json.dumps(self.machine.to_record())), LIMITS)
+
+    @rule()
+    def crash(self):
+        record, self.model = self.saved[0], copy.deepcopy(self.saved[1])
+        self.machine = Machine.from_record(record, LIMITS)
+        self.states += 1
+        self.machine.state_id = f"state{self.states}"
+        self.model.state_number = self.states
+
+    @invariant()
+    def nothing_is_ever_applied_twice(self):
+        assert len(set(self.ever_applied)) == len(self.ever_applied)
+
+    @invariant()
+    def versions_have_no_gaps(self):
+        assert self.machine.version == len(self.model.applied) == self.machine.steps[0]
+
+
+TestExactlyOnce = ExactlyOnce.TestCase
+TestExactlyOnce.settings = settings(max_examples=1000, stateful_step_count=40, deadline=None)
+
+
+@pytest.fixture
+def machine():
+    return Machine("s", 2, LIMITS)
+
+
+def key(epoch, sequence, *, state_id="s", worker="w"):
+    return PushKey(state_id, worker, epoch, sequence)
+
+
+def test_first_answer_lost_later_ones_acknowledged_first_sent_again(machine):
+    epoch = machine.open_session("w")
+    answers = [deliver(machine, key(epoch, sequence), 0, present=(True, True)) for sequence in (1, 2, 3)]
+    assert [answer.version for answer in answers] == [1, 2, 3]
+    assert deliver(machine, key(epoch, 1), 0) == answers[0]
+    assert machine.version == 3
+
+
+def test_absent_arrays_do_not_count_a_step(machine):
+    epoch = machine.open_session("w")
+    deliver(machine, key(epoch, 1), 0, present=(True, False))
+    deliver(machine, key(epoch, 2), 0, present=(True, True))
+    deliver(machine, key(epoch, 3), 0, present=(False, False))
+    assert machine.steps == [2, 1]
+    assert machine.version == 3
+
+
+def test_staleness_is_measured_from_the_base_version(machine):
+    epoch = machine.open_session("w")
+    for sequence in range(1, 4):
+        deliver(machine, key(epoch, sequence), 0, present=(True, True))
+    assert deliver(machine, key(epoch, 4), 1, present=(True, True)) == Accepted(version=4, staleness=2)
+
+
+def test_a_forgotten_worker_never_gets_an_old_epoch_again(machine):
+    first = machine.open_session("w")
+    for name in ("x", "y", "z"):
+        machine.open_session(name)
+    assert deliver(machine, key(first, 1), 0) is SessionUnknownError
+    assert machine.open_session("w") > first
+    assert deliver(machine, key(first, 1), 0) is SessionFencedError
+
+
+def test_a_rejection_uses_up_its_number_and_changes_nothing_else(machine):
+    epoch = machine.open_session("w")
+    answer = deliver(machine, key(epoch, 1), 0, is_bad=True)
+    assert answer == Rejected(MISMATCH, "push 1 does not fit")
+    assert (machine.version, machine.steps) == (0, [0, 0])
+    assert deliver(machine, key(epoch, 1), 0) == answer
+    assert deliver(machine, key(epoch, 2), 0, present=(True, True)).version == 1
+
+
+@pytest.mark.parametrize(
+    ("push", "words"),
+    [
+        (key(1, 1, state_id="gone"), ["gone", "version 0", "pull"]),
+        (key(1, 1, worker="stranger"), ["stranger", "open one"]),
+        (key(1, 3), ["sequence=3", "next push", "is 1"]),
+        (key(1, 0), ["sequence=0", "is 1"]),
+    ],
+)
+def test_refusals_say_what_was_given_and_what_to_do(machine, push, words):
+    machine.open_session("w")
+    with pytest.raises((RewoundError, SessionUnknownError, SequenceError)) as caught:
+        machine.judge(push, 0)
+    assert all(word in str(caught.value) for word in words)
+    assert machine.to_record() == Machine.from_record(machine.to_record(), LIMITS).to_record()

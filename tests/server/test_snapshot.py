@@ -1,0 +1,149 @@
+"""The snapshot file: what is written is read, a stranger can read it too, and no damage goes unseen."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from numba_adam.errors import CorruptSnapshotError
+from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.server import snapshot as snapshots
+from numba_adam.server.arena import Arena
+from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.snapshot import Snapshot
+from numba_adam.server.spec import Spec, Tensor
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "snapshot-v1.safetensors"
+
+
+def example(*, amsgrad=True, dtype="float32"):
+    """Return a small model's records and arena, always the same."""
+    tensors = (Tensor("weight/λ", (2, 2)), Tensor("empty", (0, 3)), Tensor("scalar", ()))
+    spec = Spec("golden", dtype, tensors, Hyperparameters(lr=0.1, betas=(0.8, 0.99), amsgrad=amsgrad))
+    arena = Arena([tensor.size for tensor in tensors], dtype, amsgrad=amsgrad)
+    for number, array in enumerate(arena.state_arrays().values()):
+        array[:] = [number + index / 8 for index in range(5)]
+    machine = Machine("0123456789abcdef0123456789abcdef", 3)
+    epoch = machine.open_session("worker-0")
+    machine.open_session("worker-1")
+    machine.accept(PushKey(machine.state_id, "worker-0", epoch, 1), 0, (True, True, False))
+    machine.reject(PushKey(machine.state_id, "worker-0", epoch, 2), 5, "gradient 'scalar' holds nan")
+    return Snapshot({**spec.to_record(), "request_id": "request-1"}, machine.to_record()), arena
+
+
+def write(path, snapshot, arena):
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        return snapshots.write(descriptor, snapshot, arena.state_arrays())
+    finally:
+        os.close(descriptor)
+
+
+def read(path):
+    """Return the records and the arena of a snapshot."""
+    arenas = []
+
+    def arrays_for(snapshot):
+        spec = Spec.from_record(snapshot.model)
+        amsgrad = spec.hyperparameters.amsgrad
+        arenas.append(Arena([tensor.size for tensor in spec.tensors], spec.numpy_dtype, amsgrad=amsgrad))
+        return arenas[-1].state_arrays()
+
+    return snapshots.read(path, arrays_for), arenas[0]
+
+
+@pytest.fixture
+def path(tmp_path):
+    snapshot, arena = example()
+    target = tmp_path / "00000001.snapshot"
+    assert write(target, snapshot, arena) == target.stat().st_size
+    return target
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_written_is_read(tmp_path, amsgrad, dtype):
+    snapshot, arena = example(amsgrad=amsgrad, dtype=dtype)
+    write(tmp_path / "s", snapshot, arena)
+    found, found_arena = read(tmp_path / "s")
+    assert found == snapshot
+    assert Machine.from_record(found.machine).to_record() == snapshot.machine
+    assert Spec.from_record(found.model).to_record() == {k: v for k, v in snapshot.model.items() if k != "request_id"}
+    for name, array in arena.state_arrays().items():
+        assert found_arena.state_arrays()[name].tobytes() == array.tobytes()
+
+
+def test_the_safetensors_library_reads_it(path):
+    with safe_open(path, framework="np") as file:
+        assert set(file.keys()) == {
+            f"{group}/{name}"
+            for group in ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+            for name in ("weight/λ", "empty", "scalar")
+        }
+        assert file.get_tensor("exp_avg/weight/λ").tolist() == [[1.0, 1.125], [1.25, 1.375]]
+        assert file.get_tensor("param/scalar").tolist() == 0.5
+        assert file.get_tensor("param/empty").shape == (0, 3)
+        assert file.metadata()["format_version"] == "1"
+        assert json.loads(file.metadata()["machine"])["version"] == 1
+
+
+def test_every_flipped_bit_is_found(path):
+    whole = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for position, byte in enumerate(whole):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), position)
+                with pytest.raises(CorruptSnapshotError, match=r"00000001\.snapshot"):
+                    read(path)
+            os.pwrite(file.fileno(), bytes([byte]), position)
+    assert read(path)
+
+
+def test_every_truncation_is_found(path):
+    whole = path.read_bytes()
+    for length in reversed(range(len(whole))):
+        os.truncate(path, length)
+        with pytest.raises(CorruptSnapshotError, match=r"00000001\.snapshot"):
+            read(path)
+
+
+def test_bytes_after_the_end_are_found(path):
+    with path.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(CorruptSnapshotError, match="after its end"):
+        read(path)
+
+
+def test_a_later_format_is_refused_by_its_number(tmp_path, monkeypatch):
+    snapshot, arena = example()
+    monkeypatch.setattr(snapshots, "FORMAT", "2")
+    write(tmp_path / "s", snapshot, arena)
+    monkeypatch.undo()
+    with pytest.raises(CorruptSnapshotError, match="format version is '2', and this numba-adam reads '1'"):
+        read(tmp_path / "s")
+
+
+def test_large_arrays_are_written_and_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "_PIECE_BYTES", 4096)
+    spec = Spec("model", "float64", (Tensor("x", (10_001,)),), Hyperparameters())
+    arena = Arena([10_001], "float64")
+    rng = np.random.default_rng(11)
+    for array in arena.state_arrays().values():
+        array[:] = rng.standard_normal(10_001)
+    write(tmp_path / "s", Snapshot({**spec.to_record(), "request_id": "r"}, Machine("s", 1).to_record()), arena)
+    assert read(tmp_path / "s")[1].exp_avg_sq.tobytes() == arena.exp_avg_sq.tobytes()
+
+
+def test_the_golden_file_of_format_1_is_still_read():
+    snapshot, arena = read(GOLDEN)
+    expected, expected_arena = example()
+    assert snapshot == expected
+    for name, array in expected_arena.state_arrays().items():
+        assert arena.state_arrays()[name].tobytes() == array.tobytes()
+
+
+def test_format_1_is_still_written_byte_for_byte(path):
+    assert path.read_bytes() == GOLDEN.read_bytes()

@@ -1,6 +1,7 @@
 """Fold hyperparameters and a step number into the constants of one update. Imports the standard library alone.
 
 Everything that is the same for all elements is computed here, once, in float64: bias corrections, signs, decays.
+`power` and `correct` are compiled too, so that a step over many arrays needs no Python for each.
 """
 
 from __future__ import annotations
@@ -11,25 +12,40 @@ from typing import NamedTuple
 from numba_adam.hyperparameters import Hyperparameters
 
 
+class Settings(NamedTuple):
+    """What hyperparameters mean for arrays of one dtype, whatever the step; float64."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    eps_is_corrected: float  # 1 where eps follows the second moment's bias correction (Algorithm 1), else 0
+    weight_decay: float  # L2: added to the gradient, times the parameter
+    decoupled_decay: float  # AdamW: lr * weight_decay, the part of the parameter that goes
+    direction: float  # 1 to descend, -1 to climb
+    exp_avg_floor: float  # a first moment smaller in magnitude than this becomes zero
+    exp_avg_sq_floor: float  # likewise the second moment
+
+
 class Constants(NamedTuple):
-    """What `element.update` needs beside the element; in float64 here, in the arrays' dtype in the kernels."""
+    """What `element` needs beside the element; in float64 here, in the arrays' dtype in the kernels."""
 
     beta1: float
     one_minus_beta1: float
     beta2: float
     one_minus_beta2: float
-    grad_scale: float  # multiplies the gradient; negative to maximise
-    weight_decay: float  # L2: added to the gradient, times the parameter
-    decoupled_decay: float  # AdamW: lr * weight_decay, the part of the parameter that goes
+    grad_scale: float  # multiplies the gradient; negative to climb
+    weight_decay: float
+    decoupled_decay: float
     step_size: float  # lr, bias-corrected
     eps: float  # epsilon-hat
-    exp_avg_floor: float  # a first moment smaller in magnitude than this is stored as zero
-    exp_avg_sq_floor: float  # likewise the second moment
+    exp_avg_floor: float
+    exp_avg_sq_floor: float
     zero: float
 
 
 class Floors(NamedTuple):
-    """The magnitudes below which a moment is stored as zero."""
+    """The magnitudes below which a moment becomes zero."""
 
     exp_avg: float
     exp_avg_sq: float
@@ -43,35 +59,20 @@ FLOORS = {
 }
 
 
-def fold(hyperparameters: Hyperparameters, step: int, dtype: str, grad_scale: float = 1.0) -> Constants:
-    """Return the constants of update number `step`.
-
-    Args:
-        hyperparameters: lr, betas and the rest; already checked.
-        step: 1 for the first update.
-        dtype: the arrays' dtype, "float32" or "float64".
-        grad_scale: multiplies every gradient.
-    """
-    beta1, beta2 = hyperparameters.betas
-    bias_correction1 = 1.0 - power(beta1, step)
-    bias_correction2 = 1.0 - power(beta2, step)
-    root_correction2 = math.sqrt(bias_correction2)
-    decay, decoupled = hyperparameters.weight_decay, hyperparameters.decoupled_weight_decay
-    return Constants(
-        beta1=beta1,
-        one_minus_beta1=1.0 - beta1,
-        beta2=beta2,
-        one_minus_beta2=1.0 - beta2,
-        grad_scale=-grad_scale if hyperparameters.maximize else grad_scale,
-        weight_decay=0.0 if decoupled else decay,
-        decoupled_decay=hyperparameters.lr * decay if decoupled else 0.0,
-        step_size=hyperparameters.lr * root_correction2 / bias_correction1,
-        # Algorithm 1 adds eps to sqrt(exp_avg_sq / bias_correction2); multiplying numerator and denominator by
-        # sqrt(bias_correction2) gives the efficient order with this eps.
-        eps=hyperparameters.eps * root_correction2 if hyperparameters.eps_mode == "algorithm1" else hyperparameters.eps,
+def settings(hyperparameters: Hyperparameters, dtype: str) -> Settings:
+    """Return what hyperparameters mean for arrays of a dtype, "float32" or "float64"."""
+    decay, is_decoupled = hyperparameters.weight_decay, hyperparameters.decoupled_weight_decay
+    return Settings(
+        lr=hyperparameters.lr,
+        beta1=hyperparameters.betas[0],
+        beta2=hyperparameters.betas[1],
+        eps=hyperparameters.eps,
+        eps_is_corrected=1.0 if hyperparameters.eps_mode == "algorithm1" else 0.0,
+        weight_decay=0.0 if is_decoupled else decay,
+        decoupled_decay=hyperparameters.lr * decay if is_decoupled else 0.0,
+        direction=-1.0 if hyperparameters.maximize else 1.0,
         exp_avg_floor=FLOORS[dtype].exp_avg,
         exp_avg_sq_floor=FLOORS[dtype].exp_avg_sq,
-        zero=0.0,
     )
 
 
@@ -81,9 +82,47 @@ def power(base: float, exponent: int) -> float:
     Multiplications are rounded alike everywhere; libm's pow differs between CPUs and C libraries.
     """
     result = 1.0
-    while exponent:
+    while exponent > 0:
         if exponent & 1:
             result *= base
         base *= base
         exponent >>= 1
     return result
+
+
+def correct(s: Settings, beta1_power: float, beta2_power: float, grad_scale: float) -> Constants:
+    """Return the constants of the step for which beta1 ** step and beta2 ** step are given: bias correction.
+
+    Both averages start at zero, so early on they are too small: exp_avg by the factor 1 - beta1 ** step, exp_avg_sq
+    by 1 - beta2 ** step.
+
+    Args:
+        s: the settings.
+        beta1_power: `power(s.beta1, step)`, step being 1 for the first update.
+        beta2_power: `power(s.beta2, step)`.
+        grad_scale: multiplies every gradient.
+    """
+    bias_correction1 = 1.0 - beta1_power
+    root_bias_correction2 = math.sqrt(1.0 - beta2_power)
+    return Constants(
+        s.beta1,
+        1.0 - s.beta1,
+        s.beta2,
+        1.0 - s.beta2,
+        s.direction * grad_scale,
+        s.weight_decay,
+        s.decoupled_decay,
+        s.lr * root_bias_correction2 / bias_correction1,
+        # Algorithm 1 adds eps to sqrt(exp_avg_sq / bias_correction2); numerator and denominator times
+        # sqrt(bias_correction2) give the efficient order with this eps.
+        s.eps * (root_bias_correction2 if s.eps_is_corrected else 1.0),
+        s.exp_avg_floor,
+        s.exp_avg_sq_floor,
+        0.0,
+    )
+
+
+def fold(hyperparameters: Hyperparameters, step: int, dtype: str, grad_scale: float = 1.0) -> Constants:
+    """Return the constants of update number `step`, 1 for the first, of arrays of a dtype."""
+    s = settings(hyperparameters, dtype)
+    return correct(s, power(s.beta1, step), power(s.beta2, step), grad_scale)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 
-from numba_adam.arrays import Extents, check_like
+import numpy as np
+
 from numba_adam.errors import HyperparameterError
-from numba_adam.folding import fold
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
-from numba_adam.table import update_one
+from numba_adam.table import UpdateTable
 
 
 def adam_update(
@@ -64,22 +64,16 @@ def adam_update(
     """
     amsgrad = max_exp_avg_sq is not None
     hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-    written = [
-        borrow(param, name="param", writable=True),
-        borrow(exp_avg, name="exp_avg", writable=True),
-        borrow(exp_avg_sq, name="exp_avg_sq", writable=True),
-    ]
-    if amsgrad:
-        written.append(borrow(max_exp_avg_sq, name="max_exp_avg_sq", writable=True))
-    gradient = borrow(grad, name="grad")
-    for array, name in zip([gradient, *written], ("grad", *_WRITTEN), strict=False):
-        check_like(array, name, written[0], "param")
-    Extents(written, _WRITTEN).check_apart(gradient, "grad")
-    constants = fold(hyperparameters, _step(step), written[0].dtype.name, real("grad_scale", grad_scale))
-    update_one(written, gradient, constants)
-
-
-_WRITTEN = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    table = UpdateTable(
+        [borrow(param, name="param", writable=True)],
+        [borrow(exp_avg, name="exp_avg", writable=True)],
+        [borrow(exp_avg_sq, name="exp_avg_sq", writable=True)],
+        [borrow(max_exp_avg_sq, name="max_exp_avg_sq", writable=True)] if amsgrad else None,
+        hyperparameters=[hyperparameters],
+        names=[""],
+    )
+    steps_before = np.array([_step(step) - 1], dtype=np.int64)
+    table.update([grad], steps_before, real("grad_scale", grad_scale))
 
 
 def _step(value: object) -> int:

@@ -31,6 +31,9 @@ class StepResult:
     """Global norm of the gradients, when the step computed it."""
 
 
+_APPLIED = StepResult(applied=True)
+
+
 class Adam:
     """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980) over arrays that are updated in place, where they lie.
 
@@ -108,13 +111,16 @@ class Adam:
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: `grad_scale` is not a finite number.
         """
-        scale = real("grad_scale", grad_scale)
+        scale = 1.0 if grad_scale == 1.0 else real("grad_scale", grad_scale)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
-            prepared = [part.prepare([ordered[member.place] for member in part.members]) for part in self._parts]
-            for part, gathered in zip(self._parts, prepared, strict=True):
-                part.step(gathered, scale)
-        return StepResult(applied=True)
+            counts = [
+                part.prepare([ordered[place] for place in part.places] if len(self._parts) > 1 else ordered, scale)
+                for part in self._parts
+            ]
+            for part, count in zip(self._parts, counts, strict=True):
+                part.launch(count)
+        return _APPLIED
 
     @property
     def state(self) -> dict[str | int, dict[str, Any]]:

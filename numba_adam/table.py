@@ -12,16 +12,18 @@ import numpy as np
 
 from numba_adam.arrays import Array, Extents, check_like
 from numba_adam.errors import DtypeError
-from numba_adam.folding import FLOORS, Constants
+from numba_adam.folding import FLOORS, Constants, settings
+from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.kernels import threads, update
-from numba_adam.kernels.gather import Gathered, Gatherer
+from numba_adam.kernels.gather import Wanted, usable
+from numba_adam.kernels.prepare import Plan, prepare, prepare_gathered
 
 _LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages call the columns
 
 
 class UpdateTable:
-    """Parameters and their moments, ready to be updated.
+    """Parameters and their moments, ready to be updated. One thread at a time may use a table.
 
     The table keeps references to its arrays; their memory must stay where it is (NumPy arrays' does).
     """
@@ -32,6 +34,9 @@ class UpdateTable:
         exp_avgs: Sequence[Array],
         exp_avg_sqs: Sequence[Array],
         max_exp_avg_sqs: Sequence[Array | None] | None = None,
+        *,
+        hyperparameters: Sequence[Hyperparameters],
+        groups: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
         """Check the arrays and note where they lie.
@@ -41,6 +46,8 @@ class UpdateTable:
             exp_avgs: first moments, one for each parameter, of its shape and dtype.
             exp_avg_sqs: second moments, likewise.
             max_exp_avg_sqs: largest second moments (AMSGrad), None for parameters without; None: none has one.
+            hyperparameters: those of each group.
+            groups: the group of each parameter. Default: all are of group 0.
             names: what error messages call the parameters. Default: their indices.
 
         Raises:
@@ -48,131 +55,119 @@ class UpdateTable:
         """
         self._names = list(names) if names is not None else [f"[{index}]" for index in range(len(params))]
         self._params = list(params)
-        self._columns = [self._params, list(exp_avgs), list(exp_avg_sqs)]
-        self._max_exp_avg_sqs = list(max_exp_avg_sqs) if max_exp_avg_sqs is not None else [None] * len(params)
+        self._columns: list[Sequence[Array | None]] = [
+            self._params,
+            list(exp_avgs),
+            list(exp_avg_sqs),
+            list(max_exp_avg_sqs) if max_exp_avg_sqs is not None else [None] * len(params),
+        ]
         self.dtype = self._check()
-        self._extents = Extents(*self._all_arrays())
-        self._gatherer = Gatherer([param.shape for param in self._params], self.dtype, self._extents)
-        self._table = self._addresses()
-        self._offsets = np.cumsum([0, *(param.size for param in self._params)], dtype=np.int64)
+        self._extents = Extents(*self._written())
+        addresses = [[_address(array) for array in column] for column in self._columns]
+        self._table = np.array(addresses, dtype=np.uint64).T.copy()
+        self._lengths = np.array([param.size for param in self._params], dtype=np.int64)
+        self._groups = np.array(groups if groups is not None else [0] * len(params), dtype=np.int64)
+        self._settings = np.array([settings(entry, self.dtype) for entry in hyperparameters])
+        self._objects = np.empty(len(params), dtype=np.uint64)
+        self._wanted = self._describe()
+        self._plan = self._empty_plan()
 
-    def update(self, grads: Sequence[Array | None], constants: Constants | Sequence[Constants]) -> None:
+    def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
+        """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
+        self._settings[group] = settings(hyperparameters, self.dtype)
+
+    def update(self, grads: Sequence[Any], steps: Array, grad_scale: float = 1.0) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
 
         Args:
             grads: one gradient for each parameter, of its shape and dtype; None leaves that parameter out.
-            constants: from `folding.fold`: one for all, or one for each parameter.
+            steps: (parameters,) int64: updates made so far; counted up where there is a gradient.
+            grad_scale: multiplies every gradient.
 
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
-        if isinstance(constants, Constants):
-            rows, which = [constants], np.zeros(len(self._params), dtype=np.int64)
+        self.launch(self.prepare(grads, steps, grad_scale), steps)
+
+    def prepare(self, grads: Sequence[Any], steps: Array, grad_scale: float = 1.0) -> int:
+        """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
+        if len(self._params) == 1:
+            self._objects[0] = id(grads[0])
         else:
-            rows, which = _distinct(constants)
-        self.launch(self.gather(grads), rows, which)
+            self._objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
+        plan, rest = self._plan, (self._lengths, self._groups, self._settings, steps, grad_scale)
+        count = prepare(self._objects, self._wanted, plan, *rest) if usable() else -1
+        if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
+            plan.grads[:] = [self._address_of(index, grad) for index, grad in enumerate(grads)]
+            count = prepare_gathered(plan, *rest)
+        return int(count)
 
-    def gather(self, grads: Sequence[Any]) -> Gathered:
-        """Return where the gradients lie, after checking each against its parameter.
+    def launch(self, count: int, steps: Array) -> None:
+        """Make the step that `prepare` planned; its gradients must still be alive."""
+        plan = self._plan
+        tasks = threads.tasks_for(plan.offsets[count])
+        if tasks == 1:
+            update.update_serial(self._table, plan, count, steps)
+            return
+        with threads.launch_lock:
+            threads.note_launch()
+            update.update_parallel(self._table, plan, count, steps, tasks)
 
-        Raises:
-            ArrayError: a gradient does not fit; the message names it.
-        """
-        gathered = self._gatherer.gather(grads)
-        if gathered is None:  # one does not fit, or it is no NumPy array: ask one by one
-            addresses = np.array([self._address_of(index, grad) for index, grad in enumerate(grads)], dtype=np.uint64)
-            gathered = Gathered(addresses, sum(grad is None for grad in grads))
-        return gathered
-
-    def launch(self, grads: Gathered, constants: Sequence[Constants], which: Array) -> None:
-        """Make one step with gradients that `gather` has checked and that are still alive.
-
-        Args:
-            grads: what `gather` returned.
-            constants: the distinct constants of this step.
-            which: (parameters,) int64: the index in `constants` of each parameter's own.
-        """
-        table, offsets = self._table, self._offsets
-        table[:, update.GRAD] = grads.addresses
-        if grads.absent:
-            present = np.flatnonzero(grads.addresses)
-            table, which = table[present], which[present]
-            offsets = np.concatenate(([0], np.cumsum(np.diff(offsets)[present])))
-        launch(table, offsets, which, np.array(constants, dtype=self.dtype))
-
-    def _check(self) -> np.dtype[Any]:
+    def _check(self) -> str:
         """Check every array against its parameter, and the parameters against each other; return their dtype."""
-        dtypes = {param.dtype for param in self._params}
-        if len(dtypes) != 1 or (dtype := dtypes.pop()).name not in FLOORS:
-            raise DtypeError(f"params have dtypes {sorted(map(str, dtypes))}: they must all be float32 or all float64")
-        for array, name in zip(*self._all_arrays(), strict=True):
+        dtypes = sorted({str(param.dtype) for param in self._params})
+        if len(dtypes) != 1 or dtypes[0] not in FLOORS:
+            raise DtypeError(f"params have the dtypes {', '.join(dtypes)}: they must all be float32 or all float64")
+        for array, name in zip(*self._written(), strict=True):
             borrow(array, name=name, writable=True)
-        for column, label in zip([*self._columns[1:], self._max_exp_avg_sqs], _LABELS[1:], strict=True):
-            self._check_column(column, label)
-        return dtype
+        for column, label in zip(self._columns[1:], _LABELS[1:], strict=True):
+            for array, param, name in zip(column, self._params, self._names, strict=True):
+                if array is not None:
+                    check_like(array, f"{label}{name}", param, f"params{name}")
+        return dtypes[0]
 
-    def _check_column(self, column: Sequence[Array | None], label: str) -> None:
-        for array, param, name in zip(column, self._params, self._names, strict=True):
-            if array is not None:
-                check_like(array, f"{label}{name}", param, f"params{name}")
-
-    def _all_arrays(self) -> tuple[list[Array], list[str]]:
+    def _written(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
         pairs = [
             (array, f"{label}{name}")
-            for label, column in zip(_LABELS, [*self._columns, self._max_exp_avg_sqs], strict=True)
+            for label, column in zip(_LABELS, self._columns, strict=True)
             for array, name in zip(column, self._names, strict=True)
             if array is not None
         ]
         return [array for array, _ in pairs], [name for _, name in pairs]
 
-    def _addresses(self) -> Array:
-        """Return the kernel's table, its gradient column still empty."""
-        table = np.zeros((len(self._params), update.COLUMNS), dtype=np.uint64)
-        columns = (update.PARAM, update.EXP_AVG, update.EXP_AVG_SQ)
-        for column, arrays in zip(columns, self._columns, strict=True):
-            table[:, column] = [array.ctypes.data for array in arrays]
-        table[:, update.MAX_EXP_AVG_SQ] = [0 if array is None else array.ctypes.data for array in self._max_exp_avg_sqs]
-        return table
+    def _describe(self) -> Wanted:
+        """Say what the gradients must be."""
+        shapes = [param.shape for param in self._params]
+        return Wanted(
+            objects=np.array([id(None), id(np.ndarray), id(np.dtype(self.dtype))], dtype=np.uint64),
+            shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
+            starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
+            sizes=np.array([param.nbytes for param in self._params], dtype=np.uint64),
+            begins=self._extents.begins,
+            ends=self._extents.ends,
+        )
 
-    def _address_of(self, index: int, grad: Array | None) -> int:
+    def _empty_plan(self) -> Plan:
+        count = len(self._params)
+        return Plan(
+            grads=np.zeros(count, dtype=np.uint64),
+            rows=np.zeros(count, dtype=np.int64),
+            offsets=np.zeros(count + 1, dtype=np.int64),
+            which=np.zeros(count, dtype=np.int64),
+            constants=np.zeros((count, len(Constants._fields)), dtype=self.dtype),
+        )
+
+    def _address_of(self, index: int, grad: Any) -> int:
+        """Return where a gradient lies, 0 for None, after checking it."""
         if grad is None:
             return 0
         name = f"grads{self._names[index]}"
         view = borrow(grad, name=name)
         check_like(view, name, self._params[index], f"params{self._names[index]}")
         self._extents.check_apart(view, name)
-        return int(view.ctypes.data)
+        return _address(view)
 
 
-def _distinct(constants: Sequence[Constants]) -> tuple[list[Constants], Array]:
-    """Return the distinct entries, and for each entry which of them it is."""
-    numbers: dict[Constants, int] = {}
-    which = np.array([numbers.setdefault(entry, len(numbers)) for entry in constants], dtype=np.int64)
-    return list(numbers), which
-
-
-def update_one(written: Sequence[Array], grad: Array, constants: Constants) -> None:
-    """Make one step of one parameter.
-
-    Args:
-        written: param, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq; checked.
-        grad: its gradient; checked.
-        constants: from `folding.fold`.
-    """
-    param, *moments = (array.ctypes.data for array in written)
-    addresses = [param, grad.ctypes.data, *moments, 0][: update.COLUMNS]
-    table = np.array([addresses], dtype=np.uint64)
-    offsets = np.array([0, grad.size], dtype=np.int64)
-    launch(table, offsets, np.zeros(1, dtype=np.int64), np.array([constants], dtype=grad.dtype))
-
-
-def launch(table: Array, offsets: Array, which: Array, constants: Array) -> None:
-    """Run the kernel on as many threads as the size is worth. Arguments as for `kernels.update`."""
-    tasks = threads.tasks_for(int(offsets[-1]))
-    if tasks == 1:
-        update.update_serial(table, offsets, which, constants)
-        return
-    with threads.launch_lock:
-        threads.note_launch()
-        update.update_parallel(table, offsets, which, constants, tasks)
+def _address(array: Array | None) -> int:
+    return 0 if array is None else int(array.ctypes.data)

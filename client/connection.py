@@ -27,6 +27,7 @@ _LONGEST_MESSAGE_BYTES = 64 << 20  # a server of another make may send large chu
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", _LONGEST_MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", (1 << 24) - 1),  # a chunk in one frame instead of sixty-four
     ("grpc.enable_retries", 0),  # its own buffer at most 256 KiB of a call; ours know about sequence numbers
     ("grpc.initial_reconnect_backoff_ms", 50),  # a restarted server is found within a moment ...
     ("grpc.min_reconnect_backoff_ms", 1000),

@@ -53,11 +53,11 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_INTERNAL, errors.InternalServerError, grpc.StatusCode.INTERNAL),
     Row(Reason.REASON_SNAPSHOT, errors.SnapshotError, grpc.StatusCode.INTERNAL),
     Row(Reason.REASON_SNAPSHOT, errors.CorruptSnapshotError, grpc.StatusCode.DATA_LOSS),
-    # These two have no reason of their own: a wrong setting is a request that makes no sense, and a deadline that
-    # passes is said by the code alone.
+    # These have no reason of their own: a wrong setting is a request that makes no sense, a deadline that passes is
+    # said by the code alone, and the bare root is never raised on purpose.
     Row(Reason.REASON_INVALID_REQUEST, errors.ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),
     Row(Reason.REASON_UNSPECIFIED, errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),
-    Row(Reason.REASON_UNSPECIFIED, ServiceError, grpc.StatusCode.UNKNOWN),
+    Row(Reason.REASON_INTERNAL, ServiceError, grpc.StatusCode.INTERNAL),
 )
 
 # What a status means that carries no detail of ours: it was made by gRPC itself, a proxy or another server.

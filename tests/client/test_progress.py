@@ -1,0 +1,83 @@
+"""The line on the terminal: only for long transfers, only on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from numba_adam.client import progress
+from numba_adam.client.progress import TerminalLine, reporter, silent
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_short_transfer_draws_nothing():
+    stream, clock = io.StringIO(), Clock()
+    line = TerminalLine("push", stream, clock)
+    for done in (10, 20, 30):
+        clock.now += 0.5
+        line(done, 30)
+    assert stream.getvalue() == ""
+
+
+def test_a_long_transfer_draws_one_line_and_ends_it():
+    stream, clock = io.StringIO(), Clock()
+    line = TerminalLine("push of model 'm'", stream, clock)
+    for done in range(1, 101):
+        clock.now += 0.05
+        line(done * 1_000_000, 100_000_000)
+    text = stream.getvalue()
+    assert text.startswith("\rpush of model 'm': ")
+    assert text.endswith("100 of 100 MB (100 %), 20 MB/s \n")
+    assert text.count("\r") < 40, "it is redrawn some ten times a second"
+
+
+@pytest.mark.parametrize("setting", [None, False, True])
+def test_where_stderr_is_no_terminal_nothing_is_drawn(setting, monkeypatch):
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    assert reporter(setting, "push") is silent
+
+
+def test_on_a_terminal_it_draws(monkeypatch):
+    monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    assert isinstance(reporter(True, "push"), TerminalLine)
+    assert reporter(False, "push") is silent
+
+
+def test_a_callable_hears_of_pushes_and_pulls(server, connect):
+    told: list[tuple[int, int]] = []
+    client = connect(server.address, progress=lambda done, total: told.append((done, total)))
+    params = {"w": np.ones(400_000, np.float32)}
+    model = client.create_model("m", params)
+    for call in (lambda: model.push(params), model.pull, lambda: model.push_pull(params)):
+        told.clear()
+        call()
+        assert told[-1] == (1_600_000, 1_600_000)
+        assert (1 << 20, 1_600_000) in told
+
+
+def test_an_error_of_the_callable_ends_the_push_with_that_error_and_the_next_goes_on(server, connect, caplog):
+    calls = iter(range(100))
+
+    def failing(done: int, total: int) -> None:
+        if next(calls) == 1:  # the first chunk of the first push; creating the model was call 0
+            raise ZeroDivisionError("in the progress callable")
+
+    client = connect(server.address, progress=failing)
+    params = {"w": np.ones(10, np.float32)}
+    model = client.create_model("m", params)
+    with pytest.raises(ZeroDivisionError, match="in the progress callable"):
+        model.push(params)
+    assert model.push(params).version == 1

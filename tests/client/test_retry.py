@@ -1,0 +1,168 @@
+"""When the client tries again, how long it waits, and when it gives up; on a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from numba_adam import errors
+from numba_adam.client.retry import Backoff, Deadline, pause_seconds, retry, worth_another_try
+from numba_adam.errors import BudgetExceededError, ServerUnavailableError, ServiceError
+from numba_adam.ps.errors import refusal
+from numba_adam.ps.v1.error_pb2 import Reason
+
+
+class Clock:
+    """Time that passes only where the code under test waits or works."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.now += seconds
+        return False
+
+
+class Failing:
+    """Fails so often, then returns "done"."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.given: list[float] = []
+
+    def __call__(self, timeout_seconds: float) -> str:
+        self.given.append(timeout_seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+        return "done"
+
+
+def run(attempt, clock, *, seconds=60.0, backoff=Backoff(), jitter=lambda: 0.5, wait=None):  # noqa: B008
+    deadline = Deadline(seconds, clock)
+    return retry(attempt, deadline, what="push", wait=wait or clock.wait, backoff=backoff, jitter=jitter)
+
+
+def gone(count: int) -> list[ServerUnavailableError]:
+    return [ServerUnavailableError("connection refused") for _ in range(count)]
+
+
+def busy(milliseconds: int) -> ServiceError:
+    return refusal(Reason.REASON_BUDGET, "memory is taken", retry_after_milliseconds=milliseconds)
+
+
+def test_it_tries_until_it_succeeds():
+    clock, attempt = Clock(), Failing(*gone(3))
+    assert run(attempt, clock) == "done"
+    assert len(attempt.given) == 4
+
+
+def test_the_pauses_double_up_to_a_ceiling():
+    clock = Clock()
+    run(Failing(*gone(8)), clock, backoff=Backoff(first_seconds=0.1, ceiling_seconds=2.0), jitter=lambda: 1.0)
+    assert clock.waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0])
+
+
+def test_the_jitter_takes_any_part_of_the_pause():
+    clock, parts = Clock(), iter([0.0, 0.25, 0.999])
+    run(Failing(*gone(3)), clock, backoff=Backoff(1.0, 8.0), jitter=lambda: next(parts))
+    assert clock.waits == pytest.approx([0.0, 0.5, 3.996])
+
+
+def test_the_default_jitter_is_random_and_within_the_pause():
+    clock = Clock()
+    retry(Failing(*gone(40)), Deadline(1e6, clock), what="push", wait=clock.wait, backoff=Backoff(1.0, 1.0))
+    assert all(0 <= wait < 1 for wait in clock.waits)
+    assert len(set(clock.waits)) > 30
+
+
+def test_a_hint_is_waited_for_in_full():
+    clock = Clock()
+    run(Failing(busy(700), busy(300)), clock, backoff=Backoff(0.1, 2.0), jitter=lambda: 0.5)
+    assert clock.waits == pytest.approx([0.75, 0.4])
+
+
+def test_a_hint_beyond_the_deadline_gives_up_at_once():
+    clock = Clock()
+    with pytest.raises(BudgetExceededError, match=r"push: gave up after 1 try within 5 s; .*: memory is taken"):
+        run(Failing(busy(60_000)), clock, seconds=5.0)
+    assert clock.waits == []
+
+
+def test_each_try_gets_the_time_that_is_left():
+    clock, attempt = Clock(), Failing(*gone(2))
+    run(attempt, clock, seconds=10.0, backoff=Backoff(1.0, 2.0), jitter=lambda: 1.0)
+    assert attempt.given == pytest.approx([10.0, 9.0, 7.0])
+
+
+def test_it_gives_up_at_the_deadline_with_the_last_error_and_the_story():
+    clock, attempt = Clock(), Failing(*gone(1000))
+    with pytest.raises(ServerUnavailableError, match=r"gave up after \d+ tries within 3 s; .*connection refused"):
+        run(attempt, clock, seconds=3.0)
+    assert clock.now - 100.0 <= 3.0
+
+
+def test_the_detail_of_the_last_error_is_kept():
+    with pytest.raises(BudgetExceededError) as caught:
+        run(Failing(busy(60_000)), Clock(), seconds=1.0)
+    assert caught.value.detail.retry_after_milliseconds == 60_000
+
+
+def test_closing_ends_the_wait():
+    with pytest.raises(ServiceError, match="push: the client was closed"):
+        run(Failing(*gone(5)), Clock(), wait=lambda _: True)
+
+
+def test_pauses_stay_finite_after_very_many_tries():
+    assert Backoff().ceiling(10_000) == Backoff().ceiling_seconds
+    assert pause_seconds(ServerUnavailableError("x"), 10_000, Backoff(), lambda: 1.0) == Backoff().ceiling_seconds
+
+
+PASSING = [
+    errors.ServerUnavailableError("x"),
+    errors.DeadlineExceededError("x"),
+    errors.CorruptTransferError("x"),
+    errors.BudgetExceededError("x"),
+    errors.PushInProgressError("x"),
+    errors.InternalServerError("a broken frame: gRPC's own, without our detail"),
+]
+LASTING = [
+    errors.ModelNotFoundError("x"),
+    errors.ModelExistsError("x"),
+    errors.PushRejectedError("x"),
+    errors.NonFiniteError("x"),
+    errors.InvalidRequestError("x"),
+    errors.SequenceError("x"),
+    errors.SessionFencedError("x"),
+    errors.SessionUnknownError("x"),
+    errors.RewoundError("x"),
+    errors.SnapshotError("x"),
+    errors.CorruptSnapshotError("x"),
+    errors.TransferTooLargeError("x"),
+    errors.ConfigurationError("x"),
+    errors.ServiceError("x"),
+    refusal(Reason.REASON_INTERNAL, "a bug of the server's"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
+def test_what_passes_is_tried_again(error):
+    assert worth_another_try(error)
+
+
+@pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)
+def test_what_lasts_is_reported_at_once(error):
+    attempt = Failing(error)
+    with pytest.raises(type(error)):
+        run(attempt, Clock())
+    assert len(attempt.given) == 1
+
+
+def test_every_error_of_the_service_is_decided():
+    def below(cls: type) -> set[type]:
+        return {cls}.union(*(below(child) for child in cls.__subclasses__()))
+
+    assert {type(error) for error in PASSING + LASTING} == below(ServiceError)

@@ -1,0 +1,157 @@
+"""The error table is complete, and an error that crosses the wire comes out as what went in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+
+from numba_adam import errors
+from numba_adam.errors import NumbaAdamError, ServiceError
+from numba_adam.ps.errors import DETAIL_KEY, TABLE, detail_of, from_rpc_error, refusal, to_status
+from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
+from numba_adam.ps.v1.model_pb2 import StatePoint
+
+
+def below(cls: type) -> set[type]:
+    return {cls}.union(*(below(child) for child in cls.__subclasses__()))
+
+
+class Failure(grpc.RpcError, grpc.Call):
+    """A failed call, as a client sees it."""
+
+    def __init__(self, code, message="", metadata=()):
+        self._code, self._message, self._metadata = code, message, metadata
+
+    def code(self):
+        return self._code
+
+    def details(self):
+        return self._message
+
+    def trailing_metadata(self):
+        return self._metadata
+
+    def initial_metadata(self):
+        return ()
+
+    def is_active(self):
+        return False
+
+    def time_remaining(self):
+        return None
+
+    def cancel(self):
+        return False
+
+    def add_callback(self, _callback):
+        return False
+
+
+def across(error: BaseException) -> ServiceError:
+    """The exception that the other side of the wire raises."""
+    code, message, detail = to_status(error)
+    return from_rpc_error(Failure(code, message, ((DETAIL_KEY, detail.SerializeToString()),)))
+
+
+def test_every_class_of_service_errors_has_one_line():
+    assert sorted(row.error.__name__ for row in TABLE) == sorted(cls.__name__ for cls in below(ServiceError))
+
+
+def test_every_reason_has_a_line():
+    assert {row.reason for row in TABLE} == set(Reason.values())
+
+
+@pytest.mark.parametrize("reason", [number for number in Reason.values() if number])
+def test_every_reason_comes_out_as_the_class_it_names(reason):
+    made = refusal(reason, "why")
+    received = across(made)
+    assert type(received) is type(made)
+    assert str(received) == "why"
+    assert detail_of(received).reason == reason
+
+
+NEAREST = {  # without a reason of their own they come out as the class their reason means
+    errors.ConfigurationError: errors.InvalidRequestError,
+    ServiceError: errors.InternalServerError,
+}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.error.__name__)
+def test_every_class_crosses_the_wire(row):
+    received = across(row.error("why"))
+    assert type(received) is NEAREST.get(row.error, row.error)
+    assert str(received).startswith("why")
+
+
+def test_the_codes_are_those_that_the_protocol_names():
+    text = (Path(__file__).parents[2] / "proto/numba_adam/ps/v1/error.proto").read_text()
+    comments = {name: comment for comment, name in re.findall(r"((?:  //.*\n)+)  (REASON_\w+) = ", text)}
+    assert comments.keys() == set(Reason.keys())
+    for row in TABLE:
+        if row.reason:
+            assert row.code.name in comments[Reason.Name(row.reason)]
+
+
+def test_the_detail_travels_whole():
+    state = StatePoint(state_id="ab" * 16, version=7, snapshot_version=5)
+    made = refusal(Reason.REASON_BUDGET, "busy", retry_after_milliseconds=250, state=state)
+    received = detail_of(across(made))
+    assert (received.retry_after_milliseconds, received.state, received.sequence_recorded) == (250, state, False)
+    assert detail_of(across(refusal(Reason.REASON_NON_FINITE, "nan", sequence_recorded=True))).sequence_recorded
+
+
+@pytest.mark.parametrize("cls", sorted(below(NumbaAdamError) - below(ServiceError), key=lambda cls: cls.__name__))
+def test_errors_about_arrays_and_settings_are_requests_that_make_no_sense(cls):
+    received = across(cls("lr=-1"))
+    assert type(received) is errors.InvalidRequestError
+    assert str(received) == "lr=-1"
+
+
+def test_a_bug_of_the_server_does_not_tell_its_secrets():
+    received = across(KeyError("/home/someone/secret"))
+    assert type(received) is errors.InternalServerError
+    assert "secret" not in str(received)
+    assert "KeyError" in str(received)
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_status_without_a_detail_means_something(code):
+    received = from_rpc_error(Failure(code, "why"))
+    assert isinstance(received, ServiceError)
+    assert "why" in str(received)
+    assert detail_of(received) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "cls"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, errors.ServerUnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceededError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.ConfigurationError),
+        (grpc.StatusCode.INTERNAL, errors.InternalServerError),
+    ],
+)
+def test_statuses_that_grpc_makes_itself(code, cls):
+    assert type(from_rpc_error(Failure(code))) is cls
+
+
+def test_a_reason_of_a_newer_server_falls_back_to_the_code():
+    raw = ErrorDetail(reason=999, retry_after_milliseconds=5).SerializeToString()
+    received = from_rpc_error(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "x", ((DETAIL_KEY, raw),)))
+    assert type(received) is errors.BudgetExceededError
+    assert detail_of(received).retry_after_milliseconds == 5
+
+
+def test_a_detail_that_is_none_is_passed_over():
+    received = from_rpc_error(Failure(grpc.StatusCode.UNAVAILABLE, "x", ((DETAIL_KEY, b"\xff\xff"),)))
+    assert (type(received), detail_of(received)) == (errors.ServerUnavailableError, None)
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "漢"])
+def test_a_long_message_is_cut_to_what_the_metadata_holds(letter):
+    _, message, _ = to_status(errors.InvalidRequestError(letter * 10_000))
+    assert len(message.encode()) < 2100
+    assert message.endswith("... (shortened)")

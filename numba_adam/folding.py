@@ -1,7 +1,7 @@
 """Fold hyperparameters and a step number into the constants of one update. Imports the standard library alone.
 
 Everything that is the same for all elements is computed here, once, in float64: bias corrections, signs, decays.
-`power` and `correct` are compiled too, so that a step over many arrays needs no Python for each.
+`bias_correction` and `correct` are compiled too, so that a step over many arrays needs no Python for each.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Settings(NamedTuple):
     beta2: float
     eps: float
     eps_is_corrected: float  # 1 where eps follows the second moment's bias correction (Algorithm 1), else 0
-    weight_decay: float  # L2: added to the gradient, times the parameter
-    decoupled_decay: float  # AdamW: lr * weight_decay, the part of the parameter that goes
+    weight_decay: float
+    decay_is_decoupled: float  # 1 where weight decay shrinks the parameter (AdamW), 0 where it joins the gradient (L2)
     direction: float  # 1 to descend, -1 to climb
     exp_avg_floor: float  # a first moment smaller in magnitude than this becomes zero
     exp_avg_sq_floor: float  # likewise the second moment
@@ -35,8 +35,8 @@ class Constants(NamedTuple):
     beta2: float
     one_minus_beta2: float
     grad_scale: float  # multiplies the gradient; negative to climb
-    weight_decay: float
-    decoupled_decay: float
+    weight_decay: float  # L2: added to the gradient, times the parameter
+    decoupled_decay: float  # AdamW: the part of the parameter that goes
     step_size: float  # lr, bias-corrected
     eps: float  # epsilon-hat
     exp_avg_floor: float
@@ -61,61 +61,61 @@ FLOORS = {
 
 def settings(hyperparameters: Hyperparameters, dtype: str) -> Settings:
     """Return what hyperparameters mean for arrays of a dtype, "float32" or "float64"."""
-    decay, is_decoupled = hyperparameters.weight_decay, hyperparameters.decoupled_weight_decay
     return Settings(
         lr=hyperparameters.lr,
         beta1=hyperparameters.betas[0],
         beta2=hyperparameters.betas[1],
         eps=hyperparameters.eps,
         eps_is_corrected=1.0 if hyperparameters.eps_mode == "algorithm1" else 0.0,
-        weight_decay=0.0 if is_decoupled else decay,
-        decoupled_decay=hyperparameters.lr * decay if is_decoupled else 0.0,
+        weight_decay=hyperparameters.weight_decay,
+        decay_is_decoupled=1.0 if hyperparameters.decoupled_weight_decay else 0.0,
         direction=-1.0 if hyperparameters.maximize else 1.0,
         exp_avg_floor=FLOORS[dtype].exp_avg,
         exp_avg_sq_floor=FLOORS[dtype].exp_avg_sq,
     )
 
 
-def power(base: float, exponent: int) -> float:
-    """Return base ** exponent by repeated squaring.
+def bias_correction(beta: float, step: int) -> float:
+    """Return 1 - beta ** step, by repeated doubling.
 
-    Multiplications are rounded alike everywhere; libm's pow differs between CPUs and C libraries.
+    An average that starts at zero is too small by this factor after `step` updates. Additions and multiplications are
+    rounded alike everywhere, while libm's pow differs between CPUs; and nothing cancels, as it would in
+    1 - beta ** step: with beta**m and 1 - beta**n at hand, 1 - beta**(m + n) = (1 - beta**m) + beta**m * (1 - beta**n).
     """
-    result = 1.0
-    while exponent > 0:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
+    correction, rest = 0.0, 1.0  # 1 - beta**m and beta**m, for the part m of the step's bits done so far
+    gap, power = 1.0 - beta, beta  # 1 - beta**n and beta**n, for n = 1, 2, 4, ...
+    while step > 0:
+        if step & 1:
+            correction += rest * gap
+            rest *= power
+        gap += power * gap
+        power *= power
+        step >>= 1
+    return correction
 
 
-def correct(s: Settings, beta1_power: float, beta2_power: float, grad_scale: float) -> Constants:
-    """Return the constants of the step for which beta1 ** step and beta2 ** step are given: bias correction.
-
-    Both averages start at zero, so early on they are too small: exp_avg by the factor 1 - beta1 ** step, exp_avg_sq
-    by 1 - beta2 ** step.
+def correct(s: Settings, bias_correction1: float, bias_correction2: float, grad_scale: float) -> Constants:
+    """Return the constants of the step with these bias corrections.
 
     Args:
         s: the settings.
-        beta1_power: `power(s.beta1, step)`, step being 1 for the first update.
-        beta2_power: `power(s.beta2, step)`.
+        bias_correction1: `bias_correction(s.beta1, step)`, step being 1 for the first update.
+        bias_correction2: `bias_correction(s.beta2, step)`.
         grad_scale: multiplies every gradient.
     """
-    bias_correction1 = 1.0 - beta1_power
-    root_bias_correction2 = math.sqrt(1.0 - beta2_power)
+    root = math.sqrt(bias_correction2)
     return Constants(
         s.beta1,
         1.0 - s.beta1,
         s.beta2,
         1.0 - s.beta2,
         s.direction * grad_scale,
-        s.weight_decay,
-        s.decoupled_decay,
-        s.lr * root_bias_correction2 / bias_correction1,
+        s.weight_decay * (1.0 - s.decay_is_decoupled),
+        s.lr * s.weight_decay * s.decay_is_decoupled,
+        s.lr * root / bias_correction1,
         # Algorithm 1 adds eps to sqrt(exp_avg_sq / bias_correction2); numerator and denominator times
         # sqrt(bias_correction2) give the efficient order with this eps.
-        s.eps * (root_bias_correction2 if s.eps_is_corrected else 1.0),
+        s.eps * (root if s.eps_is_corrected else 1.0),
         s.exp_avg_floor,
         s.exp_avg_sq_floor,
         0.0,
@@ -125,4 +125,4 @@ def correct(s: Settings, beta1_power: float, beta2_power: float, grad_scale: flo
 def fold(hyperparameters: Hyperparameters, step: int, dtype: str, grad_scale: float = 1.0) -> Constants:
     """Return the constants of update number `step`, 1 for the first, of arrays of a dtype."""
     s = settings(hyperparameters, dtype)
-    return correct(s, power(s.beta1, step), power(s.beta2, step), grad_scale)
+    return correct(s, bias_correction(s.beta1, step), bias_correction(s.beta2, step), grad_scale)

@@ -6,7 +6,6 @@ state dicts.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +15,10 @@ from numba_adam.arrays import Extents
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
-from numba_adam.param_groups import ParamGroup, groups_of, is_array
+from numba_adam.kernels.threads import step_lock
+from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, groups_of, is_array
 from numba_adam.part import Member, Part
+from numba_adam.table import written
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Adam:
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
         self._parts = _parts(self._members)
-        self._lock = threading.Lock()
+        self._lock = step_lock()
 
     def step(self, grads: object, *, grad_scale: float = 1.0) -> StepResult:
         """Update every parameter that has a gradient, in place.
@@ -114,8 +115,11 @@ class Adam:
         scale = 1.0 if grad_scale == 1.0 else real("grad_scale", grad_scale)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
+            if not all(part.is_ready() for part in self._parts):
+                self._make_tables()
+            mixed = len(self._parts) > 1
             counts = [
-                part.prepare([ordered[place] for place in part.places] if len(self._parts) > 1 else ordered, scale)
+                part.prepare([ordered[place] for place in part.places] if mixed else ordered, scale)
                 for part in self._parts
             ]
             for part, count in zip(self._parts, counts, strict=True):
@@ -160,7 +164,8 @@ class Adam:
 
     def __repr__(self) -> str:
         elements = sum(member.param.size for member in self._members)
-        return f"{type(self).__name__}({len(self._members)} arrays, {elements:,} parameters, {self.param_groups})"
+        groups = [{key: group[key] for key in HYPERPARAMETER_NAMES} for group in self.param_groups]
+        return f"{type(self).__name__}({len(self._members)} arrays, {elements:,} parameters, {groups})"
 
     def _states(self) -> list[dict[str, Any]]:
         """Return every parameter's state, in order."""
@@ -171,6 +176,18 @@ class Adam:
                 for position, member in enumerate(part.members)
             }
         return [by_index[index] for index in range(len(self._members))]
+
+    def _make_tables(self) -> None:
+        """Make what the parts' steps stand on; no gradient may share memory with any array that any of them writes."""
+        drafts = [part.draft() for part in self._parts]
+        arrays, names = [], []
+        for part, columns in zip(self._parts, drafts, strict=True):
+            these, their_names = written(columns, part.labels)
+            arrays += these
+            names += their_names
+        extents = Extents(arrays, names)
+        for part, columns in zip(self._parts, drafts, strict=True):
+            part.make_table(columns, extents)
 
     def _borrow_all(self) -> list[Member]:
         """Borrow the memory of every parameter."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.arrays import Array
+from numba_adam.arrays import Array, Extents
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.param_groups import ParamGroup
 from numba_adam.table import UpdateTable
@@ -25,89 +25,104 @@ class Member(NamedTuple):
     group: ParamGroup
 
 
+class Moments(NamedTuple):
+    """The state of a part's parameters beside their steps, array by array."""
+
+    exp_avgs: list[Array]
+    exp_avg_sqs: list[Array]
+    max_exp_avg_sqs: list[Array | None]
+
+
 class Part:
     """The parameters of one dtype."""
 
     def __init__(self, members: Sequence[Member]) -> None:
-        """Check that the parameters can be updated in place together. Their state is made when it is first needed."""
+        """Take the parameters; they have been checked. Their state is made when it is first needed."""
         self.members = list(members)
         self.places = [member.place for member in self.members]
-        self.dtype: str = self.members[0].param.dtype.name
+        self.params = [member.param for member in self.members]
+        self.labels = [member.label for member in self.members]
         self.steps = np.zeros(len(self.members), dtype=np.int64)
-        self.exp_avgs: list[Array] = []
-        self.exp_avg_sqs: list[Array] = []
-        self.max_exp_avg_sqs: list[Array | None] = [None] * len(self.members)
         self._runs = _runs_of_groups(self.members)
+        self._moments: Moments | None = None
+        self._drafted: Moments | None = None  # what the table stands on; becomes the state with the first launch
         self._table: UpdateTable | None = None
-        self._current: list[Hyperparameters] = []  # what the table was told last
+        self._known: list[Hyperparameters] = []  # what the table was told last
+
+    def is_ready(self) -> bool:
+        """Say whether the table serves the current hyperparameters, after telling it what has changed."""
+        current = [run.group.hyperparameters for run in self._runs]
+        if current == self._known:
+            return True
+        if self._table is None or [h.amsgrad for h in current] != [h.amsgrad for h in self._known]:
+            return False
+        for index, hyperparameters in enumerate(current):
+            self._table.set_hyperparameters(index, hyperparameters)
+        self._known = current
+        return True
+
+    def draft(self) -> list[Sequence[Array | None]]:
+        """Make what state is missing; return every array that a step writes: params and moments, in columns."""
+        have = self._moments or Moments(_zeros(self.params), _zeros(self.params), [None] * len(self.params))
+        needed = [member.group.hyperparameters.amsgrad for member in self.members]
+        largest = [
+            zeros if need and array is None else array
+            for need, array, zeros in zip(needed, have.max_exp_avg_sqs, _zeros(self.params), strict=True)
+        ]
+        self._drafted = have._replace(max_exp_avg_sqs=largest)
+        used = [array if need else None for need, array in zip(needed, largest, strict=True)]
+        return [self.params, have.exp_avgs, have.exp_avg_sqs, used]
+
+    def make_table(self, columns: Sequence[Sequence[Any]], extents: Extents) -> None:
+        """Make the table over what `draft` returned; no gradient may share memory with `extents`."""
+        self._known = [run.group.hyperparameters for run in self._runs]
+        groups = [index for index, run in enumerate(self._runs) for _ in range(run.begin, run.end)]
+        self._table = UpdateTable(
+            *columns, hyperparameters=self._known, groups=groups, names=self.labels, extents=extents
+        )
 
     def prepare(self, grads: Sequence[Any], grad_scale: float) -> int:
-        """Check the gradients, make what state is missing, and plan the step; return what `launch` takes."""
-        current = [run.group.hyperparameters for run in self._runs]
-        if self._table is None or any(a.amsgrad != b.amsgrad for a, b in zip(current, self._current, strict=True)):
-            self._table = self._make_table(current)
-        elif current != self._current:
-            for index, hyperparameters in enumerate(current):
-                self._table.set_hyperparameters(index, hyperparameters)
-        self._current = current
+        """Check the gradients and plan the step; return what `launch` takes."""
+        assert self._table is not None
         return self._table.prepare(grads, self.steps, grad_scale)
 
     def launch(self, count: int) -> None:
         """Make the step that `prepare` planned."""
         assert self._table is not None
+        self._moments = self._drafted
         self._table.launch(count, self.steps)
 
     def state_of(self, position: int) -> dict[str, Any]:
         """Return one parameter's state, with PyTorch's keys; empty before its first step."""
-        if not self.steps[position]:
+        if self._moments is None or not self.steps[position]:
             return {}
         state: dict[str, Any] = {
             "step": int(self.steps[position]),
-            "exp_avg": self.exp_avgs[position],
-            "exp_avg_sq": self.exp_avg_sqs[position],
+            "exp_avg": self._moments.exp_avgs[position],
+            "exp_avg_sq": self._moments.exp_avg_sqs[position],
         }
-        if self.max_exp_avg_sqs[position] is not None:
-            state["max_exp_avg_sq"] = self.max_exp_avg_sqs[position]
+        if self._moments.max_exp_avg_sqs[position] is not None:
+            state["max_exp_avg_sq"] = self._moments.max_exp_avg_sqs[position]
         return state
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
-
-        def copies(key: str) -> list[Array]:
-            return [
-                state[key].copy() if key in state else np.zeros(member.param.shape, member.param.dtype)
-                for state, member in zip(states, self.members, strict=True)
+        exp_avgs, exp_avg_sqs = (
+            [
+                state[key].copy() if key in state else zeros
+                for state, zeros in zip(states, _zeros(self.params), strict=True)
             ]
-
-        self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
-        self.exp_avgs, self.exp_avg_sqs = copies("exp_avg"), copies("exp_avg_sq")
-        self.max_exp_avg_sqs = [
-            state["max_exp_avg_sq"].copy() if "max_exp_avg_sq" in state else None for state in states
-        ]
-        self._table = None
-
-    def _make_table(self, hyperparameters: Sequence[Hyperparameters]) -> UpdateTable:
-        """Make the arrays that are missing, and the table over all."""
-        params = [member.param for member in self.members]
-        if not self.exp_avgs:
-            self.exp_avgs = [np.zeros(param.shape, param.dtype) for param in params]
-            self.exp_avg_sqs = [np.zeros(param.shape, param.dtype) for param in params]
-        for position, member in enumerate(self.members):
-            if member.group.hyperparameters.amsgrad and self.max_exp_avg_sqs[position] is None:
-                self.max_exp_avg_sqs[position] = np.zeros(member.param.shape, member.param.dtype)
-        used = [
-            largest if member.group.hyperparameters.amsgrad else None
-            for member, largest in zip(self.members, self.max_exp_avg_sqs, strict=True)
-        ]
-        return UpdateTable(
-            params,
-            self.exp_avgs,
-            self.exp_avg_sqs,
-            used,
-            hyperparameters=hyperparameters,
-            groups=[index for index, run in enumerate(self._runs) for _ in range(run.begin, run.end)],
-            names=[member.label for member in self.members],
+            for key in ("exp_avg", "exp_avg_sq")
         )
+        largest = [state["max_exp_avg_sq"].copy() if "max_exp_avg_sq" in state else None for state in states]
+        self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
+        self._moments = Moments(exp_avgs, exp_avg_sqs, largest)
+        self._table, self._known = None, []
+
+
+def _zeros(params: Sequence[Array]) -> list[Array]:
+    """Return an array of zeros like each parameter; the system gives it no memory before it is touched."""
+    return [np.zeros(param.shape, param.dtype) for param in params]
 
 
 class _Run(NamedTuple):

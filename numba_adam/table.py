@@ -38,6 +38,7 @@ class UpdateTable:
         hyperparameters: Sequence[Hyperparameters],
         groups: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
+        extents: Extents | None = None,
     ) -> None:
         """Check the arrays and note where they lie.
 
@@ -49,6 +50,7 @@ class UpdateTable:
             hyperparameters: those of each group.
             groups: the group of each parameter. Default: all are of group 0.
             names: what error messages call the parameters. Default: their indices.
+            extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -62,13 +64,14 @@ class UpdateTable:
             list(max_exp_avg_sqs) if max_exp_avg_sqs is not None else [None] * len(params),
         ]
         self.dtype = self._check()
-        self._extents = Extents(*self._written())
+        self._extents = extents or Extents(*self._written())
         addresses = [[_address(array) for array in column] for column in self._columns]
         self._table = np.array(addresses, dtype=np.uint64).T.copy()
         self._lengths = np.array([param.size for param in self._params], dtype=np.int64)
         self._groups = np.array(groups if groups is not None else [0] * len(params), dtype=np.int64)
         self._settings = np.array([settings(entry, self.dtype) for entry in hyperparameters])
         self._objects = np.empty(len(params), dtype=np.uint64)
+        self._views: list[Array | None] = []
         self._wanted = self._describe()
         self._plan = self._empty_plan()
 
@@ -98,7 +101,8 @@ class UpdateTable:
         plan, rest = self._plan, (self._lengths, self._groups, self._settings, steps, grad_scale)
         count = prepare(self._objects, self._wanted, plan, *rest) if usable() else -1
         if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
-            plan.grads[:] = [self._address_of(index, grad) for index, grad in enumerate(grads)]
+            self._views = [self._view_of(index, grad) for index, grad in enumerate(grads)]
+            plan.grads[:] = [_address(view) for view in self._views]
             count = prepare_gathered(plan, *rest)
         return int(count)
 
@@ -108,18 +112,18 @@ class UpdateTable:
         tasks = threads.tasks_for(plan.offsets[count])
         if tasks == 1:
             update.update_serial(self._table, plan, count, steps)
-            return
-        with threads.launch_lock:
-            threads.note_launch()
-            update.update_parallel(self._table, plan, count, steps, tasks)
+        else:
+            with threads.launch_lock:
+                update.update_parallel(self._table, plan, count, steps, tasks)
+        self._views = []
 
     def _check(self) -> str:
         """Check every array against its parameter, and the parameters against each other; return their dtype."""
         dtypes = sorted({str(param.dtype) for param in self._params})
         if len(dtypes) != 1 or dtypes[0] not in FLOORS:
             raise DtypeError(f"params have the dtypes {', '.join(dtypes)}: they must all be float32 or all float64")
-        for array, name in zip(*self._written(), strict=True):
-            borrow(array, name=name, writable=True)
+        for each, name in zip(*self._written(), strict=True):
+            borrow(each, name=name, writable=True)
         for column, label in zip(self._columns[1:], _LABELS[1:], strict=True):
             for array, param, name in zip(column, self._params, self._names, strict=True):
                 if array is not None:
@@ -128,13 +132,7 @@ class UpdateTable:
 
     def _written(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
-        pairs = [
-            (array, f"{label}{name}")
-            for label, column in zip(_LABELS, self._columns, strict=True)
-            for array, name in zip(column, self._names, strict=True)
-            if array is not None
-        ]
-        return [array for array, _ in pairs], [name for _, name in pairs]
+        return written(self._columns, self._names)
 
     def _describe(self) -> Wanted:
         """Say what the gradients must be."""
@@ -158,16 +156,28 @@ class UpdateTable:
             constants=np.zeros((count, len(Constants._fields)), dtype=self.dtype),
         )
 
-    def _address_of(self, index: int, grad: Any) -> int:
-        """Return where a gradient lies, 0 for None, after checking it."""
+    def _view_of(self, index: int, grad: Any) -> Array | None:
+        """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""
         if grad is None:
-            return 0
+            return None
         name = f"grads{self._names[index]}"
         view = borrow(grad, name=name)
         check_like(view, name, self._params[index], f"params{self._names[index]}")
         self._extents.check_apart(view, name)
-        return _address(view)
+        return view
+
+
+def written(columns: Sequence[Sequence[Array | None]], names: Sequence[str]) -> tuple[list[Array], list[str]]:
+    """Return the arrays of the columns params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, and what to call each."""
+    pairs = [
+        (array, f"{label}{name}")
+        for label, column in zip(_LABELS, columns, strict=True)
+        for array, name in zip(column, names, strict=True)
+        if array is not None
+    ]
+    return [array for array, _ in pairs], [name for _, name in pairs]
 
 
 def _address(array: Array | None) -> int:
-    return 0 if array is None else int(array.ctypes.data)
+    """Return where an array's elements lie: 0 without an array, and anything else for an empty one."""
+    return 0 if array is None else int(array.ctypes.data) or 1

@@ -13,8 +13,9 @@ from numba_adam import folding
 from numba_adam.folding import Settings
 from numba_adam.kernels.compile import inline, kernel
 from numba_adam.kernels.gather import gather
+from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
 
-_power = inline(folding.power)
+_bias_correction = inline(folding.bias_correction)
 _correct = inline(folding.correct)
 
 
@@ -38,7 +39,7 @@ def _settings(row):  # type: ignore[no-untyped-def]
 def _write_constants(row, settings, step, grad_scale):  # type: ignore[no-untyped-def]
     """Write the constants of a step into a row, rounded to its dtype."""
     s = _settings(settings)
-    constants = _correct(s, _power(s.beta1, step), _power(s.beta2, step), grad_scale)
+    constants = _correct(s, _bias_correction(s.beta1, step), _bias_correction(s.beta2, step), grad_scale)
     k = 0
     for value in constants:
         row[k] = value
@@ -48,12 +49,13 @@ def _write_constants(row, settings, step, grad_scale):  # type: ignore[no-untype
 @inline
 def _plan(plan, lengths, groups, settings, steps, grad_scale):  # type: ignore[no-untyped-def]
     """Fill the plan for the arrays that have a gradient; return their number."""
+    before_entering = enter_ieee()
     count, last, total = 0, -1, 0
     for k in range(plan.grads.size):
         if plan.grads[k] == 0:
             continue
-        before = plan.rows[count - 1]
-        if count == 0 or groups[k] != groups[before] or steps[k] != steps[before]:
+        previous = plan.rows[count - 1]
+        if count == 0 or groups[k] != groups[previous] or steps[k] != steps[previous]:
             last += 1
             _write_constants(plan.constants[last], settings[groups[k]], steps[k] + 1, grad_scale)
         plan.rows[count] = k
@@ -62,6 +64,7 @@ def _plan(plan, lengths, groups, settings, steps, grad_scale):  # type: ignore[n
         total += lengths[k]
         count += 1
     plan.offsets[count] = total
+    leave_ieee(before_entering)
     return count
 
 

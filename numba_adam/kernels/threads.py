@@ -5,43 +5,62 @@ is the one it falls back to where neither TBB nor OpenMP is found. The kernels u
 launch would gain nothing by running beside the first: one lock for the process costs nothing and holds everywhere.
 
 A forked child has none of its parent's threads: OpenMP ends it at its first parallel launch. Such a child works on the
-calling thread alone, with the same bits.
+calling thread alone, with the same bits. A fork waits for the steps in flight, so that the child finds every state
+whole and no lock held by a thread that it does not have.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 
 import numba
+from numba.np.ufunc import parallel
 
 ELEMENTS_PER_TASK = 16_384  # fewer are done sooner than a thread is woken
+
+_step_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
+_held_for_fork: list[threading.Lock] = []
+_pool_is_lost = False
+
+
+def step_lock() -> threading.Lock:
+    """Return a new lock that a fork waits for. `launch_lock` may be taken while it is held, never the reverse."""
+    lock = threading.Lock()
+    _step_locks.add(lock)
+    return lock
+
+
 launch_lock = threading.Lock()
-_launched = False
-_forked_after_launch = False
+
+
+def _before_fork() -> None:
+    for lock in [*_step_locks, launch_lock]:
+        lock.acquire()
+        _held_for_fork.append(lock)
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
 
 
 def _after_fork_in_child() -> None:
-    global launch_lock, _forked_after_launch
-    launch_lock = threading.Lock()  # the parent's may have been held by a thread that the child does not have
-    _forked_after_launch = _forked_after_launch or _launched
+    global _pool_is_lost
+    _pool_is_lost = _pool_is_lost or parallel._is_initialized
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def tasks_for(elements: int) -> int:
     """Return the number of threads for an update of so many elements."""
-    if _forked_after_launch or elements < 2 * ELEMENTS_PER_TASK:
+    if _pool_is_lost or elements < 2 * ELEMENTS_PER_TASK:
         return 1
     return min(thread_count(), elements // ELEMENTS_PER_TASK)
-
-
-def note_launch() -> None:
-    """Remember that Numba's threads exist from now on. Call it with `launch_lock` held."""
-    global _launched
-    _launched = True
 
 
 def thread_count() -> int:
@@ -50,5 +69,5 @@ def thread_count() -> int:
 
 
 def threading_layer() -> str:
-    """Return Numba's threading layer, such as "omp"; empty before the first parallel launch."""
-    return str(numba.threading_layer()) if _launched else ""
+    """Return Numba's threading layer, such as "omp"; empty before the first parallel launch of this process."""
+    return str(numba.threading_layer()) if parallel._is_initialized else ""

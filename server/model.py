@@ -166,7 +166,8 @@ class Model:
         with self._changed:
             self.machine.check_state(state_id)
             self._changed.wait_for(
-                lambda: self.machine.version >= min_version or self._is_deleted or is_over(), timeout_seconds
+                lambda: self.machine.version >= min_version or self._is_deleted or is_over(),
+                None if timeout_seconds is None else min(timeout_seconds, threading.TIMEOUT_MAX),
             )
             self._check_alive()
             return self.machine.version >= min_version

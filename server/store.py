@@ -57,6 +57,7 @@ class Store:
         self.folder = folder
         self._models = folder / "models"
         self._kept = kept
+        self._is_closed = False
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -138,6 +139,9 @@ class Store:
         Args:
             clean: every model's last state is in its newest snapshot, so that the next start may carry on.
         """
+        if self._is_closed:
+            return
+        self._is_closed = True
         if clean:
             self._running.unlink()
             _sync_folder(self.folder)

@@ -225,13 +225,13 @@ class Process:
         self._process.kill()
         self._finish()
 
-    def terminate(self) -> None:
-        """Send SIGTERM and do not wait."""
-        self._process.send_signal(signal.SIGTERM)
+    def signal(self, number: int) -> None:
+        """Send a signal and do not wait."""
+        self._process.send_signal(number)
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit status."""
-        self.terminate()
+        self.signal(signal.SIGTERM)
         return self._finish()
 
     def wait(self) -> int:

@@ -1,0 +1,76 @@
+"""The byte budget: what fits, what must wait, what can never fit."""
+
+import pytest
+
+from numba_adam.errors import BudgetExceededError, TransferTooLargeError
+from numba_adam.ps.errors import detail_of
+from numba_adam.server.budget import SlotPool
+
+GRAIN = 1 << 16
+
+
+def test_slots_are_counted_and_given_back():
+    pool = SlotPool(10 * GRAIN)
+    with pool.acquire(GRAIN + 1, "a push") as slot:
+        assert slot.bytes.nbytes == GRAIN + 1
+        assert pool.used_bytes == 2 * GRAIN
+    assert pool.used_bytes == 2 * GRAIN  # kept, warm, for the next one
+    with pool.acquire(GRAIN + 7, "a push") as slot:
+        assert pool.used_bytes == 2 * GRAIN
+
+
+def test_slots_in_use_are_apart():
+    pool = SlotPool(10 * GRAIN)
+    with pool.acquire(GRAIN, "a push") as one, pool.acquire(GRAIN, "a push") as two:
+        one.bytes[:] = 1
+        two.bytes[:] = 2
+        assert (one.bytes == 1).all()
+
+
+def test_a_full_budget_refuses_and_says_when_to_come_back():
+    pool = SlotPool(2 * GRAIN)
+    with pool.acquire(GRAIN, "a push"):
+        with pytest.raises(BudgetExceededError, match="of 65537 bytes: 65536 of the server's 131072 bytes") as caught:
+            pool.acquire(GRAIN + 1, "a push")
+        assert not isinstance(caught.value, TransferTooLargeError)
+        assert detail_of(caught.value).retry_after_milliseconds > 0
+    pool.acquire(GRAIN + 1, "a push").release()
+
+
+def test_free_slots_make_room_for_other_sizes():
+    pool = SlotPool(4 * GRAIN)
+    for grains in (1, 2, 1):
+        pool.acquire(grains * GRAIN, "a push").release()
+    with pool.acquire(4 * GRAIN, "a pull"):
+        assert pool.used_bytes == 4 * GRAIN
+
+
+def test_what_is_larger_than_everything_is_told_so():
+    with pytest.raises(TransferTooLargeError, match="whole memory budget is 131072 bytes") as caught:
+        SlotPool(2 * GRAIN).acquire(2 * GRAIN + 1, "a pull")
+    assert detail_of(caught.value).retry_after_milliseconds == 0
+
+
+def test_models_count_until_they_are_released():
+    pool = SlotPool(10 * GRAIN)
+    pool.admit_model("m", 5 * GRAIN, GRAIN)
+    assert pool.used_bytes == 5 * GRAIN
+    pool.release_model("m")
+    assert pool.used_bytes == 0
+
+
+def test_no_model_is_admitted_that_could_never_be_pulled():
+    pool = SlotPool(10 * GRAIN)
+    with pytest.raises(TransferTooLargeError, match="model 'm' needs"):
+        pool.admit_model("m", 9 * GRAIN, 2 * GRAIN)
+    pool.admit_model("m", 5 * GRAIN, 2 * GRAIN)
+    with pytest.raises(BudgetExceededError, match="model 'n'"):
+        pool.admit_model("n", 4 * GRAIN, GRAIN)
+    pool.admit_model("n", 3 * GRAIN, GRAIN)
+    pool.acquire(2 * GRAIN, "a pull").release()
+
+
+def test_an_empty_transfer_takes_nothing():
+    pool = SlotPool(GRAIN)
+    with pool.acquire(GRAIN, "a push"), pool.acquire(0, "a push") as slot:
+        assert slot.bytes.nbytes == 0

@@ -65,7 +65,10 @@ def real(name: str, value: object) -> float:
     """Return `value` as a float; refuse what is not a real, finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise HyperparameterError(f"{name}={value!r}: it must be a real number, not {type(value).__name__}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        raise HyperparameterError(f"{name} is a number beyond the range of float64: it must be finite") from None
     if not math.isfinite(result):
         raise HyperparameterError(f"{name}={value!r}: it must be finite")
     return result

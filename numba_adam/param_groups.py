@@ -37,6 +37,23 @@ class ParamGroup(UserDict[str, Any]):
         """
         self.replace({key: value})
 
+    # What UserDict and MutableMapping would do value by value, or behind our back.
+
+    def update(self, *others: Any, **values: object) -> None:  # type: ignore[override]
+        """Set several hyperparameters at once: all of them, or none if one is not admissible."""
+        self.replace(dict(*others, **values))
+
+    def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override, misc]
+        self.replace(dict(other))
+        return self
+
+    def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.data | dict(other)
+
+    def copy(self) -> dict[str, Any]:  # type: ignore[override]
+        """Return the group as a plain dict."""
+        return dict(self.data)
+
     def __delitem__(self, key: str) -> None:
         raise HyperparameterError(f"{key!r} cannot be removed from a param group; set it to its default instead")
 
@@ -68,7 +85,7 @@ def groups_of(params: object, defaults: Hyperparameters) -> list[ParamGroup]:
         defaults: the hyperparameters of what has none of its own.
 
     Raises:
-        NamesError: there is no array, a name is used twice, or only some groups have names.
+        NamesError: there is no array, a name is no string or used twice, or only some groups have names.
         HyperparameterError: a group sets what is not a hyperparameter, or to what is not admissible.
     """
     if not isinstance(params, Mapping) and not is_array(params) and isinstance(params, Iterable):
@@ -95,10 +112,16 @@ def _group(entry: Mapping[str, Any], defaults: Hyperparameters) -> ParamGroup:
         raise NamesError(f"a param group has the keys {sorted(map(str, entry))}: it must have 'params'")
     params, names = entry["params"], None
     if isinstance(params, Mapping):
-        names, params = [str(name) for name in params], list(params.values())
+        names, params = [_name(name) for name in params], list(params.values())
     own = {key: value for key, value in entry.items() if key != "params"}
     alone = is_array(params) or not isinstance(params, Iterable)
     return ParamGroup([params] if alone else list(params), names, changed(defaults, own))
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise NamesError(f"an array is named {name!r}, a {type(name).__name__}: names must be strings")
+    return name
 
 
 def _check_names(groups: list[ParamGroup]) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from numba_adam.interop import borrow
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
 
 _ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_LAST_STEP = 2**53  # the last up to which float64 counts
 _REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -43,20 +45,57 @@ def parse(state_dict: Mapping[str, Any], groups: Sequence[ParamGroup], params: S
         StateDictError: it does not fit; the message says where.
         HyperparameterError: a hyperparameter is out of range.
     """
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-        raise StateDictError("a state dict has the keys 'state' and 'param_groups'; pass what state_dict() returned")
-    entries = state_dict["param_groups"]
+    entries, by_key = _nesting(state_dict)
     counts = [len(entry["params"]) for entry in entries], [len(group["params"]) for group in groups]
     if counts[0] != counts[1]:
         raise StateDictError(
             f"the state dict has groups of {counts[0]} arrays, the optimizer groups of {counts[1]}: they must be equal"
         )
     keys = [key for entry in entries for key in entry["params"]]
-    strangers = [key for key in state_dict["state"] if key not in set(keys)]
-    if strangers:
-        raise StateDictError(f"state[{strangers[0]!r}] belongs to no param group of the state dict")
-    states = [_state(state_dict["state"].get(key, {}), key, param) for key, param in zip(keys, params, strict=True)]
+    _check_keys(keys, by_key)
+    _check_names(entries, groups)
+    states = [_state(by_key.get(key, {}), key, param) for key, param in zip(keys, params, strict=True)]
     return Loaded(states, [_hyperparameters(entry, group) for entry, group in zip(entries, groups, strict=True)])
+
+
+def _nesting(state_dict: object) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Any]]:
+    """Return the groups and the states, after checking that they are groups and states."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise StateDictError("a state dict has the keys 'state' and 'param_groups'; pass what state_dict() returned")
+    entries, by_key = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(by_key, Mapping):
+        raise StateDictError(f"'state' is of type {type(by_key).__name__}: it must be a dict from keys to states")
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise StateDictError("'param_groups' must be a list of dicts; pass what state_dict() returned")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry.get("params"), (list, tuple)):
+            raise StateDictError(f"param_groups[{index}] must have 'params', the list of its arrays' keys in 'state'")
+    return entries, by_key
+
+
+def _check_keys(keys: Sequence[Any], by_key: Mapping[Any, Any]) -> None:
+    """Refuse a state that belongs to no array, or to two."""
+    numbers = [key for key in keys if isinstance(key, (int, str))]
+    if len(numbers) < len(keys):
+        raise StateDictError("the 'params' of 'param_groups' must be numbers; pass what state_dict() returned")
+    twice = [key for key, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise StateDictError(f"the 'params' of 'param_groups' have {twice[0]!r} twice: each array has its own number")
+    strangers = by_key.keys() - set(numbers)
+    if strangers:
+        raise StateDictError(f"state[{min(strangers, key=repr)!r}] belongs to no param group of the state dict")
+
+
+def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGroup]) -> None:
+    """Refuse the same names in another order: each state would go to another's array. New names are no mistake."""
+    given = [name for entry in entries for name in entry.get("param_names") or ()]
+    own = [name for group in groups for name in group.get("param_names", ())]
+    if given != own and Counter(given) == Counter(own):
+        one, other = next((a, b) for a, b in zip(given, own, strict=True) if a != b)
+        raise StateDictError(
+            f"the state dict has {one!r} where the optimizer has {other!r}: make the optimizer with its arrays in the "
+            "order of the state dict's 'param_names'"
+        )
 
 
 def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> Hyperparameters:
@@ -67,20 +106,30 @@ def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> Hyperparame
 
 def _plain(value: Any) -> Any:
     """Return a hyperparameter as Python's own type; PyTorch may keep lr and step as tensors of one element."""
-    return value.item() if hasattr(value, "item") else value
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (ValueError, TypeError, RuntimeError):  # more than one element: refused as what it is
+        return value
 
 
-def _state(state: Mapping[str, Any], key: object, param: Array) -> dict[str, Any]:
+def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
     """Return one parameter's state with borrowed arrays."""
+    if not isinstance(state, Mapping):
+        raise StateDictError(f"state[{key!r}] is of type {type(state).__name__}: it must be a dict")
     if not state:
         return {}
     if not set(state) >= _REQUIRED:
         raise StateDictError(f"state[{key!r}] has no {sorted(_REQUIRED - set(state))[0]!r}")
-    step = _plain(state["step"])
-    if step != int(step) or step < 0:
-        raise StateDictError(f"state[{key!r}]['step'] is {step!r}: it must be a whole number, at least 0")
     arrays = {name: _array(state[name], f"state[{key!r}][{name!r}]", param) for name in _ARRAYS if name in state}
-    return {"step": int(step), **arrays}
+    return {"step": _step(state["step"], f"state[{key!r}]['step']"), **arrays}
+
+
+def _step(value: object, name: str) -> int:
+    """Return a step number, which PyTorch keeps as a float."""
+    step = _plain(value)
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step <= _LAST_STEP or step != int(step):
+        raise StateDictError(f"{name} is {value!r}: it must be a whole number from 0 to 2**53")
+    return int(step)
 
 
 def _array(value: object, name: str, param: Array) -> Array:

@@ -1,0 +1,58 @@
+"""What the library's tests share: the way to the oracle, child processes, small makers of arrays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference` and `updates`, which are no tests themselves
+
+TIMEOUT_SECONDS = 100
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs a program in a new interpreter and returns what it printed.
+
+    Keyword arguments are environment variables. Warnings are errors there as they are here. The machine code that the
+    kernels leave in the user's cache is shared by all of them, unless a test says NUMBA_CACHE_DIR.
+    """
+
+    def run(program: str | Path, *arguments: str, **environment: str) -> str:
+        source = [str(program)] if isinstance(program, Path) else ["-c", program]
+        child = subprocess.run(
+            [sys.executable, "-W", "error", *source, *arguments],
+            env={**os.environ, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+        assert child.returncode == 0, f"exit {child.returncode}\n{child.stdout}\n{child.stderr}"
+        return child.stdout.strip()
+
+    return run
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype:
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def state_of_five() -> SimpleNamespace:
+    """Return a parameter of five elements with a gradient and a used state."""
+    rng = np.random.default_rng(5)
+    param, grad, exp_avg = (rng.normal(size=5).astype(np.float32) for _ in range(3))
+    return SimpleNamespace(
+        param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=rng.random(5, np.float32), max_exp_avg_sq=np.ones(5, "f4")
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from numba_adam.errors import HyperparameterError
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
-from numba_adam.table import UpdateTable
+from numba_adam.table import UpdateTable, update_one
 
 
 def adam_update(
@@ -62,18 +62,16 @@ def adam_update(
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), section 2; Reddi et al. 2018 for AMSGrad.
     """
+    arrays = [grad, param, exp_avg, exp_avg_sq, *([] if max_exp_avg_sq is None else [max_exp_avg_sq])]
     amsgrad = max_exp_avg_sq is not None
     hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-    table = UpdateTable(
-        [borrow(param, name="param", writable=True)],
-        [borrow(exp_avg, name="exp_avg", writable=True)],
-        [borrow(exp_avg_sq, name="exp_avg_sq", writable=True)],
-        [borrow(max_exp_avg_sq, name="max_exp_avg_sq", writable=True)] if amsgrad else None,
-        hyperparameters=[hyperparameters],
-        names=[""],
-    )
-    steps_before = np.array([_step(step) - 1], dtype=np.int64)
-    table.update([grad], steps_before, real("grad_scale", grad_scale))
+    number, scale = _step(step), real("grad_scale", grad_scale)
+    if update_one(arrays, hyperparameters, number, scale):
+        return
+    names = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    columns = [[borrow(array, name=name, writable=True)] for array, name in zip(arrays[1:], names, strict=False)]
+    table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""])
+    table.update([grad], np.array([number - 1], dtype=np.int64), scale)
 
 
 def _step(value: object) -> int:

@@ -16,9 +16,11 @@ from numba_adam.folding import FLOORS, Constants, settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.kernels import threads, update
-from numba_adam.kernels.gather import Wanted, usable
+from numba_adam.kernels.gather import Wanted, kinds, usable
 from numba_adam.kernels.prepare import Plan, prepare, prepare_gathered
+from numba_adam.kernels.single import prepare_one
 
+_NAMES = {np.dtype(name): name for name in FLOORS}
 _LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages call the columns
 
 
@@ -73,7 +75,7 @@ class UpdateTable:
         self._objects = np.empty(len(params), dtype=np.uint64)
         self._views: list[Array | None] = []
         self._wanted = self._describe()
-        self._plan = self._empty_plan()
+        self._plan = empty_plan(len(params), self.dtype)
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
@@ -108,13 +110,7 @@ class UpdateTable:
 
     def launch(self, count: int, steps: Array) -> None:
         """Make the step that `prepare` planned; its gradients must still be alive."""
-        plan = self._plan
-        tasks = threads.tasks_for(plan.offsets[count])
-        if tasks == 1:
-            update.update_serial(self._table, plan, count, steps)
-        else:
-            with threads.launch_lock:
-                update.update_parallel(self._table, plan, count, steps, tasks)
+        run(self._table, self._plan, count, steps)
         self._views = []
 
     def _check(self) -> str:
@@ -138,22 +134,12 @@ class UpdateTable:
         """Say what the gradients must be."""
         shapes = [param.shape for param in self._params]
         return Wanted(
-            objects=np.array([id(None), id(np.ndarray), id(np.dtype(self.dtype))], dtype=np.uint64),
+            kinds=kinds(self.dtype),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
             sizes=np.array([param.nbytes for param in self._params], dtype=np.uint64),
             begins=self._extents.begins,
             ends=self._extents.ends,
-        )
-
-    def _empty_plan(self) -> Plan:
-        count = len(self._params)
-        return Plan(
-            grads=np.zeros(count, dtype=np.uint64),
-            rows=np.zeros(count, dtype=np.int64),
-            offsets=np.zeros(count + 1, dtype=np.int64),
-            which=np.zeros(count, dtype=np.int64),
-            constants=np.zeros((count, len(Constants._fields)), dtype=self.dtype),
         )
 
     def _view_of(self, index: int, grad: Any) -> Array | None:
@@ -165,6 +151,51 @@ class UpdateTable:
         check_like(view, name, self._params[index], f"params{self._names[index]}")
         self._extents.check_apart(view, name)
         return view
+
+
+def update_one(arrays: Sequence[object], hyperparameters: Hyperparameters, step: int, grad_scale: float) -> bool:
+    """Make one step of one parameter, if its arrays are plain NumPy arrays that fit; else change nothing.
+
+    Args:
+        arrays: grad, param, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq.
+        hyperparameters: those of this step.
+        step: 1 for the first.
+        grad_scale: multiplies the gradient.
+
+    Returns:
+        whether the step was made. Where it was not, an `UpdateTable` does it, or says what is wrong.
+    """
+    dtype = _NAMES.get(getattr(arrays[0], "dtype", None))
+    if dtype is None or not usable():
+        return False
+    objects = np.array([id(array) for array in arrays], dtype=np.uint64)
+    table, plan = np.zeros((1, update.COLUMNS), dtype=np.uint64), empty_plan(1, dtype)
+    row, steps = np.array([settings(hyperparameters, dtype)]), np.array([step - 1], dtype=np.int64)
+    if not prepare_one(objects, kinds(dtype), table, plan, row, steps, grad_scale):
+        return False
+    run(table, plan, 1, steps)
+    return True
+
+
+def empty_plan(count: int, dtype: str) -> Plan:
+    """Return a plan with room for so many arrays."""
+    return Plan(
+        grads=np.zeros(count, dtype=np.uint64),
+        rows=np.zeros(count, dtype=np.int64),
+        offsets=np.zeros(count + 1, dtype=np.int64),
+        which=np.zeros(count, dtype=np.int64),
+        constants=np.zeros((count, len(Constants._fields)), dtype=dtype),
+    )
+
+
+def run(table: Array, plan: Plan, count: int, steps: Array) -> None:
+    """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
+    tasks = threads.tasks_for(plan.offsets[count])
+    if tasks == 1:
+        update.update_serial(table, plan, count, steps)
+        return
+    with threads.launch_lock:
+        update.update_parallel(table, plan, count, steps, tasks)
 
 
 def written(columns: Sequence[Sequence[Array | None]], names: Sequence[str]) -> tuple[list[Array], list[str]]:

@@ -20,14 +20,17 @@ from numba_adam.kernels.intrinsics import array_at
 
 # Words of 8 bytes from the beginning of the object on, behind the reference count (word 0) on a 64-bit machine.
 _TYPE, _DATA, _NDIM, _DIMS, _DESCR, _FLAGS, _WORDS = 1, 2, 3, 4, 7, 8, 9
-_NEEDED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
+NEEDED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
+WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE
+_INT64 = np.empty(0, dtype=np.int64)
+_COMPARED = NEEDED | WRITEABLE
 _LOW_HALF = 0xFFFFFFFF  # nd and flags are C ints: the lower half of their word
 
 
 class Wanted(NamedTuple):
     """What each array must be, and which memory it must not share."""
 
-    objects: np.ndarray  # type: ignore[type-arg]  # (3,) uint64: address of None, of the type ndarray, of the dtype
+    kinds: np.ndarray  # type: ignore[type-arg]  # (3,) uint64: address of None, of the type ndarray, of the dtype
     shapes: np.ndarray  # type: ignore[type-arg]  # int64: the extents, one array after the other
     starts: np.ndarray  # type: ignore[type-arg]  # (n + 1,) int64: where each array's extents begin in `shapes`
     sizes: np.ndarray  # type: ignore[type-arg]  # (n,) uint64: sizes in bytes
@@ -43,20 +46,34 @@ def _shares(begin, end, begins, ends):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _fits(address, k, wanted):  # type: ignore[no-untyped-def]
-    """Say whether the object at an address is the k-th array that is wanted."""
-    if array_at(address, np.uint64(2), wanted.objects)[_TYPE] != wanted.objects[1]:
+def is_plain(address, kinds, needed):  # type: ignore[no-untyped-def]
+    """Say whether the object at an address is an ndarray of the dtype, with the flags needed."""
+    if array_at(address, np.uint64(2), kinds)[_TYPE] != kinds[1]:
         return False
-    fields = array_at(address, np.uint64(_WORDS), wanted.objects)
-    needed = np.uint64(_NEEDED)
-    ndim = wanted.starts[k + 1] - wanted.starts[k]
-    if fields[_DESCR] != wanted.objects[2] or fields[_FLAGS] & needed != needed:
+    fields = array_at(address, np.uint64(_WORDS), kinds)
+    return fields[_DESCR] == kinds[2] and fields[_FLAGS] & np.uint64(needed) == np.uint64(needed)
+
+
+@inline
+def shape_at(address, like):  # type: ignore[no-untyped-def]
+    """Return the extents, int64, of the array object at an address."""
+    fields = array_at(address, np.uint64(_WORDS), like)
+    return array_at(fields[_DIMS], fields[_NDIM] & np.uint64(_LOW_HALF), _INT64)
+
+
+@inline
+def data_at(address, like):  # type: ignore[no-untyped-def]
+    """Return where the elements of the array object at an address lie."""
+    return array_at(address, np.uint64(_WORDS), like)[_DATA]
+
+
+@inline
+def same(extents, others):  # type: ignore[no-untyped-def]
+    """Say whether two shapes are equal."""
+    if extents.size != others.size:
         return False
-    if np.int64(fields[_NDIM] & np.uint64(_LOW_HALF)) != ndim:
-        return False
-    extents = array_at(fields[_DIMS], np.uint64(ndim), wanted.shapes)
-    for d in range(ndim):
-        if extents[d] != wanted.shapes[wanted.starts[k] + d]:
+    for d in range(extents.size):
+        if extents[d] != others[d]:
             return False
     return True
 
@@ -72,16 +89,23 @@ def gather(objects, wanted, addresses):  # type: ignore[no-untyped-def]
     """
     for k in range(objects.size):
         addresses[k] = 0
-        if objects[k] == wanted.objects[0]:
+        if objects[k] == wanted.kinds[0]:
             continue
-        if not _fits(objects[k], k, wanted):
+        if not is_plain(objects[k], wanted.kinds, NEEDED):
             return False
-        address = array_at(objects[k], np.uint64(_WORDS), objects)[_DATA]
+        if not same(shape_at(objects[k], objects), wanted.shapes[wanted.starts[k] : wanted.starts[k + 1]]):
+            return False
+        address = data_at(objects[k], objects)
         size = wanted.sizes[k]
         if size and _shares(address, address + size, wanted.begins, wanted.ends):
             return False
         addresses[k] = address
     return True
+
+
+def kinds(dtype: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Return the addresses of None, of the type ndarray and of a dtype."""
+    return np.array([id(None), id(np.ndarray), id(np.dtype(dtype))], dtype=np.uint64)
 
 
 @functools.cache
@@ -96,8 +120,9 @@ def usable() -> bool:
 
 def _is_as_expected(array: np.ndarray[Any, Any]) -> bool:
     words = (ctypes.c_uint64 * _WORDS).from_address(id(array))
-    seen = (words[_TYPE], words[_DATA], words[_NDIM] & _LOW_HALF, words[_DESCR], words[_FLAGS] & _NEEDED)
-    flags = 0x0001 * array.flags.c_contiguous | 0x0100 * array.flags.aligned
+    seen = (words[_TYPE], words[_DATA], words[_NDIM] & _LOW_HALF, words[_DESCR], words[_FLAGS] & _COMPARED)
+    own = array.flags
+    flags = 0x0001 * own.c_contiguous | 0x0100 * own.aligned | WRITEABLE * own.writeable
     if seen != (id(np.ndarray), array.ctypes.data, array.ndim, id(array.dtype), flags):
         return False
     return tuple((ctypes.c_int64 * array.ndim).from_address(words[_DIMS])) == array.shape

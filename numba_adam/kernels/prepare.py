@@ -47,7 +47,7 @@ def _write_constants(row, settings, step, grad_scale):  # type: ignore[no-untype
 
 
 @inline
-def _plan(plan, lengths, groups, settings, steps, grad_scale):  # type: ignore[no-untyped-def]
+def plan_step(plan, lengths, groups, settings, steps, grad_scale):  # type: ignore[no-untyped-def]
     """Fill the plan for the arrays that have a gradient; return their number."""
     before_entering = enter_ieee()
     count, last, total = 0, -1, 0
@@ -84,10 +84,10 @@ def prepare(objects, wanted, plan, lengths, groups, settings, steps, grad_scale)
     """
     if not gather(objects, wanted, plan.grads):
         return -1
-    return _plan(plan, lengths, groups, settings, steps, grad_scale)
+    return plan_step(plan, lengths, groups, settings, steps, grad_scale)
 
 
 @kernel
 def prepare_gathered(plan, lengths, groups, settings, steps, grad_scale):  # type: ignore[no-untyped-def]
     """Plan a step whose gradients' addresses are in the plan already. Arguments as for `prepare`."""
-    return _plan(plan, lengths, groups, settings, steps, grad_scale)
+    return plan_step(plan, lengths, groups, settings, steps, grad_scale)

@@ -9,6 +9,7 @@ handwritten digits and pushes them; what comes back are the newest parameters, w
 
 import argparse
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -87,31 +88,34 @@ def serve(address: str, folder: str, snapshot_every: int) -> tuple[subprocess.Po
 
 def main(steps: int) -> None:
     """Train, with a crash in the middle, and test."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for the workers: matrices this small are slower with more threads
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         server, address = serve("127.0.0.1:0", folder, steps // 5)
-        spawn = multiprocessing.get_context("spawn")
-        workers = [spawn.Process(target=work, args=(address, index, steps)) for index in (0, 1)]
-        for worker in workers:
-            worker.start()
-
-        with ParameterClient(address) as client:
-            # As the workers do: whoever is first creates the model.
-            model = client.create_model("digits", initial(), lr=2e-3, exist_ok=True)
-            model.pull(min_version=steps // 2)  # returns when the model has got so far
-            server.kill()  # SIGKILL: no time to save anything
-            server.wait()
-            print(f"the server was killed after version {model.version}", flush=True)
-            server, _ = serve(address, folder, steps // 5)
-
+        try:
+            workers = [spawn.Process(target=work, args=(address, index, steps), daemon=True) for index in (0, 1)]
             for worker in workers:
-                worker.join()
-            params = model.pull()
+                worker.start()
 
-        x, digits, test = load()
-        accuracy = (forward(params, x[test])[1].argmax(axis=1) == digits[test]).mean()
-        print(f"version {model.version}: {accuracy:.1%} of the test images are read correctly")
-        server.terminate()
-        server.wait()
+            with ParameterClient(address) as client:
+                # As the workers do: whoever is first creates the model.
+                model = client.create_model("digits", initial(), lr=2e-3, exist_ok=True)
+                model.pull(min_version=steps // 2)  # returns when the model has got so far
+                server.kill()  # SIGKILL: no time to save anything
+                server.wait()
+                print(f"the server was killed after version {model.version}", flush=True)
+                server, _ = serve(address, folder, steps // 5)
+
+                for worker in workers:
+                    worker.join()
+                params = model.pull()
+        finally:
+            server.terminate()  # SIGTERM: it takes a last snapshot
+            server.wait()
+
+    x, digits, test = load()
+    accuracy = (forward(params, x[test])[1].argmax(axis=1) == digits[test]).mean()
+    print(f"version {model.version}: {accuracy:.1%} of the test images are read correctly")
 
 
 if __name__ == "__main__":

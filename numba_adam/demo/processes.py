@@ -5,6 +5,7 @@ Imports the standard library and the error tree: what runs in the processes is s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -122,8 +123,9 @@ class WorkerProcess:
     def go(self) -> None:
         """Let the worker begin; it waits for this after it has reported that it is ready."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit is reported as such
+            self._process.stdin.write("go\n")
+            self._process.stdin.close()
 
     def error(self, status: int) -> ServiceError:
         """Return the exception that says how the worker failed."""
@@ -131,6 +133,8 @@ class WorkerProcess:
 
     def end(self) -> None:
         """End the process if it still runs."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.kill()
         self._process.wait(_STOP_SECONDS)
         self._reader.join(_STOP_SECONDS)

@@ -73,7 +73,7 @@ def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str], capsys
     [
         ("serve", "grpc", "server"),
         ("status", "grpc", "client"),
-        ("snapshot", "xxhash", "client"),
+        ("snapshot", "google", "client"),
         ("demo", "sklearn", "demo"),
     ],
 )

@@ -1,0 +1,108 @@
+"""`serve`, `status` and `snapshot` with a real server behind them."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numba_adam.cli import main
+from numba_adam.client import ParameterClient
+from numba_adam.server.config import ServerConfig
+from numba_adam.server.embedded import Server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(ServerConfig(listen="127.0.0.1:0", data_dir=tmp_path / "data"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def train(address: str, pushes: int) -> None:
+    with ParameterClient(address, timeout_seconds=30) as client:
+        model = client.create_model("line", {"slope": np.zeros((2, 3), np.float32), "offset": np.zeros(4, np.float32)})
+        for _ in range(pushes):
+            model.push({"slope": np.ones((2, 3), np.float32), "offset": None})
+
+
+def test_status_says_what_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    train(server.address, pushes=3)
+    assert main(["status", "--server", server.address]) == 0
+    shown = capsys.readouterr().out
+    assert f"server     {server.address}, numba-adam " in shown
+    assert "model      line: 10 parameters in 2 arrays of float32" in shown
+    assert "  version  3, of which a crash would lose 3 (durability memory)" in shown
+    assert "  pushes   3 applied, 0 repeated, 0 rejected" in shown
+
+
+def test_status_of_an_empty_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--server", server.address]) == 0
+    assert capsys.readouterr().out.endswith("\nno models\n")
+
+
+def test_status_as_json_has_every_field(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    train(server.address, pushes=1)
+    assert main(["status", "--server", server.address, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    (model,) = status["models"]
+    assert model["pushes_applied"] == 1
+    assert model["model"]["shapes"] == {"slope": [2, 3], "offset": [4]}
+    assert model["model"]["dtype"] == "float32"
+    assert model["model"]["hyperparameters"]["betas"] == [0.9, 0.999]
+    assert status["memory_used_bytes"] > 0
+
+
+def test_snapshot_writes_what_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    train(server.address, pushes=2)
+    assert main(["snapshot", "--server", server.address, "--model", "line"]) == 0
+    assert capsys.readouterr().out.startswith("line: version 2, ")
+    main(["status", "--server", server.address])
+    assert "of which a crash would lose 0" in capsys.readouterr().out
+    assert main(["snapshot", "--server", server.address, "--json"]) == 0
+    (snapshot,) = json.loads(capsys.readouterr().out)
+    assert (snapshot["model"], snapshot["version"]) == ("line", 2)
+
+
+def test_snapshot_of_a_model_that_is_not_there(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshot", "--server", server.address, "--model", "nothing"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("numba-adam: ")
+    assert "'nothing'" in shown
+
+
+def test_serve_says_where_it_serves_and_stops_when_told(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "numba_adam",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        str(tmp_path / "d"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        assert words[:3] == ["numba-adam:", "serving", "on"]
+        train(words[3], pushes=2)
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, rest) == (0, ""), errors
+
+
+def test_serve_on_an_address_that_is_taken_is_an_error_of_ours(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--listen", server.address, "--data-dir", str(tmp_path / "other")]) == 1
+    assert server.address in capsys.readouterr().err

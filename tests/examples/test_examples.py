@@ -1,0 +1,47 @@
+"""The examples run as they stand and come to the result that they promise."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from numba_adam.server.config import ServerConfig
+from numba_adam.server.embedded import Server
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, *words: str) -> str:
+    """Run an example in a new process and return what it printed."""
+    command = [sys.executable, str(EXAMPLES / name), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=110).stdout
+
+
+def test_quickstart_library() -> None:
+    assert run("quickstart_library.py") == "slope 3.000, offset -2.000\n"
+
+
+def test_quickstart_service(tmp_path: Path) -> None:
+    server = Server(ServerConfig(listen="127.0.0.1:0", data_dir=tmp_path))
+    server.start()
+    try:
+        assert run("quickstart_service.py", server.address) == "slope 3.000, offset -2.000 at version 300\n"
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_digits() -> None:
+    shown = run("digits.py", "--steps", "500")
+    assert "the server was killed after version" in shown
+    assert all(f"worker {index}: the server is back, at version" in shown for index in (0, 1))
+    accuracy = re.search(r"version \d+: ([\d.]+)% of the test images", shown)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 90.0
+
+
+def test_every_example_is_tried_here() -> None:
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {"digits.py", "quickstart_library.py", "quickstart_service.py"}

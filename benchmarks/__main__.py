@@ -1,0 +1,106 @@
+"""`python -m benchmarks`: run the cases, print what comes of them, keep it as files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import report, results, worker
+from benchmarks.case import Case, Settings
+from benchmarks.machine import machine, versions
+from benchmarks.registry import CASES, chosen
+
+_QUICK = Settings(seconds=1.0, fewest_pairs=3, largest_elements=1_000_000)
+
+
+class Printer:
+    """Prints, and remembers what it printed."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, *lines: str) -> None:
+        """Print lines."""
+        for line in lines:
+            print(line, flush=True)
+        self.lines += lines
+
+
+def main() -> None:
+    """Run what the arguments choose; exit non-zero if a case failed (a bar that was not met is no failure)."""
+    arguments = _parser().parse_args()
+    try:
+        cases = chosen([prefix for prefix in arguments.only.split(",") if prefix])
+    except LookupError as error:
+        sys.exit(f"benchmarks: {error}")
+    if arguments.list:
+        print("\n".join(_listed(cases)))
+        return
+    defaults = _QUICK if arguments.quick else Settings()
+    seconds = defaults.seconds if arguments.seconds is None else arguments.seconds
+    settings = Settings(arguments.threads, seconds, defaults.fewest_pairs, defaults.largest_elements)
+    path = None if arguments.quick else results.free_path(arguments.name or _default_name(cases))
+    run = _run(cases, settings, path)
+    sys.exit(any(outcome.problem.startswith("failed") for outcome in run.outcomes))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare numba-adam with its peers.")
+    parser.add_argument("--only", default="", metavar="PREFIX,...", help="only cases whose names begin so")
+    parser.add_argument("--list", action="store_true", help="list the cases and what is asked of them")
+    parser.add_argument("--quick", action="store_true", help="a short try with small arrays; nothing is written")
+    parser.add_argument("--threads", type=int, default=Settings.threads, help="threads for everybody (%(default)s)")
+    parser.add_argument("--seconds", type=float, help=f"time for each case ({Settings.seconds:g})")
+    parser.add_argument("--name", help="name of the result files; default: the date")
+    return parser
+
+
+def _listed(cases: list[Case]) -> list[str]:
+    outcomes = [results.outcome_of(case, {}) for case in cases]
+    names = max(len(outcome.name) for outcome in outcomes)
+    return [
+        f"{outcome.name.ljust(names)}  {report.asked(outcome)}  {outcome.title}; {outcome.peer}" for outcome in outcomes
+    ]
+
+
+def _default_name(cases: list[Case]) -> str:
+    """Return the date, marked when cases are left out."""
+    date = datetime.now(UTC).date().isoformat()
+    return date if len(cases) == len(CASES) else f"{date}-part"
+
+
+def _run(cases: list[Case], settings: Settings, path: Path | None) -> results.Run:
+    """Run cases one after another; after each, write down what there is so far."""
+    out, begin = Printer(), time.monotonic()
+    run = results.Run(
+        started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        complete=False,
+        settings=settings,
+        machine=machine(),
+        versions=versions(),
+        outcomes=[],
+    )
+    out(f"started: {run.started}", *report.header(run.machine, run.versions, settings), "")
+    for case in cases:
+        run.outcomes.append(results.outcome_of(case, worker.run(case.name, settings)))
+        out(*report.details(run.outcomes[-1]))
+        _save(run, path, out)
+    rows = [report.HEADINGS, *map(report.row, run.outcomes)]
+    minutes = (time.monotonic() - begin) / 60
+    out("", *report.aligned(rows), "", *report.summary(run.outcomes), f"this took {minutes:.0f} minutes")
+    run = results.Run(**{**vars(run), "complete": len(cases) == len(CASES)})
+    _save(run, path, out)
+    return run
+
+
+def _save(run: results.Run, path: Path | None, out: Printer) -> None:
+    if path is not None:
+        results.save(run, path)
+        path.with_suffix(".txt").write_text("\n".join(out.lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A gRPC server that takes a stream of bytes and throws it away: what the transport alone costs.
+
+`python -m benchmarks.bare_stream` prints `serving on HOST:PORT` and runs until SIGTERM.
+May import gRPC, nothing of ours.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+SERVICE, METHOD = "benchmarks.Bare", "Push"
+ANNOUNCES = "serving on "
+CHUNK_BYTES = 1 << 20
+
+
+def _throw_away(messages: Iterable[bytes], _context: Any) -> bytes:
+    for _ in messages:
+        pass
+    return b""
+
+
+def push(channel: grpc.Channel, chunks: Iterator[bytes]) -> None:
+    """Send a stream and wait for its answer. Without serialisers, gRPC takes and gives bytes as they are."""
+    channel.stream_unary(f"/{SERVICE}/{METHOD}", None, None)(chunks)
+
+
+def cut(payload: memoryview) -> Iterator[bytes]:
+    """Yield a payload in chunks, each copied when it is its turn: gRPC takes bytes and nothing else."""
+    for begin in range(0, payload.nbytes, CHUNK_BYTES):
+        yield bytes(payload[begin : begin + CHUNK_BYTES])
+
+
+def main() -> None:
+    """Serve on a free port of the loopback interface."""
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    handler = grpc.stream_unary_rpc_method_handler(_throw_away)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    signal.signal(signal.SIGTERM, lambda *_: server.stop(grace=None))
+    server.start()
+    print(f"{ANNOUNCES}127.0.0.1:{port}", flush=True)
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The face that all optimizers show the harness. May import NumPy."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.case import MissingError
+from benchmarks.workload import Array, Workload, check_usual
+
+LR = 1e-3
+BETAS = (0.9, 0.999)
+EPS = 1e-8  # added to the bias-corrected root by everybody: Algorithm 1
+
+
+class Contestant(Protocol):
+    """One optimizer over one workload, with copies of its own."""
+
+    def step(self) -> object:
+        """Make one step, and return when it is done."""
+
+    def threads(self) -> str:
+        """Return the number of threads that a step takes, as its library says."""
+
+    def params(self) -> list[Array]:
+        """Return the parameters as they are now."""
+
+    def moments(self) -> list[Array]:
+        """Return all first and second moments as they are now."""
+
+
+class Maker(Protocol):
+    """Makes a contestant."""
+
+    def __call__(self, workload: Workload, threads: int) -> Contestant:
+        """Return a contestant that takes so many threads.
+
+        Raises:
+            MissingError: its library is not there or does not run.
+        """
+
+
+def load(module: str) -> Any:
+    """Import a peer.
+
+    Raises:
+        MissingError: it is not installed or cannot be imported here.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # peers fail in ways of their own: a missing compiler, an unknown accelerator
+        raise missing(module, error) from error
+
+
+def missing(library: str, error: Exception) -> MissingError:
+    """Return `error` as a reason that can be published: one line, without paths of this machine."""
+    lines = str(error).strip().splitlines() or [""]
+    reason = re.sub(r"(?:/[^\s/:'\"]+)+/", ".../", lines[0])[:160]
+    return MissingError(f"{library} does not run here: {type(error).__name__}: {reason}")
+
+
+class DisagreementError(Exception):
+    """Two contestants did not do the same work."""
+
+
+def check_agreement(ours: Contestant, peer: Contestant, workload: Workload) -> None:
+    """Make sure that both contestants did the same real work.
+
+    Raises:
+        DisagreementError: their parameters differ by more than rounding makes them differ.
+        UnusualError: they met numbers that no training meets.
+    """
+    check_usual(ours.moments(), "our moments")
+    check_usual(peer.moments(), "the peer's moments")
+    for before, one, other in zip(workload.params(), ours.params(), peer.params(), strict=True):
+        _check_close(before, one, other)
+
+
+def _check_close(before: Array, one: Array, other: Array) -> None:
+    """Allow a thousandth of the way that was gone: rounding adds up over many equal steps."""
+    way = float(np.max(np.abs(one - before)))
+    apart = float(np.max(np.abs(one - other)))
+    if not way > 0 or not apart <= 1e-5 + 1e-3 * way:
+        raise DisagreementError(f"parameters of shape {one.shape} moved by up to {way} and then differed by {apart}")
+
+
+def concrete(arrays: Sequence[Any]) -> list[Array]:
+    """Return NumPy views of CPU arrays of any framework."""
+    return [np.asarray(array) for array in arrays]

@@ -1,0 +1,52 @@
+"""No optimizer: a plain loop that reads four arrays and writes three, which no update of Adam can be faster than.
+
+It runs over our contestant's own arrays and writes back what it read, so that both touch the same pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contestants.contestant import load
+from benchmarks.contestants.ours import Ours
+
+NAME = "a plain loop that reads 4 and writes 3"
+
+
+def _compiled() -> Any:
+    """Return the loop, compiled as our kernels are: each thread has its share, in vector code."""
+    numba: Any = load("numba")
+    prange = numba.prange
+
+    def one_share(param: Any, grad: Any, exp_avg: Any, exp_avg_sq: Any, one: Any, zero: Any) -> None:
+        """Multiply by one and add zero: the compiler does not know that nothing changes."""
+        for i in range(param.size):
+            param[i] = param[i] + zero * grad[i]
+            exp_avg[i] = exp_avg[i] * one
+            exp_avg_sq[i] = exp_avg_sq[i] * one
+
+    compiled_share = numba.njit(nogil=True, error_model="numpy")(one_share)
+
+    def read_4_write_3(param: Any, grad: Any, exp_avg: Any, exp_avg_sq: Any, one: Any, zero: Any, shares: Any) -> None:
+        size = (param.size + shares - 1) // shares
+        for share in prange(shares):
+            begin, end = share * size, (share + 1) * size
+            compiled_share(param[begin:end], grad[begin:end], exp_avg[begin:end], exp_avg_sq[begin:end], one, zero)
+
+    return numba.njit(parallel=True, nogil=True, error_model="numpy")(read_4_write_3)
+
+
+class MemoryLoop:
+    """The loop, on as many threads as the update takes."""
+
+    def __init__(self, ours: Ours, threads: int) -> None:
+        """Take over the arrays of a contestant that has made a step."""
+        self._loop = _compiled()
+        (param,), (grad,), (exp_avg, exp_avg_sq) = ours.params(), ours.grads(), ours.moments()
+        self._arguments = (param, grad, exp_avg, exp_avg_sq, np.float32(1), np.float32(0), threads)
+
+    def step(self) -> object:
+        """Go over the arrays once."""
+        return self._loop(*self._arguments)

@@ -1,0 +1,86 @@
+"""What everything ran on: CPU, memory, system, versions. Imports no library that it names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_OWN_LIBRARIES = ("numba-adam", "numba", "llvmlite", "numpy", "grpcio", "protobuf", "xxhash")
+_PEERS = ("torch", "deepspeed", "jax", "jaxlib", "optax")
+_OURS = ("numba_adam", "server", "client", "proto", "benchmarks/*.py", "benchmarks/*/*.py", "pyproject.toml")
+
+
+def machine() -> dict[str, str]:
+    """Return what hardware and which system this is."""
+    return {
+        "CPU": _cpu(),
+        "CPUs in all": str(os.cpu_count()),
+        "cache": _caches(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
+        "huge pages": _first_match(Path("/sys/kernel/mm/transparent_hugepage/enabled"), r"\[(\w+)\]"),
+        "system": f"{_distribution()}, {platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the version of everything that takes part, and the commit of ours."""
+    found = {"Python": platform.python_version()}
+    for name in (*_OWN_LIBRARIES, *_PEERS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, "commit": _commit()}
+
+
+def _cpu() -> str:
+    """Return the CPU's model, with its numbers: "AMD EPYC" alone says little."""
+    info = Path("/proc/cpuinfo")
+    name = _first_match(info, r"^model name\s*:\s*(.+)$")
+    family, model = _first_match(info, r"^cpu family\s*:\s*(\d+)$"), _first_match(info, r"^model\s*:\s*(\d+)$")
+    wide = ", AVX-512" if "avx512f" in _first_match(info, r"^flags\s*:\s*(.+)$") else ""
+    return f"{name} (family {family}, model {model}{wide})" if name != _UNKNOWN else platform.processor() or _UNKNOWN
+
+
+def _caches() -> str:
+    """Return the sizes of the first CPU's caches: "L1d 32K, L2 1024K, L3 32768K"."""
+    sizes = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        sizes[f"L{level}{'' if kind == 'Unified' else kind[0].lower()}"] = size
+    return ", ".join(f"{level} {size}" for level, size in sizes.items() if level != "L1i") or _UNKNOWN
+
+
+def _distribution() -> str:
+    return _first_match(Path("/etc/os-release"), r'^PRETTY_NAME="?([^"\n]+)')
+
+
+_UNKNOWN = "unknown"
+
+
+def _first_match(path: Path, pattern: str) -> str:
+    try:
+        match = re.search(pattern, path.read_text(), re.MULTILINE)
+    except OSError:
+        return _UNKNOWN
+    return match[1].strip() if match else _UNKNOWN
+
+
+def _commit() -> str:
+    """Return the commit of our sources, and say if they differ from it."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--", *_OURS)
+    except (OSError, subprocess.CalledProcessError):
+        return _UNKNOWN
+    return f"{commit} with changes" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return run.stdout.strip()

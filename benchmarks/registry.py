@@ -1,0 +1,35 @@
+"""The registry: every case there is, in the order in which they run and stand in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.case import Case
+from benchmarks.themes import flat, many, memory, service, start
+
+CASES: tuple[Case, ...] = (*flat.CASES, *many.CASES, *memory.CASES, *start.CASES, *service.CASES)
+
+
+def chosen(prefixes: Sequence[str]) -> list[Case]:
+    """Return the cases whose names begin with one of the prefixes; without prefixes, all.
+
+    Raises:
+        LookupError: a prefix fits no case.
+    """
+    for prefix in prefixes:
+        if not any(case.name.startswith(prefix) for case in CASES):
+            themes = ", ".join(dict.fromkeys(case.theme for case in CASES))
+            raise LookupError(f"no case begins with {prefix!r}; the themes are {themes}, and --list shows all names")
+    return [case for case in CASES if not prefixes or case.name.startswith(tuple(prefixes))]
+
+
+def named(name: str) -> Case:
+    """Return one case.
+
+    Raises:
+        LookupError: there is none of that name.
+    """
+    for case in CASES:
+        if case.name == name:
+            return case
+    raise LookupError(f"no case is named {name!r}; --list shows all names")

@@ -1,0 +1,165 @@
+"""A run as a file: every pair that was measured, and what is needed to judge it. Imports the standard library alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.case import Bar, Case, Quantity, Settings, Unit
+from benchmarks.statistics import Summary, summarise
+
+FOLDER = Path(__file__).resolve().parent / "results"
+_FORMAT = 1
+_DIGITS = 7  # significant ones; clocks are not better
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one case."""
+
+    name: str
+    """The case's name."""
+
+    title: str
+    """What the table calls it."""
+
+    peer: str
+    """What the table calls the other contestant; empty when there is none."""
+
+    quantity: Quantity
+    """What is computed from a pair."""
+
+    unit: Unit
+    """What was measured."""
+
+    bar: Bar | None
+    """What was asked."""
+
+    pairs: list[tuple[float, float | None]] = field(default_factory=list)
+    """(ours, the peer's), in the order in which they were measured."""
+
+    notes: dict[str, str] = field(default_factory=dict)
+    """Sizes and threads."""
+
+    problem: str = ""
+    """Why there are no pairs."""
+
+    @property
+    def summary(self) -> Summary:
+        """The quantity's median and quartiles."""
+        return summarise([self.quantity.of(ours, peer) for ours, peer in self.pairs])
+
+    @property
+    def ours(self) -> float:
+        """The median of our own measurements."""
+        return summarise([ours for ours, _ in self.pairs]).median
+
+    @property
+    def theirs(self) -> float | None:
+        """The median of the peer's measurements; None without a peer."""
+        values = [peer for _, peer in self.pairs if peer is not None]
+        return summarise(values).median if values else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the bar was met; None where nothing was asked or nothing measured."""
+        return self.bar.met(self.summary.median) if self.bar and self.pairs else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the benchmarks."""
+
+    started: str
+    """When, in UTC: 2026-11-23T02:10:00Z."""
+
+    complete: bool
+    """True when every case of the registry was run."""
+
+    settings: Settings
+    """How it was made."""
+
+    machine: dict[str, str]
+    """What it ran on."""
+
+    versions: dict[str, str]
+    """What took part."""
+
+    outcomes: list[Outcome]
+    """One for each case, in the registry's order."""
+
+
+def outcome_of(case: Case, answer: dict[str, Any]) -> Outcome:
+    """Return what came of a case, from what `worker.run` returned."""
+    problems = [f"{kind}: {answer[kind]}" for kind in ("missing", "failed") if kind in answer]
+    return Outcome(
+        name=case.name,
+        title=case.title,
+        peer=case.peer,
+        quantity=case.quantity,
+        unit=case.unit,
+        bar=case.bar,
+        pairs=_pairs(answer.get("pairs", ())),
+        notes=dict(answer.get("notes", {})),
+        problem=problems[0] if problems else "",
+    )
+
+
+def _pairs(values: Iterable[Sequence[float | None]]) -> list[tuple[float, float | None]]:
+    return [(_rounded(ours), None if peer is None else _rounded(peer)) for ours, peer in values]
+
+
+def _rounded(value: float | None) -> float:
+    assert value is not None, "ours is always measured"
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def free_path(stem: str, folder: Path = FOLDER) -> Path:
+    """Return a path for a new result: never that of an old one."""
+    path, number = folder / f"{stem}.json", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}.json", number + 1
+    return path
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a run; one line for each case, so that a difference between two files can be read."""
+    record = asdict(run)
+    lines = [json.dumps(entry, default=lambda member: member.value) for entry in record.pop("outcomes")]
+    head = json.dumps({"format": _FORMAT, **record}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head.removesuffix("\n}") + ',\n "outcomes": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n")
+
+
+def load(path: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        ValueError: the file is of another format.
+    """
+    record = json.loads(path.read_text())
+    if record.pop("format", None) != _FORMAT:
+        raise ValueError(f"{path.name} is no result of format {_FORMAT}: run the benchmarks again")
+    record["outcomes"] = [_outcome(entry) for entry in record["outcomes"]]
+    return Run(**{**record, "settings": Settings(**record["settings"])})
+
+
+def _outcome(entry: dict[str, Any]) -> Outcome:
+    bar = Bar(**entry["bar"]) if entry["bar"] else None
+    kinds = {"quantity": Quantity(entry["quantity"]), "unit": Unit(entry["unit"]), "bar": bar}
+    return Outcome(**{**entry, **kinds, "pairs": _pairs(entry["pairs"])})
+
+
+def newest(folder: Path = FOLDER) -> Path:
+    """Return the newest complete run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    complete = [(run.started, path) for path in folder.glob("*.json") if (run := load(path)).complete]
+    if not complete:
+        raise FileNotFoundError(f"no complete run in {folder.name}/: make one with `python -m benchmarks`")
+    return max(complete)[1]

@@ -1,0 +1,29 @@
+"""Medians and quartiles, which a noisy machine cannot pull far. Imports the standard library alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Summary(NamedTuple):
+    """Where the middle half of some numbers lies."""
+
+    median: float
+    lower: float  # first quartile
+    upper: float  # third quartile
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Return median and quartiles (linear interpolation between neighbours; one value is all three).
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values: a median needs at least one")
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0])
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Summary(median, lower, upper)

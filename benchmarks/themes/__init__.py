@@ -1,0 +1,1 @@
+"""The cases, one file for each theme: each has a tuple CASES."""

@@ -1,0 +1,93 @@
+"""How much more memory a step takes than what its arrays hold already. Linux only: the kernel keeps the peak.
+
+Each figure comes from a process of its own: `python -m benchmarks.themes.memory WHO ELEMENTS THREADS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.case import Bar, Case, Measurement, MissingError, Quantity, Settings, Unit
+from benchmarks.contestants.contestant import Contestant, Maker
+from benchmarks.contestants.ours import Ours
+from benchmarks.process import output_of
+from benchmarks.themes.comparison import PEERS, sizes
+from benchmarks.workload import one_array
+
+_ELEMENTS = 50_000_000
+_PROCESSES = 3
+_WARM_UP_STEPS = 3
+_MOST_BYTES = 4_000_000
+_RESET_PEAK = "5"  # Linux, Documentation/filesystems/proc.rst: "reset the peak resident set size (high water mark)"
+
+
+def growth_of_a_step(contestant: Contestant) -> int:
+    """Return by how many bytes a step raises the peak of this process's resident memory.
+
+    Raises:
+        MissingError: this system keeps no peak that can be reset.
+    """
+    for _ in range(_WARM_UP_STEPS):
+        contestant.step()
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    except OSError as error:
+        raise MissingError(f"the peak of resident memory cannot be reset here: {error.strerror}") from error
+    before = _peak_bytes()
+    contestant.step()
+    return _peak_bytes() - before
+
+
+def _peak_bytes() -> int:
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if match is None:
+        raise MissingError("this system does not say how high resident memory has been")
+    return int(match[1]) * 1024
+
+
+def _measure(peer: str | None, settings: Settings) -> Measurement:
+    elements = settings.elements(_ELEMENTS)
+    pairs: list[tuple[float, float | None]] = [
+        (_growth("ours", elements, settings), None if peer is None else _growth(peer, elements, settings))
+        for _ in range(_PROCESSES)
+    ]
+    return Measurement(pairs, sizes(one_array(elements)))
+
+
+def _growth(who: str, elements: int, settings: Settings) -> int:
+    answer = output_of("-m", "benchmarks.themes.memory", who, str(elements), str(settings.threads))
+    if answer.startswith("missing "):
+        raise MissingError(answer.removeprefix("missing "))
+    return int(answer)
+
+
+def _case(peer: str | None, label: str = "") -> Case:
+    return Case(
+        name=f"memory/50m/{peer or 'ours'}",
+        title="memory that a step adds at its peak, 50 million",
+        peer=label,
+        quantity=Quantity.VALUE,
+        unit=Unit.BYTES,
+        bar=None if peer else Bar(_MOST_BYTES),
+        run=functools.partial(_measure, peer),
+    )
+
+
+CASES: tuple[Case, ...] = (_case(None), *(_case(key, label) for key, (label, _) in PEERS.items()))
+
+
+def main() -> None:
+    """Print the growth for the contestant that the arguments name."""
+    who, elements, threads = sys.argv[1:]
+    maker: Maker = Ours if who == "ours" else PEERS[who][1]
+    try:
+        print(growth_of_a_step(maker(one_array(int(elements)), int(threads))))
+    except MissingError as reason:
+        print(f"missing {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The parameter server against a bare gRPC stream of the same bytes, and what its client imports.
+
+Every server runs in a process of its own; the client's turns alternate in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks import bare_stream
+from benchmarks.case import Bar, Case, Measurement, Quantity, Settings, Unit
+from benchmarks.contestants.contestant import DisagreementError
+from benchmarks.measure import interleave
+from benchmarks.process import answer_of, serving
+from benchmarks.workload import Array, Workload, check_usual, one_array
+
+_ELEMENTS = 25_000_000  # 100 MB of float32
+_ANNOUNCES = "numba-adam: serving on "
+_MODEL = "benchmark"
+_CLIENT = """
+import sys
+import numpy as np
+from numba_adam.client import ParameterClient
+with ParameterClient({address!r}) as client:
+    model = client.create_model("imports", {{"w": np.ones(1000, dtype=np.float32)}})
+    model.push({{"w": np.ones(1000, dtype=np.float32)}})
+    model.pull()
+print(sum(name.split(".")[0] in ("numba", "llvmlite") for name in sys.modules))
+"""
+
+
+@contextlib.contextmanager
+def _parameter_server() -> Iterator[str]:
+    """Run a server that takes no snapshots by itself: writing to disk is no part of what is compared."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ("--listen", "127.0.0.1:0", "--data-dir", "data")
+        quiet = ("--snapshot-interval-seconds", "0", "--snapshot-every-pushes", "0")
+        with serving("-m", "numba_adam", "serve", *arguments, *quiet, announces=_ANNOUNCES, cwd=folder) as address:
+            yield address
+
+
+def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], settings: Settings) -> Measurement:
+    """Compare a push that is applied with a bare stream of the same bytes.
+
+    Args:
+        chunks: from the payload, a function that returns the bare stream's messages.
+        settings: how the run is made.
+    """
+    import grpc
+
+    from numba_adam.client import ParameterClient
+
+    workload = one_array(settings.elements(_ELEMENTS))
+    (param,), (grad,) = workload.params(), workload.grads()
+    messages = chunks(grad.view(np.uint8).data)
+    with (
+        _parameter_server() as address,
+        serving("-m", "benchmarks.bare_stream", announces=bare_stream.ANNOUNCES) as bare_address,
+        ParameterClient(address) as client,
+        grpc.insecure_channel(bare_address) as channel,
+    ):
+        model = client.create_model(_MODEL, {"w": param})
+        grads = {"w": grad}
+        pairs = interleave(lambda: model.push(grads), lambda: bare_stream.push(channel, messages()), settings)
+        _check_applied(workload, model)
+        client.delete_model(_MODEL)  # else the server would write a snapshot before it ends
+    return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}", "chunk bytes": f"{bare_stream.CHUNK_BYTES:,}"})
+
+
+def _check_applied(workload: Workload, model: Any) -> None:
+    """Make sure that the server holds, bit for bit, what as many steps of the library make of the same gradients.
+
+    Raises:
+        DisagreementError: it does not.
+        UnusualError: the moments held numbers that no training meets.
+    """
+    import numba_adam as na
+
+    pulled: Array = model.pull()["w"]
+    (param,), (grad,) = workload.params(), workload.grads()
+    optimizer = na.Adam(param)
+    for _ in range(model.version):
+        optimizer.step(grad)
+    check_usual([optimizer.state[0]["exp_avg"], optimizer.state[0]["exp_avg_sq"]], "the moments")
+    if not np.array_equal(param, pulled):
+        raise DisagreementError(f"after {model.version} pushes the server's parameters are not those of as many steps")
+
+
+def _cut_when_sent(payload: memoryview) -> Callable[[], Iterator[bytes]]:
+    return lambda: bare_stream.cut(payload)
+
+
+def _cut_beforehand(payload: memoryview) -> Callable[[], Iterator[bytes]]:
+    ready = list(bare_stream.cut(payload))
+    return lambda: iter(ready)
+
+
+def _client_imports(settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
+    with _parameter_server() as address:
+        return Measurement([(float(answer_of(_CLIENT.format(address=address))), None)], {"calls": "create, push, pull"})
+
+
+CASES: tuple[Case, ...] = (
+    Case(
+        name="service/push",
+        title="100 MB of gradients pushed and applied",
+        peer="bare gRPC stream of the same array, thrown away",
+        bar=Bar(1.5),
+        run=lambda settings: _push(_cut_when_sent, settings),
+    ),
+    Case(
+        name="service/push-ready",
+        title="100 MB of gradients pushed and applied",
+        peer="the same stream, its messages made beforehand",
+        run=lambda settings: _push(_cut_beforehand, settings),
+    ),
+    Case(
+        name="service/client-imports",
+        title="modules of Numba that the client imports",
+        quantity=Quantity.VALUE,
+        unit=Unit.COUNT,
+        bar=Bar(0),
+        run=_client_imports,
+    ),
+)

@@ -1,0 +1,108 @@
+"""What is optimised: shapes, parameters and gradients, and the check that no timing met zeros or subnormal numbers.
+
+May import NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Shape = tuple[int, ...]
+
+SEED = 20141222  # the day Adam was put on arXiv
+_MOST_ZEROS = 1e-6  # as a share: float32 normals hit zero about once in 10 million
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Arrays to be updated. Whoever asks gets copies of its own, so that no contestant warms another's cache."""
+
+    shapes: tuple[Shape, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of parameters in all arrays."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def params(self) -> list[Array]:
+        """Return the initial parameters: normal, standard deviation 1."""
+        return self._normal(SEED, scale=1.0)
+
+    def grads(self) -> list[Array]:
+        """Return the gradients: normal, standard deviation 0.01, the same for every step."""
+        return self._normal(SEED + 1, scale=0.01)
+
+    def _normal(self, seed: int, scale: float) -> list[Array]:
+        random = np.random.default_rng(seed)
+        arrays = [random.standard_normal(shape, dtype=np.float32) for shape in self.shapes]
+        for array in arrays:
+            array *= np.float32(scale)
+        return arrays
+
+
+def one_array(elements: int) -> Workload:
+    """Return a workload of one flat array."""
+    return Workload(((elements,),))
+
+
+def equal_arrays(count: int, elements: int) -> Workload:
+    """Return a workload of flat arrays of one size."""
+    return Workload(((elements,),) * count)
+
+
+def resnet50() -> Workload:
+    """Return a workload of ResNet-50's parameters: 161 arrays, 25,557,032 elements."""
+    return Workload(tuple(_resnet50_shapes()))
+
+
+def _resnet50_shapes() -> Iterator[Shape]:
+    """Yield the shapes in the order of the network (He et al. 2015, arXiv 1512.03385, table 1, the 50-layer column).
+
+    Each convolution has no bias and is followed by a batch normalisation with weight and bias. A stage is a row of
+    bottlenecks: 1x1 to `width` channels, 3x3, 1x1 to four times `width`; its first one also projects its input.
+    """
+    yield from _convolution(3, 64, kernel=7)
+    channels = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            yield from _convolution(channels, width, kernel=1)
+            yield from _convolution(width, width, kernel=3)
+            yield from _convolution(width, 4 * width, kernel=1)
+            if block == 0:
+                yield from _convolution(channels, 4 * width, kernel=1)
+            channels = 4 * width
+    yield from ((1000, channels), (1000,))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int) -> tuple[Shape, ...]:
+    """Return the shapes of a convolution and of its batch normalisation."""
+    return (outputs, inputs, kernel, kernel), (outputs,), (outputs,)
+
+
+class UnusualError(Exception):
+    """Numbers that a CPU may treat faster or slower than others were found in a contestant's arrays."""
+
+
+def check_usual(arrays: Sequence[Array], label: str) -> None:
+    """Make sure that arrays hold numbers as training does.
+
+    Raises:
+        UnusualError: some are not finite or subnormal, or more than a few are zero.
+    """
+    tiny = np.finfo(np.float32).tiny
+    for array in arrays:
+        magnitude = np.abs(array)
+        zeros = int(np.count_nonzero(magnitude == 0))
+        subnormal = int(np.count_nonzero(magnitude < tiny)) - zeros
+        not_finite = magnitude.size - int(np.count_nonzero(np.isfinite(magnitude)))
+        if subnormal or not_finite or zeros > 1 + _MOST_ZEROS * magnitude.size:
+            raise UnusualError(
+                f"{label}: of {magnitude.size} numbers, {zeros} are zero, {subnormal} subnormal and {not_finite} not "
+                "finite; a timing over these would not say how fast training is"
+            )

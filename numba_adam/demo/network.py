@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +19,7 @@ def initial_params(seed: int) -> Params:
     random = np.random.default_rng(seed)
 
     def weights(rows: int, columns: int) -> Floats:
-        return (random.standard_normal((rows, columns)) * np.sqrt(2 / rows)).astype(np.float32)
+        return (random.standard_normal((rows, columns)) * math.sqrt(2 / rows)).astype(np.float32)
 
     return {
         "hidden.weight": weights(SIDE * SIDE, HIDDEN),

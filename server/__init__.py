@@ -12,8 +12,10 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     store       the data folder: which snapshot is the newest, which one still holds
     model       one model: spec, arena, machine and the update over its arrays
     engine      the one thread that changes models
+    image       one version's parameters, copied for those who pull it
     archive     the one thread that writes to the data folder
     host        the server without gRPC: models, pushes, pulls, snapshots
+    watch       ends transfers whose other side has stopped
     service     the gRPC edge
     embedded    `Server`: start, address, stop
     main        `serve`: until SIGTERM

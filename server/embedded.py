@@ -16,6 +16,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
 from numba_adam.server.host import Host
 from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
+from numba_adam.server.watch import Watch
 
 _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -38,9 +39,10 @@ class Server:
         self._config = config
         self._host = Host(config)
         self._health = health.HealthServicer()
+        self._watch = Watch(config.stall_seconds)
         executor = futures.ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="numba-adam-rpc")
         self._grpc = grpc.server(executor, options=_options(config))
-        self._grpc.add_generic_rpc_handlers((handlers(ParameterService(self._host)),))
+        self._grpc.add_generic_rpc_handlers((handlers(ParameterService(self._host, self._watch)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
@@ -63,6 +65,7 @@ class Server:
                 f"listen={self._config.listen!r}: the address cannot be used, another program may have it ({error})"
             ) from error
         self._grpc.start()
+        self._watch.start()
         self._say(_SERVING)
         self.address = f"{host}:{port}"
         _log.info("serving on %s, data in %s", self.address, self._config.data_dir)
@@ -76,6 +79,7 @@ class Server:
         self._say(_NOT_SERVING)
         self._host.begin_stop()
         self._grpc.stop(self._config.stop_deadline_seconds).wait()
+        self._watch.stop()
         is_clean = self._host.stop()
         _log.info("stopped")
         return is_clean

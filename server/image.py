@@ -61,16 +61,8 @@ class Images:
         Raises:
             BudgetExceededError: there is no memory for it now.
         """
-        shared = self._share(model)
-        if shared is not None:
-            return shared
-        slot = self._pool.acquire(model.spec.nbytes, f"a pull of model {model.spec.name!r}")
-        try:
-            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while the engine waits
-            return self._engine.call(self._copy, model, slot)
-        except BaseException:
-            slot.release()
-            raise
+        with model.imaging:  # whoever comes meanwhile shares what is being made
+            return self._share(model) or self._make(model)
 
     def release(self, image: Image) -> None:
         """Let an image go; its memory is given back by the last one who uses it."""
@@ -82,6 +74,19 @@ class Images:
                 del self._newest[image.model]
         image.give_back()
 
+    def _make(self, model: Model) -> Image:
+        """Return a new image."""
+        slot = self._pool.acquire(model.spec.nbytes, f"a pull of model {model.spec.name!r}")
+        try:
+            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while the engine waits
+            image = self._engine.call(self._copy, model, slot)
+        except BaseException:
+            slot.release()
+            raise
+        with self._lock:
+            self._newest[model] = image
+        return image
+
     def _share(self, model: Model) -> Image | None:
         """Return the newest image, if it is still of the newest version."""
         with self._lock:
@@ -92,13 +97,6 @@ class Images:
             return image
 
     def _copy(self, model: Model, slot: Slot) -> Image:
-        """Copy the parameters, on the engine's thread; somebody else may just have done so."""
-        shared = self._share(model)
-        if shared is not None:
-            slot.release()
-            return shared
+        """Copy the parameters, on the engine's thread."""
         slot.bytes.view(model.arena.dtype)[:] = model.arena.param
-        image = Image(self, model, slot)
-        with self._lock:
-            self._newest[model] = image
-        return image
+        return Image(self, model, slot)

@@ -77,6 +77,9 @@ class Model:
         self.pending_slot = threading.Lock()
         """Held by the transfer that uses the arena's own slot."""
 
+        self.imaging = threading.Lock()
+        """Held while an image for pulls is made."""
+
         self._changed = threading.Condition()
         self._is_deleted = False
         self._is_broken = False

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from numba_adam.errors import InvalidRequestError, NumbaAdamError
 from numba_adam.ps import framing
-from numba_adam.ps.checksum import SUPPORTED, Checksum, new_checksum
+from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.errors import DETAIL_KEY, to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.server.host import Caller, Host, Parts
 from numba_adam.server.image import Image
+from numba_adam.server.watch import Watch
 
 _log = logging.getLogger(__name__)
 
 Context = grpc.ServicerContext
+_PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
 
@@ -40,14 +42,17 @@ class ParameterService:
 
     Args:
         host: what they act on.
+        watch: ends transfers that have stopped.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, watch: Watch) -> None:
         self._host = host
+        self._watch = watch
 
-    def create_model(self, parts: Iterator[Any], _: Context) -> pb.CreateModelResponse:
+    def create_model(self, request: Iterator[Any], context: Context) -> pb.CreateModelResponse:
         """Create a model from a stream."""
-        model, created = self._host.create_model(_header(parts), _checked(parts))
+        header, parts = self._open(request, context)
+        model, created = self._host.create_model(header, parts)
         return pb.CreateModelResponse(model=model.to_proto(), created=created)
 
     def get_model(self, request: pb.GetModelRequest, _: Context) -> pb.GetModelResponse:
@@ -67,30 +72,24 @@ class ParameterService:
         epoch, state = self._host.open_session(request.model, request.worker_id)
         return pb.OpenSessionResponse(epoch=epoch, first_sequence=1, state=state)
 
-    def push(self, parts: Iterator[Any], _: Context) -> pb.PushResponse:
+    def push(self, request: Iterator[Any], context: Context) -> pb.PushResponse:
         """Take one gradient."""
-        return pb.PushResponse(ack=self._host.push(_header(parts), _checked(parts)))
+        return pb.PushResponse(ack=self._host.push(*self._open(request, context)))
 
     def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
         """Send the parameters."""
         _check_kind(request.checksum_kind)
         with self._host.pull(request, _caller(context)) as image:
-            yield pb.PullResponse(header=_pull_header(image, request.checksum_kind))
-            checksum = new_checksum(request.checksum_kind)
-            yield from _chunks(image, checksum)
-            yield pb.PullResponse(trailer=TransferTrailer(checksum=checksum.value()))
+            yield from self._watch.send(_pulled(image, request.checksum_kind, pb.PullResponse), context)
 
-    def push_pull(self, parts: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
+    def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Take one gradient and send the parameters that came of it."""
-        header = _header(parts)
+        header, parts = self._open(request, context)
         _check_kind(header.checksum_kind)
-        ack = self._host.push(header, _checked(parts))
+        ack = self._host.push(header, parts)
         yield pb.PushPullResponse(ack=ack)
         with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as image:
-            yield pb.PushPullResponse(header=_pull_header(image, header.checksum_kind))
-            checksum = new_checksum(header.checksum_kind)
-            yield from _chunks(image, checksum)
-            yield pb.PushPullResponse(trailer=TransferTrailer(checksum=checksum.value()))
+            yield from self._watch.send(_pulled(image, header.checksum_kind, pb.PushPullResponse), context)
 
     def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
@@ -99,6 +98,15 @@ class ParameterService:
     def get_server_status(self, _: pb.GetServerStatusRequest, __: Context) -> pb.GetServerStatusResponse:
         """Describe the server."""
         return self._host.status()
+
+    def _open(self, request: Iterator[Any], context: Context) -> tuple[Any, Parts]:
+        """Return the header of a stream, and the parts that follow it."""
+        parts = map(_well_formed, self._watch.receive(request, context))
+        first = next(parts, None)
+        if not isinstance(first, Message) or first.WhichOneof("part") != "header":
+            raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream begins otherwise")
+        header: Any = getattr(first, "header")  # noqa: B009 - every transfer message has one, Message itself has not
+        return header, parts
 
 
 class _Method(NamedTuple):
@@ -200,19 +208,6 @@ def _well_formed(request: Any) -> Any:
     return request
 
 
-def _checked(parts: Iterator[Any]) -> Parts:
-    return map(_well_formed, parts)
-
-
-def _header(parts: Iterator[Any]) -> Any:
-    """Return the header that opens a stream."""
-    first = _well_formed(next(parts, None))
-    if not isinstance(first, Message) or first.WhichOneof("part") != "header":
-        raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream does not begin with a header")
-    header: Any = getattr(first, "header")  # noqa: B009 - every transfer message has one, Message itself has not
-    return header
-
-
 def _caller(context: Context) -> Caller:
     return Caller(context.time_remaining, lambda: not context.is_active(), context.add_callback)
 
@@ -222,14 +217,13 @@ def _check_kind(kind: int) -> None:
         raise InvalidRequestError(f"checksum_kind={kind}: it must be one of {SUPPORTED}")
 
 
-def _pull_header(image: Image, kind: int) -> pb.PullHeader:
-    return pb.PullHeader(state=image.state, total_bytes=image.bytes.nbytes, checksum_kind=kind)  # type: ignore[arg-type]
-
-
-def _chunks(image: Image, checksum: Checksum) -> Iterator[bytes]:
-    """Return an image's chunks, encoded; the checksum grows with them."""
-    payload = image.bytes.data
+def _pulled(image: Image, kind: int, response: type[_PullAnswer]) -> Iterator[_PullAnswer | bytes]:
+    """Return the messages that carry an image: header, chunks (already encoded), trailer."""
+    payload, checksum = image.bytes.data, new_checksum(kind)
+    header = pb.PullHeader(state=image.state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
+    yield response(header=header)
     for offset in range(0, len(payload), framing.DEFAULT_CHUNK_BYTES):
         piece = payload[offset : offset + framing.DEFAULT_CHUNK_BYTES]
         checksum.update(piece)
         yield framing.encode_chunk(offset, piece)
+    yield response(trailer=TransferTrailer(checksum=checksum.value()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from numba_adam.ps.v1.error_pb2 import ErrorDetail
 from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
+
+# OpenMP's threads spin while they wait, which takes for ever where other programs want the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DTYPES = {"float32": model_pb2.DTYPE_FLOAT32, "float64": model_pb2.DTYPE_FLOAT64}
 XXH3 = transfer_pb2.CHECKSUM_KIND_XXH3_64

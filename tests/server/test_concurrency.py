@@ -1,0 +1,174 @@
+"""Many workers at once: versions without gaps, one hash, whole pulls, and a budget that holds."""
+
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+import xxhash
+
+import numba_adam as na
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.server.config import ServerConfig
+from numba_adam.server.embedded import Server
+
+WORKERS, PUSHES = 4, 25
+
+
+def gradient_of(worker, number, size):
+    """Return the gradient of one worker's push, the same wherever it is asked for."""
+    return np.random.default_rng([worker, number]).standard_normal(size, dtype=np.float32)
+
+
+def sha256(*arrays):
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
+
+
+def test_the_state_is_that_of_a_replay_in_version_order(config, peers):
+    """Four workers push, some of them twice; the server restarts in between; one SHA-256 says that nothing was lost."""
+    size = 40_000  # enough for the parallel kernel
+    start = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+    order = {}
+
+    def work(address, worker, numbers):
+        peer = peers(address)
+        session = sessions.get(worker) or sessions.setdefault(worker, peer.session(worker_id=f"worker-{worker}"))
+        session.peer = peer
+        for number in numbers:
+            gradient = {"x": gradient_of(worker, number, size)}
+            ack = session.push(gradient, sequence=number)
+            assert not ack.duplicate
+            order[ack.version] = (worker, number)
+            if number % 3 == 0:
+                again = session.push(gradient, sequence=number)
+                assert (again.version, again.duplicate) == (ack.version, True)
+
+    sessions = {}
+    for numbers in (range(1, PUSHES), range(PUSHES, 2 * PUSHES)):
+        with Server(config) as server, ThreadPoolExecutor(WORKERS) as pool:
+            peers(server.address).create({"x": start}, exist_ok=True, lr=0.01, weight_decay=0.1)
+            list(pool.map(lambda worker: work(server.address, worker, numbers), range(WORKERS)))  # noqa: B023
+            pulled = peers(server.address).pull()
+            arena = server._host.model("model").arena
+            found = sha256(pulled.arrays["x"], arena.exp_avg, arena.exp_avg_sq)
+
+    assert sorted(order) == list(range(1, WORKERS * (2 * PUSHES - 1) + 1))
+    param, exp_avg, exp_avg_sq = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for version in sorted(order):
+        gradient = gradient_of(*order[version], size)
+        na.adam_update(param, gradient, exp_avg, exp_avg_sq, version, lr=0.01, weight_decay=0.1)
+    assert found == sha256(param, exp_avg, exp_avg_sq)
+
+
+def test_a_pull_is_one_version_whole_while_others_push(server, peers):
+    """All elements of a gradient are equal, so all elements of a version are; a torn pull would show."""
+    peer = peers(server.address)
+    peer.create({"x": np.zeros(300_000, np.float32)}, lr=0.1)
+    done = threading.Event()
+    seen = []
+
+    def push():
+        session = peer.session()
+        for number in range(60):
+            session.push({"x": np.full(300_000, number % 7 - 3, np.float32)})
+        done.set()
+
+    def pull():
+        mine = peers(server.address)
+        versions = []
+        while not done.is_set() or not versions:
+            pulled = mine.pull()
+            assert (pulled.arrays["x"] == pulled.arrays["x"][0]).all()
+            versions.append(pulled.state.version)
+        assert versions == sorted(versions)
+        seen.append(len(versions))
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(task) for task in (push, pull, pull, pull)]
+        for future in futures:
+            future.result(60)
+    assert sum(seen) > 3
+
+
+def test_a_slow_puller_keeps_its_version_and_holds_nobody_up(server, peers):
+    peer = peers(server.address)
+    size = 4_000_000
+    peer.create({"x": np.zeros(size, np.float32)}, lr=0.1)
+    session = peer.session()
+    answers = peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1))
+    header = next(answers).header
+    assert header.state.version == 0
+    for _ in range(3):
+        session.push({"x": np.ones(size, np.float32)})
+    payload, trailer = b"", None
+    for answer in answers:
+        payload += answer.chunk.data
+        trailer = answer.trailer
+    assert payload == bytes(4 * size)
+    assert trailer.checksum == xxhash.xxh3_64_intdigest(payload)
+
+
+@pytest.fixture
+def tight(tmp_path):
+    """Return settings whose budget holds a model of 1 MB, one pull and one push beside its own slot."""
+    return ServerConfig(
+        listen="127.0.0.1:0",
+        data_dir=tmp_path / "data",
+        memory_budget_bytes=4 * (1 << 20) + 4096 + 2 * (1 << 20),
+        snapshot_interval_seconds=0,
+        snapshot_every_pushes=0,
+        rpc_threads=16,
+    )
+
+
+def test_beyond_the_budget_transfers_are_told_to_come_again(tight, peers, refused):
+    x = np.ones(1 << 18, np.float32)
+    finish = threading.Event()
+    with Server(tight) as server:
+        peer = peers(server.address)
+        peer.create({"x": x})
+        begun = threading.Semaphore(0)
+
+        def slowly(messages):
+            yield next(messages)
+            yield next(messages)
+            begun.release()
+            finish.wait(60)
+            yield from messages
+
+        sessions = [peer.session(worker_id=f"w{number}") for number in range(4)]
+        half = [peer.stub.Push.future(slowly(s.messages({"x": x}, chunk_bytes=1 << 16))) for s in sessions[:3]]
+        for _ in half:
+            assert begun.acquire(timeout=60)
+        while peer.stub.GetServerStatus(pb.GetServerStatusRequest()).memory_used_bytes < tight.memory_budget_bytes:
+            assert not any(push.done() for push in half)  # until the server has seen all three headers
+        refusal = refused(lambda: sessions[3].push({"x": x}))
+        assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.REASON_BUDGET)
+        assert refusal.detail.retry_after_milliseconds > 0
+        assert not refusal.detail.sequence_recorded
+        assert refused(peer.pull).detail.reason == Reason.REASON_BUDGET
+        assert refused(lambda: peer.create({"x": x}, name="second")).detail.reason == Reason.REASON_BUDGET
+        finish.set()
+        assert sorted(push.result(60).ack.version for push in half) == [1, 2, 3]
+        assert sessions[3].push({"x": x}, sequence=1).version == 4
+        assert peer.pull().state.version == 4
+        refusal = refused(lambda: peer.create({"x": np.ones(1 << 20, np.float32)}, name="huge"))
+        assert refusal.detail.reason == Reason.REASON_TOO_LARGE
+        assert refusal.detail.retry_after_milliseconds == 0
+
+
+def test_pullers_of_one_version_share_one_copy(server, peers):
+    peer = peers(server.address)
+    peer.create({"x": np.zeros(1 << 20, np.float32)})
+    before = server._host.pool.used_bytes
+    calls = [peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1)) for _ in range(8)]
+    assert all(next(call).header.state.version == 0 for call in calls)
+    assert server._host.pool.used_bytes - before == 1 << 22
+    for call in calls:
+        assert sum(len(answer.chunk.data) for answer in call) == 1 << 22

@@ -1,0 +1,89 @@
+"""Peers that stop in mid-transfer: they are ended, what they held is free again, and others never notice."""
+
+import dataclasses
+import threading
+
+import grpc
+import numpy as np
+import pytest
+
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.server.embedded import Server
+
+
+@pytest.fixture
+def server(config):
+    with Server(dataclasses.replace(config, stall_seconds=0.3, rpc_threads=8)) as running:
+        yield running
+
+
+def test_senders_that_stop_free_their_threads_and_their_numbers(peer, params, grads_of):
+    """As many stalled pushes as the server has threads."""
+    peer.create(params)
+    grads = grads_of(params, np.random.default_rng(1))
+    sessions = [peer.session(worker_id=f"w{number}") for number in range(8)]
+    never = threading.Event()
+
+    def half(session):
+        header, first, *_ = session.messages(grads, chunk_bytes=100)
+        yield header
+        yield first
+        never.wait(60)
+
+    stalled = [peer.stub.Push.future(half(session)) for session in sessions]
+    for push in stalled:
+        assert push.exception(60).code() == grpc.StatusCode.CANCELLED
+    never.set()
+    assert [session.push(grads).version for session in sessions] == list(range(1, 9))
+
+
+def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):
+    before = server._host.pool.used_bytes
+    never = threading.Event()
+    header = pb.CreateModelHeader(request_id="r", total_bytes=344, checksum_kind=1)
+    header.spec.CopyFrom(peer.create(params, name="other").model.spec)
+    header.spec.name = "model"
+    used = server._host.pool.used_bytes
+
+    def half():
+        yield pb.CreateModelRequest(header=header)
+        never.wait(60)
+
+    assert peer.stub.CreateModel.future(half()).exception(60).code() == grpc.StatusCode.CANCELLED
+    never.set()
+    assert peer.create(params).created
+    assert server._host.pool.used_bytes - used == used - before
+
+
+def test_a_puller_that_stops_reading_gives_its_copy_back(peer, server):
+    """Its 40 MB do not fit into what the connection buffers, so the server comes to a halt in mid-answer."""
+    size = 10_000_000
+    peer.create({"x": np.zeros(size, np.float32)})
+    session = peer.session()
+    answers = peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1))
+    assert next(answers).header.total_bytes == 4 * size
+    while server._host._images._newest:  # the copy is let go of while nobody reads
+        assert session.peer.state().version == 0
+    with pytest.raises(grpc.RpcError) as caught:
+        list(answers)
+    assert caught.value.code() == grpc.StatusCode.CANCELLED
+
+
+def test_waiting_for_a_version_is_no_stall(peer, params, grads_of):
+    """It is the server's turn, not the peer's: the pull outlives two pushes that are ended one after the other."""
+    peer.create(params)
+    session = peer.session()
+    grads = grads_of(params, np.random.default_rng(2))
+    never = threading.Event()
+
+    def stuck():
+        yield next(session.messages(grads))
+        never.wait(60)
+
+    request = pb.PullRequest(model="model", min_version=1, state_id=session.state_id, checksum_kind=1)
+    answers = peer.stub.Pull(request, timeout=60)
+    for _ in range(2):
+        assert peer.stub.Push.future(stuck()).exception(60).code() == grpc.StatusCode.CANCELLED
+    never.set()
+    session.push(grads)
+    assert next(answers).header.state.version == 1

@@ -20,7 +20,7 @@ from numba_adam.kernels.gather import Wanted, kinds, usable
 from numba_adam.kernels.prepare import Plan, prepare, prepare_gathered
 from numba_adam.kernels.single import prepare_one
 
-_NAMES = {np.dtype(name): name for name in FLOORS}
+_NAMES: dict[object, str] = {np.dtype(name): name for name in FLOORS}
 _LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages call the columns
 
 

@@ -1,0 +1,43 @@
+"""The documents' examples run, their quotations stand where they say, and their links lead somewhere."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+QUOTATION = re.compile(r"^\[`([^`]+)`\]\(([^)#]+)#L(\d+)\)\n```python\n(.*?)```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if ">>> " in d.read_text()], ids=name)
+def test_examples_run(document):
+    results = doctest.testfile(str(document), module_relative=False)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_quotations_stand_where_they_say(document):
+    for label, target, number, quoted in QUOTATION.findall(document.read_text()):
+        source = (document.parent / target).resolve()
+        assert source == ROOT / label
+        lines, begin = source.read_text().splitlines(), int(number) - 1
+        expected = quoted.splitlines()
+        assert lines[begin : begin + len(expected)] == expected, f"{document.name}: {label}#L{number}"
+
+
+def test_how_adam_works_quotes_all_four_steps():
+    assert len(QUOTATION.findall((ROOT / "docs/how-adam-works.md").read_text())) >= 4
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(document):
+    broken = [target for target in LINK.findall(document.read_text()) if not (document.parent / target).exists()]
+    assert broken == []

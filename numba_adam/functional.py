@@ -7,9 +7,10 @@ import operator
 import numpy as np
 
 from numba_adam.errors import HyperparameterError
-from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
+from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
-from numba_adam.table import UpdateTable, update_one
+from numba_adam.single import update_one
+from numba_adam.table import UpdateTable
 
 
 def adam_update(
@@ -80,6 +81,6 @@ def _step(value: object) -> int:
         step = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
     except TypeError:
         raise HyperparameterError(f"step={value!r}: it must be a whole number, not {type(value).__name__}") from None
-    if step < 1:
-        raise HyperparameterError(f"step={step}: it must be at least 1, which is the first update")
+    if not 1 <= step <= LAST_STEP:
+        raise HyperparameterError(f"step={step}: it must be from 1, which is the first update, to 2**53")
     return step

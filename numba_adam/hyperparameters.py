@@ -15,6 +15,7 @@ from numba_adam.errors import HyperparameterError
 
 EpsMode = Literal["hat", "algorithm1"]
 EPS_MODES: tuple[EpsMode, ...] = ("hat", "algorithm1")
+LAST_STEP = 2**53  # the last number up to which float64 counts, in which PyTorch may keep a step
 
 
 @dataclass(frozen=True, slots=True)

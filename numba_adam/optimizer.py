@@ -112,7 +112,7 @@ class Adam:
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: `grad_scale` is not a finite number.
         """
-        scale = 1.0 if grad_scale == 1.0 else real("grad_scale", grad_scale)
+        scale = real("grad_scale", grad_scale)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
             if not all(part.is_ready() for part in self._parts):

@@ -39,11 +39,11 @@ class ParamGroup(UserDict[str, Any]):
 
     # What UserDict and MutableMapping would do value by value, or behind our back.
 
-    def update(self, *others: Any, **values: object) -> None:  # type: ignore[override]
+    def update(self, *others: Any, **values: object) -> None:
         """Set several hyperparameters at once: all of them, or none if one is not admissible."""
         self.replace(dict(*others, **values))
 
-    def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override, misc]
+    def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override]
         self.replace(dict(other))
         return self
 

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 from numba_adam.arrays import Array, check_like
 from numba_adam.errors import ArrayError, StateDictError
-from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.hyperparameters import LAST_STEP, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
 
 _ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-_LAST_STEP = 2**53  # the last up to which float64 counts
 _REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -127,7 +126,7 @@ def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
 def _step(value: object, name: str) -> int:
     """Return a step number, which PyTorch keeps as a float."""
     step = _plain(value)
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step <= _LAST_STEP or step != int(step):
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step <= LAST_STEP or step != int(step):
         raise StateDictError(f"{name} is {value!r}: it must be a whole number from 0 to 2**53")
     return int(step)
 

@@ -1,4 +1,4 @@
-"""The same gradients in the same order give the same bits: on any CPU, any number of threads, however arrays are cut."""
+"""The same gradients in the same order give the same bits: on any CPU, on any number of threads, however cut."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_shapes_do_not_matter():
 
 
 def test_gradients_are_only_read():
-    pieces = cut(data(40_000, "float32")[1][0], SIZES[1:4] + (6_999,))
+    pieces = cut(data(40_000, "float32")[1][0], (*SIZES[1:4], 6_999))
     before = [piece.tobytes() for piece in pieces]
     na.Adam([np.zeros_like(piece) for piece in pieces]).step(pieces)
     assert [piece.tobytes() for piece in pieces] == before

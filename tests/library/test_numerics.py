@@ -28,6 +28,9 @@ from reference import adam_step
 
 import numba_adam as na
 
+# The step size is folded in float64, which for float64 arrays is their own precision: 3 u for each bias correction, of
+# which the root halves one, and a root, a product and a division.
+FOLDED = 8
 WIDER = {"float32": np.float64, "float64": np.longdouble}
 SETS = {
     "defaults": {},
@@ -78,6 +81,7 @@ def test_a_thousand_random_steps_stay_within_the_bounds(name, dtype):
     k = 0 if scale == 1 else 1 + misses(dtype, scale)
     k = k if not decay else 1 + max(k, 1 + misses(dtype, decay))
     lost = [misses(dtype, beta) + misses(dtype, 1 - beta) for beta in h.betas]
+    folded = 0 if dtype == np.float32 else FOLDED
     rng = np.random.default_rng(7)
     for _ in range(1_000 if dtype == np.float32 else 200):
         step = int(np.exp(rng.uniform(0, 12)))
@@ -95,8 +99,6 @@ def test_a_thousand_random_steps_stay_within_the_bounds(name, dtype):
         if amsgrad:
             assert (after[4] == np.maximum(largest, after[3])).all()
 
-        # The step size is folded in float64: for float64 arrays that is their own precision.
-        folded = 0 if dtype == np.float32 else 4 + 2 * math.log2(step + 1)
         stored = param_after(h, param, after[2], after[4] if amsgrad else after[3], step, real)
         at = np.maximum(np.abs(param), np.abs(stored.update))
         assert ulps(after[0] - stored.param, at, dtype) <= 7 + folded
@@ -182,7 +184,7 @@ def test_early_steps_in_float64_keep_their_digits():
         assert ulps(state[0] - expected.param, expected.param, np.dtype(np.float64)) <= 10
 
 
-@pytest.mark.parametrize("step", [1, 10, 1_000, 10**6, 10**9, 10**15, 2**62])
+@pytest.mark.parametrize("step", [1, 10, 1_000, 10**6, 10**9, 10**15, 2**53])
 def test_any_number_of_steps(step, dtype):
     state = [np.array([value], dtype) for value in (1.0, 1.0, 0.5, 0.25)]
     expected = adam_step(*state, step, real=np.longdouble)

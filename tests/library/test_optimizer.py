@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import operator
 
 import numpy as np
 import pytest
@@ -298,15 +299,14 @@ def test_a_change_is_checked_when_it_is_made(key, value, how):
     if how == "setdefault" and key in before:
         assert group.setdefault(key, value) is before[key]
         return
+    change = {
+        "item": lambda: group.__setitem__(key, value),
+        "update": lambda: group.update({"eps": 0.5, key: value}),
+        "or": lambda: operator.ior(group, {"eps": 0.5, key: value}),
+        "setdefault": lambda: group.setdefault(key, value),
+    }[how]
     with pytest.raises(HyperparameterError, match=key):
-        if how == "item":
-            group[key] = value
-        elif how == "update":
-            group.update({"eps": 0.5, key: value})
-        elif how == "or":
-            group |= {"eps": 0.5, key: value}
-        else:
-            group.setdefault(key, value)
+        change()
     assert dict(group) == before
 
 

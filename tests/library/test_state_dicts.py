@@ -181,7 +181,7 @@ def at_top(**changes):
 
 
 BAD = {
-    "not a dict": (lambda d: [1], "state_dict|'state'"),
+    "not a dict": (lambda _: [1], "state_dict|'state'"),
     "empty": (lambda d: d.clear(), "'state'"),
     "no groups": (lambda d: d.pop("param_groups") and None, "param_groups"),
     "no state": (lambda d: d.pop("state") and None, "'state'"),

@@ -19,6 +19,7 @@ from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.engine import Engine
 from numba_adam.server.model import Model
+from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
@@ -85,13 +86,18 @@ class Archive:
         """
         return self._do(lambda: self._write(model))
 
+    def save(self, model: Model) -> None:
+        """Write a snapshot unless the newest one is the model as it is. Nothing else may change it meanwhile."""
+        if not model.is_saved:
+            self.snapshot(model)
+
     def delete(self, model: Model) -> None:
         """Remove a model's folder."""
         self._do(lambda: self._store.delete(model.spec.name))
 
     def note_push(self, model: Model) -> None:
         """Ask for a snapshot in the background if the model has moved far enough from its last one."""
-        if self._every_pushes and model.version - model.snapshot_version >= self._every_pushes:
+        if self._every_pushes and model.version - model.tried_version >= self._every_pushes:
             self._ask_for(model)
 
     def _ask_for(self, model: Model) -> None:
@@ -143,11 +149,12 @@ class Archive:
     def _write(self, model: Model) -> Written:
         """Write a snapshot and wait until it is durable."""
         start = time.monotonic()
-        states: list[pb.StatePoint] = []
+        captured: list[Snapshot] = []
 
         def capture(descriptor: int) -> int:
-            states.append(model.state())
-            return snapshots.write(descriptor, model.capture(), model.arena.state_arrays())
+            model.tried_version = model.version
+            captured.append(model.capture())
+            return snapshots.write(descriptor, captured[0], model.arena.state_arrays())
 
         try:
             size = self._store.write(model.spec.name, lambda descriptor: self._engine.call(capture, descriptor))
@@ -155,9 +162,9 @@ class Archive:
             raise
         except OSError as error:
             raise SnapshotError(f"model {model.spec.name!r}: its snapshot could not be written ({error})") from error
-        state = states[0]
-        model.note_snapshot(state.version)
-        state.snapshot_version = state.version
+        model.note_snapshot(captured[0])
+        state = model.state()
+        state.version = state.snapshot_version  # it may have moved on
         written = Written(state, size, time.monotonic() - start)
         _log.info(
             "model %s: snapshot of version %d, %d bytes, took %.3f s", model.spec.name, state.version, *written[1:]

@@ -97,7 +97,7 @@ class Host:
             for name in self._store.model_names():
                 self._models[name] = self._restore(name)
         except BaseException:
-            self._store.close(clean=self._store.was_stopped_cleanly)  # nothing was changed
+            self._store.close(clean=self._store.was_stopped_cleanly and self._store.is_untouched)
             raise
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class Host:
         is_clean = True
         for model in self.models():
             try:
-                self._archive.snapshot(model)
+                self._archive.save(model)
             except NumbaAdamError:
                 _log.exception("model %s: no last snapshot", model.spec.name)
                 is_clean = False
@@ -177,7 +177,8 @@ class Host:
     def open_session(self, name: str, worker_id: str) -> tuple[int, StatePoint]:
         """Open a session; return its epoch and where the state stands."""
         model = self.model(name)
-        epoch = self._engine.call(model.open_session, check_worker_id(worker_id))
+        with _saying_state_of(model):
+            epoch = self._engine.call(model.open_session, check_worker_id(worker_id))
         _log.info("model %s: worker %r opened session %d at version %d", name, worker_id, epoch, model.version)
         return epoch, model.state()
 
@@ -263,7 +264,7 @@ class Host:
             )
         _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)
         spec = Spec.from_record(snapshot.model)
-        return Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot_version=machine.version)
+        return Model(spec, snapshot.model["request_id"], arenas[0], machine, saved=snapshot.machine)
 
     def _create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
         """Take the initial values, write the first snapshot, and only then show the model to others."""

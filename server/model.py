@@ -64,15 +64,22 @@ class Model:
         request_id: names the call that created it.
         arena: its memory; the parameters may still be on their way into it.
         machine: its decisions.
-        snapshot_version: version that its newest snapshot holds.
+        saved: the machine's record in the newest snapshot; None before the first.
     """
 
-    def __init__(self, spec: Spec, request_id: str, arena: Arena, machine: Machine, snapshot_version: int = 0) -> None:
+    def __init__(
+        self, spec: Spec, request_id: str, arena: Arena, machine: Machine, saved: dict[str, Any] | None = None
+    ) -> None:
         self.spec = spec
         self.request_id = request_id
         self.arena = arena
         self.machine = machine
-        self.snapshot_version = snapshot_version
+        self.saved = saved
+        """The machine's record in the newest snapshot that is on disk."""
+
+        self.tried_version = machine.version
+        """Version of the last snapshot that was begun, whether or not it was finished."""
+
         self.counters = Counters()
         self.pending_slot = threading.Lock()
         """Held by the transfer that uses the arena's own slot."""
@@ -90,6 +97,16 @@ class Model:
     def version(self) -> int:
         """Number of pushes applied."""
         return self.machine.version
+
+    @property
+    def snapshot_version(self) -> int:
+        """Version that the newest snapshot on disk holds."""
+        return int(self.saved["version"]) if self.saved else 0
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the newest snapshot on disk is the model as it is."""
+        return self.saved == self.machine.to_record()
 
     def state(self) -> pb.StatePoint:
         """Return where the state stands."""
@@ -152,10 +169,10 @@ class Model:
         self._check_alive()
         return Snapshot({**self.spec.to_record(), "request_id": self.request_id}, self.machine.to_record())
 
-    def note_snapshot(self, version: int) -> None:
-        """Say that a snapshot of this version is on disk."""
+    def note_snapshot(self, snapshot: Snapshot) -> None:
+        """Say that a snapshot is on disk."""
         with self._changed:
-            self.snapshot_version = version
+            self.saved = snapshot.machine
 
     def wait_for(
         self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None

@@ -58,6 +58,9 @@ class Store:
         self._models = folder / "models"
         self._kept = kept
         self._is_closed = False
+        self.is_untouched = True
+        """Whether no damaged snapshot was set aside: what was saved last is still what would be found next."""
+
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -178,6 +181,7 @@ class Store:
 
     def _set_aside(self, folder: Path, number: int) -> None:
         """Rename the snapshots that are newer than the one that held."""
+        self.is_untouched = self.is_untouched and max(_numbers(folder)) == number
         for newer in _numbers(folder):
             if newer > number:
                 (folder / f"{newer:08d}.snapshot").rename(folder / f"{newer:08d}{_DAMAGED}")

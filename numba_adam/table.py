@@ -12,15 +12,14 @@ import numpy as np
 
 from numba_adam.arrays import Array, Extents, check_like
 from numba_adam.errors import DtypeError
-from numba_adam.folding import FLOORS, Constants, settings
+from numba_adam.folding import FLOORS, settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.kernels import threads, update
-from numba_adam.kernels.gather import Wanted, kinds, usable
-from numba_adam.kernels.prepare import Plan, prepare, prepare_gathered
-from numba_adam.kernels.single import prepare_one
+from numba_adam.kernels.gather import kinds, usable
+from numba_adam.kernels.job import Job, empty_plan, pack
+from numba_adam.kernels.prepare import prepare, prepare_gathered
 
-_NAMES: dict[object, str] = {np.dtype(name): name for name in FLOORS}
 _LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages call the columns
 
 
@@ -67,19 +66,13 @@ class UpdateTable:
         ]
         self.dtype = self._check()
         self._extents = extents or Extents(*self._written())
-        addresses = [[_address(array) for array in column] for column in self._columns]
-        self._table = np.array(addresses, dtype=np.uint64).T.copy()
-        self._lengths = np.array([param.size for param in self._params], dtype=np.int64)
-        self._groups = np.array(groups if groups is not None else [0] * len(params), dtype=np.int64)
-        self._settings = np.array([settings(entry, self.dtype) for entry in hyperparameters])
-        self._objects = np.empty(len(params), dtype=np.uint64)
+        self._job = self._make_job(hyperparameters, groups or [0] * len(params))
+        self._places = pack(self._job)
         self._views: list[Array | None] = []
-        self._wanted = self._describe()
-        self._plan = empty_plan(len(params), self.dtype)
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        self._settings[group] = settings(hyperparameters, self.dtype)
+        self._job.settings[group] = settings(hyperparameters, self.dtype)
 
     def update(self, grads: Sequence[Any], steps: Array, grad_scale: float = 1.0) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
@@ -96,21 +89,21 @@ class UpdateTable:
 
     def prepare(self, grads: Sequence[Any], steps: Array, grad_scale: float = 1.0) -> int:
         """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
+        job, like = self._job, self._job.constants
         if len(self._params) == 1:
-            self._objects[0] = id(grads[0])
+            job.objects[0] = id(grads[0])
         else:
-            self._objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
-        plan, rest = self._plan, (self._lengths, self._groups, self._settings, steps, grad_scale)
-        count = prepare(self._objects, self._wanted, plan, *rest) if usable() else -1
+            job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
+        count = prepare(self._places, like, steps, grad_scale) if usable() else -1
         if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
             self._views = [self._view_of(index, grad) for index, grad in enumerate(grads)]
-            plan.grads[:] = [_address(view) for view in self._views]
-            count = prepare_gathered(plan, *rest)
+            job.grads[:] = [_address(view) for view in self._views]
+            count = prepare_gathered(self._places, like, steps, grad_scale)
         return int(count)
 
     def launch(self, count: int, steps: Array) -> None:
         """Make the step that `prepare` planned; its gradients must still be alive."""
-        run(self._table, self._plan, count, steps)
+        run(self._job, self._places, steps, count)
         self._views = []
 
     def _check(self) -> str:
@@ -130,16 +123,21 @@ class UpdateTable:
         """Return every array that an update writes, and what to call it."""
         return written(self._columns, self._names)
 
-    def _describe(self) -> Wanted:
-        """Say what the gradients must be."""
+    def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> Job:
+        """Return what the kernels work on."""
         shapes = [param.shape for param in self._params]
-        return Wanted(
+        addresses = [[_address(array) for array in column] for column in self._columns]
+        return Job(
+            table=np.array(addresses, dtype=np.uint64).T.copy(),
+            lengths=np.array([param.size for param in self._params], dtype=np.int64),
+            groups=np.array(groups, dtype=np.int64),
+            settings=np.array([settings(entry, self.dtype) for entry in hyperparameters]),
             kinds=kinds(self.dtype),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
-            sizes=np.array([param.nbytes for param in self._params], dtype=np.uint64),
             begins=self._extents.begins,
             ends=self._extents.ends,
+            **empty_plan(len(shapes), self.dtype),
         )
 
     def _view_of(self, index: int, grad: Any) -> Array | None:
@@ -153,51 +151,6 @@ class UpdateTable:
         return view
 
 
-def update_one(arrays: Sequence[object], hyperparameters: Hyperparameters, step: int, grad_scale: float) -> bool:
-    """Make one step of one parameter, if its arrays are plain NumPy arrays that fit; else change nothing.
-
-    Args:
-        arrays: grad, param, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq.
-        hyperparameters: those of this step.
-        step: 1 for the first.
-        grad_scale: multiplies the gradient.
-
-    Returns:
-        whether the step was made. Where it was not, an `UpdateTable` does it, or says what is wrong.
-    """
-    dtype = _NAMES.get(getattr(arrays[0], "dtype", None))
-    if dtype is None or not usable():
-        return False
-    objects = np.array([id(array) for array in arrays], dtype=np.uint64)
-    table, plan = np.zeros((1, update.COLUMNS), dtype=np.uint64), empty_plan(1, dtype)
-    row, steps = np.array([settings(hyperparameters, dtype)]), np.array([step - 1], dtype=np.int64)
-    if not prepare_one(objects, kinds(dtype), table, plan, row, steps, grad_scale):
-        return False
-    run(table, plan, 1, steps)
-    return True
-
-
-def empty_plan(count: int, dtype: str) -> Plan:
-    """Return a plan with room for so many arrays."""
-    return Plan(
-        grads=np.zeros(count, dtype=np.uint64),
-        rows=np.zeros(count, dtype=np.int64),
-        offsets=np.zeros(count + 1, dtype=np.int64),
-        which=np.zeros(count, dtype=np.int64),
-        constants=np.zeros((count, len(Constants._fields)), dtype=dtype),
-    )
-
-
-def run(table: Array, plan: Plan, count: int, steps: Array) -> None:
-    """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
-    tasks = threads.tasks_for(plan.offsets[count])
-    if tasks == 1:
-        update.update_serial(table, plan, count, steps)
-        return
-    with threads.launch_lock:
-        update.update_parallel(table, plan, count, steps, tasks)
-
-
 def written(columns: Sequence[Sequence[Array | None]], names: Sequence[str]) -> tuple[list[Array], list[str]]:
     """Return the arrays of the columns params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, and what to call each."""
     pairs = [
@@ -207,6 +160,16 @@ def written(columns: Sequence[Sequence[Array | None]], names: Sequence[str]) -> 
         if array is not None
     ]
     return [array for array, _ in pairs], [name for _, name in pairs]
+
+
+def run(job: Job, places: Array, steps: Array, count: int) -> None:
+    """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
+    tasks = threads.tasks_for(job.offsets[count])
+    if tasks == 1:
+        update.update_serial(places, job.constants, steps, count)
+        return
+    with threads.launch_lock:
+        update.update_parallel(places, job.constants, steps, count, tasks)
 
 
 def _address(array: Array | None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +25,6 @@ WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE
 _INT64 = np.empty(0, dtype=np.int64)
 _COMPARED = NEEDED | WRITEABLE
 _LOW_HALF = 0xFFFFFFFF  # nd and flags are C ints: the lower half of their word
-
-
-class Wanted(NamedTuple):
-    """What each array must be, and which memory it must not share."""
-
-    kinds: np.ndarray  # type: ignore[type-arg]  # (3,) uint64: address of None, of the type ndarray, of the dtype
-    shapes: np.ndarray  # type: ignore[type-arg]  # int64: the extents, one array after the other
-    starts: np.ndarray  # type: ignore[type-arg]  # (n + 1,) int64: where each array's extents begin in `shapes`
-    sizes: np.ndarray  # type: ignore[type-arg]  # (n,) uint64: sizes in bytes
-    begins: np.ndarray  # type: ignore[type-arg]  # (m,) uint64: where each run of memory taken begins, ascending
-    ends: np.ndarray  # type: ignore[type-arg]  # (m,) uint64: where it ends
 
 
 @inline
@@ -79,27 +68,20 @@ def same(extents, others):  # type: ignore[no-untyped-def]
 
 
 @inline
-def gather(objects, wanted, addresses):  # type: ignore[no-untyped-def]
-    """Fill `addresses` with where each array's elements lie, 0 for None; False if an array is not as wanted.
-
-    Args:
-        objects: (n,) uint64: where each array object lies.
-        wanted: what each must be.
-        addresses: (n,) uint64.
-    """
-    for k in range(objects.size):
-        addresses[k] = 0
-        if objects[k] == wanted.kinds[0]:
+def gather(job, item_bytes):  # type: ignore[no-untyped-def]
+    """Fill `job.grads` from `job.objects`, 0 for None; False if one of the arrays is not what it must be."""
+    for k in range(job.objects.size):
+        job.grads[k] = 0
+        if job.objects[k] == job.kinds[0]:
             continue
-        if not is_plain(objects[k], wanted.kinds, NEEDED):
+        if not is_plain(job.objects[k], job.kinds, NEEDED):
             return False
-        if not same(shape_at(objects[k], objects), wanted.shapes[wanted.starts[k] : wanted.starts[k + 1]]):
+        if not same(shape_at(job.objects[k], job.objects), job.shapes[job.starts[k] : job.starts[k + 1]]):
             return False
-        address = data_at(objects[k], objects)
-        size = wanted.sizes[k]
-        if size and _shares(address, address + size, wanted.begins, wanted.ends):
+        address = data_at(job.objects[k], job.objects)
+        if job.lengths[k] and _shares(address, address + np.uint64(job.lengths[k] * item_bytes), job.begins, job.ends):
             return False
-        addresses[k] = address
+        job.grads[k] = address
     return True
 
 

@@ -35,9 +35,9 @@ def _pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
 
 
 @inline
-def array_at(address, size, like):  # type: ignore[no-untyped-def]
-    """Return the one-dimensional array of `size` elements of `like`'s dtype at `address` (uint64)."""
-    return carray(_pointer_at(address, like), (size,))
+def array_at(address, shape, like):  # type: ignore[no-untyped-def]
+    """Return the array of a shape (a number or a tuple) and `like`'s dtype at `address` (uint64)."""
+    return carray(_pointer_at(address, like), shape)
 
 
 def _declare(builder: Any, name: str, type_: Any) -> Any:

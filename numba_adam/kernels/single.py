@@ -1,4 +1,4 @@
-"""What `adam_update` needs beside the elements, in one compiled call: the table and the plan of one parameter's step.
+"""What `adam_update` needs beside the elements, in one compiled call: one parameter's checks, and the plan of its step.
 
 Imports Numba.
 """
@@ -9,6 +9,7 @@ import numpy as np
 
 from numba_adam.kernels.compile import inline, kernel
 from numba_adam.kernels.gather import NEEDED, WRITEABLE, data_at, is_plain, same, shape_at
+from numba_adam.kernels.job import unpack
 from numba_adam.kernels.prepare import plan_step
 
 _GRAD = 0  # the gradient comes first; it may be read-only
@@ -37,28 +38,28 @@ def _are_apart(objects, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def prepare_one(objects, kinds, table, plan, settings, steps, grad_scale):  # type: ignore[no-untyped-def]
+def prepare_one(places, like, objects, steps, grad_scale):  # type: ignore[no-untyped-def]
     """Check one parameter's arrays and plan its step; False if one of them does not fit.
 
     Args:
+        places: from `job.pack`: a job of one parameter with its `kinds` and `settings`; the rest is filled.
+        like: any array of the parameter's dtype.
         objects: uint64: where the array objects lie: grad, then param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq.
-        kinds: from `gather.kinds`.
-        table: (1, update.COLUMNS) uint64, zeros: the table to fill.
-        plan: the plan to fill.
-        settings: (1, 10) float64: a `folding.Settings`.
         steps: (1,) int64: updates made so far.
         grad_scale: float64: multiplies the gradient.
     """
-    if not _are_alike(objects, kinds):
+    job = unpack(places, like)
+    if not _are_alike(objects, job.kinds):
         return False
     length = 1
     for extent in shape_at(objects[0], objects):
         length *= extent
-    if not _are_apart(objects, np.uint64(length * plan.constants.itemsize)):
+    if not _are_apart(objects, np.uint64(length * like.itemsize)):
         return False
+    job.table[0] = 0
     for k in range(1, objects.size):
-        table[0, k - 1] = data_at(objects[k], objects)
-    plan.grads[0] = data_at(objects[_GRAD], objects)
-    lengths = np.full(1, length)
-    plan_step(plan, lengths, np.zeros_like(lengths), settings, steps, grad_scale)
+        job.table[0, k - 1] = data_at(objects[k], objects)
+    job.grads[0] = data_at(objects[_GRAD], objects)
+    job.lengths[0] = length
+    plan_step(job, steps, grad_scale)
     return True

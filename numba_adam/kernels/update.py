@@ -1,7 +1,7 @@
 """The update over a table of arrays: one launch, however many arrays there are and wherever they lie. Imports Numba.
 
-The table has a row for each array: where its param, exp_avg, exp_avg_sq and max_exp_avg_sq lie. The plan says which
-arrays have a gradient, and where. Their elements together are one range, which is cut into one piece for each
+The job's table has a row for each array: where its param, exp_avg, exp_avg_sq and max_exp_avg_sq lie. Its plan says
+which arrays have a gradient, and where. Their elements together are one range, which is cut into one piece for each
 thread, whatever the arrays' sizes. An element's new value depends on nothing but that element: neither the cuts nor
 the number of threads can change a bit.
 """
@@ -15,9 +15,8 @@ from numba_adam import element
 from numba_adam.folding import Constants
 from numba_adam.kernels.compile import inline, kernel, parallel_kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
+from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, unpack
 
-PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = range(4)  # columns of the table
-COLUMNS = 4
 _CUT = 64  # elements: threads meet at whole cache lines where the arrays do
 
 _moments = inline(element.moments)
@@ -64,47 +63,49 @@ def _update_part(row, grad_address, begin, size, c, like):  # type: ignore[no-un
 
 
 @inline
-def _update_range(table, plan, count, begin, end):  # type: ignore[no-untyped-def]
+def _update_range(job, count, begin, end):  # type: ignore[no-untyped-def]
     """Update the elements from `begin` to `end`, counted over all arrays of the plan."""
     before = enter_ieee()
-    offsets = plan.offsets[: count + 1]
+    offsets = job.offsets[: count + 1]
     k = np.searchsorted(offsets, begin, side="right") - 1
     while begin < end:
         stop = min(end, offsets[k + 1])
-        row = plan.rows[k]
-        c = _constants(plan.constants[plan.which[k]])
-        _update_part(table[row], plan.grads[row], begin - offsets[k], stop - begin, c, plan.constants)
+        row = job.rows[k]
+        c = _constants(job.constants[job.which[k]])
+        _update_part(job.table[row], job.grads[row], begin - offsets[k], stop - begin, c, job.constants)
         begin = stop
         k += 1
     leave_ieee(before)
 
 
 @inline
-def _count_steps(plan, count, steps):  # type: ignore[no-untyped-def]
+def _count_steps(job, count, steps):  # type: ignore[no-untyped-def]
     """Count the update in the step of every array of the plan."""
     for k in range(count):
-        steps[plan.rows[k]] += 1
+        steps[job.rows[k]] += 1
 
 
 @kernel
-def update_serial(table, plan, count, steps):  # type: ignore[no-untyped-def]
+def update_serial(places, like, steps, count):  # type: ignore[no-untyped-def]
     """Update the arrays of a plan on the calling thread.
 
     Args:
-        table: (n, COLUMNS) uint64: addresses; max_exp_avg_sq 0 where the array has none.
-        plan: a `prepare.Plan`.
-        count: how many arrays it holds.
+        places: from `job.pack`.
+        like: any array of the parameters' dtype.
         steps: (n,) int64: updates made so far; counted up.
+        count: how many arrays the plan holds.
     """
-    _update_range(table, plan, count, 0, plan.offsets[count])
-    _count_steps(plan, count, steps)
+    job = unpack(places, like)
+    _update_range(job, count, 0, job.offsets[count])
+    _count_steps(job, count, steps)
 
 
 @parallel_kernel
-def update_parallel(table, plan, count, steps, tasks):  # type: ignore[no-untyped-def]
+def update_parallel(places, like, steps, count, tasks):  # type: ignore[no-untyped-def]
     """Update the arrays of a plan on `tasks` threads. Arguments as for `update_serial`."""
-    total = plan.offsets[count]
+    total = unpack(places, like).offsets[count]
     share = (total // tasks + _CUT) // _CUT * _CUT
     for task in prange(tasks):
-        _update_range(table, plan, count, min(total, task * share), min(total, (task + 1) * share))
-    _count_steps(plan, count, steps)
+        begin, end = min(total, task * share), min(total, (task + 1) * share)
+        _update_range(unpack(places, like), count, begin, end)
+    _count_steps(unpack(places, like), count, steps)

@@ -1,0 +1,99 @@
+"""What the kernels work on besides the elements: a table's arrays, and the plan of one step. Imports Numba.
+
+There are many such arrays, and each costs a tenth of a microsecond to pass from Python to a kernel; so they are passed
+as one array that says where each lies and how long it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam.folding import Constants, Settings
+from numba_adam.kernels.compile import inline
+from numba_adam.kernels.intrinsics import array_at
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = range(4)  # columns of a job's table
+COLUMNS = 4
+
+_UINT64, _INT64, _FLOAT64 = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float64)
+
+
+class Job(NamedTuple):
+    """The arrays of n parameters in g groups."""
+
+    # What is updated.
+    table: Array  # (n, COLUMNS) uint64: addresses; max_exp_avg_sq 0 where there is none
+    lengths: Array  # (n,) int64: number of elements
+    groups: Array  # (n,) int64: which row of `settings` holds
+    settings: Array  # (g, 10) float64: `folding.Settings`
+
+    # What a gradient must be, and the memory it must not share.
+    kinds: Array  # (3,) uint64: address of None, of the type ndarray, of the dtype
+    shapes: Array  # int64: the extents, one array after the other
+    starts: Array  # (n + 1,) int64: where each array's extents begin in `shapes`
+    begins: Array  # (m,) uint64: where each run of memory taken begins, ascending
+    ends: Array  # (m,) uint64: where it ends
+    objects: Array  # (n,) uint64: where the gradients' array objects lie
+
+    # The plan of a step over the arrays that have a gradient: `prepare` says how many, the first so many entries hold.
+    grads: Array  # (n,) uint64: where each array's gradient lies, 0 without one
+    rows: Array  # (n,) int64: which arrays have one
+    offsets: Array  # (n + 1,) int64: where each begins when all elements are counted through
+    which: Array  # (n,) int64: the row of `constants` for each
+    constants: Array  # (n, 12) of the arrays' dtype: `folding.Constants`
+
+
+def pack(job: Job) -> Array:
+    """Return where each array lies and its length, (15, 2) uint64; the job must outlive it."""
+    return np.array([(array.ctypes.data, len(array)) for array in job], dtype=np.uint64)
+
+
+@inline
+def _at(place, like):  # type: ignore[no-untyped-def]
+    return array_at(place[0], place[1], like)
+
+
+@inline
+def _rows_at(place, width, like):  # type: ignore[no-untyped-def]
+    return array_at(place[0], (place[1], np.uint64(width)), like)
+
+
+@inline
+def unpack(places, like):  # type: ignore[no-untyped-def]
+    """Return the job of which `pack` returned the places; `like` is of the arrays' dtype."""
+    return Job(
+        _rows_at(places[0], COLUMNS, _UINT64),
+        _at(places[1], _INT64),
+        _at(places[2], _INT64),
+        _rows_at(places[3], _SETTINGS, _FLOAT64),
+        _at(places[4], _UINT64),
+        _at(places[5], _INT64),
+        _at(places[6], _INT64),
+        _at(places[7], _UINT64),
+        _at(places[8], _UINT64),
+        _at(places[9], _UINT64),
+        _at(places[10], _UINT64),
+        _at(places[11], _INT64),
+        _at(places[12], _INT64),
+        _at(places[13], _INT64),
+        _rows_at(places[14], _CONSTANTS, like),
+    )
+
+
+_SETTINGS, _CONSTANTS = len(Settings._fields), len(Constants._fields)
+
+
+def empty_plan(count: int, dtype: str) -> dict[str, Array]:
+    """Return a job's plan with room for so many arrays, by the names of its fields."""
+    return {
+        "objects": np.zeros(count, dtype=np.uint64),
+        "grads": np.zeros(count, dtype=np.uint64),
+        "rows": np.zeros(count, dtype=np.int64),
+        "offsets": np.zeros(count + 1, dtype=np.int64),
+        "which": np.zeros(count, dtype=np.int64),
+        "constants": np.zeros((count, _CONSTANTS), dtype=dtype),
+    }

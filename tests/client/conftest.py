@@ -224,7 +224,7 @@ class Recorder:
                     sent.append(request)
                     yield request
 
-            call = self._channel.stream_stream(details.method)(passed(), timeout=context.time_remaining())
+            call = self._channel.stream_stream(details.method)(passed())
             try:
                 for answer in call:
                     received.append(answer)

@@ -1,0 +1,73 @@
+"""The first release's transcript, from the client's side.
+
+What servers answered then is understood, and what we send now is laid out as what was sent then.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numba_adam.client.ack import ack_of
+from numba_adam.client.info import model_info
+from numba_adam.client.layout import layout_of
+from numba_adam.client.progress import silent
+from numba_adam.client.pull import read_parameters
+from numba_adam.client.transfer import Upload
+from numba_adam.ps import framing
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+
+EXCHANGES = json.loads((Path(__file__).parents[1] / "golden" / "requests-v1.json").read_text())["exchanges"]
+
+
+def exchanges(call: str, status: str = "OK") -> list[dict]:
+    found = [exchange for exchange in EXCHANGES if (exchange["call"], exchange["status"]) == (call, status)]
+    assert found
+    return found
+
+
+def messages(exchange: dict, side: str) -> list[bytes]:
+    return [bytes.fromhex(message) for message in exchange[side]]
+
+
+@pytest.fixture
+def layout():
+    [exchange] = exchanges("GetModel")
+    [raw] = messages(exchange, "answers")
+    info = model_info(pb.GetModelResponse.FromString(raw).model)
+    assert info.version > 0
+    return layout_of(info)
+
+
+@pytest.mark.parametrize("exchange", exchanges("Pull"), ids=lambda exchange: exchange["what"])
+def test_parameters_of_the_first_release_are_understood(exchange, layout):
+    answers = map(framing.decode_pull_response, messages(exchange, "answers"))
+    pulled = read_parameters(answers, layout, None, silent)
+    assert {name: array.shape for name, array in pulled.parameters.items()} == dict(layout.shapes)
+    assert all(np.isfinite(array).all() for array in pulled.parameters.values())
+    assert len(pulled.state.state_id) == 32
+
+
+@pytest.mark.parametrize("exchange", exchanges("PushPull"), ids=lambda exchange: exchange["what"])
+def test_push_pull_answers_of_the_first_release_are_understood(exchange, layout):
+    first, *rest = map(framing.decode_push_pull_response, messages(exchange, "answers"))
+    ack = ack_of(first.ack)
+    pulled = read_parameters(iter(rest), layout, None, silent)
+    assert ack.version == pulled.state.version
+    assert ack.durability == "memory"
+
+
+@pytest.mark.parametrize("exchange", exchanges("Push"), ids=lambda exchange: exchange["what"])
+def test_a_push_is_laid_out_as_in_the_first_release(exchange):
+    header, *rest = messages(exchange, "requests")
+    parts = list(map(framing.decode_push_request, rest))
+    chunks = [part for part in parts if isinstance(part, framing.Chunk)]
+    payload = np.frombuffer(b"".join(chunk.data for chunk in chunks), np.uint8)
+    sent = pb.PushRequest.FromString(header).header
+    assert payload.nbytes == sent.total_bytes
+    assert [framing.encode_chunk(chunk.offset, chunk.data) for chunk in chunks] == rest[: len(chunks)]
+    if len(chunks) == 1:
+        assert list(Upload(header, [payload], sent.checksum_kind, silent).messages()) == [header, *rest]

@@ -3,7 +3,7 @@
 A turn is a number of calls in a row, so that a call of 30 microseconds is timed well. Before each turn the other
 contestant's threads get a moment to fall asleep (OpenMP's spin for some milliseconds after their last work, on a core
 that is needed now), and a few calls are made without being timed: they wake this contestant's threads and bring its
-arrays back into the caches, as in a program that has one optimizer.
+arrays back into the caches, as in a program that has one optimizer. Where one call fills a turn, neither matters.
 """
 
 from __future__ import annotations
@@ -39,10 +39,15 @@ def interleave(ours: Step, peer: Step, settings: Settings) -> list[tuple[float, 
     return pairs
 
 
+def _untimed(calls: int) -> int:
+    """Return the number of calls before those that are timed."""
+    return 0 if calls == 1 else 1 + calls // 10
+
+
 def _turn(step: Step, calls: int) -> float:
     """Return the mean seconds of `calls` calls in a row."""
     time.sleep(_SETTLE_SECONDS)
-    for _ in range(1 + calls // 10):
+    for _ in range(_untimed(calls)):
         step()
     collecting = gc.isenabled()
     gc.disable()  # as timeit does: collecting the garbage of a harness is no part of a step

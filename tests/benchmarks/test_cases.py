@@ -1,0 +1,81 @@
+"""Cases run for real, in processes of their own, on arrays small enough for a test. No timing is asserted."""
+
+import numpy as np
+import pytest
+
+from benchmarks import worker
+from benchmarks.case import MissingError, Settings
+from benchmarks.contestants.contestant import DisagreementError, check_agreement, load, missing
+from benchmarks.contestants.memory_loop import MemoryLoop
+from benchmarks.contestants.ours import Ours
+from benchmarks.contestants.plain_numpy import PlainNumpy
+from benchmarks.themes.memory import growth_of_a_step
+from benchmarks.workload import Array, Workload, equal_arrays, one_array
+
+TINY = Settings(seconds=0.0, fewest_pairs=2, largest_elements=1000)
+
+
+def steps(contestant: Ours | PlainNumpy, count: int) -> None:
+    for _ in range(count):
+        contestant.step()
+
+
+@pytest.mark.parametrize("workload", [one_array(1000), equal_arrays(count=3, elements=70)])
+def test_contestants_that_did_the_same_work_agree(workload: Workload) -> None:
+    ours, peer = Ours(workload, threads=2), PlainNumpy(workload, threads=2)
+    steps(ours, 20)
+    steps(peer, 20)
+    check_agreement(ours, peer, workload)
+    assert all(np.any(one != before) for one, before in zip(ours.params(), workload.params(), strict=True))
+
+
+def test_contestants_that_did_not_are_found_out() -> None:
+    workload = one_array(1000)
+    ours, peer = Ours(workload, threads=2), PlainNumpy(workload, threads=2)
+    steps(ours, 20)
+    steps(peer, 19)
+    with pytest.raises(DisagreementError, match="differed"):
+        check_agreement(ours, peer, workload)
+
+
+def test_the_memory_loop_changes_nothing() -> None:
+    ours = Ours(one_array(1003), threads=2)
+    ours.step()
+    arrays: list[Array] = [*ours.params(), *ours.grads(), *ours.moments()]
+    before = [array.copy() for array in arrays]
+    MemoryLoop(ours, threads=2).step()
+    for array, was in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, was)
+
+
+def test_a_step_that_needs_memory_is_seen_to_need_it() -> None:
+    workload = one_array(4_000_000)
+    assert growth_of_a_step(PlainNumpy(workload, threads=2)) >= 4 * workload.elements
+
+
+def test_a_library_that_is_not_there_is_missing() -> None:
+    with pytest.raises(MissingError, match="no_such_library does not run here: ModuleNotFoundError"):
+        load("no_such_library")
+
+
+def test_reasons_can_be_published() -> None:
+    reason = str(missing("peer", OSError("cannot open /home/somebody/lib/peer.so: no such file\nsecond line")))
+    assert reason == "peer does not run here: OSError: cannot open .../peer.so: no such file"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flat/100k/numpy", "flat/50m/loop", "start/second-step", "service/push"])
+def test_a_case_runs_in_a_process_of_its_own(name: str) -> None:
+    answer = worker.run(name, TINY)
+    assert answer.keys() == {"pairs", "notes"}, answer
+    assert len(answer["pairs"]) >= 2
+
+
+def test_a_case_that_fails_says_so() -> None:
+    answer = worker.run("no/such/case", TINY)
+    assert "no/such/case" in answer["failed"]
+
+
+def test_everybody_gets_as_many_threads() -> None:
+    environment = worker.environment(threads=3)
+    assert {environment[name] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "NPROC")} == {"3"}

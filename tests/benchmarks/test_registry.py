@@ -1,0 +1,55 @@
+"""The registry holds what was asked for, each case under one name."""
+
+import pytest
+
+from benchmarks.case import Quantity
+from benchmarks.registry import CASES, chosen, named
+
+# (name, limit, at least): issue 2, section 5.
+ASKED = {
+    "flat/100k/torch": (0.35, False),
+    "flat/1m/torch": (0.8, False),
+    "flat/50m/torch": (1.02, False),
+    "flat/50m/loop": (0.9, True),
+    "many/1000x1000/torch": (0.25, False),
+    "many/resnet50/torch": (0.9, False),
+    "memory/50m/ours": (4_000_000, False),
+    "start/import": (0.060, False),
+    "start/first-update": (1.5, False),
+    "start/second-step": (0, False),
+    "service/push": (1.5, False),
+    "service/client-imports": (0, False),
+}
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
+
+
+def test_the_bars_are_those_asked_for() -> None:
+    bars = {case.name: (case.bar.limit, case.bar.at_least) for case in CASES if case.bar}
+    assert bars == ASKED
+
+
+def test_every_comparison_names_its_peer() -> None:
+    assert [case.name for case in CASES if case.quantity is not Quantity.VALUE and not case.peer] == []
+
+
+def test_flat_sizes_are_compared_with_every_peer() -> None:
+    for size in ("100k", "1m", "50m"):
+        peers = {case.name.rpartition("/")[2] for case in chosen([f"flat/{size}"])}
+        assert peers >= {"torch", "deepspeed", "optax", "numpy"}
+
+
+def test_cases_are_chosen_by_how_their_names_begin() -> None:
+    assert {case.theme for case in chosen(["flat/1m", "many"])} == {"flat", "many"}
+    assert chosen([]) == list(CASES)
+    assert named("flat/1m/torch").name == "flat/1m/torch"
+
+
+def test_a_name_that_nothing_has_is_refused() -> None:
+    with pytest.raises(LookupError, match="'flat/7'"):
+        chosen(["flat/7"])
+    with pytest.raises(LookupError, match="'flat'"):
+        named("flat")

@@ -32,6 +32,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 50),  # a restarted server is found within a moment ...
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),  # ... and a dead one is not hammered
+    ("grpc.keepalive_time_ms", 20_000),  # during calls: a peer that is gone without a word is found out
+    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.use_local_subchannel_pool", 1),  # no backoff inherited from another client of this process
 )
 _LOOPBACK = ("127.", "localhost:", "[::1]", "ipv4:127.", "ipv6:[::1]", "unix:")

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 QUOTATION = re.compile(r"^\[`([^`]+)`\]\(([^)#]+)#L(\d+)\)\n```python\n(.*?)```", re.MULTILINE | re.DOTALL)
+NAMED_TEST = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -41,3 +42,20 @@ def test_how_adam_works_quotes_all_four_steps():
 def test_links_lead_somewhere(document):
     broken = [target for target in LINK.findall(document.read_text()) if not (document.parent / target).exists()]
     assert broken == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_named_tests_are_in_the_files_they_link_to(document):
+    missing = [
+        f"{test} in {target}"
+        for test, target in NAMED_TEST.findall(document.read_text())
+        if f"def {test}(" not in (document.parent / target).read_text()
+    ]
+    assert missing == []
+
+
+def test_every_row_of_the_guarantees_names_its_test():
+    rows = [line for line in (ROOT / "docs/guarantees.md").read_text().splitlines() if line.startswith("| ")]
+    unproven = [row for row in rows if set(row) - set("| ") and not re.search(r"\[`?test_\w+(\.py)?`?\]\(", row)]
+    assert rows
+    assert unproven == []

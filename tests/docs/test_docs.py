@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 QUOTATION = re.compile(r"^\[`([^`]+)`\]\(([^)#]+)#L(\d+)\)\n```python\n(.*?)```", re.MULTILINE | re.DOTALL)
 NAMED_TEST = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
+ANCHORED_TEST = re.compile(r"\]\(([^)#\s]+\.py)#(test_\w+)\)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -46,10 +47,10 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_named_tests_are_in_the_files_they_link_to(document):
+    text = document.read_text()
+    named = [(target, test) for test, target in NAMED_TEST.findall(text)] + ANCHORED_TEST.findall(text)
     missing = [
-        f"{test} in {target}"
-        for test, target in NAMED_TEST.findall(document.read_text())
-        if f"def {test}(" not in (document.parent / target).read_text()
+        f"{test} in {target}" for target, test in named if f"def {test}(" not in (document.parent / target).read_text()
     ]
     assert missing == []
 

@@ -149,10 +149,10 @@ class Archive:
     def _write(self, model: Model) -> Written:
         """Write a snapshot and wait until it is durable."""
         start = time.monotonic()
+        model.tried_version = model.version
         captured: list[Snapshot] = []
 
         def capture(descriptor: int) -> int:
-            model.tried_version = model.version
             captured.append(model.capture())
             return snapshots.write(descriptor, captured[0], model.arena.state_arrays())
 

@@ -29,12 +29,15 @@ def serve(config: ServerConfig) -> int:
     # OpenMP's threads must not spin between two updates: the next gradient is being received on those cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     is_told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: is_told.set())
-    server = Server(config)
-    server.start()
-    sys.stdout.write(f"numba-adam: serving on {server.address}\n")
-    sys.stdout.flush()
-    is_told.wait()
-    _log.info("told to stop; calls in flight have %.0f s", config.stop_deadline_seconds)
-    return 0 if server.stop() else 1
+    before = {number: signal.signal(number, lambda *_: is_told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server = Server(config)
+        server.start()
+        sys.stdout.write(f"numba-adam: serving on {server.address}\n")
+        sys.stdout.flush()
+        is_told.wait()
+        _log.info("told to stop; calls in flight have %g s", config.stop_deadline_seconds)
+        return 0 if server.stop() else 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,102 @@
+"""What the server does when its own disk, memory or update fails: it says so, and keeps what it has."""
+
+import logging
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+
+from numba_adam.errors import InternalServerError
+from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.server.arena import Arena
+from numba_adam.server.embedded import Server
+from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.model import Model, Push
+from numba_adam.server.spec import Spec, Tensor
+from numba_adam.table import UpdateTable
+
+
+def block(folder, name="model"):
+    """Put a file where a model's folder has to be: every write fails, whoever the user is."""
+    shutil.rmtree(folder / "models" / name, ignore_errors=True)
+    (folder / "models" / name).write_text("in the way")
+
+
+def test_a_snapshot_that_cannot_be_written_is_said_and_pushes_go_on(config, peers, params, grads_of, refused, caplog):
+    rng = np.random.default_rng(1)
+    server = Server(config)
+    server.start()
+    peer = peers(server.address)
+    peer.create(params)
+    worker = peer.session()
+    worker.push(grads_of(params, rng))
+    block(config.data_dir)
+    refusal = refused(lambda: peer.stub.Snapshot(pb.SnapshotRequest()))
+    assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.INTERNAL, Reason.REASON_SNAPSHOT)
+    assert "model 'model': its snapshot could not be written" in refusal.message
+    ack = worker.push(grads_of(params, rng))
+    assert (ack.version, ack.state.snapshot_version) == (2, 0)
+    with caplog.at_level(logging.ERROR):
+        assert not server.stop()
+    assert "no last snapshot" in caplog.text
+    assert (config.data_dir / "running").exists()  # the next start must not think that all was saved
+
+
+def test_the_exit_status_says_that_a_last_snapshot_is_missing(tmp_path, processes, peers, params, grads_of):
+    process = processes(tmp_path / "data")
+    peer = peers(process.address)
+    peer.create(params)
+    peer.session().push(grads_of(params, np.random.default_rng(2)))
+    block(tmp_path / "data")
+    assert process.stop() == 1
+
+
+def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(
+    tmp_path, processes, peers, params, grads_of
+):
+    rng = np.random.default_rng(3)
+    process = processes(tmp_path / "data", snapshot_every_pushes=2)
+    peer = peers(process.address)
+    peer.create(params)
+    worker = peer.session()
+    block(tmp_path / "data")
+    for _ in range(2):
+        worker.push(grads_of(params, rng))
+    while "no snapshot was written" not in process.log.read_text():
+        assert peer.state().snapshot_version == 0
+    (tmp_path / "data" / "models" / "model").unlink()
+    for _ in range(2):
+        worker.push(grads_of(params, rng))
+    while peer.state().snapshot_version != 4:
+        assert peer.state().version == 4
+
+
+def test_a_model_that_cannot_be_kept_is_not_created(config, server, peer, params, refused):
+    before = server._host.pool.used_bytes
+    block(config.data_dir)
+    assert refused(lambda: peer.create(params)).detail.reason == Reason.REASON_SNAPSHOT
+    assert not peer.stub.ListModels(pb.ListModelsRequest()).models
+    assert server._host.pool.used_bytes == before
+
+
+def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatch):
+    """No real way to make the kernel fail is known; the table stands in for one."""
+    spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
+    model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
+    epoch = model.open_session("w")
+    push = Push(PushKey("s", "w", epoch, 1), 0, (True,))
+
+    def fail(*_):
+        raise RuntimeError("half-way")
+
+    monkeypatch.setattr(UpdateTable, "update", fail)
+    with pytest.raises(InternalServerError, match="an update failed"):
+        model.apply(push, np.ones(4, np.float32))
+    monkeypatch.undo()
+    assert model.version == 0
+    for call in (lambda: model.apply(push, np.ones(4, np.float32)), lambda: model.capture()):
+        with pytest.raises(InternalServerError, match="restart the server"):
+            call()

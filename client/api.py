@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -78,8 +79,8 @@ class ParameterClient:
     ) -> None:
         if not isinstance(address, str) or ":" not in address:
             raise ConfigurationError(f"address={address!r}: it must be HOST:PORT, such as '127.0.0.1:50051'")
-        if not timeout_seconds > 0:
-            raise ConfigurationError(f"timeout_seconds={timeout_seconds!r}: it must be above 0")
+        if not 0 < timeout_seconds < math.inf:
+            raise ConfigurationError(f"timeout_seconds={timeout_seconds!r}: it must be above 0 and finite")
         self.address = address
         self.worker_id = _random_worker_id() if worker_id is None else _checked_worker_id(worker_id)
         self._timeout_seconds = timeout_seconds

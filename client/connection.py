@@ -44,6 +44,10 @@ def _options(address: str) -> tuple[tuple[str, int], ...]:
     return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if address.startswith(_LOOPBACK) else _OPTIONS
 
 
+def _ignore(connectivity: grpc.ChannelConnectivity) -> None:
+    """Listen to the state of the channel for the sake of listening."""
+
+
 class Connection:
     """The channel, and everything that every call needs."""
 
@@ -128,7 +132,19 @@ class Connection:
         if self._closed.is_set():
             raise closed(what)
         limit = deadline or self.deadline()
-        return retry(attempt, limit, what=what, wait=self._closed.wait, backoff=self._backoff)
+        return retry(attempt, limit, what=what, wait=self._pause, backoff=self._backoff)
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait so long while the channel goes on reconnecting; return True at once when it is closed.
+
+        In older gRPC (1.70, say) a connection is worked on by the threads that wait for it, and by no other: with all
+        calls failed and everyone pausing, a server that is back would never be reached. A listener is such a thread.
+        """
+        self._channel.subscribe(_ignore)
+        try:
+            return self._closed.wait(seconds)
+        finally:
+            self._channel.unsubscribe(_ignore)
 
     def call(self, name: str, request: Message, response_type: type[_M], *, what: str) -> _M:
         """Call a method that takes and returns one message."""

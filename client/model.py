@@ -1,4 +1,4 @@
-"""A worker's handle on one model. May import its neighbours here."""
+"""A worker's handle on one model. May import NumPy and its neighbours here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+
+import numpy as np
 
 from numba_adam.client.ack import Ack
 from numba_adam.client.connection import Connection
@@ -16,7 +18,7 @@ from numba_adam.client.push import Answer, Push
 from numba_adam.client.retry import Deadline
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session
-from numba_adam.errors import ServiceError
+from numba_adam.errors import InvalidRequestError, ServiceError
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +83,15 @@ class Model:
 
         Raises:
             NamesError, ArrayError: `out` does not fit the model.
+            InvalidRequestError: `min_version` is no whole number.
             DeadlineExceededError: `min_version` did not come in time.
             ServiceError: the call failed.
         """
         places = None if out is None else self._layout.check_out(out)
-        if places is None and not min_version and (ready := self._take_prefetched()) is not None:
+        wanted = _checked_version(min_version)
+        if places is None and not wanted and (ready := self._take_prefetched()) is not None:
             return ready.parameters
-        pulled = self._pull(min_version or 0, places)
+        pulled = self._pull(wanted, places)
         self._report_rewinds(prefetch=False)
         return pulled.parameters
 
@@ -205,3 +209,12 @@ class Model:
             self._prefetched = self._pull(0, None)
         except ServiceError as error:  # the listeners must hear of the rewind all the same
             _log.warning("model %r went back, and its parameters could not be pulled: %s", self.name, error)
+
+
+def _checked_version(min_version: int | None) -> int:
+    """Return the version to wait for; 0: any."""
+    if min_version is None:
+        return 0
+    if not isinstance(min_version, (int, np.integer)) or min_version < 0:
+        raise InvalidRequestError(f"min_version={min_version!r}: it must be a whole number, at least 0")
+    return int(min_version)

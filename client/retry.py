@@ -1,6 +1,6 @@
 """Which failures are worth another try, and when: exponential backoff with full jitter, hints obeyed, one deadline.
 
-Sending again is safe because every call of the protocol is idempotent. May import nothing but our errors.
+Sending again is safe because every call of the protocol is idempotent. May import our errors and their table.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numba_adam.ps.errors import detail_of
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+_PATIENCE_SECONDS = 5.0  # after which a call that is still being tried is worth a warning in the log
 
 _WORTH_ANOTHER_TRY = (
     errors.ServerUnavailableError,
@@ -101,7 +103,7 @@ def retry(
     Raises:
         ServiceError: what the last try failed with; where there were several, its message says how many.
     """
-    tries = 0
+    tries, has_warned = 0, False
     while True:
         try:
             return attempt(deadline.remaining_seconds())
@@ -112,7 +114,10 @@ def retry(
             pause = pause_seconds(error, tries, backoff, jitter)
             if pause >= deadline.remaining_seconds():
                 raise _gave_up(error, what, tries, deadline) from error
-            _log.info("%s: try %d failed (%s); the next one in %.2f s", what, tries, error, pause)
+            is_long = not has_warned and deadline.remaining_seconds() < deadline.seconds - _PATIENCE_SECONDS
+            has_warned = has_warned or is_long  # once: whoever looks at the program shall know why it waits
+            level = logging.WARNING if is_long else logging.INFO
+            _log.log(level, "%s: try %d failed (%s); the next one in %.2f s", what, tries, error, pause)
             if wait(pause):
                 raise closed(what) from error
 

@@ -109,7 +109,8 @@ class Session:
                 return
             self._gone.add(self._origin.state_id)
             _log.warning(
-                "model %r went back from version %d to %d: the server lost what came after its last snapshot",
+                "model %r went back from version %d to %d: the server lost what came after its last snapshot, "
+                "or the model was created anew",
                 self.model,
                 self._origin.version,
                 state.version,

@@ -1,5 +1,7 @@
 """Whatever else lends its memory: the buffer protocol, __array_interface__, DLPack; and a refusal for all the rest.
 
+Before version 2.1 NumPy takes what DLPack lends for reading only.
+
 May import NumPy.
 """
 

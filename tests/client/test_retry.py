@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from numba_adam import errors
@@ -109,6 +111,14 @@ def test_the_detail_of_the_last_error_is_kept():
     with pytest.raises(BudgetExceededError) as caught:
         run(Failing(busy(60_000)), Clock(), seconds=1.0)
     assert caught.value.detail.retry_after_milliseconds == 60_000
+
+
+def test_a_call_that_is_tried_for_long_warns_once(caplog):
+    with caplog.at_level(logging.INFO, "numba_adam.client.retry"):
+        run(Failing(*gone(20)), Clock(), backoff=Backoff(1.0, 1.0), jitter=lambda: 1.0)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(caplog.records) == 20
+    assert warnings == ["push: try 7 failed (connection refused); the next one in 1.00 s"]
 
 
 def test_closing_ends_the_wait():

@@ -57,7 +57,6 @@ BORROWABLE = {
     "matrix": lambda a: a.view(np.matrix),
     "memoryview": memoryview,
     "interface": Interface,
-    "dlpack": Capsule,
 }
 
 
@@ -70,6 +69,17 @@ def test_a_borrowed_view_is_the_same_memory(wrap, dtype):
     assert (view.shape, view.dtype) == ((2, 3), np.dtype(dtype))
     view[1, 2] = 42
     assert owner[1, 2] == 42
+
+
+def test_memory_lent_by_dlpack():
+    owner = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert np.shares_memory(borrow(Capsule(owner), name="w"), owner)
+    if np.lib.NumpyVersion(np.__version__) < "2.1.0":  # whose DLPack does not say what may be written to
+        with pytest.raises(ReadOnlyError):
+            borrow(Capsule(owner), name="w", writable=True)
+    else:
+        borrow(Capsule(owner), name="w", writable=True)[1, 2] = 42
+        assert owner[1, 2] == 42
 
 
 def test_a_plain_array_comes_back_as_it_is():

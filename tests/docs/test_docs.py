@@ -30,9 +30,9 @@ def test_quotations_stand_where_they_say(document):
     for label, target, number, quoted in QUOTATION.findall(document.read_text()):
         source = (document.parent / target).resolve()
         assert source == ROOT / label
-        lines, begin = source.read_text().splitlines(), int(number) - 1
-        expected = quoted.splitlines()
-        assert lines[begin : begin + len(expected)] == expected, f"{document.name}: {label}#L{number}"
+        lines, expected = source.read_text().splitlines(), quoted.splitlines()
+        found = [k + 1 for k in range(len(lines)) if lines[k : k + len(expected)] == expected]
+        assert found == [int(number)], f"{document.name} says {label}#L{number}; the quotation stands at {found}"
 
 
 def test_how_adam_works_quotes_all_four_steps():

@@ -24,6 +24,7 @@ from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
+_Runner = Callable[[Callable[[int], int], int], int]
 
 
 class Written(NamedTuple):
@@ -84,7 +85,11 @@ class Archive:
             SnapshotError: it could not be written.
             ModelNotFoundError: the model was deleted.
         """
-        return self._do(lambda: self._write(model))
+        return self._do(lambda: self._write(model, self._engine.call))
+
+    def begin(self, model: Model) -> None:
+        """Write the first snapshot of a model that nobody knows yet: the engine need not wait for it."""
+        self._do(lambda: self._write(model, lambda capture, descriptor: capture(descriptor)))
 
     def save(self, model: Model) -> None:
         """Write a snapshot unless the newest one is the model as it is. Nothing else may change it meanwhile."""
@@ -140,14 +145,14 @@ class Archive:
         with self._asking:
             self._asked_for.discard(model)
         try:
-            self._write(model)
+            self._write(model, self._engine.call)
         except ModelNotFoundError:  # deleted meanwhile
             return
         except ServiceError:
             _log.exception("model %s: no snapshot was written; the one before it stays", model.spec.name)
 
-    def _write(self, model: Model) -> Written:
-        """Write a snapshot and wait until it is durable."""
+    def _write(self, model: Model, run: _Runner) -> Written:
+        """Write a snapshot and wait until it is durable; `run` runs what must not see half an update."""
         start = time.monotonic()
         model.tried_version = model.version
         captured: list[Snapshot] = []
@@ -157,7 +162,7 @@ class Archive:
             return snapshots.write(descriptor, captured[0], model.arena.state_arrays())
 
         try:
-            size = self._store.write(model.spec.name, lambda descriptor: self._engine.call(capture, descriptor))
+            size = self._store.write(model.spec.name, lambda descriptor: run(capture, descriptor))
         except ServiceError:  # some are OSErrors too
             raise
         except OSError as error:

@@ -18,6 +18,8 @@ import numpy as np
 from google.protobuf.message import Message
 
 from numba_adam.errors import (
+    BudgetExceededError,
+    ConfigurationError,
     DeadlineExceededError,
     InvalidRequestError,
     ModelExistsError,
@@ -248,7 +250,13 @@ class Host:
         def arrays_for(snapshot: Snapshot) -> Arrays:
             self.pool.release_model(name)  # of a newer snapshot that turned out to be damaged
             arenas.clear()
-            arenas[:] = [self._new_arena(Spec.from_record(snapshot.model))]
+            try:
+                arenas.append(self._new_arena(Spec.from_record(snapshot.model)))
+            except BudgetExceededError as error:
+                raise ConfigurationError(
+                    f"memory_budget_bytes={self.pool.budget_bytes}: the models in {str(self._config.data_dir)!r} need "
+                    f"more ({error})"
+                ) from error
             return arenas[0].state_arrays()
 
         start = time.monotonic()
@@ -289,7 +297,7 @@ class Host:
     def _keep(self, model: Model) -> None:
         """Write a new model's first snapshot, or leave nothing of it."""
         try:
-            self._archive.snapshot(model)
+            self._archive.begin(model)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._archive.delete(model)

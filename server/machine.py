@@ -23,7 +23,7 @@ class Limits(NamedTuple):
     kept_answers: int = 64
     """Answers kept for retries, of each session."""
 
-    most_sessions: int = 4096
+    most_sessions: int = 1024
     """Workers whose session is kept; beyond it the one that has been idle for longest is forgotten."""
 
 

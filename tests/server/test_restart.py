@@ -1,5 +1,6 @@
 """A server that is stopped, killed and started again: what comes back, what is lost, and that it is said."""
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -239,3 +240,14 @@ def test_a_second_server_on_the_same_folder_or_address_is_refused(server, config
         Server(other).start()
     with Server(type(config)(listen="127.0.0.1:0", data_dir=tmp_path / "other", memory_budget_bytes=1 << 28)) as third:
         assert third.address != server.address
+
+
+def test_a_budget_too_small_for_what_is_on_disk_is_a_clear_error(config, peers):
+    with Server(config) as server:
+        peer = peers(server.address)
+        peer.create({"x": np.ones(1 << 18, np.float32)})
+        state = peer.state()
+    with pytest.raises(na.errors.ConfigurationError, match="memory_budget_bytes=1048576: the models in .* need more"):
+        Server(dataclasses.replace(config, memory_budget_bytes=1 << 20))
+    with Server(config) as server:  # and it was no crash: nobody has to rewind
+        assert peers(server.address).state() == state

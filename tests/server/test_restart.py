@@ -247,7 +247,7 @@ def test_a_budget_too_small_for_what_is_on_disk_is_a_clear_error(config, peers):
         peer = peers(server.address)
         peer.create({"x": np.ones(1 << 18, np.float32)})
         state = peer.state()
-    with pytest.raises(na.errors.ConfigurationError, match="memory_budget_bytes=1048576: the models in .* need more"):
+    with pytest.raises(na.errors.ConfigurationError, match=r"memory_budget_bytes=1048576: the models in .* need"):
         Server(dataclasses.replace(config, memory_budget_bytes=1 << 20))
     with Server(config) as server:  # and it was no crash: nobody has to rewind
         assert peers(server.address).state() == state

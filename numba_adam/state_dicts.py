@@ -1,7 +1,9 @@
 """State dicts in PyTorch's nesting, with NumPy arrays: written, and read with every check. Knows no kernel.
 
-{"state": {0: {"step": 3, "exp_avg": array, "exp_avg_sq": array}, ...},
-"param_groups": [{"lr": 0.001, ..., "params": [0, 1, ...]}]}
+    {"state": {0: {"step": 3, "exp_avg": array, "exp_avg_sq": array}, ...},
+     "param_groups": [{"lr": 0.001, ..., "params": [0, 1, ...]}]}
+
+The numbers in "params" are the keys in "state".
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
 """Compiled loops around `numba_adam.element`. Everything in here imports Numba; nothing outside does at import time.
 
-compile.py     how every kernel is compiled: strict, cached, never stale
-cache.py       where machine code is kept between processes
-intrinsics.py  arrays at an address; the CPU's floating-point environment
-update.py      the update over a table of arrays
-threads.py     how many threads, and the lock around parallel launches
-finite.py      the first NaN or infinity of an array
-gather.py      addresses and checks of many NumPy arrays at once
+From the bottom up; each imports only what stands above it:
+
+    cache       where machine code is kept between processes
+    compile     how every kernel is compiled: strict, cached, never stale
+    intrinsics  arrays at an address; the CPU's floating-point environment
+    job         a table's arrays and the plan of a step, passed to a kernel as one
+    gather      where many NumPy arrays lie, and whether they are what they must be
+    prepare     the plan of a step: addresses, checks, constants
+    single      the same for one parameter alone
+    update      the update itself
+    finite      the first NaN or infinity of an array
+    threads     how many threads, and the lock around parallel launches
 """

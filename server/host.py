@@ -45,7 +45,7 @@ from numba_adam.server.machine import Machine, PushKey, Rejected
 from numba_adam.server.model import Model, Outcome, Push
 from numba_adam.server.receive import Receiver, receive
 from numba_adam.server.snapshot import Arrays, Snapshot
-from numba_adam.server.spec import PushShape, Spec, Tensor, check_worker_id, present_arrays
+from numba_adam.server.spec import PushShape, Spec, check_worker_id, present_arrays
 from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
@@ -338,7 +338,7 @@ class Host:
         known = model.judge(key, header.base_version)
         if known is not None:
             return known
-        tensors = [Tensor(spec.name, tuple(spec.shape)) for spec in header.tensors]
+        tensors = model.tensors_of(header)
         push = Push(key, header.base_version, ())
         try:
             present = present_arrays(model.spec, PushShape(header.dtype, tensors, header.absent, header.total_bytes))

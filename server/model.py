@@ -15,10 +15,11 @@ import numpy as np
 
 from numba_adam.errors import InternalServerError, ModelNotFoundError
 from numba_adam.ps.v1 import model_pb2 as pb
+from numba_adam.ps.v1.parameter_service_pb2 import PushHeader
 from numba_adam.server.arena import Arena, FlatArray, split
 from numba_adam.server.machine import Answer, Machine, PushKey
 from numba_adam.server.snapshot import Snapshot
-from numba_adam.server.spec import Spec
+from numba_adam.server.spec import Spec, Tensor
 from numba_adam.table import UpdateTable
 
 _log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Model:
         self.imaging = threading.Lock()
         """Held while an image for pulls is made."""
 
+        self._wire_tensors = spec.to_proto().tensors
         self._changed = threading.Condition()
         self._is_deleted = False
         self._is_broken = False
@@ -117,6 +119,15 @@ class Model:
                 snapshot_version=self.snapshot_version,
                 durability=pb.Durability.DURABILITY_MEMORY,
             )
+
+    def tensors_of(self, header: PushHeader) -> Sequence[Tensor]:
+        """Return the arrays that a push declares; the spec's own tuple where it declares them all.
+
+        The comparison is protobuf's, in C: with a thousand arrays it takes a tenth of the time of making tuples.
+        """
+        if header.tensors == self._wire_tensors:
+            return self.spec.tensors
+        return [Tensor(tensor.name, tuple(tensor.shape)) for tensor in header.tensors]
 
     def to_proto(self) -> pb.Model:
         """Return the model as the protocol describes it."""

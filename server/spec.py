@@ -131,7 +131,7 @@ class PushShape(NamedTuple):
     """A Dtype."""
 
     tensors: Sequence[Tensor]
-    """The arrays in the payload."""
+    """The arrays in the payload; the model's own tuple where they are the model's, which is quick to check."""
 
     absent: Sequence[str]
     """Names of the arrays that have no gradient."""
@@ -166,6 +166,9 @@ def present_arrays(spec: Spec, push: PushShape) -> tuple[bool, ...]:
     """
     if push.dtype != convert.dtype_to_proto(spec.dtype):
         raise PushRejectedError(f"dtype={push.dtype}: model {spec.name!r} has {spec.dtype}; convert the gradients")
+    if push.tensors is spec.tensors and not push.absent:
+        _check_size(spec, spec.element_count, push.total_bytes)
+        return (True,) * len(spec.tensors)
     given = _given_shapes(spec, push)
     for tensor in spec.tensors:
         if tensor.name in given and given[tensor.name] != tensor.shape:
@@ -175,10 +178,14 @@ def present_arrays(spec: Spec, push: PushShape) -> tuple[bool, ...]:
     order = [tensor.name for tensor in spec.tensors if tensor.name in given]
     if list(given) != order:
         raise PushRejectedError(f"gradients come in the order {_some(given)}: model {spec.name!r} has {_some(order)}")
-    needed = sum(tensor.size for tensor in spec.tensors if tensor.name in given) * spec.numpy_dtype.itemsize
-    if push.total_bytes != needed:
-        raise PushRejectedError(f"total_bytes={push.total_bytes}: these arrays have {needed} bytes of {spec.dtype}")
+    _check_size(spec, sum(tensor.size for tensor in spec.tensors if tensor.name in given), push.total_bytes)
     return tuple(tensor.name in given for tensor in spec.tensors)
+
+
+def _check_size(spec: Spec, element_count: int, total_bytes: int) -> None:
+    needed = element_count * spec.numpy_dtype.itemsize
+    if total_bytes != needed:
+        raise PushRejectedError(f"total_bytes={total_bytes}: these arrays have {needed} bytes of {spec.dtype}")
 
 
 def _given_shapes(spec: Spec, push: PushShape) -> dict[str, tuple[int, ...]]:

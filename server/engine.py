@@ -6,10 +6,8 @@ Imports the standard library, and Numba to set this thread's share of threads.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from numba_adam.errors import ServerUnavailableError
@@ -19,22 +17,14 @@ _R = TypeVar("_R")
 
 
 class Engine:
-    """A thread with a queue.
+    """A thread with a queue; it starts with the first call.
 
     Args:
         threads: how many threads an update takes; 0: all that Numba has.
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="numba-adam-engine", daemon=True)
-        self._gate = threading.Lock()
-        self._is_stopped = False
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        self._executor = ThreadPoolExecutor(1, "numba-adam-engine", initializer=_use_threads, initargs=(threads,))
 
     def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run a function on the engine's thread and return what it returns, or raise what it raises.
@@ -42,32 +32,19 @@ class Engine:
         Raises:
             ServerUnavailableError: the engine has stopped.
         """
-        future: Future[_R] = Future()
-
-        def job() -> None:
-            try:
-                future.set_result(function(*args, **kwargs))
-            except BaseException as error:
-                future.set_exception(error)
-
-        with self._gate:
-            if self._is_stopped:
-                raise ServerUnavailableError("the server is stopping; try again when it is back")
-            self._jobs.put(job)
-        return future.result()
+        # The future gets no name here: an error's traceback would keep it alive, and it the error, in a circle that
+        # also holds the arguments, a transfer's memory among them.
+        return self._submit(function, *args, **kwargs).result()
 
     def stop(self) -> None:
         """Finish what was handed over, then end the thread."""
-        with self._gate:
-            self._is_stopped = True
-            self._jobs.put(None)
-        self._thread.join()
+        self._executor.shutdown()
 
-    def _run(self) -> None:
-        _use_threads(self._threads)
-        while (job := self._jobs.get()) is not None:
-            job()
-            del job  # let go of a finished transfer's memory while waiting for the next
+    def _submit(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+        try:
+            return self._executor.submit(function, *args, **kwargs)
+        except RuntimeError as error:
+            raise ServerUnavailableError("the server is stopping; try again when it is back") from error
 
 
 def _use_threads(threads: int) -> None:

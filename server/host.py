@@ -103,8 +103,7 @@ class Host:
             raise
 
     def start(self) -> None:
-        """Start the threads."""
-        self._engine.start()
+        """Start what works in the background."""
         self._archive.start()
 
     def begin_stop(self) -> None:

@@ -122,6 +122,15 @@ class KernelCache(caching.FunctionCache):  # type: ignore[misc]
 
     def save_overload(self, sig: object, data: object) -> None:
         try:
-            super().save_overload(sig, data)
+            self._save(sig, data)
         except OSError as error:
             _log.warning("a compiled kernel could not be kept in %s: %s", self.cache_path, error)
+
+    def _save(self, sig: object, data: object) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            raise
+        except Exception:  # Numba reads the index before it writes: a damaged one is written anew
+            self.flush()
+            super().save_overload(sig, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference` and `updates`, w
 
 TIMEOUT_SECONDS = 100
 
+# OpenMP's threads spin while they wait for each other. On cores that others use too, that makes a step of 0.1 ms take
+# 2.5 ms, and there are thousands of steps here.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., str]:
@@ -28,17 +33,22 @@ def run_python(tmp_path: Path) -> Callable[..., str]:
 
     def run(program: str | Path, *arguments: str, **environment: str) -> str:
         source = [str(program)] if isinstance(program, Path) else ["-c", program]
-        child = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-W", "error", *source, *arguments],
             env={**os.environ, **environment},
             cwd=tmp_path,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-        assert child.returncode == 0, f"exit {child.returncode}\n{child.stdout}\n{child.stderr}"
-        return child.stdout.strip()
+            start_new_session=True,
+        ) as child:
+            try:
+                output, errors = child.communicate(timeout=TIMEOUT_SECONDS)
+            except BaseException:
+                os.killpg(child.pid, signal.SIGKILL)  # its own children too
+                raise
+        assert child.returncode == 0, f"exit {child.returncode}\n{output}\n{errors}"
+        return output.strip()
 
     return run
 

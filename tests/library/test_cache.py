@@ -1,0 +1,311 @@
+"""Machine code between processes: used when it can be, never stale, and no folder or file of it can stop a step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import numba_adam
+
+PACKAGE = Path(numba_adam.__file__).parent
+NOBODY = 65534
+
+# One step; then the moments of it, how often Numba compiled, and what was logged.
+STEP = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="log: %(message)s")
+import numba.core.event as event
+import numpy as np
+recorder = event.RecordingListener()
+event.register("numba:compile", recorder)
+import numba_adam as na
+param, grad = np.zeros(3, "f4"), np.array([1, -2, 4], "f4")
+optimizer = na.Adam([param], betas=(0.5, 0.75))
+optimizer.step([grad])
+compiled = len(recorder.buffer)
+optimizer.step([grad])
+from numba_adam.kernels.cache import folder
+print("moments", optimizer.state[0]["exp_avg"].tolist(), optimizer.state[0]["exp_avg_sq"].tolist())
+print("compiled", compiled)
+print("folder", folder())
+"""
+MOMENTS = "moments [0.75, -1.5, 3.0] [0.4375, 1.75, 7.0]"
+
+
+# The smallest kernel we have, made as in a new process each time `use` is called.
+USE = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="log: %(message)s")
+import numpy as np
+from numba_adam.kernels.compile import kernel
+from numba_adam.kernels.finite import first_non_finite
+
+def use():
+    "Return whether the kernel had to be compiled."
+    made = kernel(first_non_finite.py_func)
+    assert made(np.array([1, 2, np.nan])) == 2
+    return sum(made.stats.cache_misses.values()) == 1
+
+first = use()
+from numba_adam.kernels.cache import folder
+"""
+
+
+def lines(output):
+    """Return what a step printed: its moments, how often it compiled, its folder, and the log."""
+    found = dict(line.split(" ", 1) for line in output.splitlines() if line.startswith(("compiled", "folder")))
+    logged = [line for line in output.splitlines() if line.startswith("log: ")]
+    (moments,) = [line for line in output.splitlines() if line.startswith("moments")]
+    return moments, int(found["compiled"]), found["folder"], "\n".join(logged)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Return a cache folder in which every kernel of STEP lies."""
+    folder = tmp_path_factory.mktemp("warm")
+    child = subprocess.run(
+        [sys.executable, "-c", STEP],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    moments, compiled, used, logged = lines(child.stdout)
+    assert (moments, logged) == (MOMENTS, "")
+    assert compiled > 0
+    assert Path(used).is_relative_to(folder)
+    return folder
+
+
+@pytest.fixture
+def own_copy(warm, tmp_path):
+    """Return a copy of the warm folder that a test may damage."""
+    shutil.copytree(warm, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def files(folder, suffix):
+    found = sorted(folder.rglob(f"*.{suffix}"))
+    assert found
+    return found
+
+
+def test_a_new_process_with_a_warm_cache_compiles_nothing(run_python, warm):
+    moments, compiled, _, logged = lines(run_python(STEP, NUMBA_CACHE_DIR=str(warm)))
+    assert (moments, compiled, logged) == (MOMENTS, 0, "")
+
+
+def test_a_second_step_compiles_nothing(run_python, warm):
+    program = (
+        STEP
+        + """
+before = len(recorder.buffer)
+for lr in (0.5, 0.25):
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step([np.ones(3, "f4")])
+print("more", len(recorder.buffer) - before)
+"""
+    )
+    assert "more 0" in run_python(program, NUMBA_CACHE_DIR=str(warm)).splitlines()
+
+
+# --- never stale ---
+
+
+def copy_of_the_package(to):
+    """Copy the library, as a user who edits it has it; return the folder to put first on the path."""
+    shutil.copytree(PACKAGE, to / "numba_adam", ignore=shutil.ignore_patterns("__pycache__", "cli", "demo", "ps"))
+    return to
+
+
+WHICH = "\nimport numba_adam.element\nprint('from', numba_adam.element.__file__)\n"
+
+
+def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, own_copy):
+    folder = copy_of_the_package(tmp_path / "site")
+    environment = {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(own_copy)}
+    output = run_python(STEP + WHICH, **environment)
+    assert f"from {folder}" in output
+    assert lines(output)[:2] == (MOMENTS, 0)  # an equal copy runs the same machine code
+    element = folder / "numba_adam" / "element.py"
+    source = element.read_text()
+    edited = source.replace("exp_avg = c.beta1 * exp_avg + c.", "exp_avg = c.beta1 * exp_avg - c.")
+    assert edited != source
+    status = element.stat()
+    element.write_text(edited)
+    os.utime(element, ns=(status.st_atime_ns, status.st_mtime_ns))  # as an unpacked archive may have it
+    assert lines(run_python(STEP, **environment))[0] == MOMENTS.replace("0.75, -1.5, 3.0", "-0.75, 1.5, -3.0")
+    element.write_text(source)
+    moments, compiled, _, _ = lines(run_python(STEP, **environment))
+    assert (moments, compiled) == (MOMENTS, 0)  # the old code is still there
+
+
+def test_every_source_that_a_kernel_is_made_of_is_in_the_fingerprint(run_python, tmp_path):
+    folder = copy_of_the_package(tmp_path)
+    program = "from numba_adam.kernels.cache import fingerprint; print(fingerprint())"
+    seen = {run_python(program, PYTHONPATH=str(folder))}
+    changed = [folder / "numba_adam" / name for name in ("element.py", "folding.py")]
+    changed += [folder / "numba_adam" / "kernels" / name for name in ("update.py", "prepare.py", "intrinsics.py")]
+    for path in changed:
+        path.write_text(path.read_text() + "\n# edited\n")
+        seen.add(run_python(program, PYTHONPATH=str(folder)))
+    assert len(seen) == 1 + len(changed)
+
+
+# --- places that cannot be written to ---
+
+
+def forbid_writing(folder):
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+
+
+def test_a_read_only_package_and_no_home(run_python, tmp_path):
+    """Root may write anywhere, whatever the mode says, so the home is a file: nobody can make a folder in that."""
+    folder = copy_of_the_package(tmp_path / "site")
+    forbid_writing(folder)
+    (tmp_path / "home").write_text("a file")
+    (tmp_path / "temporary").mkdir()
+    environment = {
+        "PYTHONPATH": str(folder),
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": "",
+        "NUMBA_CACHE_DIR": "",
+        "TMPDIR": str(tmp_path / "temporary"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    before = sorted(folder.rglob("*"))
+    program = USE + "import numba_adam; print(numba_adam.__file__, folder(), first, use())"
+    for expected in ("True False", "False False"):
+        file, used, *compiled = run_python(program, **environment).split()
+        assert Path(file).is_relative_to(folder)
+        assert Path(used).is_relative_to(tmp_path / "temporary")
+        assert " ".join(compiled) == expected
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_no_place_at_all(run_python, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    output = run_python(USE + "print(folder(), first, use())", NUMBA_CACHE_DIR=str(tmp_path / "file"))
+    warning, result = output.splitlines()
+    assert result == "None True True"
+    assert "NUMBA_CACHE_DIR" in warning
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(run_python, own_copy):
+    """Whoever can put a file there could have us run it."""
+    (base,) = own_copy.iterdir()
+    (version,) = base.iterdir()
+    program = """
+import sys
+from pathlib import Path
+from numba_adam.kernels import cache
+for path in map(Path, sys.argv[1:]):
+    for mode in (0o770, 0o707, 0o777, 0o720, 0o702):
+        path.chmod(mode)
+        cache.folder.cache_clear()
+        assert cache.folder() is None, (path, oct(mode))
+    path.chmod(0o755)
+    cache.folder.cache_clear()
+    assert cache.folder() is not None
+"""
+    run_python(program, str(base), str(version), NUMBA_CACHE_DIR=str(own_copy))
+    base.chmod(0o770)
+    output = run_python(USE + "print(folder(), first, use())", NUMBA_CACHE_DIR=str(own_copy))
+    assert output.splitlines()[-1] == "None True True"
+    assert "compiled in every process" in output
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_not_used(run_python, own_copy):
+    (base,) = own_copy.iterdir()
+    for path in [base, *base.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    output = run_python(USE + "print(folder(), first)", NUMBA_CACHE_DIR=str(own_copy))
+    assert output.splitlines()[-1] == "None True"
+
+
+def test_folders_are_made_for_their_owner_alone(warm):
+    (base,) = warm.iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (base, *base.iterdir())] == [0o700, 0o700]
+
+
+def test_versions_that_nobody_uses_any_more_are_removed(run_python, own_copy):
+    (base,) = own_copy.iterdir()
+    (current,) = base.iterdir()
+    for name, age_days in (("old", 100), ("young", 10)):
+        (base / name).mkdir()
+        (base / name / "kernel.nbi").write_bytes(b"")
+        os.utime(base / name, (current.stat().st_mtime - age_days * 86_400,) * 2)
+    os.utime(current, (0, 0))
+    assert lines(run_python(STEP, NUMBA_CACHE_DIR=str(own_copy)))[:2] == (MOMENTS, 0)
+    assert {path.name for path in base.iterdir()} == {current.name, "young"}
+
+
+# --- damage ---
+
+
+@pytest.fixture(scope="module")
+def one_kernel(tmp_path_factory):
+    """Return a cache folder with the one kernel of USE."""
+    folder = tmp_path_factory.mktemp("one")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+    subprocess.run([sys.executable, "-c", USE + "assert first"], env=environment, check=True, timeout=100)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])  # Numba's index files, and its machine code
+def test_a_damaged_file_costs_a_compilation(run_python, one_kernel, tmp_path, suffix):
+    shutil.copytree(one_kernel, tmp_path / "cache")
+    program = (
+        USE
+        + """
+assert not first
+damage = {
+    "empty": lambda _: b"",
+    "a byte": lambda data: data[:1],
+    "half": lambda data: data[: len(data) // 2],
+    "all but a byte": lambda data: data[:-1],
+    "garbage": lambda _: bytes(range(256)) * 4,
+    "zeros": lambda data: bytes(len(data)),
+    "text": lambda _: b"<html>404</html>",
+    "a pickled number": lambda _: b"\\x80\\x04K\\x07.",
+    "gone": lambda _: None,
+}
+for name, spoil in damage.items():
+    paths = list(folder().rglob("*." + sys.argv[1]))
+    assert paths
+    for path in paths:
+        damaged = spoil(path.read_bytes())
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+    print("damage:", name)
+    print("compiled:", use(), use())
+"""
+    )
+    output = run_python(program, suffix, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    blocks = output.split("damage: ")[1:]
+    assert len(blocks) == 9
+    assert [block for block in blocks if "compiled: True False" not in block] == []  # once, and thereby mended
+    # A file that is not there is nothing to be said; a number in place of the version is another version of Numba's.
+    silent = {"gone", *(["a pickled number"] if suffix == "nbi" else [])}
+    assert {block.splitlines()[0] for block in blocks if "log: " not in block} == silent
+
+
+def test_files_that_cannot_be_written_cost_only_compilations(run_python, one_kernel, tmp_path):
+    """A folder in a file's place can be neither read nor replaced, not even by root."""
+    shutil.copytree(one_kernel, tmp_path / "cache")
+    for path in files(tmp_path / "cache", "nbi"):
+        path.unlink()
+        path.mkdir()
+    output = run_python(USE + "print(first, use())", NUMBA_CACHE_DIR=str(tmp_path / "cache")).splitlines()
+    assert output[-1] == "True True"
+    assert any("could not be kept" in line for line in output)

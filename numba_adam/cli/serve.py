@@ -6,6 +6,7 @@ Its options are the fields of numba_adam.server.config.ServerConfig, so nothing 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 
 _DESCRIPTION = """\
@@ -39,4 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
     from numba_adam.server.config import load
     from numba_adam.server.main import serve
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # to stderr
     return serve(load(arguments, os.environ))

@@ -101,9 +101,10 @@ def retry(
         jitter: returns a number in [0, 1).
 
     Raises:
-        ServiceError: what the last try failed with; where there were several, its message says how many.
+        ServiceError: what the last try failed with (what the one before did, if its time was merely up).
     """
     tries, has_warned = 0, False
+    telling: ServiceError | None = None  # the last failure that says more than that the time was up
     while True:
         try:
             return attempt(deadline.remaining_seconds())
@@ -111,9 +112,11 @@ def retry(
             if not worth_another_try(error):
                 raise
             tries += 1
+            if telling is None or not isinstance(error, errors.DeadlineExceededError):
+                telling = error
             pause = pause_seconds(error, tries, backoff, jitter)
             if pause >= deadline.remaining_seconds():
-                raise _gave_up(error, what, tries, deadline) from error
+                raise _gave_up(telling, what, tries, deadline) from error
             is_long = not has_warned and deadline.remaining_seconds() < deadline.seconds - _PATIENCE_SECONDS
             has_warned = has_warned or is_long  # once: whoever looks at the program shall know why it waits
             level = logging.WARNING if is_long else logging.INFO
@@ -128,7 +131,7 @@ def closed(what: str) -> ServiceError:
 
 
 def _gave_up(error: ServiceError, what: str, tries: int, deadline: Deadline) -> ServiceError:
-    """Return the last error, of the same class, with the story before it."""
+    """Return an error of the same class, with the story before it."""
     story = f"{what}: gave up after {tries} {'try' if tries == 1 else 'tries'} within {deadline.seconds:g} s"
     result = type(error)(f"{story}; the last one: {error}")
     result.detail = error.detail

@@ -122,16 +122,22 @@ class Wire:
         self.carried = {"up": 0, "down": 0}
         """Bytes carried towards the server and back, on all connections."""
         self.cuts = 0
+        self.is_down = False
+        """Whether new connections are refused."""
         self._cut_at: dict[str, int] = {}
+        self._stay_down = False
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
-    def cut_at(self, direction: str, carried: int) -> None:
-        """Cut the connection, once, when so many bytes in all have gone that way; nothing beyond them gets through."""
+    def cut_at(self, direction: str, carried: int, *, stay_down: bool = False) -> None:
+        """Cut the connection, once, when so many bytes in all have gone that way; nothing beyond them gets through.
+
+        `stay_down`: from then on, refuse new ones, until `is_down` is cleared.
+        """
         with self._lock:
-            self._cut_at[direction] = carried
+            self._cut_at[direction], self._stay_down = carried, stay_down
 
     def _accept(self) -> None:
         while True:
@@ -140,6 +146,8 @@ class Wire:
             except OSError:  # closed
                 return
             try:
+                if self.is_down:
+                    raise ConnectionRefusedError
                 far = socket.create_connection(self._target)
             except OSError:
                 near.close()
@@ -171,6 +179,7 @@ class Wire:
                 data = data[: max(0, limit - self.carried[direction])]
                 del self._cut_at[direction]
                 self.cuts += 1
+                self.is_down = self._stay_down
             self.carried[direction] += len(data)
             return data, is_cut
 

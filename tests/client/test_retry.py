@@ -107,6 +107,12 @@ def test_it_gives_up_at_the_deadline_with_the_last_error_and_the_story():
     assert clock.now - 100.0 <= 3.0
 
 
+def test_a_last_try_that_runs_out_of_time_does_not_hide_why_it_was_tried():
+    failures = [busy(10), errors.DeadlineExceededError("time was up")]
+    with pytest.raises(BudgetExceededError, match="gave up after 2 tries within 1 s; the last one: memory is taken"):
+        run(Failing(*failures), Clock(), seconds=1.0, backoff=Backoff(10.0, 10.0), jitter=iter([0.0, 1.0]).__next__)
+
+
 def test_the_detail_of_the_last_error_is_kept():
     with pytest.raises(BudgetExceededError) as caught:
         run(Failing(busy(60_000)), Clock(), seconds=1.0)

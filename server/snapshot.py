@@ -64,12 +64,16 @@ def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
     data_hash = xxhash.xxh3_64()
     size = len(header)
     for array in arrays.values():
-        raw = array.view(np.uint8).data
+        raw = array.view(np.uint8)
         for start in range(0, len(raw), _PIECE_BYTES):
             piece = raw[start : start + _PIECE_BYTES]
-            data_hash.update(piece)
-            _write_all(descriptor, piece)
+            data_hash.update(piece.data)
+            if _is_zero(piece):  # a hole in the file: a new model's moments cost neither time nor space
+                os.lseek(descriptor, len(piece), os.SEEK_CUR)
+            else:
+                _write_all(descriptor, piece.data)
         size += len(raw)
+    os.ftruncate(descriptor, size)
     header[_DATA_HASH_AT : _DATA_HASH_AT + _HASH_DIGITS] = _digits(data_hash)
     header[_HEADER_HASH_AT : _HEADER_HASH_AT + _HASH_DIGITS] = _digits(xxhash.xxh3_64(header))
     os.pwrite(descriptor, header[: _DATA_HASH_AT + _HASH_DIGITS], 0)
@@ -206,6 +210,11 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _is_zero(piece: npt.NDArray[np.uint8]) -> bool:
+    """Return whether all bytes are zero; two looks settle it for nearly everything else."""
+    return not (piece[0] or piece[-1] or piece.any())
 
 
 def _digits(digest: xxhash.xxh3_64) -> bytes:

@@ -137,6 +137,22 @@ def test_large_arrays_are_written_and_read_in_pieces(tmp_path, monkeypatch):
     assert read(tmp_path / "s")[1].exp_avg_sq.tobytes() == arena.exp_avg_sq.tobytes()
 
 
+def test_zeros_take_no_space_and_negative_zero_is_not_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "_PIECE_BYTES", 1 << 16)
+    size = 1 << 20
+    spec = Spec("model", "float32", (Tensor("x", (size,)),), Hyperparameters())
+    arena = Arena([size], "float32")
+    arena.param[5] = -0.0
+    snapshot = Snapshot({**spec.to_record(), "request_id": "r"}, Machine("s", 1).to_record())
+    written = write(tmp_path / "s", snapshot, arena)
+    status = (tmp_path / "s").stat()
+    assert status.st_size == written > 3 * 4 * size
+    assert status.st_blocks * 512 < written / 10
+    found = read(tmp_path / "s")[1]
+    assert found.param.tobytes() == arena.param.tobytes()
+    assert not found.exp_avg_sq.any()
+
+
 def test_the_golden_file_of_format_1_is_still_read():
     snapshot, arena = read(GOLDEN)
     expected, expected_arena = example()

@@ -60,10 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _listed(cases: list[Case]) -> list[str]:
     outcomes = [results.outcome_of(case, {}) for case in cases]
-    names = max(len(outcome.name) for outcome in outcomes)
-    return [
-        f"{outcome.name.ljust(names)}  {report.asked(outcome)}  {outcome.title}; {outcome.peer}" for outcome in outcomes
-    ]
+    rows = [(outcome.name, report.asked(outcome), outcome.title, outcome.peer) for outcome in outcomes]
+    return report.aligned([("name", "asked", "case", "against"), *rows])
 
 
 def _default_name(cases: list[Case]) -> str:

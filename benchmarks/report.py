@@ -81,9 +81,9 @@ def _plain(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def aligned(rows: Sequence[Row]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines of text with their cells below each other."""
-    widths = [max(len(entry[column]) for entry in rows) for column in range(len(HEADINGS))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, entry, widths)).rstrip() for entry in rows]
 
 
@@ -93,8 +93,15 @@ def header(machine: dict[str, str], versions: dict[str, str], settings: Settings
         *(f"{name}: {value}" for name, value in machine.items()),
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"threads: {settings.threads} for everybody; every case's process is confined to as many CPUs",
+        *_warning(settings),
         f"pairs: at least {settings.fewest_pairs}, for about {settings.seconds:g} seconds a case, after warming up",
     ]
+
+
+def _warning(settings: Settings) -> list[str]:
+    if not settings.largest_elements:
+        return []
+    return [f"QUICK: arrays of more than {settings.largest_elements:,} elements are cut to that; do not publish this"]
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Measurement, MissingError, Settings
@@ -24,21 +26,27 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
         {"pairs": [[ours, peer], ...], "notes": {...}}, {"missing": why} or {"failed": why}.
     """
     command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(asdict(settings))]
+    # A session of its own, so that servers which the case has started can be ended with it.
+    process = subprocess.Popen(
+        command,
+        env=environment(settings.threads),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        process = subprocess.run(
-            command,
-            env=environment(settings.threads),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SPARE_SECONDS + 20 * settings.seconds,
-        )
-    except subprocess.TimeoutExpired as expired:
-        return {"failed": f"it took longer than {expired.timeout:.0f} seconds"}
+        output, errors = process.communicate(timeout=_SPARE_SECONDS + 20 * settings.seconds)
+    except BaseException as error:  # Ctrl-C too: nothing must go on running
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return {"failed": f"it took longer than {error.timeout:.0f} seconds"}
     if process.returncode:
-        last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         return {"failed": f"exit status {process.returncode}: {last}"}
-    answer: dict[str, Any] = json.loads(process.stdout)
+    answer: dict[str, Any] = json.loads(output)
     return answer
 
 
@@ -57,7 +65,21 @@ def environment(threads: int) -> dict[str, str]:
 def _confine(threads: int) -> None:
     """Keep this process and its children on as many CPUs as it may use threads, where the system can do that."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.sched_setaffinity(0, _apart(sorted(os.sched_getaffinity(0)))[:threads])
+
+
+def _apart(cpus: list[int]) -> list[int]:
+    """Return CPUs in another order: first one of each core, then those that share a core with one of them."""
+    siblings = Path("/sys/devices/system/cpu")
+    seen: set[str] = set()
+    first: list[int] = []
+    second: list[int] = []
+    for cpu in cpus:
+        path = siblings / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        core = path.read_text() if path.exists() else str(cpu)
+        (second if core in seen else first).append(cpu)
+        seen.add(core)
+    return first + second
 
 
 def _measure(name: str, settings: Settings) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def load(module: str) -> Any:
     """
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingError(f"{error.name or module} is not installed") from error
     except Exception as error:  # peers fail in ways of their own: a missing compiler, an unknown accelerator
         raise missing(module, error) from error
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import bare_stream
 from benchmarks.case import Bar, Case, Measurement, Quantity, Settings, Unit
-from benchmarks.contestants.contestant import DisagreementError
+from benchmarks.contestants.contestant import DisagreementError, load
 from benchmarks.measure import interleave
 from benchmarks.process import answer_of, serving
 from benchmarks.workload import Array, Workload, check_usual, one_array
@@ -51,17 +51,15 @@ def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], setting
         chunks: from the payload, a function that returns the bare stream's messages.
         settings: how the run is made.
     """
-    import grpc
-
-    from numba_adam.client import ParameterClient
-
+    grpc = load("grpc")
+    client_of = load("numba_adam.client").ParameterClient
     workload = one_array(settings.elements(_ELEMENTS))
     (param,), (grad,) = workload.params(), workload.grads()
     messages = chunks(grad.view(np.uint8).data)
     with (
         _parameter_server() as address,
         serving("-m", "benchmarks.bare_stream", announces=bare_stream.ANNOUNCES) as bare_address,
-        ParameterClient(address) as client,
+        client_of(address) as client,
         grpc.insecure_channel(bare_address) as channel,
     ):
         model = client.create_model(_MODEL, {"w": param})

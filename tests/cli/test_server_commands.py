@@ -1,16 +1,18 @@
 """`serve`, `status` and `snapshot` with a real server behind them."""
 
+import doctest
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from numba_adam.cli import main
+from numba_adam.cli import connection, main, status
 from numba_adam.client import ParameterClient
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
@@ -49,13 +51,13 @@ def test_status_of_an_empty_server(server: Server, capsys: pytest.CaptureFixture
 def test_status_as_json_has_every_field(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     train(server.address, pushes=1)
     assert main(["status", "--server", server.address, "--json"]) == 0
-    status = json.loads(capsys.readouterr().out)
-    (model,) = status["models"]
+    answer = json.loads(capsys.readouterr().out)
+    (model,) = answer["models"]
     assert model["pushes_applied"] == 1
     assert model["model"]["shapes"] == {"slope": [2, 3], "offset": [4]}
     assert model["model"]["dtype"] == "float32"
     assert model["model"]["hyperparameters"]["betas"] == [0.9, 0.999]
-    assert status["memory_used_bytes"] > 0
+    assert answer["memory_used_bytes"] > 0
 
 
 def test_snapshot_writes_what_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,3 +108,10 @@ def test_serve_on_an_address_that_is_taken_is_an_error_of_ours(
 ) -> None:
     assert main(["serve", "--listen", server.address, "--data-dir", str(tmp_path / "other")]) == 1
     assert server.address in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [connection, status])
+def test_examples_in_docstrings_are_true(module: ModuleType) -> None:
+    results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0

@@ -1,6 +1,6 @@
 """Where each array of a model lies in the flat vector, and the checks of arrays against that.
 
-May import NumPy and `numba_adam.interop`.
+May import NumPy, `numba_adam.interop` and the generated messages.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from numba_adam.client.info import ModelInfo
 from numba_adam.errors import DtypeError, NamesError, ShapeError
 from numba_adam.interop import borrow
+from numba_adam.ps.v1.model_pb2 import TensorSpec
 
 Array = npt.NDArray[Any]
 Parameters = dict[str, Array]
@@ -41,6 +42,9 @@ class Layout:
 
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of each array, by name, in order."""
+
+    specs: Mapping[str, TensorSpec]
+    """The protocol's description of each array, by name: made once, because a push names every array."""
 
     @property
     def total_bytes(self) -> int:
@@ -101,7 +105,8 @@ class Layout:
 
 def layout_of(info: ModelInfo) -> Layout:
     """Return the layout of a model."""
-    return Layout(info.dtype, info.shapes)
+    specs = {name: TensorSpec(name=name, shape=shape) for name, shape in info.shapes.items()}
+    return Layout(info.dtype, info.shapes, specs)
 
 
 def check_initial(params: Mapping[str, object]) -> Parameters:

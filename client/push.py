@@ -125,7 +125,7 @@ class Push:
             sequence=self._session.next_sequence,
             base_version=self._origin.version,
             dtype=convert.dtype_to_proto(dtype),
-            tensors=convert.tensor_specs(present),
+            tensors=[self._layout.specs[name] for name in present],
             absent=self._gradients.absent,
             total_bytes=sum(array.nbytes for array in present.values()),
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from numba_adam.client.progress import Progress
@@ -16,10 +15,12 @@ from numba_adam.errors import CorruptTransferError
 from numba_adam.ps.checksum import new_checksum
 from numba_adam.ps.framing import DEFAULT_CHUNK_BYTES, Chunk, encode_chunk, encode_trailer
 
+_NOTHING = memoryview(bytearray())
+
 
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     """Return a C-contiguous array's memory as bytes."""
-    return array.reshape(-1).view(np.uint8).data
+    return array.data.cast("B") if array.size else _NOTHING  # memoryview cannot cast what has no elements
 
 
 def cut(pieces: Iterable[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
 
-from numba_adam.errors import ModelNotFoundError, ServiceError, SnapshotError
+from numba_adam.errors import ModelNotFoundError, ServerUnavailableError, ServiceError, SnapshotError
 from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.engine import Engine
@@ -66,6 +66,7 @@ class Archive:
         self._models = models
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._asked_for: set[Model] = set()
+        self._is_stopped = False
         self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="numba-adam-archive", daemon=True)
 
@@ -75,7 +76,9 @@ class Archive:
 
     def stop(self) -> None:
         """Finish what was asked for, then end the thread."""
-        self._jobs.put(None)
+        with self._asking:
+            self._is_stopped = True
+            self._jobs.put(None)
         self._thread.join()
 
     def snapshot(self, model: Model) -> Written:
@@ -110,7 +113,7 @@ class Archive:
             if model in self._asked_for:
                 return
             self._asked_for.add(model)
-        self._jobs.put(lambda: self._write_quietly(model))
+            self._jobs.put(lambda: self._write_quietly(model))
 
     def _do(self, function: Callable[[], _R]) -> _R:
         """Run a function on the archive's thread and return what it returns."""
@@ -122,7 +125,10 @@ class Archive:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._jobs.put(job)
+        with self._asking:
+            if self._is_stopped:
+                raise ServerUnavailableError("the server is stopping; try again when it is back")
+            self._jobs.put(job)
         return future.result()
 
     def _run(self) -> None:
@@ -154,6 +160,7 @@ class Archive:
     def _write(self, model: Model, run: _Runner) -> Written:
         """Write a snapshot and wait until it is durable; `run` runs what must not see half an update."""
         start = time.monotonic()
+        model.check_alive()
         model.tried_version = model.version
         captured: list[Snapshot] = []
 

@@ -156,8 +156,11 @@ class Host:
         spec = Spec.from_proto(header.spec)
         if not 1 <= len(header.request_id) <= _LONGEST_REQUEST_ID:
             raise InvalidRequestError(f"request_id {header.request_id[:80]!r}: it must be 1 to 64 random characters")
+        existing = self._models.get(spec.name)
+        if existing is not None:
+            return existing, _is_ours(existing, spec, header)
         with self._claim(spec.name) as existing:
-            if existing is not None:
+            if existing is not None:  # it came in this very moment
                 return existing, _is_ours(existing, spec, header)
             return self._create(spec, header, parts), True
 
@@ -170,8 +173,8 @@ class Host:
             self._engine.call(model.mark_deleted)
             with self._lock:
                 del self._models[name]
-            self._archive.delete(model)
             self.pool.release_model(name)
+            self._archive.delete(model)
         _log.info("model %s: deleted at version %d", name, model.version)
         return model.state()
 

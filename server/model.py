@@ -133,10 +133,25 @@ class Model:
         """Return the model as the protocol describes it."""
         return pb.Model(spec=self.spec.to_proto(), state=self.state(), parameter_count=self.spec.element_count)
 
+    def check_alive(self) -> None:
+        """Refuse what is asked of a model that is no more.
+
+        Raises:
+            ModelNotFoundError: it was deleted.
+            InternalServerError: an update failed half-way.
+        """
+        if self._is_deleted:
+            raise ModelNotFoundError(f"model {self.spec.name!r}: it was deleted")
+        if self._is_broken:
+            raise InternalServerError(
+                f"model {self.spec.name!r}: an update failed half-way and its state cannot be trusted; restart the "
+                "server to go back to the last snapshot"
+            )
+
     def judge(self, key: PushKey, base_version: int) -> Outcome | None:
         """Return the answer a push has been given already, or None when its turn is now; see Machine.judge."""
         with self._changed:
-            self._check_alive()
+            self.check_alive()
             answer = self.machine.judge(key, base_version)
             if answer is None:
                 return None
@@ -146,7 +161,7 @@ class Model:
     def open_session(self, worker_id: str) -> int:
         """Open a worker's session and return its epoch. On the engine's thread."""
         with self._changed:
-            self._check_alive()
+            self.check_alive()
             return self.machine.open_session(worker_id)
 
     def apply(self, push: Push, gradient: FlatArray) -> Outcome:
@@ -177,7 +192,7 @@ class Model:
 
     def capture(self) -> Snapshot:
         """Return the records of a snapshot. On the engine's thread, as is copying the arrays that go with it."""
-        self._check_alive()
+        self.check_alive()
         return Snapshot({**self.spec.to_record(), "request_id": self.request_id}, self.machine.to_record())
 
     def note_snapshot(self, snapshot: Snapshot) -> None:
@@ -200,7 +215,7 @@ class Model:
                 lambda: self.machine.version >= min_version or self._is_deleted or is_over(),
                 None if timeout_seconds is None else min(timeout_seconds, threading.TIMEOUT_MAX),
             )
-            self._check_alive()
+            self.check_alive()
             return self.machine.version >= min_version
 
     def wake(self) -> None:
@@ -213,15 +228,6 @@ class Model:
         with self._changed:
             self._is_deleted = True
             self._changed.notify_all()
-
-    def _check_alive(self) -> None:
-        if self._is_deleted:
-            raise ModelNotFoundError(f"model {self.spec.name!r}: it was deleted")
-        if self._is_broken:
-            raise InternalServerError(
-                f"model {self.spec.name!r}: an update failed half-way and its state cannot be trusted; restart the "
-                "server to go back to the last snapshot"
-            )
 
     def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
         """Run the update over the arrays that have a gradient."""

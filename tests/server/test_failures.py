@@ -1,5 +1,6 @@
 """What the server does when its own disk, memory or update fails: it says so, and keeps what it has."""
 
+import dataclasses
 import logging
 import shutil
 
@@ -7,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from numba_adam.errors import InternalServerError
+from numba_adam.errors import InternalServerError, ServerUnavailableError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
@@ -100,3 +101,31 @@ def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatc
     for call in (lambda: model.apply(push, np.ones(4, np.float32)), lambda: model.capture()):
         with pytest.raises(InternalServerError, match="restart the server"):
             call()
+
+
+def test_what_comes_after_the_end_is_refused_and_never_waits(config):
+    """A call that outlived the deadline for stopping may still be on its way to the disk."""
+    server = Server(config)
+    server.start()
+    host = server._host
+    spec = Spec("late", "float32", (Tensor("x", (4,)),), Hyperparameters())
+    server.stop()
+    model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
+    for call in (lambda: host._archive.begin(model), lambda: host._archive.delete(model), host.status):
+        with pytest.raises(ServerUnavailableError, match="stopping"):
+            call()
+
+
+def test_a_deleted_model_leaves_no_folder_behind(config, peers, params, grads_of):
+    """Its snapshots by count and its deletion meet."""
+    rng = np.random.default_rng(4)
+    with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
+        peer = peers(server.address)
+        for _ in range(10):
+            peer.create(params)
+            worker = peer.session()
+            for _ in range(3):
+                worker.push(grads_of(params, rng))
+            peer.stub.DeleteModel(pb.DeleteModelRequest(model="model"))
+        peer.create(params, name="last")  # written after whatever was still asked for
+        assert [path.name for path in (config.data_dir / "models").iterdir()] == ["last"]

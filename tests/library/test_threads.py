@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from importlib import import_module
 
 import numba
 import numpy as np
@@ -97,7 +98,7 @@ print(threading_layer())
 def layers():
     for layer in ("omp", "workqueue", "tbb"):
         try:
-            __import__(f"numba.np.ufunc.{layer}pool" if layer != "workqueue" else "numba.np.ufunc.workqueue")
+            import_module(f"numba.np.ufunc.{layer}pool" if layer != "workqueue" else "numba.np.ufunc.workqueue")
         except ImportError:
             yield pytest.param(layer, marks=pytest.mark.skip(reason=f"Numba's {layer} layer cannot be loaded here"))
         else:

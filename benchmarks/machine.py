@@ -23,6 +23,7 @@ def machine() -> dict[str, str]:
         "cache": _caches(),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
         "huge pages": _first_match(Path("/sys/kernel/mm/transparent_hugepage/enabled"), r"\[(\w+)\]"),
+        "load before": f"{os.getloadavg()[0]:.2f} (others' work on this machine; a figure is worth little above 0.5)",
         "system": f"{_distribution()}, {platform.system()} {platform.release()} {platform.machine()}",
     }
 

@@ -20,6 +20,7 @@ from numba.np.ufunc import parallel
 
 ELEMENTS_PER_TASK = 16_384  # fewer are done sooner than a thread is woken
 
+_registry_lock = threading.Lock()  # held while locks are added, and throughout a fork
 _step_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 _held_for_fork: list[threading.Lock] = []
 _pool_is_lost = False
@@ -28,7 +29,8 @@ _pool_is_lost = False
 def step_lock() -> threading.Lock:
     """Return a new lock that a fork waits for. `launch_lock` may be taken while it is held, never the reverse."""
     lock = threading.Lock()
-    _step_locks.add(lock)
+    with _registry_lock:
+        _step_locks.add(lock)
     return lock
 
 
@@ -36,6 +38,7 @@ launch_lock = threading.Lock()
 
 
 def _before_fork() -> None:
+    _registry_lock.acquire()
     for lock in [*_step_locks, launch_lock]:
         lock.acquire()
         _held_for_fork.append(lock)
@@ -44,6 +47,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _held_for_fork:
         _held_for_fork.pop().release()
+    _registry_lock.release()
 
 
 def _after_fork_in_child() -> None:

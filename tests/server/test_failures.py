@@ -55,9 +55,7 @@ def test_the_exit_status_says_that_a_last_snapshot_is_missing(tmp_path, processe
     assert process.stop() == 1
 
 
-def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(
-    tmp_path, processes, peers, params, grads_of
-):
+def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(tmp_path, processes, peers, params, grads_of):
     rng = np.random.default_rng(3)
     process = processes(tmp_path / "data", snapshot_every_pushes=2)
     peer = peers(process.address)

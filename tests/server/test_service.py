@@ -579,4 +579,3 @@ def test_a_half_received_push_holds_nobody_up_and_its_retry_waits_for_it(peer, w
     finish.set()
     assert slow.result(30).ack.version == 2
     assert worker.push(grads, sequence=1).duplicate
-

@@ -78,7 +78,7 @@ def adam_update(
 def _step(value: object) -> int:
     """Return the step number; refuse what is not a whole number from 1 on."""
     try:
-        step = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        step = operator.index(None if isinstance(value, (bool, np.bool_)) else value)  # type: ignore[arg-type]
     except TypeError:
         raise HyperparameterError(f"step={value!r}: it must be a whole number, not {type(value).__name__}") from None
     if not 1 <= step <= LAST_STEP:

@@ -138,7 +138,7 @@ def _threads(subject: str) -> Finding:
     layer = threading_layer()
     advice = ""
     if layer == "workqueue":
-        advice = "works; an OpenMP runtime (libgomp) or `pip install tbb` makes small updates start sooner"
+        advice = "works; with an OpenMP runtime (Debian: libgomp1) small updates start sooner"
     return Finding(subject, f"{thread_count()} threads, layer {layer or 'not chosen yet'}", False, advice)
 
 

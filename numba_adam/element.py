@@ -32,8 +32,13 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
     Every operation is rounded on its own (no fused multiply-add, no reordering), so the order below is the order
     of the bits. A moment below its floor becomes zero: a state that decays for thousands of steps without a gradient
     would else wander through subnormal numbers, which many CPUs handle a hundred times more slowly.
+
+    The branches ask for constants, so compilers take them out of the loop: no decay costs nothing, and an infinite
+    parameter without decay leaves its moments alone.
     """
-    grad = c.grad_scale * grad + c.weight_decay * param
+    grad = c.grad_scale * grad
+    if c.weight_decay != c.zero:
+        grad = grad + c.weight_decay * param
     exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * grad
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * grad * grad
     exp_avg = c.zero if abs(exp_avg) < c.exp_avg_floor else exp_avg
@@ -59,4 +64,6 @@ def adapt(param: Real, exp_avg: Real, terrain: Real, c: Constants) -> Real:
         c: the folded constants, of the arrays' dtype.
     """
     denom = np.sqrt(terrain) + c.eps
-    return param - c.decoupled_decay * param - c.step_size * exp_avg / denom
+    if c.decoupled_decay != c.zero:
+        param = param - c.decoupled_decay * param
+    return param - c.step_size * exp_avg / denom

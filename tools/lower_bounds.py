@@ -12,13 +12,13 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-# Tools that check the code do not run with it: their lower bounds are of no interest to anyone who installs us.
-EXTRAS = ("client", "server", "demo", "test")
+# What runs in a user's process. The tools that test and check it may be as new as they like.
+EXTRAS = ("client", "server", "demo")
 REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?>=(?P<version>[0-9.]+)$")
 
 
 def lower_bounds(pyproject: dict[str, dict[str, object]]) -> dict[str, str]:
-    """Return the name and lowest version of each dependency that users and tests need."""
+    """Return the name and lowest version of each dependency that users need."""
     project = pyproject["project"]
     optional = project["optional-dependencies"]
     assert isinstance(optional, dict)

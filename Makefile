@@ -12,6 +12,7 @@ VENV := .venv
 PARITY := .venv-parity
 OLDEST := .venv-oldest
 PROTO := .venv-proto
+BENCH := .venv-bench
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 
 # Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
@@ -21,7 +22,7 @@ GRPCIO_TOOLS := grpcio-tools==1.70.0 protobuf==5.29.6
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo check lint types generated wheel parity oldest proto format clean
+.PHONY: help test demo check lint types generated wheel parity oldest bench proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ parity: $(PARITY)/.made  ## compare with PyTorch and JAX, and borrow their array
 oldest: $(OLDEST)/.made  ## run the test suite on the oldest versions that pyproject.toml admits
 	$(OLDEST)/bin/python -m pytest -m "not parity" $(ARGS)
 
+bench: $(BENCH)/.made  ## run the benchmarks against their peers and write benchmarks/results (about 20 minutes)
+	$(BENCH)/bin/python -m benchmarks $(ARGS)
+
 proto: $(PROTO)/.made  ## generate numba_adam/ps/v1 from proto/
 	$(PROTO)/bin/python tools/generate_proto.py
 
@@ -84,6 +88,10 @@ $(PARITY)/.made: pyproject.toml | $(PARITY)/.venv-made
 $(OLDEST)/.made: pyproject.toml tools/lower_bounds.py | $(OLDEST)/.venv-made
 	$(OLDEST)/bin/python tools/lower_bounds.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/$(PIP) --editable ".[test]" --constraint $(OLDEST)/constraints.txt
+	touch $@
+
+$(BENCH)/.made: pyproject.toml benchmarks/requirements.txt | $(BENCH)/.venv-made
+	$(BENCH)/$(PIP) --editable ".[bench]" --requirement benchmarks/requirements.txt
 	touch $@
 
 $(PROTO)/.made: Makefile | $(PROTO)/.venv-made

@@ -5,6 +5,7 @@ From the bottom up; each imports only what stands above it:
     cache       where machine code is kept between processes
     compile     how every kernel is compiled: strict, cached, never stale
     intrinsics  arrays at an address; the CPU's floating-point environment
+    search      binary search
     job         a table's arrays and the plan of a step, passed to a kernel as one
     gather      where many NumPy arrays lie, and whether they are what they must be
     prepare     the plan of a step: addresses, checks, constants

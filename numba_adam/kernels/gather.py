@@ -17,6 +17,7 @@ import numpy as np
 
 from numba_adam.kernels.compile import inline
 from numba_adam.kernels.intrinsics import array_at
+from numba_adam.kernels.search import count_below
 
 # Words of 8 bytes from the beginning of the object on, behind the reference count (word 0) on a 64-bit machine.
 _TYPE, _DATA, _NDIM, _DIMS, _DESCR, _FLAGS, _WORDS = 1, 2, 3, 4, 7, 8, 9
@@ -30,7 +31,7 @@ _LOW_HALF = 0xFFFFFFFF  # nd and flags are C ints: the lower half of their word
 @inline
 def _shares(begin, end, begins, ends):  # type: ignore[no-untyped-def]
     """Say whether a run of memory shares a byte with one of the separate, ascending runs."""
-    last = np.searchsorted(begins, end) - 1  # the last run that begins before the end
+    last = count_below(begins, end) - 1  # the last run that begins before the end
     return last >= 0 and ends[last] > begin
 
 

@@ -16,6 +16,7 @@ from numba_adam.folding import Constants
 from numba_adam.kernels.compile import inline, kernel, parallel_kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, unpack
+from numba_adam.kernels.search import count_below
 
 _CUT = 64  # elements: threads meet at whole cache lines where the arrays do
 
@@ -67,7 +68,7 @@ def _update_range(job, count, begin, end):  # type: ignore[no-untyped-def]
     """Update the elements from `begin` to `end`, counted over all arrays of the plan."""
     before = enter_ieee()
     offsets = job.offsets[: count + 1]
-    k = np.searchsorted(offsets, begin, side="right") - 1
+    k = count_below(offsets, begin + 1) - 1  # the last array that begins here or before
     while begin < end:
         stop = min(end, offsets[k + 1])
         row = job.rows[k]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -17,25 +17,28 @@ class Sender:
     """Runs jobs in the order in which they were given."""
 
     def __init__(self, name: str, waiting: int) -> None:
-        self._name = name
-        self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue(waiting)
-        self._open = True
-        self._submit_lock = threading.Lock()  # keeps the order of jobs that several threads submit, and the end last
-        self._abandoned = threading.Event()
+        self._name, self._waiting = name, waiting
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._is_open = True
+        self._changed = threading.Condition()  # guards the two above
         self._thread = threading.Thread(target=self._run, name=f"numba-adam push {name}", daemon=True)
         self._thread.start()
 
     def submit(self, job: Callable[[], _T]) -> Future[_T]:
         """Queue a job; waits while the queue is full.
 
+        Only a job itself, or what it calls, never waits: nobody else could make room.
+
         Raises:
             ServiceError: the sender was closed.
         """
         future: Future[_T] = Future()
-        with self._submit_lock:
-            if not self._open:
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_room() or not self._is_open)
+            if not self._is_open:
                 raise closed(self._name)
-            self._jobs.put((job, future))
+            self._jobs.append((job, future))
+            self._changed.notify_all()
         return future
 
     def is_current_thread(self) -> bool:
@@ -44,24 +47,35 @@ class Sender:
 
     def close(self, patience_seconds: float) -> None:
         """Take no more jobs; wait so long for those that were given, then cancel those that have not begun."""
-        if patience_seconds <= 0:
-            self._abandoned.set()  # first: a submit that waits for room gets it from jobs that are skipped
-        with self._submit_lock:
-            was_open, self._open = self._open, False
-            if was_open:
-                self._jobs.put(None)
-        if not self.is_current_thread():
-            self._thread.join(max(patience_seconds, 0.0))
-        self._abandoned.set()
+        with self._changed:
+            self._is_open = False
+            self._changed.notify_all()
+        if patience_seconds > 0 and not self.is_current_thread():
+            self._thread.join(patience_seconds)
+        with self._changed:
+            given_up, self._jobs = self._jobs, deque()
+        for _, future in given_up:
+            if future.cancel():
+                future.set_running_or_notify_cancel()
+
+    def _has_room(self) -> bool:
+        return len(self._jobs) < self._waiting or self.is_current_thread()
 
     def _run(self) -> None:
-        while (entry := self._jobs.get()) is not None:
-            job, future = entry
-            if self._abandoned.is_set():
-                future.cancel()
-            if not future.set_running_or_notify_cancel():
-                continue
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Wait for a job and run it; False at the end. Once it returns, nothing keeps the job's arrays alive."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or not self._is_open)
+            if not self._jobs:
+                return False
+            job, future = self._jobs.popleft()
+            self._changed.notify_all()
+        if future.set_running_or_notify_cancel():
             try:
                 future.set_result(job())
             except BaseException as error:  # the caller learns of it from the future
                 future.set_exception(error)
+        return True

@@ -21,6 +21,7 @@ from numba_adam.errors import (
     NamesError,
     NonFiniteError,
     ReadOnlyError,
+    ServiceError,
     SessionFencedError,
     ShapeError,
 )
@@ -115,6 +116,36 @@ def test_push_async_keeps_the_order_of_the_calls(client, arrays, gradients_of):
     last = model.push(gradients_of(arrays, 20))
     assert [push.result().version for push in pushes] == list(range(1, 21))
     assert last.version == 21
+
+
+def test_push_async_from_the_callback_of_another_push_does_not_wait_for_itself(client, arrays, gradients_of):
+    """The queue is full, and a thread waits for room in it, when callbacks on the sender's own thread push more."""
+    model, grads = client.create_model("m", arrays), gradients_of(arrays, 0)
+    wanted, versions, done = 20, [], threading.Event()
+
+    def again(push: futures.Future[Ack]) -> None:
+        versions.append(push.result().version)
+        if len(versions) < wanted:
+            model.push_async(grads).add_done_callback(again)
+            model.push_async(grads)
+        else:
+            done.set()
+
+    model.push_async(grads).add_done_callback(again)
+    others = [model.push_async(grads) for _ in range(20)]
+    assert done.wait(30)
+    assert versions == sorted(versions)
+    assert all(push.result(30).applied for push in others)
+
+
+def test_a_push_that_waits_for_room_is_told_when_the_client_is_closed(server, connect, arrays, gradients_of):
+    """A callback closes the client on the sender's own thread."""
+    client = connect(server.address)
+    model, grads = client.create_model("m", arrays), gradients_of(arrays, 0)
+    model.push_async(grads).add_done_callback(lambda _: client.close())
+    with pytest.raises(ServiceError, match="the client was closed"):
+        for _ in range(1000):
+            model.push_async(grads)
 
 
 def test_a_rejected_push_in_the_background_does_not_stop_the_next(client, arrays, gradients_of):

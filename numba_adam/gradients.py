@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from numba_adam.errors import NamesError
 from numba_adam.param_groups import is_array
 
@@ -35,7 +37,7 @@ def in_order(grads: object, count: int, names: Sequence[str], single: bool) -> l
 
 
 def _one(grad: object) -> object:
-    if isinstance(grad, (list, tuple, Mapping)):
+    if type(grad) is not np.ndarray and isinstance(grad, (list, tuple, Mapping)):
         raise NamesError(f"grads is {_a(grad)}: the parameter was given as one array, so give one array")
     return grad
 

@@ -17,8 +17,7 @@ from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
 from numba_adam.kernels.threads import step_lock
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, groups_of, is_array
-from numba_adam.part import Member, Part
-from numba_adam.table import written
+from numba_adam.part import Member, MixedParts, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,7 @@ class Adam:
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
         self._parts = _parts(self._members)
+        self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._lock = step_lock()
 
     def step(self, grads: object, *, grad_scale: float = 1.0) -> StepResult:
@@ -115,15 +115,7 @@ class Adam:
         scale = real("grad_scale", grad_scale)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
-            if not all(part.is_ready() for part in self._parts):
-                self._make_tables()
-            mixed = len(self._parts) > 1
-            counts = [
-                part.prepare([ordered[place] for place in part.places] if mixed else ordered, scale)
-                for part in self._parts
-            ]
-            for part, count in zip(self._parts, counts, strict=True):
-                part.launch(count)
+            self._stepper.step(ordered, scale)
         return _APPLIED
 
     @property
@@ -176,18 +168,6 @@ class Adam:
                 for position, member in enumerate(part.members)
             }
         return [by_index[index] for index in range(len(self._members))]
-
-    def _make_tables(self) -> None:
-        """Make what the parts' steps stand on; no gradient may share memory with any array that any of them writes."""
-        drafts = [part.draft() for part in self._parts]
-        arrays, names = [], []
-        for part, columns in zip(self._parts, drafts, strict=True):
-            these, their_names = written(columns, part.labels)
-            arrays += these
-            names += their_names
-        extents = Extents(arrays, names)
-        for part, columns in zip(self._parts, drafts, strict=True):
-            part.make_table(columns, extents)
 
     def _borrow_all(self) -> list[Member]:
         """Borrow the memory of every parameter."""

@@ -13,7 +13,7 @@ import numpy as np
 from numba_adam.arrays import Array, Extents
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.param_groups import ParamGroup
-from numba_adam.table import UpdateTable
+from numba_adam.table import UpdateTable, written
 
 
 class Member(NamedTuple):
@@ -81,6 +81,12 @@ class Part:
             *columns, hyperparameters=self._known, groups=groups, names=self.labels, extents=extents
         )
 
+    def step(self, grads: Sequence[Any], grad_scale: float) -> None:
+        """Make one step, or change nothing if a gradient does not fit."""
+        if not self.is_ready():
+            make_tables([self])
+        self.launch(self.prepare(grads, grad_scale))
+
     def prepare(self, grads: Sequence[Any], grad_scale: float) -> int:
         """Check the gradients and plan the step; return what `launch` takes."""
         assert self._table is not None
@@ -118,6 +124,33 @@ class Part:
         self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
         self._moments = Moments(exp_avgs, exp_avg_sqs, largest)
         self._table, self._known = None, []
+
+
+class MixedParts:
+    """The parts of an optimizer with more than one dtype: all of them make a step, or none."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """Take the parts."""
+        self._parts = parts
+
+    def step(self, grads: Sequence[Any], grad_scale: float) -> None:
+        """Make one step, or change nothing if a gradient does not fit; `grads` are those of all parameters."""
+        if not all(part.is_ready() for part in self._parts):
+            make_tables(self._parts)
+        counts = [part.prepare([grads[place] for place in part.places], grad_scale) for part in self._parts]
+        for part, count in zip(self._parts, counts, strict=True):
+            part.launch(count)
+
+
+def make_tables(parts: Sequence[Part]) -> None:
+    """Make what the parts' steps stand on; no gradient may share memory with any array that any of them writes."""
+    drafts = [part.draft() for part in parts]
+    pairs = [written(columns, part.labels) for part, columns in zip(parts, drafts, strict=True)]
+    extents = Extents(
+        [array for arrays, _ in pairs for array in arrays], [name for _, names in pairs for name in names]
+    )
+    for part, columns in zip(parts, drafts, strict=True):
+        part.make_table(columns, extents)
 
 
 def _zeros(params: Sequence[Array]) -> list[Array]:

@@ -20,11 +20,14 @@ from numba_adam.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
+_LONGEST_SECONDS = 1e6  # eleven days: what gRPC and the system's timers can count, in milliseconds too
+_LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's own limit
 
 
-def _setting(default: Any, text: str, minimum: float | None = None) -> Any:
+def _setting(default: Any, text: str, minimum: float | None = None, maximum: float = math.inf) -> Any:
     """Return a field with its explanation, which is also its --help text."""
-    return field(default=default, metadata={"help": text, "minimum": minimum})
+    maximum = min(maximum, _LONGEST_SECONDS) if isinstance(default, float) else maximum
+    return field(default=default, metadata={"help": text, "minimum": minimum, "maximum": maximum})
 
 
 def _half_of_memory() -> int:
@@ -55,7 +58,9 @@ class ServerConfig:
     snapshots_kept: int = _setting(3, "snapshots kept of each model.", 2)
     threads: int = _setting(0, "threads that apply an update; 0 means all that Numba has.", 0)
     rpc_threads: int = _setting(64, "calls served at the same time.", 4)
-    largest_message_bytes: int = _setting(16 << 20, "the largest single gRPC message taken, in bytes.", 1 << 16)
+    largest_message_bytes: int = _setting(
+        16 << 20, "the largest single gRPC message taken, in bytes.", 1 << 16, _LARGEST_MESSAGE_BYTES
+    )
     stop_deadline_seconds: float = _setting(
         30.0, "how long calls in flight may take to finish once the server is told to stop.", 0
     )
@@ -141,23 +146,35 @@ def _kinds() -> list[tuple[Field[Any], type]]:
 
 def _parse(source: str, kind: type, text: str) -> Any:
     """Return a setting that was written as text."""
+    if kind is Path:
+        return _path(source, text)
     try:
         return kind(text)
     except ValueError as error:
         raise ConfigurationError(f"{source}={text!r}: it must be {_noun(kind)}") from error
 
 
+def _path(source: str, text: str) -> Path:
+    """Return a path; an empty one, of a variable that was never set, would be the folder one happens to be in."""
+    if not text:
+        raise ConfigurationError(f"{source}={text!r}: it must be a path")
+    return Path(text)
+
+
 def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:
     """Return a setting in its own type, or say what is wrong with it."""
     if kind is Path and isinstance(value, str):
-        value = Path(value)
+        value = _path(item.name, value)
     if kind is float and type(value) is int:
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigurationError(f"{item.name}={value!r}: it must be {_noun(kind)}")
     minimum: float | None = item.metadata["minimum"]
-    if minimum is not None and not minimum <= value < math.inf:
+    if minimum is not None and not value >= minimum:
         raise ConfigurationError(f"{item.name}={value!r}: it must be at least {minimum}")
+    maximum: float = item.metadata["maximum"]
+    if minimum is not None and value > maximum:
+        raise ConfigurationError(f"{item.name}={value!r}: it must be at most {maximum:.0f}")
     return value
 
 

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
+from numba_adam.server.health import Health
 from numba_adam.server.host import Host
 from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
 from numba_adam.server.watch import Watch
@@ -38,7 +39,7 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._host = Host(config)
-        self._health = health.HealthServicer()
+        self._health = Health()
         self._watch = Watch(config.stall_seconds)
         executor = futures.ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="numba-adam-rpc")
         self._grpc = grpc.server(executor, options=_options(config))
@@ -77,6 +78,7 @@ class Server:
             True when every model's last state is on disk.
         """
         self._say(_NOT_SERVING)
+        self._health.end_watches()
         self._host.begin_stop()
         self._grpc.stop(self._config.stop_deadline_seconds).wait()
         self._watch.stop()

@@ -124,7 +124,11 @@ class Host:
                 is_clean = False
         self._archive.stop()
         self._engine.stop()
-        self._store.close(clean=is_clean)
+        try:
+            self._store.close(clean=is_clean)
+        except OSError:
+            _log.exception("data folder %s: it could not be closed; is it still there?", self._config.data_dir)
+            return False
         return is_clean
 
     def models(self) -> list[Model]:
@@ -250,6 +254,11 @@ class Host:
         arenas: list[Arena] = []
 
         def arrays_for(snapshot: Snapshot) -> Arrays:
+            if snapshot.model["name"] != name:  # two models would write into the folder of one
+                raise ConfigurationError(
+                    f"data_dir={str(self._config.data_dir)!r}: the folder {name!r} in it holds snapshots of model "
+                    f"{snapshot.model['name']!r}; move it elsewhere (a copy needs a data folder of its own)"
+                )
             self.pool.release_model(name)  # of a newer snapshot that turned out to be damaged
             arenas.clear()
             try:

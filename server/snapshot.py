@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from numba_adam.errors import CorruptSnapshotError
+from numba_adam.errors import CorruptSnapshotError, SnapshotError
 from numba_adam.server.spec import Tensor
 
 FORMAT = "1"
@@ -58,8 +58,17 @@ def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
         descriptor: of the file, open for writing, at its beginning.
         snapshot: the records.
         arrays: name -> flat array of all tensors' elements.
+
+    Raises:
+        SnapshotError: its header would be too long to be read again.
+        OSError: the file cannot be written.
     """
     header = _header(snapshot, arrays)
+    if len(header) - 8 > _LONGEST_HEADER_BYTES:
+        raise SnapshotError(
+            f"model {snapshot.model['name']!r}: the description of its arrays and workers takes {len(header)} bytes, "
+            f"and a snapshot has room for {_LONGEST_HEADER_BYTES}; use fewer arrays or shorter names"
+        )
     _write_all(descriptor, header)
     data_hash = xxhash.xxh3_64()
     size = len(header)

@@ -140,9 +140,14 @@ class PushShape(NamedTuple):
     """Size of the payload."""
 
 
+def is_model_name(name: str) -> bool:
+    """Say whether a model can have this name, which becomes a folder's name."""
+    return _MODEL_NAME.fullmatch(name) is not None
+
+
 def check_model_name(name: str) -> str:
-    """Return a model's name, or raise InvalidRequestError: it becomes a folder's name."""
-    if not _MODEL_NAME.fullmatch(name):
+    """Return a model's name, or raise InvalidRequestError."""
+    if not is_model_name(name):
         raise InvalidRequestError(
             f"model name {name[:200]!r}: it must be 1 to 128 characters of A-Z a-z 0-9 . _ - and not begin with a dot"
         )

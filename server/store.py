@@ -23,7 +23,7 @@ from typing import NamedTuple
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.snapshot import Arrays, Snapshot
-from numba_adam.server.spec import check_model_name
+from numba_adam.server.spec import check_model_name, is_model_name
 
 _log = logging.getLogger(__name__)
 _SNAPSHOT_NAME = re.compile(r"([0-9]{8,})\.snapshot")
@@ -79,7 +79,11 @@ class Store:
 
     def model_names(self) -> list[str]:
         """Return the names of the models that have a folder, sorted."""
-        return sorted(path.name for path in self._models.iterdir() if path.is_dir())
+        names = sorted(path.name for path in self._models.iterdir() if path.is_dir())
+        strange = [name for name in names if not is_model_name(name)]
+        if strange:
+            _log.warning("%s: %s: not the name of a model, left alone", self._models, ", ".join(map(repr, strange)))
+        return [name for name in names if name not in strange]
 
     def write(self, name: str, capture: Callable[[int], int]) -> int:
         """Write a model's next snapshot and return its size; it is on disk when this returns.
@@ -141,14 +145,19 @@ class Store:
 
         Args:
             clean: every model's last state is in its newest snapshot, so that the next start may carry on.
+
+        Raises:
+            OSError: that could not be written down; the next start will take it for a crash.
         """
         if self._is_closed:
             return
         self._is_closed = True
-        if clean:
-            self._running.unlink()
-            _sync_folder(self.folder)
-        os.close(self._lock)
+        try:
+            if clean:
+                self._running.unlink()
+                _sync_folder(self.folder)
+        finally:
+            os.close(self._lock)
 
     def _folder(self, name: str) -> Path:
         return self._models / check_model_name(name)

@@ -91,7 +91,13 @@ def test_what_is_no_address_is_refused(listen):
         ({"snapshots_kept": 1}, "snapshots_kept=1: it must be at least 2"),
         ({"snapshot_interval_seconds": -1.0}, "snapshot_interval_seconds=-1.0"),
         ({"snapshot_interval_seconds": float("nan")}, "snapshot_interval_seconds=nan"),
-        ({"snapshot_interval_seconds": float("inf")}, "snapshot_interval_seconds=inf"),
+        ({"snapshot_interval_seconds": float("inf")}, "snapshot_interval_seconds=inf: it must be at most 1000000"),
+        ({"snapshot_interval_seconds": 1e10}, "it must be at most 1000000"),
+        ({"stall_seconds": 1e12}, "it must be at most 1000000"),
+        ({"stop_deadline_seconds": 1e12}, "it must be at most 1000000"),
+        ({"keepalive_seconds": 1e9}, "it must be at most 1000000"),
+        ({"largest_message_bytes": 1 << 31}, "it must be at most 2147483647"),
+        ({"data_dir": ""}, "data_dir='': it must be a path"),
         ({"memory_budget_bytes": 1000}, "memory_budget_bytes=1000: it must be at least 1048576"),
         ({"threads": 1.5}, "threads=1.5: it must be a whole number"),
         ({"threads": True}, "threads=True"),
@@ -108,6 +114,8 @@ def test_mistakes_in_flags_and_environment_are_named(parse):
         load(parse(["--threads", "many"]), {})
     with pytest.raises(ConfigurationError, match="NUMBA_ADAM_THREADS='few'"):
         load(parse([]), {"NUMBA_ADAM_THREADS": "few"})
+    with pytest.raises(ConfigurationError, match="NUMBA_ADAM_DATA_DIR='': it must be a path"):
+        load(parse([]), {"NUMBA_ADAM_DATA_DIR": ""})
 
 
 def test_mistakes_in_the_file_are_named(parse, tmp_path):

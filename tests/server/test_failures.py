@@ -55,6 +55,17 @@ def test_the_exit_status_says_that_a_last_snapshot_is_missing(tmp_path, processe
     assert process.stop() == 1
 
 
+def test_a_data_folder_that_is_gone_at_the_end_is_said(tmp_path, processes, peers, params):
+    folder = tmp_path / "data"
+    process = processes(folder)
+    peers(process.address).create(params)
+    shutil.rmtree(folder)
+    assert process.stop() == 1
+    log = process.log.read_text()
+    assert f"data folder {folder}: it could not be closed; is it still there?" in log
+    assert "stopped" in log
+
+
 def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(tmp_path, processes, peers, params, grads_of):
     rng = np.random.default_rng(3)
     process = processes(tmp_path / "data", snapshot_every_pushes=2)

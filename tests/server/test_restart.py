@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import shutil
 import signal
 import threading
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors import safe_open
 
 import numba_adam as na
@@ -195,6 +197,31 @@ def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
     assert peer.state().version == 1
 
 
+def test_whoever_watches_its_health_hears_of_the_end_and_does_not_keep_the_server(tmp_path, processes, peers, params):
+    process = processes(tmp_path / "data", stop_deadline_seconds=1e6)
+    peer = peers(process.address)
+    peer.create(params)
+    stub = health_pb2_grpc.HealthStub(peer.channel)
+    watches = [
+        stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "numba_adam.ps.v1.ParameterService")
+    ]
+    for watch in watches:
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    process.signal(signal.SIGTERM)
+    for watch in watches:
+        assert [answer.status for answer in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+    assert process.wait() == 0
+    assert "Traceback" not in process.log.read_text()
+
+
+def test_a_watcher_that_has_heard_enough_is_forgotten(server, peer):
+    watch = health_pb2_grpc.HealthStub(peer.channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+    while server._health._watchers:  # the test's timeout is its limit
+        peer.stub.ListModels(pb.ListModelsRequest())
+
+
 def test_a_push_that_never_ends_does_not_keep_the_server(tmp_path, processes, peers, params, grads_of):
     process = processes(tmp_path / "data", stop_deadline_seconds=0.2)
     peer = peers(process.address)
@@ -240,6 +267,37 @@ def test_a_second_server_on_the_same_folder_or_address_is_refused(server, config
         Server(other).start()
     with Server(type(config)(listen="127.0.0.1:0", data_dir=tmp_path / "other", memory_budget_bytes=1 << 28)) as third:
         assert third.address != server.address
+
+
+def test_a_copy_of_a_models_folder_is_not_taken_for_the_model(config, peers, params):
+    """Both would write into one folder, and the next start would restore one as the other."""
+    with Server(config) as server:
+        peers(server.address).create(params)
+    models = config.data_dir / "models"
+    shutil.copytree(models / "model", models / "backup")
+    with pytest.raises(
+        na.errors.ConfigurationError, match="the folder 'backup' in it holds snapshots of model 'model'"
+    ):
+        Server(config)
+    shutil.rmtree(models / "backup")
+    with Server(config) as server:
+        assert [model.spec.name for model in peers(server.address).stub.ListModels(pb.ListModelsRequest()).models] == [
+            "model"
+        ]
+
+
+def test_a_folder_that_is_no_models_is_left_alone(config, peers, params, caplog):
+    with Server(config) as server:
+        peers(server.address).create(params)
+    odd = config.data_dir / "models" / "lost+found"
+    odd.mkdir()
+    (odd / "00000001.snapshot").write_text("something else")
+    with Server(config) as server:
+        assert [model.spec.name for model in peers(server.address).stub.ListModels(pb.ListModelsRequest()).models] == [
+            "model"
+        ]
+    assert (odd / "00000001.snapshot").read_text() == "something else"
+    assert "'lost+found': not the name of a model, left alone" in caplog.text
 
 
 def test_a_budget_too_small_for_what_is_on_disk_is_a_clear_error(config, peers):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from numba_adam.errors import CorruptSnapshotError
+from numba_adam.errors import CorruptSnapshotError, SnapshotError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.arena import Arena
@@ -124,6 +124,15 @@ def test_a_later_format_is_refused_by_its_number(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(CorruptSnapshotError, match="format version is '2', and this numba-adam reads '1'"):
         read(tmp_path / "s")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    """Thousands of arrays with long names: the server that had acknowledged such a model would never start again."""
+    snapshot, arena = example()
+    monkeypatch.setattr(snapshots, "_LONGEST_HEADER_BYTES", 500)
+    with pytest.raises(SnapshotError, match="a snapshot has room for 500; use fewer arrays or shorter names"):
+        write(tmp_path / "s", snapshot, arena)
+    assert (tmp_path / "s").stat().st_size == 0
 
 
 def test_large_arrays_are_written_and_read_in_pieces(tmp_path, monkeypatch):

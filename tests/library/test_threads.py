@@ -105,9 +105,18 @@ LAYERS = [
 ]
 
 
+def using(layer: str, thread_count: int) -> dict[str, str]:
+    """The environment of a process that uses a threading layer."""
+    return {
+        "NUMBA_THREADING_LAYER": layer,
+        "NUMBA_NUM_THREADS": str(thread_count),
+        "LD_LIBRARY_PATH": str(TBB_FOLDER),
+    }
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_threads_step_at_once(run_python, layer):
-    assert run_python(CROWD, NUMBA_THREADING_LAYER=layer, LD_LIBRARY_PATH=str(TBB_FOLDER), NUMBA_NUM_THREADS="4") == layer
+    assert run_python(CROWD, **using(layer, 4)) == layer
 
 
 def test_threads_may_mix_the_function_and_the_class():
@@ -218,7 +227,7 @@ print("done")
 """.replace("SIZE", str(SIZE))
     )
     program = without_fork_warnings(program)
-    assert run_python(program, first, NUMBA_THREADING_LAYER=layer, LD_LIBRARY_PATH=str(TBB_FOLDER), NUMBA_NUM_THREADS="2") == "done"
+    assert run_python(program, first, **using(layer, 2)) == "done"
 
 
 @needs_fork

@@ -73,6 +73,7 @@ def _slot(dtype: str) -> _Slot:
         starts=np.zeros(2, dtype=np.int64),
         begins=nothing,
         ends=nothing,
+        params=nothing,
         **empty_plan(1, dtype),
     )
     return _Slot(dtype, job, pack(job), np.zeros(1, dtype=np.int64))

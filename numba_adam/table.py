@@ -5,6 +5,7 @@ The optimizer classes, the functional form and the parameter server all stand on
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ _LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages
 class UpdateTable:
     """Parameters and their moments, ready to be updated. One thread at a time may use a table.
 
-    The table keeps references to its arrays; their memory must stay where it is (NumPy arrays' does).
+    The table keeps references to its arrays, and weak ones that pin them: NumPy resizes no array that has one, not even
+    with `refcheck=False`, so their memory stays where it is.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class UpdateTable:
         ]
         self.dtype = self._check()
         self._extents = extents or Extents(*self._written())
+        self._pins = [weakref.ref(array) for array in self._written()[0]]
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
         self._places = pack(self._job)
         self._views: list[Array | None] = []
@@ -96,6 +99,7 @@ class UpdateTable:
             job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
         count = prepare(self._places, like, steps, grad_scale) if usable() else -1
         if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
+            self._check_writable()
             self._views = [self._view_of(index, grad) for index, grad in enumerate(grads)]
             job.grads[:] = [_address(view) for view in self._views]
             count = prepare_gathered(self._places, like, steps, grad_scale)
@@ -137,8 +141,15 @@ class UpdateTable:
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
             begins=self._extents.begins,
             ends=self._extents.ends,
+            params=np.fromiter(map(id, self._params), np.uint64, len(self._params)),
             **empty_plan(len(shapes), self.dtype),
         )
+
+    def _check_writable(self) -> None:
+        """Refuse a parameter that was made read-only since the last step."""
+        for param, name in zip(self._params, self._names, strict=True):
+            if not param.flags.writeable:
+                borrow(param, name=f"params{name}", writable=True)
 
     def _view_of(self, index: int, grad: Any) -> Array | None:
         """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""

@@ -45,6 +45,15 @@ def is_plain(address, kinds, needed):  # type: ignore[no-untyped-def]
 
 
 @inline
+def are_writable(objects):  # type: ignore[no-untyped-def]
+    """Say whether the array objects at these addresses may be written to."""
+    for k in range(objects.size):
+        if not array_at(objects[k], np.uint64(_WORDS), objects)[_FLAGS] & np.uint64(WRITEABLE):
+            return False
+    return True
+
+
+@inline
 def shape_at(address, like):  # type: ignore[no-untyped-def]
     """Return the extents, int64, of the array object at an address."""
     fields = array_at(address, np.uint64(_WORDS), like)

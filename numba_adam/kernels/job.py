@@ -38,6 +38,7 @@ class Job(NamedTuple):
     begins: Array  # (m,) uint64: where each run of memory taken begins, ascending
     ends: Array  # (m,) uint64: where it ends
     objects: Array  # (n,) uint64: where the gradients' array objects lie
+    params: Array  # (n,) uint64: where the parameters' array objects lie
 
     # The plan of a step over the arrays that have a gradient: `prepare` says how many, the first so many entries hold.
     grads: Array  # (n,) uint64: where each array's gradient lies, 0 without one
@@ -48,7 +49,7 @@ class Job(NamedTuple):
 
 
 def pack(job: Job) -> Array:
-    """Return where each array lies and its length, (15, 2) uint64; the job must outlive it."""
+    """Return where each array lies and its length, (16, 2) uint64; the job must outlive it."""
     return np.array([(array.ctypes.data, len(array)) for array in job], dtype=np.uint64)
 
 
@@ -77,10 +78,11 @@ def unpack(places, like):  # type: ignore[no-untyped-def]
         _at(places[8], _UINT64),
         _at(places[9], _UINT64),
         _at(places[10], _UINT64),
-        _at(places[11], _INT64),
+        _at(places[11], _UINT64),
         _at(places[12], _INT64),
         _at(places[13], _INT64),
-        _rows_at(places[14], _CONSTANTS, like),
+        _at(places[14], _INT64),
+        _rows_at(places[15], _CONSTANTS, like),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from numba_adam import folding
 from numba_adam.folding import Settings
 from numba_adam.kernels.compile import inline, kernel
-from numba_adam.kernels.gather import gather
+from numba_adam.kernels.gather import are_writable, gather
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.kernels.job import unpack
 
@@ -57,7 +57,7 @@ def plan_step(job, steps, grad_scale):  # type: ignore[no-untyped-def]
 
 @kernel
 def prepare(places, like, steps, grad_scale):  # type: ignore[no-untyped-def]
-    """Check the gradients and plan the step; return how many arrays have one, or -1 if one is not what it must be.
+    """Check the arrays and plan the step; return how many have a gradient, or -1 if one is not what it must be.
 
     Args:
         places: from `job.pack`.
@@ -66,7 +66,7 @@ def prepare(places, like, steps, grad_scale):  # type: ignore[no-untyped-def]
         grad_scale: float64: multiplies every gradient.
     """
     job = unpack(places, like)
-    if not gather(job, like.itemsize):
+    if not are_writable(job.params) or not gather(job, like.itemsize):
         return -1
     return plan_step(job, steps, grad_scale)
 

@@ -408,3 +408,39 @@ def test_warnings_as_errors_do_not_leave_a_step_half_done():
         assert (w == 1).all()
     else:
         assert not np.isfinite(w).any()
+
+
+FORMS = {
+    "one": lambda w: (w, np.ones_like(w)),
+    "several": lambda w: ([w, np.ones(2)], [np.ones_like(w), np.ones(2)]),
+    "with a gradient that is no plain array": lambda w: ([w], [memoryview(np.ones_like(w))]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_parameter_that_was_made_read_only_after_a_step_is_not_written(form):
+    w = np.ones(3)
+    params, grads = FORMS[form](w)
+    optimizer = na.Adam(params)
+    optimizer.step(grads)
+    w.setflags(write=False)
+    before = seen(optimizer, {"w": w})
+    with pytest.raises(ReadOnlyError, match="params"):
+        optimizer.step(grads)
+    assert seen(optimizer, {"w": w}) == before
+    w.setflags(write=True)
+    optimizer.step(grads)
+    assert optimizer.state[0]["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["param", "exp_avg"])
+def test_an_array_resized_between_steps_does_not_crash_the_process(name):
+    """Its old memory is no longer its own; NumPy refuses to resize what an optimizer stands on."""
+    w = np.ones(10_000)
+    optimizer = na.Adam([w])
+    optimizer.step([np.ones(10_000)])
+    array = w if name == "param" else optimizer.state[0][name]
+    with pytest.raises(ValueError, match="resize"):
+        array.resize(1_000_000, refcheck=False)
+    optimizer.step([np.ones(10_000)])
+    assert optimizer.state[0]["step"] == 2

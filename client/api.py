@@ -29,7 +29,7 @@ from numba_adam.client.progress import Progress
 from numba_adam.client.retry import Backoff
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Upload
-from numba_adam.errors import ConfigurationError, ModelNotFoundError, ServiceError
+from numba_adam.errors import ConfigurationError, InvalidRequestError, ModelNotFoundError, ServiceError
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
@@ -133,7 +133,7 @@ class ParameterClient:
         if mode != "async":
             raise ConfigurationError(f"mode={mode!r}: it must be 'async'")
         arrays = check_initial(params)
-        return self._handle(self._create(_spec(name, arrays, hyperparameters), arrays, exist_ok))
+        return self._handle(self._create(_spec(_checked_name(name), arrays, hyperparameters), arrays, exist_ok))
 
     def open_model(self, name: str) -> Model:
         """Return a handle on a model that exists.
@@ -144,7 +144,7 @@ class ParameterClient:
             ModelNotFoundError: there is none of that name.
             ServiceError: the call failed.
         """
-        request = pb.GetModelRequest(model=name)
+        request = pb.GetModelRequest(model=_checked_name(name))
         return self._handle(self._call("GetModel", request, pb.GetModelResponse, f"open model {name!r}").model)
 
     def list_models(self) -> list[ModelInfo]:
@@ -164,7 +164,7 @@ class ParameterClient:
         def attempt(timeout_seconds: float) -> None:
             nonlocal in_doubt
             try:
-                request = pb.DeleteModelRequest(model=name)
+                request = pb.DeleteModelRequest(model=_checked_name(name))
                 self._connection.unary("DeleteModel", request, pb.DeleteModelResponse, timeout_seconds)
             except ModelNotFoundError:
                 if not in_doubt:  # else: an earlier try had deleted it, and only its answer was lost
@@ -269,6 +269,13 @@ def _spec(name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hy
         mode=model_pb2.Mode.MODE_ASYNC,
         durability=model_pb2.Durability.DURABILITY_MEMORY,
     )
+
+
+def _checked_name(name: str) -> str:
+    """Return a model's name if it is text that can travel; whether it is a good one, the server knows."""
+    if not isinstance(name, str) or not name.isprintable():
+        raise InvalidRequestError(f"model name {name!r}: it must be a text of A-Z a-z 0-9 . _ - only")
+    return name
 
 
 def _random_worker_id() -> str:

@@ -119,6 +119,8 @@ def check_initial(params: Mapping[str, object]) -> Parameters:
     """
     if not isinstance(params, Mapping) or not params or not all(isinstance(name, str) for name in params):
         raise NamesError(f"params={type(params).__name__}: it must be a dict of name -> array with at least one entry")
+    if strange := [name for name in params if not name.isprintable()]:
+        raise NamesError(f"params has {_listed(strange)}; a name must be of printable characters")
     views = {name: borrow(array, name=f"params[{name!r}]") for name, array in params.items()}
     first, *others = views
     for name in others:

@@ -136,7 +136,7 @@ class CorruptTransferError(ServiceError, OSError):
 
 
 class SnapshotError(ServiceError, OSError):
-    """A snapshot could not be written; the message names the file and the cause."""
+    """A snapshot could not be written or read; the message says which, and why."""
 
 
 class CorruptSnapshotError(SnapshotError):

@@ -21,6 +21,7 @@ from numba_adam.errors import ConfigurationError
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
 _LONGEST_SECONDS = 1e6  # eleven days: what gRPC and the system's timers can count, in milliseconds too
+_SMALLEST_MESSAGE_BYTES = 1 << 21  # chunks of about 1 MiB are what clients send
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's own limit
 
 
@@ -59,7 +60,7 @@ class ServerConfig:
     threads: int = _setting(0, "threads that apply an update; 0 means all that Numba has.", 0)
     rpc_threads: int = _setting(64, "calls served at the same time.", 4)
     largest_message_bytes: int = _setting(
-        16 << 20, "the largest single gRPC message taken, in bytes.", 1 << 16, _LARGEST_MESSAGE_BYTES
+        16 << 20, "the largest single gRPC message taken, in bytes.", _SMALLEST_MESSAGE_BYTES, _LARGEST_MESSAGE_BYTES
     )
     stop_deadline_seconds: float = _setting(
         30.0, "how long calls in flight may take to finish once the server is told to stop.", 0

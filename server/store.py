@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from numba_adam.errors import ConfigurationError, CorruptSnapshotError
+from numba_adam.errors import ConfigurationError, CorruptSnapshotError, SnapshotError
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.snapshot import Arrays, Snapshot
 from numba_adam.server.spec import check_model_name, is_model_name
@@ -113,6 +113,7 @@ class Store:
 
         Raises:
             CorruptSnapshotError: not one of the model's snapshots holds.
+            SnapshotError: one cannot be read at all.
         """
         folder = self._folder(name)
         damaged: list[str] = []
@@ -124,6 +125,11 @@ class Store:
                 _log.error("model %s: %s; falling back to the snapshot before it", name, error)
                 damaged.append(str(error))
                 continue
+            except OSError as error:  # it may be whole: going back behind it is not for us to decide
+                raise SnapshotError(
+                    f"model {name!r}: snapshot {str(path)!r} cannot be read ({error}); make it readable, or move it "
+                    "away to go back to the one before it"
+                ) from error
             self._set_aside(folder, number)
             return Restored(found, is_newest=not damaged)
         raise CorruptSnapshotError(

@@ -60,6 +60,8 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_INTERNAL, ServiceError, grpc.StatusCode.INTERNAL),
 )
 
+_TOO_LARGE = "message larger than max"  # how gRPC words it; its status alone would mean that it may fit later
+
 # What a status means that carries no detail of ours: it was made by gRPC itself, a proxy or another server.
 _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequestError,
@@ -129,7 +131,10 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     message = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
     detail = _received_detail(error)
-    result = _class_of(detail, code)(_explain(code, message) if detail is None else message)
+    error_class = _class_of(detail, code)
+    if detail is None and _TOO_LARGE in message:
+        error_class = errors.TransferTooLargeError
+    result = error_class(_explain(code, message) if detail is None else message)
     result.detail = detail
     return result
 
@@ -173,6 +178,8 @@ def _explain(code: grpc.StatusCode, message: str) -> str:
         return (
             f"{message}: the server at this address does not speak numba_adam.ps.v1; check the address and its version"
         )
+    if _TOO_LARGE in message:
+        return f"{message}: its receiver takes no message so large; give the server a larger --largest-message-bytes"
     return f"{message} ({code.name})"
 
 

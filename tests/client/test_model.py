@@ -252,6 +252,7 @@ def test_places_for_a_pull_that_do_not_fit_are_refused(client, arrays):
         ({}, NamesError, "at least one entry"),
         ([1.0], NamesError, "it must be a dict of name -> array"),
         ({3: np.ones(2)}, NamesError, "it must be a dict of name"),
+        ({"a\ud800": np.ones(2)}, NamesError, "a name must be of printable characters"),
         (
             {"a": np.ones(2), "b": np.ones(2, np.float32)},
             DtypeError,
@@ -263,6 +264,15 @@ def test_places_for_a_pull_that_do_not_fit_are_refused(client, arrays):
 def test_initial_values_that_cannot_be_a_model_are_refused(client, params, error, message):
     with pytest.raises(error, match=message):
         client.create_model("m", params)
+
+
+@pytest.mark.parametrize("name", [None, 5, "half of a pair \ud800"])
+def test_a_model_name_that_cannot_travel_is_refused(client, arrays, name):
+    for call in (lambda: client.create_model(name, arrays), lambda: client.open_model(name)):
+        with pytest.raises(InvalidRequestError, match=r"model name .*: it must be a text"):
+            call()
+    with pytest.raises(InvalidRequestError, match=r"model name .*: it must be a text"):
+        client.delete_model(name)
 
 
 def test_settings_out_of_range_are_refused_before_anything_is_sent(client, arrays):

@@ -138,6 +138,13 @@ def test_statuses_that_grpc_makes_itself(code, cls):
     assert type(from_rpc_error(Failure(code))) is cls
 
 
+def test_a_message_that_grpc_finds_too_large_is_not_sent_again():
+    words = "SERVER: Received message larger than max (1048584 vs. 65536)"
+    received = from_rpc_error(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, words))
+    assert type(received) is errors.TransferTooLargeError
+    assert "--largest-message-bytes" in str(received)
+
+
 def test_a_reason_of_a_newer_server_falls_back_to_the_code():
     raw = ErrorDetail(reason=999, retry_after_milliseconds=5).SerializeToString()
     received = from_rpc_error(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "x", ((DETAIL_KEY, raw),)))

@@ -45,7 +45,7 @@ def test_nothing_given_is_the_default(parse):
 
 def test_every_setting_can_come_from_everywhere(parse, tmp_path):
     """Each field in turn, with a value that is not its default."""
-    values = {str: "[::1]:7", Path: "elsewhere", int: 2_000_003, float: 7.5}
+    values = {str: "[::1]:7", Path: "elsewhere", int: 3_000_003, float: 7.5}
     kinds = {"str": str, "Path": Path, "int": int, "float": float}
     for item in fields(ServerConfig):
         value = values[kinds[item.type]]
@@ -96,6 +96,7 @@ def test_what_is_no_address_is_refused(listen):
         ({"stall_seconds": 1e12}, "it must be at most 1000000"),
         ({"stop_deadline_seconds": 1e12}, "it must be at most 1000000"),
         ({"keepalive_seconds": 1e9}, "it must be at most 1000000"),
+        ({"largest_message_bytes": 1 << 20}, "it must be at least 2097152"),
         ({"largest_message_bytes": 1 << 31}, "it must be at most 2147483647"),
         ({"data_dir": ""}, "data_dir='': it must be a path"),
         ({"memory_budget_bytes": 1000}, "memory_budget_bytes=1000: it must be at least 1048576"),

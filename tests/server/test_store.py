@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from numba_adam.errors import ConfigurationError, CorruptSnapshotError, InvalidRequestError
+from numba_adam.errors import ConfigurationError, CorruptSnapshotError, InvalidRequestError, SnapshotError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.machine import Machine, PushKey
@@ -90,6 +90,15 @@ def test_two_damaged_ones_fall_back_to_the_third(stores, tmp_path):
     damage(tmp_path, "00000003.snapshot")
     damage(tmp_path, "00000002.snapshot")
     assert get(store) == (1, False)
+
+
+def test_a_newest_that_cannot_be_opened_is_a_clear_error_and_nothing_is_set_aside(stores, tmp_path):
+    store = stores()
+    put(store, 1)
+    (tmp_path / "data" / "models" / "model" / "00000002.snapshot").mkdir()
+    with pytest.raises(SnapshotError, match=r"00000002.snapshot' cannot be read .*; make it readable, or move it away"):
+        get(store)
+    assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot"]
 
 
 def test_when_none_holds_the_error_names_all_and_nothing_is_removed(stores, tmp_path):

@@ -252,7 +252,7 @@ class ParameterClient:
         info = model_info(model)
         with self._models_lock:
             known = self._models.get(info.name)
-            if known is not None and (known.spec.dtype, known.spec.shapes) == (info.dtype, info.shapes):
+            if known is not None and known.spec.has_arrays_of(info):
                 return known
             session = Session(self._connection, info.name, self.worker_id, model.state)
             handle = self._models[info.name] = Model(self._connection, session, info)

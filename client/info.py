@@ -63,6 +63,10 @@ class ModelInfo:
     parameter_count: int
     """Number of elements of all arrays together."""
 
+    def has_arrays_of(self, other: ModelInfo) -> bool:
+        """Say whether both have the same arrays in the same order, so that one's bytes can be taken for the other's."""
+        return self.dtype == other.dtype and list(self.shapes.items()) == list(other.shapes.items())
+
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:

@@ -11,7 +11,7 @@ import numpy as np
 
 from numba_adam.client.ack import Ack
 from numba_adam.client.connection import Connection
-from numba_adam.client.info import ModelInfo
+from numba_adam.client.info import ModelInfo, model_info
 from numba_adam.client.layout import Parameters, layout_of
 from numba_adam.client.pull import Pulled, pull
 from numba_adam.client.push import Answer, Push
@@ -19,6 +19,7 @@ from numba_adam.client.retry import Deadline
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session
 from numba_adam.errors import InvalidRequestError, ServiceError
+from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Model:
         self._sender_lock = threading.Lock()
         self._prefetched: Pulled | None = None  # what the pull after a rewind brought, for the caller's next pull
         self._last_ack: Ack | None = None
+        self._misfit = ""  # why this handle cannot be used any more; empty: it can
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r} at version {self.version}, worker {self._session.worker_id!r}>"
@@ -87,6 +89,7 @@ class Model:
             DeadlineExceededError: `min_version` did not come in time.
             ServiceError: the call failed.
         """
+        self._check_fit()
         places = None if out is None else self._layout.check_out(out)
         wanted = _checked_version(min_version)
         if places is None and not wanted and (ready := self._take_prefetched()) is not None:
@@ -152,6 +155,7 @@ class Model:
 
     def _prepare(self, grads: Mapping[str, object]) -> Push:
         """Check gradients, and fix what they were computed from: later pulls do not change that."""
+        self._check_fit()
         gradients = self._layout.check_gradients(grads)
         return Push(self._connection, self._session, self._layout, gradients, self._session.origin)
 
@@ -199,10 +203,34 @@ class Model:
     def _report_rewinds(self, *, prefetch: bool) -> None:
         """Tell the listeners of rewinds that nobody has been told of yet."""
         for state in self._session.take_rewinds():
+            self._check_arrays()
             if prefetch:
                 self._prefetch()
             for callback in tuple(self._listeners):
                 callback(state.version)
+
+    def _check_arrays(self) -> None:
+        """See that the model still has the arrays of this handle; what looks like a rewind may be another model.
+
+        Raises:
+            InvalidRequestError: it was deleted and created anew with others, whose bytes would be taken for these.
+        """
+        what = f"open model {self.name!r}"
+        try:
+            answer = self._connection.call("GetModel", GetModelRequest(model=self.name), GetModelResponse, what=what)
+        except ServiceError as error:  # the listeners must hear of the rewind all the same
+            _log.warning("model %r went back, and could not be looked at: %s", self.name, error)
+            return
+        if not self._info.has_arrays_of(model_info(answer.model)):
+            self._misfit = (
+                f"model {self.name!r}: it was deleted and created anew with other arrays than this handle knows; "
+                "open it again"
+            )
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        if self._misfit:
+            raise InvalidRequestError(self._misfit)
 
     def _prefetch(self) -> None:
         try:

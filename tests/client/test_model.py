@@ -355,6 +355,24 @@ def test_a_model_created_anew_under_a_name_starts_afresh(client, arrays, gradien
     assert (new.version, new.push(gradients_of(arrays, 2)).version, rewinds) == (0, 1, [])
 
 
+def test_a_model_created_anew_with_its_arrays_in_another_order_is_not_taken_for_the_old_one(server, connect):
+    """Both have as many bytes: an old handle would put each array's values into the other."""
+    ones, twos = np.ones(3, np.float32), np.full(3, 2, np.float32)
+    other = connect(server.address)
+    other.create_model("m", {"a": ones, "b": twos})
+    client = connect(server.address)
+    old = client.open_model("m")
+    same(old.pull(), {"a": ones, "b": twos})
+    other.delete_model("m")
+    other.create_model("m", {"b": twos, "a": ones})
+    for _ in range(2):  # not only where it is noticed first
+        with pytest.raises(InvalidRequestError, match="deleted and created anew with other arrays"):
+            old.pull()
+    with pytest.raises(InvalidRequestError, match="deleted and created anew with other arrays"):
+        old.push({"a": ones, "b": twos})
+    same(client.open_model("m").pull(), {"b": twos, "a": ones})
+
+
 def test_snapshots_and_status(client, arrays, gradients_of):
     model = client.create_model("m", arrays)
     model.push(gradients_of(arrays, 1))

@@ -6,15 +6,16 @@ state dicts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba_adam import state_dicts
-from numba_adam.arrays import Extents
+from numba_adam.arrays import Extents, check_like
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
+from numba_adam.interop.dispatch import place_of
 from numba_adam.kernels.threads import step_lock
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, groups_of, is_array
 from numba_adam.part import Member, MixedParts, Part
@@ -32,6 +33,14 @@ class StepResult:
 
 
 _APPLIED = StepResult(applied=True)
+
+
+class _Watched(NamedTuple):
+    """A parameter whose owner may give it other memory, as `tensor.data = ...` does in PyTorch."""
+
+    owner: Any
+    place: Callable[[Any], int]
+    seen: int  # where it lay when it was borrowed
 
 
 class Adam:
@@ -91,6 +100,7 @@ class Adam:
         self._single = is_array(params)
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
+        self._watched = _watch(self.param_groups)
         self._parts = _parts(self._members)
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._lock = step_lock()
@@ -108,13 +118,16 @@ class Adam:
             a StepResult.
 
         Raises:
-            ArrayError: a gradient does not fit; the message names it. Nothing was changed.
+            ArrayError: a gradient does not fit, or a parameter has become read-only or another kind of array; the
+                message names it. Nothing was changed.
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: `grad_scale` is not a finite number.
         """
         scale = real("grad_scale", grad_scale)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
+            if self._watched:
+                self._follow()
             self._stepper.step(ordered, scale)
         return _APPLIED
 
@@ -169,6 +182,17 @@ class Adam:
             }
         return [by_index[index] for index in range(len(self._members))]
 
+    def _follow(self) -> None:
+        """Borrow anew what was given other memory since: updating the old would move nothing that anybody sees."""
+        if all(watched.place(watched.owner) == watched.seen for watched in self._watched):
+            return
+        members = self._borrow_all()
+        for new, old in zip(members, self._members, strict=True):
+            check_like(new.param, f"params{new.label}", old.param, "the memory it had before")
+        self._members, self._watched = members, _watch(self.param_groups)
+        for part in self._parts:
+            part.follow([members[place] for place in part.places])
+
     def _borrow_all(self) -> list[Member]:
         """Borrow the memory of every parameter."""
         pairs = [(group, param) for group in self.param_groups for param in group["params"]]
@@ -206,6 +230,12 @@ class AdamW(Adam):
             decoupled_weight_decay=True,
             eps_mode=eps_mode,
         )
+
+
+def _watch(groups: Sequence[ParamGroup]) -> list[_Watched]:
+    """Note where those parameters lie that may be given other memory."""
+    owners = [(param, place_of(param)) for group in groups for param in group["params"]]
+    return [_Watched(owner, place, place(owner)) for owner, place in owners if place is not None]
 
 
 def _parts(members: Sequence[Member]) -> list[Part]:

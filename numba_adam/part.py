@@ -98,6 +98,11 @@ class Part:
         self._moments = self._drafted
         self._table.launch(count, self.steps)
 
+    def follow(self, members: Sequence[Member]) -> None:
+        """Take the same parameters in other memory; they have been checked. Their state stays."""
+        self.members, self.params = list(members), [member.param for member in members]
+        self._table, self._known = None, []
+
     def state_of(self, position: int) -> dict[str, Any]:
         """Return one parameter's state, with PyTorch's keys; empty before its first step."""
         if self._moments is None or not self.steps[position]:

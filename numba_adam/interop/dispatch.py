@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,3 +45,8 @@ def borrow(array: object, *, name: str, writable: bool = False) -> npt.NDArray[A
     view = lender.lend(array, name)
     check(view, name, lender, writable=writable)
     return view
+
+
+def place_of(array: object) -> Callable[[Any], int] | None:
+    """Return what says where an array's memory lies now; None where the array cannot be given other memory."""
+    return next(lender for lender in _LENDERS if lender.owns(array)).place

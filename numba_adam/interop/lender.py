@@ -40,6 +40,9 @@ class Lender:
     thaw: str = "np.array(x)"
     """What to write to get a writable copy."""
 
+    place: Callable[[Any], int] | None = None
+    """Where an object's memory lies now, for kinds whose objects can be given other memory; None for the rest."""
+
 
 def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool) -> None:
     """Refuse memory that the update could not use as it lies."""

@@ -50,7 +50,13 @@ def _lend(tensor: Any, name: str) -> npt.NDArray[Any]:
 
 
 LENDER = Lender(
-    kind=_KIND, owns=_owns, lend=_lend, convert=_CONVERT, compact="x.contiguous()", thaw="x.detach().clone()"
+    kind=_KIND,
+    owns=_owns,
+    lend=_lend,
+    convert=_CONVERT,
+    compact="x.contiguous()",
+    thaw="x.detach().clone()",
+    place=lambda tensor: int(tensor.data_ptr()),
 )
 
 

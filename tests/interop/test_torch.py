@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from numba_adam.errors import DtypeError, LayoutError, StateDictError, UnsupportedArrayError
+import numba_adam as na
+from numba_adam.errors import (
+    DtypeError,
+    LayoutError,
+    OverlapError,
+    ShapeError,
+    StateDictError,
+    UnsupportedArrayError,
+)
 from numba_adam.interop import borrow, to_torch_state_dict
 
 try:
@@ -106,3 +114,48 @@ def test_an_optimizer_without_state_converts_too():
     optimizer = torch.optim.Adam([torch.ones(2, 3), torch.ones(4)])
     optimizer.load_state_dict(to_torch_state_dict(given))
     assert optimizer.state_dict()["state"] == {}
+
+
+def stepped(*shapes):
+    """Return parameters that start at 1, and an optimizer of theirs that has made its first step."""
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = na.Adam(params, lr=0.125)
+    optimizer.step([torch.ones(shape) for shape in shapes])
+    return params, optimizer
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_a_parameter_whose_data_was_replaced_still_learns(kind):
+    """As with torch.optim: `.data = `, `vector_to_parameters` and their like do not leave the optimizer behind."""
+    (moved, other), optimizer = stepped(3, (2, 2))
+    (same, _), reference = stepped(3, (2, 2))
+    moved.data = moved.data.clone()
+    grads = [torch.full((3,), 0.5), torch.ones(2, 2)]
+    for each in (optimizer, reference):
+        for _ in range(2):
+            each.step(grads if kind == "tensor" else [grad.numpy() for grad in grads])
+    assert torch.equal(moved, same)
+    assert (other < 0.7).all()
+    assert [entry["step"] for entry in optimizer.state.values()] == [3, 3]
+
+
+def test_a_parameter_replaced_by_what_does_not_fit_is_refused_until_it_fits_again():
+    (param, other), optimizer = stepped(3, 2)
+    kept, before = param.data, other.detach().clone()
+    for data, error in ((torch.ones(4), ShapeError), (torch.ones(3).double(), DtypeError)):
+        param.data = data
+        for _ in range(2):
+            with pytest.raises(error, match=r"params\[0\]"):
+                optimizer.step([torch.ones(data.shape, dtype=data.dtype), torch.ones(2)])
+    assert torch.equal(other, before)
+    assert optimizer.state[1]["step"] == 1
+    param.data = kept
+    optimizer.step([torch.ones(3), torch.ones(2)])
+    assert optimizer.state[0]["step"] == 2
+
+
+def test_parameters_that_come_to_share_memory_are_refused():
+    (one, other), optimizer = stepped(3, 3)
+    one.data = other.data
+    with pytest.raises(OverlapError):
+        optimizer.step([torch.ones(3), torch.ones(3)])

@@ -154,7 +154,7 @@ class Archive:
             self._write(model, self._engine.call)
         except ModelNotFoundError:  # deleted meanwhile
             return
-        except ServiceError:
+        except Exception:  # whatever it is, the thread goes on: others wait for their snapshots
             _log.exception("model %s: no snapshot was written; the one before it stays", model.spec.name)
 
     def _write(self, model: Model, run: _Runner) -> Written:

@@ -119,7 +119,7 @@ class Host:
         for model in self.models():
             try:
                 self._archive.save(model)
-            except NumbaAdamError:
+            except Exception:  # whatever it is, the other models are saved
                 _log.exception("model %s: no last snapshot", model.spec.name)
                 is_clean = False
         self._archive.stop()

@@ -12,6 +12,7 @@ from numba_adam.errors import InternalServerError, ServerUnavailableError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.server import snapshot as snapshots
 from numba_adam.server.arena import Arena
 from numba_adam.server.embedded import Server
 from numba_adam.server.machine import Machine, PushKey
@@ -82,6 +83,39 @@ def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(tmp_path
         worker.push(grads_of(params, rng))
     while peer.state().snapshot_version != 4:
         assert peer.state().version == 4
+
+
+def test_an_error_that_nobody_foresaw_ends_neither_the_snapshots_nor_those_of_the_other_models(
+    config, peers, params, grads_of, monkeypatch, caplog
+):
+    """No real way to run out of memory just there is known; a writer that fails stands in for one."""
+    rng, write = np.random.default_rng(5), snapshots.write
+
+    def fail(descriptor, snapshot, arrays):
+        if snapshot.model["name"] == "a":
+            raise MemoryError("no room for the header")
+        return write(descriptor, snapshot, arrays)
+
+    server = Server(dataclasses.replace(config, snapshot_every_pushes=1))
+    server.start()
+    peer = peers(server.address)
+    workers = {name: peer.session(name) for name in ("a", "b") if peer.create(params, name)}
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "write", fail)
+        workers["a"].push(grads_of(params, rng))
+        while "no snapshot was written" not in caplog.text:  # the test's timeout is its limit
+            workers["b"].push(grads_of(params, rng))
+    workers["a"].push(grads_of(params, rng))
+    while peer.state("a").snapshot_version < 2:
+        assert peer.state("a").version == 2
+    monkeypatch.setattr(snapshots, "write", fail)
+    workers["a"].push(grads_of(params, rng))
+    last = workers["b"].push(grads_of(params, rng)).version
+    assert not server.stop()
+    monkeypatch.undo()
+    with Server(config) as server:
+        assert peers(server.address).state("a").version == 2
+        assert peers(server.address).state("b").version == last
 
 
 def test_a_model_that_cannot_be_kept_is_not_created(config, server, peer, params, refused):

@@ -56,7 +56,7 @@ class Hyperparameters:
         for name in ("lr", "eps", "weight_decay"):
             object.__setattr__(self, name, _non_negative(name, getattr(self, name)))
         object.__setattr__(self, "betas", _betas(self.betas))
-        if self.eps_mode not in EPS_MODES:
+        if not isinstance(self.eps_mode, str) or self.eps_mode not in EPS_MODES:
             raise HyperparameterError(f"eps_mode={self.eps_mode!r}: it must be {' or '.join(map(repr, EPS_MODES))}")
         for name in ("decoupled_weight_decay", "maximize", "amsgrad"):
             object.__setattr__(self, name, _flag(name, getattr(self, name)))

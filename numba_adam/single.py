@@ -48,7 +48,7 @@ def update_one(arrays: Sequence[object], hyperparameters: Hyperparameters, step:
     Returns:
         whether the step was made. Where it was not, an `UpdateTable` makes it, or says what is wrong.
     """
-    slot = _slots.by_dtype.get(getattr(arrays[0], "dtype", None))
+    slot = _slots.by_dtype.get(arrays[0].dtype) if type(arrays[0]) is np.ndarray else None
     if slot is None or not usable():
         return False
     job = slot.job

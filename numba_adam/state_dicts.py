@@ -89,6 +89,10 @@ def _check_keys(keys: Sequence[Any], by_key: Mapping[Any, Any]) -> None:
 
 def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGroup]) -> None:
     """Refuse the same names in another order: each state would go to another's array. New names are no mistake."""
+    for index, entry in enumerate(entries):
+        names = entry.get("param_names") or []
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise StateDictError(f"param_groups[{index}]['param_names'] is {names!r}: it must be a list of strings")
     given = [name for entry in entries for name in entry.get("param_names") or ()]
     own = [name for group in groups for name in group.get("param_names", ())]
     if given != own and Counter(given) == Counter(own):

@@ -21,7 +21,8 @@ from numba_adam.kernels.gather import kinds, usable
 from numba_adam.kernels.job import Job, empty_plan, pack
 from numba_adam.kernels.prepare import prepare, prepare_gathered
 
-_LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # what messages call the columns
+# What messages call the columns, and the gradients.
+LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grads")
 
 
 class UpdateTable:
@@ -42,6 +43,7 @@ class UpdateTable:
         groups: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         extents: Extents | None = None,
+        labels: Sequence[str] = LABELS,
     ) -> None:
         """Check the arrays and note where they lie.
 
@@ -54,10 +56,12 @@ class UpdateTable:
             groups: the group of each parameter. Default: all are of group 0.
             names: what error messages call the parameters. Default: their indices.
             extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
+            labels: what error messages call each kind of array, before its name.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
         """
+        self._labels = labels
         self._names = list(names) if names is not None else [f"[{index}]" for index in range(len(params))]
         self._params = list(params)
         self._columns: list[Sequence[Array | None]] = [
@@ -117,15 +121,15 @@ class UpdateTable:
             raise DtypeError(f"params have the dtypes {', '.join(dtypes)}: they must all be float32 or all float64")
         for each, name in zip(*self._written(), strict=True):
             borrow(each, name=name, writable=True)
-        for column, label in zip(self._columns[1:], _LABELS[1:], strict=True):
+        for column, label in zip(self._columns[1:], self._labels[1:4], strict=True):
             for array, param, name in zip(column, self._params, self._names, strict=True):
                 if array is not None:
-                    check_like(array, f"{label}{name}", param, f"params{name}")
+                    check_like(array, f"{label}{name}", param, f"{self._labels[0]}{name}")
         return dtypes[0]
 
     def _written(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
-        return written(self._columns, self._names)
+        return written(self._columns, self._names, self._labels)
 
     def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> Job:
         """Return what the kernels work on."""
@@ -149,24 +153,26 @@ class UpdateTable:
         """Refuse a parameter that was made read-only since the last step."""
         for param, name in zip(self._params, self._names, strict=True):
             if not param.flags.writeable:
-                borrow(param, name=f"params{name}", writable=True)
+                borrow(param, name=f"{self._labels[0]}{name}", writable=True)
 
     def _view_of(self, index: int, grad: Any) -> Array | None:
         """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""
         if grad is None:
             return None
-        name = f"grads{self._names[index]}"
+        name = f"{self._labels[4]}{self._names[index]}"
         view = borrow(grad, name=name)
-        check_like(view, name, self._params[index], f"params{self._names[index]}")
+        check_like(view, name, self._params[index], f"{self._labels[0]}{self._names[index]}")
         self._extents.check_apart(view, name)
         return view
 
 
-def written(columns: Sequence[Sequence[Array | None]], names: Sequence[str]) -> tuple[list[Array], list[str]]:
+def written(
+    columns: Sequence[Sequence[Array | None]], names: Sequence[str], labels: Sequence[str] = LABELS
+) -> tuple[list[Array], list[str]]:
     """Return the arrays of the columns params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, and what to call each."""
     pairs = [
         (array, f"{label}{name}")
-        for label, column in zip(_LABELS, columns, strict=True)
+        for label, column in zip(labels[:4], columns, strict=True)
         for array, name in zip(column, names, strict=True)
         if array is not None
     ]

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
 from numba_adam.kernels import cache
+
+if config.DISABLE_JIT:
+    raise ImportError(
+        "NUMBA_DISABLE_JIT is set: numba-adam's kernels work on addresses, which Python cannot, so they need Numba's "
+        "compiler; unset it, or set NUMBA_DISABLE_JIT=0"
+    )
 
 # error_model: Python's check for division by zero would keep the loops from being vectorised.
 # No fastmath, ever: it changes bits from CPU to CPU and deletes checks for NaN.

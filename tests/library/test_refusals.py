@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ BAD_BETAS = [(0.9, 1.0), (1.0, 0.9), (-0.1, 0.9), (0.9, float("nan")), (0.9, 2),
 BAD_BETAS += [(True, 0.9), ("0.9", 0.9), (None, 0.5), {0.9, 0.99}]
 BAD = [(name, value) for name in ("lr", "eps", "weight_decay") for value in BAD_NUMBERS]
 BAD += [("betas", value) for value in BAD_BETAS]
-BAD += [("eps_mode", value) for value in ("keras", "HAT", None, 1, ["hat"], "")]
+BAD += [("eps_mode", value) for value in ("keras", "HAT", None, 1, ["hat"], np.ones(2), "")]
 BAD += [(name, value) for name in ("maximize", "decoupled_weight_decay") for value in (1, 0, None, "yes", 1.0, [])]
 BAD_ROWS = [pytest.param(name, value, id=f"{name}={str(value)[:12]}") for name, value in BAD]
 
@@ -444,3 +445,21 @@ def test_an_array_resized_between_steps_does_not_crash_the_process(name):
         array.resize(1_000_000, refcheck=False)
     optimizer.step([np.ones(10_000)])
     assert optimizer.state[0]["step"] == 2
+
+
+def test_the_function_calls_its_arguments_by_their_names():
+    param, exp_avg, exp_avg_sq = np.ones((3, 4))
+    with pytest.raises(ShapeError, match=r"^grad has shape \(5,\): it must have the shape of param, "):
+        na.adam_update(param, np.ones(5), exp_avg, exp_avg_sq, 1)
+    with pytest.raises(OverlapError, match=r"^grad and param share memory"):
+        na.adam_update(param, param, exp_avg, exp_avg_sq, 1)
+    with pytest.raises(DtypeError, match=r"^exp_avg has dtype float32: it must have the dtype of param"):
+        na.adam_update(param, np.ones(4), np.ones(4, "f4"), exp_avg_sq, 1)
+
+
+def test_an_object_whose_dtype_is_none_of_numpy():
+    class Odd:
+        dtype: ClassVar = ["f4"]
+
+    with pytest.raises(UnsupportedArrayError, match="param"):
+        na.adam_update(Odd(), Odd(), Odd(), Odd(), 1)

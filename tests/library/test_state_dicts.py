@@ -265,3 +265,12 @@ def test_names_that_only_one_side_knows_do_not_matter():
     renamed = na.Adam({"layer.x": np.ones(3)})
     renamed.load_state_dict(first.state_dict())
     assert renamed.state["layer.x"]["step"] == 1
+
+
+@pytest.mark.parametrize("names", [5, "w", [["w"]], [1]], ids=str)
+def test_param_names_that_are_no_names(names):
+    optimizer = na.Adam({"w": np.ones(3)})
+    given = optimizer.state_dict()
+    given["param_groups"][0]["param_names"] = names
+    with pytest.raises(StateDictError, match=r"param_groups\[0\]\['param_names'\]"):
+        optimizer.load_state_dict(given)

@@ -101,6 +101,8 @@ class Model:
     def push(self, grads: Mapping[str, object]) -> Ack:
         """Apply a gradient, exactly once however often it must be sent.
 
+        Where push_async is in use, the call waits for the pushes given before it; its own time counts from then on.
+
         Args:
             grads: an array for each of the model's names, of its shape and dtype; None for an array without a
                 gradient, which then does not change. They must not change before the call returns.

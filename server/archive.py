@@ -71,8 +71,9 @@ class Archive:
         self._thread = threading.Thread(target=self._run, name="numba-adam-archive", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, unless it was started before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         """Finish what was asked for, then end the thread."""

@@ -77,6 +77,9 @@ class Server:
         Returns:
             True when every model's last state is on disk.
         """
+        if not self.address:  # it never served, but may have something to save all the same
+            self._host.start()
+            return self._host.stop()
         self._say(_NOT_SERVING)
         self._health.end_watches()
         self._host.begin_stop()

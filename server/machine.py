@@ -120,8 +120,8 @@ class Machine:
         """
         if state_id != self.state_id:
             raise RewoundError(
-                f"state_id={state_id[:64]!r}: the server went back to version {self.version} and its state is now "
-                f"{self.state_id!r}; open a new session and pull"
+                f"state_id={state_id[:64]!r}: the model's state is {self.state_id!r}, at version {self.version} (it "
+                "went back to a snapshot, or was created anew); open a new session and pull"
             )
 
     def judge(self, push: PushKey, base_version: int) -> Answer | None:

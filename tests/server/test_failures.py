@@ -146,6 +146,14 @@ def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatc
             call()
 
 
+def test_a_server_that_was_never_started_lets_its_folder_go(config, peers, params):
+    with Server(config) as server:
+        peers(server.address).create(params)
+    (config.data_dir / "running").touch()  # as after a crash: there is a new state id to be saved
+    assert Server(config).stop()
+    assert Server(config).stop()
+
+
 def test_what_comes_after_the_end_is_refused_and_never_waits(config):
     """A call that outlived the deadline for stopping may still be on its way to the disk."""
     server = Server(config)

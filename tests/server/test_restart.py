@@ -263,8 +263,10 @@ def test_a_second_server_on_the_same_folder_or_address_is_refused(server, config
     with pytest.raises(na.errors.ConfigurationError, match="another server holds it"):
         Server(config)
     other = type(config)(listen=server.address, data_dir=tmp_path / "other", memory_budget_bytes=1 << 28)
+    second = Server(other)
     with pytest.raises(na.errors.ConfigurationError, match="another program may have it"):
-        Server(other).start()
+        second.start()
+    assert second.stop()  # as a caller's `finally` may do
     with Server(type(config)(listen="127.0.0.1:0", data_dir=tmp_path / "other", memory_budget_bytes=1 << 28)) as third:
         assert third.address != server.address
 

@@ -58,6 +58,6 @@ def ack_of_rewind(state: StatePoint) -> Ack:
         durability=durability_name(state.durability),
         snapshot_version=state.snapshot_version,
         applied=False,
-        rewound_to=state.version,
+        rewound_to=state.first_version,
         state_id=state.state_id,
     )

@@ -209,7 +209,7 @@ class Model:
             if prefetch:
                 self._prefetch()
             for callback in tuple(self._listeners):
-                callback(state.version)
+                callback(state.first_version)
 
     def _check_arrays(self) -> None:
         """See that the model still has the arrays of this handle; what looks like a rewind may be another model.

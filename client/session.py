@@ -113,7 +113,7 @@ class Session:
                 "or the model was created anew",
                 self.model,
                 self._origin.version,
-                state.version,
+                state.first_version,
             )
             self._origin = Origin(state.state_id, state.version)
             self._restored = state

@@ -274,9 +274,9 @@ class Host:
         snapshot, is_newest = self._store.restore(name, arrays_for)
         machine = Machine.from_record(snapshot.machine)
         if not (self._store.was_stopped_cleanly and is_newest):
-            machine.state_id = _new_state_id()
+            machine.begin_anew(_new_state_id())
             _log.warning(
-                "model %s: rewound to version %d, what came after it is lost; its state is now %s",
+                "model %s: rewound to version %d: whatever came after it is lost; its state is now %s",
                 name,
                 machine.version,
                 machine.state_id,

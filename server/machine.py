@@ -96,6 +96,9 @@ class Machine:
         self._limits = limits
         self.state_id = state_id
         self.version = 0
+        self.first_version = 0
+        """Version at which this line of history began."""
+
         self.steps = [0] * tensor_count
         self.sessions: dict[str, Session] = {}
         self._last_epoch = 0
@@ -111,6 +114,11 @@ class Machine:
         while len(self.sessions) > self._limits.most_sessions:
             del self.sessions[next(iter(self.sessions))]
         return self._last_epoch
+
+    def begin_anew(self, state_id: str) -> None:
+        """Begin a new line of history here: what came after this version is lost."""
+        self.state_id = state_id
+        self.first_version = self.version
 
     def check_state(self, state_id: str) -> None:
         """Refuse what was meant for another state.
@@ -168,6 +176,7 @@ class Machine:
         return {
             "state_id": self.state_id,
             "version": self.version,
+            **({"first_version": self.first_version} if self.first_version else {}),
             "steps": list(self.steps),
             "last_epoch": self._last_epoch,
             "sessions": [
@@ -186,6 +195,7 @@ class Machine:
         """Return the machine that `to_record` wrote down."""
         machine = cls(record["state_id"], len(record["steps"]), limits)
         machine.version = record["version"]
+        machine.first_version = record.get("first_version", 0)
         machine.steps = list(record["steps"])
         machine._last_epoch = record["last_epoch"]
         for item in record["sessions"]:

@@ -115,6 +115,7 @@ class Model:
         with self._changed:
             return pb.StatePoint(
                 state_id=self.machine.state_id,
+                first_version=self.machine.first_version,
                 version=self.machine.version,
                 snapshot_version=self.snapshot_version,
                 durability=pb.Durability.DURABILITY_MEMORY,

@@ -245,6 +245,27 @@ def test_two_workers_both_learn_of_a_kill_and_go_on(server_process, connect, arr
     assert sorted(model.push(gradients_of(arrays, 3)).version for model in models) == [1, 2]
 
 
+def test_a_rewind_that_is_noticed_late_is_reported_with_the_version_gone_back_to(
+    server_process, connect, arrays, gradients_of
+):
+    early, late = (connect(server_process.address, name) for name in ("early", "late"))
+    models = [client.create_model("m", arrays, exist_ok=True) for client in (early, late)]
+    rewinds: list[int] = []
+    models[1].on_rewind(rewinds.append)
+    models[0].push(gradients_of(arrays, 1))
+    early.snapshot("m")
+    models[1].push(gradients_of(arrays, 2))
+    server_process.kill()
+    server_process.start()
+    for seed in range(3, 6):
+        models[0].push(gradients_of(arrays, seed))
+    server_process.stop()
+    server_process.start()  # a clean restart is no new line of history
+    ack = models[1].push(gradients_of(arrays, 6))
+    assert (ack.applied, ack.rewound_to, rewinds) == (False, 1, [1])
+    assert ack.version == 3
+
+
 def test_pushers_and_pullers_carry_on_through_kills(server_process, connect, arrays, gradients_of, expected):
     """Versions stay without gaps; what was acknowledged before the snapshot is in."""
     client = connect(server_process.address, timeout_seconds=60.0)

@@ -85,16 +85,18 @@ class ModelSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ...) -> None: ...
 
 class StatePoint(_message.Message):
-    __slots__ = ("state_id", "version", "snapshot_version", "durability")
+    __slots__ = ("state_id", "version", "snapshot_version", "durability", "first_version")
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_VERSION_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    FIRST_VERSION_FIELD_NUMBER: _ClassVar[int]
     state_id: str
     version: int
     snapshot_version: int
     durability: Durability
-    def __init__(self, state_id: _Optional[str] = ..., version: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ...) -> None: ...
+    first_version: int
+    def __init__(self, state_id: _Optional[str] = ..., version: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., first_version: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("spec", "state", "parameter_count")

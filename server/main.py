@@ -15,7 +15,9 @@ _log = logging.getLogger(__name__)
 
 
 def serve(config: ServerConfig) -> int:
-    """Serve until SIGTERM or SIGINT; call it from the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP; call it from the main thread.
+
+    SIGHUP is what a program gets whose terminal closes; under nohup, which has it ignored, it stays ignored.
 
     Once ready, one line on stdout says so: "numba-adam: serving on HOST:PORT".
 
@@ -29,7 +31,7 @@ def serve(config: ServerConfig) -> int:
     # OpenMP's threads must not spin between two updates: the next gradient is being received on those cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     is_told = threading.Event()
-    before = {number: signal.signal(number, lambda *_: is_told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: is_told.set()) for number in _signals()}
     try:
         server = Server(config)
         server.start()
@@ -41,3 +43,9 @@ def serve(config: ServerConfig) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signals() -> list[signal.Signals]:
+    """Return the signals that tell the server to stop."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hang_up]

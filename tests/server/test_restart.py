@@ -157,7 +157,7 @@ def test_when_no_snapshot_holds_the_server_does_not_start(config, peers, params)
             Server(config)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
     tmp_path, processes, peers, params, grads_of, number
 ):
@@ -195,6 +195,18 @@ def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
     peer = peers(processes(folder).address)
     assert peer.state().state_id == worker.state_id
     assert peer.state().version == 1
+
+
+def test_under_nohup_a_terminal_that_closes_does_not_end_it(tmp_path, processes, peers, params):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does for the program it starts
+    try:
+        process = processes(tmp_path / "data")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.signal(signal.SIGHUP)
+    peer = peers(process.address)
+    peer.create(params)
+    assert process.stop() == 0
 
 
 def test_whoever_watches_its_health_hears_of_the_end_and_does_not_keep_the_server(tmp_path, processes, peers, params):

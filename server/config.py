@@ -66,7 +66,9 @@ class ServerConfig:
         30.0, "how long calls in flight may take to finish once the server is told to stop.", 0
     )
     stall_seconds: float = _setting(
-        60.0, "a transfer that has not moved for so long is ended; its sender may try again.", 0.01
+        60.0,
+        "a transfer that moves less than 1 MiB in so long, and is not over by then, is ended; it may be tried again.",
+        0.01,
     )
     keepalive_seconds: float = _setting(
         30.0, "a connection that has been silent for so long is probed, and dropped when there is no answer.", 1

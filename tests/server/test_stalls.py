@@ -9,6 +9,7 @@ import pytest
 
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
+from numba_adam.server.watch import LEAST_BYTES, Allowance
 
 
 @pytest.fixture
@@ -35,6 +36,36 @@ def test_senders_that_stop_free_their_threads_and_their_numbers(peer, params, gr
         assert push.exception(60).code() == grpc.StatusCode.CANCELLED
     never.set()
     assert [session.push(grads).version for session in sessions] == list(range(1, 9))
+
+
+def test_a_sender_that_trickles_is_ended_like_one_that_stops(peer, params, grads_of):
+    """A byte now and then would keep its thread, its memory and its number for ever."""
+    peer.create(params)
+    session = peer.session()
+    grads = grads_of(params, np.random.default_rng(3))
+    over = threading.Event()
+
+    def trickle():
+        for message in session.messages(grads, chunk_bytes=1):
+            yield message
+            if over.wait(0.05):
+                return
+
+    error = peer.stub.Push.future(trickle()).exception(60)
+    over.set()
+    assert error is not None
+    assert error.code() == grpc.StatusCode.CANCELLED
+    assert session.push(grads).version == 1
+
+
+def test_only_a_mebibyte_buys_a_peer_more_time():
+    allowance = Allowance(1.0)
+    allowance.spend(0.5, LEAST_BYTES - 1)
+    assert allowance.left_seconds == 0.5
+    allowance.spend(0.25, 1)
+    assert allowance.left_seconds == 1.0
+    allowance.spend(0.25, LEAST_BYTES - 1)
+    assert allowance.left_seconds == 0.75
 
 
 def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from numba_adam.errors import NumbaAdamError
     from numba_adam.functional import adam_update
     from numba_adam.hyperparameters import Hyperparameters
-    from numba_adam.optimizer import Adam, AdamW, StepResult
+    from numba_adam.optimizer import Adam, AdamW
+    from numba_adam.part import StepResult
 
 __version__ = "0.1.0"
 
@@ -30,7 +31,7 @@ _HOME = {
     "AdamW": "numba_adam.optimizer",
     "Hyperparameters": "numba_adam.hyperparameters",
     "NumbaAdamError": "numba_adam.errors",
-    "StepResult": "numba_adam.optimizer",
+    "StepResult": "numba_adam.part",
     "adam_update": "numba_adam.functional",
 }
 _MODULES = ("errors", "interop")

@@ -33,10 +33,13 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
     of the bits. A moment below its floor becomes zero: a state that decays for thousands of steps without a gradient
     would else wander through subnormal numbers, which many CPUs handle a hundred times more slowly.
 
-    The branches ask for constants, so compilers take them out of the loop: no decay costs nothing, and an infinite
-    parameter without decay leaves its moments alone.
+    The branches ask for constants, so compilers take them out of the loop: what is not asked for costs nothing, and an
+    infinite parameter without decay leaves its moments alone.
     """
     grad = c.grad_scale * grad
+    if c.clip_value != c.zero:
+        grad = c.clip_value if grad > c.clip_value else grad
+        grad = -c.clip_value if grad < -c.clip_value else grad
     if c.weight_decay != c.zero:
         grad = grad + c.weight_decay * param
     exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * grad

@@ -35,6 +35,7 @@ class Constants(NamedTuple):
     beta2: float
     one_minus_beta2: float
     grad_scale: float  # multiplies the gradient; negative to climb
+    clip_value: float  # largest magnitude of the gradient after that; 0: any
     weight_decay: float  # L2: added to the gradient, times the parameter
     decoupled_decay: float  # AdamW: the part of the parameter that goes
     step_size: float  # lr, bias-corrected
@@ -83,10 +84,8 @@ def bias_correction(beta: float, step: int) -> float:
     where nearly equal numbers cancel: with p = 1 - beta**m and q = 1 - beta**n at hand,
     1 - beta**(m + n) = p + (1 - p) * q, which for m = n is q * (2 - q). Good to 3 ulp for any beta and step.
     """
-    correction, gap = (
-        0.0,
-        1.0 - beta,
-    )  # 1 - beta**m for the bits of step done so far, and 1 - beta**n for n = 1, 2, 4...
+    correction = 0.0  # 1 - beta**m, m being the bits of step done so far
+    gap = 1.0 - beta  # 1 - beta**n, for n = 1, 2, 4, ...
     while step > 0:
         if step & 1:
             correction += (1.0 - correction) * gap
@@ -95,7 +94,9 @@ def bias_correction(beta: float, step: int) -> float:
     return correction
 
 
-def correct(s: Settings, bias_correction1: float, bias_correction2: float, grad_scale: float) -> Constants:
+def correct(
+    s: Settings, bias_correction1: float, bias_correction2: float, grad_scale: float, clip_value: float
+) -> Constants:
     """Return the constants of the step with these bias corrections.
 
     Args:
@@ -103,6 +104,7 @@ def correct(s: Settings, bias_correction1: float, bias_correction2: float, grad_
         bias_correction1: `bias_correction(s.beta1, step)`, step being 1 for the first update.
         bias_correction2: `bias_correction(s.beta2, step)`.
         grad_scale: multiplies every gradient.
+        clip_value: largest magnitude of a gradient after that; 0: any.
     """
     root = math.sqrt(bias_correction2)
     return Constants(
@@ -111,6 +113,7 @@ def correct(s: Settings, bias_correction1: float, bias_correction2: float, grad_
         s.beta2,
         1.0 - s.beta2,
         s.direction * grad_scale,
+        clip_value,
         s.weight_decay * (1.0 - s.decay_is_decoupled),
         s.lr * s.weight_decay * s.decay_is_decoupled,
         s.lr * root / bias_correction1,
@@ -123,7 +126,9 @@ def correct(s: Settings, bias_correction1: float, bias_correction2: float, grad_
     )
 
 
-def fold(hyperparameters: Hyperparameters, step: int, dtype: str, grad_scale: float = 1.0) -> Constants:
+def fold(
+    hyperparameters: Hyperparameters, step: int, dtype: str, grad_scale: float = 1.0, clip_value: float = 0.0
+) -> Constants:
     """Return the constants of update number `step`, 1 for the first, of arrays of a dtype."""
     s = settings(hyperparameters, dtype)
-    return correct(s, bias_correction(s.beta1, step), bias_correction(s.beta2, step), grad_scale)
+    return correct(s, bias_correction(s.beta1, step), bias_correction(s.beta2, step), grad_scale, clip_value)

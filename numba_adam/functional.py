@@ -9,6 +9,7 @@ import numpy as np
 from numba_adam.errors import HyperparameterError
 from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
+from numba_adam.scaling import Scaling
 from numba_adam.single import update_one
 from numba_adam.table import UpdateTable
 
@@ -72,7 +73,7 @@ def adam_update(
     labels = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad")
     columns = [[borrow(array, name=name, writable=True)] for array, name in zip(arrays[1:], labels, strict=False)]
     table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels)
-    table.update([grad], np.array([number - 1], dtype=np.int64), scale)
+    table.update([grad], np.array([number - 1], dtype=np.int64), Scaling(scale))
 
 
 def _step(value: object) -> int:

@@ -7,32 +7,19 @@ state dicts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from numba_adam import state_dicts
 from numba_adam.arrays import Extents, check_like
 from numba_adam.gradients import in_order
-from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
+from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.interop.dispatch import place_of
 from numba_adam.kernels.threads import step_lock
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, groups_of, is_array
-from numba_adam.part import Member, MixedParts, Part
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step did."""
-
-    applied: bool
-    """True when the parameters were updated."""
-
-    grad_norm: float | None = None
-    """Global norm of the gradients, when the step computed it."""
-
-
-_APPLIED = StepResult(applied=True)
+from numba_adam.part import Member, MixedParts, Part, StepResult
+from numba_adam.scaling import scaling
 
 
 class _Watched(NamedTuple):
@@ -96,7 +83,7 @@ class Adam:
             NamesError: there is no array, or a name is used twice.
         """
         defaults = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-        self.param_groups: list[ParamGroup] = groups_of(params, defaults)
+        self._param_groups = tuple(groups_of(params, defaults))
         self._single = is_array(params)
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
@@ -105,31 +92,48 @@ class Adam:
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._lock = step_lock()
 
-    def step(self, grads: object, *, grad_scale: float = 1.0) -> StepResult:
+    def step(
+        self,
+        grads: object,
+        *,
+        grad_scale: float = 1.0,
+        loss_scale: float | None = None,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> StepResult:
         """Update every parameter that has a gradient, in place.
 
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
                 groups), or a dict with the same names; each of its parameter's shape and dtype. None in place of an
                 array leaves that parameter and its state as they are.
-            grad_scale: multiplies every gradient; 1 / loss scale, for instance.
+            grad_scale: multiplies every gradient.
+            loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
+                before, and if any of them is not finite the whole step is left out.
+            max_grad_norm: largest global norm over all gradients; larger ones are scaled down to it. Needs the same one
+                read before, and a gradient that is not finite leaves the step out too.
+            clip_value: largest magnitude of an element of a gradient, after scaling.
 
         Returns:
-            a StepResult.
+            a StepResult: whether the step was applied, and the norm when it was measured.
 
         Raises:
             ArrayError: a gradient does not fit, or a parameter has become read-only or another kind of array; the
                 message names it. Nothing was changed.
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
-            HyperparameterError: `grad_scale` is not a finite number.
+            HyperparameterError: a number is out of range.
         """
-        scale = real("grad_scale", grad_scale)
+        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
             if self._watched:
                 self._follow()
-            self._stepper.step(ordered, scale)
-        return _APPLIED
+            return self._stepper.step(ordered, treatment)
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The groups; set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number is fixed."""
+        return self._param_groups
 
     @property
     def state(self) -> dict[str | int, dict[str, Any]]:
@@ -166,6 +170,17 @@ class Adam:
                 part.set_states([loaded.states[member.place] for member in part.members])
             for group, hyperparameters in zip(self.param_groups, loaded.hyperparameters, strict=True):
                 group.replace(asdict(hyperparameters))
+
+    def __getstate__(self) -> object:
+        """Refuse to be copied or pickled: two optimizers would update the same memory.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: make another one over arrays of its own, and "
+            "load_state_dict(opt.state_dict()) into it"
+        )
 
     def __repr__(self) -> str:
         elements = sum(member.param.size for member in self._members)

@@ -5,15 +5,33 @@ An optimizer has one part, unless it mixes float32 and float64: one kernel launc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from numba_adam.arrays import Array, Extents
 from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.kernels.norm import measure
 from numba_adam.param_groups import ParamGroup
+from numba_adam.scaling import Scaling
 from numba_adam.table import UpdateTable, written
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did."""
+
+    applied: bool
+    """True when the parameters were updated; False when a gradient was found not to be finite."""
+
+    grad_norm: float | None = None
+    """Global norm of the gradients, unscaled and before clipping, when the step measured it."""
+
+
+APPLIED = StepResult(applied=True)
 
 
 class Member(NamedTuple):
@@ -81,16 +99,30 @@ class Part:
             *columns, hyperparameters=self._known, groups=groups, names=self.labels, extents=extents
         )
 
-    def step(self, grads: Sequence[Any], grad_scale: float) -> None:
-        """Make one step, or change nothing if a gradient does not fit."""
+    def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
+        """Make one step, or change nothing if a gradient does not fit or is found not to be finite."""
         if not self.is_ready():
             make_tables([self])
-        self.launch(self.prepare(grads, grad_scale))
+        count = self.prepare(grads, scaling)
+        if scaling.is_measured:
+            return _launch_measured([self], [count], scaling)
+        self.launch(count)
+        return APPLIED
 
-    def prepare(self, grads: Sequence[Any], grad_scale: float) -> int:
+    def prepare(self, grads: Sequence[Any], scaling: Scaling) -> int:
         """Check the gradients and plan the step; return what `launch` takes."""
         assert self._table is not None
-        return self._table.prepare(grads, self.steps, grad_scale)
+        return self._table.prepare(grads, self.steps, scaling)
+
+    def prepare_again(self, scaling: Scaling) -> None:
+        """Plan the step that `prepare` planned with another scaling."""
+        assert self._table is not None
+        self._table.prepare_again(self.steps, scaling)
+
+    def sum_of_squares(self, count: int) -> float:
+        """Return the sum of squares of the gradients that `prepare` found."""
+        assert self._table is not None
+        return self._table.sum_of_squares(count)
 
     def launch(self, count: int) -> None:
         """Make the step that `prepare` planned."""
@@ -138,13 +170,30 @@ class MixedParts:
         """Take the parts."""
         self._parts = parts
 
-    def step(self, grads: Sequence[Any], grad_scale: float) -> None:
-        """Make one step, or change nothing if a gradient does not fit; `grads` are those of all parameters."""
+    def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
+        """Make one step, or change nothing, as `Part.step`; `grads` are those of all parameters."""
         if not all(part.is_ready() for part in self._parts):
             make_tables(self._parts)
-        counts = [part.prepare([grads[place] for place in part.places], grad_scale) for part in self._parts]
+        counts = [part.prepare([grads[place] for place in part.places], scaling) for part in self._parts]
+        if scaling.is_measured:
+            return _launch_measured(self._parts, counts, scaling)
         for part, count in zip(self._parts, counts, strict=True):
             part.launch(count)
+        return APPLIED
+
+
+def _launch_measured(parts: Sequence[Part], counts: Sequence[int], scaling: Scaling) -> StepResult:
+    """Make the step that the parts have prepared, its global norm clipped, unless a gradient is not finite."""
+    pairs = list(zip(parts, counts, strict=True))
+    sums = np.array([part.sum_of_squares(count) for part, count in pairs])
+    norm, factor = measure(sums, scaling.factor, scaling.max_norm)
+    if not math.isfinite(norm):
+        return StepResult(applied=False, grad_norm=norm)
+    for part, count in pairs:
+        if factor != scaling.factor:
+            part.prepare_again(scaling._replace(factor=factor))
+        part.launch(count)
+    return StepResult(applied=True, grad_norm=norm)
 
 
 def make_tables(parts: Sequence[Part]) -> None:

@@ -16,10 +16,11 @@ from numba_adam.errors import DtypeError
 from numba_adam.folding import FLOORS, settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
-from numba_adam.kernels import threads, update
+from numba_adam.kernels import norm, threads, update
 from numba_adam.kernels.gather import kinds, usable
 from numba_adam.kernels.job import Job, empty_plan, pack
 from numba_adam.kernels.prepare import prepare, prepare_gathered
+from numba_adam.scaling import AS_THEY_ARE, Scaling
 
 # What messages call the columns, and the gradients.
 LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grads")
@@ -81,33 +82,45 @@ class UpdateTable:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
         self._job.settings[group] = settings(hyperparameters, self.dtype)
 
-    def update(self, grads: Sequence[Any], steps: Array, grad_scale: float = 1.0) -> None:
+    def update(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
 
         Args:
             grads: one gradient for each parameter, of its shape and dtype; None leaves that parameter out.
             steps: (parameters,) int64: updates made so far; counted up where there is a gradient.
-            grad_scale: multiplies every gradient.
+            scaling: what is done to the gradients first; they are not measured here.
 
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
-        self.launch(self.prepare(grads, steps, grad_scale), steps)
+        self.launch(self.prepare(grads, steps, scaling), steps)
 
-    def prepare(self, grads: Sequence[Any], steps: Array, grad_scale: float = 1.0) -> int:
+    def prepare(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> int:
         """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
         job, like = self._job, self._job.constants
         if len(self._params) == 1:
             job.objects[0] = id(grads[0])
         else:
             job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
-        count = prepare(self._places, like, steps, grad_scale) if usable() else -1
+        count = prepare(self._places, like, steps, scaling.factor, scaling.clip_value) if usable() else -1
         if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
             self._check_writable()
             self._views = [self._view_of(index, grad) for index, grad in enumerate(grads)]
             job.grads[:] = [_address(view) for view in self._views]
-            count = prepare_gathered(self._places, like, steps, grad_scale)
+            count = prepare_gathered(self._places, like, steps, scaling.factor, scaling.clip_value)
         return int(count)
+
+    def prepare_again(self, steps: Array, scaling: Scaling) -> None:
+        """Plan the step that `prepare` planned with another scaling."""
+        prepare_gathered(self._places, self._job.constants, steps, scaling.factor, scaling.clip_value)
+
+    def sum_of_squares(self, count: int) -> float:
+        """Return the sum of squares of the gradients that `prepare` found."""
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+        if tasks == 1:
+            return float(norm.sum_of_squares_serial(self._places, like, count))
+        with threads.launch_lock:
+            return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
 
     def launch(self, count: int, steps: Array) -> None:
         """Make the step that `prepare` planned; its gradients must still be alive."""

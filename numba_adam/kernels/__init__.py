@@ -11,6 +11,7 @@ From the bottom up; each imports only what stands above it:
     prepare     the plan of a step: addresses, checks, constants
     single      the same for one parameter alone
     update      the update itself
+    norm        the sum of squares of the gradients, in an order that no thread changes
     finite      the first NaN or infinity of an array
     threads     how many threads, and the lock around parallel launches
 """

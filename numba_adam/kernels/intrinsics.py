@@ -1,6 +1,7 @@
 """What the kernels need of the machine that Numba has no function for. Imports Numba and llvmlite.
 
-`array_at` makes an array of an address. `enter_ieee` and `leave_ieee` bracket a kernel's loop: another library in the
+`array_at` makes an array of an address. `lane_squares` sums squares in lanes: Numba has no vector types, and a strict
+sum in one variable cannot be vectorised. `enter_ieee` and `leave_ieee` bracket a kernel's loop: another library in the
 same process may have told the CPU to flush subnormal numbers to zero, or to round differently, and the bits of an
 update must not depend on that.
 """
@@ -21,6 +22,7 @@ _X86 = _MACHINE in ("x86_64", "amd64")
 _ARM64 = _MACHINE in ("aarch64", "arm64")
 _MXCSR_DEFAULT = 0x1F80  # round to nearest, exceptions masked, no flushing (Intel SDM volume 1, 10.2.3)
 _FPCR_DEFAULT = 0  # likewise (Arm ARM, FPCR)
+_WORD = ir.IntType(64)
 
 
 @intrinsic
@@ -51,7 +53,7 @@ def _read_x86(builder: Any) -> Any:
     function = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
     bytes_ = builder.bitcast(slot, ir.IntType(8).as_pointer())
     builder.call(_declare(builder, "llvm.x86.sse.stmxcsr", function), [bytes_])
-    return builder.zext(builder.load(slot), ir.IntType(64))
+    return builder.zext(builder.load(slot), _WORD)
 
 
 def _write_x86(builder: Any, value: Any) -> None:
@@ -64,12 +66,12 @@ def _write_x86(builder: Any, value: Any) -> None:
 
 
 def _read_arm64(builder: Any) -> Any:
-    function = ir.FunctionType(ir.IntType(64), [])
+    function = ir.FunctionType(_WORD, [])
     return builder.call(_declare(builder, "llvm.aarch64.get.fpcr", function), [])
 
 
 def _write_arm64(builder: Any, value: Any) -> None:
-    function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)])
+    function = ir.FunctionType(ir.VoidType(), [_WORD])
     builder.call(_declare(builder, "llvm.aarch64.set.fpcr", function), [value])
 
 
@@ -78,7 +80,7 @@ def enter_ieee(typingctx: Any) -> Any:
     """Set this thread's floating-point environment to IEEE 754's default; return the one before."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(64)
+        word = _WORD
         if _X86:
             before = _read_x86(builder)
             _write_x86(builder, word(_MXCSR_DEFAULT))
@@ -104,3 +106,47 @@ def leave_ieee(typingctx: Any, before: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64), codegen
+
+
+LANES = 16  # sums kept side by side: two registers of AVX-512, enough to hide an addition's latency
+
+
+@intrinsic
+def lane_squares(typingctx: Any, address: Any, rounds: Any, like: Any, lanes: Any) -> Any:
+    """Set lanes[j], j < LANES, to the float64 sum of the squares of x[j], x[LANES + j], ... (`rounds` of them each).
+
+    x, of `like`'s dtype, lies at `address`. Each lane adds in order, so the bits are those of a plain loop, whatever
+    vectors the CPU has.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start, count, _, target = args
+        scalar = context.get_value_type(like.dtype)
+        item_bytes = context.get_abi_sizeof(scalar)
+        vector, doubles = ir.VectorType(scalar, LANES), ir.VectorType(ir.DoubleType(), LANES)
+        zeros = ir.Constant(doubles, [0.0] * LANES)
+        before = builder.block
+        loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("lanes.done")
+        builder.cbranch(builder.icmp_unsigned(">", count, _WORD(0)), loop, done)
+
+        builder.position_at_end(loop)
+        index, sums = builder.phi(_WORD), builder.phi(doubles)
+        place = builder.add(start, builder.mul(index, _WORD(LANES * item_bytes)))
+        values = builder.load(builder.inttoptr(place, vector.as_pointer()), align=item_bytes)
+        if item_bytes < 8:
+            values = builder.fpext(values, doubles)
+        grown, following = builder.fadd(sums, builder.fmul(values, values)), builder.add(index, _WORD(1))
+        index.add_incoming(_WORD(0), before)
+        index.add_incoming(following, loop)
+        sums.add_incoming(zeros, before)
+        sums.add_incoming(grown, loop)
+        builder.cbranch(builder.icmp_unsigned("<", following, count), loop, done)
+
+        builder.position_at_end(done)
+        result = builder.phi(doubles)
+        result.add_incoming(zeros, before)
+        result.add_incoming(grown, loop)
+        builder.store(result, builder.inttoptr(target, doubles.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, like, types.uint64), codegen

@@ -18,6 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = range(4)  # columns of a job's table
 COLUMNS = 4
+BLOCK = 8192  # elements: sums run over blocks of an array, so that they do not depend on threads
 
 _UINT64, _INT64, _FLOAT64 = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float64)
 
@@ -44,12 +45,13 @@ class Job(NamedTuple):
     grads: Array  # (n,) uint64: where each array's gradient lies, 0 without one
     rows: Array  # (n,) int64: which arrays have one
     offsets: Array  # (n + 1,) int64: where each begins when all elements are counted through
+    blocks: Array  # (n + 1,) int64: where each begins when blocks of BLOCK elements are counted through
     which: Array  # (n,) int64: the row of `constants` for each
-    constants: Array  # (n, 12) of the arrays' dtype: `folding.Constants`
+    constants: Array  # (n, 13) of the arrays' dtype: `folding.Constants`
 
 
 def pack(job: Job) -> Array:
-    """Return where each array lies and its length, (16, 2) uint64; the job must outlive it."""
+    """Return where each array lies and its length, (17, 2) uint64; the job must outlive it."""
     return np.array([(array.ctypes.data, len(array)) for array in job], dtype=np.uint64)
 
 
@@ -82,7 +84,8 @@ def unpack(places, like):  # type: ignore[no-untyped-def]
         _at(places[12], _INT64),
         _at(places[13], _INT64),
         _at(places[14], _INT64),
-        _rows_at(places[15], _CONSTANTS, like),
+        _at(places[15], _INT64),
+        _rows_at(places[16], _CONSTANTS, like),
     )
 
 
@@ -96,6 +99,7 @@ def empty_plan(count: int, dtype: str) -> dict[str, Array]:
         "grads": np.zeros(count, dtype=np.uint64),
         "rows": np.zeros(count, dtype=np.int64),
         "offsets": np.zeros(count + 1, dtype=np.int64),
+        "blocks": np.zeros(count + 1, dtype=np.int64),
         "which": np.zeros(count, dtype=np.int64),
         "constants": np.zeros((count, _CONSTANTS), dtype=dtype),
     }

@@ -10,7 +10,7 @@ from numba_adam.folding import Settings
 from numba_adam.kernels.compile import inline, kernel
 from numba_adam.kernels.gather import are_writable, gather
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
-from numba_adam.kernels.job import unpack
+from numba_adam.kernels.job import BLOCK, unpack
 
 _bias_correction = inline(folding.bias_correction)
 _correct = inline(folding.correct)
@@ -23,10 +23,11 @@ def _settings(row):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _write_constants(row, settings, step, grad_scale):  # type: ignore[no-untyped-def]
+def _write_constants(row, settings, step, grad_scale, clip_value):  # type: ignore[no-untyped-def]
     """Write the constants of a step into a row, rounded to its dtype."""
     s = _settings(settings)
-    constants = _correct(s, _bias_correction(s.beta1, step), _bias_correction(s.beta2, step), grad_scale)
+    corrections = _bias_correction(s.beta1, step), _bias_correction(s.beta2, step)
+    constants = _correct(s, corrections[0], corrections[1], grad_scale, clip_value)
     k = 0
     for value in constants:
         row[k] = value
@@ -34,29 +35,32 @@ def _write_constants(row, settings, step, grad_scale):  # type: ignore[no-untype
 
 
 @inline
-def plan_step(job, steps, grad_scale):  # type: ignore[no-untyped-def]
+def plan_step(job, steps, grad_scale, clip_value):  # type: ignore[no-untyped-def]
     """Plan a step over the arrays whose gradients `job.grads` says; return their number."""
     before_entering = enter_ieee()
-    count, last, total = 0, -1, 0
+    count, last, total, blocks = 0, -1, 0, 0
     for k in range(job.grads.size):
         if job.grads[k] == 0:
             continue
         previous = job.rows[count - 1]
         if count == 0 or job.groups[k] != job.groups[previous] or steps[k] != steps[previous]:
             last += 1
-            _write_constants(job.constants[last], job.settings[job.groups[k]], steps[k] + 1, grad_scale)
+            _write_constants(job.constants[last], job.settings[job.groups[k]], steps[k] + 1, grad_scale, clip_value)
         job.rows[count] = k
         job.offsets[count] = total
+        job.blocks[count] = blocks
         job.which[count] = last
         total += job.lengths[k]
+        blocks += (job.lengths[k] + BLOCK - 1) // BLOCK
         count += 1
     job.offsets[count] = total
+    job.blocks[count] = blocks
     leave_ieee(before_entering)
     return count
 
 
 @kernel
-def prepare(places, like, steps, grad_scale):  # type: ignore[no-untyped-def]
+def prepare(places, like, steps, grad_scale, clip_value):  # type: ignore[no-untyped-def]
     """Check the arrays and plan the step; return how many have a gradient, or -1 if one is not what it must be.
 
     Args:
@@ -64,14 +68,15 @@ def prepare(places, like, steps, grad_scale):  # type: ignore[no-untyped-def]
         like: any array of the parameters' dtype.
         steps: (n,) int64: updates made so far.
         grad_scale: float64: multiplies every gradient.
+        clip_value: float64: largest magnitude of a gradient after that; 0: any.
     """
     job = unpack(places, like)
     if not are_writable(job.params) or not gather(job, like.itemsize):
         return -1
-    return plan_step(job, steps, grad_scale)
+    return plan_step(job, steps, grad_scale, clip_value)
 
 
 @kernel
-def prepare_gathered(places, like, steps, grad_scale):  # type: ignore[no-untyped-def]
+def prepare_gathered(places, like, steps, grad_scale, clip_value):  # type: ignore[no-untyped-def]
     """Plan a step whose gradients' addresses stand in the job already. Arguments as for `prepare`."""
-    return plan_step(unpack(places, like), steps, grad_scale)
+    return plan_step(unpack(places, like), steps, grad_scale, clip_value)

@@ -61,5 +61,5 @@ def prepare_one(places, like, objects, steps, grad_scale):  # type: ignore[no-un
         job.table[0, k - 1] = data_at(objects[k], objects)
     job.grads[0] = data_at(objects[_GRAD], objects)
     job.lengths[0] = length
-    plan_step(job, steps, grad_scale)
+    plan_step(job, steps, grad_scale, 0.0)
     return True

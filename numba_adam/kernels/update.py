@@ -45,7 +45,9 @@ def _amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: igno
 @inline
 def _constants(row):  # type: ignore[no-untyped-def]
     """Return a row of constants by their names."""
-    return Constants(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11])
+    return Constants(
+        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11], row[12]
+    )
 
 
 @inline

@@ -1,0 +1,110 @@
+"""The sum of squares of a plan's gradients, in one read of them. Imports Numba.
+
+Sums of floating-point numbers depend on their order, so the order is fixed, whatever the threads: every array is cut
+into blocks of BLOCK elements; within a block element i is added to lane i % LANES; then the lanes are added one after
+the other, and so are the blocks. Squares and sums are float64: no float32 can overflow them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from numba_adam.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.kernels.intrinsics import LANES, array_at, enter_ieee, lane_squares, leave_ieee
+from numba_adam.kernels.job import BLOCK, unpack
+from numba_adam.kernels.search import count_below
+
+_SMALL = 1e-6
+
+
+@inline
+def _sum_block(address, size, lanes, like):  # type: ignore[no-untyped-def]
+    """Return the sum of squares of `size` elements at `address`; `lanes` is room for the lanes' sums."""
+    rounds = size // LANES
+    lane_squares(address, np.uint64(rounds), like, np.uint64(lanes.ctypes.data))
+    values = array_at(address, size, like)
+    for i in range(rounds * LANES, size):
+        value = np.float64(values[i])
+        lanes[i - rounds * LANES] += value * value
+    total = lanes[0]
+    for lane in range(1, LANES):
+        total += lanes[lane]
+    return total
+
+
+@inline
+def _sum_blocks(job, count, begin, end, sums):  # type: ignore[no-untyped-def]
+    """Fill `sums` from block `begin` to block `end`, counted over all arrays of the plan."""
+    before = enter_ieee()
+    lanes = np.empty(LANES)
+    first = job.blocks[: count + 1]
+    k = count_below(first, begin + 1) - 1
+    for block in range(begin, end):
+        while first[k + 1] <= block:
+            k += 1
+        start = (block - first[k]) * BLOCK
+        size = min(BLOCK, job.lengths[job.rows[k]] - start)
+        address = job.grads[job.rows[k]] + np.uint64(start * job.constants.itemsize)
+        sums[block] = _sum_block(address, size, lanes, job.constants)
+    leave_ieee(before)
+
+
+@inline
+def _in_order(sums):  # type: ignore[no-untyped-def]
+    """Return the sum, element by element."""
+    total = 0.0
+    for value in sums:
+        total += value
+    return total
+
+
+@inline
+def _total(sums):  # type: ignore[no-untyped-def]
+    """Return the blocks' sum."""
+    before = enter_ieee()
+    total = _in_order(sums)
+    leave_ieee(before)
+    return total
+
+
+@kernel
+def sum_of_squares_serial(places, like, count):  # type: ignore[no-untyped-def]
+    """Return the sum of squares of the gradients of a plan, read on the calling thread.
+
+    Args:
+        places: from `job.pack`.
+        like: any array of the parameters' dtype.
+        count: how many arrays the plan holds.
+    """
+    job = unpack(places, like)
+    sums = np.empty(job.blocks[count])
+    _sum_blocks(job, count, 0, sums.size, sums)
+    return _total(sums)
+
+
+@parallel_kernel
+def sum_of_squares_parallel(places, like, count, tasks):  # type: ignore[no-untyped-def]
+    """Return the sum of squares, read on `tasks` threads. Arguments as for `sum_of_squares_serial`."""
+    sums = np.empty(unpack(places, like).blocks[count])
+    share = (sums.size + tasks - 1) // tasks
+    for task in prange(tasks):
+        begin, end = min(sums.size, task * share), min(sums.size, (task + 1) * share)
+        _sum_blocks(unpack(places, like), count, begin, end, sums)
+    return _total(sums)
+
+
+@kernel
+def measure(sums_of_squares, factor, max_norm):  # type: ignore[no-untyped-def]
+    """Return the norm of the gradients times `factor`, and the factor that brings it down to `max_norm`.
+
+    As PyTorch's clip_grad_norm_ does, with 1e-6 in the denominator. Compiled, so that it is rounded as the rest is.
+    """
+    before = enter_ieee()
+    norm = math.sqrt(_in_order(sums_of_squares)) * abs(factor)
+    ratio = max_norm / (norm + _SMALL)
+    clipped = factor * ratio if ratio < 1.0 else factor
+    leave_ieee(before)
+    return norm, clipped

@@ -1,0 +1,47 @@
+"""What is done to the gradients of one step before they are used: unscaled, measured, clipped. Knows no kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from numba_adam.errors import HyperparameterError
+from numba_adam.hyperparameters import real
+
+
+class Scaling(NamedTuple):
+    """One step's treatment of its gradients."""
+
+    factor: float = 1.0  # multiplies every gradient
+    clip_value: float = 0.0  # largest magnitude of an element afterwards; 0: any
+    max_norm: float = math.inf  # largest global norm
+    is_measured: bool = False  # whether the gradients are read first: for their norm, and to find what is not finite
+
+
+AS_THEY_ARE = Scaling()
+
+
+def scaling(
+    grad_scale: object, loss_scale: object | None, max_grad_norm: object | None, clip_value: object | None
+) -> Scaling:
+    """Return what these arguments of `Adam.step` mean.
+
+    Raises:
+        HyperparameterError: one of them is out of range.
+    """
+    factor = real("grad_scale", grad_scale)
+    if loss_scale is None and max_grad_norm is None and clip_value is None:
+        return AS_THEY_ARE if factor == 1.0 else Scaling(factor)
+    return Scaling(
+        factor if loss_scale is None else factor / _positive("loss_scale", loss_scale),
+        0.0 if clip_value is None else _positive("clip_value", clip_value),
+        math.inf if max_grad_norm is None else _positive("max_grad_norm", max_grad_norm),
+        loss_scale is not None or max_grad_norm is not None,
+    )
+
+
+def _positive(name: str, value: object) -> float:
+    result = real(name, value)
+    if result <= 0:
+        raise HyperparameterError(f"{name}={value!r}: it must be above 0, or None")
+    return result

@@ -17,7 +17,7 @@ from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.interop.dispatch import place_of
 from numba_adam.kernels.threads import step_lock
-from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, groups_of, is_array
+from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, ParamGroups, groups_of, is_array
 from numba_adam.part import Member, MixedParts, Part, StepResult
 from numba_adam.scaling import scaling
 
@@ -83,7 +83,7 @@ class Adam:
             NamesError: there is no array, or a name is used twice.
         """
         defaults = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-        self._param_groups = tuple(groups_of(params, defaults))
+        self._param_groups = ParamGroups(groups_of(params, defaults))
         self._single = is_array(params)
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
@@ -131,7 +131,7 @@ class Adam:
             return self._stepper.step(ordered, treatment)
 
     @property
-    def param_groups(self) -> tuple[ParamGroup, ...]:
+    def param_groups(self) -> ParamGroups:
         """The groups; set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number is fixed."""
         return self._param_groups
 

@@ -63,6 +63,21 @@ class ParamGroup(UserDict[str, Any]):
         self.data.update(asdict(self.hyperparameters))
 
 
+class ParamGroups(tuple[ParamGroup, ...]):
+    """All groups of an optimizer. Their number is fixed; what a group says may change."""
+
+    __slots__ = ()
+
+    def __setitem__(self, index: int, group: object) -> None:
+        """Let `groups[0] |= {...}` end as it does in a list, and nothing else.
+
+        Raises:
+            NamesError: it is another group.
+        """
+        if group is not self[index]:
+            raise NamesError("a param group cannot be replaced: set its values, or make another optimizer")
+
+
 def changed(hyperparameters: Hyperparameters, values: Mapping[str, object]) -> Hyperparameters:
     """Return a copy with some values changed.
 

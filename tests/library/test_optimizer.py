@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import copy
 import operator
 
 import numpy as np
@@ -418,3 +419,19 @@ def test_one_array_may_be_updated_through_a_view():
 def test_names_are_words():
     with pytest.raises(NamesError, match="1"):
         na.Adam({1: np.ones(2)})
+
+
+def test_the_number_of_groups_is_fixed():
+    opt = na.Adam(np.ones(3))
+    with pytest.raises(AttributeError):
+        opt.param_groups.append({})
+    with pytest.raises(AttributeError):
+        opt.param_groups = []
+    with pytest.raises(na.errors.NamesError, match="cannot be replaced"):
+        opt.param_groups[0] = {"lr": 1.0}
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_an_optimizer_is_not_copied_and_the_error_says_what_to_do(duplicate):
+    with pytest.raises(TypeError, match=r"load_state_dict\(opt.state_dict\(\)\)"):
+        duplicate(na.Adam(np.ones(3)))

@@ -61,9 +61,10 @@ bench: $(BENCH)/.made  ## run the benchmarks against their peers and write bench
 proto: $(PROTO)/.made  ## generate numba_adam/ps/v1 from proto/
 	$(PROTO)/bin/python tools/generate_proto.py
 
-format: $(VENV)/.dev  ## let ruff put the code into the house's layout
+format: $(VENV)/.dev  ## let ruff put the code into the house's layout, and the documents' quotations in their places
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
+	$(VENV)/bin/python tools/fix_quotations.py
 
 clean:  ## remove the virtual environments and everything else that can be made again
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

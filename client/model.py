@@ -101,7 +101,7 @@ class Model:
     def push(self, grads: Mapping[str, object]) -> Ack:
         """Apply a gradient, exactly once however often it must be sent.
 
-        Where push_async is in use, the call waits for the pushes given before it; its own time counts from then on.
+        Where push_async is in use, the call waits for the pushes given before it, within its own time.
 
         Args:
             grads: an array for each of the model's names, of its shape and dtype; None for an array without a
@@ -115,18 +115,20 @@ class Model:
             NamesError, ArrayError: the gradients do not fit the model; nothing was sent.
             NonFiniteError: a gradient holds a NaN or an infinity; nothing was changed.
             SessionFencedError: another process with this worker id has taken over.
-            ServiceError: there was no answer in time; the push may or may not have been applied.
+            ServiceError: there was no answer in time; the push may or may not have been applied, unless the message
+                says that it was not sent.
         """
         return self._run(self._prepare(grads), Push.run)[0]
 
     def push_async(self, grads: Mapping[str, object]) -> Future[Ack]:
         """Apply a gradient in the background; as `push`, but for when it returns.
 
-        At most four wait behind the one under way; beyond that the call waits for room. The arrays must not change
-        until the future is done. Gradients that do not fit the model are refused at once.
+        At most four wait behind the one under way; beyond that the call waits for room. The time of a push counts
+        from when its turn comes. The arrays must not change until the future is done. Gradients that do not fit the
+        model are refused at once.
         """
         push = self._prepare(grads)
-        return self._ensure_sender().submit(lambda: self._carry_out(push, Push.run)[0])
+        return self._ensure_sender().submit(lambda: self._carry_out(push, Push.run, self._connection.deadline())[0])
 
     def push_pull(self, grads: Mapping[str, object]) -> Parameters:
         """Apply a gradient and return parameters at least as new, in one round trip; raises as `push` does.
@@ -163,14 +165,15 @@ class Model:
 
     def _run(self, push: Push, run: _Run) -> Answer:
         """Carry a push out now; behind those that are queued, where push_async is in use."""
+        deadline = self._connection.deadline()
         with self._sender_lock:
             sender = self._sender
         if sender is None or sender.is_current_thread():
-            return self._carry_out(push, run)
-        return sender.submit(lambda: self._carry_out(push, run)).result()
+            return self._carry_out(push, run, deadline)
+        return sender.run(lambda: self._carry_out(push, run, deadline), deadline)
 
-    def _carry_out(self, push: Push, run: _Run) -> Answer:
-        ack, pulled = run(push, self._connection.deadline())
+    def _carry_out(self, push: Push, run: _Run, deadline: Deadline) -> Answer:
+        ack, pulled = run(push, deadline)
         self._last_ack = ack
         if ack.applied:
             self._prefetched = None  # a pull after a push shows that push

@@ -15,7 +15,7 @@ from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
 from numba_adam.client.connection import Connection
 from numba_adam.client.layout import Gradients, Layout
 from numba_adam.client.pull import Pulled, read_parameters
-from numba_adam.client.retry import Deadline
+from numba_adam.client.retry import Deadline, queued_too_long
 from numba_adam.client.session import Origin, Session
 from numba_adam.client.transfer import Upload
 from numba_adam.errors import CorruptTransferError, ServiceError
@@ -63,12 +63,15 @@ class Push:
         def attempt(_seconds: float) -> Answer:
             return self._attempt(send, deadline)
 
-        with self._session.push_lock:
-            try:
-                return self._connection.retry(attempt, what=self._what, deadline=deadline)
-            except BaseException as error:
-                self._settle(error)
-                raise
+        if not self._session.push_lock.acquire(timeout=deadline.remaining_seconds()):
+            raise queued_too_long(self._what, deadline)
+        try:
+            return self._connection.retry(attempt, what=self._what, deadline=deadline)
+        except BaseException as error:
+            self._settle(error)
+            raise
+        finally:
+            self._session.push_lock.release()
 
     def _settle(self, error: BaseException) -> None:
         """Leave the session such that the next push cannot be mistaken for this one."""

@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _PATIENCE_SECONDS = 5.0  # after which a call that is still being tried is worth a warning in the log
+_LONGEST_SECONDS = 1e9  # thirty years: with ten times that, gRPC takes every deadline for one that has passed
 
 _WORTH_ANOTHER_TRY = (
     errors.ServerUnavailableError,
@@ -54,8 +55,8 @@ class Deadline:
         self._end = clock() + seconds
 
     def remaining_seconds(self) -> float:
-        """Return the time left; 0 when it has passed."""
-        return max(0.0, self._end - self._clock())
+        """Return the time left; 0 when it has passed, and never more than timers can count."""
+        return min(max(0.0, self._end - self._clock()), _LONGEST_SECONDS)
 
 
 def worth_another_try(error: ServiceError) -> bool:
@@ -128,6 +129,13 @@ def retry(
 def closed(what: str) -> ServiceError:
     """Return the error for a call on a client that is closed, or is being closed."""
     return ServiceError(f"{what}: the client was closed; open a new ParameterClient")
+
+
+def queued_too_long(what: str, deadline: Deadline) -> ServiceError:
+    """Return the error for a call whose time was up before its turn came."""
+    return errors.DeadlineExceededError(
+        f"{what}: the pushes given before it took all its time of {deadline.seconds:g} s; it was not sent"
+    )
 
 
 def _gave_up(error: ServiceError, what: str, tries: int, deadline: Deadline) -> ServiceError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-from numba_adam.client.retry import closed
+from numba_adam.client.retry import Deadline, closed, queued_too_long
 
 _T = TypeVar("_T")
 
@@ -24,22 +24,39 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name=f"numba-adam push {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], _T]) -> Future[_T]:
+    def submit(self, job: Callable[[], _T], deadline: Deadline | None = None) -> Future[_T]:
         """Queue a job; waits while the queue is full.
 
         Only a job itself, or what it calls, never waits: nobody else could make room.
 
         Raises:
+            DeadlineExceededError: there was no room in time.
             ServiceError: the sender was closed.
         """
         future: Future[_T] = Future()
+        seconds = None if deadline is None else deadline.remaining_seconds()
         with self._changed:
-            self._changed.wait_for(lambda: self._has_room() or not self._is_open)
+            is_settled = self._changed.wait_for(lambda: self._has_room() or not self._is_open, seconds)
             if not self._is_open:
                 raise closed(self._name)
+            if deadline is not None and not is_settled:
+                raise queued_too_long(self._name, deadline)
             self._jobs.append((job, future))
             self._changed.notify_all()
         return future
+
+    def run(self, job: Callable[[], _T], deadline: Deadline) -> _T:
+        """Queue a job and return what it returns; one whose turn does not come in time is never begun.
+
+        Raises:
+            DeadlineExceededError: its turn did not come.
+            ServiceError: the sender was closed.
+        """
+        future = self.submit(job, deadline)
+        wait([future], deadline.remaining_seconds())
+        if not future.cancelled() and future.cancel():
+            raise queued_too_long(self._name, deadline)
+        return future.result()  # done, or under way: then it ends by the deadline itself
 
     def is_current_thread(self) -> bool:
         """Say whether the caller is a job, or what a job calls."""

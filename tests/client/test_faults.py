@@ -18,6 +18,7 @@ from numba_adam.client import ParameterClient
 from numba_adam.errors import (
     BudgetExceededError,
     ConfigurationError,
+    DeadlineExceededError,
     ModelNotFoundError,
     ServerUnavailableError,
     ServiceError,
@@ -152,6 +153,41 @@ def test_a_gradient_that_was_given_up_is_never_mistaken_for_the_next(
     assert not ack.duplicate
     applied = [0, 1, 2, 3] if ack.version == 4 else [0, 1, 3]
     same(model.pull(), expected(applied))
+
+
+def test_a_push_behind_others_ends_at_its_own_deadline(server, connect, make_wire, arrays, gradients_of):
+    """Each of those before it may take as long as it may itself."""
+    wire = make_wire(server.address)
+    model = connect(wire.address, timeout_seconds=1.0).create_model("m", arrays)
+    wire.cut_at("up", wire.carried["up"] + 1, stay_down=True)
+    before = [model.push_async(gradients_of(arrays, seed)) for seed in range(4)]
+    with pytest.raises(DeadlineExceededError, match="the pushes given before it took all its time of 1 s; it was not"):
+        model.push(gradients_of(arrays, 4))
+    assert not before[-1].done()
+    wire.is_down = False
+    assert all(isinstance(push.exception(30), ServiceError | None) for push in before)
+    applied = sum(push.exception() is None for push in before)
+    assert model.push(gradients_of(arrays, 5)).version == applied + 1  # the one that was never sent is not in it
+
+
+def test_a_push_that_finds_no_room_behind_others_ends_at_its_own_deadline(
+    server, connect, make_wire, arrays, gradients_of
+):
+    wire = make_wire(server.address)
+    model = connect(wire.address, timeout_seconds=1.0).create_model("m", arrays)
+    wire.cut_at("up", wire.carried["up"] + 1, stay_down=True)
+    before = [model.push_async(gradients_of(arrays, seed)) for seed in range(5)]
+
+    def push_on() -> None:
+        with pytest.raises(DeadlineExceededError, match="it was not sent"):
+            model.push(gradients_of(arrays, 5))
+
+    threads = [threading.Thread(target=push_on) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not before[-1].done()
 
 
 # --- servers that stop and come back ------------------------------------------------------------------------------

@@ -182,3 +182,9 @@ def test_every_error_of_the_service_is_decided():
         return {cls}.union(*(below(child) for child in cls.__subclasses__()))
 
     assert {type(error) for error in PASSING + LASTING} == below(ServiceError)
+
+
+def test_a_timeout_beyond_what_timers_count_is_a_long_one(server, connect, arrays, gradients_of):
+    model = connect(server.address, timeout_seconds=1e300).create_model("m", arrays)
+    assert model.push_async(gradients_of(arrays, 0)).result().version == 1
+    assert model.push(gradients_of(arrays, 1)).version == 2

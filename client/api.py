@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
 import socket
 import threading
@@ -38,6 +39,7 @@ from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 _LONGEST_WORKER_ID = 128
+_URL = re.compile(r"(?:https?|grpcs?|tcp)://([^/]*).*", re.IGNORECASE | re.DOTALL)  # gRPC waits for such for ever
 
 
 class ParameterClient:
@@ -77,13 +79,11 @@ class ParameterClient:
         progress: Progress | bool | None = None,
         backoff: Backoff = Backoff(),  # noqa: B008  # frozen
     ) -> None:
-        if not isinstance(address, str) or ":" not in address:
-            raise ConfigurationError(f"address={address!r}: it must be HOST:PORT, such as '127.0.0.1:50051'")
+        _check_address(address)
         if not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"timeout_seconds={timeout_seconds!r}: it must be above 0 and finite")
         self.address = address
         self.worker_id = _random_worker_id() if worker_id is None else _checked_worker_id(worker_id)
-        self._timeout_seconds = timeout_seconds
         self._connection = Connection(address, timeout_seconds=timeout_seconds, progress=progress, backoff=backoff)
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
@@ -205,7 +205,7 @@ class ParameterClient:
         with self._models_lock:
             models = tuple(self._models.values())
         for model in models:
-            model.close(self._timeout_seconds if wait else 0.0)
+            model.close(self._connection.deadline().remaining_seconds() if wait else 0.0)
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -257,6 +257,17 @@ class ParameterClient:
             session = Session(self._connection, info.name, self.worker_id, model.state)
             handle = self._models[info.name] = Model(self._connection, session, info)
         return handle
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that cannot be one."""
+    if not isinstance(address, str) or ":" not in address:
+        raise ConfigurationError(f"address={address!r}: it must be HOST:PORT, such as '127.0.0.1:50051'")
+    url = _URL.fullmatch(address)
+    if url is not None:
+        place = url[1] or "127.0.0.1"
+        instead = place if place.rpartition(":")[2].isdigit() else f"{place}:50051"
+        raise ConfigurationError(f"address={address!r}: it must be HOST:PORT and no URL; write {instead!r}")
 
 
 def _spec(name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hyperparameters) -> model_pb2.ModelSpec:

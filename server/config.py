@@ -96,7 +96,12 @@ def check_loopback(listen: str) -> tuple[str, int]:
     host, separator, port = listen.rpartition(":")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"listen={listen!r}: it must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
-    if not _is_loopback(host.removeprefix("[").removesuffix("]")):
+    bare = host.removeprefix("[").removesuffix("]")
+    if ":" in bare and host != f"[{bare}]":
+        raise ConfigurationError(
+            f"listen={listen!r}: an IPv6 address stands in brackets, which tell it from its port; write [{bare}]:{port}"
+        )
+    if not _is_loopback(bare):
         raise ConfigurationError(
             f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: "
             "TLS and a token, which come in a later release. Until then listen on 127.0.0.1, ::1 or localhost, and "
@@ -131,7 +136,7 @@ def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerCon
         ConfigurationError: a value that cannot be, or a key in the file that is no setting.
     """
     file = getattr(namespace, "config", None) or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    values = _read_file(Path(file)) if file else {}
+    values = _read_file(_path("config", file)) if file else {}
     for item, kind in _kinds():
         variable = ENVIRONMENT_PREFIX + item.name.upper()
         if variable in environ:
@@ -158,10 +163,16 @@ def _parse(source: str, kind: type, text: str) -> Any:
 
 
 def _path(source: str, text: str) -> Path:
-    """Return a path; an empty one, of a variable that was never set, would be the folder one happens to be in."""
+    """Return a path; no shell expands a ~ in a file or a variable.
+
+    An empty one, of a variable that was never set, would be the folder one happens to be in.
+    """
     if not text:
         raise ConfigurationError(f"{source}={text!r}: it must be a path")
-    return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(f"{source}={text!r}: it must be a path, and its ~ names no home folder") from error
 
 
 def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:

@@ -290,6 +290,9 @@ def test_settings_out_of_range_are_refused_before_anything_is_sent(client, array
     [
         ({"address": "here"}, "it must be HOST:PORT"),
         ({"address": ""}, "it must be HOST:PORT"),
+        ({"address": "http://127.0.0.1:50051"}, "no URL; write '127.0.0.1:50051'"),
+        ({"address": "https://localhost/"}, "no URL; write 'localhost:50051'"),
+        ({"address": "grpc://[::1]:7"}, r"no URL; write '\[::1\]:7'"),
         ({"worker_id": ""}, "1 to 128 characters"),
         ({"worker_id": "w" * 129}, "1 to 128 characters"),
         ({"worker_id": "a\nb"}, "none of them control characters"),

@@ -185,6 +185,8 @@ def test_every_error_of_the_service_is_decided():
 
 
 def test_a_timeout_beyond_what_timers_count_is_a_long_one(server, connect, arrays, gradients_of):
-    model = connect(server.address, timeout_seconds=1e300).create_model("m", arrays)
+    client = connect(server.address, timeout_seconds=1e300)
+    model = client.create_model("m", arrays)
     assert model.push_async(gradients_of(arrays, 0)).result().version == 1
     assert model.push(gradients_of(arrays, 1)).version == 2
+    client.close()

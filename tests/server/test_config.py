@@ -134,5 +134,28 @@ def test_mistakes_in_the_file_are_named(parse, tmp_path):
         load(parse(["--config", str(file)]), {})
 
 
+@pytest.mark.parametrize("listen", ["::1:50077", "::1:0", "[::1:50077", "fe80::1:7"])
+def test_an_ipv6_address_without_brackets_is_told_to_take_them(listen):
+    """Whether its last part is a port, nobody can tell; gRPC says of it that the address is in use."""
+    with pytest.raises(ConfigurationError, match="in brackets"):
+        ServerConfig(listen=listen)
+
+
+def test_the_brackets_to_write_are_shown():
+    with pytest.raises(ConfigurationError, match=r"write \[::1\]:50077$"):
+        ServerConfig(listen="::1:50077")
+
+
+def test_a_tilde_is_the_home_folder_where_no_shell_expands_it(parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "server.toml").write_text("data_dir = '~/adam'")
+    assert load(parse(["--config", "~/server.toml"]), {}).data_dir == tmp_path / "adam"
+    assert load(parse([]), {"NUMBA_ADAM_CONFIG": "~/server.toml"}).data_dir == tmp_path / "adam"
+    assert load(parse([]), {"NUMBA_ADAM_DATA_DIR": "~/other"}).data_dir == tmp_path / "other"
+    assert load(parse(["--data-dir=~/third"]), {}).data_dir == tmp_path / "third"
+    with pytest.raises(ConfigurationError, match=r"DATA_DIR='~nobody-has-this-name/x': .* no home folder"):
+        load(parse([]), {"NUMBA_ADAM_DATA_DIR": "~nobody-has-this-name/x"})
+
+
 def test_no_budget_means_half_of_the_machines_memory():
     assert ServerConfig().memory_budget_bytes > 1 << 28

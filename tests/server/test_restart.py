@@ -148,13 +148,17 @@ def test_a_damaged_newest_snapshot_falls_back_even_after_a_clean_stop(config, pe
 
 
 def test_when_no_snapshot_holds_the_server_does_not_start(config, peers, params):
+    """One such model is enough, whatever others there are."""
     with Server(config) as server:
         peers(server.address).create(params)
-    for path in (config.data_dir / "models" / "model").iterdir():
+        peers(server.address).create(params, name="another")
+    damaged = list((config.data_dir / "models" / "model").iterdir())
+    for path in damaged:
         path.write_bytes(path.read_bytes()[:-1])
     for _ in range(2):  # and what it found is left as it was
-        with pytest.raises(na.errors.CorruptSnapshotError, match="model 'model': no snapshot holds"):
+        with pytest.raises(na.errors.CorruptSnapshotError, match="model 'model': no snapshot holds") as caught:
             Server(config)
+        assert all(str(path) in str(caught.value) for path in damaged)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -449,6 +449,7 @@ UNRECORDED = {
     ),
     "a number too far ahead": ({"sequence": 3}, grpc.StatusCode.OUT_OF_RANGE, Reason.REASON_SEQUENCE),
     "number zero": ({"sequence": 0}, grpc.StatusCode.OUT_OF_RANGE, Reason.REASON_SEQUENCE),
+    "no state": ({"state_id": ""}, grpc.StatusCode.FAILED_PRECONDITION, Reason.REASON_REWOUND),
     "another state": ({"state_id": "f" * 32}, grpc.StatusCode.FAILED_PRECONDITION, Reason.REASON_REWOUND),
     "an epoch never given": ({"epoch": 9}, grpc.StatusCode.FAILED_PRECONDITION, Reason.REASON_SESSION_UNKNOWN),
     "a worker never seen": ({"worker_id": "x"}, grpc.StatusCode.FAILED_PRECONDITION, Reason.REASON_SESSION_UNKNOWN),
@@ -515,6 +516,16 @@ def test_streams_that_are_no_transfer_are_refused_and_their_number_stays_free(
     assert refusal.message
     assert digest() == before
     assert worker.push(grads, sequence=1).version == 1
+
+
+def test_what_follows_a_trailer_is_ignored_and_the_push_acknowledged(peer, worker, grads, digest):
+    messages = list(worker.messages(grads))
+    more = [messages[1], messages[0], pb.PushRequest(), messages[-1]]
+    assert peer.stub.Push(iter(messages + more)).ack.version == 1
+    after = digest()
+    again = peer.stub.Push(iter(messages + more)).ack
+    assert (again.version, again.duplicate) == (1, True)
+    assert digest() == after
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\x05abc", b"\x12\x80"])

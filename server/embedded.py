@@ -9,7 +9,7 @@ import logging
 from concurrent import futures
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
@@ -44,7 +44,7 @@ class Server:
         executor = futures.ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="numba-adam-rpc")
         self._grpc = grpc.server(executor, options=_options(config))
         self._grpc.add_generic_rpc_handlers((handlers(ParameterService(self._host, self._watch)),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._health.add_to(self._grpc)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         self.address = ""
@@ -85,6 +85,7 @@ class Server:
         self._host.begin_stop()
         self._grpc.stop(self._config.stop_deadline_seconds).wait()
         self._watch.stop()
+        self._health.stop()
         is_clean = self._host.stop()
         _log.info("stopped")
         return is_clean

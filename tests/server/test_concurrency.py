@@ -1,5 +1,6 @@
 """Many workers at once: versions without gaps, one hash, whole pulls, and a budget that holds."""
 
+import dataclasses
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import xxhash
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import numba_adam as na
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
@@ -172,3 +174,31 @@ def test_pullers_of_one_version_share_one_copy(server, peers):
     assert server._host.pool.used_bytes - before == 1 << 22
     for call in calls:
         assert sum(len(answer.chunk.data) for answer in call) == 1 << 22
+
+
+def test_a_server_whose_threads_are_all_busy_still_says_that_it_serves(config, peers, params, grads_of):
+    """Or whoever watches over it would take it for dead, and kill it."""
+    with Server(dataclasses.replace(config, rpc_threads=4)) as server:
+        peer = peers(server.address)
+        peer.create(params)
+        finish = threading.Event()
+        grads = grads_of(params, np.random.default_rng(9))
+
+        def slowly(session):
+            header, *rest = session.messages(grads)
+            yield header
+            finish.wait(60)
+            yield from rest
+
+        sessions = [peer.session(worker_id=f"w{number}") for number in range(4)]
+        pushes = [peer.stub.Push.future(slowly(session)) for session in sessions]
+        while len(server._host._transfers) < 4:  # the test's timeout is its limit
+            finish.wait(0.01)
+        stub = health_pb2_grpc.HealthStub(peer.channel)
+        request = health_pb2.HealthCheckRequest()
+        assert stub.Check(request, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        watch = stub.Watch(request, timeout=10)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+        finish.set()
+        assert sorted(push.result(60).ack.version for push in pushes) == [1, 2, 3, 4]

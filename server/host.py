@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.message import Message
 
 from numba_adam.errors import (
-    BudgetExceededError,
-    ConfigurationError,
     DeadlineExceededError,
     InvalidRequestError,
     ModelExistsError,
@@ -31,28 +27,24 @@ from numba_adam.errors import (
 )
 from numba_adam.ps import convert
 from numba_adam.ps.errors import refusal, to_status
-from numba_adam.ps.framing import Chunk
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.ps.v1.model_pb2 import StatePoint
 from numba_adam.server.archive import Archive
-from numba_adam.server.arena import Arena, layout
 from numba_adam.server.budget import Bytes, SlotPool
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.engine import Engine
 from numba_adam.server.image import Image, Images
-from numba_adam.server.machine import Machine, PushKey, Rejected
+from numba_adam.server.machine import PushKey, Rejected
 from numba_adam.server.model import Model, Outcome, Push
-from numba_adam.server.receive import Receiver, receive
-from numba_adam.server.snapshot import Arrays, Snapshot
+from numba_adam.server.nursery import Nursery
+from numba_adam.server.receive import Parts, Receiver, receive
 from numba_adam.server.spec import PushShape, Spec, check_worker_id, present_arrays
 from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
 _LONGEST_REQUEST_ID = 64
 _RETRY_MILLISECONDS = 50
-
-Parts = Iterable[Chunk | Message]
 
 
 class Caller(NamedTuple):
@@ -95,11 +87,12 @@ class Host:
         self._archive = Archive(
             self._store, self._engine, config.snapshot_interval_seconds, config.snapshot_every_pushes, self.models
         )
+        self._nursery = Nursery(self.pool, self._store, self._archive)
         try:
             for name in self._store.model_names():
-                self._models[name] = self._restore(name)
+                self._models[name] = self._nursery.restore(name)
         except BaseException:
-            self._store.close(clean=self._store.was_stopped_cleanly and self._store.is_untouched)
+            self._store.abandon()
             raise
 
     def start(self) -> None:
@@ -166,7 +159,10 @@ class Host:
         with self._claim(spec.name) as existing:
             if existing is not None:  # it came in this very moment
                 return existing, _is_ours(existing, spec, header)
-            return self._create(spec, header, parts), True
+            model = self._nursery.create(spec, header, parts)
+            with self._lock:
+                self._models[spec.name] = model
+            return model, True
 
     def delete_model(self, name: str) -> StatePoint:
         """Delete a model and its snapshots; return where its state stood."""
@@ -248,83 +244,6 @@ class Host:
             threading_layer=threading_layer(),
             threads=self._engine.call(thread_count),
         )
-
-    def _restore(self, name: str) -> Model:
-        """Return a model as its newest snapshot that holds says it was."""
-        arenas: list[Arena] = []
-
-        def arrays_for(snapshot: Snapshot) -> Arrays:
-            if snapshot.model["name"] != name:  # two models would write into the folder of one
-                raise ConfigurationError(
-                    f"data_dir={str(self._config.data_dir)!r}: the folder {name!r} in it holds snapshots of model "
-                    f"{snapshot.model['name']!r}; move it elsewhere (a copy needs a data folder of its own)"
-                )
-            self.pool.release_model(name)  # of a newer snapshot that turned out to be damaged
-            arenas.clear()
-            try:
-                arenas.append(self._new_arena(Spec.from_record(snapshot.model)))
-            except BudgetExceededError as error:
-                raise ConfigurationError(
-                    f"memory_budget_bytes={self.pool.budget_bytes}: the models in {str(self._config.data_dir)!r} need "
-                    f"more ({error})"
-                ) from error
-            return arenas[0].state_arrays()
-
-        start = time.monotonic()
-        snapshot, is_newest = self._store.restore(name, arrays_for)
-        machine = Machine.from_record(snapshot.machine)
-        if not (self._store.was_stopped_cleanly and is_newest):
-            machine.begin_anew(_new_state_id())
-            _log.warning(
-                "model %s: rewound to version %d: whatever came after it is lost; its state is now %s",
-                name,
-                machine.version,
-                machine.state_id,
-            )
-        _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)
-        spec = Spec.from_record(snapshot.model)
-        return Model(spec, snapshot.model["request_id"], arenas[0], machine, saved=snapshot.machine)
-
-    def _create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
-        """Take the initial values, write the first snapshot, and only then show the model to others."""
-        if header.total_bytes != spec.nbytes:
-            raise InvalidRequestError(
-                f"total_bytes={header.total_bytes}: these arrays have {spec.nbytes} bytes of {spec.dtype}"
-            )
-        arena = self._new_arena(spec)
-        try:
-            target = arena.param.view(np.uint8)
-            receive(parts, Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value"))
-            model = Model(spec, header.request_id, arena, Machine(_new_state_id(), len(spec.tensors)))
-            self._keep(model)
-        except BaseException:
-            self.pool.release_model(spec.name)
-            raise
-        with self._lock:
-            self._models[spec.name] = model
-        _log.info("model %s: created with %d parameters of %s", spec.name, spec.element_count, spec.dtype)
-        return model
-
-    def _keep(self, model: Model) -> None:
-        """Write a new model's first snapshot, or leave nothing of it."""
-        try:
-            self._archive.begin(model)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._archive.delete(model)
-            raise
-
-    def _new_arena(self, spec: Spec) -> Arena:
-        """Return memory for a model, out of the budget."""
-        sizes = [tensor.size for tensor in spec.tensors]
-        amsgrad = spec.hyperparameters.amsgrad
-        needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad).total_bytes
-        self.pool.admit_model(spec.name, needed, spec.nbytes)
-        try:
-            return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad)
-        except MemoryError as error:
-            self.pool.release_model(spec.name)
-            raise refusal(Reason.REASON_TOO_LARGE, f"model {spec.name!r}: {error}") from error
 
     @contextlib.contextmanager
     def _claim(self, name: str) -> Iterator[Model | None]:
@@ -417,10 +336,6 @@ class Host:
             raise DeadlineExceededError(
                 f"min_version={request.min_version}: the model was at version {model.version} when the time was up"
             )
-
-
-def _new_state_id() -> str:
-    return secrets.token_hex(16)
 
 
 def _is_ours(model: Model, spec: Spec, header: pb.CreateModelHeader) -> bool:

@@ -22,6 +22,9 @@ from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.framing import Chunk
 from numba_adam.server.spec import Tensor
 
+Parts = Iterable[Chunk | Message]
+"""What a stream still holds behind its header."""
+
 
 class Receiver:
     """Takes one transfer.
@@ -126,7 +129,7 @@ class Receiver:
         )
 
 
-def receive(parts: Iterable[Chunk | Message], receiver: Receiver) -> None:
+def receive(parts: Parts, receiver: Receiver) -> None:
     """Take the chunks and the trailer that follow a header.
 
     Args:

@@ -19,8 +19,9 @@ from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.errors import DETAIL_KEY, to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
-from numba_adam.server.host import Caller, Host, Parts
+from numba_adam.server.host import Caller, Host
 from numba_adam.server.image import Image
+from numba_adam.server.receive import Parts
 from numba_adam.server.watch import Watch
 
 _log = logging.getLogger(__name__)

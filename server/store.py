@@ -58,9 +58,7 @@ class Store:
         self._models = folder / "models"
         self._kept = kept
         self._is_closed = False
-        self.is_untouched = True
-        """Whether no damaged snapshot was set aside: what was saved last is still what would be found next."""
-
+        self._is_untouched = True  # no damaged snapshot was set aside: what was saved last would be found next
         try:
             self._models.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -165,6 +163,14 @@ class Store:
         finally:
             os.close(self._lock)
 
+    def abandon(self) -> None:
+        """Let the folder go before anything was served from it: what was a clean stop still is one, if it can be.
+
+        Raises:
+            OSError: that could not be written down; the next start will take it for a crash.
+        """
+        self.close(clean=self.was_stopped_cleanly and self._is_untouched)
+
     def _folder(self, name: str) -> Path:
         return self._models / check_model_name(name)
 
@@ -196,7 +202,7 @@ class Store:
 
     def _set_aside(self, folder: Path, number: int) -> None:
         """Rename the snapshots that are newer than the one that held."""
-        self.is_untouched = self.is_untouched and max(_numbers(folder)) == number
+        self._is_untouched = self._is_untouched and max(_numbers(folder)) == number
         for newer in _numbers(folder):
             if newer > number:
                 (folder / f"{newer:08d}.snapshot").rename(folder / f"{newer:08d}{_DAMAGED}")

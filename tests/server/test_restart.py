@@ -1,5 +1,6 @@
 """A server that is stopped, killed and started again: what comes back, what is lost, and that it is said."""
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -161,13 +162,24 @@ def test_when_no_snapshot_holds_the_server_does_not_start(config, peers, params)
         assert all(str(path) in str(caught.value) for path in damaged)
 
 
+@contextlib.contextmanager
+def started_with_hang_up(action):
+    """What a process that is started meanwhile does when its terminal closes; under nohup, so would the tests' own."""
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
     tmp_path, processes, peers, params, grads_of, number
 ):
     """A push is in mid-stream when the signal comes: it is finished, answered, and part of the last snapshot."""
     folder = tmp_path / "data"
-    process = processes(folder)
+    with started_with_hang_up(signal.SIG_DFL):
+        process = processes(folder)
     peer = peers(process.address)
     peer.create(params, lr=0.1)
     worker = peer.session()
@@ -202,11 +214,8 @@ def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
 
 
 def test_under_nohup_a_terminal_that_closes_does_not_end_it(tmp_path, processes, peers, params):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does for the program it starts
-    try:
+    with started_with_hang_up(signal.SIG_IGN):
         process = processes(tmp_path / "data")
-    finally:
-        signal.signal(signal.SIGHUP, before)
     process.signal(signal.SIGHUP)
     peer = peers(process.address)
     peer.create(params)

@@ -15,6 +15,7 @@ import numpy as np
 from numba_adam.arrays import Array, Extents
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kernels.norm import measure
+from numba_adam.moments import Moments, copies, zeros
 from numba_adam.param_groups import ParamGroup
 from numba_adam.scaling import Scaling
 from numba_adam.table import UpdateTable, written
@@ -41,14 +42,6 @@ class Member(NamedTuple):
     label: str  # what messages call it: "['w']" or "[3]"
     param: Array  # a view of its memory
     group: ParamGroup
-
-
-class Moments(NamedTuple):
-    """The state of a part's parameters beside their steps, array by array."""
-
-    exp_avgs: list[Array]
-    exp_avg_sqs: list[Array]
-    max_exp_avg_sqs: list[Array | None]
 
 
 class Part:
@@ -81,11 +74,11 @@ class Part:
 
     def draft(self) -> list[Sequence[Array | None]]:
         """Make what state is missing; return every array that a step writes: params and moments, in columns."""
-        have = self._moments or Moments(_zeros(self.params), _zeros(self.params), [None] * len(self.params))
+        have = self._moments or Moments(zeros(self.params, 1), zeros(self.params, 2), [None] * len(self.params))
         needed = [member.group.hyperparameters.amsgrad for member in self.members]
         largest = [
-            zeros if need and array is None else array
-            for need, array, zeros in zip(needed, have.max_exp_avg_sqs, _zeros(self.params), strict=True)
+            zeros([param], 3)[0] if need and array is None else array
+            for need, array, param in zip(needed, have.max_exp_avg_sqs, self.params, strict=True)
         ]
         self._drafted = have._replace(max_exp_avg_sqs=largest)
         used = [array if need else None for need, array in zip(needed, largest, strict=True)]
@@ -150,16 +143,16 @@ class Part:
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
-        exp_avgs, exp_avg_sqs = (
-            [
-                state[key].copy() if key in state else zeros
-                for state, zeros in zip(states, _zeros(self.params), strict=True)
-            ]
-            for key in ("exp_avg", "exp_avg_sq")
+        largest = [
+            copies([state["max_exp_avg_sq"]], [param], 3)[0] if "max_exp_avg_sq" in state else None
+            for state, param in zip(states, self.params, strict=True)
+        ]
+        self._moments = Moments(
+            copies([state.get("exp_avg") for state in states], self.params, 1),
+            copies([state.get("exp_avg_sq") for state in states], self.params, 2),
+            largest,
         )
-        largest = [state["max_exp_avg_sq"].copy() if "max_exp_avg_sq" in state else None for state in states]
         self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
-        self._moments = Moments(exp_avgs, exp_avg_sqs, largest)
         self._table, self._known = None, []
 
 
@@ -205,11 +198,6 @@ def make_tables(parts: Sequence[Part]) -> None:
     )
     for part, columns in zip(parts, drafts, strict=True):
         part.make_table(columns, extents)
-
-
-def _zeros(params: Sequence[Array]) -> list[Array]:
-    """Return an array of zeros like each parameter; the system gives it no memory before it is touched."""
-    return [np.zeros(param.shape, param.dtype) for param in params]
 
 
 class _Run(NamedTuple):

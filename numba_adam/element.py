@@ -2,7 +2,8 @@
 
 The functions are plain Python: called with NumPy scalars they run as they stand, and the kernels compile the same
 source. They hold no numbers: every constant comes in `c`, because one float64 literal would turn float32 code into
-float64.
+float64. A product that is added to something is written `product(a, b)`: on a GPU that name is bound to a
+multiplication that no compiler may fuse with the addition.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from numba_adam.folding import Constants
 
 Real = Any  # a NumPy scalar, or what a compiler makes of it
+
+
+def product(a: Real, b: Real) -> Real:
+    """Return a * b, rounded before anything else happens to it."""
+    return a * b
 
 
 def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constants) -> tuple[Real, Real]:
@@ -41,9 +47,9 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
         grad = c.clip_value if grad > c.clip_value else grad
         grad = -c.clip_value if grad < -c.clip_value else grad
     if c.weight_decay != c.zero:
-        grad = grad + c.weight_decay * param
-    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * grad
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * grad * grad
+        grad = grad + product(c.weight_decay, param)
+    exp_avg = product(c.beta1, exp_avg) + product(c.one_minus_beta1, grad)
+    exp_avg_sq = product(c.beta2, exp_avg_sq) + product(product(c.one_minus_beta2, grad), grad)
     exp_avg = c.zero if abs(exp_avg) < c.exp_avg_floor else exp_avg
     exp_avg_sq = c.zero if exp_avg_sq < c.exp_avg_sq_floor else exp_avg_sq
     return exp_avg, exp_avg_sq
@@ -68,5 +74,16 @@ def adapt(param: Real, exp_avg: Real, terrain: Real, c: Constants) -> Real:
     """
     denom = np.sqrt(terrain) + c.eps
     if c.decoupled_decay != c.zero:
-        param = param - c.decoupled_decay * param
-    return param - c.step_size * exp_avg / denom
+        param = param - product(c.decoupled_decay, param)
+    return param - product(c.step_size, exp_avg) / denom
+
+
+def average(ema: Real, param: Real, c: Constants) -> Real:
+    """Return the exponential moving average of the weights (Polyak & Juditsky 1992) after a step.
+
+    Args:
+        ema: the average so far.
+        param: the parameter, already updated.
+        c: the folded constants, of the arrays' dtype.
+    """
+    return product(c.ema_decay, ema) + product(c.one_minus_ema_decay, param)

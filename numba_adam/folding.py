@@ -25,6 +25,7 @@ class Settings(NamedTuple):
     direction: float  # 1 to descend, -1 to climb
     exp_avg_floor: float  # a first moment smaller in magnitude than this becomes zero
     exp_avg_sq_floor: float  # likewise the second moment
+    ema_decay: float  # decay rate of the weights' moving average, where one is kept
 
 
 class Constants(NamedTuple):
@@ -42,6 +43,8 @@ class Constants(NamedTuple):
     eps: float  # epsilon-hat
     exp_avg_floor: float
     exp_avg_sq_floor: float
+    ema_decay: float  # of the weights' moving average
+    one_minus_ema_decay: float
     zero: float
 
 
@@ -60,7 +63,7 @@ FLOORS = {
 }
 
 
-def settings(hyperparameters: Hyperparameters, dtype: str) -> Settings:
+def settings(hyperparameters: Hyperparameters, dtype: str, ema_decay: float = 0.0) -> Settings:
     """Return what hyperparameters mean for arrays of a dtype, "float32" or "float64"."""
     return Settings(
         lr=hyperparameters.lr,
@@ -73,6 +76,7 @@ def settings(hyperparameters: Hyperparameters, dtype: str) -> Settings:
         direction=-1.0 if hyperparameters.maximize else 1.0,
         exp_avg_floor=FLOORS[dtype].exp_avg,
         exp_avg_sq_floor=FLOORS[dtype].exp_avg_sq,
+        ema_decay=ema_decay,
     )
 
 
@@ -122,6 +126,8 @@ def correct(
         s.eps * (root if s.eps_is_corrected else 1.0),
         s.exp_avg_floor,
         s.exp_avg_sq_floor,
+        s.ema_decay,
+        1.0 - s.ema_decay,
         0.0,
     )
 

@@ -30,7 +30,7 @@ class Job(NamedTuple):
     table: Array  # (n, COLUMNS) uint64: addresses; max_exp_avg_sq 0 where there is none
     lengths: Array  # (n,) int64: number of elements
     groups: Array  # (n,) int64: which row of `settings` holds
-    settings: Array  # (g, 10) float64: `folding.Settings`
+    settings: Array  # (g, 11) float64: `folding.Settings`
 
     # What a gradient must be, and the memory it must not share.
     kinds: Array  # (3,) uint64: address of None, of the type ndarray, of the dtype
@@ -47,7 +47,7 @@ class Job(NamedTuple):
     offsets: Array  # (n + 1,) int64: where each begins when all elements are counted through
     blocks: Array  # (n + 1,) int64: where each begins when blocks of BLOCK elements are counted through
     which: Array  # (n,) int64: the row of `constants` for each
-    constants: Array  # (n, 13) of the arrays' dtype: `folding.Constants`
+    constants: Array  # (n, 15) of the arrays' dtype: `folding.Constants`
 
 
 def pack(job: Job) -> Array:

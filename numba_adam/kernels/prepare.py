@@ -19,7 +19,7 @@ _correct = inline(folding.correct)
 @inline
 def _settings(row):  # type: ignore[no-untyped-def]
     """Return a row of settings by their names."""
-    return Settings(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9])
+    return Settings(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10])
 
 
 @inline

@@ -13,16 +13,17 @@ from numba import prange
 
 from numba_adam import element
 from numba_adam.folding import Constants
-from numba_adam.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, unpack
 from numba_adam.kernels.search import count_below
 
 _CUT = 64  # elements: threads meet at whole cache lines where the arrays do
 
-_moments = inline(element.moments)
+_product = inline(element.product)
+_moments = inline(bind(element.moments, product=_product))
 _largest = inline(element.largest)
-_adapt = inline(element.adapt)
+_adapt = inline(bind(element.adapt, product=_product))
 
 
 @inline
@@ -46,7 +47,21 @@ def _amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: igno
 def _constants(row):  # type: ignore[no-untyped-def]
     """Return a row of constants by their names."""
     return Constants(
-        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10], row[11], row[12]
+        row[0],
+        row[1],
+        row[2],
+        row[3],
+        row[4],
+        row[5],
+        row[6],
+        row[7],
+        row[8],
+        row[9],
+        row[10],
+        row[11],
+        row[12],
+        row[13],
+        row[14],
     )
 
 

@@ -1,0 +1,151 @@
+"""Narrow number formats, one element at a time: to float32 and back. No codec stands anywhere else. Imports NumPy alone.
+
+Like `element`, the functions are plain Python that the kernels of every target compile; the two names that look at a
+float's bits, and `random_bits`' products, are bound to what each compiler has for them. All the rest is integers, whose
+arithmetic is the same everywhere, with or without an instruction for the format.
+
+Every intermediate result is cut to 32 bits where it is made: compilers that widen integers then see that none is needed
+beyond, and use vectors of 32-bit lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Float32 = Any  # a float32: a NumPy scalar, or what a compiler makes of it
+Code = Any  # an unsigned integer of the format's width
+Word = Any  # a uint32
+
+_SIGN = np.uint32(0x80000000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
+_MANTISSA = np.uint32(0x007FFFFF)
+_IMPLICIT = np.uint32(0x00800000)
+_ONE = np.uint32(1)
+
+_BFLOAT16_BITS = np.uint32(16)  # what a bfloat16 has fewer than a float32
+_BFLOAT16_QUIET = np.uint32(0x40)  # the bit that makes a NaN a quiet one
+
+_FLOAT16_BITS = np.uint32(13)  # what float16's mantissa has fewer than float32's
+_FLOAT16_REBIAS = np.uint32(112 << 23)  # float32's exponent bias less float16's
+_FLOAT16_SMALLEST_NORMAL = np.uint32(113 << 23)  # 2**-14, as float32's bits
+_FLOAT16_SIGN = np.uint32(0x8000)
+_FLOAT16_INFINITY = np.uint32(0x7C00)
+_FLOAT16_NAN = np.uint32(0x7E00)
+_FLOAT16_UNIT = np.float32(2.0**-24)  # the smallest number of the format
+
+
+def bits_of(value: Float32) -> Word:
+    """Return a float32's bits."""
+    return np.float32(value).view(np.uint32)
+
+
+def from_bits(bits: Word) -> Float32:
+    """Return the float32 with these bits."""
+    return np.uint32(bits).view(np.float32)
+
+
+def widen_bfloat16(code: Code) -> Float32:
+    """Return the value of a bfloat16, given as its 16 bits; exact."""
+    return from_bits(np.uint32(np.uint32(code) << _BFLOAT16_BITS))
+
+
+def narrow_bfloat16(value: Float32) -> Code:
+    """Return the bfloat16 nearest to a value, as its 16 bits; of two equally near the even one. A NaN stays one."""
+    bits = bits_of(value)
+    odd = np.uint32(np.uint32(bits >> _BFLOAT16_BITS) & _ONE)
+    rounded = np.uint32(np.uint64(bits) + np.uint64(odd) + np.uint64(0x7FFF))
+    return _bfloat16_of(bits, rounded)
+
+
+def narrow_bfloat16_stochastic(value: Float32, random: Word) -> Code:
+    """Return one of the two bfloat16 around a value, each with the probability that makes their mean the value.
+
+    Args:
+        value: the value. One that is a bfloat16 already stays what it is.
+        random: 32 random bits, of which the lower 16 are used.
+    """
+    bits = bits_of(value)
+    rounded = np.uint32(np.uint64(bits) + np.uint64(random & np.uint32(0xFFFF)))
+    return _bfloat16_of(bits, rounded)
+
+
+def _bfloat16_of(bits: Word, rounded: Word) -> Code:
+    """Return the upper half of `rounded`, unless `bits` are a NaN's, whose own upper half is made quiet."""
+    is_nan = np.uint32(bits & _MAGNITUDE) > _INFINITY
+    quiet = np.uint32(np.uint32(bits >> _BFLOAT16_BITS) | _BFLOAT16_QUIET)
+    return np.uint16(quiet if is_nan else np.uint32(rounded >> _BFLOAT16_BITS))
+
+
+def widen_float16(code: Code) -> Float32:
+    """Return the value of a float16, given as its 16 bits; exact."""
+    word = np.uint32(code)
+    sign = np.uint32(np.uint32(word & _FLOAT16_SIGN) << np.uint32(16))
+    magnitude = np.uint32(np.uint32(word & np.uint32(0x7FFF)) << _FLOAT16_BITS)
+    normal = np.uint32(magnitude + _FLOAT16_REBIAS)
+    special = np.uint32(magnitude | _INFINITY)
+    small = bits_of(np.float32(np.int32(word & np.uint32(0x3FF))) * _FLOAT16_UNIT)
+    bits = special if np.uint32(word & _FLOAT16_INFINITY) == _FLOAT16_INFINITY else normal
+    bits = small if np.uint32(word & _FLOAT16_INFINITY) == np.uint32(0) else bits
+    return from_bits(np.uint32(bits | sign))
+
+
+def narrow_float16(value: Float32) -> Code:
+    """Return the float16 nearest to a value, as its 16 bits; of two equally near the even one. A NaN stays one."""
+    bits = bits_of(value)
+    sign = np.uint32(np.uint32(bits >> np.uint32(16)) & _FLOAT16_SIGN)
+    magnitude = np.uint32(bits & _MAGNITUDE)
+    exponent = np.uint32(magnitude >> np.uint32(23))
+    # A number below the smallest normal one loses a bit more for each halving; beyond 31 all are lost anyway.
+    is_small = magnitude < _FLOAT16_SMALLEST_NORMAL
+    lost = np.uint32(np.uint32(126) - min(exponent, np.uint32(112)))
+    shift = np.uint32(min(lost, np.uint32(31))) if is_small else _FLOAT16_BITS
+    whole = np.uint32(np.uint32(magnitude & _MANTISSA) | _IMPLICIT)
+    kept = whole if is_small else np.uint32(np.uint64(magnitude) + np.uint64(2**32) - np.uint64(_FLOAT16_REBIAS))
+    odd = np.uint32(np.uint32(kept >> shift) & _ONE)
+    half = np.uint32(np.uint32(_ONE << np.uint32(shift - _ONE)) - _ONE)
+    rounded = np.uint32(np.uint32(np.uint64(kept) + np.uint64(half) + np.uint64(odd)) >> shift)
+    finite = min(rounded, _FLOAT16_INFINITY)
+    quiet = np.uint32(np.uint32(np.uint32(magnitude & _MANTISSA) >> _FLOAT16_BITS) | _FLOAT16_NAN)
+    return np.uint16(np.uint32(quiet if magnitude > _INFINITY else finite) | sign)
+
+
+def random_bits(key: Word, index: Word) -> Word:
+    """Return 32 random bits that depend on nothing but the key and the index.
+
+    A generator without a state: any thread may draw any number. The index is mixed by multiplications and shifts, as in
+    the finalizer of MurmurHash3 (Appleby 2011), with the key in the middle and at the beginning.
+
+    Args:
+        key: names the stream: `stream_key` of a seed, a step, an array.
+        index: which number of the stream, modulo 2**32.
+    """
+    word = np.uint32(index ^ key)
+    word = _multiply(np.uint32(word ^ np.uint32(word >> np.uint32(16))), np.uint32(0x85EBCA6B))
+    word = np.uint32(np.uint64(word) + np.uint64(key))
+    word = _multiply(np.uint32(word ^ np.uint32(word >> np.uint32(13))), np.uint32(0xC2B2AE35))
+    word = _multiply(np.uint32(word ^ np.uint32(word >> np.uint32(16))), np.uint32(0x9E3779B1))
+    return np.uint32(word ^ np.uint32(word >> np.uint32(15)))
+
+
+def _multiply(a: Word, b: Word) -> Word:
+    """Return the lower 32 bits of a product."""
+    return np.uint32(np.uint64(np.uint64(a) * np.uint64(b)) & np.uint64(0xFFFFFFFF))
+
+
+def stream_key(seed: int, step: int, place: int, column: int) -> int:
+    """Return the key of the stream of random numbers that rounds one array in one step.
+
+    Args:
+        seed: the optimizer's, 0 to 2**63 - 1.
+        step: 1 for the first update.
+        place: which of the optimizer's parameters.
+        column: which of the parameter's arrays.
+    """
+    word = np.uint32(0)
+    for part in (seed, step, place):
+        word = random_bits(np.uint32(np.uint64(part) & np.uint64(0xFFFFFFFF)), word)
+        word = random_bits(np.uint32(np.uint64(part) >> np.uint64(32)), word)
+    return random_bits(np.uint32(column), word)

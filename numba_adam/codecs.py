@@ -1,4 +1,4 @@
-"""Narrow number formats, one element at a time: to float32 and back. No codec stands anywhere else. Imports NumPy alone.
+"""Narrow number formats, one element at a time: to float32 and back. No codec stands anywhere else. Imports NumPy.
 
 Like `element`, the functions are plain Python that the kernels of every target compile; the two names that look at a
 float's bits, and `random_bits`' products, are bound to what each compiler has for them. All the rest is integers, whose

@@ -12,6 +12,16 @@ from numba_adam.errors import DtypeError, OverlapError, ShapeError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def check_shape(array: Array, name: str, param: Array, param_name: str) -> None:
+    """Refuse an array whose shape differs from its parameter's.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    if array.shape != param.shape:
+        raise ShapeError(f"{name} has shape {array.shape}: it must have the shape of {param_name}, {param.shape}")
+
+
 def check_like(array: Array, name: str, param: Array, param_name: str) -> None:
     """Refuse an array whose shape or dtype differs from its parameter's.
 
@@ -19,8 +29,7 @@ def check_like(array: Array, name: str, param: Array, param_name: str) -> None:
         ShapeError: the shapes differ.
         DtypeError: the dtypes differ.
     """
-    if array.shape != param.shape:
-        raise ShapeError(f"{name} has shape {array.shape}: it must have the shape of {param_name}, {param.shape}")
+    check_shape(array, name, param, param_name)
     if array.dtype != param.dtype:
         raise DtypeError(
             f"{name} has dtype {array.dtype}: it must have the dtype of {param_name}, {param.dtype}; "

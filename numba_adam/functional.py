@@ -70,8 +70,10 @@ def adam_update(
     number, scale = _step(step), real("grad_scale", grad_scale)
     if update_one(arrays, hyperparameters, number, scale):
         return
-    labels = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grad")
-    columns = [[borrow(array, name=name, writable=True)] for array, name in zip(arrays[1:], labels, strict=False)]
+    labels = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "", "", "grad")
+    columns = [
+        [borrow(array, name=name, writable=True, narrow=True)] for array, name in zip(arrays[1:], labels, strict=False)
+    ]
     table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels)
     table.update([grad], np.array([number - 1], dtype=np.int64), Scaling(scale))
 

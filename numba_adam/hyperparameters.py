@@ -59,7 +59,7 @@ class Hyperparameters:
         if not isinstance(self.eps_mode, str) or self.eps_mode not in EPS_MODES:
             raise HyperparameterError(f"eps_mode={self.eps_mode!r}: it must be {' or '.join(map(repr, EPS_MODES))}")
         for name in ("decoupled_weight_decay", "maximize", "amsgrad"):
-            object.__setattr__(self, name, _flag(name, getattr(self, name)))
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
 
 
 def real(name: str, value: object) -> float:
@@ -94,7 +94,8 @@ def _betas(value: object) -> tuple[float, float]:
     return beta1, beta2
 
 
-def _flag(name: str, value: object) -> bool:
+def flag(name: str, value: object) -> bool:
+    """Return `value` as a bool; refuse what is neither True nor False."""
     if value is True or value is False:
         return value
     if type(value).__name__ in ("bool", "bool_"):  # NumPy's, which is neither True nor False by identity

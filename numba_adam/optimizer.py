@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from numba_adam import state_dicts
 from numba_adam.arrays import Extents, check_like
+from numba_adam.conversion import format_number
+from numba_adam.errors import HyperparameterError
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.interop.dispatch import place_of
 from numba_adam.kernels.threads import step_lock
+from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, ParamGroups, groups_of, is_array
 from numba_adam.part import Member, MixedParts, Part, StepResult
 from numba_adam.scaling import scaling
@@ -60,13 +63,19 @@ class Adam:
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         eps_mode: EpsMode = "hat",
+        state_dtype: StateDtype | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        master_weights: bool = False,
+        ema_decay: float | None = None,
+        low_precision_copy: CopyDtype | None = None,
     ) -> None:
         """Take the parameters and their hyperparameters.
 
         Args:
             params: one array, a list or a dict (name -> array) of arrays, or a list of param groups: dicts with
-                "params" (any of these) and hyperparameters of their own. float32 or float64, C-contiguous, writable,
-                of any framework whose arrays lend their memory.
+                "params" (any of these) and hyperparameters of their own. float32, float64, bfloat16 (or its bits as
+                uint16) or float16, C-contiguous, writable, of any framework whose arrays lend their memory.
             lr: learning rate.
             betas: decay rates of the two moving averages, each in [0, 1).
             eps: keeps the denominator away from zero; see `eps_mode`.
@@ -76,19 +85,30 @@ class Adam:
             decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
             eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the
                 bias-corrected root, as PyTorch and optax do.
+            state_dtype: format of the moments, whatever that of the parameters: "float32", "float64", "bfloat16" or
+                "8bit" (docs/eight-bit-state.md). Default: float64 for float64 parameters, float32 for the rest.
+                Everything is computed in float32, or in float64 where the parameter or its state is that.
+            rounding: how bfloat16 and 8-bit arrays are written: "nearest", or "stochastic", which keeps the mean of
+                changes that are smaller than the format can show.
+            seed: of the stochastic rounding; the same seed gives the same bits, on any number of threads.
+            master_weights: keep a float32 copy of each bfloat16 or float16 parameter, update that, and round it into
+                the parameter in the same pass.
+            ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1); see `ema`.
+            low_precision_copy: keep a copy of the parameters in "bfloat16" or "float16"; see `low_precision`.
 
         Raises:
-            ArrayError: an array cannot be updated in place; the message names it and says what to do.
+            ArrayError: an array cannot be updated in place, or not with these formats; the message names it.
             HyperparameterError: a hyperparameter is out of range.
             NamesError: there is no array, or a name is used twice.
         """
         defaults = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
         self._param_groups = ParamGroups(groups_of(params, defaults))
+        self._options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
         self._single = is_array(params)
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
         self._watched = _watch(self.param_groups)
-        self._parts = _parts(self._members)
+        self._parts = _parts(self._members, self._options)
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._lock = step_lock()
 
@@ -100,19 +120,22 @@ class Adam:
         loss_scale: float | None = None,
         max_grad_norm: float | None = None,
         clip_value: float | None = None,
+        zero_grad: bool = False,
     ) -> StepResult:
         """Update every parameter that has a gradient, in place.
 
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
-                groups), or a dict with the same names; each of its parameter's shape and dtype. None in place of an
-                array leaves that parameter and its state as they are.
+                groups), or a dict with the same names; each of its parameter's shape, of any of the dtypes that a
+                parameter may have. None in place of an array leaves that parameter and its state as they are.
             grad_scale: multiplies every gradient.
             loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
                 before, and if any of them is not finite the whole step is left out.
             max_grad_norm: largest global norm over all gradients; larger ones are scaled down to it. Needs the same one
                 read before, and a gradient that is not finite leaves the step out too.
             clip_value: largest magnitude of an element of a gradient, after scaling.
+            zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is left
+                out leaves them too.
 
         Returns:
             a StepResult: whether the step was applied, and the norm when it was measured.
@@ -123,7 +146,7 @@ class Adam:
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: a number is out of range.
         """
-        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value)
+        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
             if self._watched:
@@ -134,6 +157,24 @@ class Adam:
     def param_groups(self) -> ParamGroups:
         """The groups; set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number is fixed."""
         return self._param_groups
+
+    @property
+    def ema(self) -> Any:
+        """The moving averages of the weights, in the form of the constructor's `params`; the optimizer's own arrays.
+
+        Raises:
+            HyperparameterError: the optimizer keeps none.
+        """
+        return self._kept("emas", "ema_decay=0.999")
+
+    @property
+    def low_precision(self) -> Any:
+        """The low-precision copies of the parameters, in the form of the constructor's `params`.
+
+        Raises:
+            HyperparameterError: the optimizer keeps none.
+        """
+        return self._kept("copies", 'low_precision_copy="bfloat16"')
 
     @property
     def state(self) -> dict[str | int, dict[str, Any]]:
@@ -197,6 +238,20 @@ class Adam:
             }
         return [by_index[index] for index in range(len(self._members))]
 
+    def _kept(self, name: str, option: str) -> Any:
+        """Return the arrays of one kind that are kept for all parameters, in the form of `params`."""
+        by_place = {
+            place: array
+            for part in self._parts
+            for place, array in zip(part.places, getattr(part.kept, name), strict=True)
+        }
+        if any(array is None for array in by_place.values()):
+            raise HyperparameterError(f"this optimizer keeps no such arrays: make it with {option}")
+        arrays = [by_place[place] for place in range(len(by_place))]
+        if self._single:
+            return arrays[0]
+        return dict(zip(self._names, arrays, strict=True)) if self._names else arrays
+
     def _follow(self) -> None:
         """Borrow anew what was given other memory since: updating the old would move nothing that anybody sees."""
         if all(watched.place(watched.owner) == watched.seen for watched in self._watched):
@@ -214,7 +269,9 @@ class Adam:
         members = []
         for index, (group, param) in enumerate(pairs):
             label = "" if self._single else f"[{self._names[index]!r}]" if self._names else f"[{index}]"
-            members.append(Member(index, label, borrow(param, name=f"params{label}", writable=True), group))
+            view = borrow(param, name=f"params{label}", writable=True, narrow=True)
+            self._options.check(label, format_number(view))
+            members.append(Member(index, label, view, group))
         return members
 
 
@@ -232,6 +289,12 @@ class AdamW(Adam):
         *,
         maximize: bool = False,
         eps_mode: EpsMode = "hat",
+        state_dtype: StateDtype | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        master_weights: bool = False,
+        ema_decay: float | None = None,
+        low_precision_copy: CopyDtype | None = None,
     ) -> None:
         """Take the parameters and their hyperparameters; as `Adam`, with `decoupled_weight_decay` on."""
         super().__init__(
@@ -244,6 +307,12 @@ class AdamW(Adam):
             maximize=maximize,
             decoupled_weight_decay=True,
             eps_mode=eps_mode,
+            state_dtype=state_dtype,
+            rounding=rounding,
+            seed=seed,
+            master_weights=master_weights,
+            ema_decay=ema_decay,
+            low_precision_copy=low_precision_copy,
         )
 
 
@@ -253,10 +322,10 @@ def _watch(groups: Sequence[ParamGroup]) -> list[_Watched]:
     return [_Watched(owner, place, place(owner)) for owner, place in owners if place is not None]
 
 
-def _parts(members: Sequence[Member]) -> list[Part]:
-    """Divide the parameters by dtype, and refuse those that share memory."""
+def _parts(members: Sequence[Member], options: Options) -> list[Part]:
+    """Divide the parameters by the dtype in which they are computed, and refuse those that share memory."""
     Extents([member.param for member in members], [f"params{member.label}" for member in members])
     by_dtype: dict[str, list[Member]] = {}
     for member in members:
-        by_dtype.setdefault(member.param.dtype.name, []).append(member)
-    return [Part(group) for group in by_dtype.values()]
+        by_dtype.setdefault(options.computed_in(format_number(member.param)), []).append(member)
+    return [Part(group, options) for group in by_dtype.values()]

@@ -1,6 +1,7 @@
-"""The parameters of one dtype within an optimizer, their state, and their step. Knows no framework but NumPy.
+"""The parameters that an optimizer computes in one dtype, their state, and their step. Knows no framework but NumPy.
 
-An optimizer has one part, unless it mixes float32 and float64: one kernel launch serves one dtype.
+An optimizer has one part, unless some parameters are computed in float32 and others in float64: one kernel launch
+serves one dtype.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.arrays import Array, Extents
+from numba_adam.conversion import format_number
+from numba_adam.eight_bit import EightBit
 from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.kept import Kept
 from numba_adam.kernels.norm import measure
 from numba_adam.moments import Moments, copies, zeros
+from numba_adam.options import Options
 from numba_adam.param_groups import ParamGroup
 from numba_adam.scaling import Scaling
-from numba_adam.table import UpdateTable, written
+from numba_adam.table import Extras, UpdateTable, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,17 @@ class Member(NamedTuple):
 
 
 class Part:
-    """The parameters of one dtype."""
+    """The parameters that are computed in one dtype."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        """Take the parameters; they have been checked. Their state is made when it is first needed."""
+    def __init__(self, members: Sequence[Member], options: Options) -> None:
+        """Take the parameters; they have been checked. Their moments are made when they are first needed."""
         self.members = list(members)
+        self.options = options
         self.places = [member.place for member in self.members]
         self.params = [member.param for member in self.members]
         self.labels = [member.label for member in self.members]
         self.steps = np.zeros(len(self.members), dtype=np.int64)
+        self.kept = Kept(self.params, options)
         self._runs = _runs_of_groups(self.members)
         self._moments: Moments | None = None
         self._drafted: Moments | None = None  # what the table stands on; becomes the state with the first launch
@@ -72,24 +79,35 @@ class Part:
         self._known = current
         return True
 
-    def draft(self) -> list[Sequence[Array | None]]:
+    def draft(self) -> list[Sequence[Any]]:
         """Make what state is missing; return every array that a step writes: params and moments, in columns."""
-        have = self._moments or Moments(zeros(self.params, 1), zeros(self.params, 2), [None] * len(self.params))
+        have = self._moments or self._zeros()
         needed = [member.group.hyperparameters.amsgrad for member in self.members]
         largest = [
-            zeros([param], 3)[0] if need and array is None else array
-            for need, array, param in zip(needed, have.max_exp_avg_sqs, self.params, strict=True)
+            zeros([param], [format_], 3)[0] if need and array is None else array
+            for need, array, param, format_ in zip(
+                needed, have.max_exp_avg_sqs, self.params, self._formats(), strict=True
+            )
         ]
         self._drafted = have._replace(max_exp_avg_sqs=largest)
         used = [array if need else None for need, array in zip(needed, largest, strict=True)]
-        return [self.params, have.exp_avgs, have.exp_avg_sqs, used]
+        return [self.kept.computed, have.exp_avgs, have.exp_avg_sqs, used, self.kept.emas, self.kept.copies]
 
     def make_table(self, columns: Sequence[Sequence[Any]], extents: Extents) -> None:
         """Make the table over what `draft` returned; no gradient may share memory with `extents`."""
         self._known = [run.group.hyperparameters for run in self._runs]
         groups = [index for index, run in enumerate(self._runs) for _ in range(run.begin, run.end)]
+        *moments, emas, copies_ = columns
+        extras = Extras(
+            emas,
+            copies_,
+            self.options.ema_decay or 0.0,
+            self.options.rounding == "stochastic",
+            self.options.seed,
+            self.places,
+        )
         self._table = UpdateTable(
-            *columns, hyperparameters=self._known, groups=groups, names=self.labels, extents=extents
+            *moments, hyperparameters=self._known, groups=groups, names=self.labels, extents=extents, extras=extras
         )
 
     def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
@@ -126,34 +144,51 @@ class Part:
     def follow(self, members: Sequence[Member]) -> None:
         """Take the same parameters in other memory; they have been checked. Their state stays."""
         self.members, self.params = list(members), [member.param for member in members]
+        self.kept = self.kept.beside(self.params)
         self._table, self._known = None, []
 
     def state_of(self, position: int) -> dict[str, Any]:
         """Return one parameter's state, with PyTorch's keys; empty before its first step."""
         if self._moments is None or not self.steps[position]:
             return {}
-        state: dict[str, Any] = {
-            "step": int(self.steps[position]),
+        arrays = {
             "exp_avg": self._moments.exp_avgs[position],
             "exp_avg_sq": self._moments.exp_avg_sqs[position],
+            "max_exp_avg_sq": self._moments.max_exp_avg_sqs[position],
+            **self.kept.state_of(position),
         }
-        if self._moments.max_exp_avg_sqs[position] is not None:
-            state["max_exp_avg_sq"] = self._moments.max_exp_avg_sqs[position]
+        state: dict[str, Any] = {"step": int(self.steps[position])}
+        for name, array in arrays.items():
+            if isinstance(array, EightBit):
+                state[name], state[f"{name}_scale"] = array.codes, array.scales
+            elif array is not None:
+                state[name] = array
         return state
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
+        formats = self._formats()
         largest = [
-            copies([state["max_exp_avg_sq"]], [param], 3)[0] if "max_exp_avg_sq" in state else None
-            for state, param in zip(states, self.params, strict=True)
+            copies([state["max_exp_avg_sq"]], [param], [format_], 3)[0] if "max_exp_avg_sq" in state else None
+            for state, param, format_ in zip(states, self.params, formats, strict=True)
         ]
         self._moments = Moments(
-            copies([state.get("exp_avg") for state in states], self.params, 1),
-            copies([state.get("exp_avg_sq") for state in states], self.params, 2),
+            copies([state.get("exp_avg") for state in states], self.params, formats, 1),
+            copies([state.get("exp_avg_sq") for state in states], self.params, formats, 2),
             largest,
         )
         self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
+        self.kept.set_states(states)
         self._table, self._known = None, []
+
+    def _formats(self) -> list[str]:
+        """Return the format of each parameter's moments."""
+        return [self.options.state_format(format_number(param)) for param in self.params]
+
+    def _zeros(self) -> Moments:
+        """Return the state before the first step."""
+        formats = self._formats()
+        return Moments(zeros(self.params, formats, 1), zeros(self.params, formats, 2), [None] * len(self.params))
 
 
 class MixedParts:

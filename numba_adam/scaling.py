@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from numba_adam.errors import HyperparameterError
-from numba_adam.hyperparameters import real
+from numba_adam.hyperparameters import flag, real
 
 
 class Scaling(NamedTuple):
@@ -15,6 +15,7 @@ class Scaling(NamedTuple):
     factor: float = 1.0  # multiplies every gradient
     clip_value: float = 0.0  # largest magnitude of an element afterwards; 0: any
     max_norm: float = math.inf  # largest global norm
+    zero_grad: bool = False  # whether the gradients are set to zero in the pass
     is_measured: bool = False  # whether the gradients are read first: for their norm, and to find what is not finite
 
 
@@ -22,20 +23,25 @@ AS_THEY_ARE = Scaling()
 
 
 def scaling(
-    grad_scale: object, loss_scale: object | None, max_grad_norm: object | None, clip_value: object | None
+    grad_scale: object,
+    loss_scale: object | None,
+    max_grad_norm: object | None,
+    clip_value: object | None,
+    zero_grad: object = False,
 ) -> Scaling:
     """Return what these arguments of `Adam.step` mean.
 
     Raises:
         HyperparameterError: one of them is out of range.
     """
-    factor = real("grad_scale", grad_scale)
-    if loss_scale is None and max_grad_norm is None and clip_value is None:
+    factor, zero = real("grad_scale", grad_scale), flag("zero_grad", zero_grad)
+    if loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
         return AS_THEY_ARE if factor == 1.0 else Scaling(factor)
     return Scaling(
         factor if loss_scale is None else factor / _positive("loss_scale", loss_scale),
         0.0 if clip_value is None else _positive("clip_value", clip_value),
         math.inf if max_grad_norm is None else _positive("max_grad_norm", max_grad_norm),
+        zero,
         loss_scale is not None or max_grad_norm is not None,
     )
 

@@ -15,7 +15,7 @@ from numba_adam.arrays import Array
 from numba_adam.folding import FLOORS, Settings, settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kernels.gather import kinds, usable
-from numba_adam.kernels.job import COLUMNS, Job, empty_plan, pack
+from numba_adam.kernels.job import COLUMNS, OPTIONS, Job, empty_plan, pack
 from numba_adam.kernels.single import prepare_one
 from numba_adam.table import run
 
@@ -65,10 +65,14 @@ def _slot(dtype: str) -> _Slot:
     nothing = np.zeros(0, dtype=np.uint64)
     job = Job(
         table=np.zeros((1, COLUMNS), dtype=np.uint64),
+        formats=np.zeros((1, COLUMNS), dtype=np.int64),
+        plain=np.ones(1, dtype=np.int64),
+        numbers=np.zeros(1, dtype=np.int64),
+        options=np.zeros(OPTIONS, dtype=np.int64),
         lengths=np.zeros(1, dtype=np.int64),
         groups=np.zeros(1, dtype=np.int64),
         settings=np.zeros((1, len(Settings._fields))),
-        kinds=kinds(dtype),
+        kinds=kinds(),
         shapes=np.zeros(0, dtype=np.int64),
         starts=np.zeros(2, dtype=np.int64),
         begins=nothing,

@@ -12,13 +12,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from numba_adam.arrays import Array, check_like
+import numpy as np
+
+from numba_adam.arrays import Array, check_shape
+from numba_adam.eight_bit import EightBit, blocks_of
 from numba_adam.errors import ArrayError, StateDictError
 from numba_adam.hyperparameters import LAST_STEP, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
 
-_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param", "ema")
+_CODES = (np.dtype(np.uint8), np.dtype(np.int8))  # of second moments and of first ones, in 8 bits
 _REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -125,7 +129,7 @@ def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
         return {}
     if not set(state) >= _REQUIRED:
         raise StateDictError(f"state[{key!r}] has no {sorted(_REQUIRED - set(state))[0]!r}")
-    arrays = {name: _array(state[name], f"state[{key!r}][{name!r}]", param) for name in _ARRAYS if name in state}
+    arrays = {name: _moment(state, name, f"state[{key!r}]", param) for name in _ARRAYS if name in state}
     return {"step": _step(state["step"], f"state[{key!r}]['step']"), **arrays}
 
 
@@ -137,10 +141,28 @@ def _step(value: object, name: str) -> int:
     return int(step)
 
 
+def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Array | EightBit:
+    """Return one array of a state, in whatever format it has."""
+    label = f"{where}[{name!r}]"
+    dtype = getattr(state[name], "dtype", None)
+    if dtype not in _CODES:
+        return _array(state[name], label, param)
+    scales = state.get(f"{name}_scale")
+    needed = (blocks_of(param.size),)
+    if dtype != _CODES[name == "exp_avg"] or type(scales) is not np.ndarray or scales.dtype != np.float32:
+        raise StateDictError(f"{label} is in 8 bits, of dtype {dtype}: {where} must have float32 '{name}_scale' too")
+    if scales.shape != needed or state[name].shape != param.shape:
+        raise StateDictError(
+            f"{label} has shape {state[name].shape} with scales of shape {scales.shape}: they must have {param.shape} "
+            f"and {needed}"
+        )
+    return EightBit(np.ascontiguousarray(state[name]), np.ascontiguousarray(scales))
+
+
 def _array(value: object, name: str, param: Array) -> Array:
     try:
-        array = borrow(value, name=name)
-        check_like(array, name, param, "its parameter")
+        array = borrow(value, name=name, narrow=True)
+        check_shape(array, name, param, "its parameter")
     except ArrayError as error:
         raise StateDictError(str(error)) from error
     return array

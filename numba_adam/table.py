@@ -7,23 +7,41 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.arrays import Array, Extents, check_like
+from numba_adam.arrays import Array, Extents, check_shape
+from numba_adam.conversion import format_number
+from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
-from numba_adam.folding import FLOORS, settings
+from numba_adam.folding import settings
+from numba_adam.formats import FLOAT32, FLOAT64, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.kernels import norm, threads, update
 from numba_adam.kernels.gather import kinds, usable
-from numba_adam.kernels.job import Job, empty_plan, pack
+from numba_adam.kernels.job import COLUMNS, SCALE, ZERO_GRAD, Job, empty_plan, pack
 from numba_adam.kernels.prepare import prepare, prepare_gathered
 from numba_adam.scaling import AS_THEY_ARE, Scaling
 
 # What messages call the columns, and the gradients.
-LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grads")
+LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "low_precision", "grads")
+_OWN_DTYPES = (np.dtype(np.int8), np.dtype(np.uint8))
+
+
+class Extras(NamedTuple):
+    """What a step does beside the update, and how it rounds."""
+
+    emas: Sequence[Array | None] | None = None  # moving averages of the weights, one for each parameter
+    copies: Sequence[Array | None] | None = None  # low-precision copies of the new parameters
+    ema_decay: float = 0.0
+    is_stochastic: bool = False  # whether bfloat16 and 8-bit arrays are rounded at random
+    seed: int = 0
+    numbers: Sequence[int] | None = None  # the parameters' places in their optimizer; None: 0, 1, 2, ...
+
+
+NO_EXTRAS = Extras()
 
 
 class UpdateTable:
@@ -36,21 +54,22 @@ class UpdateTable:
     def __init__(
         self,
         params: Sequence[Array],
-        exp_avgs: Sequence[Array],
-        exp_avg_sqs: Sequence[Array],
-        max_exp_avg_sqs: Sequence[Array | None] | None = None,
+        exp_avgs: Sequence[Array | EightBit],
+        exp_avg_sqs: Sequence[Array | EightBit],
+        max_exp_avg_sqs: Sequence[Array | EightBit | None] | None = None,
         *,
         hyperparameters: Sequence[Hyperparameters],
         groups: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         extents: Extents | None = None,
         labels: Sequence[str] = LABELS,
+        extras: Extras = NO_EXTRAS,
     ) -> None:
         """Check the arrays and note where they lie.
 
         Args:
-            params: C-contiguous writable arrays, all float32 or all float64, any shapes.
-            exp_avgs: first moments, one for each parameter, of its shape and dtype.
+            params: C-contiguous writable arrays of any shapes, float32, float64, bfloat16 or float16.
+            exp_avgs: first moments, one for each parameter, of its shape: float32, float64, bfloat16 or in 8 bits.
             exp_avg_sqs: second moments, likewise.
             max_exp_avg_sqs: largest second moments (AMSGrad), None for parameters without; None: none has one.
             hyperparameters: those of each group.
@@ -58,6 +77,7 @@ class UpdateTable:
             names: what error messages call the parameters. Default: their indices.
             extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
             labels: what error messages call each kind of array, before its name.
+            extras: what is to be done beside.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -65,12 +85,16 @@ class UpdateTable:
         self._labels = labels
         self._names = list(names) if names is not None else [f"[{index}]" for index in range(len(params))]
         self._params = list(params)
-        self._columns: list[Sequence[Array | None]] = [
+        nothing: list[None] = [None] * len(params)
+        self._columns: list[Sequence[Array | EightBit | None]] = [
             self._params,
             list(exp_avgs),
             list(exp_avg_sqs),
-            list(max_exp_avg_sqs) if max_exp_avg_sqs is not None else [None] * len(params),
+            list(max_exp_avg_sqs or nothing),
+            list(extras.emas or nothing),
+            list(extras.copies or nothing),
         ]
+        self._extras = extras
         self.dtype = self._check()
         self._extents = extents or Extents(*self._written())
         self._pins = [weakref.ref(array) for array in self._written()[0]]
@@ -80,7 +104,7 @@ class UpdateTable:
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        self._job.settings[group] = settings(hyperparameters, self.dtype)
+        self._job.settings[group] = settings(hyperparameters, self.dtype, self._extras.ema_decay)
 
     def update(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
@@ -98,6 +122,7 @@ class UpdateTable:
     def prepare(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> int:
         """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
         job, like = self._job, self._job.constants
+        job.options[ZERO_GRAD] = scaling.zero_grad
         if len(self._params) == 1:
             job.objects[0] = id(grads[0])
         else:
@@ -105,8 +130,9 @@ class UpdateTable:
         count = prepare(self._places, like, steps, scaling.factor, scaling.clip_value) if usable() else -1
         if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
             self._check_writable()
-            self._views = [self._view_of(index, grad) for index, grad in enumerate(grads)]
+            self._views = [self._view_of(index, grad, scaling) for index, grad in enumerate(grads)]
             job.grads[:] = [_address(view) for view in self._views]
+            job.grad_formats[:] = [0 if view is None else _format(view) for view in self._views]
             count = prepare_gathered(self._places, like, steps, scaling.factor, scaling.clip_value)
         return int(count)
 
@@ -128,16 +154,20 @@ class UpdateTable:
         self._views = []
 
     def _check(self) -> str:
-        """Check every array against its parameter, and the parameters against each other; return their dtype."""
-        dtypes = sorted({str(param.dtype) for param in self._params})
-        if len(dtypes) != 1 or dtypes[0] not in FLOORS:
-            raise DtypeError(f"params have the dtypes {', '.join(dtypes)}: they must all be float32 or all float64")
+        """Check every array against its parameter, and the parameters against each other; return the compute dtype."""
         for each, name in zip(*self._written(), strict=True):
-            borrow(each, name=name, writable=True)
-        for column, label in zip(self._columns[1:], self._labels[1:4], strict=True):
+            if each.dtype not in _OWN_DTYPES:  # what the library made itself needs no more asking
+                borrow(each, name=name, writable=True, narrow=True)
+        for column, label in zip(self._columns[1:], self._labels[1:6], strict=True):
             for array, param, name in zip(column, self._params, self._names, strict=True):
                 if array is not None:
-                    check_like(array, f"{label}{name}", param, f"{self._labels[0]}{name}")
+                    check_shape(array, f"{label}{name}", param, f"{self._labels[0]}{name}")
+        dtypes = [
+            compute_dtype([_format(column[k]) for column in self._columns[:4] if column[k] is not None], self._names[k])
+            for k in range(len(self._params))
+        ]
+        if len(set(dtypes)) != 1:
+            raise DtypeError(f"params are computed in {' and '.join(sorted(set(dtypes)))}: they must all be in one")
         return dtypes[0]
 
     def _written(self) -> tuple[list[Array], list[str]]:
@@ -146,50 +176,107 @@ class UpdateTable:
 
     def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> Job:
         """Return what the kernels work on."""
-        shapes = [param.shape for param in self._params]
-        addresses = [[_address(array) for array in column] for column in self._columns]
+        shapes, count = [param.shape for param in self._params], len(self._params)
+        formats = np.zeros((count, COLUMNS), dtype=np.int64)
+        formats[:, : len(self._columns)] = np.transpose([[_format(array) for array in c] for c in self._columns])
+        extras = self._extras
         return Job(
-            table=np.array(addresses, dtype=np.uint64).T.copy(),
+            table=self._addresses(),
+            formats=formats,
+            plain=np.array([self._is_plain(k) for k in range(count)], dtype=np.int64),
+            numbers=np.array(extras.numbers if extras.numbers is not None else range(count), dtype=np.int64),
+            options=np.array([0, extras.is_stochastic, extras.seed], dtype=np.int64),
             lengths=np.array([param.size for param in self._params], dtype=np.int64),
             groups=np.array(groups, dtype=np.int64),
-            settings=np.array([settings(entry, self.dtype) for entry in hyperparameters]),
-            kinds=kinds(self.dtype),
+            settings=np.array([settings(entry, self.dtype, extras.ema_decay) for entry in hyperparameters]),
+            kinds=kinds(),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
             begins=self._extents.begins,
             ends=self._extents.ends,
-            params=np.fromiter(map(id, self._params), np.uint64, len(self._params)),
-            **empty_plan(len(shapes), self.dtype),
+            params=np.fromiter(map(id, self._params), np.uint64, count),
+            **empty_plan(count, self.dtype),
         )
+
+    def _addresses(self) -> Array:
+        """Return the job's table: where each array lies, and the scales of those in 8 bits."""
+        table = np.zeros((len(self._params), COLUMNS), dtype=np.uint64)
+        for column, arrays in enumerate(self._columns):
+            for k, array in enumerate(arrays):
+                if isinstance(array, EightBit):
+                    table[k, column], table[k, column + SCALE] = _address(array.codes), _address(array.scales)
+                else:
+                    table[k, column] = _address(array)
+        return table
+
+    def _is_plain(self, index: int) -> bool:
+        """Say whether all arrays of a parameter have the dtype in which is computed, and nothing is done beside."""
+        *moments, ema, copy = (column[index] for column in self._columns)
+        return ema is None and copy is None and all(array is None or array.dtype == self.dtype for array in moments)
 
     def _check_writable(self) -> None:
         """Refuse a parameter that was made read-only since the last step."""
         for param, name in zip(self._params, self._names, strict=True):
             if not param.flags.writeable:
-                borrow(param, name=f"{self._labels[0]}{name}", writable=True)
+                borrow(param, name=f"{self._labels[0]}{name}", writable=True, narrow=True)
 
-    def _view_of(self, index: int, grad: Any) -> Array | None:
+    def _view_of(self, index: int, grad: Any, scaling: Scaling) -> Array | None:
         """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""
         if grad is None:
             return None
-        name = f"{self._labels[4]}{self._names[index]}"
-        view = borrow(grad, name=name)
-        check_like(view, name, self._params[index], f"{self._labels[0]}{self._names[index]}")
+        name = f"{self._labels[6]}{self._names[index]}"
+        view = borrow(grad, name=name, writable=scaling.zero_grad, narrow=True)
+        check_shape(view, name, self._params[index], f"{self._labels[0]}{self._names[index]}")
         self._extents.check_apart(view, name)
         return view
 
 
 def written(
-    columns: Sequence[Sequence[Array | None]], names: Sequence[str], labels: Sequence[str] = LABELS
+    columns: Sequence[Sequence[Array | EightBit | None]], names: Sequence[str], labels: Sequence[str] = LABELS
 ) -> tuple[list[Array], list[str]]:
-    """Return the arrays of the columns params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, and what to call each."""
+    """Return the arrays of a table's columns, and what to call each."""
     pairs = [
-        (array, f"{label}{name}")
-        for label, column in zip(labels[:4], columns, strict=True)
+        pair
+        for label, column in zip(labels, columns, strict=False)
         for array, name in zip(column, names, strict=True)
-        if array is not None
+        for pair in _memory_of(array, f"{label}{name}")
     ]
     return [array for array, _ in pairs], [name for _, name in pairs]
+
+
+def compute_dtype(formats: Sequence[int], name: str) -> str:
+    """Return the dtype in which a parameter with arrays of these formats is updated.
+
+    Args:
+        formats: of the parameter, then of its moments.
+        name: what messages call the parameter.
+
+    Raises:
+        DtypeError: the formats cannot be mixed.
+    """
+    if FLOAT64 not in formats:
+        return "float32"
+    narrow = [NAMES[format_] for format_ in formats if format_ not in (FLOAT32, FLOAT64)]
+    if narrow:
+        raise DtypeError(
+            f"params{name} is {NAMES[formats[0]]} with a state of {NAMES[formats[1]]}: float64 goes with float64 and "
+            f"float32, not with {narrow[0]}; choose another state_dtype"
+        )
+    return "float64"
+
+
+def _memory_of(array: Array | EightBit | None, name: str) -> list[tuple[Array, str]]:
+    """Return the arrays of which a moment consists, and what to call them."""
+    if array is None:
+        return []
+    if isinstance(array, EightBit):
+        return [(array.codes, name), (array.scales, f"{name}'s scales")]
+    return [(array, name)]
+
+
+def _format(array: Array | EightBit | None) -> int:
+    """Return an array's format; that of a missing one is never asked for."""
+    return FLOAT32 if array is None else format_number(array)
 
 
 def run(job: Job, places: Array, steps: Array, count: int) -> None:

@@ -14,7 +14,7 @@ from numba_adam.interop.lender import FLOAT32, FLOAT64, Lender, check
 _LENDERS: tuple[Lender, ...] = (numpy.LENDER, torch.LENDER, jax.LENDER, *protocols.LENDERS)
 
 
-def borrow(array: object, *, name: str, writable: bool = False) -> npt.NDArray[Any]:
+def borrow(array: object, *, name: str, writable: bool = False, narrow: bool = False) -> npt.NDArray[Any]:
     """Return a NumPy view of an array's memory, without copying.
 
     Args:
@@ -22,6 +22,8 @@ def borrow(array: object, *, name: str, writable: bool = False) -> npt.NDArray[A
             `__array_interface__` or `__dlpack__`; float32 or float64.
         name: what error messages call it, such as "params['w']".
         writable: whether the view is going to be written to.
+        narrow: whether bfloat16 and float16 are admitted too. NumPy knows no bfloat16 of its own: an array of
+            ml_dtypes' stays what it is, a PyTorch tensor's bits come as uint16, and uint16 arrays are taken for such.
 
     Returns:
         A view of the array's own shape: C-contiguous, aligned, in native byte order. A plain NumPy array is
@@ -29,7 +31,7 @@ def borrow(array: object, *, name: str, writable: bool = False) -> npt.NDArray[A
 
     Raises:
         UnsupportedArrayError: there is no memory to borrow, or it is not in this host's RAM.
-        DtypeError: neither float32 nor float64.
+        DtypeError: neither float32 nor float64, nor one of the narrow formats where these are admitted.
         LayoutError: not C-contiguous, not aligned or not in native byte order.
         ReadOnlyError: `writable`, and the memory must not be written to.
 
@@ -42,8 +44,8 @@ def borrow(array: object, *, name: str, writable: bool = False) -> npt.NDArray[A
         if (dtype is FLOAT32 or dtype is FLOAT64) and array.flags.carray:
             return array
     lender = next(lender for lender in _LENDERS if lender.owns(array))
-    view = lender.lend(array, name)
-    check(view, name, lender, writable=writable)
+    view = lender.lend(array, name, narrow)
+    check(view, name, lender, writable=writable, narrow=narrow)
     return view
 
 

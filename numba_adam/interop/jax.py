@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import UnsupportedArrayError
+from numba_adam.formats import format_of
 from numba_adam.interop.lender import FLOAT32, FLOAT64, Lender, wrong_dtype
 
 _KIND = "JAX array"
@@ -21,14 +22,14 @@ def _owns(array: object) -> bool:
     return kind is not None and isinstance(array, kind)
 
 
-def _lend(array: Any, name: str) -> npt.NDArray[Any]:
+def _lend(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     """Return a view of an array that lies, whole, in this host's memory."""
     if isinstance(array, sys.modules["jax"].core.Tracer):
         raise UnsupportedArrayError(
             f"{name} is a JAX tracer, which has no values yet; borrow outside of jit, grad and vmap"
         )
-    if array.dtype not in (FLOAT32, FLOAT64):
-        raise wrong_dtype(name, array.dtype, _KIND, _CONVERT)
+    if array.dtype not in (FLOAT32, FLOAT64) and not (narrow and format_of(array.dtype) is not None):
+        raise wrong_dtype(name, array.dtype, _KIND, _CONVERT, narrow=narrow)
     if array.is_deleted():
         raise UnsupportedArrayError(f"{name} ({_KIND}) was deleted or donated; keep a copy: x.copy()")
     devices = sorted(map(str, array.devices()))

@@ -1,6 +1,6 @@
 """What every kind of array has to say about itself, and the checks that all borrowed memory passes.
 
-May import NumPy and `numba_adam.errors`.
+May import NumPy, `numba_adam.errors` and `numba_adam.formats`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError
+from numba_adam.formats import format_of
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -28,8 +29,11 @@ class Lender:
     owns: Callable[[object], bool]
     """Whether an object is of this kind. Imports nothing."""
 
-    lend: Callable[[Any, str], npt.NDArray[Any]]
-    """Returns a view of an object's memory; raises UnsupportedArrayError or DtypeError with the name given."""
+    lend: Callable[[Any, str, bool], npt.NDArray[Any]]
+    """Returns a view of an object's memory, given a name for messages and whether 16-bit formats are admitted.
+
+    Raises UnsupportedArrayError or DtypeError.
+    """
 
     convert: str = "np.ascontiguousarray(x, dtype=np.float32)"
     """What to write to get float32."""
@@ -44,10 +48,11 @@ class Lender:
     """Where an object's memory lies now, for kinds whose objects can be given other memory; None for the rest."""
 
 
-def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool) -> None:
+def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool, narrow: bool) -> None:
     """Refuse memory that the update could not use as it lies."""
-    if view.dtype.newbyteorder("=") not in (FLOAT32, FLOAT64):
-        raise wrong_dtype(name, view.dtype, lender.kind, lender.convert)
+    dtype = view.dtype.newbyteorder("=")
+    if dtype not in (FLOAT32, FLOAT64) and not (narrow and format_of(dtype) is not None):
+        raise wrong_dtype(name, view.dtype, lender.kind, lender.convert, narrow=narrow)
     if not view.dtype.isnative:
         needed = f"is in foreign byte order ({view.dtype.str}), needed is this machine's own"
         raise LayoutError(f"{name} ({lender.kind}) {needed}; convert it: {lender.convert}")
@@ -66,6 +71,7 @@ def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool) 
         )
 
 
-def wrong_dtype(name: str, dtype: object, kind: str, convert: str) -> DtypeError:
+def wrong_dtype(name: str, dtype: object, kind: str, convert: str, *, narrow: bool) -> DtypeError:
     """Return the error for an element type that is not supported."""
-    return DtypeError(f"{name} ({kind}) has dtype {dtype}, needed is float32 or float64; convert it: {convert}")
+    needed = "float32, float64, bfloat16 (or its bits as uint16) or float16" if narrow else "float32 or float64"
+    return DtypeError(f"{name} ({kind}) has dtype {dtype}, needed is {needed}; convert it: {convert}")

@@ -12,7 +12,7 @@ from numba_adam.errors import UnsupportedArrayError
 from numba_adam.interop.lender import Lender
 
 
-def _lend(array: Any, name: str) -> npt.NDArray[Any]:
+def _lend(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     """Return the array without its subclass; one whose elements may be hidden is refused."""
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(array, masked.MaskedArray):

@@ -26,21 +26,21 @@ def _has_buffer(array: object) -> bool:
     return True
 
 
-def _lend_buffer(array: Any, name: str) -> npt.NDArray[Any]:
+def _lend_buffer(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     try:
         return np.asarray(memoryview(array))
     except (ValueError, TypeError) as error:  # a format NumPy has no dtype for
         raise _cannot(name, array, error) from error
 
 
-def _lend_interface(array: Any, name: str) -> npt.NDArray[Any]:
+def _lend_interface(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     try:
         return np.asarray(array, copy=False)  # type: ignore[call-overload, no-any-return, unused-ignore]
     except (ValueError, TypeError) as error:
         raise _cannot(name, array, error) from error
 
 
-def _lend_dlpack(array: Any, name: str) -> npt.NDArray[Any]:
+def _lend_dlpack(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     device = int(array.__dlpack_device__()[0])
     if device not in _HOST_DEVICES:
         raise UnsupportedArrayError(
@@ -53,13 +53,13 @@ def _lend_dlpack(array: Any, name: str) -> npt.NDArray[Any]:
         raise _cannot(name, array, error) from error
 
 
-def _refuse_gpu(array: Any, name: str) -> npt.NDArray[Any]:
+def _refuse_gpu(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     raise UnsupportedArrayError(
         f"{name} ({type(array).__name__}) is in a GPU's memory, needed is one in this host's; copy it there: x.get()"
     )
 
 
-def _refuse(array: Any, name: str) -> npt.NDArray[Any]:
+def _refuse(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
     raise UnsupportedArrayError(
         f"{name} is of type {kind}, which lends no memory; make an array of it: np.asarray(x, dtype=np.float32)"

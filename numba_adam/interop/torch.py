@@ -27,7 +27,7 @@ def _owns(array: object) -> bool:
     return tensor is not None and isinstance(array, tensor)
 
 
-def _lend(tensor: Any, name: str) -> npt.NDArray[Any]:
+def _lend(tensor: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     """Return a view of a tensor's memory; gradients recorded for it do not hear of what is written there."""
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
@@ -38,9 +38,12 @@ def _lend(tensor: Any, name: str) -> npt.NDArray[Any]:
         raise UnsupportedArrayError(
             f"{name} ({_KIND}) has layout {tensor.layout}, needed is a dense one; convert it: x.to_dense()"
         )
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise wrong_dtype(name, tensor.dtype, _KIND, _CONVERT)
+    narrow_dtypes = (torch.bfloat16, torch.float16) if narrow else ()
+    if tensor.dtype not in (torch.float32, torch.float64, *narrow_dtypes):
+        raise wrong_dtype(name, tensor.dtype, _KIND, _CONVERT, narrow=narrow)
     try:
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not know: its bits
+            return tensor.detach().view(torch.int16).numpy().view(np.uint16)  # type: ignore[no-any-return]
         view: npt.NDArray[Any] = tensor.detach().numpy()
     except (RuntimeError, TypeError) as error:  # tensors without memory of their own: functorch's, fake ones
         raise UnsupportedArrayError(

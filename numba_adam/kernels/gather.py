@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, bfloat16
 from numba_adam.kernels.compile import inline
+from numba_adam.kernels.formats import bytes_of
 from numba_adam.kernels.intrinsics import array_at
+from numba_adam.kernels.job import ZERO_GRAD
 from numba_adam.kernels.search import count_below
 
 # Words of 8 bytes from the beginning of the object on, behind the reference count (word 0) on a 64-bit machine.
 _TYPE, _DATA, _NDIM, _DIMS, _DESCR, _FLAGS, _WORDS = 1, 2, 3, 4, 7, 8, 9
 NEEDED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
 WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE
+_NONE, _ARRAY_TYPE, _FIRST_DTYPE = range(3)  # what `kinds` begins with
+_FORMATS = (FLOAT32, FLOAT64, FLOAT16, BFLOAT16, BFLOAT16)  # of the dtypes that follow
 _INT64 = np.empty(0, dtype=np.int64)
 _COMPARED = NEEDED | WRITEABLE
 _LOW_HALF = 0xFFFFFFFF  # nd and flags are C ints: the lower half of their word
@@ -36,12 +41,17 @@ def _shares(begin, end, begins, ends):  # type: ignore[no-untyped-def]
 
 
 @inline
-def is_plain(address, kinds, needed):  # type: ignore[no-untyped-def]
-    """Say whether the object at an address is an ndarray of the dtype, with the flags needed."""
-    if array_at(address, np.uint64(2), kinds)[_TYPE] != kinds[1]:
-        return False
+def kind_of(address, kinds, needed):  # type: ignore[no-untyped-def]
+    """Return the format of the array object at an address; -1 if it is no plain ndarray of a known one, with the flags."""
+    if array_at(address, np.uint64(2), kinds)[_TYPE] != kinds[_ARRAY_TYPE]:
+        return -1
     fields = array_at(address, np.uint64(_WORDS), kinds)
-    return fields[_DESCR] == kinds[2] and fields[_FLAGS] & np.uint64(needed) == np.uint64(needed)
+    if fields[_FLAGS] & np.uint64(needed) != np.uint64(needed):
+        return -1
+    for k in range(len(_FORMATS)):
+        if fields[_DESCR] == kinds[_FIRST_DTYPE + k]:
+            return _FORMATS[k]
+    return -1
 
 
 @inline
@@ -78,26 +88,31 @@ def same(extents, others):  # type: ignore[no-untyped-def]
 
 
 @inline
-def gather(job, item_bytes):  # type: ignore[no-untyped-def]
+def gather(job):  # type: ignore[no-untyped-def]
     """Fill `job.grads` from `job.objects`, 0 for None; False if one of the arrays is not what it must be."""
+    needed = NEEDED | WRITEABLE if job.options[ZERO_GRAD] else NEEDED
     for k in range(job.objects.size):
         job.grads[k] = 0
-        if job.objects[k] == job.kinds[0]:
+        if job.objects[k] == job.kinds[_NONE]:
             continue
-        if not is_plain(job.objects[k], job.kinds, NEEDED):
+        format_ = kind_of(job.objects[k], job.kinds, needed)
+        if format_ < 0:
             return False
         if not same(shape_at(job.objects[k], job.objects), job.shapes[job.starts[k] : job.starts[k + 1]]):
             return False
         address = data_at(job.objects[k], job.objects)
-        if job.lengths[k] and _shares(address, address + np.uint64(job.lengths[k] * item_bytes), job.begins, job.ends):
+        size = np.uint64(job.lengths[k]) * bytes_of(format_)
+        if size and _shares(address, address + size, job.begins, job.ends):
             return False
-        job.grads[k] = address
+        job.grads[k], job.grad_formats[k] = address, format_
     return True
 
 
-def kinds(dtype: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Return the addresses of None, of the type ndarray and of a dtype."""
-    return np.array([id(None), id(np.ndarray), id(np.dtype(dtype))], dtype=np.uint64)
+def kinds() -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Return the addresses of None, of the type ndarray, and of the dtypes of gradients; 0 for one not loaded."""
+    dtypes = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(np.uint16), bfloat16()]
+    addresses = [0 if dtype is None else id(dtype) for dtype in dtypes]
+    return np.array([id(None), id(np.ndarray), *addresses], dtype=np.uint64)
 
 
 @functools.cache

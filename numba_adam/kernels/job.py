@@ -16,8 +16,11 @@ from numba_adam.kernels.intrinsics import array_at
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = range(4)  # columns of a job's table
-COLUMNS = 4
+PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EMA, COPY = range(6)  # columns of a job's table
+SCALE = 6  # columns between an array in 8 bits and the scales of its blocks
+COLUMNS = 2 * SCALE
+ZERO_GRAD, IS_STOCHASTIC, SEED = range(3)  # what a job's options say
+OPTIONS = 3
 BLOCK = 8192  # elements: sums run over blocks of an array, so that they do not depend on threads
 
 _UINT64, _INT64, _FLOAT64 = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float64)
@@ -27,13 +30,17 @@ class Job(NamedTuple):
     """The arrays of n parameters in g groups."""
 
     # What is updated.
-    table: Array  # (n, COLUMNS) uint64: addresses; max_exp_avg_sq 0 where there is none
+    table: Array  # (n, COLUMNS) uint64: addresses; 0 where there is no such array
+    formats: Array  # (n, COLUMNS) int64: the format of each
+    plain: Array  # (n,) int64: 1 where all are of the dtype in which is computed, without an EMA and a copy
+    numbers: Array  # (n,) int64: each parameter's place in its optimizer, which random numbers depend on
+    options: Array  # (OPTIONS,) int64
     lengths: Array  # (n,) int64: number of elements
     groups: Array  # (n,) int64: which row of `settings` holds
     settings: Array  # (g, 11) float64: `folding.Settings`
 
     # What a gradient must be, and the memory it must not share.
-    kinds: Array  # (3,) uint64: address of None, of the type ndarray, of the dtype
+    kinds: Array  # uint64: address of None, of the type ndarray, of the dtypes, see `gather.kinds`
     shapes: Array  # int64: the extents, one array after the other
     starts: Array  # (n + 1,) int64: where each array's extents begin in `shapes`
     begins: Array  # (m,) uint64: where each run of memory taken begins, ascending
@@ -43,6 +50,7 @@ class Job(NamedTuple):
 
     # The plan of a step over the arrays that have a gradient: `prepare` says how many, the first so many entries hold.
     grads: Array  # (n,) uint64: where each array's gradient lies, 0 without one
+    grad_formats: Array  # (n,) int64: its format
     rows: Array  # (n,) int64: which arrays have one
     offsets: Array  # (n + 1,) int64: where each begins when all elements are counted through
     blocks: Array  # (n + 1,) int64: where each begins when blocks of BLOCK elements are counted through
@@ -51,7 +59,7 @@ class Job(NamedTuple):
 
 
 def pack(job: Job) -> Array:
-    """Return where each array lies and its length, (17, 2) uint64; the job must outlive it."""
+    """Return where each array lies and its length, (fields, 2) uint64; the job must outlive it."""
     return np.array([(array.ctypes.data, len(array)) for array in job], dtype=np.uint64)
 
 
@@ -70,22 +78,27 @@ def unpack(places, like):  # type: ignore[no-untyped-def]
     """Return the job of which `pack` returned the places; `like` is of the arrays' dtype."""
     return Job(
         _rows_at(places[0], COLUMNS, _UINT64),
-        _at(places[1], _INT64),
+        _rows_at(places[1], COLUMNS, _INT64),
         _at(places[2], _INT64),
-        _rows_at(places[3], _SETTINGS, _FLOAT64),
-        _at(places[4], _UINT64),
+        _at(places[3], _INT64),
+        _at(places[4], _INT64),
         _at(places[5], _INT64),
         _at(places[6], _INT64),
-        _at(places[7], _UINT64),
+        _rows_at(places[7], _SETTINGS, _FLOAT64),
         _at(places[8], _UINT64),
-        _at(places[9], _UINT64),
-        _at(places[10], _UINT64),
+        _at(places[9], _INT64),
+        _at(places[10], _INT64),
         _at(places[11], _UINT64),
-        _at(places[12], _INT64),
-        _at(places[13], _INT64),
-        _at(places[14], _INT64),
-        _at(places[15], _INT64),
-        _rows_at(places[16], _CONSTANTS, like),
+        _at(places[12], _UINT64),
+        _at(places[13], _UINT64),
+        _at(places[14], _UINT64),
+        _at(places[15], _UINT64),
+        _at(places[16], _INT64),
+        _at(places[17], _INT64),
+        _at(places[18], _INT64),
+        _at(places[19], _INT64),
+        _at(places[20], _INT64),
+        _rows_at(places[21], _CONSTANTS, like),
     )
 
 
@@ -97,6 +110,7 @@ def empty_plan(count: int, dtype: str) -> dict[str, Array]:
     return {
         "objects": np.zeros(count, dtype=np.uint64),
         "grads": np.zeros(count, dtype=np.uint64),
+        "grad_formats": np.zeros(count, dtype=np.int64),
         "rows": np.zeros(count, dtype=np.int64),
         "offsets": np.zeros(count + 1, dtype=np.int64),
         "blocks": np.zeros(count + 1, dtype=np.int64),

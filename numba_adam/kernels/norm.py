@@ -13,7 +13,8 @@ import numpy as np
 from numba import prange
 
 from numba_adam.kernels.compile import inline, kernel, parallel_kernel
-from numba_adam.kernels.intrinsics import LANES, array_at, enter_ieee, lane_squares, leave_ieee
+from numba_adam.kernels.formats import opened
+from numba_adam.kernels.intrinsics import LANES, enter_ieee, lane_squares, leave_ieee
 from numba_adam.kernels.job import BLOCK, unpack
 from numba_adam.kernels.search import count_below
 
@@ -21,12 +22,11 @@ _SMALL = 1e-6
 
 
 @inline
-def _sum_block(address, size, lanes, like):  # type: ignore[no-untyped-def]
-    """Return the sum of squares of `size` elements at `address`; `lanes` is room for the lanes' sums."""
-    rounds = size // LANES
-    lane_squares(address, np.uint64(rounds), like, np.uint64(lanes.ctypes.data))
-    values = array_at(address, size, like)
-    for i in range(rounds * LANES, size):
+def _sum_block(values, lanes):  # type: ignore[no-untyped-def]
+    """Return the sum of squares of an array's elements; `lanes` is room for the lanes' sums."""
+    rounds = values.size // LANES
+    lane_squares(np.uint64(values.ctypes.data), np.uint64(rounds), values, np.uint64(lanes.ctypes.data))
+    for i in range(rounds * LANES, values.size):
         value = np.float64(values[i])
         lanes[i - rounds * LANES] += value * value
     total = lanes[0]
@@ -40,6 +40,7 @@ def _sum_blocks(job, count, begin, end, sums):  # type: ignore[no-untyped-def]
     """Fill `sums` from block `begin` to block `end`, counted over all arrays of the plan."""
     before = enter_ieee()
     lanes = np.empty(LANES)
+    room = np.empty(BLOCK, job.constants.dtype)
     first = job.blocks[: count + 1]
     k = count_below(first, begin + 1) - 1
     for block in range(begin, end):
@@ -47,8 +48,10 @@ def _sum_blocks(job, count, begin, end, sums):  # type: ignore[no-untyped-def]
             k += 1
         start = (block - first[k]) * BLOCK
         size = min(BLOCK, job.lengths[job.rows[k]] - start)
-        address = job.grads[job.rows[k]] + np.uint64(start * job.constants.itemsize)
-        sums[block] = _sum_block(address, size, lanes, job.constants)
+        row, place = job.rows[k], np.uint64(room.ctypes.data)
+        begin_, size_ = np.uint64(start), np.uint64(size)
+        values = opened(job.grads[row], np.uint64(0), job.grad_formats[row], begin_, size_, place, job.constants)
+        sums[block] = _sum_block(values, lanes)
     leave_ieee(before)
 
 

@@ -71,7 +71,7 @@ def prepare(places, like, steps, grad_scale, clip_value):  # type: ignore[no-unt
         clip_value: float64: largest magnitude of a gradient after that; 0: any.
     """
     job = unpack(places, like)
-    if not are_writable(job.params) or not gather(job, like.itemsize):
+    if not are_writable(job.params) or not gather(job):
         return -1
     return plan_step(job, steps, grad_scale, clip_value)
 

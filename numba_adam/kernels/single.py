@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from numba_adam.kernels.compile import inline, kernel
-from numba_adam.kernels.gather import NEEDED, WRITEABLE, data_at, is_plain, same, shape_at
+from numba_adam.kernels.formats import native
+from numba_adam.kernels.gather import NEEDED, WRITEABLE, data_at, kind_of, same, shape_at
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.prepare import plan_step
 
@@ -16,10 +17,10 @@ _GRAD = 0  # the gradient comes first; it may be read-only
 
 
 @inline
-def _are_alike(objects, kinds):  # type: ignore[no-untyped-def]
-    """Say whether the objects are plain arrays of one shape, writable but for the gradient."""
+def _are_alike(objects, kinds, format_):  # type: ignore[no-untyped-def]
+    """Say whether the objects are plain arrays of a format and of one shape, writable but for the gradient."""
     for k in range(objects.size):
-        if not is_plain(objects[k], kinds, NEEDED if k == _GRAD else NEEDED | WRITEABLE):
+        if kind_of(objects[k], kinds, NEEDED if k == _GRAD else NEEDED | WRITEABLE) != format_:
             return False
         if not same(shape_at(objects[k], objects), shape_at(objects[0], objects)):
             return False
@@ -49,7 +50,7 @@ def prepare_one(places, like, objects, steps, grad_scale):  # type: ignore[no-un
         grad_scale: float64: multiplies the gradient.
     """
     job = unpack(places, like)
-    if not _are_alike(objects, job.kinds):
+    if not _are_alike(objects, job.kinds, native(like)):
         return False
     length = 1
     for extent in shape_at(objects[0], objects):
@@ -59,7 +60,7 @@ def prepare_one(places, like, objects, steps, grad_scale):  # type: ignore[no-un
     job.table[0] = 0
     for k in range(1, objects.size):
         job.table[0, k - 1] = data_at(objects[k], objects)
-    job.grads[0] = data_at(objects[_GRAD], objects)
+    job.grads[0], job.grad_formats[0] = data_at(objects[_GRAD], objects), native(like)
     job.lengths[0] = length
     plan_step(job, steps, grad_scale, 0.0)
     return True

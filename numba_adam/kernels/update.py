@@ -2,8 +2,8 @@
 
 The job's table has a row for each array: where its param, exp_avg, exp_avg_sq and max_exp_avg_sq lie. Its plan says
 which arrays have a gradient, and where. Their elements together are one range, which is cut into one piece for each
-thread, whatever the arrays' sizes. An element's new value depends on nothing but that element: neither the cuts nor
-the number of threads can change a bit.
+thread, whatever the arrays' sizes. An element's new value depends on nothing but that element and the block it shares
+a scale with, and no block is cut: neither the cuts nor the number of threads can change a bit.
 """
 
 from __future__ import annotations
@@ -11,36 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from numba_adam import element
 from numba_adam.folding import Constants
-from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
+from numba_adam.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.kernels.element import adam, amsgrad
+from numba_adam.kernels.formats import native
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
-from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, unpack
+from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, ZERO_GRAD, unpack
 from numba_adam.kernels.search import count_below
-
-_CUT = 64  # elements: threads meet at whole cache lines where the arrays do
-
-_product = inline(element.product)
-_moments = inline(bind(element.moments, product=_product))
-_largest = inline(element.largest)
-_adapt = inline(bind(element.adapt, product=_product))
-
-
-@inline
-def _adam(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
-    """Update one array."""
-    for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = _moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
-        param[i] = _adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
-
-
-@inline
-def _amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignore[no-untyped-def]
-    """Update one array that keeps its largest second moment."""
-    for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = _moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
-        max_exp_avg_sq[i] = _largest(max_exp_avg_sq[i], exp_avg_sq[i])
-        param[i] = _adapt(param[i], exp_avg[i], max_exp_avg_sq[i], c)
+from numba_adam.kernels.tiles import ROOM, ROOMS, TILE, update_tiles
 
 
 @inline
@@ -66,8 +44,8 @@ def _constants(row):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _update_part(row, grad_address, begin, size, c, like):  # type: ignore[no-untyped-def]
-    """Update `size` elements of one array, from element `begin` on."""
+def _update_plain(row, grad_address, begin, size, c, like):  # type: ignore[no-untyped-def]
+    """Update `size` elements of one array, from element `begin` on, whose arrays all have `like`'s dtype."""
     skip = np.uint64(begin) * np.uint64(like.itemsize)
     count = np.uint64(size)
     param = array_at(row[PARAM] + skip, count, like)
@@ -75,25 +53,46 @@ def _update_part(row, grad_address, begin, size, c, like):  # type: ignore[no-un
     exp_avg = array_at(row[EXP_AVG] + skip, count, like)
     exp_avg_sq = array_at(row[EXP_AVG_SQ] + skip, count, like)
     if row[MAX_EXP_AVG_SQ] == 0:
-        _adam(param, grad, exp_avg, exp_avg_sq, c)
+        adam(param, grad, exp_avg, exp_avg_sq, c)
     else:
-        _amsgrad(param, grad, exp_avg, exp_avg_sq, array_at(row[MAX_EXP_AVG_SQ] + skip, count, like), c)
+        amsgrad(param, grad, exp_avg, exp_avg_sq, array_at(row[MAX_EXP_AVG_SQ] + skip, count, like), c)
 
 
 @inline
-def _update_range(job, count, begin, end):  # type: ignore[no-untyped-def]
+def _is_plain(job, row):  # type: ignore[no-untyped-def]
+    """Say whether one loop over an array's elements is all that is to be done."""
+    return job.plain[row] and job.grad_formats[row] == native(job.constants) and not job.options[ZERO_GRAD]
+
+
+@inline
+def _update_range(job, count, steps, begin, end):  # type: ignore[no-untyped-def]
     """Update the elements from `begin` to `end`, counted over all arrays of the plan."""
     before = enter_ieee()
+    rooms = np.empty(ROOMS * ROOM, job.constants.dtype)
     offsets = job.offsets[: count + 1]
     k = count_below(offsets, begin + 1) - 1  # the last array that begins here or before
     while begin < end:
         stop = min(end, offsets[k + 1])
         row = job.rows[k]
         c = _constants(job.constants[job.which[k]])
-        _update_part(job.table[row], job.grads[row], begin - offsets[k], stop - begin, c, job.constants)
+        if _is_plain(job, row):
+            _update_plain(job.table[row], job.grads[row], begin - offsets[k], stop - begin, c, job.constants)
+        else:
+            place = np.uint64(rooms.ctypes.data)
+            update_tiles(job, row, steps[row] + 1, begin - offsets[k], stop - begin, c, place)
         begin = stop
         k += 1
     leave_ieee(before)
+
+
+@inline
+def _cut(job, count, position):  # type: ignore[no-untyped-def]
+    """Return where threads meet, near a position counted over all arrays: at the beginning of a tile of its array."""
+    offsets = job.offsets[: count + 1]
+    if position >= offsets[count]:
+        return offsets[count]
+    first = offsets[count_below(offsets, position + 1) - 1]
+    return first + (position - first) // TILE * TILE
 
 
 @inline
@@ -114,16 +113,16 @@ def update_serial(places, like, steps, count):  # type: ignore[no-untyped-def]
         count: how many arrays the plan holds.
     """
     job = unpack(places, like)
-    _update_range(job, count, 0, job.offsets[count])
+    _update_range(job, count, steps, 0, job.offsets[count])
     _count_steps(job, count, steps)
 
 
 @parallel_kernel
 def update_parallel(places, like, steps, count, tasks):  # type: ignore[no-untyped-def]
     """Update the arrays of a plan on `tasks` threads. Arguments as for `update_serial`."""
-    total = unpack(places, like).offsets[count]
-    share = (total // tasks + _CUT) // _CUT * _CUT
+    share = unpack(places, like).offsets[count] // tasks + 1
     for task in prange(tasks):
-        begin, end = min(total, task * share), min(total, (task + 1) * share)
-        _update_range(unpack(places, like), count, begin, end)
+        job = unpack(places, like)
+        begin, end = _cut(job, count, task * share), _cut(job, count, (task + 1) * share)
+        _update_range(job, count, steps, begin, end)
     _count_steps(unpack(places, like), count, steps)

@@ -1,0 +1,49 @@
+"""A moment in 8 bits an element: codes, and a scale for each block of them. Knows no kernel. Imports NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from numba_adam.arrays import Array
+
+BLOCK = 128  # elements that share a scale; the array's last block may be shorter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EightBit:
+    """A moment in 8 bits. docs/eight-bit-state.md says what each bit means."""
+
+    codes: Array
+    """int8 for a first moment, uint8 for a second one; of the parameter's shape."""
+
+    scales: Array
+    """float32: the value of code 1 in each block."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The codes' dtype."""
+        return self.codes.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+        return self.codes.shape
+
+
+def blocks_of(size: int) -> int:
+    """Return how many blocks so many elements have."""
+    return -(-size // BLOCK)
+
+
+def zeros(shape: tuple[int, ...], dtype: type) -> EightBit:
+    """Return a moment that is zero everywhere.
+
+    Args:
+        shape: the parameter's.
+        dtype: int8 for a first moment, uint8 for a second one.
+    """
+    codes = np.zeros(shape, dtype=dtype)
+    return EightBit(codes, np.zeros(blocks_of(codes.size), dtype=np.float32))

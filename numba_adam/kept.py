@@ -1,0 +1,66 @@
+"""What an optimizer keeps for its parameters beside their moments: master copies, averages, low-precision copies.
+
+Made with the optimizer, from the parameters as they are then. May import NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numba_adam.arrays import Array
+from numba_adam.conversion import convert, format_number
+from numba_adam.moments import converted
+from numba_adam.options import Options
+
+
+class Kept:
+    """The arrays that are kept for some parameters, each in the parameters' order."""
+
+    def __init__(self, params: Sequence[Array], options: Options) -> None:
+        """Make them, from the parameters as they are."""
+        count = len(params)
+        self._params, self._options = list(params), options
+        self.masters = [
+            converted(param, "float32") if options.has_master(format_number(param)) else None for param in params
+        ]
+        """float32 copies of 16-bit parameters, from which these are rounded."""
+
+        self.emas: list[Array | None] = [None] * count
+        """Moving averages of the weights, in the dtype in which is computed."""
+
+        if options.ema_decay is not None:
+            self.emas = [converted(param, options.computed_in(format_number(param))) for param in params]
+        self._own_copies: list[Array | None] = [None] * count
+        if options.low_precision_copy is not None:
+            self._own_copies = [converted(param, options.low_precision_copy) for param in params]
+
+    @property
+    def computed(self) -> list[Array]:
+        """What the update works on: the master copy where there is one, else the parameter."""
+        return [param if master is None else master for param, master in zip(self._params, self.masters, strict=True)]
+
+    @property
+    def copies(self) -> list[Array | None]:
+        """What each step rounds the new parameters into: the parameter itself where it has a master copy."""
+        pairs = zip(self._params, self.masters, self._own_copies, strict=True)
+        return [copy if master is None else param for param, master, copy in pairs]
+
+    def beside(self, params: Sequence[Array]) -> Kept:
+        """Return what is kept for the same parameters in other memory, from which master copies are made anew."""
+        other = Kept(params, self._options)
+        other.emas, other._own_copies = self.emas, self._own_copies
+        return other
+
+    def state_of(self, position: int) -> dict[str, Array | None]:
+        """Return what a state dict says of one parameter."""
+        return {"master_param": self.masters[position], "ema": self.emas[position]}
+
+    def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what state dicts say; the averages and copies of a parameter that is not mentioned begin anew."""
+        fresh = Kept(self._params, self._options)
+        self.masters, self.emas, self._own_copies = fresh.masters, fresh.emas, fresh._own_copies
+        for name, arrays in (("master_param", self.masters), ("ema", self.emas)):
+            for array, state in zip(arrays, states, strict=True):
+                if array is not None and name in state:
+                    convert(state[name], array)

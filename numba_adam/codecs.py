@@ -26,6 +26,10 @@ _IMPLICIT = np.uint32(0x00800000)
 _ONE = np.uint32(1)
 
 _BFLOAT16_BITS = np.uint32(16)  # what a bfloat16 has fewer than a float32
+_LAST = np.uint32(0x10000)  # the last bit that stays
+_HALF = np.uint32(0x8000)  # half of it
+_HALF_LESS = np.uint32(0x7FFF)  # a little less than half
+_UPPER = np.uint32(0xFFFF0000)  # the upper half of a word
 _BFLOAT16_QUIET = np.uint32(0x40)  # the bit that makes a NaN a quiet one
 
 _FLOAT16_BITS = np.uint32(13)  # what float16's mantissa has fewer than float32's
@@ -55,9 +59,33 @@ def widen_bfloat16(code: Code) -> Float32:
 def narrow_bfloat16(value: Float32) -> Code:
     """Return the bfloat16 nearest to a value, as its 16 bits; of two equally near the even one. A NaN stays one."""
     bits = bits_of(value)
-    odd = np.uint32(np.uint32(bits >> _BFLOAT16_BITS) & _ONE)
-    rounded = np.uint32(np.uint64(bits) + np.uint64(odd) + np.uint64(0x7FFF))
-    return _bfloat16_of(bits, rounded)
+    return _bfloat16_of(bits, _nearest(bits))
+
+
+def lower_bfloat16(word: Word) -> Float32:
+    """Return the value of the first of two bfloat16, given as one word of 32 bits."""
+    return from_bits(np.uint32(word << _BFLOAT16_BITS))
+
+
+def upper_bfloat16(word: Word) -> Float32:
+    """Return the value of the second of two bfloat16, given as one word of 32 bits."""
+    return from_bits(np.uint32(word & _UPPER))
+
+
+def pair_of_bfloat16(lower: Float32, upper: Float32) -> Word:
+    """Return the bfloat16 nearest to two values, as one word of 32 bits.
+
+    A NaN must not have the lower half of its bits set, as none has that comes of arithmetic on bfloat16: with it, the
+    rounding might carry into the sign.
+    """
+    first = np.uint32(_nearest(bits_of(lower)) >> _BFLOAT16_BITS)
+    return np.uint32(first | np.uint32(_nearest(bits_of(upper)) & _UPPER))
+
+
+def _nearest(bits: Word) -> Word:
+    """Return a float32's bits, of which the upper half is rounded to nearest, of two equally near to even."""
+    is_odd = np.uint32(bits & _LAST) != np.uint32(0)
+    return np.uint32(np.uint64(bits) + np.uint64(_HALF if is_odd else _HALF_LESS))
 
 
 def narrow_bfloat16_stochastic(value: Float32, random: Word) -> Code:

@@ -19,9 +19,20 @@ from numba_adam.folding import settings
 from numba_adam.formats import FLOAT32, FLOAT64, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
-from numba_adam.kernels import norm, threads, update
+from numba_adam.kernels import norm, threads, tiled, update
 from numba_adam.kernels.gather import kinds, usable
-from numba_adam.kernels.job import COLUMNS, SCALE, ZERO_GRAD, Job, empty_plan, pack
+from numba_adam.kernels.job import (
+    COLUMNS,
+    IS_PLAIN,
+    IS_STOCHASTIC,
+    OPTIONS,
+    SCALE,
+    SEED,
+    ZERO_GRAD,
+    Job,
+    empty_plan,
+    pack,
+)
 from numba_adam.kernels.prepare import prepare, prepare_gathered
 from numba_adam.scaling import AS_THEY_ARE, Scaling
 
@@ -185,7 +196,7 @@ class UpdateTable:
             formats=formats,
             plain=np.array([self._is_plain(k) for k in range(count)], dtype=np.int64),
             numbers=np.array(extras.numbers if extras.numbers is not None else range(count), dtype=np.int64),
-            options=np.array([0, extras.is_stochastic, extras.seed], dtype=np.int64),
+            options=_options(extras),
             lengths=np.array([param.size for param in self._params], dtype=np.int64),
             groups=np.array(groups, dtype=np.int64),
             settings=np.array([settings(entry, self.dtype, extras.ema_decay) for entry in hyperparameters]),
@@ -282,11 +293,19 @@ def _format(array: Array | EightBit | None) -> int:
 def run(job: Job, places: Array, steps: Array, count: int) -> None:
     """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
     tasks = threads.tasks_for(job.offsets[count])
+    kernels = update if job.options[IS_PLAIN] else tiled
     if tasks == 1:
-        update.update_serial(places, job.constants, steps, count)
+        kernels.update_serial(places, job.constants, steps, count)
         return
     with threads.launch_lock:
-        update.update_parallel(places, job.constants, steps, count, tasks)
+        kernels.update_parallel(places, job.constants, steps, count, tasks)
+
+
+def _options(extras: Extras) -> Array:
+    """Return a job's options."""
+    options = np.zeros(OPTIONS, dtype=np.int64)
+    options[IS_STOCHASTIC], options[SEED] = extras.is_stochastic, extras.seed
+    return options
 
 
 def _address(array: Array | None) -> int:

@@ -33,6 +33,11 @@ def inline(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into each that calls it: for those that cost less than handing them their arguments."""
+    return njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point that runs on the calling thread."""
     return _cached(njit(**_OPTIONS)(function))

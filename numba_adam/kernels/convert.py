@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from numba_adam.kernels.compile import inline, kernel
-from numba_adam.kernels.formats import close, native, opened
+from numba_adam.kernels.formats import Source, close, native, opened
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
-from numba_adam.kernels.tiles import TILE
+from numba_adam.kernels.ranges import TILE
 
 
 @kernel
@@ -30,8 +30,9 @@ def convert(source, target, size, like):  # type: ignore[no-untyped-def]
 @inline
 def _convert_tile(source, target, begin, size, room, like):  # type: ignore[no-untyped-def]
     place = np.uint64(room.ctypes.data)
-    values = opened(source[0], source[1], source[2], begin, size, place, like)
-    if target[2] == native(like):
-        array_at(target[0] + begin * np.uint64(like.itemsize), size, like)[:] = values
+    target_ = Source(target[0], target[1], np.int64(target[2]), False, np.uint32(0))
+    values = opened(Source(source[0], source[1], np.int64(source[2]), False, np.uint32(0)), begin, size, place, like)
+    if target_.format == native(like):
+        array_at(target_.address + begin * np.uint64(like.itemsize), size, like)[:] = values
     else:
-        close(values, target[0], target[1], target[2], begin, (False, np.uint32(0)), like)
+        close(values, target_, begin, like)

@@ -6,9 +6,9 @@ from numba_adam import element
 from numba_adam.kernels.compile import bind, inline
 
 _product = inline(element.product)
-_moments = inline(bind(element.moments, product=_product))
+moments = inline(bind(element.moments, product=_product))
 _largest = inline(element.largest)
-_adapt = inline(bind(element.adapt, product=_product))
+adapt = inline(bind(element.adapt, product=_product))
 _average = inline(bind(element.average, product=_product))
 
 
@@ -16,17 +16,17 @@ _average = inline(bind(element.average, product=_product))
 def adam(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
     """Update one array."""
     for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = _moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
-        param[i] = _adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
+        exp_avg[i], exp_avg_sq[i] = moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
+        param[i] = adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
 
 
 @inline
 def amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignore[no-untyped-def]
     """Update one array that keeps its largest second moment."""
     for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = _moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
+        exp_avg[i], exp_avg_sq[i] = moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
         max_exp_avg_sq[i] = _largest(max_exp_avg_sq[i], exp_avg_sq[i])
-        param[i] = _adapt(param[i], exp_avg[i], max_exp_avg_sq[i], c)
+        param[i] = adapt(param[i], exp_avg[i], max_exp_avg_sq[i], c)
 
 
 @inline

@@ -6,23 +6,25 @@ and encoded from it again. Each loop does one thing, so compilers make vector co
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from numba_adam import codecs
 from numba_adam.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES
-from numba_adam.kernels.compile import bind, inline
+from numba_adam.kernels.compile import bind, inline, inlined
 from numba_adam.kernels.intrinsics import array_at
 
-_UINT16, _INT16 = np.empty(0, np.uint16), np.empty(0, np.int16)  # bfloat16's bits, float16's bits
+_UINT16 = np.empty(0, np.uint16)
 _FLOAT32, _FLOAT64 = np.empty(0, np.float32), np.empty(0, np.float64)
 _SIZES = np.array(ITEM_BYTES, dtype=np.uint64)
 
 
 @intrinsic
-def _bits_of(typingctx, value):  # type: ignore[no-untyped-def]
+def bits_of(typingctx, value):  # type: ignore[no-untyped-def]
     """Return a float32's bits."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -32,7 +34,7 @@ def _bits_of(typingctx, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _from_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+def from_bits(typingctx, bits):  # type: ignore[no-untyped-def]
     """Return the float32 with these bits."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -41,82 +43,65 @@ def _from_bits(typingctx, bits):  # type: ignore[no-untyped-def]
     return types.float32(types.uint32), codegen
 
 
+_nearest = inline(codecs._nearest)
 _bfloat16_of = inline(codecs._bfloat16_of)
 _multiply = inline(codecs._multiply)
-_names = {"bits_of": _bits_of, "from_bits": _from_bits, "_bfloat16_of": _bfloat16_of, "_multiply": _multiply}
+_names = {
+    "bits_of": bits_of,
+    "from_bits": from_bits,
+    "_nearest": _nearest,
+    "_bfloat16_of": _bfloat16_of,
+    "_multiply": _multiply,
+}
 _widen_bfloat16 = inline(bind(codecs.widen_bfloat16, **_names))
 _narrow_bfloat16 = inline(bind(codecs.narrow_bfloat16, **_names))
 _narrow_bfloat16_stochastic = inline(bind(codecs.narrow_bfloat16_stochastic, **_names))
+lower_bfloat16 = inline(bind(codecs.lower_bfloat16, **_names))
+upper_bfloat16 = inline(bind(codecs.upper_bfloat16, **_names))
+pair_of_bfloat16 = inline(bind(codecs.pair_of_bfloat16, **_names))
 _widen_float16 = inline(bind(codecs.widen_float16, **_names))
 _narrow_float16 = inline(bind(codecs.narrow_float16, **_names))
 _random_bits = inline(bind(codecs.random_bits, **_names))
 stream_key = inline(bind(codecs.stream_key, random_bits=_random_bits))
 
 
-def load(array, i, like):  # type: ignore[no-untyped-def]
-    """Return an element's value, of `like`'s dtype. The array's dtype says its format: int16 for float16's bits."""
-    raise NotImplementedError("compiled code only")
+class Source(NamedTuple):
+    """Where an array lies, and how its elements are to be read and written."""
+
+    address: Any  # uint64
+    scales: Any  # uint64: where the scales of its blocks lie, if its format has such
+    format: Any  # int64
+    is_stochastic: Any  # bool: whether it is rounded at random
+    key: Any  # uint32: of the stream of random numbers
 
 
-def store(array, i, value):  # type: ignore[no-untyped-def]
-    """Write a value into an element, rounded to the nearest of its format."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(load)
-def _load(array, i, like):  # type: ignore[no-untyped-def]
-    if array.dtype == types.uint16:
-        return lambda array, i, like: _widen_bfloat16(array[i])
-    if array.dtype == types.int16:
-        return lambda array, i, like: _widen_float16(array[i])
-    if array.dtype == types.float64 and like.dtype == types.float32:
-        return lambda array, i, like: np.float32(array[i])
-    return lambda array, i, like: array[i]
-
-
-@overload(store)
-def _store(array, i, value):  # type: ignore[no-untyped-def]
-    def as_bfloat16(array, i, value):  # type: ignore[no-untyped-def]
-        array[i] = _narrow_bfloat16(np.float32(value))
-
-    def as_float16(array, i, value):  # type: ignore[no-untyped-def]
-        array[i] = _narrow_float16(np.float32(value))
-
-    def as_it_is(array, i, value):  # type: ignore[no-untyped-def]
-        array[i] = value
-
-    return {types.uint16: as_bfloat16, types.int16: as_float16}.get(array.dtype, as_it_is)
-
-
-@inline
+@inlined
 def native(like):  # type: ignore[no-untyped-def]
     """Return the format of arrays of `like`'s dtype."""
     return FLOAT32 if like.itemsize == ITEM_BYTES[FLOAT32] else FLOAT64
 
 
-@inline
+@inlined
 def bytes_of(format_):  # type: ignore[no-untyped-def]
     """Return how many bytes an element takes."""
     return _SIZES[format_]
 
 
 @inline
-def opened(address, scales, format_, begin, size, room, like):  # type: ignore[no-untyped-def]
+def opened(source, begin, size, room, like):  # type: ignore[no-untyped-def]
     """Return elements of an array, as an array of `like`'s dtype.
 
     Args:
-        address: uint64: where the array lies.
-        scales: uint64: where the scales of its blocks lie, if its format has such.
-        format_: its format.
+        source: the array.
         begin: uint64: the first element.
         size: uint64: how many.
         room: uint64: where so many elements of `like`'s dtype may be put, unless the array has that dtype itself.
         like: any array of the dtype in which is computed.
     """
-    if format_ == native(like):
-        return array_at(address + begin * np.uint64(like.itemsize), size, like)
+    if source.format == native(like):
+        return array_at(source.address + begin * np.uint64(like.itemsize), size, like)
     values = array_at(room, size, like)
-    _decode(address + begin * bytes_of(format_), format_, values)
+    _decode(source.address + begin * bytes_of(source.format), source.format, values)
     return values
 
 
@@ -144,25 +129,27 @@ def _cast(source, target):  # type: ignore[no-untyped-def]
 
 
 @inline
-def close(values, address, scales, format_, begin, rounding, like):  # type: ignore[no-untyped-def]
+def close(values, target, begin, like):  # type: ignore[no-untyped-def]
     """Encode `values` into an array of another format than theirs; one of their own holds them already.
 
     Args:
         values: the elements from `begin` on, of `like`'s dtype.
-        address: uint64: where the array lies.
-        scales: uint64: where the scales of its blocks lie, if its format has such.
-        format_: its format.
+        target: the array.
         begin: uint64: the first element.
-        rounding: (whether it is stochastic, the uint32 key of the stream of random numbers).
         like: any array of the dtype in which is computed.
     """
-    if format_ != native(like):
-        _encode(values, address + begin * bytes_of(format_), format_, begin, rounding)
+    if target.format == native(like):
+        return
+    address = target.address + begin * bytes_of(target.format)
+    if target.format == BFLOAT16 and target.is_stochastic:
+        _encode_at_random(values, array_at(address, np.uint64(values.size), _UINT16), np.uint32(begin), target.key)
+    else:
+        _encode(values, address, target.format)
 
 
 @inline
-def _encode(values, address, format_, begin, rounding):  # type: ignore[no-untyped-def]
-    """Write `values` to an address; arguments as for `close`."""
+def _encode(values, address, format_):  # type: ignore[no-untyped-def]
+    """Write `values` to an address, rounded to the nearest of a format."""
     if format_ == FLOAT32:
         _cast(values, array_at(address, np.uint64(values.size), _FLOAT32))
     elif format_ == FLOAT64:
@@ -173,12 +160,13 @@ def _encode(values, address, format_, begin, rounding):  # type: ignore[no-untyp
             codes[i] = _narrow_float16(np.float32(values[i]))
     elif format_ == BFLOAT16:
         codes = array_at(address, np.uint64(values.size), _UINT16)
-        is_stochastic, key = rounding
-        if is_stochastic:
-            first = np.uint32(begin)
-            for i in range(codes.size):
-                random = _random_bits(key, np.uint32(first + np.uint32(i)))
-                codes[i] = _narrow_bfloat16_stochastic(np.float32(values[i]), random)
-        else:
-            for i in range(codes.size):
-                codes[i] = _narrow_bfloat16(np.float32(values[i]))
+        for i in range(codes.size):
+            codes[i] = _narrow_bfloat16(np.float32(values[i]))
+
+
+@inline
+def _encode_at_random(values, codes, first, key):  # type: ignore[no-untyped-def]
+    """Write `values`, of which one is number `first` of its array, as bfloat16 rounded at random."""
+    for i in range(codes.size):
+        random = _random_bits(key, np.uint32(first + np.uint32(i)))
+        codes[i] = _narrow_bfloat16_stochastic(np.float32(values[i]), random)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from numba_adam.kernels.compile import inline, kernel, parallel_kernel
-from numba_adam.kernels.formats import opened
+from numba_adam.kernels.formats import Source, opened
 from numba_adam.kernels.intrinsics import LANES, enter_ieee, lane_squares, leave_ieee
 from numba_adam.kernels.job import BLOCK, unpack
 from numba_adam.kernels.search import count_below
@@ -49,8 +49,8 @@ def _sum_blocks(job, count, begin, end, sums):  # type: ignore[no-untyped-def]
         start = (block - first[k]) * BLOCK
         size = min(BLOCK, job.lengths[job.rows[k]] - start)
         row, place = job.rows[k], np.uint64(room.ctypes.data)
-        begin_, size_ = np.uint64(start), np.uint64(size)
-        values = opened(job.grads[row], np.uint64(0), job.grad_formats[row], begin_, size_, place, job.constants)
+        source = Source(job.grads[row], np.uint64(0), job.grad_formats[row], False, np.uint32(0))
+        values = opened(source, np.uint64(start), np.uint64(size), place, job.constants)
         sums[block] = _sum_block(values, lanes)
     leave_ieee(before)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from numba_adam import folding
 from numba_adam.folding import Settings
 from numba_adam.kernels.compile import inline, kernel
+from numba_adam.kernels.formats import native
 from numba_adam.kernels.gather import are_writable, gather
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
-from numba_adam.kernels.job import BLOCK, unpack
+from numba_adam.kernels.job import BLOCK, IS_PLAIN, ZERO_GRAD, unpack
 
 _bias_correction = inline(folding.bias_correction)
 _correct = inline(folding.correct)
@@ -39,6 +40,7 @@ def plan_step(job, steps, grad_scale, clip_value):  # type: ignore[no-untyped-de
     """Plan a step over the arrays whose gradients `job.grads` says; return their number."""
     before_entering = enter_ieee()
     count, last, total, blocks = 0, -1, 0, 0
+    job.options[IS_PLAIN] = not job.options[ZERO_GRAD]
     for k in range(job.grads.size):
         if job.grads[k] == 0:
             continue
@@ -46,6 +48,8 @@ def plan_step(job, steps, grad_scale, clip_value):  # type: ignore[no-untyped-de
         if count == 0 or job.groups[k] != job.groups[previous] or steps[k] != steps[previous]:
             last += 1
             _write_constants(job.constants[last], job.settings[job.groups[k]], steps[k] + 1, grad_scale, clip_value)
+        if not job.plain[k] or job.grad_formats[k] != native(job.constants):
+            job.options[IS_PLAIN] = 0
         job.rows[count] = k
         job.offsets[count] = total
         job.blocks[count] = blocks

@@ -7,11 +7,13 @@ Imports Numba.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from numba_adam.kernels.compile import inline
 from numba_adam.kernels.element import adam, amsgrad, average
-from numba_adam.kernels.formats import bytes_of, close, opened, stream_key
+from numba_adam.kernels.formats import Source, bytes_of, close, opened, stream_key
 from numba_adam.kernels.intrinsics import array_at
 from numba_adam.kernels.job import (
     COPY,
@@ -25,77 +27,104 @@ from numba_adam.kernels.job import (
     SEED,
     ZERO_GRAD,
 )
+from numba_adam.kernels.ranges import TILE
 
-TILE = 1024  # elements
-ROOMS = 5  # for the param, three moments and the gradient, in the order of the columns
-_GRAD = 4  # the gradient's room
+ROOMS = 5  # for the param, the gradient and three moments
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
 _BYTES = np.empty(0, np.uint8)
 
 
+class Work(NamedTuple):
+    """What a step does to one parameter."""
+
+    param: Source
+    grad: Source
+    exp_avg: Source
+    exp_avg_sq: Source
+    max_exp_avg_sq: Source
+    ema: Any  # uint64: address, 0 without one
+    copy: Source
+    zero_grad: Any  # whether the gradient is set to zero
+    rooms: Any  # uint64: where ROOMS * ROOM elements of the computing dtype may be put
+
+
 @inline
-def update_tiles(job, row, step, begin, size, c, rooms):  # type: ignore[no-untyped-def]
-    """Update `size` elements of one array, from element `begin` on, a multiple of TILE.
+def _source(job, row, step, column):  # type: ignore[no-untyped-def]
+    """Return one of the job's arrays."""
+    is_stochastic, key = False, np.uint32(0)
+    if job.options[IS_STOCHASTIC]:
+        is_stochastic, key = True, stream_key(job.options[SEED], step, job.numbers[row], column)
+    scales = job.table[row, column + SCALE]
+    return Source(job.table[row, column], scales, job.formats[row, column], is_stochastic, key)
+
+
+@inline
+def work_on(job, row, step, rooms):  # type: ignore[no-untyped-def]
+    """Return what a step does to one parameter.
 
     Args:
         job: the job.
-        row: which array.
+        row: which parameter.
         step: 1 for the first update.
+        rooms: uint64: where ROOMS * ROOM elements of the constants' dtype may be put.
+    """
+    nearest = False, np.uint32(0)
+    return Work(
+        _source(job, row, step, PARAM),
+        Source(job.grads[row], np.uint64(0), job.grad_formats[row], nearest[0], nearest[1]),
+        _source(job, row, step, EXP_AVG),
+        _source(job, row, step, EXP_AVG_SQ),
+        _source(job, row, step, MAX_EXP_AVG_SQ),
+        job.table[row, EMA],
+        Source(job.table[row, COPY], np.uint64(0), job.formats[row, COPY], nearest[0], nearest[1]),
+        job.options[ZERO_GRAD] != 0,
+        rooms,
+    )
+
+
+@inline
+def update_tiles(work, begin, size, c, like):  # type: ignore[no-untyped-def]
+    """Update `size` elements of one array, from element `begin` on, a multiple of TILE.
+
+    Args:
+        work: what is done.
         begin: the first element.
         size: how many elements.
         c: the constants.
-        rooms: uint64: where ROOMS * ROOM elements of the constants' dtype may be put.
+        like: an array of their dtype.
     """
     for start in range(begin, begin + size, TILE):
         count = min(TILE, begin + size - start)
-        _update_tile(job, row, step, np.uint64(start), np.uint64(count), c, rooms)
+        _update_tile(work, np.uint64(start), np.uint64(count), c, like)
 
 
 @inline
-def _update_tile(job, row, step, begin, size, c, rooms):  # type: ignore[no-untyped-def]
-    like = job.constants
-    grad = opened(job.grads[row], np.uint64(0), job.grad_formats[row], begin, size, _room(rooms, _GRAD, like), like)
-    param = _open(job, row, PARAM, begin, size, rooms)
-    exp_avg = _open(job, row, EXP_AVG, begin, size, rooms)
-    exp_avg_sq = _open(job, row, EXP_AVG_SQ, begin, size, rooms)
-    if job.table[row, MAX_EXP_AVG_SQ] == 0:
+def _update_tile(work, begin, size, c, like):  # type: ignore[no-untyped-def]
+    room, step = work.rooms, np.uint64(ROOM * like.itemsize)
+    param = opened(work.param, begin, size, room, like)
+    grad = opened(work.grad, begin, size, room + step, like)
+    exp_avg = opened(work.exp_avg, begin, size, room + np.uint64(2) * step, like)
+    exp_avg_sq = opened(work.exp_avg_sq, begin, size, room + np.uint64(3) * step, like)
+    if work.max_exp_avg_sq.address == 0:
         adam(param, grad, exp_avg, exp_avg_sq, c)
     else:
-        max_exp_avg_sq = _open(job, row, MAX_EXP_AVG_SQ, begin, size, rooms)
+        max_exp_avg_sq = opened(work.max_exp_avg_sq, begin, size, room + np.uint64(4) * step, like)
         amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c)
-        _close(job, row, step, MAX_EXP_AVG_SQ, begin, max_exp_avg_sq)
-    _close(job, row, step, EXP_AVG, begin, exp_avg)
-    _close(job, row, step, EXP_AVG_SQ, begin, exp_avg_sq)
-    _close(job, row, step, PARAM, begin, param)
-    if job.table[row, EMA] != 0:
-        average(array_at(job.table[row, EMA] + begin * np.uint64(like.itemsize), size, like), param, c)
-    if job.table[row, COPY] != 0:
-        to_nearest = False, np.uint32(0)
-        close(param, job.table[row, COPY], np.uint64(0), job.formats[row, COPY], begin, to_nearest, like)
-    if job.options[ZERO_GRAD]:
-        width = bytes_of(job.grad_formats[row])
-        array_at(job.grads[row] + begin * width, size * width, _BYTES)[:] = 0
+        close(max_exp_avg_sq, work.max_exp_avg_sq, begin, like)
+    close(exp_avg, work.exp_avg, begin, like)
+    close(exp_avg_sq, work.exp_avg_sq, begin, like)
+    close(param, work.param, begin, like)
+    _finish_tile(work, begin, size, param, c, like)
 
 
 @inline
-def _room(rooms, number, like):  # type: ignore[no-untyped-def]
-    return rooms + np.uint64(number * ROOM * like.itemsize)
-
-
-@inline
-def _open(job, row, column, begin, size, rooms):  # type: ignore[no-untyped-def]
-    """Return a tile of one of the job's arrays, in the dtype of the constants."""
-    room = _room(rooms, column, job.constants)
-    scales = job.table[row, column + SCALE]
-    return opened(job.table[row, column], scales, job.formats[row, column], begin, size, room, job.constants)
-
-
-@inline
-def _close(job, row, step, column, begin, values):  # type: ignore[no-untyped-def]
-    """Put a tile back into one of the job's arrays."""
-    rounding = False, np.uint32(0)
-    if job.options[IS_STOCHASTIC]:
-        rounding = True, stream_key(job.options[SEED], step, job.numbers[row], column)
-    scales = job.table[row, column + SCALE]
-    close(values, job.table[row, column], scales, job.formats[row, column], begin, rounding, job.constants)
+def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-def]
+    """Do what is done beside the update, with the new parameters."""
+    if work.ema != 0:
+        average(array_at(work.ema + begin * np.uint64(like.itemsize), size, like), param, c)
+    if work.copy.address != 0:
+        close(param, work.copy, begin, like)
+    if work.zero_grad:
+        width = bytes_of(work.grad.format)
+        array_at(work.grad.address + begin * width, size * width, _BYTES)[:] = 0

@@ -1,0 +1,73 @@
+"""The update where arrays have other formats than the one in which is computed, or more is done than the update.
+
+Imports Numba.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from numba_adam.formats import BFLOAT16, ITEM_BYTES
+from numba_adam.kernels import ranges
+from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
+from numba_adam.kernels.intrinsics import array_at
+from numba_adam.kernels.job import unpack
+from numba_adam.kernels.pairs import adam_pairs
+from numba_adam.kernels.ranges import count_steps, cut
+from numba_adam.kernels.tiles import ROOM, ROOMS, update_tiles, work_on
+
+_UINT32 = np.empty(0, np.uint32)
+_WORD_MASK = np.uint64(3)
+
+
+@inline
+def _are_pairs(work):  # type: ignore[no-untyped-def]
+    """Say whether all of a parameter's arrays are bfloat16, begin at whole words, and are only updated."""
+    if work.max_exp_avg_sq.address | work.ema | work.copy.address or work.param.is_stochastic or work.zero_grad:
+        return False
+    addresses = work.param.address | work.grad.address | work.exp_avg.address | work.exp_avg_sq.address
+    if addresses & _WORD_MASK:
+        return False
+    formats = work.param.format, work.grad.format, work.exp_avg.format, work.exp_avg_sq.format
+    return formats == (BFLOAT16, BFLOAT16, BFLOAT16, BFLOAT16)
+
+
+@inline
+def _update_pairs(work, begin, size, c):  # type: ignore[no-untyped-def]
+    """Update the first of `size` elements, two by two, where all arrays are bfloat16; return how many."""
+    skip, words = np.uint64(begin * ITEM_BYTES[BFLOAT16]), np.uint64(size // 2)
+    param = array_at(work.param.address + skip, words, _UINT32)
+    grad = array_at(work.grad.address + skip, words, _UINT32)
+    exp_avg = array_at(work.exp_avg.address + skip, words, _UINT32)
+    adam_pairs(param, grad, exp_avg, array_at(work.exp_avg_sq.address + skip, words, _UINT32), c)
+    return size // 2 * 2
+
+
+@inline
+def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def]
+    """Update `size` elements of one array, from element `begin` on."""
+    rooms = np.empty(ROOMS * ROOM, job.constants.dtype)
+    work = work_on(job, row, step, np.uint64(rooms.ctypes.data))
+    done = _update_pairs(work, begin, size, c) if _are_pairs(work) else 0
+    update_tiles(work, begin + done, size - done, c, job.constants)
+
+
+_update_range = inline(bind(ranges.update_range, update_part=_update_part))
+
+
+@kernel
+def update_serial(places, like, steps, count):  # type: ignore[no-untyped-def]
+    """Update the arrays of a plan on the calling thread. Arguments as for `update.update_serial`."""
+    job = unpack(places, like)
+    _update_range(job, count, steps, 0, job.offsets[count])
+    count_steps(job, count, steps)
+
+
+@parallel_kernel
+def update_parallel(places, like, steps, count, tasks):  # type: ignore[no-untyped-def]
+    """Update the arrays of a plan on `tasks` threads. Arguments as for `update.update_serial`."""
+    for task in prange(tasks):
+        job = unpack(places, like)
+        _update_range(job, count, steps, cut(job, count, task, tasks), cut(job, count, task + 1, tasks))
+    count_steps(unpack(places, like), count, steps)

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.case import Case
-from benchmarks.themes import flat, many, memory, service, start
+from benchmarks.themes import flat, formats, many, memory, phase, service, start
 
-CASES: tuple[Case, ...] = (*flat.CASES, *many.CASES, *memory.CASES, *start.CASES, *service.CASES)
+CASES: tuple[Case, ...] = (
+    *flat.CASES,
+    *many.CASES,
+    *phase.CASES,
+    *formats.CASES,
+    *memory.CASES,
+    *start.CASES,
+    *service.CASES,
+)
 
 
 def chosen(prefixes: Sequence[str]) -> list[Case]:

@@ -46,6 +46,18 @@ class Workload:
         return arrays
 
 
+def bfloat16_bits(array: Array) -> Array:
+    """Return float32 numbers cut to bfloat16, as bits (uint16). How a workload was rounded does not matter."""
+    return np.right_shift(array.view(np.uint32), 16).astype(np.uint16)
+
+
+def widened(array: Array) -> Array:
+    """Return numbers of any format in float32; uint16 is taken for the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
 def one_array(elements: int) -> Workload:
     """Return a workload of one flat array."""
     return Workload(((elements,),))

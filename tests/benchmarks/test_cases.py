@@ -67,7 +67,7 @@ def test_reasons_can_be_published() -> None:
 @pytest.mark.parametrize("name", ["flat/100k/numpy", "flat/50m/loop", "start/second-step", "service/push"])
 def test_a_case_runs_in_a_process_of_its_own(name: str) -> None:
     answer = worker.run(name, TINY)
-    assert answer.keys() == {"pairs", "notes"}, answer
+    assert answer.keys() == {"pairs", "notes", "curves"}, answer
     assert len(answer["pairs"]) >= 2
 
 

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.case import Quantity
 from benchmarks.registry import CASES, chosen, named
 
-# (name, limit, at least): issue 2, section 5.
+# (name, limit, at least): issue 2, section 5, and issue 3, section 7.
 ASKED = {
     "flat/100k/torch": (0.35, False),
     "flat/1m/torch": (0.8, False),
@@ -13,6 +13,11 @@ ASKED = {
     "flat/50m/loop": (0.9, True),
     "many/1000x1000/torch": (0.25, False),
     "many/resnet50/torch": (0.9, False),
+    "phase/50m/torch": (0.6, False),
+    "formats/8bit/torch": (0.8, False),
+    "formats/8bit/bitsandbytes": (0.15, False),
+    "formats/8bit/bytes": (10.1, False),
+    "formats/bfloat16/torch": (0.6, False),
     "memory/50m/ours": (4_000_000, False),
     "start/import": (0.060, False),
     "start/first-update": (1.5, False),

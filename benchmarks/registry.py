@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.case import Case
-from benchmarks.themes import flat, formats, many, memory, phase, service, start
+from benchmarks.themes import denormals, flat, formats, many, memory, phase, rows, scaling, service, start
 
 CASES: tuple[Case, ...] = (
     *flat.CASES,
     *many.CASES,
     *phase.CASES,
     *formats.CASES,
+    *rows.CASES,
+    *scaling.CASES,
+    *denormals.CASES,
     *memory.CASES,
     *start.CASES,
     *service.CASES,

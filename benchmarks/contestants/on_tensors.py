@@ -42,6 +42,10 @@ class OnTensors:
         """Return the parameters: where they lie if they are float32, else in float32."""
         return concrete([param.detach().float() for param in self._params])
 
+    def grads(self) -> list[Any]:
+        """Return the gradients, where they lie."""
+        return [param.grad for param in self._params]
+
     def moments(self) -> list[Array]:
         """Return the moments, all first ones, then all second ones."""
         states = self._optimizer.state.values()

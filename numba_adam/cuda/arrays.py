@@ -193,8 +193,8 @@ def _kind(array: object) -> str:
 
 def _cannot(array: object, name: str, why: str) -> UnsupportedArrayError:
     return UnsupportedArrayError(
-        f"{name} ({_kind(array)}) cannot be borrowed ({why}), needed is an array in the memory of a CUDA GPU that lends "
-        "it; make one: cupy.asarray(x)"
+        f"{name} ({_kind(array)}) cannot be borrowed ({why}), needed is an array in the memory of a CUDA GPU that "
+        "lends it; make one: cupy.asarray(x)"
     )
 
 
@@ -204,6 +204,6 @@ def _wrong_dtype(name: str, array: object, dtype: str) -> DtypeError:
 
 def _not_contiguous(name: str, array: object, shape: tuple[int, ...], strides: tuple[int, ...]) -> LayoutError:
     return LayoutError(
-        f"{name} ({_kind(array)}) of shape {shape} has strides {strides}, needed is C-contiguous memory; make a compact "
-        "copy: cupy.ascontiguousarray(x), x.contiguous()"
+        f"{name} ({_kind(array)}) of shape {shape} has strides {strides}, needed is C-contiguous memory; make a "
+        "compact copy: cupy.ascontiguousarray(x), x.contiguous()"
     )

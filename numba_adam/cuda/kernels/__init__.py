@@ -1,4 +1,6 @@
-"""What is compiled for GPUs. Each imports only what stands above it:
+"""What is compiled for GPUs.
+
+Each imports only what stands above it:
 
     access      loads and stores at an address, 16 bytes at once where they lie right
     formats     number formats: from memory to float32 or float64 and back

@@ -45,12 +45,12 @@ _narrow: Any = None
 
 
 @seam.device
-def _decode_nothing(reals, codes):  # type: ignore[no-untyped-def] # noqa: ARG001
+def _decode_nothing(reals, codes):  # type: ignore[no-untyped-def]
     pass
 
 
 @seam.device
-def _encode_nothing(reals, codes, key, index):  # type: ignore[no-untyped-def] # noqa: ARG001
+def _encode_nothing(reals, codes, key, index):  # type: ignore[no-untyped-def]
     pass
 
 
@@ -59,7 +59,7 @@ def _decode(reals, codes):  # type: ignore[no-untyped-def]
         reals[k] = _widen(codes[k])
 
 
-def _encode(reals, codes, key, index):  # type: ignore[no-untyped-def] # noqa: ARG001
+def _encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
     for k in range(_LANES):
         codes[k] = _narrow(np.float32(reals[k]))
 

@@ -5,6 +5,7 @@
     python -m benchmarks --quick                  a short try with smaller arrays, not fit for publishing
     python -m benchmarks --list                   the cases and what is asked of each
     python -m benchmarks.table --write README.md  the newest results as the README's table
+    python -m benchmarks.plot                     the newest results as the README's plot, in docs/
 
 A timing is a ratio: two contestants take turns (A B A B ...) in one process that runs nothing else, and what counts is
 the median of the ratios of neighbouring turns, with its quartiles. Every case runs in a process of its own, so that no
@@ -22,6 +23,11 @@ library's idle threads disturb a comparison that it has no part in.
     results.py      a run as a file
     report.py       a run as text
     table.py        a run as the README's table
+    plot.py         a run's curves as the README's plot
+
+Where a step uses up what it is given, as PyTorch's unscaling does, what it is given is made anew before every step of
+both contestants, and not timed. Contestants that work in formats of their own cannot agree to the last digit: there the
+check is that both went the same way (contestants/contestant.py).
 
 Peers are named in requirements.txt. One that is not installed, or does not run here, is reported as missing.
 """

@@ -83,7 +83,7 @@ def _run(cases: list[Case], settings: Settings, path: Path | None) -> results.Ru
     )
     out(f"started: {run.started}", *report.header(run.machine, run.versions, settings), "")
     for case in cases:
-        run.outcomes.append(results.outcome_of(case, worker.run(case.name, settings)))
+        run.outcomes.append(results.outcome_of(case, worker.run(case.name, case.settings(settings))))
         out(*report.details(run.outcomes[-1]))
         _save(run, path, out)
     rows = [report.HEADINGS, *map(report.row, run.outcomes)]

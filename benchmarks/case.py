@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -42,6 +42,7 @@ class Unit(Enum):
     SECONDS = "s"
     BYTES = "bytes"
     COUNT = "count"
+    BYTES_EACH = "bytes per parameter"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Settings:
         return min(wanted, self.largest_elements) if self.largest_elements else wanted
 
 
+Curves = dict[str, list[tuple[float, float]]]
+"""Points of the plot, by whose they are: (elements, median seconds of a step)."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What a case has measured."""
@@ -89,6 +94,9 @@ class Measurement:
 
     notes: dict[str, str] = field(default_factory=dict)
     """Sizes and whatever else a reader needs to judge the figures."""
+
+    curves: Curves = field(default_factory=dict)
+    """What the case has to show in the plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,9 @@ class Case:
     bar: Bar | None = None
     """What is asked of the median; None where the comparison is for information."""
 
+    threads: int | None = None
+    """Threads where the case is about their number; None: as many as the run's settings say."""
+
     run: Callable[[Settings], Measurement]
     """Measures, in a process of its own. Raises `MissingError` if a contestant cannot run."""
 
@@ -120,3 +131,7 @@ class Case:
     def theme(self) -> str:
         """The first part of the name."""
         return self.name.partition("/")[0]
+
+    def settings(self, settings: Settings) -> Settings:
+        """Return a run's settings as they are for this case."""
+        return settings if self.threads is None else replace(settings, threads=self.threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
 _OWN_LIBRARIES = ("numba-adam", "numba", "llvmlite", "numpy", "grpcio", "protobuf", "xxhash")
-_PEERS = ("torch", "deepspeed", "jax", "jaxlib", "optax")
+_PEERS = ("torch", "deepspeed", "jax", "jaxlib", "optax", "bitsandbytes", "torchao")
 _OURS = ("numba_adam", "server", "client", "proto", "benchmarks/*.py", "benchmarks/*/*.py", "pyproject.toml")
 
 
@@ -24,6 +24,7 @@ def machine() -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
         "huge pages": _first_match(Path("/sys/kernel/mm/transparent_hugepage/enabled"), r"\[(\w+)\]"),
         "load before": f"{os.getloadavg()[0]:.2f} (others' work on this machine; a figure is worth little above 0.5)",
+        "C++ compiler": _compiler(),
         "system": f"{_distribution()}, {platform.system()} {platform.release()} {platform.machine()}",
     }
 
@@ -46,6 +47,16 @@ def _cpu() -> str:
     family, model = _first_match(info, r"^cpu family\s*:\s*(\d+)$"), _first_match(info, r"^model\s*:\s*(\d+)$")
     wide = ", AVX-512" if "avx512f" in _first_match(info, r"^flags\s*:\s*(.+)$") else ""
     return f"{name} (family {family}, model {model}{wide})" if name != _UNKNOWN else platform.processor() or _UNKNOWN
+
+
+def _compiler() -> str:
+    """Return the compiler that the peers find which compile at their first use: DeepSpeed and torchao."""
+    command = os.environ.get("CXX", "g++")
+    try:
+        run = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return run.stdout.splitlines()[0].strip()
 
 
 def _caches() -> str:

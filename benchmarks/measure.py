@@ -8,6 +8,7 @@ arrays back into the caches, as in a program that has one optimizer. Where one c
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -23,19 +24,35 @@ _WARM_UP_CALLS = 3
 Step = Callable[[], object]
 
 
-def interleave(ours: Step, peer: Step, settings: Settings) -> list[tuple[float, float | None]]:
-    """Return seconds per call of both contestants, turn by turn; both are called equally often."""
+def _nothing() -> None:
+    pass
+
+
+def interleave(
+    ours: Step, peer: Step, settings: Settings, before: tuple[Step, Step] = (_nothing, _nothing)
+) -> list[tuple[float, float | None]]:
+    """Return seconds per call of both contestants, turn by turn; both are called equally often.
+
+    Args:
+        ours: our step.
+        peer: the peer's step.
+        settings: how the run is made.
+        before: what must happen before each call of ours and of the peer's, and is not timed.
+    """
+    turn_of_ours, turn_of_peer = (
+        functools.partial(_turn, step, prepare) for step, prepare in zip((ours, peer), before, strict=True)
+    )
     for _ in range(_WARM_UP_CALLS):  # compiles, allocates state, touches every page
-        ours()
-        peer()
-    slower = max(min(_turn(step, calls=1) for _ in range(2)) for step in (ours, peer))
+        turn_of_ours(calls=1)
+        turn_of_peer(calls=1)
+    slower = max(min(turn(calls=1) for _ in range(2)) for turn in (turn_of_ours, turn_of_peer))
     calls = max(1, min(_MOST_CALLS, round(_TURN_SECONDS / slower)))
     pairs: list[tuple[float, float | None]] = []
     begin = time.perf_counter()
     while len(pairs) < settings.fewest_pairs or (
         time.perf_counter() - begin < settings.seconds and len(pairs) < _MOST_PAIRS
     ):
-        pairs.append((_turn(ours, calls), _turn(peer, calls)))
+        pairs.append((turn_of_ours(calls), turn_of_peer(calls)))
     return pairs
 
 
@@ -44,18 +61,35 @@ def _untimed(calls: int) -> int:
     return 0 if calls == 1 else 1 + calls // 10
 
 
-def _turn(step: Step, calls: int) -> float:
+def _turn(step: Step, prepare: Step, calls: int) -> float:
     """Return the mean seconds of `calls` calls in a row."""
     time.sleep(_SETTLE_SECONDS)
     for _ in range(_untimed(calls)):
+        prepare()
         step()
     collecting = gc.isenabled()
     gc.disable()  # as timeit does: collecting the garbage of a harness is no part of a step
     try:
-        begin = time.perf_counter()
-        for _ in range(calls):
-            step()
-        return (time.perf_counter() - begin) / calls
+        return (_together(step, calls) if prepare is _nothing else _one_by_one(step, prepare, calls)) / calls
     finally:
         if collecting:
             gc.enable()
+
+
+def _together(step: Step, calls: int) -> float:
+    """Return the seconds of some calls, with one look at the clock before and one after."""
+    begin = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return time.perf_counter() - begin
+
+
+def _one_by_one(step: Step, prepare: Step, calls: int) -> float:
+    """Return the seconds of some calls without those of what prepares them."""
+    seconds = 0.0
+    for _ in range(calls):
+        prepare()
+        begin = time.perf_counter()
+        step()
+        seconds += time.perf_counter() - begin
+    return seconds

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.case import Case
-from benchmarks.themes import flat, many, memory, service, start
+from benchmarks.themes import denormals, flat, formats, many, memory, phase, rows, scaling, service, start
 
-CASES: tuple[Case, ...] = (*flat.CASES, *many.CASES, *memory.CASES, *start.CASES, *service.CASES)
+CASES: tuple[Case, ...] = (
+    *flat.CASES,
+    *many.CASES,
+    *phase.CASES,
+    *formats.CASES,
+    *rows.CASES,
+    *scaling.CASES,
+    *denormals.CASES,
+    *memory.CASES,
+    *start.CASES,
+    *service.CASES,
+)
 
 
 def chosen(prefixes: Sequence[str]) -> list[Case]:

@@ -72,7 +72,10 @@ def amount(value: float, unit: Unit) -> str:
         return f"{value:.0f}"
     if unit is Unit.BYTES:
         return f"{value / 1e6:.3g} MB"
-    scale, symbol = next((entry for entry in ((1.0, "s"), (1e-3, "ms")) if abs(value) >= entry[0]), (1e-6, "us"))
+    if unit is Unit.BYTES_EACH:
+        return f"{value:.4g} bytes"
+    scales = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+    scale, symbol = next((entry for entry in scales if abs(value) >= entry[0]), (1e-9, "ns"))
     return f"{_plain(value / scale)} {symbol}" if value else "0 s"
 
 

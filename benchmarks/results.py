@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Bar, Case, Quantity, Settings, Unit
+from benchmarks.case import Bar, Case, Curves, Quantity, Settings, Unit
 from benchmarks.statistics import Summary, summarise
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -43,6 +43,9 @@ class Outcome:
 
     notes: dict[str, str] = field(default_factory=dict)
     """Sizes and threads."""
+
+    curves: Curves = field(default_factory=dict)
+    """Points of the plot, by whose they are."""
 
     problem: str = ""
     """Why there are no pairs."""
@@ -104,12 +107,17 @@ def outcome_of(case: Case, answer: dict[str, Any]) -> Outcome:
         bar=case.bar,
         pairs=_pairs(answer.get("pairs", ())),
         notes=dict(answer.get("notes", {})),
+        curves=_curves(answer.get("curves", {})),
         problem=problems[0] if problems else "",
     )
 
 
 def _pairs(values: Iterable[Sequence[float | None]]) -> list[tuple[float, float | None]]:
     return [(_rounded(ours), None if peer is None else _rounded(peer)) for ours, peer in values]
+
+
+def _curves(curves: Mapping[str, Iterable[Sequence[float]]]) -> Curves:
+    return {whose: [(_rounded(x), _rounded(y)) for x, y in points] for whose, points in curves.items()}
 
 
 def _rounded(value: float | None) -> float:
@@ -150,7 +158,8 @@ def load(path: Path) -> Run:
 def _outcome(entry: dict[str, Any]) -> Outcome:
     bar = Bar(**entry["bar"]) if entry["bar"] else None
     kinds = {"quantity": Quantity(entry["quantity"]), "unit": Unit(entry["unit"]), "bar": bar}
-    return Outcome(**{**entry, **kinds, "pairs": _pairs(entry["pairs"])})
+    numbers = {"pairs": _pairs(entry["pairs"]), "curves": _curves(entry.get("curves", {}))}
+    return Outcome(**{**entry, **kinds, **numbers})
 
 
 def newest(folder: Path = FOLDER) -> Path:

@@ -23,7 +23,7 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
     """Run a case in a new process.
 
     Returns:
-        {"pairs": [[ours, peer], ...], "notes": {...}}, {"missing": why} or {"failed": why}.
+        {"pairs": [[ours, peer], ...], "notes": {...}, "curves": {...}}, {"missing": why} or {"failed": why}.
     """
     command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(asdict(settings))]
     # A session of its own, so that servers which the case has started can be ended with it.
@@ -89,7 +89,7 @@ def _measure(name: str, settings: Settings) -> dict[str, Any]:
         measurement: Measurement = named(name).run(settings)
     except MissingError as reason:
         return {"missing": str(reason)}
-    return {"pairs": measurement.pairs, "notes": measurement.notes}
+    return {"pairs": measurement.pairs, "notes": measurement.notes, "curves": measurement.curves}
 
 
 def main() -> None:

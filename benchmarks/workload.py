@@ -16,6 +16,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
 
 SEED = 20141222  # the day Adam was put on arXiv
+_MILLION = 1_000_000
 _MOST_ZEROS = 1e-6  # as a share: float32 normals hit zero about once in 10 million
 
 
@@ -44,6 +45,34 @@ class Workload:
         for array in arrays:
             array *= np.float32(scale)
         return arrays
+
+
+class Repeated(Workload):
+    """A workload of the same million numbers over and over: for arrays so large that random numbers take minutes."""
+
+    def _normal(self, seed: int, scale: float) -> list[Array]:
+        (numbers,) = Workload(((_MILLION,),))._normal(seed, scale)
+        return [_repeated(numbers, shape) for shape in self.shapes]
+
+
+def _repeated(numbers: Array, shape: Shape) -> Array:
+    array = np.empty(math.prod(shape), dtype=numbers.dtype)
+    for begin in range(0, array.size, numbers.size):
+        piece = array[begin : begin + numbers.size]
+        piece[:] = numbers[: piece.size]
+    return array.reshape(shape)
+
+
+def bfloat16_bits(array: Array) -> Array:
+    """Return float32 numbers cut to bfloat16, as bits (uint16). How a workload was rounded does not matter."""
+    return np.right_shift(array.view(np.uint32), 16).astype(np.uint16)
+
+
+def widened(array: Array) -> Array:
+    """Return numbers of any format in float32; uint16 is taken for the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def one_array(elements: int) -> Workload:

@@ -90,6 +90,31 @@ def _check_close(before: Array, one: Array, other: Array) -> None:
         raise DisagreementError(f"parameters of shape {one.shape} moved by up to {way} and then differed by {apart}")
 
 
+def check_direction(ours: Sequence[Array], peer: Sequence[Array], least: float) -> None:
+    """Make sure that two contestants went the same way, where their formats forbid that they agree more closely.
+
+    Args:
+        ours: what our steps made: how far each parameter moved, or the first moments.
+        peer: the same of the peer.
+        least: the smallest cosine of the angle between them that is allowed.
+
+    Raises:
+        DisagreementError: the angle is wider, or one of them did not move.
+    """
+    for one, other in zip(ours, peer, strict=True):
+        lengths = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+        cosine = float(np.vdot(one, other)) / lengths if lengths > 0 else 0.0
+        if not cosine >= least:
+            raise DisagreementError(
+                f"arrays of shape {one.shape}: the cosine between two ways is {cosine}, below {least}"
+            )
+
+
+def moved(contestant: Contestant, workload: Workload) -> list[Array]:
+    """Return how far each parameter has gone from where the workload begins."""
+    return [after - before for after, before in zip(contestant.params(), workload.params(), strict=True)]
+
+
 def concrete(arrays: Sequence[Any]) -> list[Array]:
     """Return NumPy views of CPU arrays of any framework."""
     return [np.asarray(array) for array in arrays]

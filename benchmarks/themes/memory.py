@@ -11,10 +11,14 @@ import sys
 from pathlib import Path
 
 from benchmarks.case import Bar, Case, Measurement, MissingError, Quantity, Settings, Unit
+from benchmarks.contestants import bitsandbytes_8bit
+from benchmarks.contestants.bitsandbytes_8bit import BitsAndBytes8bit
 from benchmarks.contestants.contestant import Contestant, Maker
 from benchmarks.contestants.ours import Ours
+from benchmarks.contestants.whole_phase import OurPhase
 from benchmarks.process import output_of
 from benchmarks.themes.comparison import PEERS, sizes
+from benchmarks.themes.formats import BFLOAT16, EIGHT_BIT
 from benchmarks.workload import one_array
 
 _ELEMENTS = 50_000_000
@@ -48,10 +52,10 @@ def _peak_bytes() -> int:
     return int(match[1]) * 1024
 
 
-def _measure(peer: str | None, settings: Settings) -> Measurement:
+def _measure(ours: str, peer: str | None, settings: Settings) -> Measurement:
     elements = settings.elements(_ELEMENTS)
     pairs: list[tuple[float, float | None]] = [
-        (_growth("ours", elements, settings), None if peer is None else _growth(peer, elements, settings))
+        (_growth(ours, elements, settings), None if peer is None else _growth(peer, elements, settings))
         for _ in range(_PROCESSES)
     ]
     return Measurement(pairs, sizes(one_array(elements)))
@@ -64,27 +68,40 @@ def _growth(who: str, elements: int, settings: Settings) -> int:
     return int(answer)
 
 
-def _case(peer: str | None, label: str = "") -> Case:
+_OURS: dict[str, tuple[str, Maker]] = {
+    "ours": ("", Ours),
+    "8bit": (", 8-bit state", functools.partial(Ours, **EIGHT_BIT)),
+    "bfloat16": (", bfloat16", functools.partial(Ours, **BFLOAT16)),
+    "phase": (", the whole phase", OurPhase),
+}
+_EIGHT_BIT_PEERS: dict[str, tuple[str, Maker]] = {"bitsandbytes": (bitsandbytes_8bit.NAME, BitsAndBytes8bit)}
+_MAKERS = {key: maker for key, (_, maker) in (*_OURS.items(), *PEERS.items(), *_EIGHT_BIT_PEERS.items())}
+
+
+def _case(ours: str, peer: str | None = None, label: str = "") -> Case:
     return Case(
-        name=f"memory/50m/{peer or 'ours'}",
-        title="memory that a step adds at its peak, 50 million",
+        name=f"memory/50m/{peer or ours}",
+        title=f"memory that a step adds at its peak, 50 million{_OURS[ours][0]}",
         peer=label,
         quantity=Quantity.VALUE,
         unit=Unit.BYTES,
         bar=None if peer else Bar(_MOST_BYTES),
-        run=functools.partial(_measure, peer),
+        run=functools.partial(_measure, ours, peer),
     )
 
 
-CASES: tuple[Case, ...] = (_case(None), *(_case(key, label) for key, (label, _) in PEERS.items()))
+CASES: tuple[Case, ...] = (
+    *(_case(key) for key in _OURS),
+    *(_case("ours", key, label) for key, (label, _) in PEERS.items()),
+    *(_case("8bit", key, label) for key, (label, _) in _EIGHT_BIT_PEERS.items()),
+)
 
 
 def main() -> None:
     """Print the growth for the contestant that the arguments name."""
     who, elements, threads = sys.argv[1:]
-    maker: Maker = Ours if who == "ours" else PEERS[who][1]
     try:
-        print(growth_of_a_step(maker(one_array(int(elements)), int(threads))))
+        print(growth_of_a_step(_MAKERS[who](one_array(int(elements)), int(threads))))
     except MissingError as reason:
         print(f"missing {reason}")
 

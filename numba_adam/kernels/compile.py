@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 from numba import config, njit
 
+from numba_adam.binding import bind
 from numba_adam.kernels import cache
+
+__all__ = ["bind", "inline", "kernel", "parallel_kernel"]
 
 if config.DISABLE_JIT:
     raise ImportError(
@@ -19,13 +21,6 @@ if config.DISABLE_JIT:
 # error_model: Python's check for division by zero would keep the loops from being vectorised.
 # No fastmath, ever: it changes bits from CPU to CPU and deletes checks for NaN.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
-
-
-def bind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """Return the function with some of its module's names bound to something else: compiled functions, for instance."""
-    bound = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
-    bound.__doc__, bound.__module__, bound.__qualname__ = function.__doc__, function.__module__, function.__qualname__
-    return bound
 
 
 def inline(function: Callable[..., Any]) -> Any:

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import worker
 from benchmarks.case import MissingError, Settings
-from benchmarks.contestants.contestant import DisagreementError, check_agreement, load, missing
+from benchmarks.contestants.contestant import DisagreementError, check_agreement, check_direction, load, missing
 from benchmarks.contestants.memory_loop import MemoryLoop
 from benchmarks.contestants.ours import Ours
 from benchmarks.contestants.plain_numpy import PlainNumpy
@@ -38,6 +38,15 @@ def test_contestants_that_did_not_are_found_out() -> None:
         check_agreement(ours, peer, workload)
 
 
+def test_ways_that_lead_elsewhere_are_found_out() -> None:
+    (way,) = one_array(1000).grads()
+    noise = one_array(1000).params()[0] * np.float32(0.002)
+    check_direction([way], [3 * way + noise], least=0.9)
+    for other in (-way, np.abs(way), np.zeros_like(way), way * np.float32(np.nan)):
+        with pytest.raises(DisagreementError, match="cosine"):
+            check_direction([way], [other], least=0.9)
+
+
 def test_the_memory_loop_changes_nothing() -> None:
     ours = Ours(one_array(1003), threads=2)
     ours.step()
@@ -64,10 +73,21 @@ def test_reasons_can_be_published() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flat/100k/numpy", "flat/50m/loop", "start/second-step", "service/push"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flat/100k/numpy",
+        "flat/50m/loop",
+        "scaling/float32/one-thread",
+        "scaling/loop",
+        "denormals/float32/ordinary",
+        "start/second-step",
+        "service/push",
+    ],
+)
 def test_a_case_runs_in_a_process_of_its_own(name: str) -> None:
     answer = worker.run(name, TINY)
-    assert answer.keys() == {"pairs", "notes"}, answer
+    assert answer.keys() == {"pairs", "notes", "curves"}, answer
     assert len(answer["pairs"]) >= 2
 
 

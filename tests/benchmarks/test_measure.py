@@ -22,6 +22,16 @@ def test_contestants_alternate_and_are_called_equally_often() -> None:
     assert turns[-6:] == ["A", "B"] * 3
 
 
+def test_what_comes_before_a_call_comes_before_every_call() -> None:
+    calls: list[str] = []
+    before = (lambda: calls.append("before A"), lambda: calls.append("before B"))
+    pairs = interleave(
+        lambda: calls.append("A"), lambda: calls.append("B"), Settings(seconds=0.0, fewest_pairs=2), before
+    )
+    assert len(pairs) == 2
+    assert set(zip(calls[::2], calls[1::2], strict=True)) == {("before A", "A"), ("before B", "B")}
+
+
 def test_every_measurement_is_a_positive_time() -> None:
     pairs = interleave(busy, busy, Settings(seconds=0.1, fewest_pairs=2))
     assert all(ours > 0 and peer is not None and peer > 0 for ours, peer in pairs)

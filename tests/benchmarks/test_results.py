@@ -40,6 +40,8 @@ EVERYTHING = run_of(
     outcome(name="b", quantity=Quantity.VALUE, unit=Unit.BYTES, bar=Bar(4e6), pairs=[(0.0, None), (8192.0, None)]),
     outcome(name="c", quantity=Quantity.FRACTION, bar=Bar(0.9, at_least=True)),
     outcome(name="d", pairs=[], problem="missing: torch does not run here"),
+    outcome(name="e", quantity=Quantity.VALUE, unit=Unit.BYTES_EACH, bar=Bar(10.1), pairs=[(10.0625, 16.0)]),
+    outcome(name="f", curves={"ours": [(1e5, 2.1e-05), (1e6, 0.00015)]}),
 )
 
 
@@ -47,6 +49,13 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     results.save(EVERYTHING, path)
     assert results.load(path) == EVERYTHING
+
+
+def test_a_run_from_before_there_were_curves_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    results.save(run_of(outcome()), path)
+    path.write_text(path.read_text().replace(', "curves": {}', ""))
+    assert results.load(path) == run_of(outcome())
 
 
 def test_a_run_that_ended_early_is_kept_too(tmp_path: Path) -> None:
@@ -106,6 +115,8 @@ def test_a_missing_peer_has_a_row_that_says_why() -> None:
         (0.0, Unit.SECONDS, "0 s"),
         (3_600_000.0, Unit.BYTES, "3.6 MB"),
         (0.0, Unit.COUNT, "0"),
+        (5.31e-10, Unit.SECONDS, "0.531 ns"),
+        (10.0625, Unit.BYTES_EACH, "10.06 bytes"),
     ],
 )
 def test_amounts_are_readable(value: float, unit: Unit, text: str) -> None:

@@ -1,0 +1,71 @@
+"""Rows of an embedding table: 1 % of 10 million, 16 wide, against the dense step and against PyTorch's sparse one."""
+
+from __future__ import annotations
+
+from benchmarks.case import Bar, Case, Measurement, Settings
+from benchmarks.contestants import on_rows
+from benchmarks.contestants.on_rows import SETS, OurRows, TableWorkload, TorchRows, check_same_rows
+from benchmarks.contestants.ours import Ours
+from benchmarks.measure import interleave
+from benchmarks.workload import check_usual
+
+_ROWS = 10_000_000
+_WIDTH = 16
+_TITLE = "1 % of a table of 10 million rows of 16"
+
+
+def _workload(settings: Settings) -> TableWorkload:
+    rows = settings.elements(_ROWS * _WIDTH) // _WIDTH
+    return TableWorkload(rows, _WIDTH, rows // 100)
+
+
+def _compare(ours: OurRows, peer: OurRows | TorchRows | Ours, settings: Settings) -> list[tuple[float, float | None]]:
+    """Visit every set of rows once before: pages of memory are made when they are first touched."""
+    for _ in range(SETS):
+        ours.step()
+        peer.step()
+    return interleave(ours.step, peer.step, settings)
+
+
+def _notes(workload: TableWorkload) -> dict[str, str]:
+    return {
+        "table": f"{workload.rows:,} rows of {workload.width}",
+        "touched by a step": f"{workload.touched:,} distinct rows in no order; {SETS} such sets take turns",
+    }
+
+
+def _against_dense(settings: Settings) -> Measurement:
+    workload = _workload(settings)
+    dense, ours = Ours(workload.table, settings.threads), OurRows(workload)
+    pairs = _compare(ours, dense, settings)
+    check_usual(ours.moments(workload.sets()[0]), "the rows' moments")
+    return Measurement(pairs, _notes(workload))
+
+
+def _against_torch(settings: Settings) -> Measurement:
+    workload = _workload(settings)
+    peer = TorchRows(workload, settings.threads)
+    ours = OurRows(workload)
+    pairs = _compare(ours, peer, settings)
+    check_same_rows(ours, peer, workload)
+    return Measurement(pairs, _notes(workload))
+
+
+def _exact_against_lazy(settings: Settings) -> Measurement:
+    workload = _workload(settings)
+    exact, lazy = OurRows(workload, mode="exact"), OurRows(workload)
+    pairs = _compare(exact, lazy, settings)
+    check_usual(exact.moments(workload.sets()[0]), "the exact rows' moments")
+    return Measurement(pairs, {**_notes(workload), "steps that a touched row has missed": f"{SETS - 1}"})
+
+
+CASES: tuple[Case, ...] = (
+    Case(name="rows/dense", title=_TITLE, peer="our dense step over the table", bar=Bar(0.05), run=_against_dense),
+    Case(name="rows/torch", title=_TITLE, peer=on_rows.NAME, bar=Bar(1.0), run=_against_torch),
+    Case(
+        name="rows/exact",
+        title=f"{_TITLE}, exact: {SETS - 1} missed steps made up for",
+        peer="the lazy step over the same rows",
+        run=_exact_against_lazy,
+    ),
+)

@@ -1,0 +1,167 @@
+"""Time per parameter from 100 thousand to a billion: ours in three formats on one thread and on all, and the peers.
+
+Each size takes turns with 10 million of the same, or with the peer of the same size. The plot is made of the medians of
+all sizes; the table's figure is the largest size's. Sizes whose arrays do not fit into free memory are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.case import Bar, Case, Curves, Measurement, MissingError, Settings
+from benchmarks.contestants import bitsandbytes_8bit, deepspeed_cpu, memory_loop, torch_fused
+from benchmarks.contestants.bitsandbytes_8bit import BitsAndBytes8bit
+from benchmarks.contestants.deepspeed_cpu import DeepSpeedCPU
+from benchmarks.contestants.memory_loop import MemoryLoop
+from benchmarks.contestants.ours import Ours
+from benchmarks.contestants.torch_fused import TorchFused
+from benchmarks.measure import interleave
+from benchmarks.statistics import summarise
+from benchmarks.themes.formats import BFLOAT16, EIGHT_BIT
+from benchmarks.workload import Repeated, Workload, check_usual
+
+SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 100_000_000, 1_000_000_000)
+_BEYOND_CACHES = 10_000_000
+_SHARE_OF_MEMORY = 0.85
+_BYTES_EACH = 16.5  # at most, while arrays are made too
+_PARTS_OF_A_CASE = 10  # each size takes this part of a case's time
+_FEWEST_PAIRS = 5
+_FLAT = 1.1  # what we take "flat" for: within a tenth
+
+
+class Format(NamedTuple):
+    """How our arrays are kept."""
+
+    label: str
+    options: dict[str, Any]  # the contestant's
+
+
+FORMATS = {
+    "float32": Format("float32", {}),
+    "bfloat16": Format("bfloat16", BFLOAT16),
+    "8bit": Format("8-bit state", EIGHT_BIT),
+}
+
+
+class Peer(NamedTuple):
+    """Who is compared at each size."""
+
+    label: str
+    make: Callable[[Workload, int], Any]
+    largest: int  # size up to which a step takes less than a second
+
+
+def _loop(workload: Workload, threads: int) -> MemoryLoop:
+    """Make the loop that no update can beat, over arrays as an update has them."""
+    ours = Ours(workload, threads)
+    ours.step()
+    return MemoryLoop(ours, threads)
+
+
+PEERS = {
+    "loop": Peer(memory_loop.NAME, _loop, 100_000_000),
+    "torch": Peer(torch_fused.NAME, TorchFused, 100_000_000),
+    "deepspeed": Peer(deepspeed_cpu.NAME, DeepSpeedCPU, 100_000_000),
+    "bitsandbytes": Peer(bitsandbytes_8bit.NAME, BitsAndBytes8bit, 10_000_000),
+}
+
+
+def curve_of_ours(key: str, threads: int) -> str:
+    """Return what our curve of a format is called."""
+    return f"ours, {FORMATS[key].label}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _sizes(settings: Settings, largest: int) -> list[int]:
+    """Return the sizes that a quick try, a slow contestant and free memory allow; at least one."""
+    fitting = int(_SHARE_OF_MEMORY * _free_bytes() / _BYTES_EACH) - _BEYOND_CACHES
+    most = min(settings.elements(largest), fitting)
+    return [size for size in SIZES if size <= most] or [most]
+
+
+def _free_bytes() -> int:
+    """Return the bytes of memory that are available.
+
+    Raises:
+        MissingError: this system does not say.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError as error:
+        raise MissingError("this system does not say how much memory is free") from error
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+
+
+def _brief(settings: Settings) -> Settings:
+    pairs = min(_FEWEST_PAIRS, settings.fewest_pairs)
+    return replace(settings, seconds=settings.seconds / _PARTS_OF_A_CASE, fewest_pairs=pairs)
+
+
+def _flatness(key: str, settings: Settings) -> Measurement:
+    """Compare our time per parameter at each size with that at 10 million."""
+
+    def made(elements: int) -> Ours:
+        return Ours(Repeated(((elements,),)), settings.threads, **FORMATS[key].options)
+
+    base_size = settings.elements(_BEYOND_CACHES)
+    base = made(base_size)
+    points = []
+    for size in _sizes(settings, SIZES[-1]):
+        pairs = interleave(made(size).step, base.step, _brief(settings))
+        points.append((float(size), summarise([ours for ours, _ in pairs]).median))
+    check_usual(base.moments(), "our moments")  # the larger arrays hold the same numbers more often
+    per_parameter = [(ours / size, peer / base_size if peer else None) for ours, peer in pairs]
+    curves = {curve_of_ours(key, settings.threads): points}
+    return Measurement(per_parameter, {**_per_parameter(curves), "our threads": base.threads()}, curves)
+
+
+def _against(peer: Peer, settings: Settings) -> Measurement:
+    """Compare float32 with a peer at each size."""
+    points = []
+    for size in _sizes(settings, peer.largest):
+        workload = Repeated(((size,),))
+        theirs = peer.make(workload, settings.threads)
+        pairs = interleave(Ours(workload, settings.threads).step, theirs.step, _brief(settings))
+        points.append((float(size), summarise([seconds for _, seconds in pairs if seconds]).median))
+        del theirs
+    curves = {peer.label: points}
+    return Measurement(pairs, _per_parameter(curves), curves)
+
+
+def _per_parameter(curves: Curves) -> dict[str, str]:
+    """Return the points of curves as notes."""
+    return {
+        f"{whose}, {size:,.0f}": f"{seconds / size * 1e9:.3f} ns per parameter"
+        for whose, points in curves.items()
+        for size, seconds in points
+    }
+
+
+def _flatness_case(key: str, threads: int | None) -> Case:
+    label = f"{FORMATS[key].label}{', one thread' * (threads == 1)}"
+    return Case(
+        name=f"scaling/{key}/{'one-thread' if threads == 1 else 'all-threads'}",
+        title=f"time per parameter, up to a billion as memory allows, {label}",
+        peer="the same at 10 million",
+        bar=Bar(_FLAT),
+        threads=threads,
+        run=functools.partial(_flatness, key),
+    )
+
+
+def _peer_case(key: str, peer: Peer) -> Case:
+    return Case(
+        name=f"scaling/{key}",
+        title=f"one array of {peer.largest // 1_000_000} million, float32",
+        peer=peer.label,
+        run=functools.partial(_against, peer),
+    )
+
+
+CASES: tuple[Case, ...] = (
+    *(_flatness_case(key, threads) for threads in (None, 1) for key in FORMATS),
+    *(_peer_case(key, peer) for key, peer in PEERS.items()),
+)

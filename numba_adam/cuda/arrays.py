@@ -1,0 +1,209 @@
+"""borrow_cuda(): where an array lies on a GPU. May import NumPy, `numba_adam.errors` and its neighbours.
+
+Nothing is copied, and nothing waits: neither this process nor the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from numba_adam.cuda import dlpack, streams
+from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, UnsupportedArrayError
+
+_FORMATS = {"<f4": "float32", "<f8": "float64", "<f2": "float16", "<u2": "bfloat16"}
+_NEEDED = "float32, float64, float16 or bfloat16 (or uint16, its bits)"
+_STORED = {"bfloat16": "uint16", "uint16": "uint16"}
+_IMMUTABLE = ("jax", "jaxlib")  # frameworks whose arrays never change, whatever their interfaces say
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CudaArray:
+    """An array in a GPU's memory, C-contiguous."""
+
+    address: int
+    """Where it lies; a multiple of its element's bytes."""
+
+    shape: tuple[int, ...]
+    """Its extents."""
+
+    format: str
+    """"float32", "float64", "float16" or "bfloat16"."""
+
+    device: int
+    """The number of its GPU."""
+
+    stream: int
+    """The handle of the caller's current stream."""
+
+    owner: Any
+    """What keeps the memory alive."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype of an element; uint16 for bfloat16, whose bits they are."""
+        return np.dtype(_STORED.get(self.format, self.format))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def ctypes(self) -> SimpleNamespace:
+        """Where it lies, as NumPy's arrays say it: what compares places asks either kind alike."""
+        return SimpleNamespace(data=self.address)
+
+
+def is_on_cuda(array: object) -> bool:
+    """Say whether an array lies in a GPU's memory. Imports nothing, waits for nothing."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return False
+    if isinstance(array, CudaArray) or dlpack.device_of(array) is not None:
+        return True
+    return not hasattr(array, "__dlpack_device__") and hasattr(array, "__cuda_array_interface__")
+
+
+def borrow_cuda(array: Any, *, name: str, writable: bool = False) -> CudaArray:
+    """Return where an array lies, without copying it and without waiting.
+
+    Args:
+        array: anything on a CUDA GPU with `__cuda_array_interface__` or DLPack: a CuPy array, a PyTorch tensor;
+            float32, float64, float16 or bfloat16 (or the bits of bfloat16 as uint16), C-contiguous.
+        name: what error messages call it, such as "params['w']".
+        writable: whether it is going to be written to.
+
+    Raises:
+        UnsupportedArrayError: there is no memory to borrow, or it is not on a CUDA GPU.
+        DtypeError: none of the dtypes above.
+        LayoutError: not C-contiguous, not aligned or not in native byte order.
+        ReadOnlyError: `writable`, and the memory must not be written to.
+    """
+    if isinstance(array, CudaArray):
+        return array
+    _check_kind(array, name, writable=writable)
+    # Tensors that record gradients lend nothing: what is written there is none of their business.
+    plain = array.detach() if hasattr(array, "detach") else array
+    interface = _interface_of(plain)
+    if interface is not None and interface["typestr"] in _FORMATS:
+        return _from_interface(plain, interface, name, writable=writable)
+    if hasattr(plain, "__dlpack__"):
+        return _from_dlpack(plain, name)
+    if interface is None:
+        raise _cannot(array, name, "it has neither __cuda_array_interface__ nor __dlpack__")
+    raise _wrong_dtype(name, array, interface["typestr"])
+
+
+def _check_kind(array: object, name: str, *, writable: bool) -> None:
+    if not is_on_cuda(array):
+        raise _cannot(array, name, "it is not in the memory of a CUDA GPU")
+    if writable and type(array).__module__.partition(".")[0] in _IMMUTABLE:
+        raise ReadOnlyError(
+            f"{name} ({_kind(array)}) never changes, needed is memory that can be updated in place; make an array of "
+            "another framework of it and keep that: cupy.array(x)"
+        )
+
+
+def _interface_of(array: Any) -> dict[str, Any] | None:
+    """Return the CUDA array interface, None where there is none; some raise for the dtypes that it cannot say."""
+    try:
+        interface: dict[str, Any] | None = getattr(array, "__cuda_array_interface__", None)
+    except (TypeError, RuntimeError):
+        return None
+    return interface
+
+
+def _from_interface(array: Any, interface: dict[str, Any], name: str, *, writable: bool) -> CudaArray:
+    address, is_read_only = interface["data"]
+    if writable and is_read_only:
+        raise ReadOnlyError(
+            f"{name} ({_kind(array)}) is read-only, needed is memory that can be updated in place; make a copy and "
+            "keep that: x.copy()"
+        )
+    if interface.get("mask") is not None:
+        raise _cannot(array, name, "it is masked")
+    number = _FORMATS[interface["typestr"]]
+    shape, strides = tuple(interface["shape"]), interface.get("strides")
+    item_bytes = int(interface["typestr"][2:])
+    if strides is not None and any(stride % item_bytes for stride in strides):
+        raise _not_contiguous(name, array, shape, tuple(strides))
+    elements = None if strides is None else tuple(stride // item_bytes for stride in strides)
+    device = _device_of(array)
+    stream = streams.current(array, device, interface.get("stream"))
+    return _checked(CudaArray(int(address or 0), shape, number, device, stream, array), elements, name)
+
+
+def _from_dlpack(array: Any, name: str) -> CudaArray:
+    try:
+        lent = dlpack.lend(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise _cannot(array, name, str(error)) from error
+    number = "bfloat16" if lent.dtype == "uint16" else lent.dtype
+    if number not in _FORMATS.values():
+        raise _wrong_dtype(name, array, lent.dtype)
+    stream = streams.current(array, lent.device, None)
+    owner = (array, lent.capsule)
+    return _checked(CudaArray(lent.address, lent.shape, number, lent.device, stream, owner), lent.strides, name)
+
+
+def _checked(array: CudaArray, strides: tuple[int, ...] | None, name: str) -> CudaArray:
+    """Refuse memory that an update could not use as it lies; `strides` in elements, None for C-contiguous."""
+    if strides is not None and array.size and _compact(array.shape) != _meaningful(array.shape, strides):
+        raise _not_contiguous(name, array.owner, array.shape, strides)
+    if array.address % array.dtype.itemsize:
+        raise LayoutError(
+            f"{name} ({_kind(array.owner)}) starts at address {array.address:#x}, needed is a multiple of "
+            f"{array.dtype.itemsize}; make an aligned copy: x.copy()"
+        )
+    return array
+
+
+def _compact(shape: tuple[int, ...]) -> list[int]:
+    """Return the strides that a C-contiguous array of a shape has along its axes of more than one element."""
+    return _meaningful(shape, tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape))))
+
+
+def _meaningful(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    return [stride for extent, stride in zip(shape, strides, strict=True) if extent > 1]
+
+
+def _device_of(array: Any) -> int:
+    """Return the number of an array's GPU; the current one where the array does not say."""
+    said = dlpack.device_of(array)
+    if said is not None:
+        return said
+    from numba_adam.cuda.memory import current_device  # needs a CUDA package
+
+    return current_device()
+
+
+def _kind(array: object) -> str:
+    owner = array[0] if isinstance(array, tuple) else array
+    return f"{type(owner).__module__.partition('.')[0]}.{type(owner).__name__}"
+
+
+def _cannot(array: object, name: str, why: str) -> UnsupportedArrayError:
+    return UnsupportedArrayError(
+        f"{name} ({_kind(array)}) cannot be borrowed ({why}), needed is an array in the memory of a CUDA GPU that "
+        "lends it; make one: cupy.asarray(x)"
+    )
+
+
+def _wrong_dtype(name: str, array: object, dtype: str) -> DtypeError:
+    return DtypeError(f"{name} ({_kind(array)}) has dtype {dtype}, needed is {_NEEDED}; convert it")
+
+
+def _not_contiguous(name: str, array: object, shape: tuple[int, ...], strides: tuple[int, ...]) -> LayoutError:
+    return LayoutError(
+        f"{name} ({_kind(array)}) of shape {shape} has strides {strides}, needed is C-contiguous memory; make a "
+        "compact copy: cupy.ascontiguousarray(x), x.contiguous()"
+    )

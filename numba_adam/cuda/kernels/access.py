@@ -1,0 +1,256 @@
+"""Loads and stores at an address (int64) in a GPU's memory: of one element, and of a thread's LANES at once.
+
+Numba has no vector types, so those that move 16 bytes are written here, for its code generator. In the simulator a
+GPU's memory is the process's own, and Python looks at it by address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam.cuda import seam
+
+WIDE_BYTES = 16  # what one load or store moves, from a multiple of it
+
+
+class Column(NamedTuple):
+    """How a thread reads and writes an array's elements; its registers are local arrays.
+
+    Elements of 16 bits go to and from `codes`, an array of uint16; all others `reals`, an array of what is computed in.
+    """
+
+    load: Any  # (address, reals, codes): all lanes, from a multiple of WIDE_BYTES
+    store: Any  # (address, reals, codes)
+    load_one: Any  # (address, k, reals, codes): lane k
+    store_one: Any  # (address, k, reals, codes)
+
+
+def scalar(dtype: str) -> tuple[Any, Any]:
+    """Return load(address) -> number and store(address, number), of "float32", "float64", "uint32" or "int64"."""
+    return _simulated_scalar(dtype) if seam.SIMULATED else _compiled_scalar(dtype)
+
+
+@functools.cache
+def column(dtype: str, lanes: int) -> Column:
+    """Return how columns of a dtype are read and written; "" is a column that is not there.
+
+    Args:
+        dtype: of the elements: "float32", "float64", "uint16" or "".
+        lanes: how many a thread takes at a time.
+    """
+    return _simulated_column(dtype, lanes) if seam.SIMULATED else _compiled_column(dtype, lanes)
+
+
+# --- the simulator: plain Python ---
+
+_CTYPES = {
+    "float32": ctypes.c_float,
+    "float64": ctypes.c_double,
+    "uint16": ctypes.c_uint16,
+    "uint32": ctypes.c_uint32,
+    "int64": ctypes.c_int64,
+}
+
+
+def _memory(dtype: str, count: int, address: int, multiple_of: int) -> Any:
+    assert int(address) % multiple_of == 0, f"{count} of {dtype} at {int(address):#x}: a GPU would stop here"
+    return (_CTYPES[dtype] * count).from_address(int(address))
+
+
+def _simulated_scalar(dtype: str) -> tuple[Any, Any]:
+    kind = np.dtype(dtype).type
+
+    def load(address: int) -> Any:
+        return kind(_memory(dtype, 1, address, kind().itemsize)[0])
+
+    def store(address: int, value: Any) -> None:
+        _memory(dtype, 1, address, kind().itemsize)[0] = kind(value).item()
+
+    return load, store
+
+
+def _simulated_column(dtype: str, lanes: int) -> Column:
+    if not dtype:
+        return Column(*[lambda *_: None] * 4)
+    kind = np.dtype(dtype).type
+    wide = min(WIDE_BYTES, lanes * kind().itemsize)
+
+    def registers(reals: Any, codes: Any) -> Any:
+        return codes if dtype == "uint16" else reals
+
+    def load(address: int, reals: Any, codes: Any) -> None:
+        registers(reals, codes)[:] = _memory(dtype, lanes, address, wide)[:]
+
+    def store(address: int, reals: Any, codes: Any) -> None:
+        _memory(dtype, lanes, address, wide)[:] = registers(reals, codes).astype(kind).tolist()
+
+    def load_one(address: int, k: int, reals: Any, codes: Any) -> None:
+        registers(reals, codes)[k] = _memory(dtype, 1, address, kind().itemsize)[0]
+
+    def store_one(address: int, k: int, reals: Any, codes: Any) -> None:
+        _memory(dtype, 1, address, kind().itemsize)[0] = kind(registers(reals, codes)[k]).item()
+
+    return Column(load, store, load_one, store_one)
+
+
+# --- GPUs: LLVM ---
+
+
+def _ir() -> Any:
+    from llvmlite import ir
+
+    return ir
+
+
+def _element(dtype: str) -> Any:
+    """Return LLVM's type of an element."""
+    ir = _ir()
+    kinds = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+    return kinds.get(dtype) or ir.IntType(8 * np.dtype(dtype).itemsize)
+
+
+def _place(builder: Any, address: Any, kind: Any, skip: int = 0) -> Any:
+    """Return a pointer into a GPU's global memory."""
+    ir = _ir()
+    if skip:
+        address = builder.add(address, address.type(skip))
+    return builder.inttoptr(address, ir.PointerType(kind, addrspace=1))
+
+
+def _compiled_scalar(dtype: str) -> tuple[Any, Any]:
+    types, kind, item_bytes = seam.types, _element(dtype), np.dtype(dtype).itemsize
+    number = getattr(types, dtype)
+
+    @seam.intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.load(_place(builder, args[0], kind), align=item_bytes)
+
+        return number(types.int64), codegen
+
+    @seam.intrinsic
+    def store(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.store(args[1], _place(builder, args[0], kind), align=item_bytes)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, number), codegen
+
+    return load, store
+
+
+def _move(generate: Any, *, has_lane: bool) -> Any:
+    """Return an intrinsic (address, [lane,] reals, codes) of which `generate` writes the code."""
+    types = seam.types
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        arrays = [
+            context.make_array(kind)(context, builder, value).data
+            for kind, value in zip(signature.args[-2:], args[-2:], strict=True)
+        ]
+        generate(builder, args[0], args[1] if has_lane else None, *arrays)
+        return context.get_dummy_value()
+
+    if has_lane:
+
+        @seam.intrinsic
+        def move_one(typingctx: Any, address: Any, lane: Any, reals: Any, codes: Any) -> Any:
+            return types.void(types.int64, types.int64, reals, codes), codegen
+
+        return move_one
+
+    @seam.intrinsic
+    def move(typingctx: Any, address: Any, reals: Any, codes: Any) -> Any:
+        return types.void(types.int64, reals, codes), codegen
+
+    return move
+
+
+def _compiled_column(dtype: str, lanes: int) -> Column:
+    if not dtype:
+        return Column(*[_move(lambda *_: None, has_lane=has_lane) for has_lane in (False, False, True, True)])
+    return Column(
+        _move(lambda builder, address, _, *arrays: _load_wide(builder, address, dtype, lanes, arrays), has_lane=False),
+        _move(lambda builder, address, _, *arrays: _store_wide(builder, address, dtype, lanes, arrays), has_lane=False),
+        _move(lambda builder, address, k, *arrays: _load_one(builder, address, dtype, k, arrays), has_lane=True),
+        _move(lambda builder, address, k, *arrays: _store_one(builder, address, dtype, k, arrays), has_lane=True),
+    )
+
+
+def _register(builder: Any, dtype: str, arrays: Any, k: Any) -> Any:
+    """Return the pointer to lane k of the registers for elements of a dtype."""
+    ir = _ir()
+    index = ir.IntType(64)(k) if isinstance(k, int) else k
+    return builder.gep(arrays[1] if dtype == "uint16" else arrays[0], [index], inbounds=True)
+
+
+def _put(builder: Any, register: Any, value: Any) -> None:
+    """Store a value in a register, widened where the kernel computes in more."""
+    kind = register.type.pointee
+    builder.store(value if value.type == kind else builder.fpext(value, kind), register)
+
+
+def _get(builder: Any, register: Any, kind: Any) -> Any:
+    """Load a value from a register, rounded where memory holds less."""
+    value = builder.load(register)
+    return value if value.type == kind else builder.fptrunc(value, kind)
+
+
+def _load_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> None:
+    value = builder.load(_place(builder, address, _element(dtype)), align=np.dtype(dtype).itemsize)
+    _put(builder, _register(builder, dtype, arrays, k), value)
+
+
+def _store_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> None:
+    kind = _element(dtype)
+    value = _get(builder, _register(builder, dtype, arrays, k), kind)
+    builder.store(value, _place(builder, address, kind), align=np.dtype(dtype).itemsize)
+
+
+def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
+    """Return a wide access's vector type, its bytes, how many there are, and the elements in one of its parts.
+
+    Pairs of 16 bits move as one part of 32, which is what the hardware's vectors are made of.
+    """
+    ir = _ir()
+    item_bytes = np.dtype(dtype).itemsize
+    wide = min(WIDE_BYTES, lanes * item_bytes)
+    part = ir.IntType(32) if item_bytes == 2 else _element(dtype)
+    part_bytes = max(4, item_bytes)
+    return ir.VectorType(part, wide // part_bytes), wide, lanes * item_bytes // wide, part_bytes // item_bytes
+
+
+def _load_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
+    """Load all pieces, then take them apart."""
+    ir = _ir()
+    vector, wide, count, halves = _pieces(dtype, lanes)
+    loaded = [builder.load(_place(builder, address, vector, wide * piece), align=wide) for piece in range(count)]
+    parts = [builder.extract_element(piece, ir.IntType(32)(k)) for piece in loaded for k in range(vector.count)]
+    for k, part in enumerate(parts):
+        if halves == 1:
+            _put(builder, _register(builder, dtype, arrays, k), part)
+            continue
+        for half in range(2):
+            code = builder.trunc(builder.lshr(part, part.type(16 * half)), ir.IntType(16))
+            _put(builder, _register(builder, dtype, arrays, 2 * k + half), code)
+
+
+def _store_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
+    """Put all pieces together, and store them."""
+    ir = _ir()
+    vector, wide, count, halves = _pieces(dtype, lanes)
+    kind = _element(dtype)
+    values = [_get(builder, _register(builder, dtype, arrays, k), kind) for k in range(lanes)]
+    if halves == 2:
+        words = [builder.zext(value, ir.IntType(32)) for value in values]
+        shift = ir.IntType(32)(16)
+        values = [builder.or_(low, builder.shl(high, shift)) for low, high in zip(words[::2], words[1::2], strict=True)]
+    for piece in range(count):
+        stored = ir.Constant(vector, ir.Undefined)
+        for k in range(vector.count):
+            stored = builder.insert_element(stored, values[piece * vector.count + k], ir.IntType(32)(k))
+        builder.store(stored, _place(builder, address, vector, wide * piece), align=wide)

@@ -1,0 +1,157 @@
+"""The constants of a step, folded on the GPU from what lives there: step numbers, settings, the gradients' norm.
+
+So nothing has to come back to the host before the update can be queued, and a captured CUDA graph counts its own steps.
+This is float64 arithmetic, for one row per array; the update's kernels hold none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam import codecs, folding
+from numba_adam.binding import bind
+from numba_adam.cuda import seam
+from numba_adam.cuda.kernels import access
+from numba_adam.cuda.kernels.formats import _random_bits
+from numba_adam.cuda.kernels.update import CONSTANTS
+from numba_adam.folding import Settings
+
+cuda = seam.cuda
+
+SETTINGS = len(Settings._fields)  # float64, in a row of settings
+PARAM_COLUMN = 0  # what `codecs.stream_key` calls the parameter among an array's columns
+
+# Places in the treatment, float64: what is done to the gradients of a step.
+FACTOR, CLIP_VALUE, MAX_NORM, NORM = range(4)
+TREATMENT = 4
+
+_load_int64, _store_int64 = access.scalar("int64")
+_load_float64, _store_float64 = access.scalar("float64")
+_load_float32 = access.scalar("float32")[0]
+_store_uint32 = access.scalar("uint32")[1]
+_product = seam.product64
+
+
+class Step(NamedTuple):
+    """Where the parts of a step lie: addresses."""
+
+    settings: Any  # (groups, SETTINGS) float64
+    groups: Any  # (count,) int64: which row of the settings holds for an array
+    steps: Any  # (count,) int64: updates made so far; counted up
+    grads: Any  # (count,) int64: where the gradients lie, 0 without one
+    constants: Any  # (count, CONSTANTS), of what is computed in: written
+    keys: Any  # (count,) uint32: written
+    treatment: Any  # (TREATMENT,) float64; NORM is written where it is measured
+    total: Any  # float64: the sum of squares of all gradients; 0: not measured
+    loss_scale: Any  # float32: divides the gradients; 0: none
+    found_inf: Any  # float32: not 0 when a gradient is not finite; 0: not asked
+    skip: Any  # int64: set to 1 when the step is left out, else to 0
+    places: Any  # (count,) int64: which of the optimizer's parameters each array is
+
+
+# What `bind` fills in.
+_store_real: Any = None
+_bias_correction: Any = None
+_correct: Any = None
+_stream_key: Any = None
+_real_bytes = 4
+
+
+def measured(norm: Any, factor: Any, max_norm: Any, small: Any) -> Any:
+    """Return the factor that brings a norm down to `max_norm`, as `kernels.norm.measure` does."""
+    ratio = max_norm / (norm + small)
+    return factor * ratio if ratio < 1.0 else factor
+
+
+def _settings_at(address):  # type: ignore[no-untyped-def]
+    """Return a row of settings by their names."""
+    return Settings(
+        _load_float64(address),
+        _load_float64(address + 8),
+        _load_float64(address + 16),
+        _load_float64(address + 24),
+        _load_float64(address + 32),
+        _load_float64(address + 40),
+        _load_float64(address + 48),
+        _load_float64(address + 56),
+        _load_float64(address + 64),
+        _load_float64(address + 72),
+        _load_float64(address + 80),
+    )
+
+
+_SMALL = 1e-6
+_INFINITY = math.inf
+_measured = seam.device(measured)
+_row_of_settings = seam.device(_settings_at)
+
+
+def _treat(step):  # type: ignore[no-untyped-def]
+    """Return the factor of the gradients, their norm, and whether the step is to be left out."""
+    factor = _load_float64(step.treatment + FACTOR * 8)
+    if step.loss_scale != 0:
+        factor = factor / np.float64(_load_float32(step.loss_scale))
+    norm = np.float64(-1.0)
+    is_left_out = step.found_inf != 0 and _load_float32(step.found_inf) != 0
+    if step.total != 0:
+        norm = _product(math.sqrt(_load_float64(step.total)), abs(factor))
+        is_left_out = is_left_out or not norm < _INFINITY
+        factor = _measured(norm, factor, _load_float64(step.treatment + MAX_NORM * 8), _SMALL)
+    return factor, norm, is_left_out
+
+
+_treated = seam.device(_treat)
+
+
+def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
+    """Write the constants of every array that has a gradient, and count its step; one thread for each.
+
+    Args:
+        parts: the addresses of Step's parts, in their order.
+        count: how many arrays there are.
+        seed: of the random numbers.
+    """
+    step = Step(
+        parts[0], parts[1], parts[2], parts[3], parts[4], parts[5],
+        parts[6], parts[7], parts[8], parts[9], parts[10], parts[11],
+    )  # fmt: skip
+    row = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    factor, norm, is_left_out = _treated(step)
+    if row == 0:
+        _store_float64(step.treatment + NORM * 8, norm)
+        _store_int64(step.skip, np.int64(1) if is_left_out else np.int64(0))
+    if row < count and not is_left_out and _load_int64(step.grads + row * 8) != 0:
+        number = _load_int64(step.steps + row * 8) + 1
+        s = _row_of_settings(step.settings + _load_int64(step.groups + row * 8) * (SETTINGS * 8))
+        corrections = (_bias_correction(s.beta1, number), _bias_correction(s.beta2, number))
+        clip_value = _load_float64(step.treatment + CLIP_VALUE * 8)
+        address = step.constants + row * (CONSTANTS * _real_bytes)
+        for constant in _correct(s, corrections[0], corrections[1], factor, clip_value):
+            _store_real(address, constant)
+            address += _real_bytes
+        place = _load_int64(step.places + row * 8)
+        _store_uint32(step.keys + row * 4, _stream_key(seed, number, place, PARAM_COLUMN))
+        _store_int64(step.steps + row * 8, number)
+
+
+@functools.cache
+def kernel(real: str) -> Any:
+    """Return the kernel that folds for updates computed in `real`, "float32" or "float64"."""
+    names = {"product": seam.product64}
+    return seam.kernel(
+        bind(
+            _fold,
+            _real_bytes=np.dtype(real).itemsize,
+            _store_real=access.scalar(real)[1],
+            _bias_correction=seam.device(bind(folding.bias_correction, **names)),
+            _correct=seam.device(bind(folding.correct, **names)),
+            _stream_key=seam.device(bind(codecs.stream_key, random_bits=_random_bits)),
+        )
+    )
+
+
+ARGUMENTS = ("12 int64", "int64", "int64")

@@ -1,0 +1,94 @@
+"""Number formats on a GPU: what lies in memory, and the way from there to numbers and back.
+
+A kernel that computes in float32 takes 8 elements at a time, one that computes in float64 takes 4: its lanes. Formats
+that are narrower than what any GPU's language computes in pass through `codes`, lanes of 16 bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam import codecs
+from numba_adam.binding import bind
+from numba_adam.cuda import seam
+from numba_adam.cuda.kernels import access
+
+LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by what is computed in
+STOCHASTIC = "bfloat16, rounded at random"
+
+_names = {"bits_of": seam.bits_of, "from_bits": seam.from_bits}
+_random_bits = seam.device(bind(codecs.random_bits, _multiply=seam.device(codecs._multiply)))
+_with_pieces = _names | {"_bfloat16_of": seam.device(codecs._bfloat16_of)}
+_widen_bfloat16 = seam.device(bind(codecs.widen_bfloat16, **_names))
+_widen_float16 = seam.device(bind(codecs.widen_float16, **_names))
+_narrow_bfloat16 = seam.device(bind(codecs.narrow_bfloat16, **_with_pieces))
+_narrow_float16 = seam.device(bind(codecs.narrow_float16, **_names))
+_narrow_stochastic = seam.device(bind(codecs.narrow_bfloat16_stochastic, **_with_pieces))
+
+
+class Format(NamedTuple):
+    """One number format."""
+
+    item_bytes: int  # 0: no column at all
+    column: access.Column
+    decode: Any  # (reals, codes): all lanes
+    encode: Any  # (reals, codes, key, index): all lanes, of which the first is element `index` of its array
+
+
+# What `bind` fills in.
+_LANES = 8
+_widen: Any = None
+_narrow: Any = None
+
+
+@seam.device
+def _decode_nothing(reals, codes):  # type: ignore[no-untyped-def]
+    pass
+
+
+@seam.device
+def _encode_nothing(reals, codes, key, index):  # type: ignore[no-untyped-def]
+    pass
+
+
+def _decode(reals, codes):  # type: ignore[no-untyped-def]
+    for k in range(_LANES):
+        reals[k] = _widen(codes[k])
+
+
+def _encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
+    for k in range(_LANES):
+        codes[k] = _narrow(np.float32(reals[k]))
+
+
+def _encode_stochastic(reals, codes, key, index):  # type: ignore[no-untyped-def]
+    for k in range(_LANES):
+        codes[k] = _narrow_stochastic(np.float32(reals[k]), _random_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
+
+
+@functools.cache
+def formats(real: str) -> dict[str, Format]:
+    """Return all formats by name, for a kernel that computes in `real`, "float32" or "float64"; "" is no column."""
+    lanes = LANES[real]
+
+    def bound(function: Any, **names: Any) -> Any:
+        return seam.device(bind(function, _LANES=lanes, **names))
+
+    def native(dtype: str) -> Format:
+        item_bytes = np.dtype(dtype).itemsize if dtype else 0
+        return Format(item_bytes, access.column(dtype, lanes), _decode_nothing, _encode_nothing)
+
+    codes = access.column("uint16", lanes)
+    decode_bfloat16 = bound(_decode, _widen=_widen_bfloat16)
+    decode_float16 = bound(_decode, _widen=_widen_float16)
+    return {
+        "": native(""),
+        "float32": native("float32"),
+        "float64": native("float64"),
+        "bfloat16": Format(2, codes, decode_bfloat16, bound(_encode, _narrow=_narrow_bfloat16)),
+        "float16": Format(2, codes, decode_float16, bound(_encode, _narrow=_narrow_float16)),
+        STOCHASTIC: Format(2, codes, decode_bfloat16, bound(_encode_stochastic)),
+    }

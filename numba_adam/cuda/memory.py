@@ -1,0 +1,128 @@
+"""Memory of our own on a GPU, and the ways there and back. In the simulator it is memory of this process.
+
+Copies to a GPU are queued on the stream given and wait for nothing; copies from it wait, for that stream alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from numba_adam.cuda import seam
+from numba_adam.cuda.arrays import CudaArray
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def current_device() -> int:
+    """Return the number of the GPU that this thread uses when nobody says which."""
+    return 0 if seam.SIMULATED else int(seam.cuda.get_current_device().id)
+
+
+def on(device: int) -> Any:
+    """Return a context manager within which a GPU is the current one."""
+    return seam.cuda.gpus[device]
+
+
+@functools.lru_cache(maxsize=256)
+def stream_of(handle: int, device: int) -> Any:
+    """Return a stream made elsewhere, as a launch takes it."""
+    if seam.SIMULATED:
+        return 0
+    with on(device):
+        return seam.cuda.external_stream(handle)
+
+
+class Buffer:
+    """An array on a GPU that is copied to and from as a whole."""
+
+    def __init__(self, shape: int | tuple[int, ...], dtype: str, device: int) -> None:
+        """Take the memory; what it holds is not known."""
+        self.shape = shape if isinstance(shape, tuple) else (shape,)
+        self.dtype, self.device = np.dtype(dtype), device
+        if seam.SIMULATED:
+            # NumPy's own memory begins at a multiple of 16 bytes, a GPU's at one of 256.
+            room = np.zeros(math.prod(self.shape) * self.dtype.itemsize + 256, np.uint8)
+            skip = -room.ctypes.data % 256
+            self.array: Any = room[skip : skip + room.size - 256].view(self.dtype).reshape(self.shape)
+            self.address = int(self.array.ctypes.data)
+            return
+        with on(device):
+            self.array = seam.cuda.device_array(self.shape, self.dtype)
+        self.address = int(self.array.__cuda_array_interface__["data"][0] or 0)
+
+    def upload(self, values: Array, stream: int) -> None:
+        """Queue a copy of `values`, which may be changed as soon as this returns."""
+        values = np.ascontiguousarray(values, self.dtype).reshape(self.shape)
+        if seam.SIMULATED:
+            self.array[...] = values
+            return
+        with on(self.device):
+            self.array.copy_to_device(values, stream=stream_of(stream, self.device))
+
+    def download(self, stream: int) -> Array:
+        """Return what the array holds once everything queued on the stream is done."""
+        if seam.SIMULATED:
+            return np.array(self.array)
+        with on(self.device):
+            queue = stream_of(stream, self.device)
+            values = self.array.copy_to_host(stream=queue)
+            queue.synchronize()
+        return np.array(values)
+
+
+def buffer_of(values: Array, device: int, stream: int) -> Buffer:
+    """Return a new buffer that holds these values."""
+    buffer = Buffer(values.shape, values.dtype.name, device)
+    buffer.upload(values, stream)
+    return buffer
+
+
+def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaArray:
+    """Return a new array of zeros of a format, on a GPU; its `owner` has a `__cuda_array_interface__`."""
+    stored = "uint16" if number == "bfloat16" else number
+    buffer = Buffer(shape, stored, device)
+    if not seam.SIMULATED and math.prod(shape):
+        driver = seam.cuda.cudadrv.driver
+        with on(device):
+            driver.device_memset(buffer.array, 0, buffer.array.nbytes, stream=stream_of(stream, device))
+    return CudaArray(buffer.address, shape, number, device, stream, buffer.array)
+
+
+def download(array: CudaArray) -> Array:
+    """Return a copy of an array in this host's memory; bfloat16 as its bits."""
+    if seam.SIMULATED:
+        raw = (ctypes.c_uint8 * array.nbytes).from_address(array.address) if array.nbytes else b""
+        return np.frombuffer(raw, array.dtype).reshape(array.shape).copy()
+    with on(array.device):
+        queue = stream_of(array.stream, array.device)
+        values = _view(array).copy_to_host(stream=queue)
+        queue.synchronize()
+    return np.array(values).reshape(array.shape)
+
+
+def upload(array: CudaArray, values: Array) -> None:
+    """Queue a copy of values from this host's memory into an array; they may be changed as soon as this returns."""
+    values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
+    if seam.SIMULATED:
+        ctypes.memmove(array.address, values.ctypes.data, array.nbytes)
+        return
+    with on(array.device):
+        _view(array).copy_to_device(values, stream=stream_of(array.stream, array.device))
+
+
+def _view(array: CudaArray) -> Any:
+    """Return an array as the CUDA package has it."""
+    interface = {
+        "shape": array.shape,
+        "typestr": array.dtype.str,
+        "data": (array.address, False),
+        "strides": None,
+        "version": 3,
+        "stream": None,
+    }
+    return seam.cuda.from_cuda_array_interface(interface, owner=array.owner, sync=False)

@@ -1,0 +1,126 @@
+"""The one place that imports a CUDA package. Three generations of them offer the same decorators and intrinsics:
+
+    numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda
+    numba-cuda-mlir   its successor, without a simulator
+    numba.cuda        the one that Numba brings, deprecated
+
+The kernels take from here all that differs between them, and between them and the simulator, which runs kernels in
+Python (NUMBA_ENABLE_CUDASIM=1) and knows neither libdevice nor LLVM: there plain operators do, since Python fuses none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module, util
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from numba_adam import codecs, element
+from numba_adam.cuda.errors import CudaUnavailableError
+
+_INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version that your driver supports)'
+
+
+def _choose() -> tuple[str, ModuleType]:
+    """Return the name of the package found, and its module `cuda`."""
+    has_successor = util.find_spec("numba_cuda_mlir") is not None
+    if util.find_spec("numba_cuda") is None and has_successor:
+        return "numba-cuda-mlir", _import("numba_cuda_mlir.cuda")
+    if util.find_spec("numba_cuda") is not None:
+        return "numba-cuda", _import("numba.cuda")
+    return "numba.cuda", _import("numba.cuda")
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise CudaUnavailableError(
+            f"{name} cannot be imported ({error}), needed is a CUDA package: {_INSTALL}"
+        ) from error
+
+
+PACKAGE, cuda = _choose()
+SIMULATED = PACKAGE != "numba-cuda-mlir" and bool(import_module("numba.core.config").ENABLE_CUDASIM)
+
+
+def _extending() -> tuple[Any, Any]:
+    """Return Numba's types, and the decorator of functions that say their own LLVM code; neither in the simulator."""
+    if SIMULATED:
+        return None, None
+    return import_module("numba").types, import_module("numba.cuda.extending").intrinsic
+
+
+types, intrinsic = _extending()
+
+
+def require_gpu() -> None:
+    """Refuse to go on without a GPU.
+
+    Raises:
+        CudaUnavailableError: there is none, or its driver does not answer.
+    """
+    if not cuda.is_available():
+        raise CudaUnavailableError(
+            f"{PACKAGE} finds no GPU, needed is one with its driver; for the package: {_INSTALL}"
+        )
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call. It becomes part of them before anything is compiled for a certain GPU."""
+    return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile an entry point, at its first launch; `[blocks, threads, stream]` launches it."""
+    return cuda.jit(function)
+
+
+if SIMULATED:
+    product = product64 = element.product
+    bits_of, from_bits = codecs.bits_of, codecs.from_bits
+    arithmetic: ModuleType = np
+else:
+    arithmetic = math  # NumPy's square root does not exist there; math's is rounded as IEEE 754 asks
+
+    @device
+    def product(a, b):  # type: ignore[no-untyped-def]
+        """Return a * b, float32, which no compiler fuses with an addition."""
+        return cuda.libdevice.fmul_rn(a, b)
+
+    @device
+    def product64(a, b):  # type: ignore[no-untyped-def]
+        """Return a * b, float64, which no compiler fuses with an addition."""
+        return cuda.libdevice.dmul_rn(a, b)
+
+    @device
+    def bits_of(value):  # type: ignore[no-untyped-def]
+        """Return a float32's bits."""
+        return np.uint32(cuda.libdevice.float_as_int(value))
+
+    @device
+    def from_bits(bits):  # type: ignore[no-untyped-def]
+        """Return the float32 with these bits."""
+        return cuda.libdevice.int_as_float(np.int32(bits))
+
+
+def compile_ptx(function: Any, arguments: tuple[str, ...], capability: tuple[int, int]) -> str:
+    """Return the PTX of a kernel; needs no GPU.
+
+    Args:
+        function: what `kernel` returned.
+        arguments: its arguments' types by name: "int64", or "7 int64" for a tuple.
+        capability: compute capability, (9, 0) for instance.
+    """
+    signature = types.void(*map(_type_of, arguments))
+    ptx, _ = cuda.compile_ptx(function.py_func, signature, cc=capability)
+    return str(ptx)
+
+
+def _type_of(argument: str) -> Any:
+    """Return Numba's type for "int64", or "7 int64"."""
+    count, _, name = argument.rpartition(" ")
+    return types.UniTuple(getattr(types, name), int(count)) if count else getattr(types, name)

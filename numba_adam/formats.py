@@ -1,7 +1,7 @@
 """The number formats of arrays: their names, their sizes, and the dtypes they come as. Imports NumPy alone.
 
-A format is what the bits mean; a dtype is what NumPy calls them. NumPy itself has no bfloat16: such arrays come with the
-dtype of ml_dtypes (JAX and TensorFlow use it), or as uint16, which then holds the bits.
+A format is what the bits mean; a dtype is what NumPy calls them. NumPy itself has no bfloat16: such arrays come with
+the dtype of ml_dtypes (JAX and TensorFlow use it), or as uint16, which then holds the bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def bfloat16() -> np.dtype[Any] | None:
 
 
 def dtype_of(format_: int) -> np.dtype[Any]:
-    """Return the dtype in which this library makes arrays of a format: uint16 for bfloat16 where ml_dtypes is absent."""
+    """Return the dtype in which the library makes arrays of a format: uint16 for bfloat16 where ml_dtypes is absent."""
     if format_ == BFLOAT16:
         return bfloat16() or np.dtype(np.uint16)
     return np.dtype((np.float32, np.float64, np.uint16, np.float16, np.int8, np.uint8)[format_])

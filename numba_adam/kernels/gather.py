@@ -42,7 +42,7 @@ def _shares(begin, end, begins, ends):  # type: ignore[no-untyped-def]
 
 @inline
 def kind_of(address, kinds, needed):  # type: ignore[no-untyped-def]
-    """Return the format of the array object at an address; -1 if it is no plain ndarray of a known one, with the flags."""
+    """Return the format of the array object at an address; -1 if it is no plain ndarray of one, with these flags."""
     if array_at(address, np.uint64(2), kinds)[_TYPE] != kinds[_ARRAY_TYPE]:
         return -1
     fields = array_at(address, np.uint64(_WORDS), kinds)

@@ -16,7 +16,7 @@ from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
 from numba_adam.folding import settings
-from numba_adam.formats import FLOAT32, FLOAT64, NAMES
+from numba_adam.formats import FLOAT16, FLOAT32, FLOAT64, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.kernels import norm, threads, tiled, update
@@ -265,6 +265,11 @@ def compute_dtype(formats: Sequence[int], name: str) -> str:
     Raises:
         DtypeError: the formats cannot be mixed.
     """
+    if FLOAT16 in formats[1:]:
+        raise DtypeError(
+            f"the state of params{name} is float16, whose range is too small for it: it must be float32, float64 or "
+            "bfloat16"
+        )
     if FLOAT64 not in formats:
         return "float32"
     narrow = [NAMES[format_] for format_ in formats if format_ not in (FLOAT32, FLOAT64)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba_adam.folding import Constants
 from numba_adam.kernels.compile import inline
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
@@ -32,9 +34,7 @@ def _constants(row):  # type: ignore[no-untyped-def]
     )
 
 
-def update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def]
-    """Update `size` elements of one array, from element `begin` on: bound to what `update` and `tiled` do."""
-    raise NotImplementedError("bound before it is compiled")
+update_part: Any = None  # (job, row, step, begin, size, constants): what `update` and `tiled` do to one array
 
 
 def update_range(job, count, steps, begin, end):  # type: ignore[no-untyped-def]

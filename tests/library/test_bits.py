@@ -16,14 +16,14 @@ import numba_adam as na
 from numba_adam import element
 from numba_adam.folding import Constants, fold
 from numba_adam.kernels.threads import ELEMENTS_PER_TASK
-from numba_adam.kernels.update import _CUT
+from numba_adam.kernels.ranges import TILE
 
 SCRIPT = Path(__file__).with_name("updates.py")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # Where something changes: nothing at all, one element, the widths of SSE, AVX and AVX-512 code (also unrolled), the
 # cut between threads, and the sizes from which two, three and four threads are taken; each with its neighbours.
-CENTRES = (0, 1, 4, 8, 16, 32, _CUT, 2 * _CUT, 256, *(n * ELEMENTS_PER_TASK for n in (1, 2, 3, 4)))
+CENTRES = (0, 1, 4, 8, 16, 32, TILE, 2 * TILE, 256, *(n * ELEMENTS_PER_TASK for n in (1, 2, 3, 4)))
 BORDERS = sorted({max(0, centre + offset) for centre in CENTRES for offset in (-1, 0, 1)})
 MANY = st.one_of(st.sampled_from(BORDERS), st.integers(0, 200), st.integers(0, 70_000))
 

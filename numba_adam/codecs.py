@@ -177,3 +177,101 @@ def stream_key(seed: int, step: int, place: int, column: int) -> int:
         word = random_bits(np.uint32(np.uint64(part) & np.uint64(0xFFFFFFFF)), word)
         word = random_bits(np.uint32(np.uint64(part) >> np.uint64(32)), word)
     return random_bits(np.uint32(column), word)
+
+
+# --- moments in 8 bits; docs/eight-bit-state.md says why they are what they are ---
+
+ROOT_SPAN = np.float32(502.0)  # code 255 is 2 + 502, seen as a float whose first bits it is
+RATIO_SPAN = np.float32(29.5)  # code 127 is 2 + 29.5
+DITHER_STEP = np.uint32(0xC13FA9A9)  # from one element's dither to the next one's
+DITHER_TURN = np.uint32(0x9E3779B9)  # from one step's dither to the next one's
+TO_NEAREST = np.uint32(0x80000000)  # the dither that rounds to the nearest code
+_TWO = np.float32(2.0)
+_TWO_BITS = np.uint32(0x40000000)  # 2.0 as bits: from here on, every CODE_BITS of them are a code
+_CODE_BITS = np.uint32(18)
+_DITHER_BITS = np.uint32(14)  # the dither's first 18 bits count
+_RATIO_SIGN = np.uint32(0x80)
+_FIRST_CODE = np.uint32(0x1001)  # code 1, as it stands in the sum of code and _TWO_BITS
+_NO_CODE = np.uint32(0x1000)  # code 0
+_ALMOST_ONE = np.float32(1.0 - 2.0**-20)
+_ZERO = np.float32(0.0)
+_SMALLEST_BLOCK = np.float32(2.0**-50)  # a block whose largest magnitude is below is stored as zeros
+
+
+def block_unit(largest: Float32, span: Float32) -> Float32:
+    """Return the scale that is stored with a block: what the codes of its elements are multiplied by.
+
+    Args:
+        largest: the largest magnitude in the block.
+        span: ROOT_SPAN or RATIO_SPAN.
+    """
+    return _ZERO if largest < _SMALLEST_BLOCK else largest / span
+
+
+def block_scale(largest: Float32, span: Float32) -> Float32:
+    """Return what a block's elements are multiplied by to be encoded; a hair less than 1 / block_unit.
+
+    So the largest element cannot be rounded beyond the last code.
+    """
+    return _ZERO if largest < _SMALLEST_BLOCK else (span * _ALMOST_ONE) / largest
+
+
+def widen_root(code: Code, unit: Float32) -> Float32:
+    """Return a square root's value from its 8 bits. Code 0 is exactly zero.
+
+    Args:
+        code: the first bits of 2 + root / unit, less those of 2.
+        unit: the block's scale.
+    """
+    return (from_bits(np.uint32(np.uint32(np.uint32(code) << _CODE_BITS) + _TWO_BITS)) - _TWO) * unit
+
+
+def narrow_root(root: Float32, scale: Float32, dither: Word) -> Code:
+    """Return a square root in 8 bits, rounded up where the bits that go are more than the dither leaves room for.
+
+    Only zero becomes code 0: a second moment that were lost would make the next steps too large.
+
+    Args:
+        root: at least 0.
+        scale: `block_scale` of its block.
+        dither: a threshold, 32 bits of which the first 18 count.
+    """
+    bits = bits_of(root * scale + _TWO)
+    code = np.uint32(np.uint32(bits + np.uint32(dither >> _DITHER_BITS)) >> _CODE_BITS)
+    return np.uint8(np.uint32(max(code, _NO_CODE if root == _ZERO else _FIRST_CODE)) & np.uint32(0xFF))
+
+
+def widen_ratio(code: Code, unit: Float32) -> Float32:
+    """Return a ratio's value from its 8 bits, a sign and seven as `widen_root` has eight."""
+    word = np.uint32(code)
+    magnitude = widen_root(np.uint32(word & np.uint32(0x7F)), unit)
+    return from_bits(np.uint32(bits_of(magnitude) | np.uint32(np.uint32(word & _RATIO_SIGN) << np.uint32(24))))
+
+
+def narrow_ratio(ratio: Float32, scale: Float32, dither: Word) -> Code:
+    """Return a ratio in 8 bits, a sign and the magnitude; arguments as for `narrow_root`. Small ones become zero."""
+    word = bits_of(ratio)
+    bits = bits_of(from_bits(np.uint32(word & _MAGNITUDE)) * scale + _TWO)
+    code = np.uint32(np.uint32(bits + np.uint32(dither >> _DITHER_BITS)) >> _CODE_BITS)
+    sign = np.uint32(np.uint32(word >> np.uint32(24)) & _RATIO_SIGN)
+    return np.uint8(np.uint32(np.uint32(code & ~_RATIO_SIGN) | sign) & np.uint32(0xFF))
+
+
+def ratio_of(exp_avg: Float32, root: Float32) -> Float32:
+    """Return the first moment divided by the second one's root: the form in which 8 bits hold it."""
+    return _ZERO if root == _ZERO else exp_avg / root
+
+
+def following_dither(dither: Word, step: Word) -> Word:
+    """Return the next element's dither: a Weyl sequence, whose members fill the range evenly.
+
+    Args:
+        dither: the dither of an element.
+        step: DITHER_STEP, or 0 to stay at TO_NEAREST.
+    """
+    return np.uint32(np.uint64(np.uint64(dither) + np.uint64(step)) & np.uint64(0xFFFFFFFF))
+
+
+def other_dither(dither: Word) -> Word:
+    """Return the dither of an element's first moment, given that of the second."""
+    return np.uint32(dither ^ np.uint32(0xFFFFFFFF))

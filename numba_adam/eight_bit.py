@@ -17,10 +17,20 @@ class EightBit:
     """A moment in 8 bits. docs/eight-bit-state.md says what each bit means."""
 
     codes: Array
-    """int8 for a first moment, uint8 for a second one; of the parameter's shape."""
+    """uint8, of the parameter's shape."""
 
     scales: Array
-    """float32: the value of code 1 in each block."""
+    """float32, one for each block."""
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...]) -> EightBit:
+        """Return a moment that is zero everywhere."""
+        codes = np.zeros(shape, dtype=np.uint8)
+        return cls(codes, np.zeros(blocks_of(codes.size), dtype=np.float32))
+
+    def copy(self) -> EightBit:
+        """Return a copy."""
+        return EightBit(self.codes.copy(), self.scales.copy())
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -36,14 +46,3 @@ class EightBit:
 def blocks_of(size: int) -> int:
     """Return how many blocks so many elements have."""
     return -(-size // BLOCK)
-
-
-def zeros(shape: tuple[int, ...], dtype: type) -> EightBit:
-    """Return a moment that is zero everywhere.
-
-    Args:
-        shape: the parameter's.
-        dtype: int8 for a first moment, uint8 for a second one.
-    """
-    codes = np.zeros(shape, dtype=dtype)
-    return EightBit(codes, np.zeros(blocks_of(codes.size), dtype=np.float32))

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-FLOAT32, FLOAT64, BFLOAT16, FLOAT16, SIGNED8, UNSIGNED8 = range(6)
-NAMES = ("float32", "float64", "bfloat16", "float16", "8bit", "8bit")
-ITEM_BYTES = (4, 8, 2, 2, 1, 1)
+FLOAT32, FLOAT64, BFLOAT16, FLOAT16, EIGHT_BIT = range(5)
+NAMES = ("float32", "float64", "bfloat16", "float16", "8bit")
+ITEM_BYTES = (4, 8, 2, 2, 1)
 
 _BY_DTYPE = {
     np.dtype(np.float32): FLOAT32,
@@ -40,4 +40,4 @@ def dtype_of(format_: int) -> np.dtype[Any]:
     """Return the dtype in which the library makes arrays of a format: uint16 for bfloat16 where ml_dtypes is absent."""
     if format_ == BFLOAT16:
         return bfloat16() or np.dtype(np.uint16)
-    return np.dtype((np.float32, np.float64, np.uint16, np.float16, np.int8, np.uint8)[format_])
+    return np.dtype((np.float32, np.float64, np.uint16, np.float16, np.uint8)[format_])

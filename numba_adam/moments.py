@@ -7,14 +7,13 @@ waits for an earlier store: every load seems to. So each of them begins at anoth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam import eight_bit
 from numba_adam.arrays import Array
-from numba_adam.conversion import convert
+from numba_adam.conversion import convert, decode, encode
 from numba_adam.eight_bit import EightBit
 from numba_adam.formats import NAMES, dtype_of
 
@@ -45,15 +44,48 @@ def zeros(params: Sequence[Array], formats: Sequence[str], moment: int) -> list[
     return [_zeros(param, name, moment) for param, name in zip(params, formats, strict=True)]
 
 
-def copies(
-    arrays: Sequence[Moment | None], params: Sequence[Array], formats: Sequence[str], moment: int
-) -> list[Moment]:
-    """Return copies of the moments in these formats, zeros where there is none; arguments as for `zeros`."""
-    room = zeros(params, formats, moment)
-    for array, target in zip(arrays, room, strict=True):
-        if array is not None:
-            convert(array, target)
+def copied(state: Mapping[str, Any], param: Array, name: str) -> tuple[Moment, Moment, Moment | None]:
+    """Return copies of a parameter's three moments, each in a format by its name; zeros before the first step.
+
+    Args:
+        state: with "exp_avg", "exp_avg_sq" and perhaps "max_exp_avg_sq", in any format; or empty.
+        param: the parameter.
+        name: the format.
+    """
+    if not state:
+        return (*(_zeros(param, name, moment) for moment in (1, 2)), None)
+    first, second = _decoded(state["exp_avg"], state["exp_avg_sq"])
+    largest = _decoded(None, state["max_exp_avg_sq"])[1] if "max_exp_avg_sq" in state else None
+    if name == "8bit":
+        return _in_8_bits(state, first, second, largest)
+    pairs = [(first, 1), (second, 2), (largest, 3)]
+    made = [None if array is None else _in_floats(array, param, name, moment) for array, moment in pairs]
+    return made[0], made[1], made[2]
+
+
+def _decoded(first: Moment | None, second: Moment) -> tuple[Array | None, Array]:
+    """Return two moments as floats."""
+    if isinstance(second, EightBit):
+        return decode(first, second)
+    return first, second
+
+
+def _in_floats(array: Array, param: Array, name: str, moment: int) -> Array:
+    room = room_beside(param, dtype_of(NAMES.index(name)), moment)
+    convert(array, room)
     return room
+
+
+def _in_8_bits(
+    state: Mapping[str, Any], first: Array, second: Array, largest: Array | None
+) -> tuple[EightBit, EightBit, EightBit | None]:
+    """Return three moments in 8 bits: the state's own codes where it has such."""
+    pair = (state["exp_avg"], state["exp_avg_sq"])
+    pair = tuple(moment.copy() for moment in pair) if isinstance(pair[1], EightBit) else encode(first, second)
+    own = state.get("max_exp_avg_sq")
+    if own is None or largest is None:
+        return (*pair, None)
+    return (*pair, own.copy() if isinstance(own, EightBit) else encode(None, largest)[1])
 
 
 def converted(param: Array, name: str) -> Array:
@@ -76,5 +108,5 @@ def room_beside(param: Array, dtype: np.dtype[np.generic], place: int) -> Array:
 
 def _zeros(param: Array, name: str, moment: int) -> Moment:
     if name == "8bit":
-        return eight_bit.zeros(param.shape, np.int8 if moment == 1 else np.uint8)
+        return EightBit.zeros(param.shape)
     return room_beside(param, dtype_of(NAMES.index(name)), moment)

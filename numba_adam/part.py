@@ -19,7 +19,7 @@ from numba_adam.eight_bit import EightBit
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kept import Kept
 from numba_adam.kernels.norm import measure
-from numba_adam.moments import Moments, copies, zeros
+from numba_adam.moments import Moments, copied, zeros
 from numba_adam.options import Options
 from numba_adam.param_groups import ParamGroup
 from numba_adam.scaling import Scaling
@@ -167,16 +167,8 @@ class Part:
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
-        formats = self._formats()
-        largest = [
-            copies([state["max_exp_avg_sq"]], [param], [format_], 3)[0] if "max_exp_avg_sq" in state else None
-            for state, param, format_ in zip(states, self.params, formats, strict=True)
-        ]
-        self._moments = Moments(
-            copies([state.get("exp_avg") for state in states], self.params, formats, 1),
-            copies([state.get("exp_avg_sq") for state in states], self.params, formats, 2),
-            largest,
-        )
+        triples = [copied(*each) for each in zip(states, self.params, self._formats(), strict=True)]
+        self._moments = Moments(*(list(column) for column in zip(*triples, strict=True)))
         self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
         self.kept.set_states(states)
         self._table, self._known = None, []

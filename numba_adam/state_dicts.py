@@ -22,7 +22,6 @@ from numba_adam.interop import borrow
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
 
 _ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param", "ema")
-_CODES = (np.dtype(np.uint8), np.dtype(np.int8))  # of second moments and of first ones, in 8 bits
 _REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -145,12 +144,12 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
     """Return one array of a state, in whatever format it has."""
     label = f"{where}[{name!r}]"
     dtype = getattr(state[name], "dtype", None)
-    if dtype not in _CODES:
+    if dtype != np.uint8:
         return _array(state[name], label, param)
     scales = state.get(f"{name}_scale")
     needed = (blocks_of(param.size),)
-    if dtype != _CODES[name == "exp_avg"] or type(scales) is not np.ndarray or scales.dtype != np.float32:
-        raise StateDictError(f"{label} is in 8 bits, of dtype {dtype}: {where} must have float32 '{name}_scale' too")
+    if type(scales) is not np.ndarray or scales.dtype != np.float32:
+        raise StateDictError(f"{label} is in 8 bits: {where} must have its scales too, a float32 array '{name}_scale'")
     if scales.shape != needed or state[name].shape != param.shape:
         raise StateDictError(
             f"{label} has shape {state[name].shape} with scales of shape {scales.shape}: they must have {param.shape} "

@@ -38,7 +38,7 @@ from numba_adam.scaling import AS_THEY_ARE, Scaling
 
 # What messages call the columns, and the gradients.
 LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "low_precision", "grads")
-_OWN_DTYPES = (np.dtype(np.int8), np.dtype(np.uint8))
+_OWN_DTYPES = (np.dtype(np.uint8),)
 
 
 class Extras(NamedTuple):

@@ -25,7 +25,7 @@ from numba.core import caching, config
 
 _log = logging.getLogger("numba_adam")
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SOURCES = ("element.py", "folding.py", "codecs.py", "kernels/*.py")
+_SOURCES = ("element.py", "folding.py", "codecs.py", "formats.py", "eight_bit.py", "binding.py", "kernels/*.py")
 _UNUSED_AFTER_SECONDS = 60 * 24 * 3600
 
 

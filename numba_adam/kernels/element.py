@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from numba_adam import element
-from numba_adam.kernels.compile import bind, inline
+from numba_adam.folding import Constants
+from numba_adam.kernels.compile import bind, inline, inlined
 
 _product = inline(element.product)
 moments = inline(bind(element.moments, product=_product))
@@ -34,3 +37,52 @@ def average(ema, param, c):  # type: ignore[no-untyped-def]
     """Update the moving average of one array's weights."""
     for i in range(ema.size):
         ema[i] = _average(ema[i], param[i], c)
+
+
+@inlined
+def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
+    """Return the constants of a step without clipping and L2 decay, with other values for these three.
+
+    A compiler takes what is asked of constants out of a loop only as long as the loop is short; what is zero here is
+    zero in the program, whatever the loop's length.
+    """
+    zero = np.float32(0)
+    return Constants(
+        c.beta1,
+        c.one_minus_beta1,
+        c.beta2,
+        c.one_minus_beta2,
+        c.grad_scale,
+        zero,
+        zero,
+        decoupled_decay,
+        c.step_size,
+        c.eps,
+        exp_avg_floor,
+        exp_avg_sq_floor,
+        c.ema_decay,
+        c.one_minus_ema_decay,
+        zero,
+    )
+
+
+@inlined
+def floorless(c):  # type: ignore[no-untyped-def]
+    """Return the constants without floors."""
+    return Constants(
+        c.beta1,
+        c.one_minus_beta1,
+        c.beta2,
+        c.one_minus_beta2,
+        c.grad_scale,
+        c.clip_value,
+        c.weight_decay,
+        c.decoupled_decay,
+        c.step_size,
+        c.eps,
+        c.zero,
+        c.zero,
+        c.ema_decay,
+        c.one_minus_ema_decay,
+        c.zero,
+    )

@@ -8,48 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam.folding import Constants
 from numba_adam.kernels.compile import inline, inlined
-from numba_adam.kernels.element import adapt, moments
+from numba_adam.kernels.element import adapt, bare, moments
 from numba_adam.kernels.formats import lower_bfloat16, pair_of_bfloat16, upper_bfloat16
 
 
 @inline
 def adam_pairs(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
-    """Update one array, given as words of two elements.
-
-    What the constants rule out is said in the program, not in the data: a compiler takes branches on it out of a loop
-    of one element, but not of one of two.
-    """
+    """Update one array, given as words of two elements."""
     if c.clip_value != c.zero or c.weight_decay != c.zero:
         _adam_pairs(param, grad, exp_avg, exp_avg_sq, c)
     elif c.decoupled_decay != c.zero:
-        _adam_pairs(param, grad, exp_avg, exp_avg_sq, _bare(c, c.decoupled_decay))
+        _adam_pairs(param, grad, exp_avg, exp_avg_sq, bare(c, c.decoupled_decay, c.exp_avg_floor, c.exp_avg_sq_floor))
     else:
-        _adam_pairs(param, grad, exp_avg, exp_avg_sq, _bare(c, np.float32(0)))
-
-
-@inlined
-def _bare(c, decoupled_decay):  # type: ignore[no-untyped-def]
-    """Return the constants of a step without clipping and L2 decay."""
-    zero = np.float32(0)
-    return Constants(
-        c.beta1,
-        c.one_minus_beta1,
-        c.beta2,
-        c.one_minus_beta2,
-        c.grad_scale,
-        zero,
-        zero,
-        decoupled_decay,
-        c.step_size,
-        c.eps,
-        c.exp_avg_floor,
-        c.exp_avg_sq_floor,
-        c.ema_decay,
-        c.one_minus_ema_decay,
-        zero,
-    )
+        _adam_pairs(param, grad, exp_avg, exp_avg_sq, bare(c, np.float32(0), c.exp_avg_floor, c.exp_avg_sq_floor))
 
 
 @inlined

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_adam.codecs import DITHER_STEP, DITHER_TURN
+from numba_adam.formats import EIGHT_BIT
 from numba_adam.kernels.compile import inline
-from numba_adam.kernels.element import adam, amsgrad, average
+from numba_adam.kernels.eight_bit import adam_eight_bit, close_moments, open_moments
+from numba_adam.kernels.element import adam, amsgrad, average, floorless
 from numba_adam.kernels.formats import Source, bytes_of, close, opened, stream_key
 from numba_adam.kernels.intrinsics import array_at
 from numba_adam.kernels.job import (
@@ -33,6 +36,7 @@ ROOMS = 5  # for the param, the gradient and three moments
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
 _BYTES = np.empty(0, np.uint8)
+_NONE = Source(np.uint64(0), np.uint64(0), EIGHT_BIT, False, np.uint32(0))
 
 
 class Work(NamedTuple):
@@ -52,11 +56,13 @@ class Work(NamedTuple):
 @inline
 def _source(job, row, step, column):  # type: ignore[no-untyped-def]
     """Return one of the job's arrays."""
-    is_stochastic, key = False, np.uint32(0)
-    if job.options[IS_STOCHASTIC]:
-        is_stochastic, key = True, stream_key(job.options[SEED], step, job.numbers[row], column)
-    scales = job.table[row, column + SCALE]
-    return Source(job.table[row, column], scales, job.formats[row, column], is_stochastic, key)
+    format_, is_stochastic, key = job.formats[row, column], job.options[IS_STOCHASTIC] != 0, np.uint32(0)
+    if format_ == EIGHT_BIT:
+        first = stream_key(job.options[SEED], 0, job.numbers[row], column)
+        key = np.uint32(np.uint64(first) + np.uint64(step) * np.uint64(DITHER_TURN))
+    elif is_stochastic:
+        key = stream_key(job.options[SEED], step, job.numbers[row], column)
+    return Source(job.table[row, column], job.table[row, column + SCALE], format_, is_stochastic, key)
 
 
 @inline
@@ -104,6 +110,18 @@ def _update_tile(work, begin, size, c, like):  # type: ignore[no-untyped-def]
     room, step = work.rooms, np.uint64(ROOM * like.itemsize)
     param = opened(work.param, begin, size, room, like)
     grad = opened(work.grad, begin, size, room + step, like)
+    if work.exp_avg_sq.format == EIGHT_BIT:
+        _update_eight_bit(work, begin, param, grad, c)
+    else:
+        _update_moments(work, begin, size, param, grad, c, like)
+    close(param, work.param, begin, like)
+    _finish_tile(work, begin, size, param, c, like)
+
+
+@inline
+def _update_moments(work, begin, size, param, grad, c, like):  # type: ignore[no-untyped-def]
+    """Update a tile whose moments are floats."""
+    room, step = work.rooms, np.uint64(ROOM * like.itemsize)
     exp_avg = opened(work.exp_avg, begin, size, room + np.uint64(2) * step, like)
     exp_avg_sq = opened(work.exp_avg_sq, begin, size, room + np.uint64(3) * step, like)
     if work.max_exp_avg_sq.address == 0:
@@ -114,8 +132,23 @@ def _update_tile(work, begin, size, c, like):  # type: ignore[no-untyped-def]
         close(max_exp_avg_sq, work.max_exp_avg_sq, begin, like)
     close(exp_avg, work.exp_avg, begin, like)
     close(exp_avg_sq, work.exp_avg_sq, begin, like)
-    close(param, work.param, begin, like)
-    _finish_tile(work, begin, size, param, c, like)
+
+
+@inline
+def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-def]
+    """Update a tile whose moments are in 8 bits."""
+    room, step, size = work.rooms, np.uint64(ROOM * param.itemsize), np.uint64(param.size)
+    exp_avg = array_at(room + np.uint64(2) * step, size, param)
+    exp_avg_sq = array_at(room + np.uint64(3) * step, size, param)
+    if work.max_exp_avg_sq.address == 0:
+        adam_eight_bit(param, grad, work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq, c)
+        return
+    max_exp_avg_sq = array_at(room + np.uint64(4) * step, size, param)
+    open_moments(work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq)
+    open_moments(_NONE, work.max_exp_avg_sq, begin, max_exp_avg_sq, max_exp_avg_sq)
+    amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, floorless(c))
+    close_moments(exp_avg, exp_avg_sq, work.exp_avg, work.exp_avg_sq, begin, DITHER_STEP)
+    close_moments(max_exp_avg_sq, max_exp_avg_sq, _NONE, work.max_exp_avg_sq, begin, DITHER_STEP)
 
 
 @inline

@@ -362,7 +362,7 @@ def _launch(job: _Job, begins: Array, constants: Array, first: int, end: int, *,
     steps = job.rows.size + (begins.size * end - int(begins.sum()) if begins.size else 0)
     tasks = threads.tasks_for(steps * max(job.table.width, 1))
     scratch = np.empty((tasks, kernel.SCRATCH), dtype=job.table.dtype)
-    slots = np.empty((tasks, 2, kernel.TILE_ROWS), dtype=np.int64)
+    slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
     what = (_addresses(job), job.rows, job.starts, job.order, begins, constants, first, end, job.table.width, rests)
     if job.table.width == 0 or job.rows.size == 0:
         return

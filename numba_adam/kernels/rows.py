@@ -23,17 +23,17 @@ from numba_adam.folding import Constants
 from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.job import COLUMNS, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM
-from numba_adam.kernels.rows_memory import prefetch
 
 GRAD, ZEROS = COLUMNS, COLUMNS + 1  # behind the columns of a job's table: in `addresses` and a scratch; in a scratch
 TILE = 1024  # elements
 TILE_ROWS = 64
+SLOTS = 3
 _PITCH = TILE + 80  # elements from one of a scratch's arrays to the next: no power of two, which would share cache sets
 SCRATCH = (ZEROS + 1) * _PITCH  # elements
 
-_AHEAD = 4  # rows asked for before they are loaded
 
 _CONSTANTS = len(Constants._fields)
+_BYTES = np.empty(0, np.uint8)
 
 _product = inline(element.product)
 _moments = inline(bind(element.moments, product=_product))
@@ -175,23 +175,37 @@ def _arrange(plan, low, begins, places):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _foresee(plan, k, column, size, like):  # type: ignore[no-untyped-def]
-    """Ask memory for a row that is going to be loaded soon, and for the first of its gradients."""
-    if k < plan.rows.size:
-        skip = np.uint64(plan.rows[k]) * np.uint64(plan.width) + np.uint64(column)
-        for array in range(COLUMNS):
-            if plan.addresses[array]:
-                prefetch(plan.addresses[array] + skip * np.uint64(like.itemsize), np.uint64(size * like.itemsize))
-        if plan.starts.size:
-            skip = np.uint64(plan.order[plan.starts[k]]) * np.uint64(plan.width) + np.uint64(column)
-            prefetch(plan.addresses[GRAD] + skip * np.uint64(like.itemsize), np.uint64(size * like.itemsize))
+def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
+    """Read the first and the last byte of all that a tile is going to load; return their sum, lest they be left out.
+
+    Rows far apart are what no CPU foresees. Loads that nothing waits for are under way by the dozen; between the
+    copies' stores they would be so one row after the other.
+    """
+    total, item = np.uint64(0), np.uint64(like.itemsize)
+    row_bytes, skip, last = (
+        np.uint64(plan.width) * item,
+        np.uint64(column) * item,
+        np.uint64(size) * item - np.uint64(1),
+    )
+    for array in range(COLUMNS):
+        begin = plan.addresses[array] + skip
+        if plan.addresses[array]:
+            for k in range(low, high):
+                row = array_at(begin + np.uint64(plan.rows[k]) * row_bytes, last + np.uint64(1), _BYTES)
+                total += np.uint64(row[0]) + np.uint64(row[last])
+    if plan.starts.size:
+        begin = plan.addresses[GRAD] + skip
+        for k in range(low, high):
+            place = plan.order[plan.starts[k]]
+            row = array_at(begin + np.uint64(place) * row_bytes, last + np.uint64(1), _BYTES)
+            total += np.uint64(row[0]) + np.uint64(row[last])
+    return total
 
 
 @inline
-def _load(scratch, plan, low, places, column, size, like):  # type: ignore[no-untyped-def]
+def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile into the scratch."""
     for k in range(places.size):
-        _foresee(plan, low + k + _AHEAD, column, size, like)
         skip = (np.uint64(plan.rows[places[k]]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
         for array in range(COLUMNS):
             if plan.addresses[array]:
@@ -240,12 +254,12 @@ def _tile(plan, low, high, column, size, scratch, slots, like):  # type: ignore[
         column: first element of each row.
         size: elements of each row.
         scratch: address of SCRATCH elements.
-        slots: (2, TILE_ROWS) int64.
+        slots: (SLOTS, TILE_ROWS) int64: of two rows see `_arrange`, the third takes what nobody needs.
         like: any array of the parameters' dtype.
     """
     begins, places = slots[0, : high - low], slots[1, : high - low]
     _arrange(plan, low, begins, places)
-    _load(scratch, plan, low, places, column, size, like)
+    _load(scratch, plan, places, column, size, like)
     if plan.starts.size:
         _load_gradients(scratch, plan, places, column, size, like)
     _step_through(scratch, begins, size, plan, like)
@@ -261,10 +275,12 @@ def _run(plan, task, tasks, scratch, slots):  # type: ignore[no-untyped-def]
     rows = max(1, min(TILE_ROWS, TILE // plan.width))  # of a tile
     tiles = (plan.rows.size + rows - 1) // rows * pieces
     share = (tiles + tasks - 1) // tasks
-    for number in range(task * share, min(tiles, (task + 1) * share)):
+    begin, end = task * share, min(tiles, (task + 1) * share)
+    for number in range(begin, end):
         low, column = number // pieces * rows, number % pieces * TILE
-        high = min(low + rows, plan.rows.size)
-        _tile(plan, low, high, column, min(TILE, plan.width - column), np.uint64(scratch.ctypes.data), slots, scratch)
+        high, size = min(low + rows, plan.rows.size), min(TILE, plan.width - column)
+        slots[2, 0] += np.int64(_fetch(plan, low, high, column, size, scratch))
+        _tile(plan, low, high, column, size, np.uint64(scratch.ctypes.data), slots, scratch)
     leave_ieee(before)
 
 

@@ -23,6 +23,7 @@ from numba_adam.folding import Constants
 from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.job import COLUMNS, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM
+from numba_adam.kernels.rows_memory import copy
 
 GRAD, ZEROS = COLUMNS, COLUMNS + 1  # behind the columns of a job's table: in `addresses` and a scratch; in a scratch
 TILE = 1024  # elements
@@ -62,22 +63,21 @@ def _constants_at(constants, k):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _copy(source, target):  # type: ignore[no-untyped-def]
-    for i in range(source.size):
-        target[i] = source[i]
-
-
-@inline
 def _add(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         target[i] = target[i] + source[i]
 
 
 @inline
+def _place(scratch, array, begin, like):  # type: ignore[no-untyped-def]
+    """Return where an element of one of the scratch's arrays lies."""
+    return scratch + np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
+
+
+@inline
 def _column(scratch, array, begin, size, like):  # type: ignore[no-untyped-def]
     """Return elements of one of the scratch's arrays."""
-    skip = np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
-    return array_at(scratch + skip, np.uint64(size), like)
+    return array_at(_place(scratch, array, begin, like), np.uint64(size), like)
 
 
 @inline
@@ -175,30 +175,35 @@ def _arrange(plan, low, begins, places):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _offset(row, column, plan, like):  # type: ignore[no-untyped-def]
+    """Return how many bytes behind an array's beginning an element lies."""
+    return (np.uint64(row) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
+
+
+@inline
+def _fetch_row(address, last, total):  # type: ignore[no-untyped-def]
+    """Read the first and the last byte of a row; return what no compiler makes vector code of, or leaves out."""
+    row = array_at(address, last + np.uint64(1), _BYTES)
+    return np.uint64(row[last]) - (np.uint64(row[0]) - total)
+
+
+@inline
 def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
-    """Read the first and the last byte of all that a tile is going to load; return their sum, lest they be left out.
+    """Read a little of every row that a tile is going to load.
 
     Rows far apart are what no CPU foresees. Loads that nothing waits for are under way by the dozen; between the
     copies' stores they would be so one row after the other.
     """
-    total, item = np.uint64(0), np.uint64(like.itemsize)
-    row_bytes, skip, last = (
-        np.uint64(plan.width) * item,
-        np.uint64(column) * item,
-        np.uint64(size) * item - np.uint64(1),
-    )
-    for array in range(COLUMNS):
-        begin = plan.addresses[array] + skip
-        if plan.addresses[array]:
-            for k in range(low, high):
-                row = array_at(begin + np.uint64(plan.rows[k]) * row_bytes, last + np.uint64(1), _BYTES)
-                total += np.uint64(row[0]) + np.uint64(row[last])
+    total, last = np.uint64(0), np.uint64(size) * np.uint64(like.itemsize) - np.uint64(1)
+    for k in range(low, high):
+        skip = _offset(plan.rows[k], column, plan, like)
+        for array in range(COLUMNS):
+            if plan.addresses[array]:
+                total = _fetch_row(plan.addresses[array] + skip, last, total)
     if plan.starts.size:
-        begin = plan.addresses[GRAD] + skip
         for k in range(low, high):
-            place = plan.order[plan.starts[k]]
-            row = array_at(begin + np.uint64(place) * row_bytes, last + np.uint64(1), _BYTES)
-            total += np.uint64(row[0]) + np.uint64(row[last])
+            skip = _offset(plan.order[plan.starts[k]], column, plan, like)
+            total = _fetch_row(plan.addresses[GRAD] + skip, last, total)
     return total
 
 
@@ -206,41 +211,32 @@ def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
 def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile into the scratch."""
     for k in range(places.size):
-        skip = (np.uint64(plan.rows[places[k]]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
+        skip = _offset(plan.rows[places[k]], column, plan, like)
         for array in range(COLUMNS):
             if plan.addresses[array]:
-                _copy(
-                    array_at(plan.addresses[array] + skip, np.uint64(size), like),
-                    _column(scratch, array, k * size, size, like),
-                )
+                copy(plan.addresses[array] + skip, _place(scratch, array, k * size, like), size, like)
 
 
 @inline
 def _load_gradients(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Sum the gradients of each row of a tile, in the order in which they were named, into the scratch."""
     for k in range(places.size):
-        total = _column(scratch, GRAD, k * size, size, like)
         begin, end = plan.starts[places[k]], plan.starts[places[k] + 1]
-        for place in range(begin, end):
-            skip = (np.uint64(plan.order[place]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
-            grad = array_at(plan.addresses[GRAD] + skip, np.uint64(size), like)
-            if place == begin:
-                _copy(grad, total)
-            else:
-                _add(grad, total)
+        first = plan.addresses[GRAD] + _offset(plan.order[begin], column, plan, like)
+        copy(first, _place(scratch, GRAD, k * size, like), size, like)
+        for place in range(begin + 1, end):
+            other = plan.addresses[GRAD] + _offset(plan.order[place], column, plan, like)
+            _add(array_at(other, np.uint64(size), like), _column(scratch, GRAD, k * size, size, like))
 
 
 @inline
 def _store(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile back."""
     for k in range(places.size):
-        skip = (np.uint64(plan.rows[places[k]]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
+        skip = _offset(plan.rows[places[k]], column, plan, like)
         for array in range(COLUMNS):
             if plan.addresses[array]:
-                _copy(
-                    _column(scratch, array, k * size, size, like),
-                    array_at(plan.addresses[array] + skip, np.uint64(size), like),
-                )
+                copy(_place(scratch, array, k * size, like), plan.addresses[array] + skip, size, like)
 
 
 @inline

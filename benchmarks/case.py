@@ -67,7 +67,7 @@ class Settings:
     threads: int = 2
     """Threads that every contestant may use; also the number of CPUs that its process is confined to."""
 
-    seconds: float = 15.0
+    seconds: float = 10.0
     """Time that one case should take, its preparation not counted."""
 
     fewest_pairs: int = 11

@@ -30,7 +30,7 @@ class Schedule(NamedTuple):
 class RowHistory:
     """The hyperparameters of every step so far, given to the exact mode with each call, which records its own.
 
-        >>> from numba_adam import Hyperparameters, RowHistory
+        >>> from numba_adam.hyperparameters import Hyperparameters
         >>> history = RowHistory()
         >>> history.record(1, Hyperparameters(lr=0.1))
         >>> history.record(100, Hyperparameters(lr=0.01))

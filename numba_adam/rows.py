@@ -177,7 +177,9 @@ def adam_catch_up_rows(
     _check_mode("exact", last_step, history)
     table = _table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
     if rows is None:
-        parts = [np.arange(a, min(a + _MOST_ROWS, table.count)) for a in range(0, max(table.count, 1), _MOST_ROWS)]
+        parts = [
+            np.arange(a, min(a + _MOST_ROWS, table.row_count)) for a in range(0, max(table.row_count, 1), _MOST_ROWS)
+        ]
     else:
         parts = [_distinct(_row_numbers(rows), rows, table)[0]]
     jobs = [_Job(table, part, _NOTHING, _NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
@@ -192,7 +194,7 @@ class _Table(NamedTuple):
     arrays: list[Array]  # param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq
     last_step: Array  # empty where none was given
     extents: Extents
-    count: int  # of rows
+    row_count: int
     width: int  # elements of a row
     dtype: str
 
@@ -286,12 +288,14 @@ def _grads(given: object, rows: Array, table: _Table) -> Array:
 
 def _distinct(numbers: Array, rows: Any, table: _Table) -> tuple[Array, Array, Array]:
     """Return the distinct rows, where their places begin, and their places."""
-    if numbers.size.bit_length() + table.count.bit_length() > 63:
-        raise ShapeError(f"{numbers.size} rows of {table.count}: their product must be below 2**61")
-    outside, distinct, starts, order = group(numbers, table.count)
+    if numbers.size.bit_length() + table.row_count.bit_length() > 63:
+        raise ShapeError(f"{numbers.size} rows of {table.row_count}: their product must be below 2**61")
+    outside, distinct, starts, order = group(numbers, table.row_count)
     if outside >= 0:
         number = np.asarray(rows)[outside]
-        raise ShapeError(f"rows[{outside}] is {number}: it must be from 0 to {table.count - 1}, the last row of param")
+        raise ShapeError(
+            f"rows[{outside}] is {number}: it must be from 0 to {table.row_count - 1}, the last row of param"
+        )
     return distinct, starts, order
 
 
@@ -362,7 +366,7 @@ def _launch(job: _Job, begins: Array, constants: Array, first: int, end: int, *,
     steps = job.rows.size + (begins.size * end - int(begins.sum()) if begins.size else 0)
     tasks = threads.tasks_for(steps * max(job.table.width, 1))
     scratch = np.empty((tasks, kernel.SCRATCH), dtype=job.table.dtype)
-    slots = np.empty((tasks, 2, kernel.TILE_ROWS), dtype=np.int64)
+    slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
     what = (_addresses(job), job.rows, job.starts, job.order, begins, constants, first, end, job.table.width, rests)
     if job.table.width == 0 or job.rows.size == 0:
         return

@@ -16,7 +16,7 @@ _TITLE = "1 % of a table of 10 million rows of 16"
 
 def _workload(settings: Settings) -> TableWorkload:
     rows = settings.elements(_ROWS * _WIDTH) // _WIDTH
-    return TableWorkload(rows, _WIDTH, rows // 100)
+    return TableWorkload(rows, _WIDTH, max(1, rows // 100))
 
 
 def _compare(ours: OurRows, peer: OurRows | TorchRows | Ours, settings: Settings) -> list[tuple[float, float | None]]:

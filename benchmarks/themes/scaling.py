@@ -53,6 +53,7 @@ class Peer(NamedTuple):
     label: str
     make: Callable[[Workload, int], Any]
     largest: int  # size up to which a step takes less than a second
+    ours: Format = FORMATS["float32"]  # what of ours stands against it
 
 
 def _loop(workload: Workload, threads: int) -> MemoryLoop:
@@ -66,7 +67,7 @@ PEERS = {
     "loop": Peer(memory_loop.NAME, _loop, 100_000_000),
     "torch": Peer(torch_fused.NAME, TorchFused, 100_000_000),
     "deepspeed": Peer(deepspeed_cpu.NAME, DeepSpeedCPU, 100_000_000),
-    "bitsandbytes": Peer(bitsandbytes_8bit.NAME, BitsAndBytes8bit, 10_000_000),
+    "bitsandbytes": Peer(bitsandbytes_8bit.NAME, BitsAndBytes8bit, 10_000_000, FORMATS["8bit"]),
 }
 
 
@@ -119,14 +120,15 @@ def _flatness(key: str, settings: Settings) -> Measurement:
 
 
 def _against(peer: Peer, settings: Settings) -> Measurement:
-    """Compare float32 with a peer at each size."""
+    """Compare ours with a peer at each size."""
     points = []
     for size in _sizes(settings, peer.largest):
         workload = Repeated(((size,),))
         theirs = peer.make(workload, settings.threads)
-        pairs = interleave(Ours(workload, settings.threads).step, theirs.step, _brief(settings))
+        ours = Ours(workload, settings.threads, **peer.ours.options)
+        pairs = interleave(ours.step, theirs.step, _brief(settings))
         points.append((float(size), summarise([seconds for _, seconds in pairs if seconds]).median))
-        del theirs
+        del ours, theirs  # before the next are made
     curves = {peer.label: points}
     return Measurement(pairs, _per_parameter(curves), curves)
 
@@ -155,7 +157,7 @@ def _flatness_case(key: str, threads: int | None) -> Case:
 def _peer_case(key: str, peer: Peer) -> Case:
     return Case(
         name=f"scaling/{key}",
-        title=f"one array of {peer.largest // 1_000_000} million, float32",
+        title=f"one array of {peer.largest // 1_000_000} million, {peer.ours.label}",
         peer=peer.label,
         run=functools.partial(_against, peer),
     )

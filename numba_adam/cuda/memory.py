@@ -86,7 +86,7 @@ def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> Cuda
     """Return a new array of zeros of a format, on a GPU; its `owner` has a `__cuda_array_interface__`."""
     stored = "uint16" if number == "bfloat16" else number
     buffer = Buffer(shape, stored, device)
-    if not seam.SIMULATED and math.prod(shape):
+    if not seam.SIMULATED and buffer.array.size:
         driver = seam.cuda.cudadrv.driver
         with on(device):
             driver.device_memset(buffer.array, 0, buffer.array.nbytes, stream=stream_of(stream, device))
@@ -96,8 +96,9 @@ def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> Cuda
 def download(array: CudaArray) -> Array:
     """Return a copy of an array in this host's memory; bfloat16 as its bits."""
     if seam.SIMULATED:
-        raw = (ctypes.c_uint8 * array.nbytes).from_address(array.address) if array.nbytes else b""
-        return np.frombuffer(raw, array.dtype).reshape(array.shape).copy()
+        values = np.empty(array.shape, array.dtype)
+        ctypes.memmove(values.ctypes.data, array.address, array.nbytes)
+        return values
     with on(array.device):
         queue = stream_of(array.stream, array.device)
         values = _view(array).copy_to_host(stream=queue)

@@ -1,4 +1,6 @@
-"""The one place that imports a CUDA package. Three generations of them offer the same decorators and intrinsics:
+"""The one place that imports a CUDA package.
+
+Three generations of them offer the same decorators and intrinsics:
 
     numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda
     numba-cuda-mlir   its successor, without a simulator
@@ -26,11 +28,10 @@ _INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version th
 
 def _choose() -> tuple[str, ModuleType]:
     """Return the name of the package found, and its module `cuda`."""
-    has_successor = util.find_spec("numba_cuda_mlir") is not None
-    if util.find_spec("numba_cuda") is None and has_successor:
-        return "numba-cuda-mlir", _import("numba_cuda_mlir.cuda")
     if util.find_spec("numba_cuda") is not None:
         return "numba-cuda", _import("numba.cuda")
+    if util.find_spec("numba_cuda_mlir") is not None and not SIMULATED:
+        return "numba-cuda-mlir", _import("numba_cuda_mlir.cuda")
     return "numba.cuda", _import("numba.cuda")
 
 
@@ -43,8 +44,9 @@ def _import(name: str) -> ModuleType:
         ) from error
 
 
+SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
 PACKAGE, cuda = _choose()
-SIMULATED = PACKAGE != "numba-cuda-mlir" and bool(import_module("numba.core.config").ENABLE_CUDASIM)
+THREADS = 16 if SIMULATED else 256  # of a block; the simulator takes one of the system's threads for each
 
 
 def _extending() -> tuple[Any, Any]:

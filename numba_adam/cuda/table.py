@@ -294,7 +294,7 @@ class CudaTable:
             )
         if view.format == "float64" and self.dtype != "float64":
             raise DtypeError(
-                f"{name} has dtype float64: it must be float32, bfloat16 or float16, as what is computed in is float32; "
+                f"{name} has dtype float64: it must be float32, bfloat16 or float16, since float32 is computed in; "
                 "convert it with .astype(numpy.float32)"
             )
         if view.device != self.device:
@@ -344,13 +344,13 @@ class CudaTable:
         formats = {view.format for view in self._borrowed if view is not None}
         if len(formats) > 1:
             raise DtypeError(
-                f"{self._labels[4]} have the dtypes {', '.join(sorted(formats))}: to be measured together they must all "
-                "be of one"
+                f"{self._labels[4]} have the dtypes {', '.join(sorted(formats))}: to be measured together they must "
+                "all be of one"
             )
         if self._blocks is None:
             self._blocks = self._pieces(range(len(self._lengths_now)), norm.BLOCK)
             self._sums = Buffer((self._blocks.shape[0], norm.SUM_LANES), "float64", self.device)
-        count, threads = self._blocks.shape[0], norm.THREADS
+        count, threads = self._blocks.shape[0], seam.THREADS
         grads = self._places.address + 8 * _GRAD * len(self._params)
         for number in formats:
             arguments = (grads, self._lengths.address, self._blocks.address, count, self._sums.address)
@@ -396,11 +396,11 @@ class CudaTable:
                 skip,
             )
             blocks = math.ceil(size / CHUNK)
-            self._on_stream(kernels.flat, blocks, update.THREADS, *arguments)
+            self._on_stream(kernels.flat, blocks, seam.THREADS, *arguments)
             return
         pieces = batch.chunks.shape[0]
         places = (self._places.address, self._lengths.address, len(self._params), batch.chunks.address, pieces)
-        self._on_stream(kernels.table, pieces, update.THREADS, *places, constants, keys, skip)
+        self._on_stream(kernels.table, pieces, seam.THREADS, *places, constants, keys, skip)
 
 
 def _place_of(array: Any) -> int | None:

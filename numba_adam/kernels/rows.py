@@ -23,17 +23,18 @@ from numba_adam.folding import Constants
 from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.job import COLUMNS, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM
-from numba_adam.kernels.rows_memory import prefetch
+from numba_adam.kernels.rows_memory import copy
 
 GRAD, ZEROS = COLUMNS, COLUMNS + 1  # behind the columns of a job's table: in `addresses` and a scratch; in a scratch
 TILE = 1024  # elements
 TILE_ROWS = 64
+SLOTS = 3
 _PITCH = TILE + 80  # elements from one of a scratch's arrays to the next: no power of two, which would share cache sets
 SCRATCH = (ZEROS + 1) * _PITCH  # elements
 
-_AHEAD = 4  # rows asked for before they are loaded
 
 _CONSTANTS = len(Constants._fields)
+_BYTES = np.empty(0, np.uint8)
 
 _product = inline(element.product)
 _moments = inline(bind(element.moments, product=_product))
@@ -62,22 +63,21 @@ def _constants_at(constants, k):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _copy(source, target):  # type: ignore[no-untyped-def]
-    for i in range(source.size):
-        target[i] = source[i]
-
-
-@inline
 def _add(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         target[i] = target[i] + source[i]
 
 
 @inline
+def _place(scratch, array, begin, like):  # type: ignore[no-untyped-def]
+    """Return where an element of one of the scratch's arrays lies."""
+    return scratch + np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
+
+
+@inline
 def _column(scratch, array, begin, size, like):  # type: ignore[no-untyped-def]
     """Return elements of one of the scratch's arrays."""
-    skip = np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
-    return array_at(scratch + skip, np.uint64(size), like)
+    return array_at(_place(scratch, array, begin, like), np.uint64(size), like)
 
 
 @inline
@@ -175,58 +175,68 @@ def _arrange(plan, low, begins, places):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _foresee(plan, k, column, size, like):  # type: ignore[no-untyped-def]
-    """Ask memory for a row that is going to be loaded soon, and for the first of its gradients."""
-    if k < plan.rows.size:
-        skip = np.uint64(plan.rows[k]) * np.uint64(plan.width) + np.uint64(column)
-        for array in range(COLUMNS):
-            if plan.addresses[array]:
-                prefetch(plan.addresses[array] + skip * np.uint64(like.itemsize), np.uint64(size * like.itemsize))
-        if plan.starts.size:
-            skip = np.uint64(plan.order[plan.starts[k]]) * np.uint64(plan.width) + np.uint64(column)
-            prefetch(plan.addresses[GRAD] + skip * np.uint64(like.itemsize), np.uint64(size * like.itemsize))
+def _offset(row, column, plan, like):  # type: ignore[no-untyped-def]
+    """Return how many bytes behind an array's beginning an element lies."""
+    return (np.uint64(row) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
 
 
 @inline
-def _load(scratch, plan, low, places, column, size, like):  # type: ignore[no-untyped-def]
-    """Copy the rows of a tile into the scratch."""
-    for k in range(places.size):
-        _foresee(plan, low + k + _AHEAD, column, size, like)
-        skip = (np.uint64(plan.rows[places[k]]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
+def _fetch_row(address, last, total):  # type: ignore[no-untyped-def]
+    """Read the first and the last byte of a row; return what no compiler makes vector code of, or leaves out."""
+    row = array_at(address, last + np.uint64(1), _BYTES)
+    return np.uint64(row[last]) - (np.uint64(row[0]) - total)
+
+
+@inline
+def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
+    """Read a little of every row that a tile is going to load.
+
+    Rows far apart are what no CPU foresees. Loads that nothing waits for are under way by the dozen; between the
+    copies' stores they would be so one row after the other.
+    """
+    total, last = np.uint64(0), np.uint64(size) * np.uint64(like.itemsize) - np.uint64(1)
+    for k in range(low, high):
+        skip = _offset(plan.rows[k], column, plan, like)
         for array in range(COLUMNS):
             if plan.addresses[array]:
-                _copy(
-                    array_at(plan.addresses[array] + skip, np.uint64(size), like),
-                    _column(scratch, array, k * size, size, like),
-                )
+                total = _fetch_row(plan.addresses[array] + skip, last, total)
+    if plan.starts.size:
+        for k in range(low, high):
+            skip = _offset(plan.order[plan.starts[k]], column, plan, like)
+            total = _fetch_row(plan.addresses[GRAD] + skip, last, total)
+    return total
+
+
+@inline
+def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
+    """Copy the rows of a tile into the scratch."""
+    for k in range(places.size):
+        skip = _offset(plan.rows[places[k]], column, plan, like)
+        for array in range(COLUMNS):
+            if plan.addresses[array]:
+                copy(plan.addresses[array] + skip, _place(scratch, array, k * size, like), size, like)
 
 
 @inline
 def _load_gradients(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Sum the gradients of each row of a tile, in the order in which they were named, into the scratch."""
     for k in range(places.size):
-        total = _column(scratch, GRAD, k * size, size, like)
         begin, end = plan.starts[places[k]], plan.starts[places[k] + 1]
-        for place in range(begin, end):
-            skip = (np.uint64(plan.order[place]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
-            grad = array_at(plan.addresses[GRAD] + skip, np.uint64(size), like)
-            if place == begin:
-                _copy(grad, total)
-            else:
-                _add(grad, total)
+        first = plan.addresses[GRAD] + _offset(plan.order[begin], column, plan, like)
+        copy(first, _place(scratch, GRAD, k * size, like), size, like)
+        for place in range(begin + 1, end):
+            other = plan.addresses[GRAD] + _offset(plan.order[place], column, plan, like)
+            _add(array_at(other, np.uint64(size), like), _column(scratch, GRAD, k * size, size, like))
 
 
 @inline
 def _store(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile back."""
     for k in range(places.size):
-        skip = (np.uint64(plan.rows[places[k]]) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
+        skip = _offset(plan.rows[places[k]], column, plan, like)
         for array in range(COLUMNS):
             if plan.addresses[array]:
-                _copy(
-                    _column(scratch, array, k * size, size, like),
-                    array_at(plan.addresses[array] + skip, np.uint64(size), like),
-                )
+                copy(_place(scratch, array, k * size, like), plan.addresses[array] + skip, size, like)
 
 
 @inline
@@ -240,12 +250,12 @@ def _tile(plan, low, high, column, size, scratch, slots, like):  # type: ignore[
         column: first element of each row.
         size: elements of each row.
         scratch: address of SCRATCH elements.
-        slots: (2, TILE_ROWS) int64.
+        slots: (SLOTS, TILE_ROWS) int64: of two rows see `_arrange`, the third takes what nobody needs.
         like: any array of the parameters' dtype.
     """
     begins, places = slots[0, : high - low], slots[1, : high - low]
     _arrange(plan, low, begins, places)
-    _load(scratch, plan, low, places, column, size, like)
+    _load(scratch, plan, places, column, size, like)
     if plan.starts.size:
         _load_gradients(scratch, plan, places, column, size, like)
     _step_through(scratch, begins, size, plan, like)
@@ -261,10 +271,12 @@ def _run(plan, task, tasks, scratch, slots):  # type: ignore[no-untyped-def]
     rows = max(1, min(TILE_ROWS, TILE // plan.width))  # of a tile
     tiles = (plan.rows.size + rows - 1) // rows * pieces
     share = (tiles + tasks - 1) // tasks
-    for number in range(task * share, min(tiles, (task + 1) * share)):
+    begin, end = task * share, min(tiles, (task + 1) * share)
+    for number in range(begin, end):
         low, column = number // pieces * rows, number % pieces * TILE
-        high = min(low + rows, plan.rows.size)
-        _tile(plan, low, high, column, min(TILE, plan.width - column), np.uint64(scratch.ctypes.data), slots, scratch)
+        high, size = min(low + rows, plan.rows.size), min(TILE, plan.width - column)
+        slots[2, 0] += np.int64(_fetch(plan, low, high, column, size, scratch))
+        _tile(plan, low, high, column, size, np.uint64(scratch.ctypes.data), slots, scratch)
     leave_ieee(before)
 
 

@@ -1,7 +1,7 @@
-"""Asking memory for a row before it is needed. Imports Numba and llvmlite.
+"""Copies of short rows, without asking each time how they lie. Imports Numba and llvmlite.
 
-Rows far apart are what no CPU foresees: each would be waited for when it is read. Asked for some rows ahead, many are
-under way at once.
+A loop over elements is made into vector code that first asks whether the two places overlap, and how many elements
+there are for each width of vector: for a row of 64 bytes that takes longer than the copy.
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ from numba import types
 from numba.extending import intrinsic
 
 from numba_adam.kernels.compile import inline
+from numba_adam.kernels.intrinsics import array_at
 
-_LINE = 64  # bytes of a cache line
-_MOST = 4  # lines of one row: what follows those the CPU foresees
+_LINE = 64  # bytes
 
 
 @intrinsic
-def _prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, to be written to."""
+def _copy_line(typingctx: Any, source: Any, target: Any) -> Any:
+    """Copy _LINE bytes from one address to another, both multiples of 4."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        prototype = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], prototype)
-        how = [number(1), number(3), number(1)]  # to write to; into the nearest cache; data
-        builder.call(function, [builder.inttoptr(args[0], pointer), *how])
+        line = ir.VectorType(ir.IntType(32), _LINE // 4).as_pointer()
+        value = builder.load(builder.inttoptr(args[0], line), align=4)
+        builder.store(value, builder.inttoptr(args[1], line), align=4)
         return context.get_dummy_value()
 
-    return types.void(types.uint64), codegen
+    return types.void(types.uint64, types.uint64), codegen
 
 
 @inline
-def prefetch(address, size):  # type: ignore[no-untyped-def]
-    """Ask for the lines in which `size` bytes at an address lie, at most _MOST of them."""
+def copy(source, target, size, like):  # type: ignore[no-untyped-def]
+    """Copy `size` elements of `like`'s dtype from one address to another that does not overlap."""
     line = np.uint64(_LINE)
-    first, last = address // line, (address + size - np.uint64(1)) // line
-    for number in range(first, min(last, first + np.uint64(_MOST - 1)) + np.uint64(1)):
-        _prefetch(number * line)
+    rest = np.uint64(size) * np.uint64(like.itemsize)
+    while rest >= line:
+        _copy_line(source, target)
+        source += line
+        target += line
+        rest -= line
+    count = rest // np.uint64(like.itemsize)
+    a, b = array_at(source, count, like), array_at(target, count, like)
+    for i in range(count):
+        b[i] = a[i]

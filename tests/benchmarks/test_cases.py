@@ -81,6 +81,8 @@ def test_reasons_can_be_published() -> None:
         "scaling/float32/one-thread",
         "scaling/loop",
         "denormals/float32/ordinary",
+        "rows/dense",
+        "rows/exact",
         "start/second-step",
         "service/push",
     ],

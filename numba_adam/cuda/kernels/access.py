@@ -47,7 +47,7 @@ def column(dtype: str, lanes: int) -> Column:
 
 # --- the simulator: plain Python ---
 
-_CTYPES = {
+_CTYPES: dict[str, Any] = {
     "float32": ctypes.c_float,
     "float64": ctypes.c_double,
     "uint16": ctypes.c_uint16,
@@ -125,14 +125,14 @@ def _compiled_scalar(dtype: str) -> tuple[Any, Any]:
     types, kind, item_bytes = seam.types, _element(dtype), np.dtype(dtype).itemsize
     number = getattr(types, dtype)
 
-    @seam.intrinsic
+    @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def load(typingctx: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.load(_place(builder, args[0], kind), align=item_bytes)
 
         return number(types.int64), codegen
 
-    @seam.intrinsic
+    @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def store(typingctx: Any, address: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             builder.store(args[1], _place(builder, args[0], kind), align=item_bytes)
@@ -157,13 +157,13 @@ def _move(generate: Any, *, has_lane: bool) -> Any:
 
     if has_lane:
 
-        @seam.intrinsic
+        @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
         def move_one(typingctx: Any, address: Any, lane: Any, reals: Any, codes: Any) -> Any:
             return types.void(types.int64, types.int64, reals, codes), codegen
 
         return move_one
 
-    @seam.intrinsic
+    @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def move(typingctx: Any, address: Any, reals: Any, codes: Any) -> Any:
         return types.void(types.int64, reals, codes), codegen
 

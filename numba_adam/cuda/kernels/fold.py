@@ -100,7 +100,8 @@ def _treat(step):  # type: ignore[no-untyped-def]
     if step.total != 0:
         norm = _product(math.sqrt(_load_float64(step.total)), abs(factor))
         is_left_out = is_left_out or not norm < _INFINITY
-        factor = _measured(norm, factor, _load_float64(step.treatment + MAX_NORM * 8), _SMALL)
+        if not is_left_out:
+            factor = _measured(norm, factor, _load_float64(step.treatment + MAX_NORM * 8), _SMALL)
     return factor, norm, is_left_out
 
 

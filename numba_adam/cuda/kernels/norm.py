@@ -19,7 +19,6 @@ cuda = seam.cuda
 
 BLOCK = 8192  # elements; as in numba_adam.kernels.job
 SUM_LANES = 16  # as in numba_adam.kernels.intrinsics
-THREADS = 256
 
 _load_int64 = access.scalar("int64")[0]
 _load_float64, _store_float64 = access.scalar("float64")

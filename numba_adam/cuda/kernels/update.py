@@ -21,7 +21,6 @@ from numba_adam.folding import Constants
 
 cuda = seam.cuda
 
-THREADS = 256  # of a block
 CHUNK = 16_384  # elements that a block takes of an array at a time
 CONSTANTS = 16  # numbers in a row of constants: Constants, and one that fills it up to whole wide loads
 COLUMNS = 7  # addresses in a table's row, in the order of Place
@@ -391,7 +390,7 @@ def kernels(layout: Layout) -> Kernels:
     names |= {"_LANES": formats.LANES[layout.real], "_REAL": getattr(np, layout.real)}
     names |= {"_REAL_BYTES": np.dtype(layout.real).itemsize, "_load_real": access.scalar(layout.real)[0]}
     names |= {"_HAS_MAX": bool(layout.max_exp_avg_sq), "_HAS_EMA": bool(layout.ema), "_ZERO_GRAD": layout.zero_grad}
-    pieces = {  # each uses those above it
+    pieces: dict[str, Any] = {  # each uses those above it
         "_update_lane": _lane,
         "_load_group": _read,
         "_load_element": _read_one,

@@ -1,0 +1,118 @@
+"""What is decided on the GPU: which step it is, how gradients are scaled and clipped, whether a step is left out."""
+
+import math
+
+import numpy as np
+import pytest
+from lending import Interface, on_gpu
+
+import numba_adam as na
+from numba_adam import Hyperparameters
+from numba_adam.cuda.table import CudaTable, Outcome
+from numba_adam.scaling import scaling
+
+SIZES = (9000, 3, 0, 41)
+
+
+def draw(seed, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=size).astype(dtype) for size in SIZES]
+
+
+def table_of(params, **options):
+    moments = [[np.zeros_like(param) for param in params] for _ in range(2)]
+    made = CudaTable(
+        on_gpu(*params), *(on_gpu(*column) for column in moments), hyperparameters=[Hyperparameters(lr=0.01)], **options
+    )
+    return made, moments
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_clipped_step_has_the_cpus_bits_and_norm(dtype):
+    params, grads = draw(1, dtype), draw(2, dtype)
+    copies = [param.copy() for param in params]
+    table, _ = table_of(params)
+    cpu = na.Adam(copies, lr=0.01)
+    for options in ({"max_grad_norm": 2.0}, {"loss_scale": 8.0, "max_grad_norm": 1e6}, {"loss_scale": 2.0}):
+        table.step(on_gpu(*grads), scaling(1.0, *(options.get(key) for key in ("loss_scale", "max_grad_norm", "_"))))
+        assert table.outcome() == Outcome(applied=True, grad_norm=cpu.step(grads, **options).grad_norm)
+    assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
+
+
+def test_the_sum_of_squares_has_the_cpus_bits():
+    params, grads = draw(1), draw(2)
+    table, _ = table_of(params)
+    table.prepare(on_gpu(grads[0], None, grads[2], grads[3]))
+    result = na.Adam([param.copy() for param in params]).step([grads[0], None, *grads[2:]], max_grad_norm=1e9)
+    assert math.sqrt(table.sum_of_squares()) == result.grad_norm
+
+
+def test_clipping_by_value_has_the_cpus_bits():
+    params, grads = draw(1), draw(2)
+    copies = [param.copy() for param in params]
+    table, _ = table_of(params)
+    table.step(on_gpu(*grads), scaling(0.5, None, None, 0.3))
+    na.Adam(copies, lr=0.01).step(grads, grad_scale=0.5, clip_value=0.3)
+    assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_leaves_every_bit_as_it_was(strange):
+    params, grads = draw(1), draw(2)
+    table, moments = table_of(params)
+    table.step(on_gpu(*grads))
+    before = [array.tolist() for array in (*params, *moments[0], *moments[1])]
+    bad = [grad.copy() for grad in grads]
+    bad[3][7] = strange
+    table.step(on_gpu(*bad), scaling(1.0, 4.0, None, None))
+    assert not table.outcome().applied
+    assert not math.isfinite(table.outcome().grad_norm)
+    assert [array.tolist() for array in (*params, *moments[0], *moments[1])] == before
+    assert table.steps.tolist() == [1, 1, 1, 1]
+    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None))
+    assert table.outcome().applied
+    assert table.steps.tolist() == [2, 2, 2, 2]
+
+
+def test_the_loss_scale_and_the_flag_may_live_on_the_gpu():
+    """As torch's GradScaler hands them to a fused optimizer."""
+    params, grads = draw(1), draw(2)
+    copies = [param.copy() for param in params]
+    table, _ = table_of(params)
+    cpu = na.Adam(copies, lr=0.01)
+    scale, found = np.array([8.0], "f4"), np.array(0.0, "f4")
+    for is_found in (0, 1, 0):
+        found[...] = is_found
+        scale *= 2
+        table.step(on_gpu(*grads), loss_scale=Interface(scale), found_inf=Interface(found))
+        assert table.outcome().applied is not bool(is_found)
+        if not is_found:
+            cpu.step(grads, grad_scale=1 / scale[0].item())
+    assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
+    assert table.steps.tolist() == [2, 2, 2, 2]
+
+
+def test_a_replayed_step_counts_itself():
+    """What a captured CUDA graph repeats is the launch alone: nothing of the host's takes part."""
+    params, grads = draw(1), draw(2)
+    copies = [param.copy() for param in params]
+    table, _ = table_of(params)
+    cpu = na.Adam(copies, lr=0.01)
+    table.prepare(on_gpu(*grads))
+    for _ in range(4):
+        table.launch()
+        cpu.step(grads)
+    assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
+    assert table.steps.tolist() == [4, 4, 4, 4]
+
+
+def test_steps_can_be_given_and_set():
+    params, grads = draw(1), draw(2)
+    copies = [param.copy() for param in params]
+    table, _ = table_of(params, steps=[9, 9, 9, 9])
+    assert table.steps.tolist() == [9, 9, 9, 9]
+    table.steps = [41, 41, 41, 41]
+    table.step(on_gpu(*grads))
+    for copy, grad in zip(copies, grads, strict=True):
+        na.adam_update(copy, grad, np.zeros_like(copy), np.zeros_like(copy), step=42, lr=0.01)
+    assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]

@@ -1,0 +1,164 @@
+"""Every kernel is compiled to PTX for sm_80 and sm_90, and read: this needs a CUDA package, but no GPU.
+
+PTX is what the driver makes machine code of. It may fuse a multiplication with an addition only where neither says how
+it rounds: a `mul.rn` stays alone.
+"""
+
+import functools
+import re
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="compiling PTX needs numba-cuda and NVVM: `make cuda` installs both")
+
+from numba_adam.cuda import seam
+from numba_adam.cuda.kernels import fold, norm, update
+from numba_adam.cuda.kernels.formats import STOCHASTIC
+from numba_adam.cuda.kernels.update import Layout
+
+BF16 = {"param": "bfloat16", "grad": "bfloat16", "exp_avg": "bfloat16", "exp_avg_sq": "bfloat16"}
+EXTRAS = {"max_exp_avg_sq": "float32", "ema": "float32", "copy": "bfloat16", "zero_grad": True}
+LAYOUTS = {
+    "float32": Layout(),
+    "float32, everything": Layout(**EXTRAS),
+    "bfloat16": Layout(**BF16),
+    "bfloat16, stochastic": Layout(STOCHASTIC, "bfloat16"),
+    "float16": Layout("float16", "float16"),
+    "float64": Layout("float64", "float64", "float64", "float64", max_exp_avg_sq="float64"),
+    "bfloat16 with float64 state": Layout("bfloat16", "bfloat16", "float64", "float64"),
+    "float32, contracted": Layout(contract=True),
+    "float64, contracted": Layout("float64", "float64", "float64", "float64", contract=True),
+}
+STRICT = [name for name, layout in LAYOUTS.items() if not layout.contract]
+FUSED = [name for name, layout in LAYOUTS.items() if layout.contract]
+KERNELS = {"flat": update.FLAT_ARGUMENTS, "table": update.TABLE_ARGUMENTS}
+SMALL = {
+    "fold float32": (lambda: fold.kernel("float32"), fold.ARGUMENTS),
+    "fold float64": (lambda: fold.kernel("float64"), fold.ARGUMENTS),
+    "lanes float32": (lambda: norm.lanes_kernel("float32"), norm.LANES_ARGUMENTS),
+    "lanes float64": (lambda: norm.lanes_kernel("float64"), norm.LANES_ARGUMENTS),
+    "lanes bfloat16": (lambda: norm.lanes_kernel("bfloat16"), norm.LANES_ARGUMENTS),
+    "lanes float16": (lambda: norm.lanes_kernel("float16"), norm.LANES_ARGUMENTS),
+    "blocks": (lambda: norm.blocks_kernel, norm.BLOCKS_ARGUMENTS),
+    "total": (lambda: norm.total_kernel, norm.TOTAL_ARGUMENTS),
+}
+
+
+@functools.cache
+def instructions(name, kernel, capability):
+    """Return a kernel's instructions, one a line: its operation, then its operands."""
+    if kernel in KERNELS:
+        made, arguments = getattr(update.kernels(LAYOUTS[name]), kernel), KERNELS[kernel]
+    else:
+        make, arguments = SMALL[name]
+        made = make()
+    ptx = seam.compile_ptx(made, arguments, capability)
+    assert f".target sm_{capability[0]}{capability[1]}" in ptx
+    lines = [re.sub(r"^@!?%p\d+\s+", "", line.strip()) for line in ptx.splitlines()]
+    return [line for line in lines if re.match(r"[a-z][\w.]*\s", line)], ptx
+
+
+@pytest.fixture(params=[(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
+def capability(request):
+    return request.param
+
+
+@pytest.fixture(params=["flat", "table"])
+def kernel(request):
+    return request.param
+
+
+def operations(lines):
+    return [line.split()[0] for line in lines]
+
+
+def expect_nothing_to_fuse(lines):
+    """No fused operation, and no product without a rounding of its own that an addition or subtraction uses."""
+    assert [line for line in lines if line.startswith("fma")] == []
+    bare = {re.split(r"[\s,;]+", line)[1] for line in lines if re.match(r"mul\.f(32|64)", line)}
+    sums = [line for line in lines if re.match(r"(add|sub)\.f(32|64)", line)]
+    assert [line for line in sums if bare & set(re.split(r"[\s,;]+", line)[2:])] == []
+
+
+def expect_strict_arithmetic(lines):
+    """IEEE division and root; subnormal numbers stay what they are."""
+    approximate = re.compile(r"\.(approx|full|ftz)|^(rsqrt|rcp|ex2|lg2|call)")
+    assert [line for line in lines if approximate.search(line)] == []
+    assert all(op.startswith("div.rn.f") for op in operations(lines) if re.match(r"div\..*f(32|64)", op))
+    assert all(op.startswith("sqrt.rn.f") for op in operations(lines) if op.startswith("sqrt"))
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_the_update_rounds_every_operation_on_its_own(name, kernel, capability):
+    lines, _ = instructions(name, kernel, capability)
+    real = LAYOUTS[name].real.replace("float", "f")
+    assert {f"div.rn.{real}", f"sqrt.rn.{real}", f"mul.rn.{real}"} <= set(operations(lines))
+    expect_strict_arithmetic(lines)
+    expect_nothing_to_fuse(lines)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_update_is_fused_where_asked(name, kernel, capability):
+    lines, _ = instructions(name, kernel, capability)
+    real = LAYOUTS[name].real.replace("float", "f")
+    assert f"fma.rn.{real}" in operations(lines)
+    assert {f"div.rn.{real}", f"sqrt.rn.{real}"} <= set(operations(lines))
+    expect_strict_arithmetic(lines)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name].real == "float32"])
+def test_nothing_is_computed_in_float64_where_float32_was_asked_for(name, kernel, capability):
+    lines, _ = instructions(name, kernel, capability)
+    assert [line for line in lines if ".f64" in line] == []
+
+
+def wide(layout, names):
+    """Return how many wide accesses of each kind a group of elements takes."""
+    kinds = {"float32": "v4.f32", "float64": "v2.f64"}
+    expected: dict[str, int] = {}
+    lanes = 8 if layout.real == "float32" else 4
+    for name in names:
+        number = getattr(layout, name)
+        if number:
+            kind = kinds.get(number, "v4.u32" if lanes == 8 else "v2.u32")
+            expected[kind] = expected.get(kind, 0) + (1 if kind.endswith("u32") else 2 if lanes == 8 else lanes // 2)
+    return expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_columns_move_by_16_bytes(name, kernel, capability):
+    lines, _ = instructions(name, kernel, capability)
+    layout = LAYOUTS[name]
+    read = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema")
+    written = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "copy", *(["grad"] * layout.zero_grad))
+    found = operations(lines)
+    for kind, count in wide(layout, read).items():
+        assert found.count(f"ld.global.{kind}") >= count, kind
+    for kind, count in wide(layout, written).items():
+        assert found.count(f"st.global.{kind}") >= count, kind
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_loads_are_under_way_before_the_first_is_waited_for(name, kernel, capability):
+    lines, _ = instructions(name, kernel, capability)
+    found = operations(lines)
+    loads = [k for k, op in enumerate(found) if op.startswith("ld.global.v")]
+    between = found[loads[0] : loads[-1]]
+    waiting = [op for op in between if re.match(r"st\.|bra|(add|sub|mul|div|sqrt|fma)\.(rn\.)?f", op)]
+    assert len(loads) >= 4
+    assert waiting == []
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_elements_at_work_stay_in_registers(name, kernel, capability):
+    _, ptx = instructions(name, kernel, capability)
+    assert ".local" not in ptx
+    assert "call" not in ptx
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_folded_and_summed_rounds_every_operation_on_its_own(name, capability):
+    lines, ptx = instructions(name, "small", capability)
+    expect_strict_arithmetic(lines)
+    expect_nothing_to_fuse(lines)
+    assert ".local" not in ptx

@@ -2,9 +2,10 @@
 
 Three generations of them offer the same decorators and intrinsics:
 
-    numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda
-    numba-cuda-mlir   its successor, without a simulator
+    numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda by itself
     numba.cuda        the one that Numba brings, deprecated
+    numba-cuda-mlir   the successor of both; its version 0.6.0 cannot make a named tuple within a kernel, which the
+                      constants of `element` are, so one of the others is needed still
 
 The kernels take from here all that differs between them, and between them and the simulator, which runs kernels in
 Python (NUMBA_ENABLE_CUDASIM=1) and knows neither libdevice nor LLVM: there plain operators do, since Python fuses none.
@@ -28,20 +29,13 @@ _INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version th
 
 def _choose() -> tuple[str, ModuleType]:
     """Return the name of the package found, and its module `cuda`."""
-    if util.find_spec("numba_cuda") is not None:
-        return "numba-cuda", _import("numba.cuda")
-    if util.find_spec("numba_cuda_mlir") is not None and not SIMULATED:
-        return "numba-cuda-mlir", _import("numba_cuda_mlir.cuda")
-    return "numba.cuda", _import("numba.cuda")
-
-
-def _import(name: str) -> ModuleType:
+    name = "numba-cuda" if util.find_spec("numba_cuda") is not None else "numba.cuda"
     try:
-        return import_module(name)
+        return name, import_module("numba.cuda")
     except ImportError as error:
-        raise CudaUnavailableError(
-            f"{name} cannot be imported ({error}), needed is a CUDA package: {_INSTALL}"
-        ) from error
+        has_successor = util.find_spec("numba_cuda_mlir") is not None
+        found = "numba-cuda-mlir, which cannot compile these kernels yet" if has_successor else str(error)
+        raise CudaUnavailableError(f"found is {found}; needed is a CUDA package: {_INSTALL}") from error
 
 
 SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
@@ -50,7 +44,7 @@ THREADS = 16 if SIMULATED else 256  # of a block; the simulator takes one of the
 
 
 def _extending() -> tuple[Any, Any]:
-    """Return Numba's types, and the decorator of functions that say their own LLVM code; neither in the simulator."""
+    """Return Numba's types, and the decorator of functions that write their own LLVM code; neither in the simulator."""
     if SIMULATED:
         return None, None
     return import_module("numba").types, import_module("numba.cuda.extending").intrinsic

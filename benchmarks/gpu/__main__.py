@@ -1,0 +1,49 @@
+"""python -m benchmarks.gpu: bits against the CPU, then times against PyTorch; printed, and saved in benchmarks/results.
+
+Exits with 1 when a bit differs, and with 2 and a message where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from numba_adam.cuda import CudaUnavailableError
+
+
+def main() -> int:
+    """Run; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--output", type=Path, help="folder for the report; default: benchmarks/results")
+    parser.add_argument("--correctness-only", action="store_true", help="compare bits, and measure nothing")
+    arguments = parser.parse_args()
+    try:
+        from numba_adam.cuda import seam
+
+        seam.require_gpu()
+    except CudaUnavailableError as error:
+        print(f"benchmarks.gpu: {error}", file=sys.stderr)
+        return 2
+    return run(arguments.output, measure=not arguments.correctness_only)
+
+
+def run(folder: Path | None, *, measure: bool) -> int:
+    """Compare, measure, print and save; return the exit status."""
+    from benchmarks.gpu import correctness, report, speed
+    from numba_adam.cuda import seam
+
+    findings = []
+    for finding in correctness.findings():
+        print(f"{'same bits' if not finding.differing else 'DIFFERENT':10} {finding.what}", flush=True)
+        findings.append(finding)
+    timings = [timing for case in (speed.cases() if measure else []) for timing in speed.timings(case)]
+    made = report.made_of(findings, timings)
+    print(report.text(made))
+    if folder is not None or not seam.SIMULATED:
+        print(f"saved: {report.save(made, folder or report.RESULTS)}")
+    return 1 if any(finding.differing for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

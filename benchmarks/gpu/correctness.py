@@ -1,0 +1,141 @@
+"""Every kernel's bits against the CPU's, on the GPU itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import numba_adam as na
+from benchmarks.gpu.device import Array, on_gpu, to_host
+from numba_adam import Hyperparameters
+from numba_adam.cuda import seam
+from numba_adam.cuda.table import CudaTable
+from numba_adam.scaling import scaling
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Adam": {},
+    "Algorithm 1's eps, L2 decay": {"eps_mode": "algorithm1", "weight_decay": 0.1, "betas": (0.8, 0.97)},
+    "AdamW, climbing": {"decoupled_weight_decay": True, "weight_decay": 0.05, "maximize": True, "lr": 0.03},
+    "AMSGrad": {"amsgrad": True, "eps": 1e-3},
+}
+STEPS = 5
+SIZES = [(3,), (40, 1, 0, 17)] if seam.SIMULATED else [(1,), (1_000_003,), (40, 1, 0, 17, 70_001, 16_384, 300_000)]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison."""
+
+    what: str
+    differing: int  # elements whose bits are not the CPU's
+    elements: int
+
+
+def draw(rng: np.random.Generator, size: int, dtype: str) -> Array:
+    """Return numbers whose magnitudes span many powers of two."""
+    return (rng.normal(size=size) * np.exp(rng.uniform(-20, 5, size))).astype(dtype)
+
+
+def bits(array: Array) -> Array:
+    """Return the bits; all NaNs are one, since what they carry differs between processors."""
+    clean = array.copy()
+    if clean.dtype.kind == "f":
+        clean[np.isnan(clean)] = np.nan
+    return clean.view(f"u{clean.itemsize}")
+
+
+def differing(ours: list[Array], theirs: list[Array]) -> int:
+    """Return how many elements differ in any bit."""
+    return sum(int(np.count_nonzero(bits(a) != bits(b))) for a, b in zip(ours, theirs, strict=True))
+
+
+def nearest_bfloat16(values: Array) -> Array:
+    """Return float32 numbers rounded to bfloat16, to even, as its bits."""
+    raw = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+    return ((raw + 0x7FFF + ((raw >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
+
+
+def findings() -> Iterator[Finding]:
+    """Compare everything."""
+    for dtype, variant, sizes, skip in itertools.product(("float32", "float64"), VARIANTS, SIZES, (0, 1)):
+        yield _plain(dtype, variant, sizes, skip)
+    for number in ("bfloat16", "float16"):
+        yield _narrow(number)
+    for dtype in ("float32", "float64"):
+        yield _clipped(dtype)
+    yield _left_out()
+
+
+def _plain(dtype: str, variant: str, sizes: tuple[int, ...], skip: int) -> Finding:
+    """Train, with every array beginning `skip` elements after a multiple of 256 bytes."""
+    rng = np.random.default_rng(1)
+    options = VARIANTS[variant]
+    params = [draw(rng, size, dtype) for size in sizes]
+    cpu = na.Adam([param.copy() for param in params], **options)
+    columns = [[on_gpu(param, skip) for param in params]]
+    columns += [[on_gpu(np.zeros_like(param), skip) for param in params] for _ in range(2)]
+    largest = [on_gpu(np.zeros_like(param), skip) for param in params] if options.get("amsgrad") else None
+    table = CudaTable(*columns, largest, hyperparameters=[Hyperparameters(**options)])
+    for _ in range(STEPS):
+        grads = [draw(rng, size, dtype) for size in sizes]
+        cpu.step(grads)
+        table.step([on_gpu(grad, skip) for grad in grads])
+    states = cpu.state_dict()["state"].values()
+    theirs = [*cpu.param_groups[0]["params"], *(state[key] for key in ("exp_avg", "exp_avg_sq") for state in states)]
+    ours = [to_host(array) for column in columns for array in column]
+    what = f"{dtype}, {variant}, {len(sizes)} arrays" + (", misaligned" if skip else "")
+    return Finding(what, differing(ours, theirs), 3 * sum(sizes))
+
+
+def _narrow(number: str) -> Finding:
+    """Parameters and gradients of 16 bits: the float32 update, rounded."""
+    rng, size = np.random.default_rng(2), SIZES[-1][-1]
+
+    def stored(values: Array) -> Array:
+        return nearest_bfloat16(values) if number == "bfloat16" else values.astype(np.float16)
+
+    def loaded(array: Array) -> Array:
+        if number == "bfloat16":
+            return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return array.astype(np.float32)
+
+    param, grad = (stored(rng.normal(size=size).astype(np.float32)) for _ in range(2))
+    wide = [loaded(param), loaded(grad), np.zeros(size, np.float32), np.zeros(size, np.float32)]
+    columns = [on_gpu(param), on_gpu(wide[2]), on_gpu(wide[3])]
+    na.adam_update(*wide, step=1)
+    table = CudaTable(*([column] for column in columns), hyperparameters=[Hyperparameters()])
+    table.step([on_gpu(grad)])
+    ours, theirs = [to_host(column) for column in columns], [stored(wide[0]), wide[2], wide[3]]
+    return Finding(f"{number} parameters and gradients", differing(ours, theirs), 3 * size)
+
+
+def _clipped(dtype: str) -> Finding:
+    """The global norm is summed in the CPU's order, and clips to the same bits."""
+    rng, sizes = np.random.default_rng(3), SIZES[-1]
+    params, grads = ([draw(rng, size, dtype) for size in sizes] for _ in range(2))
+    cpu = na.Adam([param.copy() for param in params])
+    result = cpu.step(grads, max_grad_norm=1.0, loss_scale=4.0)
+    columns = [[on_gpu(param) for param in params]]
+    columns += [[on_gpu(np.zeros_like(param)) for param in params] for _ in range(2)]
+    table = CudaTable(*columns, hyperparameters=[Hyperparameters()])
+    table.step([on_gpu(grad) for grad in grads], scaling(1.0, 4.0, 1.0, None))
+    ours = [*(to_host(param) for param in columns[0]), np.array([table.outcome().grad_norm])]
+    theirs = [*cpu.param_groups[0]["params"], np.array([result.grad_norm])]
+    return Finding(f"{dtype}, global norm and clipping", differing(ours, theirs), sum(sizes) + 1)
+
+
+def _left_out() -> Finding:
+    """A gradient that is not finite leaves every bit as it was."""
+    size = SIZES[-1][-1]
+    arrays = [np.ones(size, np.float32) for _ in range(3)]
+    grad = np.ones(size, np.float32)
+    grad[-1] = np.nan
+    columns = [on_gpu(array) for array in arrays]
+    table = CudaTable(*([column] for column in columns), hyperparameters=[Hyperparameters()])
+    table.step([on_gpu(grad)], scaling(1.0, 1.0, None, None))
+    wrong = differing([to_host(column) for column in columns], arrays)
+    return Finding("a step with a NaN is left out", wrong + int(table.outcome().applied), 3 * size)

@@ -1,0 +1,138 @@
+"""How long a step takes on the GPU: ours, PyTorch's fused AdamW, Apex's FusedAdam, and a plain copy in between."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.device import copier, on_gpu, seconds
+from numba_adam import Hyperparameters
+from numba_adam.cuda import seam
+from numba_adam.cuda.table import CudaTable
+
+FLAT = [64] if seam.SIMULATED else [1_000_000, 10_000_000, 50_000_000, 200_000_000]
+MANY = [16] * 3 if seam.SIMULATED else [1000] * 1000
+COPY = 64 if seam.SIMULATED else 100_000_000  # float32 elements
+ROUNDS = 2 if seam.SIMULATED else 15  # interleaved
+# ResNet-50: weights of its convolutions, two vectors for each batch normalisation, and the last layer's pair.
+_STAGES = ((64, 64, 256, 3), (256, 128, 512, 4), (512, 256, 1024, 6), (1024, 512, 2048, 3))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant in one case."""
+
+    case: str
+    contestant: str
+    seconds: float  # median over the rounds
+    gigabytes_per_second: float
+    of_copy: float  # fraction of what a copy on the same GPU moved in the same rounds; median of the rounds' ratios
+    of_torch: float | None  # time, against PyTorch's fused AdamW in the same rounds; likewise
+
+
+def resnet50() -> list[int]:
+    """Return the sizes of ResNet-50's 161 parameters."""
+    sizes = [3 * 64 * 49, 64, 64]
+    for inputs, middle, outputs, blocks in _STAGES:
+        for block in range(blocks):
+            before = inputs if block == 0 else outputs
+            sizes += [before * middle, middle, middle, middle * middle * 9, middle, middle]
+            sizes += [middle * outputs, outputs, outputs]
+            sizes += [before * outputs, outputs, outputs] if block == 0 else []
+    return [*sizes, 2048 * 1000, 1000]
+
+
+def ours(sizes: Sequence[int], number: str = "float32", *, contract: bool = False) -> Callable[[], None]:
+    """Return a step of ours, as a user makes it: gradients handed over, checked, launched."""
+    dtype = np.uint16 if number == "bfloat16" else np.dtype(number)
+    zeros = [np.zeros(size, dtype) for size in sizes]
+    columns = [[on_gpu(array) for array in zeros] for _ in range(4)]
+    options = Hyperparameters(weight_decay=0.01, decoupled_weight_decay=True)
+    table = CudaTable(columns[0], columns[1], columns[2], hyperparameters=[options], contract=contract)
+    grads = [on_gpu(ones(size, number)) for size in sizes]
+    return lambda: table.step(grads)
+
+
+def ones(size: int, number: str) -> Any:
+    """Return gradients that are neither zero nor subnormal; bfloat16 as its bits."""
+    return np.full(size, 0x3C00, np.uint16) if number == "bfloat16" else np.full(size, 0.01, number)
+
+
+def torch_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], None] | None:
+    """Return a step of PyTorch's fused AdamW; None where PyTorch with CUDA is not installed."""
+    return _torch_step(sizes, number, lambda torch, params: torch.optim.AdamW(params, weight_decay=0.01, fused=True))
+
+
+def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], None] | None:
+    """Return a step of Apex's FusedAdam; None where Apex is not installed."""
+    try:
+        apex = importlib.import_module("apex.optimizers")
+    except ImportError:
+        return None
+    return _torch_step(sizes, number, lambda _, params: apex.FusedAdam(params, weight_decay=0.01, adam_w_mode=True))
+
+
+def _torch_step(sizes: Sequence[int], number: str, make: Callable[[Any, Any], Any]) -> Callable[[], None] | None:
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    dtype = getattr(torch, number)
+    params = [torch.zeros(size, dtype=dtype, device="cuda", requires_grad=True) for size in sizes]
+    for param in params:
+        param.grad = torch.full_like(param, 0.01)
+    optimizer = make(torch, params)
+    return lambda: optimizer.step()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    sizes: Sequence[int]
+    number: str = "float32"
+
+    @property
+    def bytes(self) -> int:
+        """What a step must read and write: four columns in, three out."""
+        return 7 * sum(self.sizes) * (2 if self.number == "bfloat16" else 4)
+
+
+def cases() -> list[_Case]:
+    """Return what is measured."""
+    flat = [_Case(f"one array of {size:,}", [size]) for size in FLAT]
+    narrow = [_Case(f"one array of {size:,}, bfloat16 throughout", [size], "bfloat16") for size in FLAT[-2:]]
+    many = [_Case(f"{len(MANY):,} arrays of {MANY[0]:,}", MANY)]
+    return [*flat, *narrow, *many, *([] if seam.SIMULATED else [_Case("ResNet-50's 161 arrays", resnet50())])]
+
+
+def timings(case: _Case) -> list[Timing]:
+    """Measure one case: all contestants and the copy, in turn, round after round."""
+    copy, copied_bytes = copier(COPY)
+    contestants: dict[str, Callable[[], None] | None] = {
+        "numba-adam": ours(case.sizes, case.number),
+        "numba-adam, contracted": ours(case.sizes, case.number, contract=True),
+        "torch fused": torch_fused(case.sizes, case.number),
+        "apex": apex_fused(case.sizes, case.number),
+    }
+    present = {name: step for name, step in contestants.items() if step is not None}
+    repeats = 1 if seam.SIMULATED else max(3, min(200, int(2e9 / case.bytes)))
+    rounds = [
+        {"copy": seconds(copy, 3), **{name: seconds(step, repeats) for name, step in present.items()}}
+        for _ in range(ROUNDS)
+    ]
+    return [_timing(case, name, rounds, copied_bytes) for name in present]
+
+
+def _timing(case: _Case, name: str, rounds: list[dict[str, float]], copied_bytes: int) -> Timing:
+    median = statistics.median(each[name] for each in rounds)
+    of_copy = statistics.median((case.bytes / each[name]) / (copied_bytes / each["copy"]) for each in rounds)
+    has_torch = "torch fused" in rounds[0]
+    of_torch = statistics.median(each[name] / each["torch fused"] for each in rounds) if has_torch else None
+    return Timing(case.name, name, median, case.bytes / median / 1e9, of_copy, of_torch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,20 +16,22 @@ from numba_adam.errors import (
     ShapeError,
     UnsupportedArrayError,
 )
-from numba_adam.folding import Constants, Settings
+from numba_adam.folding import Constants, Settings, settings
 from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
 from numba_adam.kernels import rows as kernel
 from numba_adam.kernels import rows_plan, threads
-from numba_adam.kernels.rows_order import group
+from numba_adam.kernels.rows_order import ROOM, group
 from numba_adam.row_history import RowHistory, Schedule, check_constant, forget_calls, note_call, row_history
 
 Mode = Literal["lazy", "exact"]
 History = RowHistory | list[tuple[int, Hyperparameters]] | tuple[tuple[int, Hyperparameters], ...]
 
 _NOTHING = np.empty(0, dtype=np.int64)
+_FROM_THE_FIRST = np.ones(1, dtype=np.int64)
 _MOST_STEPS = 32_768  # replayed in one go: their constants take 2 MB
+_MOST_KEPT = 1 << 21  # numbers of 64 bits that a thread keeps: 16 MB
 _MOST_ROWS = 1_000_000  # brought up to date in one go, where all are
 
 
@@ -109,13 +112,15 @@ def adam_update_rows(
     table = _table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
     numbers = _row_numbers(rows)
     grads = _grads(grad_rows, numbers, table)
-    distinct, starts, order = _distinct(numbers, rows, table)
+    room = _rooms.take(ROOM * (numbers.size + 1))
+    distinct, starts, order = _distinct(numbers, rows, table, room)
     job = _Job(table, distinct, starts, order, _address(grads), number, scale, has_grads=True)
     if mode == "lazy":
-        schedule = RowHistory().schedule(number, number, hyperparameters, table.dtype)
+        schedule = Schedule(_FROM_THE_FIRST, np.array([settings(hyperparameters, table.dtype)]))
         _launch(job, _NOTHING, _constants(schedule, number, number + 1, job), number, number, rests=False)
     else:
         _exact([job], hyperparameters, history)
+    _rooms.free = room if room.size <= _MOST_KEPT else _NOTHING
 
 
 def adam_catch_up_rows(
@@ -181,11 +186,26 @@ def adam_catch_up_rows(
             np.arange(a, min(a + _MOST_ROWS, table.row_count)) for a in range(0, max(table.row_count, 1), _MOST_ROWS)
         ]
     else:
-        parts = [_distinct(_row_numbers(rows), rows, table)[0]]
+        numbers = _row_numbers(rows)
+        parts = [_distinct(numbers, rows, table, np.empty(ROOM * (numbers.size + 1), dtype=np.int64))[0]]
     jobs = [_Job(table, part, _NOTHING, _NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
     _exact(jobs, hyperparameters, history)
     if rows is None:
         forget_calls(table.last_step)
+
+
+class _Rooms(threading.local):
+    """Memory that a thread's next call may use: fresh memory takes as long as what is done in it."""
+
+    free: Array = _NOTHING
+
+    def take(self, size: int) -> Array:
+        """Return room for so many numbers of 64 bits; nobody else has it until it is `free` again."""
+        room, self.free = self.free, _NOTHING
+        return room if size <= room.size else np.empty(size, dtype=np.int64)
+
+
+_rooms = _Rooms()
 
 
 class _Table(NamedTuple):
@@ -286,11 +306,11 @@ def _grads(given: object, rows: Array, table: _Table) -> Array:
     return grads
 
 
-def _distinct(numbers: Array, rows: Any, table: _Table) -> tuple[Array, Array, Array]:
+def _distinct(numbers: Array, rows: Any, table: _Table, room: Array) -> tuple[Array, Array, Array]:
     """Return the distinct rows, where their places begin, and their places."""
     if numbers.size.bit_length() + table.row_count.bit_length() > 63:
         raise ShapeError(f"{numbers.size} rows of {table.row_count}: their product must be below 2**61")
-    outside, distinct, starts, order = group(numbers, table.row_count)
+    outside, distinct, starts, order = group(numbers, table.row_count, room)
     if outside >= 0:
         number = np.asarray(rows)[outside]
         raise ShapeError(

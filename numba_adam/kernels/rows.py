@@ -18,28 +18,22 @@ import numpy as np
 from numba import prange
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from numba_adam import element
 from numba_adam.folding import Constants
-from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
+from numba_adam.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.kernels.element import adam, amsgrad, moments
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
-from numba_adam.kernels.job import COLUMNS, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM
 from numba_adam.kernels.rows_memory import copy
 
-GRAD, ZEROS = COLUMNS, COLUMNS + 1  # behind the columns of a job's table: in `addresses` and a scratch; in a scratch
+PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, GRAD, ZEROS = range(6)  # in `Plan.addresses`; in a scratch, with ZEROS
+_COLUMNS = 4  # of these are the table's own
 TILE = 1024  # elements
 TILE_ROWS = 64
 SLOTS = 3
 _PITCH = TILE + 80  # elements from one of a scratch's arrays to the next: no power of two, which would share cache sets
 SCRATCH = (ZEROS + 1) * _PITCH  # elements
 
-
 _CONSTANTS = len(Constants._fields)
 _BYTES = np.empty(0, np.uint8)
-
-_product = inline(element.product)
-_moments = inline(bind(element.moments, product=_product))
-_largest = inline(element.largest)
-_adapt = inline(bind(element.adapt, product=_product))
 
 
 class Plan(NamedTuple):
@@ -81,21 +75,6 @@ def _column(scratch, array, begin, size, like):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _adam(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
-    for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = _moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
-        param[i] = _adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
-
-
-@inline
-def _amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignore[no-untyped-def]
-    for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = _moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
-        max_exp_avg_sq[i] = _largest(max_exp_avg_sq[i], exp_avg_sq[i])
-        param[i] = _adapt(param[i], exp_avg[i], max_exp_avg_sq[i], c)
-
-
-@inline
 def _update(scratch, grads, begin, size, has_largest, c, like):  # type: ignore[no-untyped-def]
     """Update `size` elements of a tile, from `begin` on, with the gradients GRAD or ZEROS."""
     param = _column(scratch, PARAM, begin, size, like)
@@ -103,9 +82,9 @@ def _update(scratch, grads, begin, size, has_largest, c, like):  # type: ignore[
     exp_avg = _column(scratch, EXP_AVG, begin, size, like)
     exp_avg_sq = _column(scratch, EXP_AVG_SQ, begin, size, like)
     if has_largest:
-        _amsgrad(param, grad, exp_avg, exp_avg_sq, _column(scratch, MAX_EXP_AVG_SQ, begin, size, like), c)
+        amsgrad(param, grad, exp_avg, exp_avg_sq, _column(scratch, MAX_EXP_AVG_SQ, begin, size, like), c)
     else:
-        _adam(param, grad, exp_avg, exp_avg_sq, c)
+        adam(param, grad, exp_avg, exp_avg_sq, c)
 
 
 @inline
@@ -113,7 +92,7 @@ def _decay(scratch, begin, size, c, like):  # type: ignore[no-untyped-def]
     """Let the second moments of quiet elements decay: nothing else of them changes."""
     exp_avg_sq = _column(scratch, EXP_AVG_SQ, begin, size, like)
     for i in range(exp_avg_sq.size):
-        _, exp_avg_sq[i] = _moments(c.zero, c.zero, c.zero, exp_avg_sq[i], c)
+        _, exp_avg_sq[i] = moments(c.zero, c.zero, c.zero, exp_avg_sq[i], c)
 
 
 @inline
@@ -197,7 +176,7 @@ def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
     total, last = np.uint64(0), np.uint64(size) * np.uint64(like.itemsize) - np.uint64(1)
     for k in range(low, high):
         skip = _offset(plan.rows[k], column, plan, like)
-        for array in range(COLUMNS):
+        for array in range(_COLUMNS):
             if plan.addresses[array]:
                 total = _fetch_row(plan.addresses[array] + skip, last, total)
     if plan.starts.size:
@@ -212,7 +191,7 @@ def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped
     """Copy the rows of a tile into the scratch."""
     for k in range(places.size):
         skip = _offset(plan.rows[places[k]], column, plan, like)
-        for array in range(COLUMNS):
+        for array in range(_COLUMNS):
             if plan.addresses[array]:
                 copy(plan.addresses[array] + skip, _place(scratch, array, k * size, like), size, like)
 
@@ -234,7 +213,7 @@ def _store(scratch, plan, places, column, size, like):  # type: ignore[no-untype
     """Copy the rows of a tile back."""
     for k in range(places.size):
         skip = _offset(plan.rows[places[k]], column, plan, like)
-        for array in range(COLUMNS):
+        for array in range(_COLUMNS):
             if plan.addresses[array]:
                 copy(_place(scratch, array, k * size, like), plan.addresses[array] + skip, size, like)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from numba_adam.kernels.compile import inline, kernel
 
+ROOM = 5  # numbers of 64 bits for each row, and as many again
 _MOST_BITS = 12  # of one digit of the sort: its counters, 32 kB, stay in the nearest cache
 
 
@@ -62,9 +63,8 @@ def _by_digit(pairs, sorted_pairs, counters, shift, bits):  # type: ignore[no-un
 
 
 @inline
-def _sort(pairs, shift, bits):  # type: ignore[no-untyped-def]
+def _sort(pairs, spare, shift, bits):  # type: ignore[no-untyped-def]
     """Return the pairs by the `bits` bits from `shift` on: digit by digit, the lowest first."""
-    spare = np.empty_like(pairs)
     passes = (bits + np.uint64(_MOST_BITS - 1)) // np.uint64(_MOST_BITS)
     digit_bits = (bits + passes - np.uint64(1)) // max(passes, np.uint64(1))
     counters = np.empty(np.int64(1) << np.int64(digit_bits), np.uint64)
@@ -76,30 +76,33 @@ def _sort(pairs, shift, bits):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def group(rows, count):  # type: ignore[no-untyped-def]
+def group(rows, count, room):  # type: ignore[no-untyped-def]
     """Find the distinct rows of a push.
 
     A row and the place where it stands are sorted as one number of 64 bits, the row above the place.
 
     Args:
         rows: (k,) int64.
-        count: number of rows of the table; times k below 2**63.
+        count: number of rows of the table; times k below 2**61.
+        room: (ROOM * (k + 1),) int64 or more, filled; fresh memory would take as long as the sort.
 
     Returns:
         (outside, distinct, starts, order): the first place whose row is not in the table, -1 if all are; the distinct
-        rows, ascending; where each one's places begin in `order`, with the end behind the last; the places.
+        rows, ascending; where each one's places begin in `order`, with the end behind the last; the
+        places. All three lie in `room`.
     """
-    size = rows.size
-    distinct, starts, order = np.empty(size, np.int64), np.empty(size + 1, np.int64), np.empty(size, np.int64)
+    size, part = rows.size, rows.size + 1
+    distinct, starts, order = room[:part], room[part : 2 * part], room[2 * part : 2 * part + size]
     outside = _first_outside(rows, count)
     if outside >= 0:
         return outside, distinct[:0], starts[:0], order[:0]
     place_bits, row_bits = _bits(size), _bits(count)
-    pairs = np.empty(size, np.uint64)
+    pairs = room[3 * part : 3 * part + size].view(np.uint64)
+    spare = room[4 * part : 4 * part + size].view(np.uint64)
     for k in range(size):
         pairs[k] = (np.uint64(rows[k]) << place_bits) | np.uint64(k)
     if not _is_ascending(rows):
-        pairs = _sort(pairs, place_bits, row_bits)
+        pairs = _sort(pairs, spare, place_bits, row_bits)
     found, mask = 0, (np.uint64(1) << place_bits) - np.uint64(1)
     for k in range(size):
         row = np.int64(pairs[k] >> place_bits)

@@ -13,7 +13,7 @@ from numba_adam import folding
 from numba_adam.folding import Settings
 from numba_adam.kernels.compile import inline, kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
-from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ
+from numba_adam.kernels.rows import EXP_AVG, EXP_AVG_SQ
 from numba_adam.kernels.search import count_below
 
 _SETTINGS = len(Settings._fields)

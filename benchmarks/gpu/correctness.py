@@ -12,7 +12,7 @@ import numpy as np
 import numba_adam as na
 from benchmarks.gpu.device import Array, on_gpu, to_host
 from numba_adam import Hyperparameters
-from numba_adam.cuda import seam
+from numba_adam.cuda import CudaArray, seam
 from numba_adam.cuda.table import CudaTable
 from numba_adam.scaling import scaling
 
@@ -70,16 +70,21 @@ def findings() -> Iterator[Finding]:
     yield _left_out()
 
 
+def _columns(params: list[Array], skip: int = 0) -> list[list[CudaArray]]:
+    """Return copies of the parameters on the GPU, and two moments of zeros for each."""
+    zeros = [np.zeros_like(param) for param in params]
+    return [[on_gpu(array, skip) for array in arrays] for arrays in (params, zeros, zeros)]
+
+
 def _plain(dtype: str, variant: str, sizes: tuple[int, ...], skip: int) -> Finding:
     """Train, with every array beginning `skip` elements after a multiple of 256 bytes."""
     rng = np.random.default_rng(1)
     options = VARIANTS[variant]
     params = [draw(rng, size, dtype) for size in sizes]
     cpu = na.Adam([param.copy() for param in params], **options)
-    columns = [[on_gpu(param, skip) for param in params]]
-    columns += [[on_gpu(np.zeros_like(param), skip) for param in params] for _ in range(2)]
-    largest = [on_gpu(np.zeros_like(param), skip) for param in params] if options.get("amsgrad") else None
-    table = CudaTable(*columns, largest, hyperparameters=[Hyperparameters(**options)])
+    columns = _columns(params, skip)
+    largest = _columns(params, skip)[1] if options.get("amsgrad") else None
+    table = CudaTable(columns[0], columns[1], columns[2], largest, hyperparameters=[Hyperparameters(**options)])
     for _ in range(STEPS):
         grads = [draw(rng, size, dtype) for size in sizes]
         cpu.step(grads)
@@ -106,7 +111,7 @@ def _narrow(number: str) -> Finding:
     param, grad = (stored(rng.normal(size=size).astype(np.float32)) for _ in range(2))
     wide = [loaded(param), loaded(grad), np.zeros(size, np.float32), np.zeros(size, np.float32)]
     columns = [on_gpu(param), on_gpu(wide[2]), on_gpu(wide[3])]
-    na.adam_update(*wide, step=1)
+    na.adam_update(wide[0], wide[1], wide[2], wide[3], step=1)
     table = CudaTable(*([column] for column in columns), hyperparameters=[Hyperparameters()])
     table.step([on_gpu(grad)])
     ours, theirs = [to_host(column) for column in columns], [stored(wide[0]), wide[2], wide[3]]
@@ -119,9 +124,8 @@ def _clipped(dtype: str) -> Finding:
     params, grads = ([draw(rng, size, dtype) for size in sizes] for _ in range(2))
     cpu = na.Adam([param.copy() for param in params])
     result = cpu.step(grads, max_grad_norm=1.0, loss_scale=4.0)
-    columns = [[on_gpu(param) for param in params]]
-    columns += [[on_gpu(np.zeros_like(param)) for param in params] for _ in range(2)]
-    table = CudaTable(*columns, hyperparameters=[Hyperparameters()])
+    columns = _columns(params)
+    table = CudaTable(columns[0], columns[1], columns[2], hyperparameters=[Hyperparameters()])
     table.step([on_gpu(grad) for grad in grads], scaling(1.0, 4.0, 1.0, None))
     ours = [*(to_host(param) for param in columns[0]), np.array([table.outcome().grad_norm])]
     theirs = [*cpu.param_groups[0]["params"], np.array([result.grad_norm])]

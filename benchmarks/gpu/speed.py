@@ -89,7 +89,7 @@ def _torch_step(sizes: Sequence[int], number: str, make: Callable[[Any, Any], An
     for param in params:
         param.grad = torch.full_like(param, 0.01)
     optimizer = make(torch, params)
-    return lambda: optimizer.step()  # type: ignore[no-any-return]
+    return lambda: optimizer.step()
 
 
 @dataclass(frozen=True)

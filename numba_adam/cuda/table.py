@@ -337,7 +337,8 @@ class CudaTable:
         return buffer_of(np.array(pieces, dtype=np.int64).reshape(-1, 2), self.device, self._stream)
 
     def _on_stream(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
-        kernel[max(1, min(blocks, _BLOCKS_AT_MOST)), threads, stream_of(self._stream, self.device)](*arguments)
+        stream = stream_of(self._stream, self.device)
+        seam.configured(kernel, max(1, min(blocks, _BLOCKS_AT_MOST)), threads, stream)(*arguments)
 
     def _sum(self) -> None:
         """Queue the sum of squares of all gradients."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import eight_bit_reference as reference
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_plain_codecs_keep_every_level_and_part_at_every_middle(which):
     narrow = getattr(codecs, f"narrow_{which}")
     table = reference.ROOTS if which == "root" else reference.RATIOS
     one = np.float32(1)
-    for code, (value, following) in enumerate(zip(table[:-1], table[1:], strict=True)):
+    for code, (value, following) in enumerate(pairwise(table)):
         middle = (value + following) / 2
         assert narrow(np.float32(value), one, codecs.TO_NEAREST) == code
         assert narrow(np.float32(middle), one, codecs.TO_NEAREST) == code + 1

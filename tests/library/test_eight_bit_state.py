@@ -23,10 +23,10 @@ def params_of(dtype: str = "f4") -> list[np.ndarray]:
     return [np.asarray(rng.normal(size=shape), dtype) for shape in SHAPES]
 
 
-def trained(params: list[np.ndarray], steps: int = 3, seed: int = 0, **options) -> na.Adam:
-    """Return an optimizer that has made steps."""
+def trained(params: list[np.ndarray], **options) -> na.Adam:
+    """Return an optimizer that has made three steps."""
     optimizer = na.Adam(params, **options)
-    train(optimizer, params, steps, seed)
+    train(optimizer, params, 3, 0)
     return optimizer
 
 

@@ -163,7 +163,8 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
             f"{label} has shape {state[name].shape} with scales of shape {scales.shape}: they must have {param.shape} "
             f"and {needed}"
         )
-    return EightBit(np.ascontiguousarray(state[name]), np.ascontiguousarray(scales))
+    codes = np.ascontiguousarray(state[name]).reshape(param.shape)  # NumPy makes a line of what has no dimensions
+    return EightBit(codes, np.ascontiguousarray(scales))
 
 
 def _array(value: object, name: str, param: Array) -> Array:

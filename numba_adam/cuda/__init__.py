@@ -6,6 +6,7 @@
     streams    the stream that the caller works on
     memory     memory of our own on a GPU
     table      CudaTable: arrays that are updated together, in one launch
+    part       CudaPart: an optimizer's parameters on one GPU, with their state
     kernels/   what is compiled
 
 Importing this package imports neither Numba nor a framework. Nothing here has run on a GPU yet: the kernels are proven

@@ -107,6 +107,7 @@ class UpdateTable:
         ]
         self._extras = extras
         self.dtype = self._check()
+        self._range = self._range_of_moments()
         self._extents = extents or Extents(*self._written())
         self._pins = [weakref.ref(array) for array in self._written()[0]]
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
@@ -115,7 +116,7 @@ class UpdateTable:
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        self._job.settings[group] = settings(hyperparameters, self.dtype, self._extras.ema_decay)
+        self._job.settings[group] = settings(hyperparameters, self._range, self._extras.ema_decay)
 
     def update(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
@@ -181,6 +182,11 @@ class UpdateTable:
             raise DtypeError(f"params are computed in {' and '.join(sorted(set(dtypes)))}: they must all be in one")
         return dtypes[0]
 
+    def _range_of_moments(self) -> str:
+        """Return the dtype whose range every moment has: its floors keep subnormal numbers out of all of them."""
+        moments = (array for column in self._columns[1:4] for array in column if array is not None)
+        return "float64" if all(_format(moment) == FLOAT64 for moment in moments) else "float32"
+
     def _written(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
         return written(self._columns, self._names, self._labels)
@@ -199,7 +205,7 @@ class UpdateTable:
             options=_options(extras),
             lengths=np.array([param.size for param in self._params], dtype=np.int64),
             groups=np.array(groups, dtype=np.int64),
-            settings=np.array([settings(entry, self.dtype, extras.ema_decay) for entry in hyperparameters]),
+            settings=np.array([settings(entry, self._range, extras.ema_decay) for entry in hyperparameters]),
             kinds=kinds(),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),

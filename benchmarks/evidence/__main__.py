@@ -45,7 +45,7 @@ class Training(NamedTuple):
 
 TRAININGS = (
     Training("digits", "the demonstration's network on handwritten digits, 19,210 parameters", Digits, 600),
-    Training("language", "a transformer of 2 layers on Python's help texts, 117,995 parameters", Language, 400),
+    Training("language", "a transformer of 2 layers on Python's help texts, 118 thousand parameters", Language, 400),
 )
 _STREAM_SEEDS = 2
 

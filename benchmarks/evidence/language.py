@@ -1,11 +1,10 @@
 """A small transformer that predicts the next byte of text that comes with Python. Needs PyTorch, for its gradients.
 
-The text is that of `help()`'s topics and of Python's license. Of every ten pieces of it one is held out.
+The text is that of `help()`'s topics. Of every ten pieces of it one is held out.
 """
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ def text() -> Text:
     """Return the text."""
     from pydoc_data.topics import topics
 
-    whole = "\n".join([*(topics[name] for name in sorted(topics)), str(builtins.license)])
+    whole = "\n".join(topics[name] for name in sorted(topics))
     symbols, numbers = np.unique(np.frombuffer(whole.encode(), np.uint8), return_inverse=True)
     is_held_out = np.arange(numbers.size) // _PIECE % 10 == 9
     return Text(numbers[~is_held_out], numbers[is_held_out], symbols.size)

@@ -32,7 +32,8 @@ def pooled(errors: Sequence[Error]) -> Error:
 
 def of_losses(seeds: Sequence[Mapping[str, Trained]]) -> list[str]:
     """Return a table of final losses: mean and spread, and how far from float32 state with the same seed."""
-    names, rows = list(seeds[0]), [("final loss", "training", "difference", "held out", "difference", "in 8 bits")]
+    names = list(seeds[0])
+    rows: list[Sequence[str]] = [("final loss", "training", "difference", "held out", "difference", "in 8 bits")]
     for name in names:
         cells = [name]
         for column in (0, 1):
@@ -40,7 +41,7 @@ def of_losses(seeds: Sequence[Mapping[str, Trained]]) -> list[str]:
             exact = [seed[names[0]].losses[column] for seed in seeds]
             apart = spread([a - b for a, b in zip(own, exact, strict=True)])
             cells += [_plus_minus(spread(own)), "" if name == names[0] else _plus_minus(apart, "+")]
-        rows.append((*cells, f"{statistics.fmean(seed[name].quantised for seed in seeds):.0%}"))  # type: ignore[arg-type]
+        rows.append((*cells, f"{statistics.fmean(seed[name].quantised for seed in seeds):.0%}"))
     return aligned(rows)
 
 
@@ -52,7 +53,7 @@ def of_errors(seeds: Sequence[Mapping[str, Trained]]) -> list[str]:
     """Return a table of the parameters' distances from those of float32 state."""
     names, steps = list(seeds[0])[1:], sorted(next(iter(seeds[0].values())).replayed)
     kinds = [(kind, step) for kind in ("replayed", "closed") for step in steps]
-    rows = [("parameter error, in lr", *(f"{_KINDS[kind]}, {step} steps" for kind, step in kinds))]
+    rows: list[Sequence[str]] = [("parameter error, in lr", *(f"{_KINDS[kind]}, {step} steps" for kind, step in kinds))]
     for name in names:
         errors = [pooled([getattr(seed[name], kind)[step] for seed in seeds]) for kind, step in kinds]
         rows.append((name, *map(_mean_and_largest, errors)))
@@ -72,7 +73,7 @@ def of_streams(results: Sequence[tuple[Stream, Sequence[Mapping[str, Streamed]]]
     for stream, seeds in results:
         last = stream.steps
         heading = f"after {CHECKPOINT} steps", f"after {last}", f"from {CHECKPOINT} to {last}", "root / float32's"
-        rows = [(stream.name, *heading)]
+        rows: list[Sequence[str]] = [(stream.name, *heading)]
         for name in seeds[0]:
             own = [seed[name] for seed in seeds]
             errors = [pooled([seed.errors[step] for seed in own]) for step in (CHECKPOINT, last)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import eight_bit_reference as reference
 import numba
 import numpy as np
@@ -23,6 +25,7 @@ HYPERPARAMETERS = {
 }
 SCALINGS = {"as they are": {}, "scaled": {"grad_scale": 0.3}, "clipped": {"grad_scale": 2.0, "clip_value": 0.5}}
 STEPS = 5
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def bfloat16(values: np.ndarray) -> np.ndarray:
@@ -145,6 +148,13 @@ def test_one_two_and_four_threads_make_the_same_bits(run_python):
     assert seen[1:] == seen[:1] * 2
 
 
+@pytest.mark.skipif(not X86, reason="SSE2 and AVX2 are instruction sets of x86-64")
+def test_code_for_older_cpus_makes_the_same_bits(run_python):
+    """One thread, so that a single kernel is compiled anew."""
+    expected = run_python(PROGRAM, "1", NUMBA_NUM_THREADS="1")
+    assert run_python(PROGRAM, "1", NUMBA_NUM_THREADS="1", NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="") == expected
+
+
 def test_an_array_cut_between_threads_has_the_oracles_bits():
     before = numba.get_num_threads()
     numba.set_num_threads(min(2, before))
@@ -185,6 +195,34 @@ def test_a_seed_changes_the_dither_and_nothing_else():
         else:
             apart = np.abs((one & 127).astype(int) - (other & 127).astype(int)) % 127
             assert apart.max() == 1
+
+
+def test_what_a_step_does_beside_makes_no_difference_to_8_bits():
+    """An average, a low-precision copy, gradients that are zeroed, and parameters that are images of master copies."""
+    param, image = widened(bfloat16(draw(1500, 0))), bfloat16(draw(1500, 0))
+    alone = na.Adam(param, state_dtype="8bit")
+    beside = na.Adam(image, state_dtype="8bit", master_weights=True, ema_decay=0.9)
+    for number in range(3):
+        grad = draw(1500, number + 1)
+        alone.step(grad)
+        beside.step(grad, zero_grad=True)
+        assert not grad.any()
+    assert beside.state[0]["master_param"].tobytes() == param.tobytes()
+    assert image.tobytes() == bfloat16(param).tobytes()
+    assert [array.tobytes() for array in arrays_of(beside, 0)] == [array.tobytes() for array in arrays_of(alone, 0)]
+
+
+def test_a_parameter_without_a_gradient_keeps_its_codes_and_its_place_in_the_dither():
+    params = [draw(300, 0), draw(300, 0)]
+    optimizer = na.Adam(params, state_dtype="8bit")
+    optimizer.step([draw(300, 1), None])
+    assert 1 not in optimizer.state
+    kept = [array.tobytes() for array in arrays_of(optimizer, 0)]
+    optimizer.step([None, draw(300, 1)])
+    assert [array.tobytes() for array in arrays_of(optimizer, 0)] == kept
+    _, expected = reference.step(draw(300, 0), draw(300, 1), reference.empty(300), na.Hyperparameters(), 1, place=1)
+    wanted = [array for moment in expected[:2] for array in moment]
+    assert [array.tobytes() for array in arrays_of(optimizer, 1)] == [array.tobytes() for array in wanted]
 
 
 def test_rounding_makes_no_difference_to_8_bits():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import numba_adam as na
 from numba_adam.errors import DtypeError, ReadOnlyError, UnsupportedArrayError
 from numba_adam.interop import borrow
 
@@ -36,6 +37,25 @@ def test_it_is_never_borrowed_for_writing():
 def test_other_dtypes_are_refused_by_name():
     with pytest.raises(DtypeError, match=r"bfloat16.*x\.astype\(jnp\.float32\)"):
         borrow(jnp.ones(3, jnp.bfloat16), name="grad")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_gradients_of_16_bits_are_used_as_what_they_are(name):
+    values = np.random.default_rng(1).normal(size=1_300).astype(np.float32)
+    grad = jnp.asarray(values).astype(name)
+    assert borrow(grad, name="grad", narrow=True).dtype == grad.dtype
+    one, other = np.zeros(1_300, np.float32), np.zeros(1_300, np.float32)
+    na.Adam([one]).step([grad])
+    na.Adam([other]).step([np.asarray(grad.astype(jnp.float32))])
+    assert one.tobytes() == other.tobytes() != np.zeros(1_300, np.float32).tobytes()
+
+
+def test_a_gradient_cannot_be_set_to_zero():
+    w = np.ones(3, np.float32)
+    optimizer = na.Adam([w])
+    with pytest.raises(ReadOnlyError, match=r"grads\[0\] \(JAX array\)"):
+        optimizer.step([jnp.ones(3)], zero_grad=True)
+    assert (optimizer.state, w.tolist()) == ({}, [1, 1, 1])
 
 
 def test_a_tracer_is_refused_with_the_reason():

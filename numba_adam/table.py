@@ -19,7 +19,7 @@ from numba_adam.folding import settings
 from numba_adam.formats import FLOAT16, FLOAT32, FLOAT64, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
-from numba_adam.kernels import norm, threads, tiled, update
+from numba_adam.kernels import accumulate, norm, threads, tiled, update
 from numba_adam.kernels.gather import kinds, usable
 from numba_adam.kernels.job import (
     COLUMNS,
@@ -158,6 +158,23 @@ class UpdateTable:
             return float(norm.sum_of_squares_serial(self._places, like, count))
         with threads.launch_lock:
             return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
+
+    def accumulate(self, grads: Sequence[Any], steps: Array, sums: Array) -> None:
+        """Add gradients to sums; nothing is changed if a gradient does not fit.
+
+        Args:
+            grads: as for `update`.
+            steps: as for `update`; not changed.
+            sums: (parameters,) uint64: where each parameter's sum lies, of its shape and of the computing dtype.
+        """
+        count = self.prepare(grads, steps)
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+        if tasks == 1:
+            accumulate.accumulate_serial(self._places, like, sums, count)
+        else:
+            with threads.launch_lock:
+                accumulate.accumulate_parallel(self._places, like, sums, count, tasks)
+        self._views = []
 
     def launch(self, count: int, steps: Array) -> None:
         """Make the step that `prepare` planned; its gradients must still be alive."""

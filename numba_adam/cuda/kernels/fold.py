@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam import codecs, folding
+from numba_adam import folding
 from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
-from numba_adam.cuda.kernels.formats import _random_bits
+from numba_adam.cuda.kernels.formats import codec
 from numba_adam.cuda.kernels.update import CONSTANTS
 from numba_adam.folding import Settings
 
@@ -150,7 +150,7 @@ def kernel(real: str) -> Any:
             _store_real=access.scalar(real)[1],
             _bias_correction=seam.device(bind(folding.bias_correction, **names)),
             _correct=seam.device(bind(folding.correct, **names)),
-            _stream_key=seam.device(bind(codecs.stream_key, random_bits=_random_bits)),
+            _stream_key=codec("stream_key"),
         )
     )
 

@@ -7,6 +7,7 @@ that are narrower than what any GPU's language computes in pass through `codes`,
 from __future__ import annotations
 
 import functools
+from inspect import isfunction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +20,15 @@ from numba_adam.cuda.kernels import access
 LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by what is computed in
 STOCHASTIC = "bfloat16, rounded at random"
 
-_names = {"bits_of": seam.bits_of, "from_bits": seam.from_bits}
-_random_bits = seam.device(bind(codecs.random_bits, _multiply=seam.device(codecs._multiply)))
-_with_pieces = _names | {"_bfloat16_of": seam.device(codecs._bfloat16_of)}
-_widen_bfloat16 = seam.device(bind(codecs.widen_bfloat16, **_names))
-_widen_float16 = seam.device(bind(codecs.widen_float16, **_names))
-_narrow_bfloat16 = seam.device(bind(codecs.narrow_bfloat16, **_with_pieces))
-_narrow_float16 = seam.device(bind(codecs.narrow_float16, **_names))
-_narrow_stochastic = seam.device(bind(codecs.narrow_bfloat16_stochastic, **_with_pieces))
+
+@functools.cache
+def codec(name: str) -> Any:
+    """Return a function of `codecs`, compiled, and with it those of its neighbours that it calls."""
+    if name in ("bits_of", "from_bits"):
+        return getattr(seam, name)
+    function = getattr(codecs, name)
+    called = [other for other in function.__code__.co_names if isfunction(getattr(codecs, other, None))]
+    return seam.device(bind(function, **{other: codec(other) for other in called}))
 
 
 class Format(NamedTuple):
@@ -42,6 +44,7 @@ class Format(NamedTuple):
 _LANES = 8
 _widen: Any = None
 _narrow: Any = None
+_random_bits: Any = None
 
 
 @seam.device
@@ -66,7 +69,7 @@ def _encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
 
 def _encode_stochastic(reals, codes, key, index):  # type: ignore[no-untyped-def]
     for k in range(_LANES):
-        codes[k] = _narrow_stochastic(np.float32(reals[k]), _random_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
+        codes[k] = _narrow(np.float32(reals[k]), _random_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
 
 
 @functools.cache
@@ -82,13 +85,14 @@ def formats(real: str) -> dict[str, Format]:
         return Format(item_bytes, access.column(dtype, lanes), _decode_nothing, _encode_nothing)
 
     codes = access.column("uint16", lanes)
-    decode_bfloat16 = bound(_decode, _widen=_widen_bfloat16)
-    decode_float16 = bound(_decode, _widen=_widen_float16)
+    decode_bfloat16 = bound(_decode, _widen=codec("widen_bfloat16"))
+    decode_float16 = bound(_decode, _widen=codec("widen_float16"))
+    at_random = {"_narrow": codec("narrow_bfloat16_stochastic"), "_random_bits": codec("random_bits")}
     return {
         "": native(""),
         "float32": native("float32"),
         "float64": native("float64"),
-        "bfloat16": Format(2, codes, decode_bfloat16, bound(_encode, _narrow=_narrow_bfloat16)),
-        "float16": Format(2, codes, decode_float16, bound(_encode, _narrow=_narrow_float16)),
-        STOCHASTIC: Format(2, codes, decode_bfloat16, bound(_encode_stochastic)),
+        "bfloat16": Format(2, codes, decode_bfloat16, bound(_encode, _narrow=codec("narrow_bfloat16"))),
+        "float16": Format(2, codes, decode_float16, bound(_encode, _narrow=codec("narrow_float16"))),
+        STOCHASTIC: Format(2, codes, decode_bfloat16, bound(_encode_stochastic, **at_random)),
     }

@@ -21,16 +21,14 @@ def encode(exp_avg: Array | None, exp_avg_sq: Array) -> tuple[EightBit, EightBit
     """Return both moments in 8 bits, each rounded to the nearest code.
 
     Args:
-        exp_avg: first moment, float32; None to encode a second moment alone, which is then returned twice.
-        exp_avg_sq: second moment, float32, of the same shape.
+        exp_avg: first moment, in floats of any format; None to encode a second moment alone, which is then returned
+            twice.
+        exp_avg_sq: second moment, likewise, of the same shape.
     """
     first = EightBit.zeros(exp_avg_sq.shape) if exp_avg is not None else None
     second = EightBit.zeros(exp_avg_sq.shape)
-    copies = [
-        np.ascontiguousarray(a, dtype=np.float32).copy()
-        for a in (exp_avg_sq if exp_avg is None else exp_avg, exp_avg_sq)
-    ]
-    kernels.encode(_places(first), _places(second), *(copy.reshape(-1) for copy in copies))
+    copies = [_flat_float32(array) for array in (exp_avg_sq if exp_avg is None else exp_avg, exp_avg_sq)]
+    kernels.encode(_places(first), _places(second), *copies)
     return first or second, second
 
 
@@ -48,6 +46,13 @@ def format_number(array: Array | EightBit) -> int:
     format_ = format_of(array.dtype)
     assert format_ is not None
     return format_
+
+
+def _flat_float32(array: Array) -> Array:
+    """Return a copy of an array's elements in float32, in one line."""
+    copy = np.empty(array.size, dtype=np.float32)
+    convert(np.ascontiguousarray(array).reshape(-1), copy)
+    return copy
 
 
 def _places(moment: EightBit | None) -> Array:

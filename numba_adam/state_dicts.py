@@ -21,7 +21,8 @@ from numba_adam.hyperparameters import LAST_STEP, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
 
-_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master_param", "ema")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_KEPT = ("master_param", "ema")
 _REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -122,14 +123,21 @@ def _plain(value: Any) -> Any:
 
 def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
     """Return one parameter's state with borrowed arrays."""
+    where = f"state[{key!r}]"
     if not isinstance(state, Mapping):
-        raise StateDictError(f"state[{key!r}] is of type {type(state).__name__}: it must be a dict")
+        raise StateDictError(f"{where} is of type {type(state).__name__}: it must be a dict")
     if not state:
         return {}
     if not set(state) >= _REQUIRED:
-        raise StateDictError(f"state[{key!r}] has no {sorted(_REQUIRED - set(state))[0]!r}")
-    arrays = {name: _moment(state, name, f"state[{key!r}]", param) for name in _ARRAYS if name in state}
-    return {"step": _step(state["step"], f"state[{key!r}]['step']"), **arrays}
+        raise StateDictError(f"{where} has no {sorted(_REQUIRED - set(state))[0]!r}")
+    arrays = {name: _moment(state, name, where, param) for name in _MOMENTS if name in state}
+    arrays |= {name: _array(state[name], f"{where}[{name!r}]", param) for name in _KEPT if name in state}
+    if isinstance(arrays["exp_avg"], EightBit) != isinstance(arrays["exp_avg_sq"], EightBit):
+        raise StateDictError(
+            f"{where} has only one of 'exp_avg' and 'exp_avg_sq' in 8 bits: the first is kept as its ratio to the "
+            "second's root, so both must be, or neither"
+        )
+    return {"step": _step(state["step"], f"{where}['step']"), **arrays}
 
 
 def _step(value: object, name: str) -> int:
@@ -155,7 +163,8 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
             f"{label} has shape {state[name].shape} with scales of shape {scales.shape}: they must have {param.shape} "
             f"and {needed}"
         )
-    return EightBit(np.ascontiguousarray(state[name]), np.ascontiguousarray(scales))
+    codes = np.ascontiguousarray(state[name]).reshape(param.shape)  # NumPy makes a line of what has no dimensions
+    return EightBit(codes, np.ascontiguousarray(scales))
 
 
 def _array(value: object, name: str, param: Array) -> Array:

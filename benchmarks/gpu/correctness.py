@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,18 @@ def findings() -> Iterator[Finding]:
     for dtype in ("float32", "float64"):
         yield _clipped(dtype)
     yield _left_out()
+    torch = torch_on_gpu()
+    if torch is not None:
+        yield _captured(torch)
+
+
+def torch_on_gpu() -> Any:
+    """Return PyTorch where it is installed and sees the GPU, else None."""
+    try:
+        torch: Any = import_module("torch")
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
 
 
 def _columns(params: list[Array], skip: int = 0) -> list[list[CudaArray]]:
@@ -143,3 +156,29 @@ def _left_out() -> Finding:
     table.step([on_gpu(grad)], scaling(1.0, 1.0, None, None))
     wrong = differing([to_host(column) for column in columns], arrays)
     return Finding("a step with a NaN is left out", wrong + int(table.outcome().applied), 3 * size)
+
+
+def _captured(torch: Any) -> Finding:
+    """Tensors on a stream of their own; one step as usual, then three replays of it as a captured CUDA graph."""
+    size, replays, what = 100_003, 3, "a captured CUDA graph, on PyTorch's tensors"
+    rng = np.random.default_rng(4)
+    arrays = [draw(rng, size, "float32"), draw(rng, size, "float32"), *np.zeros((2, size), np.float32)]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        param, grad, exp_avg, exp_avg_sq = (torch.from_numpy(array).cuda() for array in arrays)
+        table = CudaTable([param.requires_grad_()], [exp_avg], [exp_avg_sq], hyperparameters=[Hyperparameters()])
+        table.step([grad])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            table.launch()
+        for _ in range(replays):
+            graph.replay()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return Finding(f"{what}: {error}", 3 * size, 3 * size)
+    for step in range(1, replays + 2):
+        na.adam_update(arrays[0], arrays[1], arrays[2], arrays[3], step=step)
+    ours = [tensor.detach().cpu().numpy() for tensor in (param, exp_avg, exp_avg_sq)]
+    return Finding(what, differing(ours, [arrays[0], arrays[2], arrays[3]]), 3 * size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu.correctness import torch_on_gpu
 from benchmarks.gpu.device import copier, on_gpu, seconds
 from numba_adam import Hyperparameters
 from numba_adam.cuda import seam
@@ -78,11 +79,8 @@ def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], No
 
 
 def _torch_step(sizes: Sequence[int], number: str, make: Callable[[Any, Any], Any]) -> Callable[[], None] | None:
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
+    torch = torch_on_gpu()
+    if torch is None:
         return None
     dtype = getattr(torch, number)
     params = [torch.zeros(size, dtype=dtype, device="cuda", requires_grad=True) for size in sizes]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> Cuda
     stored = "uint16" if number == "bfloat16" else number
     buffer = Buffer(shape, stored, device)
     if not seam.SIMULATED and buffer.array.size:
-        driver = seam.cuda.cudadrv.driver
+        driver = import_module("numba.cuda.cudadrv.driver")
         with on(device):
             driver.device_memset(buffer.array, 0, buffer.array.nbytes, stream=stream_of(stream, device))
     return CudaArray(buffer.address, shape, number, device, stream, buffer.array)

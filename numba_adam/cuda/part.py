@@ -48,7 +48,7 @@ class CudaPart:
             state_format: "float32", "float64", "float16" or "bfloat16". Default: float64 for float64 parameters, else
                 float32.
             states: what `states` of another part returned, or a state dict's entries. Default: none has made a step.
-            options: more of `CudaTable`: rounding, seed, places, zero_grad, contract, emas, ema_decay, copies, extents.
+            options: more of `CudaTable`: rounding, seed, places, contract, emas, ema_decay, copies, extents.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -88,9 +88,9 @@ class CudaPart:
                 self._table.set_hyperparameters(group, new)
         self._known = list(hyperparameters)
 
-    def prepare(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **device_scalars: Any) -> int:
+    def prepare(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **options: Any) -> int:
         """Check the gradients and plan the step, as `CudaTable.prepare`; nothing is changed if one does not fit."""
-        return self._table.prepare(grads, scaling, **device_scalars)
+        return self._table.prepare(grads, scaling, **options)
 
     def prepare_again(self, scaling: Scaling) -> None:
         """Plan the step that `prepare` planned with another scaling."""

@@ -13,7 +13,9 @@ Python (NUMBA_ENABLE_CUDASIM=1) and knows neither libdevice nor LLVM: there plai
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from importlib import import_module, util
 from types import ModuleType
@@ -73,6 +75,19 @@ def device(function: Callable[..., Any]) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point, at its first launch; `[blocks, threads, stream]` launches it."""
     return cuda.jit(function)
+
+
+def configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
+    """Return a kernel ready to be called with its arguments: so many blocks of so many threads, on a stream."""
+    return kernel[blocks, threads] if SIMULATED else _configured(kernel, blocks, threads, stream)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
+    with warnings.catch_warnings():
+        # A small array's grid is small on purpose.
+        warnings.filterwarnings("ignore", message=r"Grid size \d+ will likely result in GPU under-utilization")
+        return kernel[blocks, threads, stream]
 
 
 if SIMULATED:

@@ -74,7 +74,6 @@ class CudaTable:
         places: Sequence[int] | None = None,
         rounding: str = "nearest",
         seed: int = 0,
-        zero_grad: bool = False,
         contract: bool = False,
     ) -> None:
         """Check the arrays, and tell the GPU where they lie.
@@ -97,7 +96,6 @@ class CudaTable:
             places: which of the optimizer's parameters each one is, for the random numbers. Default: in order.
             rounding: how bfloat16 parameters are rounded: "nearest" or "stochastic".
             seed: of the random numbers.
-            zero_grad: set the gradients to zero in the same pass.
             contract: let the compiler fuse multiplications with additions; the bits are then not the CPU's.
 
         Raises:
@@ -114,7 +112,7 @@ class CudaTable:
             for column, label in zip(given, self._column_labels(), strict=True)
         ]
         self._owners = list(params)
-        self._rounding, self._zero_grad, self._contract = rounding, zero_grad, contract
+        self._rounding, self._contract, self._zero_grad = rounding, contract, False
         self._check()
         first = self._params[0]
         self.device, self._stream = first.device, first.stream
@@ -124,7 +122,7 @@ class CudaTable:
         self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places or range(count)))
         self._borrowed: list[CudaArray | None] = [None] * count
         self._given: list[Any] = [None] * count
-        self._batches: dict[tuple[str, ...], list[_Batch]] = {}
+        self._batches: dict[tuple[bool, tuple[str, ...]], list[_Batch]] = {}
         self._blocks: Buffer | None = None
         self._device_scalars = (0, 0)
         self._scaling: Scaling | None = None
@@ -141,13 +139,19 @@ class CudaTable:
             self._settings_now[group] = row
             self._settings.upload(self._settings_now, self._stream)
 
-    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **device_scalars: Any) -> None:
+    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **options: Any) -> None:
         """Queue one step; nothing is changed if a gradient does not fit. Arguments as for `prepare`."""
-        self.prepare(grads, scaling, **device_scalars)
+        self.prepare(grads, scaling, **options)
         self.launch(measure=scaling.is_measured)
 
     def prepare(
-        self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, *, loss_scale: Any = None, found_inf: Any = None
+        self,
+        grads: Sequence[Any],
+        scaling: Scaling = AS_THEY_ARE,
+        *,
+        loss_scale: Any = None,
+        found_inf: Any = None,
+        zero_grad: bool = False,
     ) -> int:
         """Check the gradients and plan the step; return how many arrays have one.
 
@@ -155,12 +159,13 @@ class CudaTable:
             grads: one gradient for each parameter, of its shape, on its GPU; None leaves that parameter out.
             scaling: what is done to the gradients first.
             loss_scale: a float32 scalar on the GPU that divides every gradient as well.
-            found_inf: a float32 scalar on the GPU; when it is not 0 the step is left out, as with torch's GradScaler.
+            found_inf: a float32 scalar on the GPU; when it is not 0 the step is left out, as GradScaler asks.
+            zero_grad: set the gradients to zero in the same pass, unless the step is left out.
 
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
-        views = [self._view_of(index, grad) for index, grad in enumerate(grads)]
+        views = [self._view_of(index, grad, writable=zero_grad) for index, grad in enumerate(grads)]
         scalars = [self._scalar(loss_scale, "loss_scale"), self._scalar(found_inf, "found_inf")]
         self._stream = borrow_cuda(self._owners[0], name="params").stream
         addresses = np.array([0 if view is None else view.address or 1 for view in views], dtype=np.int64)
@@ -168,7 +173,7 @@ class CudaTable:
             self._table[_GRAD] = addresses
             self._places.upload(self._table, self._stream)
         self._borrowed, self._given = views, list(grads)
-        self._device_scalars = (scalars[0], scalars[1])
+        self._device_scalars, self._zero_grad = (scalars[0], scalars[1]), zero_grad
         self.prepare_again(scaling)
         return int(np.count_nonzero(addresses))
 
@@ -278,15 +283,15 @@ class CudaTable:
         self._treatment = Buffer(fold.TREATMENT, "float64", device)
         self._skip, self._total = integers([0]), Buffer(1, "float64", device)
 
-    def _view_of(self, index: int, grad: Any) -> CudaArray | None:
+    def _view_of(self, index: int, grad: Any, *, writable: bool) -> CudaArray | None:
         """Borrow a gradient, and check it. One that was seen before and lies where it lay is not asked again."""
         if grad is None:
             return None
         known = self._borrowed[index]
-        if grad is self._given[index] and known is not None and _place_of(grad) == known.address:
+        if not writable and grad is self._given[index] and known is not None and _place_of(grad) == known.address:
             return known
         name, param = f"{self._labels[4]}{self._names[index]}", self._params[index]
-        view = borrow_cuda(grad, name=name, writable=self._zero_grad)
+        view = borrow_cuda(grad, name=name, writable=writable)
         if view.shape != param.shape:
             raise ShapeError(
                 f"{name} has shape {view.shape}: it must have the shape of {self._labels[0]}{self._names[index]}, "
@@ -314,15 +319,14 @@ class CudaTable:
     def _batches_of_now(self) -> list[_Batch]:
         """Return what is to be launched for gradients of these formats."""
         formats = tuple("" if view is None else view.format for view in self._borrowed)
-        if formats not in self._batches:
+        key = (self._zero_grad, formats)
+        if key not in self._batches:
             by_layout: dict[Layout, list[int]] = {}
             for row, number in enumerate(formats):
                 if number and self._lengths_now[row]:
                     by_layout.setdefault(self._layout_of(row, number), []).append(row)
-            self._batches[formats] = [
-                _Batch(layout, rows, self._pieces(rows, CHUNK)) for layout, rows in by_layout.items()
-            ]
-        return self._batches[formats]
+            self._batches[key] = [_Batch(layout, rows, self._pieces(rows, CHUNK)) for layout, rows in by_layout.items()]
+        return self._batches[key]
 
     def _layout_of(self, row: int, grad: str) -> Layout:
         """Return what a row's kernel is compiled for."""
@@ -337,7 +341,8 @@ class CudaTable:
         return buffer_of(np.array(pieces, dtype=np.int64).reshape(-1, 2), self.device, self._stream)
 
     def _on_stream(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
-        kernel[max(1, min(blocks, _BLOCKS_AT_MOST)), threads, stream_of(self._stream, self.device)](*arguments)
+        stream = stream_of(self._stream, self.device)
+        seam.configured(kernel, max(1, min(blocks, _BLOCKS_AT_MOST)), threads, stream)(*arguments)
 
     def _sum(self) -> None:
         """Queue the sum of squares of all gradients."""

@@ -136,7 +136,7 @@ def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, o
     assert lines(output)[:2] == (MOMENTS, 0)  # an equal copy runs the same machine code
     element = folder / "numba_adam" / "element.py"
     source = element.read_text()
-    edited = source.replace("exp_avg = c.beta1 * exp_avg + c.", "exp_avg = c.beta1 * exp_avg - c.")
+    edited = source.replace("product(c.beta1, exp_avg) + product", "product(c.beta1, exp_avg) - product")
     assert edited != source
     status = element.stat()
     element.write_text(edited)
@@ -151,8 +151,8 @@ def test_every_source_that_a_kernel_is_made_of_is_in_the_fingerprint(run_python,
     folder = copy_of_the_package(tmp_path)
     program = "from numba_adam.kernels.cache import fingerprint; print(fingerprint())"
     seen = {run_python(program, PYTHONPATH=str(folder))}
-    changed = [folder / "numba_adam" / name for name in ("element.py", "folding.py")]
-    changed += [folder / "numba_adam" / "kernels" / name for name in ("update.py", "prepare.py", "intrinsics.py")]
+    changed = [folder / "numba_adam" / name for name in ("element.py", "folding.py", "codecs.py", "formats.py")]
+    changed += [folder / "numba_adam" / "kernels" / name for name in ("update.py", "tiles.py", "intrinsics.py")]
     for path in changed:
         path.write_text(path.read_text() + "\n# edited\n")
         seen.add(run_python(program, PYTHONPATH=str(folder)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -78,10 +79,12 @@ REFUSED = {
     "one number everywhere": (lambda: np.broadcast_to(np.float32(1), SHAPE), LayoutError),
     "off by a byte": (lambda: np.frombuffer(b"\0" * 49, np.uint8)[1:].view("f4").reshape(SHAPE), LayoutError),
     "big-endian": (lambda: values().astype(">f4"), LayoutError),
-    "float64": (lambda: values().astype("f8"), DtypeError),
     "int32": (lambda: values().view("i4"), DtypeError),
     "uint32": (lambda: values().view("u4"), DtypeError),
-    "float16": (lambda: values().astype("f2"), DtypeError),
+    "int16": (lambda: values().view("i2")[:, ::2].copy(), DtypeError),
+    "float64 of another shape": (lambda: values().astype("f8").T.copy(), ShapeError),
+    "uint16 off by a byte": (lambda: np.frombuffer(b"\0" * 25, np.uint8)[1:].view("u2").reshape(SHAPE), LayoutError),
+    "float16 of foreign byte order": (lambda: values().astype(">f2"), LayoutError),
     "bytes of the same size": (lambda: values().view("S4"), DtypeError),
     "raw memory of the same size": (lambda: values().view("V4"), DtypeError),
     "records of the same size": (lambda: values().view([("x", "f4")]), DtypeError),
@@ -92,6 +95,19 @@ REFUSED = {
     "Ellipsis": (lambda: ..., UnsupportedArrayError),
     "False": (lambda: False, UnsupportedArrayError),
     "the type ndarray": (lambda: np.ndarray, UnsupportedArrayError),
+}
+
+
+OTHER_FORMATS = {
+    "float64": (lambda: values().astype("f8"), lambda grad: grad),
+    "float16": (lambda: values().astype("f2"), lambda grad: grad),
+    "bfloat16": (lambda: values().astype(ml_dtypes.bfloat16), lambda grad: grad),
+    "bfloat16 as uint16": (
+        lambda: values().astype(ml_dtypes.bfloat16).view("u2"),
+        lambda g: g.view(ml_dtypes.bfloat16),
+    ),
+    "float16 of a subclass": (lambda: values().astype("f2").view(Sub), np.asarray),
+    "bfloat16 at an odd word": (lambda: shifted(ml_dtypes.bfloat16), lambda grad: grad),
 }
 
 
@@ -115,6 +131,17 @@ def test_what_is_usable_gives_the_same_as_a_plain_copy(name, place):
     assert one == other
     for index in range(3):
         assert state[index]["exp_avg"].tobytes() == other_state[index]["exp_avg"].tobytes()
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_gradients_of_other_formats_count_as_what_they_are_in_float32(name, place):
+    make, read = OTHER_FORMATS[name]
+    grads = [np.ones(5, np.float32), values(), np.ones((), np.float32)]
+    grads[place] = make()
+    plain = [np.array(grad, np.float32) for grad in (*grads[:place], read(grads[place]), *grads[place + 1 :])]
+    shapes = [grad.shape for grad in plain]
+    assert step(grads, shapes)[0] == step(plain, shapes)[0]
 
 
 @pytest.mark.parametrize("place", range(3))

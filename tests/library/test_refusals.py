@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import ClassVar
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -40,8 +41,9 @@ WRONG = {
     "transposed shape": (lambda: np.ones((6, 4), "f4"), ShapeError, r"\(6, 4\)"),
     "scalar": (lambda: np.ones((), "f4"), ShapeError, r"\(\)"),
     "empty": (lambda: np.ones((0, 6), "f4"), ShapeError, r"\(0, 6\)"),
-    "float64": (lambda: np.ones((4, 6)), DtypeError, "float64"),
-    "float16": (lambda: np.ones((4, 6), "f2"), DtypeError, "float16"),
+    "int16": (lambda: np.ones((4, 6), "i2"), DtypeError, "int16"),
+    "uint8": (lambda: np.ones((4, 6), "u1"), DtypeError, "uint8"),
+    "another float of 8 bits": (lambda: np.ones((4, 6), ml_dtypes.float8_e4m3fn), DtypeError, "float8"),
     "longdouble": (lambda: np.ones((4, 6), np.longdouble), DtypeError, "dtype"),
     "int32": (lambda: np.ones((4, 6), "i4"), DtypeError, "int32"),
     "bool": (lambda: np.ones((4, 6), "?"), DtypeError, "bool"),
@@ -98,9 +100,7 @@ def test_function_refuses_an_array_that_does_not_fit(make, error, message, place
     check_refused(lambda: na.adam_update(*arrays[:4], 1, max_exp_avg_sq=arrays[4]), arrays, error, [NAMES[place]])
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, row in WRONG.items() if row[1] is not ShapeError and name != "float64"]
-)
+@pytest.mark.parametrize("name", [name for name, row in WRONG.items() if row[1] is not ShapeError])
 def test_function_refuses_a_parameter_that_cannot_be_used(name):
     make, error, _ = WRONG[name]
     arrays = [make(), *good()[1:]]
@@ -211,9 +211,7 @@ def test_groups_with_unknown_keys(key):
 # --- making an optimizer ---
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, row in WRONG.items() if row[1] is not ShapeError and name != "float64"]
-)
+@pytest.mark.parametrize("name", [name for name, row in WRONG.items() if row[1] is not ShapeError])
 def test_a_parameter_that_cannot_be_used(name):
     make, error, message = WRONG[name]
     with pytest.raises(error, match=message) as caught:
@@ -311,7 +309,7 @@ def test_a_gradient_that_does_not_fit(make, error, message):
 
 def test_the_last_gradient_of_the_other_dtype_is_checked_before_anything_is_done():
     optimizer, params, grads = used()
-    check_step_refused(optimizer, params, {**grads, "c": np.ones(3, "f4")}, DtypeError, ["grads['c']", "float64"])
+    check_step_refused(optimizer, params, {**grads, "c": np.ones(3, "i8")}, DtypeError, ["grads['c']", "int64"])
 
 
 def test_gradients_with_the_wrong_names():
@@ -453,8 +451,8 @@ def test_the_function_calls_its_arguments_by_their_names():
         na.adam_update(param, np.ones(5), exp_avg, exp_avg_sq, 1)
     with pytest.raises(OverlapError, match=r"^grad and param share memory"):
         na.adam_update(param, param, exp_avg, exp_avg_sq, 1)
-    with pytest.raises(DtypeError, match=r"^exp_avg has dtype float32: it must have the dtype of param"):
-        na.adam_update(param, np.ones(4), np.ones(4, "f4"), exp_avg_sq, 1)
+    with pytest.raises(DtypeError, match=r"^exp_avg \(NumPy array\) has dtype int32, needed is float32, "):
+        na.adam_update(param, np.ones(4), np.ones(4, "i4"), exp_avg_sq, 1)
 
 
 def test_an_object_whose_dtype_is_none_of_numpy():

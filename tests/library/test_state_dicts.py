@@ -209,7 +209,36 @@ BAD = {
     },
     "step of two": (in_state(step=np.ones(2)), r"state\[1\]\['step'\]"),
     "shape": (in_state(exp_avg=np.ones(6, "f4")), r"state\[1\]\['exp_avg'\].*\(6,\)"),
-    "dtype": (in_state(exp_avg_sq=np.ones(5)), r"state\[1\]\['exp_avg_sq'\].*float64"),
+    "integers": (in_state(exp_avg_sq=np.ones(5, "i4")), r"state\[1\]\['exp_avg_sq'\].*int32"),
+    "complex": (in_state(exp_avg=np.ones(5, "c8")), r"state\[1\]\['exp_avg'\].*complex64"),
+    "codes without scales": (in_state(exp_avg=np.ones(5, "u1")), r"state\[1\]\['exp_avg'\].*'exp_avg_scale'"),
+    "codes with too many scales": (
+        in_state(exp_avg=np.ones(5, "u1"), exp_avg_scale=np.ones(2, "f4")),
+        r"state\[1\]\['exp_avg'\].*\(2,\)",
+    ),
+    "codes of another shape": (
+        in_state(exp_avg=np.ones(6, "u1"), exp_avg_scale=np.ones(1, "f4")),
+        r"state\[1\]\['exp_avg'\].*\(6,\)",
+    ),
+    "scales of another dtype": (
+        in_state(exp_avg=np.ones(5, "u1"), exp_avg_scale=np.ones(1)),
+        r"state\[1\]\['exp_avg'\].*float32",
+    ),
+    "one moment in 8 bits": (
+        in_state(exp_avg=np.ones(5, "u1"), exp_avg_scale=np.ones(1, "f4")),
+        r"state\[1\].*exp_avg",
+    ),
+    "the other moment in 8 bits": (
+        in_state(exp_avg_sq=np.ones(5, "u1"), exp_avg_sq_scale=np.ones(1, "f4")),
+        r"state\[1\].*exp_avg",
+    ),
+    "an average in 8 bits": (in_state(ema=np.ones(5, "u1"), ema_scale=np.ones(1, "f4")), r"state\[1\]\['ema'\]"),
+    "an average of another shape": (in_state(ema=np.ones(6, "f4")), r"state\[1\]\['ema'\].*\(6,\)"),
+    "an average of integers": (in_state(ema=np.ones(5, "i4")), r"state\[1\]\['ema'\].*int32"),
+    "a master copy of another shape": (
+        in_state(master_param=np.ones((), "f4")),
+        r"state\[1\]\['master_param'\].*\(\)",
+    ),
     "max shape": (in_state(max_exp_avg_sq=np.ones(4, "f4")), r"state\[1\]\['max_exp_avg_sq'\]"),
     "list": (in_state(exp_avg=[1.0] * 5), r"state\[1\]\['exp_avg'\]"),
     "None": (in_state(exp_avg=None), r"state\[1\]\['exp_avg'\]"),

@@ -102,10 +102,8 @@ def test_the_gradient_is_zeroed_where_asked():
     params = [draw(1, "float32"), draw(4, "float32")]
     moments = [[np.zeros(SIZE, "f4") for _ in params] for _ in range(2)]
     expected = [updated(p, loaded(g, n), 0 * p, 0 * p)[0] for p, g, n in zip(params, grads, FORMATS, strict=False)]
-    table = CudaTable(
-        on_gpu(*params), *(on_gpu(*m) for m in moments), hyperparameters=[Hyperparameters(**OPTIONS)], zero_grad=True
-    )
-    table.step(on_gpu(*grads))
+    table = CudaTable(on_gpu(*params), *(on_gpu(*m) for m in moments), hyperparameters=[Hyperparameters(**OPTIONS)])
+    table.step(on_gpu(*grads), zero_grad=True)
     assert [grad.tolist() for grad in grads] == [[0] * SIZE] * 2
     assert [param.tolist() for param in params] == [each.tolist() for each in expected]
 

@@ -116,3 +116,16 @@ def test_steps_can_be_given_and_set():
     for copy, grad in zip(copies, grads, strict=True):
         na.adam_update(copy, grad, np.zeros_like(copy), np.zeros_like(copy), step=42, lr=0.01)
     assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
+
+
+def test_a_step_left_out_leaves_the_gradients_too():
+    params, grads = draw(1), draw(2)
+    grads[1][0] = np.nan
+    table, _ = table_of(params)
+    before = [grad.copy() for grad in grads]
+    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None), zero_grad=True)
+    assert all(np.array_equal(grad, old, equal_nan=True) for grad, old in zip(grads, before, strict=True))
+    grads[1][0] = 1
+    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None), zero_grad=True)
+    assert not any(grad.any() for grad in grads)
+    assert table.outcome().applied

@@ -112,8 +112,8 @@ class Adam:
             NamesError: there is no array, or a name is used twice.
         """
         plain, schedule = separated({"lr": lr})
-        numbers: Any = (plain["lr"], betas, eps, weight_decay)
-        defaults = Hyperparameters(*numbers, decoupled_weight_decay, eps_mode, maximize, amsgrad)
+        rate: Any = plain["lr"]
+        defaults = Hyperparameters(rate, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
         self._param_groups = ParamGroups(groups_of(params, defaults, schedule))
         self._options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
         self._single = is_array(params)

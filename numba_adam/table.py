@@ -189,7 +189,12 @@ class UpdateTable:
         for column, label in zip(self._columns[1:], self._labels[1:6], strict=True):
             for array, param, name in zip(column, self._params, self._names, strict=True):
                 if array is not None:
-                    check_shape(array, f"{label}{name}", param, f"{self._labels[0]}{name}")
+                    check_shape(
+                        array.codes if isinstance(array, EightBit) else array,
+                        f"{label}{name}",
+                        param,
+                        f"{self._labels[0]}{name}",
+                    )
         dtypes = [
             compute_dtype([_format(column[k]) for column in self._columns[:4] if column[k] is not None], self._names[k])
             for k in range(len(self._params))

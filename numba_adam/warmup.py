@@ -54,8 +54,8 @@ def _plain(dtype: str) -> None:
     _step([np.ones(2, dtype)])
     for size in (_SMALL, _LARGE):
         _step([np.ones(size, dtype)], max_grad_norm=1.0)
-        arrays: Any = np.zeros((4, size), dtype)
-        adam_update(*arrays, 1)
+        param, grad, exp_avg, exp_avg_sq = np.zeros((4, size), dtype)
+        adam_update(param, grad, exp_avg, exp_avg_sq, 1)
 
 
 def _formats() -> None:

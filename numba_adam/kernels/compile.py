@@ -37,7 +37,8 @@ def merged(function: Callable[..., Any]) -> Any:
     """Put a function's program into each that calls it, before anything is compiled.
 
     For those that hold no loops over elements but call functions that do: each level of `inline` optimises all that
-    lies below once more.
+    lies below once more. They must hold no expressions of whole arrays: in a parallel kernel these become loops of its
+    own.
     """
     return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numba_adam import element
@@ -52,7 +54,7 @@ def bare(c, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
     A compiler takes what is asked of constants out of a loop only as long as the loop is short; what is zero here is
     zero in the program, whatever the loop's length.
     """
-    zero = np.float32(0)
+    zero: Any = np.float32(0)
     return Constants(
         c.beta1,
         c.one_minus_beta1,

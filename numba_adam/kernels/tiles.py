@@ -164,4 +164,10 @@ def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-
         close(param, work.copy, begin, like)
     if work.zero_grad:
         width = bytes_of(work.grad.format)
-        array_at(work.grad.address + begin * width, size * width, _BYTES)[:] = 0
+        _clear(array_at(work.grad.address + begin * width, size * width, _BYTES))
+
+
+@inline
+def _clear(values):  # type: ignore[no-untyped-def]
+    for i in range(values.size):
+        values[i] = 0

@@ -15,8 +15,8 @@ from updates import HYPERPARAMETERS, SIZES, STEPS, cut, data, digest_of, digests
 import numba_adam as na
 from numba_adam import element
 from numba_adam.folding import Constants, fold
-from numba_adam.kernels.threads import ELEMENTS_PER_TASK
 from numba_adam.kernels.ranges import TILE
+from numba_adam.kernels.threads import ELEMENTS_PER_TASK
 
 SCRIPT = Path(__file__).with_name("updates.py")
 X86 = platform.machine().lower() in ("x86_64", "amd64")

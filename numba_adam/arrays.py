@@ -48,13 +48,9 @@ class Extents:
         """
         begins = np.array([array.ctypes.data for array in arrays], dtype=np.uint64)
         ends = begins + np.array([array.nbytes for array in arrays], dtype=np.uint64)
-        order = np.flatnonzero(ends > begins)  # an empty array lies nowhere
-        order = order[np.argsort(begins[order], kind="stable")]
+        order = in_memory(begins, ends, names)
         self.begins, self.ends = begins[order], ends[order]
         self._names = [names[int(index)] for index in order]
-        clashes = np.flatnonzero(self.ends[:-1] > self.begins[1:])
-        if clashes.size:
-            self._refuse(self._names[clashes[0]], self._names[clashes[0] + 1])
 
     def check_apart(self, array: Array, name: str) -> None:
         """Refuse an array that shares memory with one of the set.
@@ -66,8 +62,28 @@ class Extents:
         end = np.uint64(begin + array.nbytes)
         before = int(np.searchsorted(self.begins, end)) - 1  # the last that begins before the array's end
         if array.nbytes and before >= 0 and self.ends[before] > begin:
-            self._refuse(name, self._names[before])
+            raise _shared(name, self._names[before])
 
-    @staticmethod
-    def _refuse(one: str, other: str) -> None:
-        raise OverlapError(f"{one} and {other} share memory: give each its own array, with .copy() for instance")
+
+def in_memory(begins: Array, ends: Array, names: Sequence[str]) -> Array:
+    """Return the order in which arrays lie in memory, without those that are empty and lie nowhere.
+
+    Args:
+        begins: uint64: where each begins.
+        ends: where it ends.
+        names: what messages call them.
+
+    Raises:
+        OverlapError: two of them share memory.
+    """
+    order = np.flatnonzero(ends > begins)
+    order = order[np.argsort(begins[order], kind="stable")]
+    clashes = np.flatnonzero(ends[order[:-1]] > begins[order[1:]])
+    if clashes.size:
+        first = clashes[0]
+        raise _shared(names[order[first]], names[order[first + 1]])
+    return order
+
+
+def _shared(one: str, other: str) -> OverlapError:
+    return OverlapError(f"{one} and {other} share memory: give each its own array, with .copy() for instance")

@@ -64,7 +64,7 @@ FLOORS = {
 
 
 def settings(hyperparameters: Hyperparameters, dtype: str, ema_decay: float = 0.0) -> Settings:
-    """Return what hyperparameters mean for arrays of a dtype, "float32" or "float64"."""
+    """Return what hyperparameters mean for moments of a dtype's range, "float32" (bfloat16 has it too) or "float64"."""
     return Settings(
         lr=hyperparameters.lr,
         beta1=hyperparameters.betas[0],

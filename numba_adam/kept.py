@@ -6,10 +6,14 @@ Made with the optimizer, from the parameters as they are then. May import NumPy.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
+
+import numpy as np
 
 from numba_adam.arrays import Array
 from numba_adam.conversion import convert, format_number
+from numba_adam.formats import NAMES
 from numba_adam.moments import converted
 from numba_adam.options import Options
 
@@ -47,9 +51,17 @@ class Kept:
         return [copy if master is None else param for param, master, copy in pairs]
 
     def beside(self, params: Sequence[Array]) -> Kept:
-        """Return what is kept for the same parameters in other memory, from which master copies are made anew."""
-        other = Kept(params, self._options)
-        other.emas, other._own_copies = self.emas, self._own_copies
+        """Return what is kept for the same parameters in other memory.
+
+        A master copy stays as it is where it rounds to the parameter there; where it does not, the parameter was given
+        another value, and the copy has it too.
+        """
+        other = copy(self)
+        other._params = list(params)
+        other.masters = [
+            None if master is None else _following(master, param)
+            for master, param in zip(self.masters, params, strict=True)
+        ]
         return other
 
     def state_of(self, position: int) -> dict[str, Array | None]:
@@ -64,3 +76,10 @@ class Kept:
             for array, state in zip(arrays, states, strict=True):
                 if array is not None and name in state:
                     convert(state[name], array)
+
+
+def _following(master: Array, param: Array) -> Array:
+    """Return a master copy of a parameter, with what another copy holds wherever that rounds to the parameter."""
+    image, following = converted(master, NAMES[format_number(param)]), converted(param, "float32")
+    np.copyto(following, master, where=image.view(np.uint16) == param.view(np.uint16))
+    return following

@@ -105,7 +105,7 @@ class Options:
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices or isinstance(value, bool):
+    if not isinstance(value, (str, type(None))) or value not in choices:
         raise HyperparameterError(f"{name}={value!r}: it must be {' or '.join(map(repr, choices))}")
 
 

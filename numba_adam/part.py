@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.accumulated import Accumulated
-from numba_adam.arrays import Array, Extents
+from numba_adam.arrays import Array, Extents, in_memory
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.hyperparameters import Hyperparameters
@@ -24,7 +24,7 @@ from numba_adam.moments import Moments, copied, zeros
 from numba_adam.options import Options
 from numba_adam.param_groups import ParamGroup
 from numba_adam.scaling import AS_THEY_ARE, Scaling
-from numba_adam.table import Extras, UpdateTable, written
+from numba_adam.table import LABELS, MASTER_LABELS, Extras, UpdateTable, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Part:
         self.places = [member.place for member in self.members]
         self.params = [member.param for member in self.members]
         self.labels = [member.label for member in self.members]
+        self.column_labels = MASTER_LABELS if options.master_weights else LABELS
         self.steps = np.zeros(len(self.members), dtype=np.int64)
         self.kept = Kept(self.params, options)
         self._runs = _runs_of_groups(self.members)
@@ -113,7 +114,13 @@ class Part:
             self.places,
         )
         self._table = UpdateTable(
-            *moments, hyperparameters=self._known, groups=groups, names=self.labels, extents=extents, extras=extras
+            *moments,
+            hyperparameters=self._known,
+            groups=groups,
+            names=self.labels,
+            extents=extents,
+            labels=self.column_labels,
+            extras=extras,
         )
 
     def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
@@ -121,6 +128,8 @@ class Part:
         if not self.is_ready():
             make_tables([self])
         count = self.prepare(grads, scaling)
+        if scaling.zero_grad:
+            _check_apart([self], [count])
         if scaling.is_measured:
             return _launch_measured([self], [count], scaling)
         self.launch(count)
@@ -151,6 +160,11 @@ class Part:
         """Plan the step that `prepare` planned with another scaling."""
         assert self._table is not None
         self._table.prepare_again(self.steps, scaling)
+
+    def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:
+        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+        assert self._table is not None
+        return self._table.extents_of_grads(count)
 
     def sum_of_squares(self, count: int) -> float:
         """Return the sum of squares of the gradients that `prepare` found."""
@@ -217,11 +231,21 @@ class MixedParts:
         if not all(part.is_ready() for part in self._parts):
             make_tables(self._parts)
         counts = [part.prepare([grads[place] for place in part.places], scaling) for part in self._parts]
+        if scaling.zero_grad:
+            _check_apart(self._parts, counts)
         if scaling.is_measured:
             return _launch_measured(self._parts, counts, scaling)
         for part, count in zip(self._parts, counts, strict=True):
             part.launch(count)
         return APPLIED
+
+
+def _check_apart(parts: Sequence[Part], counts: Sequence[int]) -> None:
+    """Refuse gradients that share memory: where one is set to zero, the other one's parameter would find zeros."""
+    begins, ends, names = zip(
+        *(part.extents_of_grads(count) for part, count in zip(parts, counts, strict=True)), strict=True
+    )
+    in_memory(np.concatenate(begins), np.concatenate(ends), [name for several in names for name in several])
 
 
 def _launch_measured(parts: Sequence[Part], counts: Sequence[int], scaling: Scaling) -> StepResult:
@@ -241,7 +265,7 @@ def _launch_measured(parts: Sequence[Part], counts: Sequence[int], scaling: Scal
 def make_tables(parts: Sequence[Part]) -> None:
     """Make what the parts' steps stand on; no gradient may share memory with any array that any of them writes."""
     drafts = [part.draft() for part in parts]
-    pairs = [written(columns, part.labels) for part, columns in zip(parts, drafts, strict=True)]
+    pairs = [written(columns, part.labels, part.column_labels) for part, columns in zip(parts, drafts, strict=True)]
     extents = Extents(
         [array for arrays, _ in pairs for array in arrays], [name for _, names in pairs for name in names]
     )

@@ -16,7 +16,7 @@ from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
 from numba_adam.folding import settings
-from numba_adam.formats import FLOAT16, FLOAT32, FLOAT64, NAMES
+from numba_adam.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.kernels import accumulate, norm, threads, tiled, update
@@ -38,7 +38,9 @@ from numba_adam.scaling import AS_THEY_ARE, Scaling
 
 # What messages call the columns, and the gradients.
 LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "low_precision", "grads")
+MASTER_LABELS = (*LABELS[:5], "params", LABELS[6])  # where the copies are the parameters, and these master copies
 _OWN_DTYPES = (np.dtype(np.uint8),)
+_ITEM_BYTES = np.array(ITEM_BYTES, dtype=np.int64)
 
 
 class Extras(NamedTuple):
@@ -107,6 +109,7 @@ class UpdateTable:
         ]
         self._extras = extras
         self.dtype = self._check()
+        self._range = self._range_of_moments()
         self._extents = extents or Extents(*self._written())
         self._pins = [weakref.ref(array) for array in self._written()[0]]
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
@@ -115,7 +118,7 @@ class UpdateTable:
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        self._job.settings[group] = settings(hyperparameters, self.dtype, self._extras.ema_decay)
+        self._job.settings[group] = settings(hyperparameters, self._range, self._extras.ema_decay)
 
     def update(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
@@ -176,6 +179,13 @@ class UpdateTable:
                 accumulate.accumulate_parallel(self._places, like, sums, count, tasks)
         self._views = []
 
+    def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:
+        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+        job, rows = self._job, self._job.rows[:count]
+        begins = job.grads[rows]
+        sizes = job.lengths[rows] * _ITEM_BYTES[job.grad_formats[rows]]
+        return begins, begins + sizes.astype(np.uint64), [f"{self._labels[6]}{self._names[row]}" for row in rows]
+
     def launch(self, count: int, steps: Array) -> None:
         """Make the step that `prepare` planned; its gradients must still be alive."""
         run(self._job, self._places, steps, count)
@@ -203,6 +213,11 @@ class UpdateTable:
             raise DtypeError(f"params are computed in {' and '.join(sorted(set(dtypes)))}: they must all be in one")
         return dtypes[0]
 
+    def _range_of_moments(self) -> str:
+        """Return the dtype whose range every moment has: its floors keep subnormal numbers out of all of them."""
+        moments = (array for column in self._columns[1:4] for array in column if array is not None)
+        return "float64" if all(_format(moment) == FLOAT64 for moment in moments) else "float32"
+
     def _written(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
         return written(self._columns, self._names, self._labels)
@@ -221,13 +236,13 @@ class UpdateTable:
             options=_options(extras),
             lengths=np.array([param.size for param in self._params], dtype=np.int64),
             groups=np.array(groups, dtype=np.int64),
-            settings=np.array([settings(entry, self.dtype, extras.ema_decay) for entry in hyperparameters]),
+            settings=np.array([settings(entry, self._range, extras.ema_decay) for entry in hyperparameters]),
             kinds=kinds(),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
             begins=self._extents.begins,
             ends=self._extents.ends,
-            params=np.fromiter(map(id, self._params), np.uint64, count),
+            params=np.array([id(array) for array, _ in self._parameters()], dtype=np.uint64),
             **empty_plan(count, self.dtype),
         )
 
@@ -249,9 +264,14 @@ class UpdateTable:
 
     def _check_writable(self) -> None:
         """Refuse a parameter that was made read-only since the last step."""
-        for param, name in zip(self._params, self._names, strict=True):
-            if not param.flags.writeable:
-                borrow(param, name=f"{self._labels[0]}{name}", writable=True, narrow=True)
+        for array, name in self._parameters():
+            if not array.flags.writeable:
+                borrow(array, name=name, writable=True, narrow=True)
+
+    def _parameters(self) -> list[tuple[Array, str]]:
+        """Return the arrays that may be the caller's own, and what to call them: parameters, and copies of them."""
+        arrays, names = written([self._columns[0], self._columns[5]], self._names, (self._labels[0], self._labels[5]))
+        return list(zip(arrays, names, strict=True))
 
     def _view_of(self, index: int, grad: Any, scaling: Scaling) -> Array | None:
         """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""

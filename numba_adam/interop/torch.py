@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numba_adam import codecs
+from numba_adam.eight_bit import BLOCK
 from numba_adam.errors import StateDictError, UnsupportedArrayError
+from numba_adam.formats import BFLOAT16, format_of
 from numba_adam.interop.lender import Lender, wrong_dtype
 
 _KIND = "PyTorch tensor"
@@ -70,7 +73,8 @@ def to_torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         state_dict: what `Adam.state_dict()` returned, all of whose groups have eps_mode "algorithm1".
 
     Returns:
-        The same nesting with tensors, which share no memory with the arrays given.
+        The same nesting with tensors, which share no memory with the arrays given. Moments in 8 bits come as float32.
+        What `torch.optim.Adam` does not keep stays behind: master copies ("master_param") and averages ("ema").
 
     Raises:
         StateDictError: a group's eps_mode is "hat", which PyTorch does not have.
@@ -99,5 +103,30 @@ def _torch_entry(torch: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
     converted = {"step": torch.tensor(float(entry["step"]), dtype=torch.float32)}
     for key in _STATE_ARRAYS:
         if entry.get(key) is not None:
-            converted[key] = torch.from_numpy(np.array(entry[key]))
+            converted[key] = _tensor(torch, _values(entry, key))
     return converted
+
+
+def _values(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    """Return a moment as floats; `exp_avg` in 8 bits is a ratio to the root of `exp_avg_sq`."""
+    if f"{key}_scale" not in entry:
+        return np.array(entry[key])
+    if key == "exp_avg":
+        ratios = codecs.widen_ratio(entry[key], _units(entry, key))
+        return np.asarray(ratios * codecs.widen_root(entry["exp_avg_sq"], _units(entry, "exp_avg_sq")))
+    root = codecs.widen_root(entry[key], _units(entry, key))
+    return np.asarray(root * root)
+
+
+def _units(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    """Return the scale of each element's block."""
+    codes = entry[key]
+    units: npt.NDArray[Any] = np.repeat(entry[f"{key}_scale"], BLOCK)[: codes.size].reshape(codes.shape)
+    return units
+
+
+def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
+    """Return a tensor over an array of ours; bfloat16 is handed over as its bits, for NumPy has none of its own."""
+    if format_of(array.dtype) == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -46,7 +46,7 @@ class Job(NamedTuple):
     begins: Array  # (m,) uint64: where each run of memory taken begins, ascending
     ends: Array  # (m,) uint64: where it ends
     objects: Array  # (n,) uint64: where the gradients' array objects lie
-    params: Array  # (n,) uint64: where the parameters' array objects lie
+    params: Array  # uint64: where the array objects lie that must still be writable: parameters, and copies of them
 
     # The plan of a step over the arrays that have a gradient: `prepare` says how many, the first so many entries hold.
     grads: Array  # (n,) uint64: where each array's gradient lies, 0 without one

@@ -47,6 +47,7 @@ def test_parameters_and_their_gradients():
 
 def refused():
     yield "half", lambda: torch.ones(3, dtype=torch.bfloat16), DtypeError, r"torch\.bfloat16.*x\.float\(\)"
+    yield "integers", lambda: torch.ones(3, dtype=torch.int16), DtypeError, r"torch\.int16.*x\.float\(\)"
     yield "transposed", lambda: torch.ones(2, 3).T, LayoutError, r"x\.contiguous\(\)"
     yield "expanded", lambda: torch.ones(1).expand(4), LayoutError, "strides"
     yield "meta", lambda: torch.ones(3, device="meta"), UnsupportedArrayError, r"device meta.*x\.cpu\(\)"
@@ -159,3 +160,116 @@ def test_parameters_that_come_to_share_memory_are_refused():
     one.data = other.data
     with pytest.raises(OverlapError):
         optimizer.step([torch.ones(3), torch.ones(3)])
+
+
+# --- 16 bits ---
+
+NARROW = ["bfloat16", "float16"]
+
+
+def as_arrays(tensors):
+    """Return copies of tensors as NumPy arrays, bfloat16 as its bits."""
+    return [borrow(tensor, name="x", narrow=True).copy() for tensor in tensors]
+
+
+def draw(seed, dtype, *sizes):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator).to(getattr(torch, dtype)) for size in sizes]
+
+
+@pytest.mark.parametrize("options", [{}, {"master_weights": True}, {"state_dtype": "bfloat16"}, {"ema_decay": 0.5}])
+@pytest.mark.parametrize("grad", [*NARROW, "float32"])
+@pytest.mark.parametrize("param", NARROW)
+def test_tensors_of_16_bits_learn_as_arrays_do(param, grad, options):
+    tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, param, 1_300, 3)]
+    arrays = as_arrays(tensors)
+    optimizer, other = na.Adam(tensors, lr=0.01, **options), na.Adam(arrays, lr=0.01, **options)
+    for seed in range(3):
+        grads = draw(seed, grad, 1_300, 3)
+        other.step(as_arrays(grads))
+        optimizer.step(grads, zero_grad=True)
+        assert not any(tensor.any() for tensor in grads)
+    for tensor, array in zip(as_arrays(tensors), arrays, strict=True):
+        assert tensor.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
+@pytest.mark.parametrize("dtype", ["float32", *NARROW])
+def test_torch_goes_on_from_a_state_of_any_format(dtype, state):
+    """What torch loads is what a float32 optimizer of ours loads, rounded to the parameter's dtype by torch."""
+    tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, dtype, 1_300, 3)]
+    options = {"eps_mode": "algorithm1", "amsgrad": True}
+    optimizer = na.Adam(tensors, state_dtype=state, ema_decay=0.5, master_weights=dtype != "float32", **options)
+    optimizer.step(draw(2, "float32", 1_300, 3))
+    wide = na.Adam([np.zeros(1_300, np.float32), np.zeros(3, np.float32)], **options)
+    wide.load_state_dict(optimizer.state_dict())
+    theirs = torch.optim.Adam(tensors, amsgrad=True)
+    converted = to_torch_state_dict(optimizer.state_dict())
+    assert set(converted["state"][0]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    kept = getattr(torch, "bfloat16" if state == "bfloat16" else "float32")
+    assert {converted["state"][0][key].dtype for key in ("exp_avg", "exp_avg_sq")} == {kept}
+    theirs.load_state_dict(converted)
+    for index, entry in theirs.state_dict()["state"].items():
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            expected = torch.from_numpy(wide.state[index][key].copy()).to(entry[key].dtype)
+            assert torch.equal(entry[key], expected), key
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    theirs.step()
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *NARROW])
+@pytest.mark.parametrize("state", ["float32", "bfloat16"])
+def test_a_state_of_torchs_is_loaded_whatever_its_format(dtype, state):
+    tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, dtype, 300)]
+    theirs = torch.optim.Adam(tensors)
+    tensors[0].grad = draw(2, dtype, 300)[0]
+    theirs.step()
+    optimizer = na.Adam(tensors, state_dtype=state)
+    optimizer.load_state_dict(theirs.state_dict())
+    for key in ("exp_avg", "exp_avg_sq"):
+        expected = theirs.state_dict()["state"][0][key].to(getattr(torch, state))
+        assert as_arrays([expected])[0].tobytes() == optimizer.state[0][key].tobytes()
+    assert optimizer.state[0]["step"] == 1
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_parameter_of_16_bits_whose_memory_moved_still_learns(dtype):
+    """What the master copy holds beyond the parameter's bits is not lost when the same values get other memory."""
+    moved, same = (torch.nn.Parameter(torch.ones(64).to(getattr(torch, dtype))) for _ in range(2))
+    options = {"master_weights": True, "ema_decay": 0.5, "lr": 1e-4}
+    optimizers = [na.Adam([param], **options) for param in (moved, same)]
+    for step in range(60):
+        if step in (10, 11, 30):
+            moved.data = moved.data.clone()
+        for optimizer in optimizers:
+            optimizer.step([torch.ones(64)])
+    assert torch.equal(moved, same)
+    assert (moved < 1).all()
+    for key in ("master_param", "exp_avg", "ema"):
+        assert optimizers[0].state[0][key].tobytes() == optimizers[1].state[0][key].tobytes(), key
+
+
+def test_new_values_in_other_memory_are_what_the_master_copy_begins_with():
+    param = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = na.Adam([param], lr=1e-4, master_weights=True)
+    optimizer.step([torch.ones(4)])
+    param.data = torch.tensor([1.0, 2.0, -3.0, 4.0], dtype=torch.bfloat16)  # the first of them is the old one
+    optimizer.step([torch.ones(4)])
+    np.testing.assert_allclose(optimizer.state[0]["master_param"], [1 - 2e-4, 2 - 1e-4, -3 - 1e-4, 4 - 1e-4], rtol=1e-6)
+
+
+def test_moved_parameters_that_are_refused_lose_nothing():
+    param = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = na.Adam([param], lr=1e-4, master_weights=True)
+    optimizer.step([torch.ones(4)])
+    before = optimizer.state[0]["master_param"].tobytes()
+    kept = param.data
+    for data, error in ((torch.ones(4).half(), DtypeError), (torch.ones(5).bfloat16(), ShapeError)):
+        param.data = data
+        with pytest.raises(error, match=r"params\[0\]"):
+            optimizer.step([torch.ones(data.shape)])
+    param.data = kept
+    assert optimizer.state[0]["master_param"].tobytes() == before
+    assert optimizer.step([torch.ones(4)]).applied

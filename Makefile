@@ -13,6 +13,8 @@ PARITY := .venv-parity
 OLDEST := .venv-oldest
 PROTO := .venv-proto
 BENCH := .venv-bench
+CUDA := .venv-cuda
+GPU := .venv-gpu
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 
 # Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
@@ -22,13 +24,13 @@ GRPCIO_TOOLS := grpcio-tools==1.70.0 protobuf==5.29.6
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo check lint types generated wheel parity oldest bench proto format clean
+.PHONY: help test demo check lint types generated wheel parity cuda oldest bench evidence gpu proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
-	$(VENV)/bin/python -m pytest -m "not parity" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not parity and not cuda" $(ARGS)
 
 demo: $(VENV)/.demo  ## train on handwritten digits, kill the server half-way, and watch it recover
 	$(VENV)/bin/numba-adam demo $(ARGS)
@@ -52,11 +54,21 @@ wheel: $(VENV)/.dev  ## build the wheel, install it into an empty environment, r
 parity: $(PARITY)/.made  ## compare with PyTorch and JAX, and borrow their arrays
 	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
 
+cuda: $(CUDA)/.made  ## compile the CUDA kernels to PTX and read it; needs no GPU (downloads 150 MB, the first time)
+	$(CUDA)/bin/python -m pytest tests/cuda $(ARGS)
+
+gpu: $(GPU)/.made  ## on a machine with an NVIDIA GPU: compare its bits with the CPU's, and measure
+	$(GPU)/bin/python -m benchmarks.gpu $(ARGS)
+
 oldest: $(OLDEST)/.made  ## run the test suite on the oldest versions that pyproject.toml admits
-	$(OLDEST)/bin/python -m pytest -m "not parity" $(ARGS)
+	$(OLDEST)/bin/python -m pytest -m "not parity and not cuda" $(ARGS)
 
 bench: $(BENCH)/.made  ## run the benchmarks against their peers and write benchmarks/results (about 20 minutes)
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
+	$(BENCH)/bin/python -m benchmarks.plot
+
+evidence: $(BENCH)/.made  ## train with 8-bit state beside its peers and write benchmarks/results (about 12 minutes)
+	$(BENCH)/bin/python -m benchmarks.evidence $(ARGS)
 
 proto: $(PROTO)/.made  ## generate numba_adam/ps/v1 from proto/
 	$(PROTO)/bin/python tools/generate_proto.py
@@ -89,6 +101,14 @@ $(PARITY)/.made: pyproject.toml | $(PARITY)/.venv-made
 $(OLDEST)/.made: pyproject.toml tools/lower_bounds.py | $(OLDEST)/.venv-made
 	$(OLDEST)/bin/python tools/lower_bounds.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/$(PIP) --editable ".[test]" --constraint $(OLDEST)/constraints.txt
+	touch $@
+
+$(CUDA)/.made: pyproject.toml | $(CUDA)/.venv-made
+	$(CUDA)/$(PIP) --editable ".[ptx]"
+	touch $@
+
+$(GPU)/.made: pyproject.toml | $(GPU)/.venv-made
+	$(GPU)/$(PIP) --editable ".[cuda]" torch
 	touch $@
 
 $(BENCH)/.made: pyproject.toml benchmarks/requirements.txt | $(BENCH)/.venv-made

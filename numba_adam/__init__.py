@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numba_adam.hyperparameters import Hyperparameters
     from numba_adam.optimizer import Adam, AdamW
     from numba_adam.part import StepResult
+    from numba_adam.row_history import RowHistory
+    from numba_adam.rows import adam_catch_up_rows, adam_update_rows
+    from numba_adam.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -31,8 +34,12 @@ _HOME = {
     "AdamW": "numba_adam.optimizer",
     "Hyperparameters": "numba_adam.hyperparameters",
     "NumbaAdamError": "numba_adam.errors",
+    "RowHistory": "numba_adam.row_history",
     "StepResult": "numba_adam.part",
+    "adam_catch_up_rows": "numba_adam.rows",
     "adam_update": "numba_adam.functional",
+    "adam_update_rows": "numba_adam.rows",
+    "warmup": "numba_adam.warmup",
 }
 _MODULES = ("errors", "interop")
 
@@ -41,11 +48,15 @@ __all__ = [
     "AdamW",
     "Hyperparameters",
     "NumbaAdamError",
+    "RowHistory",
     "StepResult",
     "__version__",
+    "adam_catch_up_rows",
     "adam_update",
+    "adam_update_rows",
     "errors",
     "interop",
+    "warmup",
 ]
 
 

@@ -176,7 +176,7 @@ def stream_key(seed: int, step: int, place: int, column: int) -> int:
     for part in (seed, step, place):
         word = random_bits(np.uint32(np.uint64(part) & np.uint64(0xFFFFFFFF)), word)
         word = random_bits(np.uint32(np.uint64(part) >> np.uint64(32)), word)
-    return random_bits(np.uint32(column), word)
+    return random_bits(np.uint32(column), word)  # type: ignore[no-any-return]
 
 
 # --- moments in 8 bits; docs/eight-bit-state.md says why they are what they are ---

@@ -40,7 +40,7 @@ class EightBit:
     @property
     def shape(self) -> tuple[int, ...]:
         """The parameter's shape."""
-        return self.codes.shape
+        return tuple(self.codes.shape)
 
 
 def blocks_of(size: int) -> int:

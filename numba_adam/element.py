@@ -42,7 +42,7 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
     The branches ask for constants, so compilers take them out of the loop: what is not asked for costs nothing, and an
     infinite parameter without decay leaves its moments alone.
     """
-    grad = c.grad_scale * grad
+    grad = product(c.grad_scale, grad)
     if c.clip_value != c.zero:
         grad = c.clip_value if grad > c.clip_value else grad
         grad = -c.clip_value if grad < -c.clip_value else grad

@@ -8,6 +8,7 @@
     │   ├── ReadOnlyError              (ValueError)
     │   ├── OverlapError               (ValueError)
     │   └── UnsupportedArrayError      (TypeError)    nothing that can be borrowed
+    ├── CudaUnavailableError           (ImportError)  no CUDA package, or no GPU
     ├── HyperparameterError            (ValueError)
     ├── NamesError                     (ValueError)   gradients for arrays that are not there, or missing ones
     ├── StateDictError                 (ValueError)
@@ -66,6 +67,10 @@ class OverlapError(ArrayError, ValueError):
 
 class UnsupportedArrayError(ArrayError, TypeError):
     """An object that offers no way to borrow its memory."""
+
+
+class CudaUnavailableError(NumbaAdamError, ImportError):
+    """No CUDA package can be imported, or there is no GPU; the message says what to install."""
 
 
 class HyperparameterError(NumbaAdamError, ValueError):

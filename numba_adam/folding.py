@@ -80,6 +80,11 @@ def settings(hyperparameters: Hyperparameters, dtype: str, ema_decay: float = 0.
     )
 
 
+def product(a: float, b: float) -> float:
+    """Return a * b, rounded before anything else happens to it; on a GPU bound to what says so, as in `element`."""
+    return a * b
+
+
 def bias_correction(beta: float, step: int) -> float:
     """Return 1 - beta ** step, by repeated doubling.
 
@@ -92,8 +97,8 @@ def bias_correction(beta: float, step: int) -> float:
     gap = 1.0 - beta  # 1 - beta**n, for n = 1, 2, 4, ...
     while step > 0:
         if step & 1:
-            correction += (1.0 - correction) * gap
-        gap *= 2.0 - gap
+            correction += product(1.0 - correction, gap)
+        gap = product(gap, 2.0 - gap)
         step >>= 1
     return correction
 

@@ -53,21 +53,19 @@ def copied(state: Mapping[str, Any], param: Array, name: str) -> tuple[Moment, M
         name: the format.
     """
     if not state:
-        return (*(_zeros(param, name, moment) for moment in (1, 2)), None)
+        return _zeros(param, name, 1), _zeros(param, name, 2), None
     first, second = _decoded(state["exp_avg"], state["exp_avg_sq"])
+    assert first is not None
     largest = _decoded(None, state["max_exp_avg_sq"])[1] if "max_exp_avg_sq" in state else None
     if name == "8bit":
         return _in_8_bits(state, first, second, largest)
-    pairs = [(first, 1), (second, 2), (largest, 3)]
-    made = [None if array is None else _in_floats(array, param, name, moment) for array, moment in pairs]
-    return made[0], made[1], made[2]
+    third = None if largest is None else _in_floats(largest, param, name, 3)
+    return _in_floats(first, param, name, 1), _in_floats(second, param, name, 2), third
 
 
-def _decoded(first: Moment | None, second: Moment) -> tuple[Array | None, Array]:
-    """Return two moments as floats."""
-    if isinstance(second, EightBit):
-        return decode(first, second)
-    return first, second
+def _decoded(first: Any, second: Moment) -> tuple[Array | None, Array]:
+    """Return two moments as floats; `first` may be None."""
+    return decode(first, second) if isinstance(second, EightBit) else (first, second)
 
 
 def _in_floats(array: Array, param: Array, name: str, moment: int) -> Array:
@@ -80,12 +78,11 @@ def _in_8_bits(
     state: Mapping[str, Any], first: Array, second: Array, largest: Array | None
 ) -> tuple[EightBit, EightBit, EightBit | None]:
     """Return three moments in 8 bits: the state's own codes where it has such."""
-    pair = (state["exp_avg"], state["exp_avg_sq"])
-    pair = tuple(moment.copy() for moment in pair) if isinstance(pair[1], EightBit) else encode(first, second)
-    own = state.get("max_exp_avg_sq")
-    if own is None or largest is None:
-        return (*pair, None)
-    return (*pair, own.copy() if isinstance(own, EightBit) else encode(None, largest)[1])
+    own, own_largest = state["exp_avg_sq"], state.get("max_exp_avg_sq")
+    pair = (state["exp_avg"].copy(), own.copy()) if isinstance(own, EightBit) else encode(first, second)
+    if isinstance(own_largest, EightBit):
+        return (*pair, own_largest.copy())
+    return (*pair, None if largest is None else encode(None, largest)[1])
 
 
 def converted(param: Array, name: str) -> Array:

@@ -11,18 +11,27 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from numba_adam import state_dicts
+from numba_adam.accumulated import Accumulation, factor
 from numba_adam.arrays import Extents, check_like
 from numba_adam.conversion import format_number
-from numba_adam.errors import HyperparameterError
+from numba_adam.errors import HyperparameterError, NamesError
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.interop.dispatch import place_of
 from numba_adam.kernels.threads import step_lock
 from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
-from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, ParamGroups, groups_of, is_array
+from numba_adam.param_groups import (
+    HYPERPARAMETER_NAMES,
+    ParamGroup,
+    ParamGroups,
+    Schedule,
+    groups_of,
+    is_array,
+    separated,
+)
 from numba_adam.part import Member, MixedParts, Part, StepResult
-from numba_adam.scaling import scaling
+from numba_adam.scaling import Scaling, scaling
 
 
 class _Watched(NamedTuple):
@@ -54,7 +63,7 @@ class Adam:
     def __init__(
         self,
         params: object,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -76,7 +85,8 @@ class Adam:
             params: one array, a list or a dict (name -> array) of arrays, or a list of param groups: dicts with
                 "params" (any of these) and hyperparameters of their own. float32, float64, bfloat16 (or its bits as
                 uint16) or float16, C-contiguous, writable, of any framework whose arrays lend their memory.
-            lr: learning rate.
+            lr: learning rate; or a schedule: a function that is given the number of the update, 1 for the first, and
+                returns the learning rate. Steps that were left out do not count.
             betas: decay rates of the two moving averages, each in [0, 1).
             eps: keeps the denominator away from zero; see `eps_mode`.
             weight_decay: pull towards zero.
@@ -101,8 +111,10 @@ class Adam:
             HyperparameterError: a hyperparameter is out of range.
             NamesError: there is no array, or a name is used twice.
         """
-        defaults = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-        self._param_groups = ParamGroups(groups_of(params, defaults))
+        plain, schedule = separated({"lr": lr})
+        rate: Any = plain["lr"]
+        defaults = Hyperparameters(rate, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
+        self._param_groups = ParamGroups(groups_of(params, defaults, schedule))
         self._options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
         self._single = is_array(params)
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
@@ -110,24 +122,27 @@ class Adam:
         self._watched = _watch(self.param_groups)
         self._parts = _parts(self._members, self._options)
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
+        self._accumulations = 0
         self._lock = step_lock()
 
     def step(
         self,
-        grads: object,
+        grads: object = None,
         *,
         grad_scale: float = 1.0,
         loss_scale: float | None = None,
         max_grad_norm: float | None = None,
         clip_value: float | None = None,
         zero_grad: bool = False,
+        accumulation: Accumulation = "mean",
     ) -> StepResult:
         """Update every parameter that has a gradient, in place.
 
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
                 groups), or a dict with the same names; each of its parameter's shape, of any of the dtypes that a
-                parameter may have. None in place of an array leaves that parameter and its state as they are.
+                parameter may have. None in place of an array leaves that parameter and its state as they are. Left out:
+                what was accumulated, see `accumulate`.
             grad_scale: multiplies every gradient.
             loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
                 before, and if any of them is not finite the whole step is left out.
@@ -136,6 +151,8 @@ class Adam:
             clip_value: largest magnitude of an element of a gradient, after scaling.
             zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is left
                 out leaves them too.
+            accumulation: whether a step with what was accumulated takes the "mean" over the calls of `accumulate`, or
+                the "sum".
 
         Returns:
             a StepResult: whether the step was applied, and the norm when it was measured.
@@ -147,11 +164,65 @@ class Adam:
             HyperparameterError: a number is out of range.
         """
         treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad)
+        if grads is None:
+            return self._step_accumulated(treatment, accumulation)
+        ordered = in_order(grads, len(self._members), self._names, self._single)
+        with self._lock:
+            if self._accumulations:
+                raise NamesError(
+                    f"the gradients of {self._accumulations} micro-batches were accumulated: call accumulate(grads) "
+                    "and then step() without gradients, or drop_accumulated() before"
+                )
+            return self._step(ordered, treatment)
+
+    def accumulate(self, grads: object) -> None:
+        """Add the gradients of a micro-batch to sums, of which `step()` without gradients makes one update.
+
+        The sums are kept in the dtype in which is computed, float32 or float64, and take as much memory as one moment
+        in it. They are zeroed by the step, in its pass.
+
+        Args:
+            grads: as for `step`.
+
+        Raises:
+            ArrayError: a gradient does not fit; the message names it. Nothing was changed.
+            NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
+        """
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
             if self._watched:
                 self._follow()
-            return self._stepper.step(ordered, treatment)
+            for part in self._parts[1:]:
+                part.check([ordered[place] for place in part.places])
+            for part in self._parts:
+                part.accumulate([ordered[place] for place in part.places])
+            self._accumulations += 1
+
+    def drop_accumulated(self) -> None:
+        """Forget what was accumulated since the last step."""
+        with self._lock:
+            for part in self._parts:
+                if part.accumulated is not None:
+                    part.accumulated.clear()
+            self._accumulations = 0
+
+    def _step_accumulated(self, treatment: Scaling, accumulation: Accumulation) -> StepResult:
+        """Make a step with what was accumulated, and begin anew, whether or not it is applied."""
+        with self._lock:
+            share = factor(accumulation, self._accumulations)
+            sums = {
+                place: array
+                for part in self._parts
+                if part.accumulated is not None
+                for place, array in zip(part.places, part.accumulated.grads(), strict=True)
+            }
+            treatment = treatment._replace(factor=treatment.factor * share, zero_grad=True)
+            result = self._step([sums[place] for place in range(len(self._members))], treatment)
+        if result.applied:  # the sums are zero already
+            self._accumulations = 0
+        else:
+            self.drop_accumulated()
+        return result
 
     @property
     def param_groups(self) -> ParamGroups:
@@ -210,7 +281,8 @@ class Adam:
             for part in self._parts:
                 part.set_states([loaded.states[member.place] for member in part.members])
             for group, hyperparameters in zip(self.param_groups, loaded.hyperparameters, strict=True):
-                group.replace(asdict(hyperparameters))
+                said = asdict(hyperparameters)
+                group.replace({**said, "lr": group.schedule} if group.schedule else said)
 
     def __getstate__(self) -> object:
         """Refuse to be copied or pickled: two optimizers would update the same memory.
@@ -227,6 +299,15 @@ class Adam:
         elements = sum(member.param.size for member in self._members)
         groups = [{key: group[key] for key in HYPERPARAMETER_NAMES} for group in self.param_groups]
         return f"{type(self).__name__}({len(self._members)} arrays, {elements:,} parameters, {groups})"
+
+    def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
+        """Make a step; the lock is held."""
+        if self._watched:
+            self._follow()
+        for group in self.param_groups:
+            if group.schedule is not None:
+                group.follow_schedule(1 + max(part.last_step(group) for part in self._parts))
+        return self._stepper.step(grads, treatment)
 
     def _states(self) -> list[dict[str, Any]]:
         """Return every parameter's state, in order."""
@@ -281,7 +362,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: object,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,

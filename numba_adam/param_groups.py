@@ -6,8 +6,8 @@ A group is a mapping with PyTorch's keys. A value is checked when it is set, so 
 from __future__ import annotations
 
 from collections import Counter, UserDict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from numba_adam.errors import HyperparameterError, NamesError
@@ -16,18 +16,45 @@ from numba_adam.hyperparameters import Hyperparameters
 HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
 _FIXED = ("params", "param_names")
 
+Schedule = Callable[[int], float]  # a learning rate, given the number of the update: 1 for the first
+
 
 class ParamGroup(UserDict[str, Any]):
-    """One group: "params", "param_names" when they have names, and every field of `Hyperparameters`."""
+    """One group: "params", "param_names" when they have names, and every field of `Hyperparameters`.
 
-    def __init__(self, params: list[object], names: list[str] | None, hyperparameters: Hyperparameters) -> None:
+    "lr" may also be a schedule: a function of the number of the update.
+    """
+
+    def __init__(
+        self,
+        params: list[object],
+        names: list[str] | None,
+        hyperparameters: Hyperparameters,
+        schedule: Schedule | None = None,
+    ) -> None:
         """Hold `params`, called `names`, with these hyperparameters."""
         super().__init__()
         self.hyperparameters = hyperparameters
+        self.schedule = schedule
         self.data["params"] = params
         if names is not None:
             self.data["param_names"] = names
-        self.data.update(asdict(hyperparameters))
+        self._show()
+
+    def follow_schedule(self, step: int) -> None:
+        """Set the learning rate of update number `step`, where there is a schedule.
+
+        Raises:
+            HyperparameterError: the schedule returned something that is no learning rate.
+        """
+        if self.schedule is not None:
+            self.hyperparameters = replace(self.hyperparameters, lr=_rate(self.schedule, step))
+
+    def _show(self) -> None:
+        """Let the mapping say what holds."""
+        self.data.update(asdict(self.hyperparameters))
+        if self.schedule is not None:
+            self.data["lr"] = self.schedule
 
     def __setitem__(self, key: str, value: object) -> None:
         """Set one hyperparameter.
@@ -59,8 +86,11 @@ class ParamGroup(UserDict[str, Any]):
 
     def replace(self, values: Mapping[str, object]) -> None:
         """Set several hyperparameters at once: all of them, or none if one is not admissible."""
-        self.hyperparameters = changed(self.hyperparameters, values)
-        self.data.update(asdict(self.hyperparameters))
+        plain, schedule = separated(values)
+        self.hyperparameters = changed(self.hyperparameters, plain)
+        if "lr" in values:
+            self.schedule = schedule
+        self._show()
 
 
 class ParamGroups(tuple[ParamGroup, ...]):
@@ -91,13 +121,34 @@ def changed(hyperparameters: Hyperparameters, values: Mapping[str, object]) -> H
     return Hyperparameters(**{**asdict(hyperparameters), **values})
 
 
-def groups_of(params: object, defaults: Hyperparameters) -> list[ParamGroup]:
+def separated(values: Mapping[str, object]) -> tuple[dict[str, object], Schedule | None]:
+    """Return the values with the first learning rate in place of a schedule, and the schedule.
+
+    Raises:
+        HyperparameterError: the schedule returned something that is no learning rate.
+    """
+    schedule = values.get("lr")
+    if not callable(schedule):
+        return dict(values), None
+    return {**values, "lr": _rate(schedule, 1)}, schedule
+
+
+def _rate(schedule: Schedule, step: int) -> float:
+    """Return what a schedule says of a step."""
+    try:
+        return Hyperparameters(lr=schedule(step)).lr
+    except HyperparameterError as error:
+        raise HyperparameterError(f"the learning rate's schedule returned, for update {step}, {error}") from None
+
+
+def groups_of(params: object, defaults: Hyperparameters, schedule: Schedule | None = None) -> list[ParamGroup]:
     """Return the param groups of what an optimizer is constructed with.
 
     Args:
         params: one array; a mapping from names to arrays; an iterable of arrays; or an iterable of groups, each a
             mapping with "params" (any of the former) and hyperparameters of its own.
         defaults: the hyperparameters of what has none of its own.
+        schedule: the learning rate of what has none of its own, instead of the defaults'.
 
     Raises:
         NamesError: there is no array, a name is no string or used twice, or only some groups have names.
@@ -107,7 +158,7 @@ def groups_of(params: object, defaults: Hyperparameters) -> list[ParamGroup]:
         params = list(params)
     grouped = isinstance(params, list) and params and all(isinstance(entry, Mapping) for entry in params)
     entries: Any = params if grouped else [{"params": params}]
-    groups = [_group(entry, defaults) for entry in entries]
+    groups = [_group(entry, defaults, schedule) for entry in entries]
     _check_names(groups)
     return groups
 
@@ -122,15 +173,16 @@ def is_array(value: object) -> bool:
         return False
 
 
-def _group(entry: Mapping[str, Any], defaults: Hyperparameters) -> ParamGroup:
+def _group(entry: Mapping[str, Any], defaults: Hyperparameters, schedule: Schedule | None) -> ParamGroup:
     if "params" not in entry:
         raise NamesError(f"a param group has the keys {sorted(map(str, entry))}: it must have 'params'")
     params, names = entry["params"], None
     if isinstance(params, Mapping):
         names, params = [_name(name) for name in params], list(params.values())
-    own = {key: value for key, value in entry.items() if key != "params"}
+    own, own_schedule = separated({key: value for key, value in entry.items() if key != "params"})
     alone = is_array(params) or not isinstance(params, Iterable)
-    return ParamGroup([params] if alone else list(params), names, changed(defaults, own))
+    chosen = own_schedule if "lr" in own else schedule
+    return ParamGroup([params] if alone else list(params), names, changed(defaults, own), chosen)
 
 
 def _name(name: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_adam.accumulated import Accumulated
 from numba_adam.arrays import Array, Extents, in_memory
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
@@ -22,7 +23,7 @@ from numba_adam.kernels.norm import measure
 from numba_adam.moments import Moments, copied, zeros
 from numba_adam.options import Options
 from numba_adam.param_groups import ParamGroup
-from numba_adam.scaling import Scaling
+from numba_adam.scaling import AS_THEY_ARE, Scaling
 from numba_adam.table import LABELS, MASTER_LABELS, Extras, UpdateTable, written
 
 
@@ -63,10 +64,15 @@ class Part:
         self.steps = np.zeros(len(self.members), dtype=np.int64)
         self.kept = Kept(self.params, options)
         self._runs = _runs_of_groups(self.members)
+        self.accumulated: Accumulated | None = None
         self._moments: Moments | None = None
         self._drafted: Moments | None = None  # what the table stands on; becomes the state with the first launch
         self._table: UpdateTable | None = None
         self._known: list[Hyperparameters] = []  # what the table was told last
+
+    def last_step(self, group: ParamGroup) -> int:
+        """Return how often the parameters of a group have been updated; those who missed steps do not count."""
+        return max((int(self.steps[run.begin : run.end].max()) for run in self._runs if run.group is group), default=0)
 
     def is_ready(self) -> bool:
         """Say whether the table serves the current hyperparameters, after telling it what has changed."""
@@ -128,6 +134,22 @@ class Part:
             return _launch_measured([self], [count], scaling)
         self.launch(count)
         return APPLIED
+
+    def check(self, grads: Sequence[Any]) -> None:
+        """Refuse gradients that do not fit."""
+        if not self.is_ready():
+            make_tables([self])
+        self.prepare(grads, AS_THEY_ARE)
+
+    def accumulate(self, grads: Sequence[Any]) -> None:
+        """Add gradients to their sums; nothing is changed if one does not fit."""
+        self.check(grads)
+        assert self._table is not None
+        if self.accumulated is None:
+            computed = [self.options.computed_in(format_number(param)) for param in self.params]
+            self.accumulated = Accumulated(self.params, computed[0])
+        self._table.accumulate(grads, self.steps, self.accumulated.addresses)
+        self.accumulated.note(grads)
 
     def prepare(self, grads: Sequence[Any], scaling: Scaling) -> int:
         """Check the gradients and plan the step; return what `launch` takes."""

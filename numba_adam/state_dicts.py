@@ -38,7 +38,7 @@ def dump(groups: Sequence[ParamGroup], states: Sequence[dict[str, Any]]) -> dict
     entries, first = [], 0
     for group in groups:
         count = len(group["params"])
-        entries.append({**group, "params": list(range(first, first + count))})
+        entries.append({**group, "lr": group.hyperparameters.lr, "params": list(range(first, first + count))})
         first += count
     return {"state": {index: state for index, state in enumerate(states) if state}, "param_groups": entries}
 

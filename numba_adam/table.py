@@ -19,7 +19,7 @@ from numba_adam.folding import settings
 from numba_adam.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
-from numba_adam.kernels import norm, threads, tiled, update
+from numba_adam.kernels import accumulate, norm, threads, tiled, update
 from numba_adam.kernels.gather import kinds, usable
 from numba_adam.kernels.job import (
     COLUMNS,
@@ -162,6 +162,23 @@ class UpdateTable:
         with threads.launch_lock:
             return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
 
+    def accumulate(self, grads: Sequence[Any], steps: Array, sums: Array) -> None:
+        """Add gradients to sums; nothing is changed if a gradient does not fit.
+
+        Args:
+            grads: as for `update`.
+            steps: as for `update`; not changed.
+            sums: (parameters,) uint64: where each parameter's sum lies, of its shape and of the computing dtype.
+        """
+        count = self.prepare(grads, steps)
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+        if tasks == 1:
+            accumulate.accumulate_serial(self._places, like, sums, count)
+        else:
+            with threads.launch_lock:
+                accumulate.accumulate_parallel(self._places, like, sums, count, tasks)
+        self._views = []
+
     def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:
         """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
         job, rows = self._job, self._job.rows[:count]
@@ -182,7 +199,12 @@ class UpdateTable:
         for column, label in zip(self._columns[1:], self._labels[1:6], strict=True):
             for array, param, name in zip(column, self._params, self._names, strict=True):
                 if array is not None:
-                    check_shape(array, f"{label}{name}", param, f"{self._labels[0]}{name}")
+                    check_shape(
+                        array.codes if isinstance(array, EightBit) else array,
+                        f"{label}{name}",
+                        param,
+                        f"{self._labels[0]}{name}",
+                    )
         dtypes = [
             compute_dtype([_format(column[k]) for column in self._columns[:4] if column[k] is not None], self._names[k])
             for k in range(len(self._params))

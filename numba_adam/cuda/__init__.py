@@ -14,6 +14,6 @@ in the simulator and read as PTX (tests/cuda/).
 """
 
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
-from numba_adam.cuda.errors import CudaUnavailableError
+from numba_adam.errors import CudaUnavailableError
 
 __all__ = ["CudaArray", "CudaUnavailableError", "borrow_cuda", "is_on_cuda"]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from numba_adam import codecs, element
-from numba_adam.cuda.errors import CudaUnavailableError
+from numba_adam.errors import CudaUnavailableError
 
 _INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version that your driver supports)'
 

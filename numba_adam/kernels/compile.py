@@ -33,6 +33,16 @@ def inlined(function: Callable[..., Any]) -> Any:
     return njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def merged(function: Callable[..., Any]) -> Any:
+    """Put a function's program into each that calls it, before anything is compiled.
+
+    For those that hold no loops over elements but call functions that do: each level of `inline` optimises all that
+    lies below once more. They must hold no expressions of whole arrays: in a parallel kernel these become loops of its
+    own.
+    """
+    return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point that runs on the calling thread."""
     return _cached(njit(**_OPTIONS)(function))

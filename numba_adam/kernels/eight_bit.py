@@ -12,7 +12,7 @@ from numba_adam import codecs
 from numba_adam.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
 from numba_adam.eight_bit import BLOCK
 from numba_adam.kernels.compile import bind, inline, inlined
-from numba_adam.kernels.element import adapt, bare, floorless, moments
+from numba_adam.kernels.element import adapt, bare, moments
 from numba_adam.kernels.formats import bits_of, from_bits
 from numba_adam.kernels.intrinsics import array_at
 
@@ -125,32 +125,9 @@ def _encode_roots(roots, codes, scale, dither, turn):  # type: ignore[no-untyped
 
 
 @inline
-def adam_eight_bit(param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, c):  # type: ignore[no-untyped-def]
-    """Update a tile: as `open_moments`, `element.adam` and `close_moments` do, with less ado.
-
-    What the constants rule out is said in the program, not in the data, as in `pairs`.
-    """
-    if c.clip_value != c.zero or c.weight_decay != c.zero:
-        _adam_tile(param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, floorless(c))
-    elif c.decoupled_decay != c.zero:
-        _adam_tile(
-            param,
-            grad,
-            exp_avg,
-            exp_avg_sq,
-            begin,
-            ratios,
-            roots,
-            bare(c, c.decoupled_decay, np.float32(0), np.float32(0)),
-        )
-    else:
-        _adam_tile(
-            param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, bare(c, np.float32(0), np.float32(0), np.float32(0))
-        )
-
-
-@inlined
-def _adam_tile(param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, c):  # type: ignore[no-untyped-def]
+def adam_eight_bit(param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, constants):  # type: ignore[no-untyped-def]
+    """Update a tile: as `open_moments`, `element.adam` and `close_moments` do, with less ado, where `is_bare`."""
+    c = bare(constants, constants.zero, constants.zero)
     for start in range(0, param.size, BLOCK):
         here, size = np.uint64(start), np.uint64(min(BLOCK, param.size - start))
         own, other = _part(ratios, here, size), _part(roots, here, size)

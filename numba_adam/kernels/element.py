@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numba_adam import element
@@ -40,13 +42,19 @@ def average(ema, param, c):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
-    """Return the constants of a step without clipping and L2 decay, with other values for these three.
+def is_bare(c):  # type: ignore[no-untyped-def]
+    """Say whether a step does without clipping by value and L2 decay, as nearly all do."""
+    return c.clip_value == c.zero and c.weight_decay == c.zero
+
+
+@inlined
+def bare(c, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
+    """Return the constants of a step that `is_bare`, with other floors.
 
     A compiler takes what is asked of constants out of a loop only as long as the loop is short; what is zero here is
     zero in the program, whatever the loop's length.
     """
-    zero = np.float32(0)
+    zero: Any = np.float32(0)
     return Constants(
         c.beta1,
         c.one_minus_beta1,
@@ -55,7 +63,7 @@ def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[n
         c.grad_scale,
         zero,
         zero,
-        decoupled_decay,
+        c.decoupled_decay,
         c.step_size,
         c.eps,
         exp_avg_floor,

@@ -6,26 +6,15 @@ that nothing is shuffled between lanes.
 
 from __future__ import annotations
 
-import numpy as np
-
-from numba_adam.kernels.compile import inline, inlined
+from numba_adam.kernels.compile import inline
 from numba_adam.kernels.element import adapt, bare, moments
 from numba_adam.kernels.formats import lower_bfloat16, pair_of_bfloat16, upper_bfloat16
 
 
 @inline
-def adam_pairs(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
-    """Update one array, given as words of two elements."""
-    if c.clip_value != c.zero or c.weight_decay != c.zero:
-        _adam_pairs(param, grad, exp_avg, exp_avg_sq, c)
-    elif c.decoupled_decay != c.zero:
-        _adam_pairs(param, grad, exp_avg, exp_avg_sq, bare(c, c.decoupled_decay, c.exp_avg_floor, c.exp_avg_sq_floor))
-    else:
-        _adam_pairs(param, grad, exp_avg, exp_avg_sq, bare(c, np.float32(0), c.exp_avg_floor, c.exp_avg_sq_floor))
-
-
-@inlined
-def _adam_pairs(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
+def adam_pairs(param, grad, exp_avg, exp_avg_sq, constants):  # type: ignore[no-untyped-def]
+    """Update one array, given as words of two elements, in a step that `is_bare`."""
+    c = bare(constants, constants.exp_avg_floor, constants.exp_avg_sq_floor)
     for i in range(param.size):
         p, g, m, v = param[i], grad[i], exp_avg[i], exp_avg_sq[i]
         m0, v0 = moments(lower_bfloat16(p), lower_bfloat16(g), lower_bfloat16(m), lower_bfloat16(v), c)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from numba_adam import folding
 from numba_adam.folding import Settings
-from numba_adam.kernels.compile import inline, kernel
+from numba_adam.kernels.compile import bind, inline, kernel
 from numba_adam.kernels.formats import native
 from numba_adam.kernels.gather import are_writable, gather
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.kernels.job import BLOCK, IS_PLAIN, ZERO_GRAD, unpack
 
-_bias_correction = inline(folding.bias_correction)
+_bias_correction = inline(bind(folding.bias_correction, product=inline(folding.product)))
 _correct = inline(folding.correct)
 
 

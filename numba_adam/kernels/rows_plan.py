@@ -11,7 +11,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from numba_adam import folding
 from numba_adam.folding import Settings
-from numba_adam.kernels.compile import inline, kernel
+from numba_adam.kernels.compile import bind, inline, kernel
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.rows import EXP_AVG, EXP_AVG_SQ
 from numba_adam.kernels.search import count_below
@@ -19,7 +19,7 @@ from numba_adam.kernels.search import count_below
 _SETTINGS = len(Settings._fields)
 _WORTH_A_LOOK = 32  # steps missed from which it pays to look whether the row is at rest
 
-_bias_correction = inline(folding.bias_correction)
+_bias_correction = inline(bind(folding.bias_correction, product=inline(folding.product)))
 _correct = inline(folding.correct)
 
 

@@ -10,7 +10,8 @@ from numba import prange
 
 from numba_adam.formats import BFLOAT16, ITEM_BYTES
 from numba_adam.kernels import ranges
-from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
+from numba_adam.kernels.compile import bind, inline, kernel, merged, parallel_kernel
+from numba_adam.kernels.element import is_bare
 from numba_adam.kernels.intrinsics import array_at
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.pairs import adam_pairs
@@ -33,7 +34,7 @@ def _are_pairs(work):  # type: ignore[no-untyped-def]
     return formats == (BFLOAT16, BFLOAT16, BFLOAT16, BFLOAT16)
 
 
-@inline
+@merged
 def _update_pairs(work, begin, size, c):  # type: ignore[no-untyped-def]
     """Update the first of `size` elements, two by two, where all arrays are bfloat16; return how many."""
     skip, words = np.uint64(begin * ITEM_BYTES[BFLOAT16]), np.uint64(size // 2)
@@ -44,16 +45,16 @@ def _update_pairs(work, begin, size, c):  # type: ignore[no-untyped-def]
     return size // 2 * 2
 
 
-@inline
+@merged
 def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array, from element `begin` on."""
     rooms = np.empty(ROOMS * ROOM, job.constants.dtype)
     work = work_on(job, row, step, np.uint64(rooms.ctypes.data))
-    done = _update_pairs(work, begin, size, c) if _are_pairs(work) else 0
+    done = _update_pairs(work, begin, size, c) if is_bare(c) and _are_pairs(work) else 0
     update_tiles(work, begin + done, size - done, c, job.constants)
 
 
-_update_range = inline(bind(ranges.update_range, update_part=_update_part))
+_update_range = merged(bind(ranges.update_range, update_part=_update_part))
 
 
 @kernel

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.codecs import DITHER_STEP, DITHER_TURN
-from numba_adam.formats import EIGHT_BIT
-from numba_adam.kernels.compile import inline
+from numba_adam.formats import EIGHT_BIT, FLOAT32
+from numba_adam.kernels.compile import inline, merged
 from numba_adam.kernels.eight_bit import adam_eight_bit, close_moments, open_moments
-from numba_adam.kernels.element import adam, amsgrad, average, floorless
-from numba_adam.kernels.formats import Source, bytes_of, close, opened, stream_key
+from numba_adam.kernels.element import adam, amsgrad, average, floorless, is_bare
+from numba_adam.kernels.formats import Source, bytes_of, close, native, opened, stream_key
 from numba_adam.kernels.intrinsics import array_at
 from numba_adam.kernels.job import (
     COPY,
@@ -89,7 +89,7 @@ def work_on(job, row, step, rooms):  # type: ignore[no-untyped-def]
     )
 
 
-@inline
+@merged
 def update_tiles(work, begin, size, c, like):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array, from element `begin` on, a multiple of TILE.
 
@@ -105,12 +105,12 @@ def update_tiles(work, begin, size, c, like):  # type: ignore[no-untyped-def]
         _update_tile(work, np.uint64(start), np.uint64(count), c, like)
 
 
-@inline
+@merged
 def _update_tile(work, begin, size, c, like):  # type: ignore[no-untyped-def]
     room, step = work.rooms, np.uint64(ROOM * like.itemsize)
     param = opened(work.param, begin, size, room, like)
     grad = opened(work.grad, begin, size, room + step, like)
-    if work.exp_avg_sq.format == EIGHT_BIT:
+    if native(like) == FLOAT32 and work.exp_avg_sq.format == EIGHT_BIT:
         _update_eight_bit(work, begin, param, grad, c)
     else:
         _update_moments(work, begin, size, param, grad, c, like)
@@ -118,7 +118,7 @@ def _update_tile(work, begin, size, c, like):  # type: ignore[no-untyped-def]
     _finish_tile(work, begin, size, param, c, like)
 
 
-@inline
+@merged
 def _update_moments(work, begin, size, param, grad, c, like):  # type: ignore[no-untyped-def]
     """Update a tile whose moments are floats."""
     room, step = work.rooms, np.uint64(ROOM * like.itemsize)
@@ -134,24 +134,28 @@ def _update_moments(work, begin, size, param, grad, c, like):  # type: ignore[no
     close(exp_avg_sq, work.exp_avg_sq, begin, like)
 
 
-@inline
+@merged
 def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-def]
     """Update a tile whose moments are in 8 bits."""
     room, step, size = work.rooms, np.uint64(ROOM * param.itemsize), np.uint64(param.size)
     exp_avg = array_at(room + np.uint64(2) * step, size, param)
     exp_avg_sq = array_at(room + np.uint64(3) * step, size, param)
-    if work.max_exp_avg_sq.address == 0:
+    has_largest = work.max_exp_avg_sq.address != 0
+    if is_bare(c) and not has_largest:
         adam_eight_bit(param, grad, work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq, c)
         return
-    max_exp_avg_sq = array_at(room + np.uint64(4) * step, size, param)
     open_moments(work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq)
-    open_moments(_NONE, work.max_exp_avg_sq, begin, max_exp_avg_sq, max_exp_avg_sq)
-    amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, floorless(c))
+    if has_largest:
+        max_exp_avg_sq = array_at(room + np.uint64(4) * step, size, param)
+        open_moments(_NONE, work.max_exp_avg_sq, begin, max_exp_avg_sq, max_exp_avg_sq)
+        amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, floorless(c))
+        close_moments(max_exp_avg_sq, max_exp_avg_sq, _NONE, work.max_exp_avg_sq, begin, DITHER_STEP)
+    else:
+        adam(param, grad, exp_avg, exp_avg_sq, floorless(c))
     close_moments(exp_avg, exp_avg_sq, work.exp_avg, work.exp_avg_sq, begin, DITHER_STEP)
-    close_moments(max_exp_avg_sq, max_exp_avg_sq, _NONE, work.max_exp_avg_sq, begin, DITHER_STEP)
 
 
-@inline
+@merged
 def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-def]
     """Do what is done beside the update, with the new parameters."""
     if work.ema != 0:
@@ -160,4 +164,10 @@ def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-
         close(param, work.copy, begin, like)
     if work.zero_grad:
         width = bytes_of(work.grad.format)
-        array_at(work.grad.address + begin * width, size * width, _BYTES)[:] = 0
+        _clear(array_at(work.grad.address + begin * width, size * width, _BYTES))
+
+
+@inline
+def _clear(values):  # type: ignore[no-untyped-def]
+    for i in range(values.size):
+        values[i] = 0

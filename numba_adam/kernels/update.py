@@ -14,14 +14,14 @@ import numpy as np
 from numba import prange
 
 from numba_adam.kernels import ranges
-from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
+from numba_adam.kernels.compile import bind, kernel, merged, parallel_kernel
 from numba_adam.kernels.element import adam, amsgrad
 from numba_adam.kernels.intrinsics import array_at
 from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, unpack
 from numba_adam.kernels.ranges import count_steps, cut
 
 
-@inline
+@merged
 def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array, from element `begin` on."""
     like, places = job.constants, job.table[row]
@@ -36,7 +36,7 @@ def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def
         amsgrad(param, grad, exp_avg, exp_avg_sq, array_at(places[MAX_EXP_AVG_SQ] + skip, count, like), c)
 
 
-_update_range = inline(bind(ranges.update_range, update_part=_update_part))
+_update_range = merged(bind(ranges.update_range, update_part=_update_part))
 
 
 @kernel

@@ -9,12 +9,12 @@ import re
 
 import pytest
 
-pytest.importorskip("numba_cuda", reason="compiling PTX needs numba-cuda and NVVM: `make cuda` installs both")
-
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import fold, norm, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
 from numba_adam.cuda.kernels.update import Layout
+
+pytestmark = pytest.mark.cuda  # compiling PTX needs numba-cuda and NVVM: `make cuda` installs both
 
 BF16 = {"param": "bfloat16", "grad": "bfloat16", "exp_avg": "bfloat16", "exp_avg_sq": "bfloat16"}
 EXTRAS = {"max_exp_avg_sq": "float32", "ema": "float32", "copy": "bfloat16", "zero_grad": True}

@@ -1,0 +1,52 @@
+"""Gradients of several micro-batches, summed until a step is made of them. Knows no kernel. May import NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from numba_adam.arrays import Array
+from numba_adam.errors import HyperparameterError, NamesError
+
+Accumulation = Literal["mean", "sum"]
+
+
+class Accumulated:
+    """The sums of some parameters' gradients, in the dtype in which these are computed."""
+
+    def __init__(self, params: Sequence[Array], dtype: str) -> None:
+        """Make room for them, with zeros."""
+        self.sums = [np.zeros(param.shape, dtype) for param in params]
+        self.addresses = np.array([array.ctypes.data for array in self.sums], dtype=np.uint64)
+        self._have = [False] * len(self.sums)
+
+    def note(self, grads: Sequence[Any]) -> None:
+        """Note which parameters had a gradient."""
+        self._have = [have or grad is not None for have, grad in zip(self._have, grads, strict=True)]
+
+    def grads(self) -> list[Array | None]:
+        """Return the sum of each parameter's gradients, None where it had none."""
+        return [array if have else None for array, have in zip(self.sums, self._have, strict=True)]
+
+    def clear(self) -> None:
+        """Begin anew."""
+        for array, have in zip(self.sums, self._have, strict=True):
+            if have:
+                array.fill(0)
+        self._have = [False] * len(self.sums)
+
+
+def factor(accumulation: object, count: int) -> float:
+    """Return what the sum of `count` micro-batches is multiplied by.
+
+    Raises:
+        HyperparameterError: `accumulation` is neither "mean" nor "sum".
+        NamesError: there are no micro-batches.
+    """
+    if accumulation not in ("mean", "sum"):
+        raise HyperparameterError(f"accumulation={accumulation!r}: it must be 'mean' or 'sum'")
+    if not count:
+        raise NamesError("no gradients are given, and none were accumulated: step(grads), or accumulate(grads) before")
+    return 1.0 / count if accumulation == "mean" else 1.0

@@ -1,0 +1,100 @@
+"""Compile the kernels before they are needed, or load them from the cache: what a first step would else wait for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from numba_adam.errors import HyperparameterError
+
+_SMALL, _LARGE = 2_000, 70_000  # elements: one thread, and as many as there are
+
+
+def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) -> dict[str, float]:
+    """Make steps on small arrays of its own, so that the kernels are compiled and kept on disk.
+
+    The first time on a machine this takes seconds for each kind; later processes load what was kept, in tenths of a
+    second. Without it the same happens within the first step that needs a kernel.
+
+        >>> import numba_adam as na
+        >>> sorted(na.warmup("float32"))
+        ['float32']
+
+    Args:
+        kinds: what is going to be used, default all: "float32" and "float64" (plain arrays of one dtype, with clipping
+            and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies, accumulation) and
+            "rows" (`adam_update_rows`).
+        progress: called after each kind, with its name and the seconds it took.
+
+    Returns:
+        the seconds that each kind took.
+
+    Raises:
+        HyperparameterError: there is no kind of that name.
+    """
+    unknown = [kind for kind in kinds if kind not in _KINDS]
+    if unknown:
+        raise HyperparameterError(f"kinds has {unknown[0]!r}: it must be of {', '.join(map(repr, _KINDS))}")
+    seconds = {}
+    for kind in kinds or _KINDS:
+        start = time.perf_counter()
+        _KINDS[kind]()
+        seconds[kind] = time.perf_counter() - start
+        if progress is not None:
+            progress(kind, seconds[kind])
+    return seconds
+
+
+def _plain(dtype: str) -> None:
+    from numba_adam.functional import adam_update
+
+    _step([np.ones(2, dtype)])
+    for size in (_SMALL, _LARGE):
+        _step([np.ones(size, dtype)], max_grad_norm=1.0)
+        param, grad, exp_avg, exp_avg_sq = np.zeros((4, size), dtype)
+        adam_update(param, grad, exp_avg, exp_avg_sq, 1)
+
+
+def _formats() -> None:
+    for param, grad, options in (
+        (np.uint16, np.uint16, {"state_dtype": "bfloat16"}),
+        (np.float32, np.float32, {"state_dtype": "8bit", "ema_decay": 0.9, "low_precision_copy": "bfloat16"}),
+        (np.float64, np.float32, {}),
+    ):
+        for size in (_SMALL, _LARGE):
+            _step([np.zeros(size, param)], np.zeros(size, grad), accumulate=True, **options)
+
+
+def _rows(iterable: Iterable[str] = ("float32", "float64")) -> None:
+    from numba_adam.rows import adam_update_rows
+
+    for dtype in iterable:
+        for size in (2, _LARGE // 16):
+            table, exp_avg, exp_avg_sq = (np.zeros((size, 16), dtype) for _ in range(3))
+            grads, last_step = np.zeros((size, 16), dtype), np.zeros(size, np.int64)
+            adam_update_rows(table, np.arange(size), grads, exp_avg, exp_avg_sq, 2)
+            adam_update_rows(table, np.arange(size), grads, exp_avg, exp_avg_sq, 3, mode="exact", last_step=last_step)
+
+
+def _step(
+    params: list[Any], grad: Any = None, accumulate: bool = False, max_grad_norm: Any = None, **options: Any
+) -> None:
+    from numba_adam.optimizer import Adam
+
+    optimizer = Adam(params, **options)
+    grads = [np.zeros_like(params[0]) if grad is None else grad]
+    optimizer.step(grads, max_grad_norm=max_grad_norm)
+    if accumulate:
+        optimizer.accumulate(grads)
+        optimizer.step(max_grad_norm=1.0)
+
+
+_KINDS: dict[str, Callable[[], None]] = {
+    "float32": lambda: _plain("float32"),
+    "float64": lambda: _plain("float64"),
+    "formats": _formats,
+    "rows": _rows,
+}

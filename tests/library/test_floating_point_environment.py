@@ -6,6 +6,7 @@ import ctypes
 import platform
 import sys
 
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
@@ -78,6 +79,57 @@ def test_a_loaded_state_of_subnormals_is_zero_after_one_step(dtype):
     optimizer.load_state_dict(loaded)
     optimizer.step(np.zeros(3, dtype))
     assert not any(optimizer.state[0][key].any() for key in ("exp_avg", "exp_avg_sq"))
+
+
+FORMATS = {  # dtype of the parameter, format of the state, how it is rounded
+    "bfloat16": (ml_dtypes.bfloat16, "bfloat16", "nearest"),
+    "bfloat16 at random": (ml_dtypes.bfloat16, "bfloat16", "stochastic"),
+    "float16": (np.float16, "float32", "nearest"),
+    "float32 with bfloat16": (np.float32, "bfloat16", "nearest"),
+    "float32 with float64": (np.float32, "float64", "nearest"),
+    "float64 with float32": (np.float64, "float32", "nearest"),
+    "8 bits": (np.float32, "8bit", "nearest"),
+}
+
+
+def as_numbers(array):
+    """Return an array that NumPy can compare with a smallest normal number."""
+    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_state_of_any_format_decays_to_zero_and_is_never_subnormal(name, amsgrad):
+    """Of two arrays, one takes the way of whole pairs or of its dtype's own kernel, the other that of tiles."""
+    dtype, state, rounding = FORMATS[name]
+    rng = np.random.default_rng(4)
+    params = [rng.normal(size=64).astype(dtype), rng.normal(size=63).astype(dtype)]
+    optimizer = na.Adam(params, betas=(0.6, 0.6), state_dtype=state, rounding=rounding, amsgrad=amsgrad)
+    optimizer.step([(rng.normal(size=p.size) * np.exp(rng.uniform(-12, 6, p.size))).astype(dtype) for p in params])
+    nothing = [np.zeros_like(param) for param in params]
+    for _ in range(2_000 if state == "float64" else 400):
+        optimizer.step(nothing)
+        arrays = [entry[key] for entry in optimizer.state.values() for key in entry if key != "step"]
+        floats = [as_numbers(array) for array in arrays if array.dtype != np.uint8]
+        assert sum(map(subnormals, floats)) == 0
+    for entry in optimizer.state.values():
+        assert not entry["exp_avg"].any()
+        if state != "8bit":  # whose roots never become zero by rounding, but by their block's floor
+            assert not entry["exp_avg_sq"].any()
+    at_rest = [param.copy() for param in params]
+    optimizer.step(nothing)
+    assert [param.tobytes() for param in params] == [param.tobytes() for param in at_rest]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float64 with float32"])
+def test_gradients_too_small_to_square_in_the_states_format(name):
+    dtype, state, _ = FORMATS[name]
+    grad = np.full(8, 2.0**-70).astype(dtype)
+    optimizer = na.Adam([np.ones(8, dtype)], state_dtype=state, amsgrad=True)
+    for _ in range(50):
+        optimizer.step([grad])
+    assert not optimizer.state[0]["exp_avg_sq"].any()
+    assert not optimizer.state[0]["max_exp_avg_sq"].any()
 
 
 # --- what other libraries do to the CPU ---
@@ -170,21 +222,19 @@ def digest(size, dtype, around_step):
     return b"".join(part.tobytes() for part in parts)
 
 
-@needs_glibc
-@pytest.mark.parametrize("flush", [False, True], ids=["keep", "flush"])
-@pytest.mark.parametrize("direction", range(4), ids=["nearest", "second", "third", "fourth"])
-@pytest.mark.parametrize("size", [1_000, 100_000])  # on the calling thread alone, and on all
-def test_the_bits_do_not_depend_on_the_cpus_settings(size, dtype, direction, flush, pool, ordinary):
+class Unchanged:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def changing(pool, ordinary, direction, flush):
+    """Return a context in which all threads of the pool, and this one, flush and round so; it looks that they do."""
     set_all, read_all = pool
     rounding = ROUNDING[MACHINE][direction]
     threads = numba.get_num_threads()
-
-    class Unchanged:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
 
     class Changed(Unchanged):
         """Sets the environment for the step, on this thread and on the pool's, and looks that it is still set after."""
@@ -203,7 +253,58 @@ def test_the_bits_do_not_depend_on_the_cpus_settings(size, dtype, direction, flu
             assert after.control == self.control
             assert {control_of(found.raw[k * SIZE :]) for k in range(threads)} == {self.control}
 
-    assert digest(size, dtype, Changed) == digest(size, dtype, Unchanged)
+    return Changed
+
+
+@needs_glibc
+@pytest.mark.parametrize("flush", [False, True], ids=["keep", "flush"])
+@pytest.mark.parametrize("direction", range(4), ids=["nearest", "second", "third", "fourth"])
+@pytest.mark.parametrize("size", [1_000, 100_000])  # on the calling thread alone, and on all
+def test_the_bits_do_not_depend_on_the_cpus_settings(size, dtype, direction, flush, pool, ordinary):
+    changed = changing(pool, ordinary, direction, flush)
+    assert digest(size, dtype, changed) == digest(size, dtype, Unchanged)
+
+
+EXTRAS = {
+    "bfloat16": {},
+    "bfloat16 at random": {"master_weights": True, "ema_decay": 0.7},
+    "float16": {"ema_decay": 0.7, "low_precision_copy": "bfloat16"},
+    "float32 with bfloat16": {"low_precision_copy": "float16"},
+    "float64 with float32": {"ema_decay": 0.7},
+    "8 bits": {"amsgrad": True},
+}
+
+
+def digest_of(name, size, around):
+    """Return every byte that an optimizer of a format leaves after it was made, stepped and loaded `around`."""
+    dtype, state, rounding = FORMATS[name]
+    rng = np.random.default_rng(9)
+
+    def draw():
+        return (rng.normal(size=size) * np.exp2(rng.uniform(-140, 3, size))).astype(np.float32).astype(dtype)
+
+    param, grads, options = draw(), [draw() for _ in range(3)], {"state_dtype": state, "rounding": rounding}
+    options |= EXTRAS[name]
+    with around():
+        optimizer = na.Adam([param], lr=0.0123, betas=(0.7, 0.9), **options)
+    for grad in grads:
+        with around():
+            result = optimizer.step([grad], loss_scale=3.0, max_grad_norm=1.7, clip_value=0.3)
+    other = na.Adam([param], **{**options, "state_dtype": "float32"})
+    with around():
+        other.load_state_dict(optimizer.state_dict())
+    arrays = [param, *optimizer.state[0].values(), *other.state[0].values()]
+    arrays += optimizer.low_precision if "low_precision_copy" in options else []
+    return result.grad_norm, [array.tobytes() for array in arrays if not isinstance(array, int)]
+
+
+@needs_glibc
+@pytest.mark.parametrize("direction", range(4), ids=["nearest", "second", "third", "fourth"])
+@pytest.mark.parametrize("size", [1_000, 100_000])
+@pytest.mark.parametrize("name", EXTRAS)
+def test_the_bits_of_no_format_depend_on_the_cpus_settings(name, size, direction, pool, ordinary):
+    changed = changing(pool, ordinary, direction, flush=True)
+    assert digest_of(name, size, changed) == digest_of(name, size, Unchanged)
 
 
 @needs_glibc

@@ -1,4 +1,4 @@
-"""What is done to the gradients of one step before they are used: unscaled, measured, clipped. Knows no kernel."""
+"""What is done to the gradients of one step before they are used: unscaled, measured, clipped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from numba_adam.errors import HyperparameterError
 from numba_adam.hyperparameters import flag, real
+from numba_adam.kernels.norm import unscaled
 
 
 class Scaling(NamedTuple):
@@ -38,7 +39,7 @@ def scaling(
     if loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
         return AS_THEY_ARE if factor == 1.0 else Scaling(factor)
     return Scaling(
-        factor if loss_scale is None else factor / _positive("loss_scale", loss_scale),
+        factor if loss_scale is None else float(unscaled(factor, _positive("loss_scale", loss_scale))),
         0.0 if clip_value is None else _positive("clip_value", clip_value),
         math.inf if max_grad_norm is None else _positive("max_grad_norm", max_grad_norm),
         zero,

@@ -100,6 +100,15 @@ def sum_of_squares_parallel(places, like, count, tasks):  # type: ignore[no-unty
 
 
 @kernel
+def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
+    """Return the factor that takes the loss scale out too. Compiled, so that it is rounded as the rest is."""
+    before = enter_ieee()
+    quotient = factor / loss_scale
+    leave_ieee(before)
+    return quotient
+
+
+@kernel
 def measure(sums_of_squares, factor, max_norm):  # type: ignore[no-untyped-def]
     """Return the norm of the gradients times `factor`, and the factor that brings it down to `max_norm`.
 

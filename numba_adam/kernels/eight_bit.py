@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam import codecs
+from numba_adam import codecs, eight_bit
 from numba_adam.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
 from numba_adam.eight_bit import BLOCK
 from numba_adam.kernels.compile import bind, inline, inlined
@@ -25,6 +25,7 @@ _narrow_ratio = inlined(bind(codecs.narrow_ratio, **_names))
 _ratio_of = inlined(codecs.ratio_of)
 _block_unit = inlined(codecs.block_unit)
 _block_scale = inlined(codecs.block_scale)
+blocks_of = inlined(eight_bit.blocks_of)
 _following_dither = inlined(codecs.following_dither)
 _other_dither = inlined(codecs.other_dither)
 
@@ -125,18 +126,42 @@ def _encode_roots(roots, codes, scale, dither, turn):  # type: ignore[no-untyped
 
 
 @inline
-def adam_eight_bit(param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, constants):  # type: ignore[no-untyped-def]
-    """Update a tile: as `open_moments`, `element.adam` and `close_moments` do, with less ado, where `is_bare`."""
+def adam_eight_bit(param, grad, exp_avg, exp_avg_sq, begin, ratios, roots, found, constants):  # type: ignore[no-untyped-def]
+    """Update a tile: as `open_moments`, `element.adam` and `close_moments` do, with less ado, where `is_bare`.
+
+    First all blocks are updated, then all are encoded, so that no block waits for the divisions of its last elements.
+
+    Args:
+        param: the parameters.
+        grad: their gradients.
+        exp_avg: the first moment in 8 bits.
+        exp_avg_sq: the second one.
+        begin: uint64: the tile's first element.
+        ratios: room for as many elements.
+        roots: likewise.
+        found: uint32: room for the largest ratio and root of every block of a tile.
+        constants: of a step that `is_bare`.
+    """
     c = bare(constants, constants.zero, constants.zero)
-    for start in range(0, param.size, BLOCK):
-        here, size = np.uint64(start), np.uint64(min(BLOCK, param.size - start))
-        own, other = _part(ratios, here, size), _part(roots, here, size)
+    for block in range(blocks_of(param.size)):
+        here, size = _extent(block, param.size)
         own_codes, own_unit = _block(exp_avg, begin + here, size)
         codes, unit = _block(exp_avg_sq, begin + here, size)
-        largest, largest_root = _adam_block(
-            _part(param, here, size), _part(grad, here, size), own_codes, codes, own_unit[0], unit[0], own, other, c
-        )
+        own, other = _part(ratios, here, size), _part(roots, here, size)
+        pair = _part(param, here, size), _part(grad, here, size)
+        largest = _adam_block(pair[0], pair[1], own_codes, codes, own_unit[0], unit[0], own, other, c)
+        found[2 * block], found[2 * block + 1] = largest
+    for block in range(blocks_of(param.size)):
+        here, size = _extent(block, param.size)
+        own, other = _part(ratios, here, size), _part(roots, here, size)
+        largest, largest_root = found[2 * block], found[2 * block + 1]
         _close_block(own, other, largest, largest_root, exp_avg, exp_avg_sq, begin + here, DITHER_STEP)
+
+
+@inlined
+def _extent(block, size):  # type: ignore[no-untyped-def]
+    """Return where a block of an array begins, and its size."""
+    return np.uint64(block * BLOCK), np.uint64(min(BLOCK, size - block * BLOCK))
 
 
 @inlined

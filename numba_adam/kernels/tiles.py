@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.codecs import DITHER_STEP, DITHER_TURN
+from numba_adam.eight_bit import BLOCK
 from numba_adam.formats import EIGHT_BIT, FLOAT32
 from numba_adam.kernels.compile import inline, merged
 from numba_adam.kernels.eight_bit import adam_eight_bit, close_moments, open_moments
@@ -32,10 +33,10 @@ from numba_adam.kernels.job import (
 )
 from numba_adam.kernels.ranges import TILE
 
-ROOMS = 5  # for the param, the gradient and three moments
+ROOMS = 6  # for the param, the gradient, three moments, and what is found of blocks
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
-_BYTES = np.empty(0, np.uint8)
+_BYTES, _WORDS = np.empty(0, np.uint8), np.empty(0, np.uint32)
 _NONE = Source(np.uint64(0), np.uint64(0), EIGHT_BIT, False, np.uint32(0))
 
 
@@ -142,7 +143,8 @@ def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-d
     exp_avg_sq = array_at(room + np.uint64(3) * step, size, param)
     has_largest = work.max_exp_avg_sq.address != 0
     if is_bare(c) and not has_largest:
-        adam_eight_bit(param, grad, work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq, c)
+        found = array_at(room + np.uint64(5) * step, np.uint64(2 * TILE // BLOCK), _WORDS)
+        adam_eight_bit(param, grad, work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq, found, c)
         return
     open_moments(work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq)
     if has_largest:

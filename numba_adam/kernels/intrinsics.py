@@ -42,6 +42,16 @@ def array_at(address, shape, like):  # type: ignore[no-untyped-def]
     return carray(_pointer_at(address, like), shape)
 
 
+@intrinsic
+def keep_until_here(typingctx: Any, array: Any) -> Any:
+    """Do nothing, but let an array live until then: Numba frees it after its last use, which an address is not."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
+
+
 def _declare(builder: Any, name: str, type_: Any) -> Any:
     module = builder.module
     return module.globals.get(name) or ir.Function(module, type_, name)

@@ -12,7 +12,7 @@ from numba_adam.formats import BFLOAT16, ITEM_BYTES
 from numba_adam.kernels import ranges
 from numba_adam.kernels.compile import bind, inline, kernel, merged, parallel_kernel
 from numba_adam.kernels.element import is_bare
-from numba_adam.kernels.intrinsics import array_at
+from numba_adam.kernels.intrinsics import array_at, keep_until_here
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.pairs import adam_pairs
 from numba_adam.kernels.ranges import count_steps, cut
@@ -52,6 +52,7 @@ def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def
     work = work_on(job, row, step, np.uint64(rooms.ctypes.data))
     done = _update_pairs(work, begin, size, c) if is_bare(c) and _are_pairs(work) else 0
     update_tiles(work, begin + done, size - done, c, job.constants)
+    keep_until_here(rooms)
 
 
 _update_range = merged(bind(ranges.update_range, update_part=_update_part))

@@ -1,12 +1,15 @@
 """A second step compiles nothing, whatever has changed but the dtype and the presence of AMSGrad's array.
 
-Runs in a new process with an empty cache: otherwise what is compiled could hide in what other tests have compiled.
+Runs in new processes, with an empty cache or counting what is loaded: otherwise what is compiled could hide in what
+other tests have compiled.
 """
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import itertools
@@ -69,3 +72,82 @@ def test_a_second_step_compiles_nothing(tmp_path: Path) -> None:
     first, second = run.stdout.splitlines()[0].split()
     assert int(first) > 0, "the recorder must see the first compilation, or this test sees nothing"
     assert int(second) == 0, run.stdout
+
+
+FORMATS_PROGRAM = """
+import importlib, itertools, pkgutil, sys
+
+import ml_dtypes
+import numpy as np
+import numba_adam as na
+import numba_adam.kernels
+from numba.core.dispatcher import Dispatcher
+
+modules = [importlib.import_module(f"numba_adam.kernels.{m.name}") for m in pkgutil.iter_modules(na.kernels.__path__)]
+GRADS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint16)
+PARAMS, KINDS = {
+    "float32": (
+        (np.float32, np.float16, ml_dtypes.bfloat16, np.uint16),
+        (
+            {"ema_decay": 0.9, "amsgrad": True},
+            {"state_dtype": "bfloat16"},
+            {"state_dtype": "8bit"},
+            {"rounding": "stochastic"},
+            {"master_weights": True, "ema_decay": 0.9},
+            {"low_precision_copy": "float16"},
+            {"low_precision_copy": "bfloat16", "amsgrad": True},
+        ),
+    ),
+    "float64": (
+        (np.float32, np.float64),
+        (
+            {"state_dtype": "float64", "ema_decay": 0.9, "amsgrad": True},
+            {"state_dtype": "float64", "low_precision_copy": "float16"},
+            {"state_dtype": "float64", "low_precision_copy": "bfloat16", "rounding": "stochastic"},
+        ),
+    ),
+}[sys.argv[1]]
+
+
+def loaded():
+    kernels = {id(each): each for m in modules for each in vars(m).values() if isinstance(each, Dispatcher)}
+    return {each.py_func.__qualname__ + each.py_func.__module__: len(each.overloads) for each in kernels.values()}
+
+
+def all_steps(kinds, params, grads, sizes, **options):
+    for kind, param, grad in itertools.product(kinds, params, grads):
+        try:
+            opt = na.Adam([np.ones(size, param) for size in sizes], **kind)
+        except na.errors.DtypeError:
+            continue
+        opt.step([np.ones(size, grad) for size in sizes], **options)
+        opt.load_state_dict(opt.state_dict())
+        opt.step([np.ones(size, grad) for size in sizes], max_grad_norm=1.0)
+
+
+for sizes in ((3,), (300_000,)):  # on one thread; on all
+    all_steps(KINDS[:2], PARAMS, GRADS[:2], sizes, loss_scale=2.0)
+    all_steps(({},), [sys.argv[1]], [sys.argv[1]], sizes)
+    all_steps(({"state_dtype": "8bit"},) if sys.argv[1] == "float32" else (), PARAMS[:1], GRADS[:1], sizes)
+first = loaded()
+for sizes in ((1, 5, 0), (200_000, 7)):
+    all_steps(KINDS, PARAMS, GRADS, sizes, loss_scale=3.0, clip_value=1.0, zero_grad=True)
+second = loaded()
+print(sum(first.values()))
+print([name for name in second if second[name] != first[name]])
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_mixture_of_formats_compiles_what_another_has_not(dtype: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FORMATS_PROGRAM, dtype],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert run.returncode == 0, run.stderr
+    count, more = run.stdout.splitlines()
+    assert int(count) > 5, "kernels must be found, or this test sees nothing"
+    assert more == "[]"

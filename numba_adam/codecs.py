@@ -51,6 +51,20 @@ def from_bits(bits: Word) -> Float32:
     return np.uint32(bits).view(np.float32)
 
 
+def single(value: Any) -> Float32:
+    """Return a float64 as a float32 that can be rounded once more as if it had not been rounded before.
+
+    What is lost is remembered in the last bit ("round to odd", Boldo & Melquiond 2008): rounding to nearest twice would
+    take numbers just beside a tie to the wrong side.
+    """
+    near = np.float32(value)
+    if np.float64(near) == value:
+        return near
+    bits = bits_of(near)
+    towards_zero = np.uint32(bits - _ONE) if abs(np.float64(near)) > abs(value) else bits
+    return from_bits(np.uint32(towards_zero | _ONE))
+
+
 def widen_bfloat16(code: Code) -> Float32:
     """Return the value of a bfloat16, given as its 16 bits; exact."""
     return from_bits(np.uint32(np.uint32(code) << _BFLOAT16_BITS))

@@ -59,6 +59,7 @@ _narrow_bfloat16_stochastic = inline(bind(codecs.narrow_bfloat16_stochastic, **_
 lower_bfloat16 = inline(bind(codecs.lower_bfloat16, **_names))
 upper_bfloat16 = inline(bind(codecs.upper_bfloat16, **_names))
 pair_of_bfloat16 = inline(bind(codecs.pair_of_bfloat16, **_names))
+_from_double = inline(bind(codecs.single, **_names))
 _widen_float16 = inline(bind(codecs.widen_float16, **_names))
 _narrow_float16 = inline(bind(codecs.narrow_float16, **_names))
 _random_bits = inline(bind(codecs.random_bits, **_names))
@@ -147,6 +148,12 @@ def close(values, target, begin, like):  # type: ignore[no-untyped-def]
         _encode(values, address, target.format)
 
 
+@inlined
+def _single(values, i):  # type: ignore[no-untyped-def]
+    """Return an element as a float32 that is going to be rounded once more."""
+    return np.float32(values[i]) if native(values) == FLOAT32 else _from_double(np.float64(values[i]))
+
+
 @inline
 def _encode(values, address, format_):  # type: ignore[no-untyped-def]
     """Write `values` to an address, rounded to the nearest of a format."""
@@ -157,11 +164,11 @@ def _encode(values, address, format_):  # type: ignore[no-untyped-def]
     elif format_ == FLOAT16:
         codes = array_at(address, np.uint64(values.size), _UINT16)
         for i in range(codes.size):
-            codes[i] = _narrow_float16(np.float32(values[i]))
+            codes[i] = _narrow_float16(_single(values, i))
     elif format_ == BFLOAT16:
         codes = array_at(address, np.uint64(values.size), _UINT16)
         for i in range(codes.size):
-            codes[i] = _narrow_bfloat16(np.float32(values[i]))
+            codes[i] = _narrow_bfloat16(_single(values, i))
 
 
 @inline

@@ -21,7 +21,7 @@ from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
 from numba_adam.kernels import rows as kernel
-from numba_adam.kernels import rows_plan, threads
+from numba_adam.kernels import rows_in_place, rows_plan, threads
 from numba_adam.kernels.rows_order import ROOM, group
 from numba_adam.row_history import RowHistory, Schedule, check_constant, forget_calls, note_call, row_history
 
@@ -117,7 +117,7 @@ def adam_update_rows(
     job = _Job(table, distinct, starts, order, _address(grads), number, scale, has_grads=True)
     if mode == "lazy":
         schedule = Schedule(_FROM_THE_FIRST, np.array([settings(hyperparameters, table.dtype)]))
-        _launch(job, _NOTHING, _constants(schedule, number, number + 1, job), number, number, rests=False)
+        _update_in_place(job, _constants(schedule, number, number + 1, job)[0])
     else:
         _exact([job], hyperparameters, history)
     _rooms.free = room if room.size <= _MOST_KEPT else _NOTHING
@@ -395,6 +395,21 @@ def _launch(job: _Job, begins: Array, constants: Array, first: int, end: int, *,
         return
     with threads.launch_lock:
         kernel.update_rows_parallel(*what, scratch, slots)
+
+
+def _update_in_place(job: _Job, constants: Array) -> None:
+    """Update rows that are not to make up for anything, on as many threads as the work is worth."""
+    width = job.table.width
+    if width == 0 or job.rows.size == 0:
+        return
+    tasks = threads.tasks_for(job.rows.size * width)
+    sums = np.empty((tasks, rows_in_place.PIECE), dtype=job.table.dtype)
+    what = (_addresses(job), job.rows, job.starts, job.order, constants, width, sums)
+    if tasks == 1:
+        rows_in_place.update_in_place_serial(*what)
+        return
+    with threads.launch_lock:
+        rows_in_place.update_in_place_parallel(*what)
 
 
 def _addresses(job: _Job) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any, Literal, NamedTuple
 
@@ -213,7 +214,7 @@ class _Table(NamedTuple):
 
     arrays: list[Array]  # param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq
     last_step: Array  # empty where none was given
-    extents: Extents
+    names: list[str]  # of all these
     row_count: int
     width: int  # elements of a row
     dtype: str
@@ -262,8 +263,16 @@ def _table(param: object, exp_avg: object, exp_avg_sq: object, largest: object |
     for array, name in zip(arrays[1:], names[1:], strict=True):
         check_like(array, name, table, "param")
     steps = _NOTHING if last_step is None else _last_step(last_step, len(table))
-    extents = Extents([*arrays, steps], [*names, "last_step"])
-    return _Table(arrays, steps, extents, len(table), table[:1].size, str(table.dtype))
+    names.append("last_step")
+    _check_apart([*arrays, steps], names)
+    return _Table(arrays, steps, names, len(table), table[:1].size, str(table.dtype))
+
+
+def _check_apart(arrays: list[Array], names: list[str]) -> None:
+    """Refuse arrays that share memory; of so few, Python's own sort is done before NumPy's has begun."""
+    runs = sorted((_address(array), array.nbytes) for array in arrays if array.nbytes)
+    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(runs)):
+        Extents(arrays, names)  # says which
 
 
 def _last_step(given: object, count: int) -> Array:
@@ -302,7 +311,7 @@ def _grads(given: object, rows: Array, table: _Table) -> Array:
         raise ShapeError(f"grad_rows has shape {grads.shape}: it must have a row of param for each of rows, {needed}")
     if grads.dtype != param.dtype:
         raise DtypeError(f"grad_rows has dtype {grads.dtype}: it must have the dtype of param, {param.dtype}")
-    table.extents.check_apart(grads, "grad_rows")
+    _check_apart([*table.arrays, table.last_step, grads], [*table.names, "grad_rows"])
     return grads
 
 

@@ -30,23 +30,30 @@ class Accumulated:
         """Return the sum of each parameter's gradients, None where it had none."""
         return [array if have else None for array, have in zip(self.sums, self._have, strict=True)]
 
-    def clear(self) -> None:
-        """Begin anew."""
+    def begin_anew(self, are_zero: bool) -> None:
+        """Forget which parameters had a gradient; set the sums to zero, unless a step has done so."""
         for array, have in zip(self.sums, self._have, strict=True):
-            if have:
+            if have and not are_zero:
                 array.fill(0)
         self._have = [False] * len(self.sums)
 
 
-def factor(accumulation: object, count: int) -> float:
+def check_accumulation(accumulation: object) -> None:
+    """Refuse what is no kind of accumulation.
+
+    Raises:
+        HyperparameterError: it is neither "mean" nor "sum".
+    """
+    if not isinstance(accumulation, str) or accumulation not in ("mean", "sum"):
+        raise HyperparameterError(f"accumulation={accumulation!r}: it must be 'mean' or 'sum'")
+
+
+def factor(accumulation: Accumulation, count: int) -> float:
     """Return what the sum of `count` micro-batches is multiplied by.
 
     Raises:
-        HyperparameterError: `accumulation` is neither "mean" nor "sum".
         NamesError: there are no micro-batches.
     """
-    if accumulation not in ("mean", "sum"):
-        raise HyperparameterError(f"accumulation={accumulation!r}: it must be 'mean' or 'sum'")
     if not count:
         raise NamesError("no gradients are given, and none were accumulated: step(grads), or accumulate(grads) before")
     return 1.0 / count if accumulation == "mean" else 1.0

@@ -103,6 +103,21 @@ def bias_correction(beta: float, step: int) -> float:
     return correction
 
 
+def measured(sum_of_squares: float, factor: float, max_norm: float) -> tuple[float, float]:
+    """Return the norm of gradients that are multiplied by `factor`, and the factor that brings it down to `max_norm`.
+
+    As PyTorch's clip_grad_norm_ does, with 1e-6 in the denominator.
+
+    Args:
+        sum_of_squares: of the gradients, before they are multiplied.
+        factor: what multiplies them.
+        max_norm: the largest norm that is left as it is.
+    """
+    norm = product(math.sqrt(sum_of_squares), abs(factor))
+    ratio = max_norm / (norm + 1e-6)
+    return norm, product(factor, ratio) if ratio < 1.0 else factor
+
+
 def correct(
     s: Settings, bias_correction1: float, bias_correction2: float, grad_scale: float, clip_value: float
 ) -> Constants:

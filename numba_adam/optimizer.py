@@ -7,11 +7,10 @@ state dicts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from numba_adam import state_dicts
-from numba_adam.accumulated import Accumulation, factor
+from numba_adam.accumulated import Accumulation, check_accumulation, factor
 from numba_adam.arrays import Extents, check_like
 from numba_adam.conversion import format_number
 from numba_adam.errors import HyperparameterError, NamesError
@@ -26,11 +25,12 @@ from numba_adam.param_groups import (
     ParamGroup,
     ParamGroups,
     Schedule,
+    follow_schedules,
     groups_of,
     is_array,
     separated,
 )
-from numba_adam.part import Member, MixedParts, Part, StepResult
+from numba_adam.part import Member, MixedParts, Part, StepResult, accumulate
 from numba_adam.scaling import Scaling, scaling
 
 
@@ -164,6 +164,7 @@ class Adam:
             HyperparameterError: a number is out of range.
         """
         treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad)
+        check_accumulation(accumulation)
         if grads is None:
             return self._step_accumulated(treatment, accumulation)
         ordered = in_order(grads, len(self._members), self._names, self._single)
@@ -192,19 +193,13 @@ class Adam:
         with self._lock:
             if self._watched:
                 self._follow()
-            for part in self._parts[1:]:
-                part.check([ordered[place] for place in part.places])
-            for part in self._parts:
-                part.accumulate([ordered[place] for place in part.places])
+            accumulate(self._parts, ordered)
             self._accumulations += 1
 
     def drop_accumulated(self) -> None:
         """Forget what was accumulated since the last step."""
         with self._lock:
-            for part in self._parts:
-                if part.accumulated is not None:
-                    part.accumulated.clear()
-            self._accumulations = 0
+            self._accumulate_anew()
 
     def _step_accumulated(self, treatment: Scaling, accumulation: Accumulation) -> StepResult:
         """Make a step with what was accumulated, and begin anew, whether or not it is applied."""
@@ -218,11 +213,15 @@ class Adam:
             }
             treatment = treatment._replace(factor=treatment.factor * share, zero_grad=True)
             result = self._step([sums[place] for place in range(len(self._members))], treatment)
-        if result.applied:  # the sums are zero already
-            self._accumulations = 0
-        else:
-            self.drop_accumulated()
+            self._accumulate_anew(result.applied)
         return result
+
+    def _accumulate_anew(self, are_zero: bool = False) -> None:
+        """Begin to accumulate anew; the lock is held. `are_zero` says that a step has left zeros in the sums."""
+        for part in self._parts:
+            if part.accumulated is not None:
+                part.accumulated.begin_anew(are_zero)
+        self._accumulations = 0
 
     @property
     def param_groups(self) -> ParamGroups:
@@ -281,8 +280,7 @@ class Adam:
             for part in self._parts:
                 part.set_states([loaded.states[member.place] for member in part.members])
             for group, hyperparameters in zip(self.param_groups, loaded.hyperparameters, strict=True):
-                said = asdict(hyperparameters)
-                group.replace({**said, "lr": group.schedule} if group.schedule else said)
+                group.take_over(hyperparameters)
 
     def __getstate__(self) -> object:
         """Refuse to be copied or pickled: two optimizers would update the same memory.
@@ -304,9 +302,10 @@ class Adam:
         """Make a step; the lock is held."""
         if self._watched:
             self._follow()
-        for group in self.param_groups:
-            if group.schedule is not None:
-                group.follow_schedule(1 + max(part.last_step(group) for part in self._parts))
+        scheduled = [group for group in self.param_groups if group.schedule is not None]
+        if scheduled:
+            steps = [1 + max(part.last_step(group) for part in self._parts) for group in scheduled]
+            follow_schedules(scheduled, steps)
         return self._stepper.step(grads, treatment)
 
     def _states(self) -> list[dict[str, Any]]:

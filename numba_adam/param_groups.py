@@ -6,7 +6,7 @@ A group is a mapping with PyTorch's keys. A value is checked when it is set, so 
 from __future__ import annotations
 
 from collections import Counter, UserDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -41,14 +41,10 @@ class ParamGroup(UserDict[str, Any]):
             self.data["param_names"] = names
         self._show()
 
-    def follow_schedule(self, step: int) -> None:
-        """Set the learning rate of update number `step`, where there is a schedule.
-
-        Raises:
-            HyperparameterError: the schedule returned something that is no learning rate.
-        """
-        if self.schedule is not None:
-            self.hyperparameters = replace(self.hyperparameters, lr=_rate(self.schedule, step))
+    def take_over(self, hyperparameters: Hyperparameters) -> None:
+        """Let others hold; a schedule stays, and sets the learning rate of the next update."""
+        self.hyperparameters = hyperparameters
+        self._show()
 
     def _show(self) -> None:
         """Let the mapping say what holds."""
@@ -91,6 +87,23 @@ class ParamGroup(UserDict[str, Any]):
         if "lr" in values:
             self.schedule = schedule
         self._show()
+
+
+def follow_schedules(groups: Sequence[ParamGroup], steps: Sequence[int]) -> None:
+    """Set the learning rate of every group's next update; no group's changes if a schedule fails.
+
+    Args:
+        groups: groups with schedules.
+        steps: the number of each one's update.
+
+    Raises:
+        HyperparameterError: a schedule returned something that is no learning rate.
+    """
+    rates = [
+        _rate(group.schedule, step) for group, step in zip(groups, steps, strict=True) if group.schedule is not None
+    ]
+    for group, lr in zip(groups, rates, strict=True):
+        group.hyperparameters = replace(group.hyperparameters, lr=lr)
 
 
 class ParamGroups(tuple[ParamGroup, ...]):

@@ -135,21 +135,18 @@ class Part:
         self.launch(count)
         return APPLIED
 
-    def check(self, grads: Sequence[Any]) -> None:
-        """Refuse gradients that do not fit."""
-        if not self.is_ready():
-            make_tables([self])
-        self.prepare(grads, AS_THEY_ARE)
-
-    def accumulate(self, grads: Sequence[Any]) -> None:
-        """Add gradients to their sums; nothing is changed if one does not fit."""
-        self.check(grads)
-        assert self._table is not None
+    def make_sums(self) -> Accumulated:
+        """Return the sums that gradients are added to, made when they are first needed."""
         if self.accumulated is None:
-            computed = [self.options.computed_in(format_number(param)) for param in self.params]
-            self.accumulated = Accumulated(self.params, computed[0])
-        self._table.accumulate(grads, self.steps, self.accumulated.addresses)
-        self.accumulated.note(grads)
+            self.accumulated = Accumulated(self.params, self.options.computed_in(format_number(self.params[0])))
+        return self.accumulated
+
+    def accumulate(self, count: int, grads: Sequence[Any]) -> None:
+        """Add the gradients that `prepare` found to their sums."""
+        assert self._table is not None
+        sums = self.make_sums()
+        self._table.accumulate(count, sums.addresses)
+        sums.note(grads)
 
     def prepare(self, grads: Sequence[Any], scaling: Scaling) -> int:
         """Check the gradients and plan the step; return what `launch` takes."""
@@ -238,6 +235,18 @@ class MixedParts:
         for part, count in zip(self._parts, counts, strict=True):
             part.launch(count)
         return APPLIED
+
+
+def accumulate(parts: Sequence[Part], grads: Sequence[Any]) -> None:
+    """Add gradients, those of all parameters, to their sums, or change nothing if one does not fit."""
+    if not all(part.is_ready() for part in parts):
+        make_tables(parts)
+    shares = [[grads[place] for place in part.places] for part in parts]
+    counts = [part.prepare(share, AS_THEY_ARE) for part, share in zip(parts, shares, strict=True)]
+    for part in parts:
+        part.make_sums()  # before anything is added: there may be no memory for them
+    for part, count, share in zip(parts, counts, shares, strict=True):
+        part.accumulate(count, share)
 
 
 def _check_apart(parts: Sequence[Part], counts: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
 from numba_adam.interop import borrow
 from numba_adam.kernels import rows as kernel
-from numba_adam.kernels import rows_plan, threads
+from numba_adam.kernels import rows_in_place, rows_plan, threads
 from numba_adam.kernels.rows_order import ROOM, group
 from numba_adam.row_history import RowHistory, Schedule, check_constant, forget_calls, note_call, row_history
 
@@ -117,7 +118,7 @@ def adam_update_rows(
     job = _Job(table, distinct, starts, order, _address(grads), number, scale, has_grads=True)
     if mode == "lazy":
         schedule = Schedule(_FROM_THE_FIRST, np.array([settings(hyperparameters, table.dtype)]))
-        _launch(job, _NOTHING, _constants(schedule, number, number + 1, job), number, number, rests=False)
+        _update_in_place(job, _constants(schedule, number, number + 1, job)[0])
     else:
         _exact([job], hyperparameters, history)
     _rooms.free = room if room.size <= _MOST_KEPT else _NOTHING
@@ -213,7 +214,7 @@ class _Table(NamedTuple):
 
     arrays: list[Array]  # param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq
     last_step: Array  # empty where none was given
-    extents: Extents
+    names: list[str]  # of all these
     row_count: int
     width: int  # elements of a row
     dtype: str
@@ -262,8 +263,16 @@ def _table(param: object, exp_avg: object, exp_avg_sq: object, largest: object |
     for array, name in zip(arrays[1:], names[1:], strict=True):
         check_like(array, name, table, "param")
     steps = _NOTHING if last_step is None else _last_step(last_step, len(table))
-    extents = Extents([*arrays, steps], [*names, "last_step"])
-    return _Table(arrays, steps, extents, len(table), table[:1].size, str(table.dtype))
+    names.append("last_step")
+    _check_apart([*arrays, steps], names)
+    return _Table(arrays, steps, names, len(table), table[:1].size, str(table.dtype))
+
+
+def _check_apart(arrays: list[Array], names: list[str]) -> None:
+    """Refuse arrays that share memory; of so few, Python's own sort is done before NumPy's has begun."""
+    runs = sorted((_address(array), array.nbytes) for array in arrays if array.nbytes)
+    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(runs)):
+        Extents(arrays, names)  # says which
 
 
 def _last_step(given: object, count: int) -> Array:
@@ -302,7 +311,7 @@ def _grads(given: object, rows: Array, table: _Table) -> Array:
         raise ShapeError(f"grad_rows has shape {grads.shape}: it must have a row of param for each of rows, {needed}")
     if grads.dtype != param.dtype:
         raise DtypeError(f"grad_rows has dtype {grads.dtype}: it must have the dtype of param, {param.dtype}")
-    table.extents.check_apart(grads, "grad_rows")
+    _check_apart([*table.arrays, table.last_step, grads], [*table.names, "grad_rows"])
     return grads
 
 
@@ -395,6 +404,21 @@ def _launch(job: _Job, begins: Array, constants: Array, first: int, end: int, *,
         return
     with threads.launch_lock:
         kernel.update_rows_parallel(*what, scratch, slots)
+
+
+def _update_in_place(job: _Job, constants: Array) -> None:
+    """Update rows that are not to make up for anything, on as many threads as the work is worth."""
+    width = job.table.width
+    if width == 0 or job.rows.size == 0:
+        return
+    tasks = threads.tasks_for(job.rows.size * width)
+    sums = np.empty((tasks, rows_in_place.PIECE), dtype=job.table.dtype)
+    what = (_addresses(job), job.rows, job.starts, job.order, constants, width, sums)
+    if tasks == 1:
+        rows_in_place.update_in_place_serial(*what)
+        return
+    with threads.launch_lock:
+        rows_in_place.update_in_place_parallel(*what)
 
 
 def _addresses(job: _Job) -> Array:

@@ -162,15 +162,13 @@ class UpdateTable:
         with threads.launch_lock:
             return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
 
-    def accumulate(self, grads: Sequence[Any], steps: Array, sums: Array) -> None:
-        """Add gradients to sums; nothing is changed if a gradient does not fit.
+    def accumulate(self, count: int, sums: Array) -> None:
+        """Add the gradients that `prepare` found to sums; they must still be alive.
 
         Args:
-            grads: as for `update`.
-            steps: as for `update`; not changed.
+            count: what `prepare` returned.
             sums: (parameters,) uint64: where each parameter's sum lies, of its shape and of the computing dtype.
         """
-        count = self.prepare(grads, steps)
         like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
         if tasks == 1:
             accumulate.accumulate_serial(self._places, like, sums, count)

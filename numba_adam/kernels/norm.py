@@ -7,18 +7,17 @@ the other, and so are the blocks. Squares and sums are float64: no float32 can o
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import prange
 
-from numba_adam.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam import folding
+from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
 from numba_adam.kernels.formats import Source, opened
 from numba_adam.kernels.intrinsics import LANES, enter_ieee, lane_squares, leave_ieee
 from numba_adam.kernels.job import BLOCK, unpack
 from numba_adam.kernels.search import count_below
 
-_SMALL = 1e-6
+_measured = inline(bind(folding.measured, product=inline(folding.product)))
 
 
 @inline
@@ -110,13 +109,8 @@ def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
 
 @kernel
 def measure(sums_of_squares, factor, max_norm):  # type: ignore[no-untyped-def]
-    """Return the norm of the gradients times `factor`, and the factor that brings it down to `max_norm`.
-
-    As PyTorch's clip_grad_norm_ does, with 1e-6 in the denominator. Compiled, so that it is rounded as the rest is.
-    """
+    """Return what `folding.measured` says of the sums' sum. Compiled, so that it is rounded as the rest is."""
     before = enter_ieee()
-    norm = math.sqrt(_in_order(sums_of_squares)) * abs(factor)
-    ratio = max_norm / (norm + _SMALL)
-    clipped = factor * ratio if ratio < 1.0 else factor
+    norm, clipped = _measured(_in_order(sums_of_squares), factor, max_norm)
     leave_ieee(before)
     return norm, clipped

@@ -318,6 +318,17 @@ def test_a_measured_step_leaves_such_gradients_out(value, treatment):
     assert optimizer.state[0]["step"] == 1
 
 
+@pytest.mark.parametrize("treatment", [{"clip_value": 1.0}, {"max_grad_norm": 1.0}])
+def test_clipping_keeps_large_gradients_from_spoiling_a_block(treatment):
+    param = draw(1000, 0)
+    optimizer = na.Adam(param, state_dtype="8bit")
+    for number in range(3):
+        grad = draw(1000, number + 1)
+        grad[300] = 1e30
+        assert optimizer.step(grad, **treatment).applied
+    assert np.isfinite(param).all()
+
+
 # --- large and small ---
 
 

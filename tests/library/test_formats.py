@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import platform
 from pathlib import Path
 
 import formats_reference as oracle
@@ -25,6 +26,7 @@ HYPERPARAMETERS = {
     "AMSGrad": {"amsgrad": True, "eps": 1e-3},
 }
 STEPS = 4
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 @pytest.fixture(autouse=True)
@@ -358,13 +360,20 @@ def expected():
 
     before = numba.get_num_threads()
     numba.set_num_threads(1)
-    yield format_updates.digests()
+    yield {which: format_updates.digests(which) for which in ("large", "small")}
     numba.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_change_no_bit(run_python, expected, threads):
-    assert run_python(SCRIPT, str(threads), NUMBA_NUM_THREADS="4").splitlines() == expected
+    assert run_python(SCRIPT, str(threads), "large", NUMBA_NUM_THREADS="4").splitlines() == expected["large"]
+
+
+@pytest.mark.skipif(not X86, reason="SSE2 and AVX2 are instruction sets of x86-64")
+@pytest.mark.parametrize("cpu", ["x86-64", "haswell"])  # SSE2 alone; AVX2 and FMA
+def test_code_for_older_cpus(run_python, expected, cpu):
+    output = run_python(SCRIPT, "1", "small", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="")
+    assert output.splitlines() == expected["small"]
 
 
 # --- refused ---

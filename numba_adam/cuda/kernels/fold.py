@@ -33,7 +33,6 @@ _load_int64, _store_int64 = access.scalar("int64")
 _load_float64, _store_float64 = access.scalar("float64")
 _load_float32 = access.scalar("float32")[0]
 _store_uint32 = access.scalar("uint32")[1]
-_product = seam.product64
 
 
 class Step(NamedTuple):
@@ -61,12 +60,6 @@ _stream_key: Any = None
 _real_bytes = 4
 
 
-def measured(norm: Any, factor: Any, max_norm: Any, small: Any) -> Any:
-    """Return the factor that brings a norm down to `max_norm`, as `kernels.norm.measure` does."""
-    ratio = max_norm / (norm + small)
-    return factor * ratio if ratio < 1.0 else factor
-
-
 def _settings_at(address):  # type: ignore[no-untyped-def]
     """Return a row of settings by their names."""
     return Settings(
@@ -84,9 +77,8 @@ def _settings_at(address):  # type: ignore[no-untyped-def]
     )
 
 
-_SMALL = 1e-6
 _INFINITY = math.inf
-_measured = seam.device(measured)
+_measured = seam.device(bind(folding.measured, product=seam.product64))
 _row_of_settings = seam.device(_settings_at)
 
 
@@ -95,14 +87,13 @@ def _treat(step):  # type: ignore[no-untyped-def]
     factor = _load_float64(step.treatment + FACTOR * 8)
     if step.loss_scale != 0:
         factor = factor / np.float64(_load_float32(step.loss_scale))
-    norm = np.float64(-1.0)
+    norm, clipped = np.float64(-1.0), factor
     is_left_out = step.found_inf != 0 and _load_float32(step.found_inf) != 0
     if step.total != 0:
-        norm = _product(math.sqrt(_load_float64(step.total)), abs(factor))
+        max_norm = float(_load_float64(step.treatment + MAX_NORM * 8))  # NumPy's, in the simulator, would warn
+        norm, clipped = _measured(_load_float64(step.total), float(factor), max_norm)
         is_left_out = is_left_out or not norm < _INFINITY
-        if not is_left_out:
-            factor = _measured(norm, factor, _load_float64(step.treatment + MAX_NORM * 8), _SMALL)
-    return factor, norm, is_left_out
+    return clipped, norm, is_left_out
 
 
 _treated = seam.device(_treat)

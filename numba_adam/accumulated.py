@@ -13,6 +13,16 @@ from numba_adam.errors import HyperparameterError, NamesError
 Accumulation = Literal["mean", "sum"]
 
 
+class _WhatIsAccumulated:
+    """The only object of its kind: what `step` is given when it is given no gradients; None is no gradient."""
+
+    def __repr__(self) -> str:
+        return "what is accumulated"
+
+
+WHAT_IS_ACCUMULATED = _WhatIsAccumulated()
+
+
 class Accumulated:
     """The sums of some parameters' gradients, in the dtype in which these are computed."""
 

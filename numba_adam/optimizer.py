@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from numba_adam import state_dicts
-from numba_adam.accumulated import Accumulation, check_accumulation, factor
+from numba_adam.accumulated import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
 from numba_adam.arrays import Extents, check_like
 from numba_adam.conversion import format_number
 from numba_adam.errors import HyperparameterError, NamesError
@@ -98,9 +98,10 @@ class Adam:
             state_dtype: format of the moments, whatever that of the parameters: "float32", "float64", "bfloat16" or
                 "8bit" (docs/eight-bit-state.md). Default: float64 for float64 parameters, float32 for the rest.
                 Everything is computed in float32, or in float64 where the parameter or its state is that.
-            rounding: how bfloat16 and 8-bit arrays are written: "nearest", or "stochastic", which keeps the mean of
-                changes that are smaller than the format can show.
-            seed: of the stochastic rounding; the same seed gives the same bits, on any number of threads.
+            rounding: how bfloat16 arrays are written: "nearest", or "stochastic", which keeps the mean of changes that
+                are smaller than the format can show. (State in 8 bits always keeps it, in a way of its own.)
+            seed: of the stochastic rounding and of the 8-bit state's; the same seed gives the same bits, on any number
+                of threads.
             master_weights: keep a float32 copy of each bfloat16 or float16 parameter, update that, and round it into
                 the parameter in the same pass.
             ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1); see `ema`.
@@ -127,7 +128,7 @@ class Adam:
 
     def step(
         self,
-        grads: object = None,
+        grads: object = WHAT_IS_ACCUMULATED,
         *,
         grad_scale: float = 1.0,
         loss_scale: float | None = None,
@@ -165,7 +166,7 @@ class Adam:
         """
         treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad)
         check_accumulation(accumulation)
-        if grads is None:
+        if grads is WHAT_IS_ACCUMULATED:
             return self._step_accumulated(treatment, accumulation)
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:

@@ -33,10 +33,10 @@ class Options:
     """Format of the moments. None: float64 for float64 parameters, float32 for the rest."""
 
     rounding: Rounding = "nearest"
-    """How bfloat16 and 8-bit arrays are rounded when they are written."""
+    """How bfloat16 arrays are rounded when they are written; state in 8 bits has a way of its own."""
 
     seed: int = 0
-    """Of the stochastic rounding."""
+    """Of the stochastic rounding, and of the 8-bit state's."""
 
     master_weights: bool = False
     """Whether 16-bit parameters are images of a float32 copy that the optimizer keeps."""

@@ -49,7 +49,7 @@ class Extras(NamedTuple):
     emas: Sequence[Array | None] | None = None  # moving averages of the weights, one for each parameter
     copies: Sequence[Array | None] | None = None  # low-precision copies of the new parameters
     ema_decay: float = 0.0
-    is_stochastic: bool = False  # whether bfloat16 and 8-bit arrays are rounded at random
+    is_stochastic: bool = False  # whether bfloat16 arrays are rounded at random
     seed: int = 0
     numbers: Sequence[int] | None = None  # the parameters' places in their optimizer; None: 0, 1, 2, ...
 

@@ -59,7 +59,7 @@ class Kept:
         other = copy(self)
         other._params = list(params)
         other.masters = [
-            None if master is None else _following(master, param)
+            None if master is None else following(master, param)
             for master, param in zip(self.masters, params, strict=True)
         ]
         return other
@@ -78,7 +78,7 @@ class Kept:
                     convert(state[name], array)
 
 
-def _following(master: Array, param: Array) -> Array:
+def following(master: Array, param: Array) -> Array:
     """Return a master copy of a parameter, with what another copy holds wherever that rounds to the parameter."""
     image, following = converted(master, NAMES[format_number(param)]), converted(param, "float32")
     np.copyto(following, master, where=image.view(np.uint16) == param.view(np.uint16))

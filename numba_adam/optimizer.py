@@ -13,10 +13,10 @@ from numba_adam import state_dicts
 from numba_adam.accumulated import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
 from numba_adam.arrays import Extents, check_like
 from numba_adam.conversion import format_number
+from numba_adam.devices import borrow_param, check_loss_scale, check_same_place, parts_of
 from numba_adam.errors import HyperparameterError, NamesError
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
-from numba_adam.interop import borrow
 from numba_adam.interop.dispatch import place_of
 from numba_adam.kernels.threads import step_lock
 from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
@@ -30,7 +30,7 @@ from numba_adam.param_groups import (
     is_array,
     separated,
 )
-from numba_adam.part import Member, MixedParts, Part, StepResult, accumulate
+from numba_adam.part import Member, MixedParts, StepResult, accumulate
 from numba_adam.scaling import Scaling, scaling
 
 
@@ -121,7 +121,8 @@ class Adam:
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
         self._watched = _watch(self.param_groups)
-        self._parts = _parts(self._members, self._options)
+        Extents([each.param for each in self._members], [f"params{each.label}" for each in self._members])
+        self._parts = parts_of(self._members, self._options)
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._accumulations = 0
         self._lock = step_lock()
@@ -131,7 +132,7 @@ class Adam:
         grads: object = WHAT_IS_ACCUMULATED,
         *,
         grad_scale: float = 1.0,
-        loss_scale: float | None = None,
+        loss_scale: Any = None,
         max_grad_norm: float | None = None,
         clip_value: float | None = None,
         zero_grad: bool = False,
@@ -146,7 +147,8 @@ class Adam:
                 what was accumulated, see `accumulate`.
             grad_scale: multiplies every gradient.
             loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
-                before, and if any of them is not finite the whole step is left out.
+                before, and if any of them is not finite the whole step is left out. A float; or where all parameters
+                are on one GPU, one float32 there, which is read there.
             max_grad_norm: largest global norm over all gradients; larger ones are scaled down to it. Needs the same one
                 read before, and a gradient that is not finite leaves the step out too.
             clip_value: largest magnitude of an element of a gradient, after scaling.
@@ -156,7 +158,8 @@ class Adam:
                 the "sum".
 
         Returns:
-            a StepResult: whether the step was applied, and the norm when it was measured.
+            a StepResult: whether the step was applied, and the norm when it was measured. Where that is decided on a
+            GPU, reading the result waits for it; the step itself waits for nothing.
 
         Raises:
             ArrayError: a gradient does not fit, or a parameter has become read-only or another kind of array; the
@@ -166,6 +169,8 @@ class Adam:
         """
         treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad)
         check_accumulation(accumulation)
+        if treatment.loss_scale is not None:
+            check_loss_scale(self._parts)
         if grads is WHAT_IS_ACCUMULATED:
             return self._step_accumulated(treatment, accumulation)
         ordered = in_order(grads, len(self._members), self._names, self._single)
@@ -339,6 +344,7 @@ class Adam:
             return
         members = self._borrow_all()
         for new, old in zip(members, self._members, strict=True):
+            check_same_place(new.param, f"params{new.label}", old.param)
             check_like(new.param, f"params{new.label}", old.param, "the memory it had before")
         self._members, self._watched = members, _watch(self.param_groups)
         for part in self._parts:
@@ -350,9 +356,9 @@ class Adam:
         members = []
         for index, (group, param) in enumerate(pairs):
             label = "" if self._single else f"[{self._names[index]!r}]" if self._names else f"[{index}]"
-            view = borrow(param, name=f"params{label}", writable=True, narrow=True)
+            view = borrow_param(param, f"params{label}")
             self._options.check(label, format_number(view))
-            members.append(Member(index, label, view, group))
+            members.append(Member(index, label, view, group, param))
         return members
 
 
@@ -401,12 +407,3 @@ def _watch(groups: Sequence[ParamGroup]) -> list[_Watched]:
     """Note where those parameters lie that may be given other memory."""
     owners = [(param, place_of(param)) for group in groups for param in group["params"]]
     return [_Watched(owner, place, place(owner)) for owner, place in owners if place is not None]
-
-
-def _parts(members: Sequence[Member], options: Options) -> list[Part]:
-    """Divide the parameters by the dtype in which they are computed, and refuse those that share memory."""
-    Extents([member.param for member in members], [f"params{member.label}" for member in members])
-    by_dtype: dict[str, list[Member]] = {}
-    for member in members:
-        by_dtype.setdefault(options.computed_in(format_number(member.param)), []).append(member)
-    return [Part(group, options) for group in by_dtype.values()]

@@ -178,7 +178,7 @@ def groups_of(params: object, defaults: Hyperparameters, schedule: Schedule | No
 
 def is_array(value: object) -> bool:
     """Say whether `value` is one array rather than a collection of arrays."""
-    if hasattr(value, "__array_interface__") or hasattr(value, "__dlpack__"):
+    if any(hasattr(value, name) for name in ("__array_interface__", "__dlpack__", "__cuda_array_interface__")):
         return True
     try:
         return bool(memoryview(value).nbytes >= 0)  # type: ignore[arg-type]

@@ -46,8 +46,9 @@ class Member(NamedTuple):
 
     place: int  # its place among all parameters of the optimizer
     label: str  # what messages call it: "['w']" or "[3]"
-    param: Array  # a view of its memory
+    param: Any  # a view of its memory: a NumPy array, or a CudaArray
     group: ParamGroup
+    given: Any  # what the caller gave
 
 
 class Part:
@@ -62,7 +63,7 @@ class Part:
         self.labels = [member.label for member in self.members]
         self.column_labels = MASTER_LABELS if options.master_weights else LABELS
         self.steps = np.zeros(len(self.members), dtype=np.int64)
-        self.kept = Kept(self.params, options)
+        self.kept = self._make_kept()
         self._runs = _runs_of_groups(self.members)
         self.accumulated: Accumulated | None = None
         self._moments: Moments | None = None
@@ -91,7 +92,7 @@ class Part:
         have = self._moments or self._zeros()
         needed = [member.group.hyperparameters.amsgrad for member in self.members]
         largest = [
-            zeros([param], [format_], 3)[0] if need and array is None else array
+            self._new([param], [format_], 3)[0] if need and array is None else array
             for need, array, param, format_ in zip(
                 needed, have.max_exp_avg_sqs, self.params, self._formats(), strict=True
             )
@@ -103,7 +104,6 @@ class Part:
     def make_table(self, columns: Sequence[Sequence[Any]], extents: Extents) -> None:
         """Make the table over what `draft` returned; no gradient may share memory with `extents`."""
         self._known = [run.group.hyperparameters for run in self._runs]
-        groups = [index for index, run in enumerate(self._runs) for _ in range(run.begin, run.end)]
         *moments, emas, copies_ = columns
         extras = Extras(
             emas,
@@ -116,7 +116,7 @@ class Part:
         self._table = UpdateTable(
             *moments,
             hyperparameters=self._known,
-            groups=groups,
+            groups=self._groups(),
             names=self.labels,
             extents=extents,
             labels=self.column_labels,
@@ -129,7 +129,7 @@ class Part:
             make_tables([self])
         count = self.prepare(grads, scaling)
         if scaling.zero_grad:
-            _check_apart([self], [count])
+            check_apart([self], [count])
         if scaling.is_measured:
             return _launch_measured([self], [count], scaling)
         self.launch(count)
@@ -213,7 +213,20 @@ class Part:
     def _zeros(self) -> Moments:
         """Return the state before the first step."""
         formats = self._formats()
-        return Moments(zeros(self.params, formats, 1), zeros(self.params, formats, 2), [None] * len(self.params))
+        first, second = (self._new(self.params, formats, moment) for moment in (1, 2))
+        return Moments(first, second, [None] * len(self.params))
+
+    def _new(self, params: Sequence[Any], formats: Sequence[str], moment: int) -> list[Any]:
+        """Return a moment for each of some parameters, zero everywhere; arguments as for `moments.zeros`."""
+        return zeros(params, formats, moment)
+
+    def _make_kept(self) -> Kept:
+        """Return what is kept beside the moments, as it is to begin with."""
+        return Kept(self.params, self.options)
+
+    def _groups(self) -> list[int]:
+        """Return the number of each parameter's run of neighbours in one group."""
+        return [index for index, run in enumerate(self._runs) for _ in range(run.begin, run.end)]
 
 
 class MixedParts:
@@ -229,7 +242,7 @@ class MixedParts:
             make_tables(self._parts)
         counts = [part.prepare([grads[place] for place in part.places], scaling) for part in self._parts]
         if scaling.zero_grad:
-            _check_apart(self._parts, counts)
+            check_apart(self._parts, counts)
         if scaling.is_measured:
             return _launch_measured(self._parts, counts, scaling)
         for part, count in zip(self._parts, counts, strict=True):
@@ -249,7 +262,7 @@ def accumulate(parts: Sequence[Part], grads: Sequence[Any]) -> None:
         part.accumulate(count, share)
 
 
-def _check_apart(parts: Sequence[Part], counts: Sequence[int]) -> None:
+def check_apart(parts: Sequence[Part], counts: Sequence[int]) -> None:
     """Refuse gradients that share memory: where one is set to zero, the other one's parameter would find zeros."""
     begins, ends, names = zip(
         *(part.extents_of_grads(count) for part, count in zip(parts, counts, strict=True)), strict=True

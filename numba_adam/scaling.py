@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from numba_adam.cuda.arrays import is_on_cuda
 from numba_adam.errors import HyperparameterError
 from numba_adam.hyperparameters import flag, real
 from numba_adam.kernels.norm import unscaled
@@ -18,6 +19,7 @@ class Scaling(NamedTuple):
     max_norm: float = math.inf  # largest global norm
     zero_grad: bool = False  # whether the gradients are set to zero in the pass
     is_measured: bool = False  # whether the gradients are read first: for their norm, and to find what is not finite
+    loss_scale: Any = None  # one number on a GPU that divides every gradient as well
 
 
 AS_THEY_ARE = Scaling()
@@ -38,12 +40,16 @@ def scaling(
     factor, zero = real("grad_scale", grad_scale), flag("zero_grad", zero_grad)
     if loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
         return AS_THEY_ARE if factor == 1.0 else Scaling(factor)
+    there = loss_scale if is_on_cuda(loss_scale) else None
+    if loss_scale is not None and there is None:
+        factor = float(unscaled(factor, _positive("loss_scale", loss_scale)))
     return Scaling(
-        factor if loss_scale is None else float(unscaled(factor, _positive("loss_scale", loss_scale))),
+        factor,
         0.0 if clip_value is None else _positive("clip_value", clip_value),
         math.inf if max_grad_norm is None else _positive("max_grad_norm", max_grad_norm),
         zero,
         loss_scale is not None or max_grad_norm is not None,
+        there,
     )
 
 

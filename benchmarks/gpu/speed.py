@@ -48,7 +48,7 @@ def resnet50() -> list[int]:
     return [*sizes, 2048 * 1000, 1000]
 
 
-def ours(sizes: Sequence[int], number: str = "float32", *, contract: bool = False) -> Callable[[], None]:
+def ours(sizes: Sequence[int], number: str = "float32", *, contract: bool = False) -> Callable[[], object]:
     """Return a step of ours, as a user makes it: gradients handed over, checked, launched."""
     dtype = np.uint16 if number == "bfloat16" else np.dtype(number)
     zeros = [np.zeros(size, dtype) for size in sizes]
@@ -64,12 +64,12 @@ def ones(size: int, number: str) -> Any:
     return np.full(size, 0x3C00, np.uint16) if number == "bfloat16" else np.full(size, 0.01, number)
 
 
-def torch_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], None] | None:
+def torch_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], object] | None:
     """Return a step of PyTorch's fused AdamW; None where PyTorch with CUDA is not installed."""
     return _torch_step(sizes, number, lambda torch, params: torch.optim.AdamW(params, weight_decay=0.01, fused=True))
 
 
-def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], None] | None:
+def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], object] | None:
     """Return a step of Apex's FusedAdam; None where Apex is not installed."""
     try:
         apex = importlib.import_module("apex.optimizers")
@@ -78,7 +78,7 @@ def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], No
     return _torch_step(sizes, number, lambda _, params: apex.FusedAdam(params, weight_decay=0.01, adam_w_mode=True))
 
 
-def _torch_step(sizes: Sequence[int], number: str, make: Callable[[Any, Any], Any]) -> Callable[[], None] | None:
+def _torch_step(sizes: Sequence[int], number: str, make: Callable[[Any, Any], Any]) -> Callable[[], object] | None:
     torch = torch_on_gpu()
     if torch is None:
         return None
@@ -113,7 +113,7 @@ def cases() -> list[_Case]:
 def timings(case: _Case) -> list[Timing]:
     """Measure one case: all contestants and the copy, in turn, round after round."""
     copy, copied_bytes = copier(COPY)
-    contestants: dict[str, Callable[[], None] | None] = {
+    contestants: dict[str, Callable[[], object] | None] = {
         "numba-adam": ours(case.sizes, case.number),
         "numba-adam, contracted": ours(case.sizes, case.number, contract=True),
         "torch fused": torch_fused(case.sizes, case.number),

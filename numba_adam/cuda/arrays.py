@@ -59,6 +59,18 @@ class CudaArray:
         return self.size * self.dtype.itemsize
 
     @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """What other libraries borrow it by: `cupy.asarray(array)`; bfloat16 as its bits."""
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "version": 3,
+            "stream": self.stream,
+        }
+
+    @property
     def ctypes(self) -> SimpleNamespace:
         """Where it lies, as NumPy's arrays say it: what compares places asks either kind alike."""
         return SimpleNamespace(data=self.address)

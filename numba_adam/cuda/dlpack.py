@@ -46,7 +46,10 @@ def device_of(array: object) -> int | None:
     ask = getattr(array, "__dlpack_device__", None)
     if ask is None:
         return None
-    kind, number = ask()
+    try:
+        kind, number = ask()
+    except (BufferError, RuntimeError, TypeError, ValueError):  # what has no memory: deleted arrays, tracers, meta
+        return None
     return int(number) if int(kind) in _CUDA_DEVICES else None
 
 

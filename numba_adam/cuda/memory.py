@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.conversion import format_number
 from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray
+from numba_adam.formats import NAMES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -92,6 +94,15 @@ def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> Cuda
         with on(device):
             driver.device_memset(buffer.array, 0, buffer.array.nbytes, stream=stream_of(stream, device))
     return CudaArray(buffer.address, shape, number, device, stream, buffer.array)
+
+
+def uploaded(values: Any, like: CudaArray) -> CudaArray:
+    """Return a new array beside another, on its GPU and its stream, with values from this host's memory."""
+    number = NAMES[format_number(values)]
+    buffer = Buffer(like.shape, "uint16" if number == "bfloat16" else number, like.device)
+    array = CudaArray(buffer.address, like.shape, number, like.device, like.stream, buffer.array)
+    upload(array, values.view(np.uint16) if number == "bfloat16" else values)
+    return array
 
 
 def download(array: CudaArray) -> Array:

@@ -1,163 +1,253 @@
-"""The parameters of an optimizer that lie on one GPU and compute in one precision, their state, and their step.
+"""The parameters of an optimizer that lie on one GPU and are computed in one precision, their state, and their step.
 
-It stands beside `numba_adam.part.Part`, and makes its state on the GPU. What it says of the state is copied to NumPy.
+It stands beside `numba_adam.part.Part` and has its face, with the state on the GPU. What it says of the state is copied
+to NumPy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 
 from numba_adam.arrays import Extents
-from numba_adam.cuda.arrays import CudaArray, borrow_cuda
-from numba_adam.cuda.memory import Array, download, upload, zeros
-from numba_adam.cuda.table import CudaTable, Outcome
-from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.cuda import seam
+from numba_adam.cuda.arrays import CudaArray
+from numba_adam.cuda.memory import Array, download, uploaded, zeros
+from numba_adam.cuda.table import CudaTable
+from numba_adam.errors import DtypeError, UnsupportedArrayError
+from numba_adam.formats import BFLOAT16, NAMES, dtype_of
+from numba_adam.kept import Kept, following
+from numba_adam.moments import Moments
+from numba_adam.options import Options
+from numba_adam.part import Member, Part, StepResult, check_apart, make_tables
 from numba_adam.scaling import AS_THEY_ARE, Scaling
 
-_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
+class CudaPart(Part):
+    """Parameters on one GPU. A step is queued on the caller's stream, and nobody waits for it.
 
-class CudaPart:
-    """Parameters on one GPU with their state, ready to be updated.
-
-    A group whose `amsgrad` changes, and a parameter that is given other memory, need another part:
-    `CudaPart(..., states=old.states())`.
+    Waiting is asked for by who reads: the state, a judged step's result, the norm over several parts; and by a learning
+    rate that is a function of the step, after steps that may have been left out.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Any],
-        labels: Sequence[str],
-        groups: Sequence[int],
-        hyperparameters: Sequence[Hyperparameters],
-        *,
-        state_format: str | None = None,
-        states: Sequence[dict[str, Any]] | None = None,
-        **options: Any,
-    ) -> None:
-        """Take the parameters, and make their state on their GPU.
+    _table: CudaTable | None
 
-        Args:
-            params: arrays on one GPU, as `borrow_cuda` takes them.
-            labels: what messages call them: "['w']" or "[3]".
-            groups: the group of each.
-            hyperparameters: those of each group.
-            state_format: "float32", "float64", "float16" or "bfloat16". Default: float64 for float64 parameters, else
-                float32.
-            states: what `states` of another part returned, or a state dict's entries. Default: none has made a step.
-            options: more of `CudaTable`: rounding, seed, places, contract, emas, ema_decay, copies, extents.
+    def __init__(self, members: Sequence[Member], options: Options) -> None:
+        """Take the parameters; they have been checked.
 
         Raises:
-            ArrayError: an array does not fit; the message names it.
-            CudaUnavailableError: there is no GPU.
+            CudaUnavailableError: there is no GPU that can be used.
+            DtypeError: the options are not for arrays on a GPU.
         """
-        pairs = zip(params, labels, strict=True)
-        self.params = [borrow_cuda(param, name=f"params{label}", writable=True) for param, label in pairs]
-        self._known = list(hyperparameters)
-        needed = [hyperparameters[group].amsgrad for group in groups]
-        exp_avgs, exp_avg_sqs = ([self._empty(param, state_format) for param in self.params] for _ in range(2))
-        largest = [
-            self._empty(param, state_format) if need else None for param, need in zip(self.params, needed, strict=True)
-        ]
-        self._columns: tuple[Sequence[CudaArray | None], ...] = (exp_avgs, exp_avg_sqs, largest)
+        seam.require_gpu()
+        for member in members:
+            _check(options, member)
+        self._counts, self._is_counted = np.zeros(len(members), dtype=np.int64), True
+        self._has_grad = np.zeros(len(members), dtype=bool)
+        super().__init__(members, options)
+
+    @property
+    def steps(self) -> Array:  # type: ignore[override]
+        """Updates made so far; waits where it is not known here."""
+        if not self._is_counted:
+            assert self._table is not None
+            self._counts, self._is_counted = self._table.steps, True
+        return self._counts
+
+    @steps.setter
+    def steps(self, steps: Array) -> None:
+        self._counts, self._is_counted = steps, True
+
+    def make_table(self, columns: Sequence[Sequence[Any]], extents: Extents) -> None:
+        """Make the table over what `draft` returned; no gradient may share memory with `extents`."""
+        params, exp_avgs, exp_avg_sqs, largest, emas, copies = columns
+        steps, self._known = self.steps, [run.group.hyperparameters for run in self._runs]
         self._table = CudaTable(
             params,
             exp_avgs,
             exp_avg_sqs,
             largest,
-            hyperparameters=hyperparameters,
-            groups=groups,
-            names=labels,
-            **options,
+            hyperparameters=self._known,
+            groups=self._groups(),
+            names=self.labels,
+            extents=extents,
+            labels=self.column_labels,
+            emas=emas,
+            ema_decay=self.options.ema_decay or 0.0,
+            copies=copies,
+            steps=list(steps),
+            places=self.places,
+            rounding=self.options.rounding,
+            seed=self.options.seed,
+            caller=self.members[0].given,
         )
-        if states is not None:
-            self.set_states(states)
 
-    @property
-    def device(self) -> int:
-        """The number of the GPU."""
-        return self._table.device
+    def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
+        """Queue one step, or change nothing if a gradient does not fit."""
+        if not self.is_ready():
+            make_tables([self])
+        count = self.prepare(grads, scaling)
+        if scaling.zero_grad:
+            check_apart([self], [count])
+        return self._launch(measure=scaling.is_measured)
 
-    def set_hyperparameters(self, hyperparameters: Sequence[Hyperparameters]) -> None:
-        """Let the next steps use other hyperparameters, those of each group; only what changed is sent."""
-        for group, (new, old) in enumerate(zip(hyperparameters, self._known, strict=True)):
-            if new != old:
-                self._table.set_hyperparameters(group, new)
-        self._known = list(hyperparameters)
+    def make_sums(self) -> NoReturn:
+        """Refuse to accumulate."""
+        raise UnsupportedArrayError(
+            f"params{self.labels[0]} is on GPU {self.params[0].device}: accumulate() is for parameters in this host's "
+            "memory; add the gradients up on the GPU, then step(grads, grad_scale=1 / count)"
+        )
 
-    def prepare(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **options: Any) -> int:
-        """Check the gradients and plan the step, as `CudaTable.prepare`; nothing is changed if one does not fit."""
-        return self._table.prepare(grads, scaling, **options)
+    def prepare(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE) -> int:
+        """Check the gradients and plan the step; return how many there are."""
+        assert self._table is not None
+        count = self._table.prepare(grads, scaling, loss_scale=scaling.loss_scale, zero_grad=scaling.zero_grad)
+        self._has_grad = np.array([grad is not None for grad in grads])
+        return count
 
     def prepare_again(self, scaling: Scaling) -> None:
         """Plan the step that `prepare` planned with another scaling."""
+        assert self._table is not None
         self._table.prepare_again(scaling)
 
-    def sum_of_squares(self) -> float:
+    def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:  # noqa: ARG002
+        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+        assert self._table is not None
+        return self._table.extents_of_grads()
+
+    def sum_of_squares(self, count: int) -> float:  # noqa: ARG002
         """Return the sum of squares of the gradients that `prepare` found; waits for it."""
+        assert self._table is not None
         return self._table.sum_of_squares()
 
-    def launch(self, *, measure: bool = False) -> None:
-        """Queue the step that `prepare` planned, as `CudaTable.launch`."""
-        self._table.launch(measure=measure)
+    def launch(self, count: int) -> None:  # noqa: ARG002
+        """Queue the step that `prepare` planned."""
+        self._launch(measure=False)
 
-    def outcome(self) -> Outcome:
-        """Return what the last step did; waits only where that is decided on the GPU."""
-        return self._table.outcome()
+    def follow(self, members: Sequence[Member]) -> None:
+        """Take the same parameters in other memory of their GPU; they have been checked. Their state stays."""
+        self.steps = self.steps  # the table that counts them goes
+        super().follow(members)
 
-    def states(self) -> list[dict[str, Any]]:
-        """Return every parameter's state with PyTorch's keys, as NumPy arrays; empty before its first step. Waits."""
-        steps = self._table.steps
-        return [self._state_of(k, int(step)) for k, step in enumerate(steps)]
+    def state_of(self, position: int) -> dict[str, Any]:
+        """Return one parameter's state, with PyTorch's keys, as NumPy arrays; empty before its first step. Waits."""
+        state = super().state_of(position)
+        return {key: value if key == "step" else self._shown(value) for key, value in state.items()}
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
-        for k, state in enumerate(states):
-            for key, column in zip(_KEYS, self._columns, strict=True):
-                array = column[k]
-                if array is not None:
-                    upload(array, _narrowed(state.get(key), array))
-        self._table.steps = [state.get("step", 0) for state in states]
+        super().set_states(states)
+        assert self._moments is not None
+        self._moments = Moments(*(_uploaded(column, self.params) for column in self._moments))
 
-    def _state_of(self, position: int, step: int) -> dict[str, Any]:
-        if not step:
-            return {}
-        arrays = {key: column[position] for key, column in zip(_KEYS, self._columns, strict=True)}
-        return {"step": step, **{key: download(array) for key, array in arrays.items() if array is not None}}
+    def _launch(self, *, measure: bool) -> StepResult:
+        assert self._table is not None
+        self._moments = self._drafted
+        result = self._table.launch(measure=measure)
+        if self._table.is_judged:
+            self._is_counted = False
+        elif self._is_counted:
+            self._counts = self._counts + self._has_grad
+        assert isinstance(self.kept, CudaKept)
+        self.kept.on(self._table.stream)
+        return result
 
-    def _empty(self, param: CudaArray, state_format: str | None) -> CudaArray:
-        """Return a state of zeros for a parameter."""
-        number = state_format or ("float64" if param.format == "float64" else "float32")
-        return zeros(param.shape, number, param.device, param.stream)
+    def _shown(self, array: Any) -> Array:
+        """Return a copy of an array of ours in this host's memory, once all steps are done."""
+        stream = array.stream if self._table is None else self._table.stream
+        values = download(replace(array, stream=stream))
+        return values.view(dtype_of(BFLOAT16)) if array.format == "bfloat16" else values
 
+    def _make_kept(self) -> Kept:
+        return CudaKept(self.params, self.options)
 
-def parts_of(places: Sequence[tuple[int, str]]) -> list[list[int]]:
-    """Divide parameters by GPU and precision: one part for each.
-
-    Args:
-        places: each parameter's GPU and format, as `borrow_cuda` says them.
-
-    Returns:
-        the parameters of every part, by their indices.
-    """
-    found: dict[tuple[int, bool], list[int]] = {}
-    for index, (device, number) in enumerate(places):
-        found.setdefault((device, number == "float64"), []).append(index)
-    return list(found.values())
+    def _new(self, params: Sequence[Any], formats: Sequence[str], moment: int) -> list[Any]:  # noqa: ARG002
+        """Return a moment for each parameter, zero everywhere."""
+        pairs = zip(params, formats, strict=True)
+        return [zeros(param.shape, name, param.device, param.stream) for param, name in pairs]
 
 
-def separate(arrays: Sequence[CudaArray | Array], names: Sequence[str]) -> Extents:
-    """Refuse arrays that share memory, on whatever GPU or on the host: their addresses are of one space.
+class CudaKept(Kept):
+    """What is kept for parameters on a GPU, there; made and loaded by way of this host's memory."""
 
-    Raises:
-        OverlapError: two arrays share memory.
-    """
-    return Extents(arrays, names)  # type: ignore[arg-type]
+    def __init__(self, params: Sequence[Any], options: Options) -> None:
+        """Make the arrays, from the parameters as they are."""
+        has_any = options.master_weights or options.ema_decay is not None or options.low_precision_copy is not None
+        super().__init__([download(param) for param in params] if has_any else params, options)
+        self._params, self._stream = list(params), -1
+        self._place(self)
+
+    def beside(self, params: Sequence[Any]) -> Kept:
+        """Return what is kept for the same parameters in other memory, as `Kept.beside`."""
+        other, masters = copy(self), zip(list[Any](self.masters), params, strict=True)
+        other._params = list(params)
+        other.masters = [
+            None if master is None else uploaded(following(download(master), download(param)), param)  # type: ignore[misc]
+            for master, param in masters
+        ]
+        return other
+
+    def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what state dicts say; the averages and copies of a parameter that is not mentioned begin anew."""
+        host = Kept([download(param) for param in list[Any](self._params)], self._options)
+        host.set_states(states)
+        self._place(host)
+
+    def on(self, stream: int) -> None:
+        """Note the stream on which the arrays are written: who borrows them waits for that."""
+        if stream == self._stream:
+            return
+        self._stream, kept = stream, list[Any]((self.masters, self.emas, self._own_copies))
+        for arrays in kept:
+            arrays[:] = [None if array is None else replace(array, stream=stream) for array in arrays]
+
+    def _place(self, host: Kept) -> None:
+        """Take copies of another's arrays, on the GPU."""
+        self._stream = -1
+        self.masters, self.emas, self._own_copies = (
+            _uploaded(arrays, self._params) for arrays in (host.masters, host.emas, host._own_copies)
+        )
 
 
-def _narrowed(values: Any, array: CudaArray) -> Array:
-    """Return a state's values in the form of its array; zeros where there are none."""
-    return np.zeros(array.shape, array.dtype) if values is None else np.asarray(values)
+def cuda_parts(members: Sequence[Member], options: Options) -> list[Part]:
+    """Divide parameters on GPUs by GPU and precision: one part for each."""
+    found: dict[tuple[int, str], list[Member]] = {}
+    for member in members:
+        found.setdefault((member.param.device, options.computed_in(_format(member.param))), []).append(member)
+    return [CudaPart(group, options) for group in found.values()]
+
+
+def _uploaded(arrays: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+    """Return a copy of each array beside its parameter; None stays None."""
+    pairs = zip(arrays, params, strict=True)
+    return [None if array is None else uploaded(array, param) for array, param in pairs]
+
+
+def _format(array: CudaArray) -> int:
+    return NAMES.index(array.format)
+
+
+def _check(options: Options, member: Member) -> None:
+    """Refuse options that are not for arrays on a GPU."""
+    format_ = _format(member.param)
+    name, state = f"params{member.label}", options.state_format(format_)
+    if state == "8bit":
+        raise DtypeError(
+            f"{name} is on GPU {member.param.device}, state_dtype='8bit': that is for arrays in this host's memory; "
+            "on a GPU the state can be float32, float64 or bfloat16"
+        )
+    beside = {
+        "state_dtype='bfloat16'": state == "bfloat16",
+        "low_precision_copy='bfloat16'": options.low_precision_copy == "bfloat16",
+        "master_weights=True": options.has_master(format_) and format_ == BFLOAT16,
+    }
+    if options.rounding == "stochastic" and any(beside.values()):
+        option = next(option for option, given in beside.items() if given)
+        raise DtypeError(
+            f"{name} is on GPU {member.param.device}, rounding='stochastic' with {option}: on a GPU only parameters "
+            "are rounded at random; use rounding='nearest'"
+        )

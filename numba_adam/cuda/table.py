@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,24 +21,16 @@ from numba_adam.cuda.kernels import fold, norm, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
 from numba_adam.cuda.kernels.update import CHUNK, Layout, Place
 from numba_adam.cuda.memory import Array, Buffer, buffer_of, on, stream_of
+from numba_adam.cuda.outcomes import Records
 from numba_adam.errors import DtypeError, ShapeError, UnsupportedArrayError
 from numba_adam.folding import settings
 from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.part import APPLIED, StepResult
 from numba_adam.scaling import AS_THEY_ARE, Scaling
+from numba_adam.table import LABELS
 
-LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "grads", "ema", "low_precision")
 _BLOCKS_AT_MOST = 2**20
 _GRAD = Place._fields.index("grad")
-
-
-class Outcome(NamedTuple):
-    """What a step did."""
-
-    applied: bool
-    """False when it was left out because a gradient was not finite."""
-
-    grad_norm: float | None
-    """The gradients' global norm, unscaled and before clipping, where it was measured."""
 
 
 class _Batch(NamedTuple):
@@ -75,6 +68,7 @@ class CudaTable:
         rounding: str = "nearest",
         seed: int = 0,
         contract: bool = False,
+        caller: Any = None,
     ) -> None:
         """Check the arrays, and tell the GPU where they lie.
 
@@ -96,6 +90,7 @@ class CudaTable:
             places: which of the optimizer's parameters each one is, for the random numbers. Default: in order.
             rounding: how bfloat16 parameters are rounded: "nearest" or "stochastic".
             seed: of the random numbers.
+            caller: the array of the caller's that says which stream is current. Default: the first parameter.
             contract: let the compiler fuse multiplications with additions; the bits are then not the CPU's.
 
         Raises:
@@ -111,22 +106,21 @@ class CudaTable:
             [self._borrow(array, label, k) for k, array in enumerate(column)]
             for column, label in zip(given, self._column_labels(), strict=True)
         ]
-        self._owners = list(params)
+        self._caller = params[0] if caller is None else caller
         self._rounding, self._contract, self._zero_grad = rounding, contract, False
         self._check()
-        first = self._params[0]
-        self.device, self._stream = first.device, first.stream
+        self.device, self.stream = self._params[0].device, self._stream_now()
         self._seed, self._ema_decay = seed, ema_decay
         self._extents = extents or Extents(*self._written())
-        self._settings_now = np.array([settings(entry, self.dtype, ema_decay) for entry in hyperparameters])
+        self._settings_now = np.array([settings(entry, self._range, ema_decay) for entry in hyperparameters])
         self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places or range(count)))
         self._borrowed: list[CudaArray | None] = [None] * count
         self._given: list[Any] = [None] * count
         self._batches: dict[tuple[bool, tuple[str, ...]], list[_Batch]] = {}
         self._blocks: Buffer | None = None
         self._device_scalars = (0, 0)
-        self._scaling: Scaling | None = None
-        self._is_judged = self._is_measured = False
+        self._treatment_now: tuple[float, ...] = ()
+        self.is_judged = False
 
     @property
     def _params(self) -> list[CudaArray]:
@@ -134,15 +128,15 @@ class CudaTable:
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        row = settings(hyperparameters, self.dtype, self._ema_decay)
+        row = settings(hyperparameters, self._range, self._ema_decay)
         if tuple(self._settings_now[group]) != tuple(row):
             self._settings_now[group] = row
-            self._settings.upload(self._settings_now, self._stream)
+            self._settings.upload(self._settings_now, self.stream)
 
-    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **options: Any) -> None:
+    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **options: Any) -> StepResult:
         """Queue one step; nothing is changed if a gradient does not fit. Arguments as for `prepare`."""
         self.prepare(grads, scaling, **options)
-        self.launch(measure=scaling.is_measured)
+        return self.launch(measure=scaling.is_measured)
 
     def prepare(
         self,
@@ -167,11 +161,11 @@ class CudaTable:
         """
         views = [self._view_of(index, grad, writable=zero_grad) for index, grad in enumerate(grads)]
         scalars = [self._scalar(loss_scale, "loss_scale"), self._scalar(found_inf, "found_inf")]
-        self._stream = borrow_cuda(self._owners[0], name="params").stream
+        self.stream = self._stream_now()
         addresses = np.array([0 if view is None else view.address or 1 for view in views], dtype=np.int64)
         if not np.array_equal(addresses, self._table[_GRAD]):
             self._table[_GRAD] = addresses
-            self._places.upload(self._table, self._stream)
+            self._places.upload(self._table, self.stream)
         self._borrowed, self._given = views, list(grads)
         self._device_scalars, self._zero_grad = (scalars[0], scalars[1]), zero_grad
         self.prepare_again(scaling)
@@ -179,52 +173,64 @@ class CudaTable:
 
     def prepare_again(self, scaling: Scaling) -> None:
         """Plan the step that `prepare` planned with another scaling."""
-        if scaling != self._scaling:
-            self._scaling = scaling
-            treatment = np.array([scaling.factor, scaling.clip_value, scaling.max_norm, -1.0])
-            self._treatment.upload(treatment, self._stream)
+        treatment = (scaling.factor, scaling.clip_value, scaling.max_norm)
+        if treatment != self._treatment_now:
+            self._treatment_now = treatment
+            self._treatment.upload(np.array(treatment), self.stream)
 
     def sum_of_squares(self) -> float:
         """Return the sum of squares of the gradients that `prepare` found; waits for it."""
         with on(self.device):
             self._sum()
-        return float(self._total.download(self._stream)[0])
+        return float(self._total.download(self.stream)[0])
 
-    def launch(self, *, measure: bool = False) -> None:
+    def launch(self, *, measure: bool = False) -> StepResult:
         """Queue the step that `prepare` planned.
 
         Args:
             measure: read the gradients first, on the GPU: clip their norm, and leave the step out if it is not finite.
+
+        Returns:
+            what it did; reading that waits only where it is decided on the GPU.
         """
+        pending = self._records.next(self.stream, has_norm=measure)
         with on(self.device):
             if measure:
                 self._sum()
             self._fold(measure=measure)
             for batch in self._batches_of_now():
                 self._launch(batch)
-        self._is_measured, self._is_judged = measure, measure or self._device_scalars[1] != 0
+        self.is_judged = measure or self._device_scalars[1] != 0
+        return pending if self.is_judged else APPLIED
 
-    def outcome(self) -> Outcome:
-        """Return what the last step did; waits for it only where that is decided on the GPU."""
-        if not self._is_judged:
-            return Outcome(applied=True, grad_norm=None)
-        applied = int(self._skip.download(self._stream)[0]) == 0
-        measured = float(self._treatment.download(self._stream)[fold.NORM])
-        return Outcome(applied, measured if self._is_measured else None)
+    def outcome(self) -> StepResult:
+        """Return what the last step did, or the last replay of it; waits only where that is decided on the GPU."""
+        return self._records.last() if self.is_judged else APPLIED
+
+    def extents_of_grads(self) -> tuple[Array, Array, list[str]]:
+        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+        found = [(view, name) for view, name in zip(self._borrowed, self._names, strict=True) if view is not None]
+        begins = np.array([view.address for view, _ in found], dtype=np.uint64)
+        sizes = np.array([view.nbytes for view, _ in found], dtype=np.uint64)
+        return begins, begins + sizes, [f"{self._labels[6]}{name}" for _, name in found]
 
     @property
     def steps(self) -> Array:
         """Updates made so far, (parameters,) int64; reading waits for the GPU."""
-        return self._steps.download(self._stream)
+        return self._steps.download(self.stream)
 
     @steps.setter
     def steps(self, steps: Sequence[int]) -> None:
-        self._steps.upload(np.array(steps, dtype=np.int64), self._stream)
+        self._steps.upload(np.array(steps, dtype=np.int64), self.stream)
 
     def _column_labels(self) -> list[str]:
         """Return the labels in the order of Place."""
-        params, exp_avg, exp_avg_sq, largest, grads, ema, copy = self._labels
+        params, exp_avg, exp_avg_sq, largest, ema, copy, grads = self._labels
         return [params, grads, exp_avg, exp_avg_sq, largest, ema, copy]
+
+    def _stream_now(self) -> int:
+        """Return the stream that the caller works on."""
+        return borrow_cuda(self._caller, name="params").stream
 
     def _borrow(self, array: Any, label: str, index: int) -> CudaArray | None:
         return None if array is None else borrow_cuda(array, name=f"{label}{self._names[index]}", writable=True)
@@ -252,6 +258,10 @@ class CudaTable:
                 f"{self._labels[0]} have the dtypes {found}: a table computes in float32 or in float64; make two"
             )
         self.dtype = reals[0]
+        moments = {
+            row[name] for row in self._rows for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if name in row
+        }
+        self._range = "float64" if moments == {"float64"} else "float32"  # what their floors are made for
         home = self._params[0]
         for array, label in zip(*self._written(), strict=True):
             if array.device != home.device:
@@ -266,7 +276,7 @@ class CudaTable:
 
     def _make_buffers(self, groups: list[int], steps: list[int], places: list[int]) -> None:
         """Take the memory that the kernels need beside the arrays."""
-        count, device, stream = len(groups), self.device, self._stream
+        count, device, stream = len(groups), self.device, self.stream
         self._table = np.array(
             [[0 if array is None else array.address for array in column] for column in self._columns], dtype=np.int64
         )
@@ -281,7 +291,7 @@ class CudaTable:
         self._constants = Buffer((count, update.CONSTANTS), self.dtype, device)
         self._keys = Buffer(count, "uint32", device)
         self._treatment = Buffer(fold.TREATMENT, "float64", device)
-        self._skip, self._total = integers([0]), Buffer(1, "float64", device)
+        self._records, self._total = Records(device), Buffer(1, "float64", device)
 
     def _view_of(self, index: int, grad: Any, *, writable: bool) -> CudaArray | None:
         """Borrow a gradient, and check it. One that was seen before and lies where it lay is not asked again."""
@@ -290,7 +300,7 @@ class CudaTable:
         known = self._borrowed[index]
         if not writable and grad is self._given[index] and known is not None and _place_of(grad) == known.address:
             return known
-        name, param = f"{self._labels[4]}{self._names[index]}", self._params[index]
+        name, param = f"{self._labels[6]}{self._names[index]}", self._params[index]
         view = borrow_cuda(grad, name=name, writable=writable)
         if view.shape != param.shape:
             raise ShapeError(
@@ -338,31 +348,34 @@ class CudaTable:
     def _pieces(self, rows: Sequence[int], size: int) -> Buffer:
         """Return arrays cut into pieces: (pieces, 2) int64, an array and where the piece begins in it."""
         pieces = [(row, begin) for row in rows for begin in range(0, self._lengths_now[row], size)]
-        return buffer_of(np.array(pieces, dtype=np.int64).reshape(-1, 2), self.device, self._stream)
+        return buffer_of(np.array(pieces, dtype=np.int64).reshape(-1, 2), self.device, self.stream)
 
     def _on_stream(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
-        stream = stream_of(self._stream, self.device)
+        stream = stream_of(self.stream, self.device)
         seam.configured(kernel, max(1, min(blocks, _BLOCKS_AT_MOST)), threads, stream)(*arguments)
 
     def _sum(self) -> None:
         """Queue the sum of squares of all gradients."""
-        formats = {view.format for view in self._borrowed if view is not None}
-        if len(formats) > 1:
-            raise DtypeError(
-                f"{self._labels[4]} have the dtypes {', '.join(sorted(formats))}: to be measured together they must "
-                "all be of one"
-            )
         if self._blocks is None:
             self._blocks = self._pieces(range(len(self._lengths_now)), norm.BLOCK)
             self._sums = Buffer((self._blocks.shape[0], norm.SUM_LANES), "float64", self.device)
         count, threads = self._blocks.shape[0], seam.THREADS
         grads = self._places.address + 8 * _GRAD * len(self._params)
-        for number in formats:
-            arguments = (grads, self._lengths.address, self._blocks.address, count, self._sums.address)
-            kernel = norm.lanes_kernel(number)
-            self._on_stream(kernel, math.ceil(count * norm.SUM_LANES / threads), threads, *arguments)
+        for number, first, after in self._blocks_by_format():
+            blocks, sums = self._blocks.address + 16 * first, self._sums.address + 8 * norm.SUM_LANES * first
+            arguments = (grads, self._lengths.address, blocks, after - first, sums)
+            grid = math.ceil((after - first) * norm.SUM_LANES / threads)
+            self._on_stream(norm.lanes_kernel(number), grid, threads, *arguments)
         self._on_stream(norm.blocks_kernel, math.ceil(count / threads), threads, self._sums.address, count)
         self._on_stream(norm.total_kernel, 1, 1, self._sums.address, count, self._total.address)
+
+    def _blocks_by_format(self) -> list[tuple[str, int, int]]:
+        """Return neighbouring blocks whose gradients have one format: it, the first block, the one after the last."""
+        ends = np.cumsum([0, *(math.ceil(length / norm.BLOCK) for length in self._lengths_now)])
+        formats = ["float32" if view is None else view.format for view in self._borrowed]
+        runs = [(number, list(rows)) for number, rows in groupby(range(len(formats)), key=formats.__getitem__)]
+        places = [(number, int(ends[rows[0]]), int(ends[rows[-1] + 1])) for number, rows in runs]
+        return [(number, first, after) for number, first, after in places if after > first]
 
     def _fold(self, *, measure: bool) -> None:
         """Queue the folding of the step's constants."""
@@ -379,7 +392,7 @@ class CudaTable:
             total=self._total.address if measure else 0,
             loss_scale=loss_scale,
             found_inf=found_inf,
-            skip=self._skip.address,
+            record=self._records.address,
             places=self._numbers.address,
         )
         threads = min(128, count)
@@ -388,7 +401,7 @@ class CudaTable:
     def _launch(self, batch: _Batch) -> None:
         """Queue the update of a batch."""
         kernels = update.kernels(batch.layout)
-        constants, keys, skip = self._constants.address, self._keys.address, self._skip.address
+        constants, keys, skip = self._constants.address, self._keys.address, self._records.address
         if len(batch.rows) == 1:
             row = batch.rows[0]
             size = self._lengths_now[row]

@@ -1,9 +1,9 @@
 """The update of rows of a table, each after the steps it has missed. Imports Numba.
 
 Rows are worked on tile by tile: up to 64 rows (or a piece of one wide row) are copied into a scratch that stays in the
-nearest cache, updated there as one run of elements, and copied back. So narrow rows are vector code too, and the loads
-of many rows are under way at once. The rows of a tile are ordered by the first step they have missed: at any step those
-to be replayed are neighbours.
+nearest cache, updated there as one run of elements, and copied back, while those of the next tile are on their way. So
+narrow rows are vector code too. The rows of a tile are ordered by the first step they have missed: at any step those to
+be replayed are neighbours. Rows that are not to make up for anything need none of this: see `rows_in_place`.
 
 What a replay may leave out changes no bit: an element whose first moment is zero keeps its parameter when there is no
 gradient and no decay, and one whose moments are both zero keeps everything. As a row's gradient fades, it becomes quiet
@@ -19,21 +19,20 @@ from numba import prange
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from numba_adam.folding import Constants
-from numba_adam.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.kernels.compile import inlined, kernel, parallel_kernel
 from numba_adam.kernels.element import adam, amsgrad, moments
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
-from numba_adam.kernels.rows_memory import copy
+from numba_adam.kernels.rows_memory import copy, prefetch
 
 PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, GRAD, ZEROS = range(6)  # in `Plan.addresses`; in a scratch, with ZEROS
 _COLUMNS = 4  # of these are the table's own
 TILE = 1024  # elements
 TILE_ROWS = 64
-SLOTS = 3
+SLOTS = 2
 _PITCH = TILE + 80  # elements from one of a scratch's arrays to the next: no power of two, which would share cache sets
 SCRATCH = (ZEROS + 1) * _PITCH  # elements
 
 _CONSTANTS = len(Constants._fields)
-_BYTES = np.empty(0, np.uint8)
 
 
 class Plan(NamedTuple):
@@ -51,30 +50,30 @@ class Plan(NamedTuple):
     rests: Any  # whether all constants leave alone what is at rest
 
 
-@inline
+@inlined
 def _constants_at(constants, k):  # type: ignore[no-untyped-def]
     return Constants(*to_fixed_tuple(constants[k], _CONSTANTS))
 
 
-@inline
+@inlined
 def _add(source, target):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         target[i] = target[i] + source[i]
 
 
-@inline
+@inlined
 def _place(scratch, array, begin, like):  # type: ignore[no-untyped-def]
     """Return where an element of one of the scratch's arrays lies."""
     return scratch + np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
 
 
-@inline
+@inlined
 def _column(scratch, array, begin, size, like):  # type: ignore[no-untyped-def]
     """Return elements of one of the scratch's arrays."""
     return array_at(_place(scratch, array, begin, like), np.uint64(size), like)
 
 
-@inline
+@inlined
 def _update(scratch, grads, begin, size, has_largest, c, like):  # type: ignore[no-untyped-def]
     """Update `size` elements of a tile, from `begin` on, with the gradients GRAD or ZEROS."""
     param = _column(scratch, PARAM, begin, size, like)
@@ -87,7 +86,7 @@ def _update(scratch, grads, begin, size, has_largest, c, like):  # type: ignore[
         adam(param, grad, exp_avg, exp_avg_sq, c)
 
 
-@inline
+@inlined
 def _decay(scratch, begin, size, c, like):  # type: ignore[no-untyped-def]
     """Let the second moments of quiet elements decay: nothing else of them changes."""
     exp_avg_sq = _column(scratch, EXP_AVG_SQ, begin, size, like)
@@ -95,7 +94,7 @@ def _decay(scratch, begin, size, c, like):  # type: ignore[no-untyped-def]
         _, exp_avg_sq[i] = moments(c.zero, c.zero, c.zero, exp_avg_sq[i], c)
 
 
-@inline
+@inlined
 def _is_quiet(scratch, begin, size, has_largest, like):  # type: ignore[no-untyped-def]
     """Say whether a step without gradient and decay would leave the parameters of these elements alone."""
     exp_avg = _column(scratch, EXP_AVG, begin, size, like)
@@ -107,7 +106,7 @@ def _is_quiet(scratch, begin, size, has_largest, like):  # type: ignore[no-untyp
     return True
 
 
-@inline
+@inlined
 def _is_at_rest(scratch, begin, size, like):  # type: ignore[no-untyped-def]
     """Say whether the second moments of quiet elements are zero."""
     exp_avg_sq = _column(scratch, EXP_AVG_SQ, begin, size, like)
@@ -117,7 +116,7 @@ def _is_at_rest(scratch, begin, size, like):  # type: ignore[no-untyped-def]
     return True
 
 
-@inline
+@inlined
 def _step_through(scratch, begins, size, plan, like):  # type: ignore[no-untyped-def]
     """Replay a tile's rows, of `size` elements each, and update them; `begins` are ascending."""
     has_largest, has_grads = plan.addresses[MAX_EXP_AVG_SQ] != 0, plan.starts.size > 0
@@ -142,7 +141,7 @@ def _step_through(scratch, begins, size, plan, like):  # type: ignore[no-untyped
                 step = max(step, begins[active] if active < begins.size else plan.end)
 
 
-@inline
+@inlined
 def _arrange(plan, low, begins, places):  # type: ignore[no-untyped-def]
     """Set `places` to the order in which a tile's rows are replayed, and `begins` to their first steps."""
     for k in range(begins.size):
@@ -153,40 +152,27 @@ def _arrange(plan, low, begins, places):  # type: ignore[no-untyped-def]
         begins[place], places[place] = begin, low + k
 
 
-@inline
+@inlined
 def _offset(row, column, plan, like):  # type: ignore[no-untyped-def]
     """Return how many bytes behind an array's beginning an element lies."""
     return (np.uint64(row) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
 
 
-@inline
-def _fetch_row(address, last, total):  # type: ignore[no-untyped-def]
-    """Read the first and the last byte of a row; return what no compiler makes vector code of, or leaves out."""
-    row = array_at(address, last + np.uint64(1), _BYTES)
-    return np.uint64(row[last]) - (np.uint64(row[0]) - total)
-
-
-@inline
+@inlined
 def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
-    """Read a little of every row that a tile is going to load.
-
-    Rows far apart are what no CPU foresees. Loads that nothing waits for are under way by the dozen; between the
-    copies' stores they would be so one row after the other.
-    """
-    total, last = np.uint64(0), np.uint64(size) * np.uint64(like.itemsize) - np.uint64(1)
+    """Ask for the rows of a tile, and for the first gradient of each."""
+    size_bytes = np.uint64(size) * np.uint64(like.itemsize)
     for k in range(low, high):
         skip = _offset(plan.rows[k], column, plan, like)
         for array in range(_COLUMNS):
             if plan.addresses[array]:
-                total = _fetch_row(plan.addresses[array] + skip, last, total)
-    if plan.starts.size:
-        for k in range(low, high):
+                prefetch(plan.addresses[array] + skip, size_bytes)
+        if plan.starts.size:
             skip = _offset(plan.order[plan.starts[k]], column, plan, like)
-            total = _fetch_row(plan.addresses[GRAD] + skip, last, total)
-    return total
+            prefetch(plan.addresses[GRAD] + skip, size_bytes)
 
 
-@inline
+@inlined
 def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile into the scratch."""
     for k in range(places.size):
@@ -196,7 +182,7 @@ def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped
                 copy(plan.addresses[array] + skip, _place(scratch, array, k * size, like), size, like)
 
 
-@inline
+@inlined
 def _load_gradients(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Sum the gradients of each row of a tile, in the order in which they were named, into the scratch."""
     for k in range(places.size):
@@ -208,7 +194,7 @@ def _load_gradients(scratch, plan, places, column, size, like):  # type: ignore[
             _add(array_at(other, np.uint64(size), like), _column(scratch, GRAD, k * size, size, like))
 
 
-@inline
+@inlined
 def _store(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile back."""
     for k in range(places.size):
@@ -218,7 +204,7 @@ def _store(scratch, plan, places, column, size, like):  # type: ignore[no-untype
                 copy(_place(scratch, array, k * size, like), plan.addresses[array] + skip, size, like)
 
 
-@inline
+@inlined
 def _tile(plan, low, high, column, size, scratch, slots, like):  # type: ignore[no-untyped-def]
     """Replay and update `size` columns, from `column` on, of the rows from `low` to `high`.
 
@@ -229,7 +215,7 @@ def _tile(plan, low, high, column, size, scratch, slots, like):  # type: ignore[
         column: first element of each row.
         size: elements of each row.
         scratch: address of SCRATCH elements.
-        slots: (SLOTS, TILE_ROWS) int64: of two rows see `_arrange`, the third takes what nobody needs.
+        slots: (SLOTS, TILE_ROWS) int64: see `_arrange`.
         like: any array of the parameters' dtype.
     """
     begins, places = slots[0, : high - low], slots[1, : high - low]
@@ -241,7 +227,14 @@ def _tile(plan, low, high, column, size, scratch, slots, like):  # type: ignore[
     _store(scratch, plan, places, column, size, like)
 
 
-@inline
+@inlined
+def _extent(plan, number, rows, pieces):  # type: ignore[no-untyped-def]
+    """Return the first row of a tile, the one behind its last, its first column, and how many columns it has."""
+    low, column = number // pieces * rows, number % pieces * TILE
+    return low, min(low + rows, plan.rows.size), column, min(TILE, plan.width - column)
+
+
+@inlined
 def _run(plan, task, tasks, scratch, slots):  # type: ignore[no-untyped-def]
     """Do one task's share of the tiles."""
     before = enter_ieee()
@@ -251,11 +244,13 @@ def _run(plan, task, tasks, scratch, slots):  # type: ignore[no-untyped-def]
     tiles = (plan.rows.size + rows - 1) // rows * pieces
     share = (tiles + tasks - 1) // tasks
     begin, end = task * share, min(tiles, (task + 1) * share)
-    for number in range(begin, end):
-        low, column = number // pieces * rows, number % pieces * TILE
-        high, size = min(low + rows, plan.rows.size), min(TILE, plan.width - column)
-        slots[2, 0] += np.int64(_fetch(plan, low, high, column, size, scratch))
-        _tile(plan, low, high, column, size, np.uint64(scratch.ctypes.data), slots, scratch)
+    for number in range(begin - 1, end):  # each tile's rows are on their way while the one before is updated
+        if number + 1 < end:
+            low, high, column, size = _extent(plan, number + 1, rows, pieces)
+            _fetch(plan, low, high, column, size, scratch)
+        if number >= begin:
+            low, high, column, size = _extent(plan, number, rows, pieces)
+            _tile(plan, low, high, column, size, np.uint64(scratch.ctypes.data), slots, scratch)
     leave_ieee(before)
 
 

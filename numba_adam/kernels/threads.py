@@ -21,14 +21,17 @@ from numba.np.ufunc import parallel
 ELEMENTS_PER_TASK = 16_384  # fewer are done sooner than a thread is woken
 
 _registry_lock = threading.Lock()  # held while locks are added, and throughout a fork
-_step_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
-_held_for_fork: list[threading.Lock] = []
+_step_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_held_for_fork: list[threading.Lock | threading.RLock] = []
 _pool_is_lost = False
 
 
-def step_lock() -> threading.Lock:
-    """Return a new lock that a fork waits for. `launch_lock` may be taken while it is held, never the reverse."""
-    lock = threading.Lock()
+def step_lock() -> threading.RLock:
+    """Return a new lock that a fork waits for. `launch_lock` may be taken while it is held, never the reverse.
+
+    The thread that holds it may take it again: a schedule, which a step calls, may look at its optimizer's state.
+    """
+    lock = threading.RLock()
     with _registry_lock:
         _step_locks.add(lock)
     return lock

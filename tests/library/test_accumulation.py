@@ -436,7 +436,7 @@ def test_no_sum_is_lost_between_threads_that_accumulate_and_one_that_steps():
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while len(seen) < 200:
+    while len(seen) < 60:
         try:
             optimizer.step()
         except NamesError:

@@ -320,10 +320,19 @@ def test_gradients_with_the_wrong_names():
     check_step_refused(*used()[:2], {}, NamesError, ["'a'"])
 
 
-@pytest.mark.parametrize("grads", [[None, None, None], None, np.ones(3), (x for x in "abc"), 3])
+@pytest.mark.parametrize("grads", [[None, None, None], np.ones(3), (x for x in "abc"), 3])
 def test_named_parameters_want_named_gradients(grads):
     optimizer, params, _ = used()
     check_step_refused(optimizer, params, grads, NamesError, ["grads", "names"])
+
+
+@pytest.mark.parametrize("form", ["single", "list", "dict"])
+def test_no_gradients_at_all_where_none_were_accumulated(form):
+    w = np.ones(3)
+    optimizer = na.Adam({"single": w, "list": [w], "dict": {"w": w}}[form])
+    for call in (lambda: optimizer.step(None), optimizer.step):
+        check_refused(call, [w], NamesError, ["no gradients are given", "accumulate"])
+    assert optimizer.state == {}
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -334,7 +343,7 @@ def test_the_wrong_number_of_gradients(count):
     assert optimizer.state == {}
 
 
-@pytest.mark.parametrize("grads", [None, np.ones((2, 3)), {0: np.ones(3), 1: np.ones(3)}, iter([]), 3.0], ids=type)
+@pytest.mark.parametrize("grads", [np.ones((2, 3)), {0: np.ones(3), 1: np.ones(3)}, iter([]), 3.0], ids=type)
 def test_a_list_of_parameters_wants_a_list_of_gradients(grads):
     w = [np.ones(3), np.ones(3)]
     optimizer = na.Adam(w)

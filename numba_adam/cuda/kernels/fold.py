@@ -26,8 +26,12 @@ SETTINGS = len(Settings._fields)  # float64, in a row of settings
 PARAM_COLUMN = 0  # what `codecs.stream_key` calls the parameter among an array's columns
 
 # Places in the treatment, float64: what is done to the gradients of a step.
-FACTOR, CLIP_VALUE, MAX_NORM, NORM = range(4)
-TREATMENT = 4
+FACTOR, CLIP_VALUE, MAX_NORM = range(3)
+TREATMENT = 3
+
+# Places in a record, of 8 bytes each: what a step did.
+SKIP, NORM = range(2)
+RECORD = 2
 
 _load_int64, _store_int64 = access.scalar("int64")
 _load_float64, _store_float64 = access.scalar("float64")
@@ -44,11 +48,11 @@ class Step(NamedTuple):
     grads: Any  # (count,) int64: where the gradients lie, 0 without one
     constants: Any  # (count, CONSTANTS), of what is computed in: written
     keys: Any  # (count,) uint32: written
-    treatment: Any  # (TREATMENT,) float64; NORM is written where it is measured
+    treatment: Any  # (TREATMENT,) float64
     total: Any  # float64: the sum of squares of all gradients; 0: not measured
     loss_scale: Any  # float32: divides the gradients; 0: none
     found_inf: Any  # float32: not 0 when a gradient is not finite; 0: not asked
-    skip: Any  # int64: set to 1 when the step is left out, else to 0
+    record: Any  # SKIP, int64, set to 1 when the step is left out, else to 0; NORM, float64, -1 where not measured
     places: Any  # (count,) int64: which of the optimizer's parameters each array is
 
 
@@ -114,8 +118,8 @@ def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
     row = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
     factor, norm, is_left_out = _treated(step)
     if row == 0:
-        _store_float64(step.treatment + NORM * 8, norm)
-        _store_int64(step.skip, np.int64(1) if is_left_out else np.int64(0))
+        _store_float64(step.record + NORM * 8, norm)
+        _store_int64(step.record + SKIP * 8, np.int64(1) if is_left_out else np.int64(0))
     if row < count and not is_left_out and _load_int64(step.grads + row * 8) != 0:
         number = _load_int64(step.steps + row * 8) + 1
         s = _row_of_settings(step.settings + _load_int64(step.groups + row * 8) * (SETTINGS * 8))

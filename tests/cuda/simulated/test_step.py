@@ -8,7 +8,7 @@ from lending import Interface, on_gpu
 
 import numba_adam as na
 from numba_adam import Hyperparameters
-from numba_adam.cuda.table import CudaTable, Outcome
+from numba_adam.cuda.table import CudaTable
 from numba_adam.scaling import scaling
 
 SIZES = (9000, 3, 0, 41)
@@ -35,7 +35,7 @@ def test_a_clipped_step_has_the_cpus_bits_and_norm(dtype):
     cpu = na.Adam(copies, lr=0.01)
     for options in ({"max_grad_norm": 2.0}, {"loss_scale": 8.0, "max_grad_norm": 1e6}, {"loss_scale": 2.0}):
         table.step(on_gpu(*grads), scaling(1.0, *(options.get(key) for key in ("loss_scale", "max_grad_norm", "_"))))
-        assert table.outcome() == Outcome(applied=True, grad_norm=cpu.step(grads, **options).grad_norm)
+        assert table.outcome() == na.StepResult(applied=True, grad_norm=cpu.step(grads, **options).grad_norm)
     assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
 
 

@@ -23,6 +23,7 @@ class Scaling(NamedTuple):
 
 
 AS_THEY_ARE = Scaling()
+_LARGEST, _SMALLEST = 2.0**127, 2.0**-126  # what float32 holds
 
 
 def scaling(
@@ -38,19 +39,33 @@ def scaling(
         HyperparameterError: one of them is out of range.
     """
     factor, zero = real("grad_scale", grad_scale), flag("zero_grad", zero_grad)
-    if loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
-        return AS_THEY_ARE if factor == 1.0 else Scaling(factor)
-    there = loss_scale if is_on_cuda(loss_scale) else None
+    there = loss_scale if loss_scale is not None and is_on_cuda(loss_scale) else None
     if loss_scale is not None and there is None:
         factor = float(unscaled(factor, _positive("loss_scale", loss_scale)))
+    if abs(factor) > _LARGEST:
+        raise HyperparameterError(
+            f"the gradients are to be multiplied by {factor}, of grad_scale={grad_scale!r} and "
+            f"loss_scale={loss_scale!r}: it must be at most 2**127 in magnitude, for float32 holds no more"
+        )
+    if factor == 1.0 and loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
+        return AS_THEY_ARE
     return Scaling(
         factor,
-        0.0 if clip_value is None else _positive("clip_value", clip_value),
+        0.0 if clip_value is None else _clip(clip_value),
         math.inf if max_grad_norm is None else _positive("max_grad_norm", max_grad_norm),
         zero,
         loss_scale is not None or max_grad_norm is not None,
         there,
     )
+
+
+def _clip(value: object) -> float:
+    result = _positive("clip_value", value)
+    if result < _SMALLEST:
+        raise HyperparameterError(
+            f"clip_value={value!r}: it must be at least 2**-126, as float32 holds no less, or None"
+        )
+    return result
 
 
 def _positive(name: str, value: object) -> float:

@@ -163,10 +163,19 @@ def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-
     if work.ema != 0:
         average(array_at(work.ema + begin * np.uint64(like.itemsize), size, like), param, c)
     if work.copy.address != 0:
+        if work.param.format == FLOAT32 and native(like) != FLOAT32:
+            _as_stored(param)
         close(param, work.copy, begin, like)
     if work.zero_grad:
         width = bytes_of(work.grad.format)
         _clear(array_at(work.grad.address + begin * width, size * width, _BYTES))
+
+
+@inline
+def _as_stored(values):  # type: ignore[no-untyped-def]
+    """Round values to float32, as a parameter of that dtype holds them: a copy is one of the parameter."""
+    for i in range(values.size):
+        values[i] = np.float32(values[i])
 
 
 @inline

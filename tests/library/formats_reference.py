@@ -72,10 +72,9 @@ def encode(values: np.ndarray, dtype: np.dtype, random: np.ndarray | None = None
     """Return values as an array of a dtype, rounded to nearest, or a bfloat16 at random where such bits are given."""
     if dtype.itemsize > 2:
         return values.astype(dtype)
-    single = values.astype(np.float32)
     name = "float16" if dtype == np.float16 else "bfloat16"
-    codes = nearest(single, name) if random is None or name == "float16" else at_random(single, random)
-    return np.where(np.isnan(single), 0x7FC0 if name == "bfloat16" else 0x7E00, codes).astype(np.uint16).view(dtype)
+    codes = nearest(values, name) if random is None or name == "float16" else at_random(values, random)
+    return np.where(np.isnan(values), 0x7FC0 if name == "bfloat16" else 0x7E00, codes).astype(np.uint16).view(dtype)
 
 
 @dataclass
@@ -129,7 +128,8 @@ class Twin:
             decay = self.real.type(self.ema_decay), self.real.type(1.0 - self.ema_decay)
             self.ema = decay[0] * self.ema + decay[1] * param
         if self.low_precision_copy is not None:
-            self.copy = encode(param, DTYPES[self.low_precision_copy])
+            stored = param.astype(np.float32) if self.param.dtype == np.float32 else param
+            self.copy = encode(stored, DTYPES[self.low_precision_copy])
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         for column, (name, values) in enumerate(zip(names, moments, strict=True), 1):
             setattr(self, name, encode(values, self.exp_avg.dtype, self._random(column)))

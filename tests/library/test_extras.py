@@ -203,6 +203,17 @@ def test_the_copy_is_the_rounding_of_the_new_parameter(param, kind):
             assert bits(found) == bits(params_of(optimizer)[place].astype(COPIES[kind]))
 
 
+@pytest.mark.parametrize(("kind", "step"), [("bfloat16", 2.0**-7), ("float16", 2.0**-10)])
+def test_a_float64_parameter_just_beside_a_tie_is_not_rounded_twice(kind, step):
+    above, below = 1 + step / 2 + 2.0**-40, 1 + 3 * step / 2 - 2.0**-40
+    optimizer = na.Adam(np.array([above, below, -above, -below]), lr=0.0, low_precision_copy=kind)
+    optimizer.step(np.ones(4))
+    values = [float(value) for value in optimizer.low_precision.view(np.uint16 if kind == "bfloat16" else np.float16)]
+    if kind == "bfloat16":
+        values = [float(np.uint32(int(code) << 16).view(np.float32)) for code in values]
+    assert values == [1 + step, 1 + step, -1 - step, -1 - step]
+
+
 @pytest.mark.parametrize("kind", COPIES)
 def test_before_the_first_step_the_copy_is_that_of_the_parameter(kind):
     params, _ = arrays_of("float32")

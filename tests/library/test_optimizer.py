@@ -176,6 +176,14 @@ def test_none_leaves_an_array_and_its_state_alone_and_each_has_its_own_bias_corr
     assert 2 not in optimizer.state
 
 
+def test_none_for_a_single_array_is_a_step_that_changes_nothing():
+    w = np.ones(3)
+    optimizer = na.Adam(w)
+    optimizer.step(None)
+    assert (w == 1).all()
+    assert optimizer.state == {}
+
+
 def test_state_arrays_are_the_optimizers_own():
     optimizer = na.Adam([np.ones(3)])
     optimizer.step([np.ones(3)])

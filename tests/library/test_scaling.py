@@ -187,3 +187,16 @@ def test_clipping_is_pytorchs():
         assert opt.step(grad, max_grad_norm=max_norm).grad_norm == pytest.approx(float(norm), rel=1e-6)
     for mine, param in zip(opt.param_groups[0]["params"], theirs, strict=True):
         np.testing.assert_allclose(mine, param.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"loss_scale": 1e-50}, {"grad_scale": 1e39}, {"grad_scale": -1e39, "clip_value": 1.0}, {"clip_value": 1e-50}],
+)
+def test_scales_that_float32_cannot_hold_are_refused_and_nothing_changes(arguments):
+    w = np.ones(3, np.float32)
+    optimizer = na.Adam([w])
+    with pytest.raises(na.errors.HyperparameterError, match="float32 holds no"):
+        optimizer.step([np.ones(3, np.float32)], **arguments)
+    assert (w == 1).all()
+    assert optimizer.state == {}

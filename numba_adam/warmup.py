@@ -24,9 +24,10 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
         ['float32']
 
     Args:
-        kinds: what is going to be used, default all: "float32" and "float64" (plain arrays of one dtype, with clipping
-            and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies, accumulation) and
-            "rows" (`adam_update_rows`).
+        kinds: what is going to be used, default all but the last: "float32" and "float64" (plain arrays of one dtype,
+            with clipping and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies,
+            accumulation), "rows" (`adam_update_rows`), and "cuda" (arrays on the current GPU; nothing of that is kept
+            for later processes).
         progress: called after each kind, with its name and the seconds it took.
 
     Returns:
@@ -34,12 +35,13 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
 
     Raises:
         HyperparameterError: there is no kind of that name.
+        CudaUnavailableError: "cuda" is asked for, and there is no CUDA package, or no GPU.
     """
     unknown = [kind for kind in kinds if kind not in _KINDS]
     if unknown:
         raise HyperparameterError(f"kinds has {unknown[0]!r}: it must be of {', '.join(map(repr, _KINDS))}")
     seconds = {}
-    for kind in kinds or _KINDS:
+    for kind in kinds or _UNASKED:
         start = time.perf_counter()
         _KINDS[kind]()
         seconds[kind] = time.perf_counter() - start
@@ -92,9 +94,17 @@ def _step(
         optimizer.step(max_grad_norm=1.0)
 
 
+def _cuda() -> None:
+    from numba_adam.cuda.warm import warm  # needs a CUDA package
+
+    warm()
+
+
 _KINDS: dict[str, Callable[[], None]] = {
     "float32": lambda: _plain("float32"),
     "float64": lambda: _plain("float64"),
     "formats": _formats,
     "rows": _rows,
+    "cuda": _cuda,
 }
+_UNASKED = tuple(kind for kind in _KINDS if kind != "cuda")

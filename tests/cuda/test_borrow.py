@@ -144,11 +144,12 @@ def test_without_a_gpu_the_optimizer_says_what_is_missing():
         "from lending import Capsule\n"
         "from numba_adam.errors import CudaUnavailableError\n"
         "array = Capsule(np.ones(3))\n"
-        "for use in (lambda: na.Adam([np.ones(3), array]), lambda: na.adam_update(*[array] * 4, 1)):\n"
+        "uses = [lambda: na.Adam([np.ones(3), array]), lambda: na.adam_update(*[array] * 4, 1)]\n"
+        "for use in (*uses, lambda: na.warmup('cuda')):\n"
         "    try: use()\n"
         "    except CudaUnavailableError as error: print(error)"
     )
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     hidden.pop("NUMBA_ENABLE_CUDASIM", None)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden, timeout=110)
-    assert run.stdout.count("pip install") == 2, run.stdout + run.stderr
+    assert run.stdout.count("pip install") == 3, run.stdout + run.stderr

@@ -240,3 +240,7 @@ def test_the_function_works_on_a_gpus_arrays():
         na.adam_update(*lent[:4], step, lr=0.1, grad_scale=0.5, max_exp_avg_sq=lent[4])
         na.adam_update(*copies[:4], step, lr=0.1, grad_scale=0.5, max_exp_avg_sq=copies[4])
     assert [bits(array) for array in arrays] == [bits(copy) for copy in copies]
+
+
+def test_warmup_makes_steps_of_every_format():
+    assert list(na.warmup("cuda")) == ["cuda"]

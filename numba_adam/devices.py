@@ -11,9 +11,11 @@ from typing import Any
 from numba_adam.conversion import format_number
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
 from numba_adam.errors import HyperparameterError, UnsupportedArrayError
+from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.options import Options
 from numba_adam.part import Member, Part
+from numba_adam.scaling import Scaling
 
 
 def borrow_param(param: Any, name: str) -> Any:
@@ -71,6 +73,29 @@ def check_loss_scale(parts: Sequence[Part]) -> None:
             "loss_scale is an array on a GPU: that needs all parameters on that GPU, computed in one precision; give "
             "it as a float"
         )
+
+
+def update_on_cuda(
+    arrays: Sequence[Any], hyperparameters: Hyperparameters, step: int, grad_scale: float, labels: Sequence[str]
+) -> None:
+    """Queue one step of one parameter on a GPU.
+
+    Args:
+        arrays: grad, param, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq.
+        hyperparameters: those of this step.
+        step: 1 for the first.
+        grad_scale: multiplies the gradient.
+        labels: what messages call the columns of a table.
+
+    Raises:
+        ArrayError: an array does not fit; the message names it. Nothing was changed.
+        CudaUnavailableError: there is no CUDA package, or no driver.
+    """
+    from numba_adam.cuda.table import CudaTable  # needs a CUDA package
+
+    columns = [[array] for array in arrays[1:]]
+    table = CudaTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels, steps=[step - 1])
+    table.step([arrays[0]], Scaling(grad_scale))
 
 
 def _place(array: Any) -> str:

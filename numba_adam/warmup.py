@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from numba_adam.errors import HyperparameterError
+
+if TYPE_CHECKING:
+    from numba_adam.optimizer import Adam
 
 _SMALL, _LARGE = 2_000, 70_000  # elements: one thread, and as many as there are
 
@@ -24,9 +27,10 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
         ['float32']
 
     Args:
-        kinds: what is going to be used, default all: "float32" and "float64" (plain arrays of one dtype, with clipping
-            and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies, accumulation) and
-            "rows" (`adam_update_rows`).
+        kinds: what is going to be used, default all but the last: "float32" and "float64" (plain arrays of one dtype,
+            with clipping and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies,
+            accumulation), "rows" (`adam_update_rows`), and "cuda" (arrays on the current GPU; nothing of that is kept
+            for later processes).
         progress: called after each kind, with its name and the seconds it took.
 
     Returns:
@@ -34,12 +38,13 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
 
     Raises:
         HyperparameterError: there is no kind of that name.
+        CudaUnavailableError: "cuda" is asked for, and there is no CUDA package, or no GPU.
     """
-    unknown = [kind for kind in kinds if kind not in _KINDS]
+    unknown = [kind for kind in kinds if kind not in tuple(_KINDS)]
     if unknown:
         raise HyperparameterError(f"kinds has {unknown[0]!r}: it must be of {', '.join(map(repr, _KINDS))}")
     seconds = {}
-    for kind in kinds or _KINDS:
+    for kind in kinds or _UNASKED:
         start = time.perf_counter()
         _KINDS[kind]()
         seconds[kind] = time.perf_counter() - start
@@ -51,27 +56,27 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
 def _plain(dtype: str) -> None:
     from numba_adam.functional import adam_update
 
-    _step([np.ones(2, dtype)])
     for size in (_SMALL, _LARGE):
-        _step([np.ones(size, dtype)], max_grad_norm=1.0)
+        _train(size, dtype, dtype)
         param, grad, exp_avg, exp_avg_sq = np.zeros((4, size), dtype)
         adam_update(param, grad, exp_avg, exp_avg_sq, 1)
 
 
 def _formats() -> None:
-    for param, grad, options in (
-        (np.uint16, np.uint16, {"state_dtype": "bfloat16"}),
-        (np.float32, np.float32, {"state_dtype": "8bit", "ema_decay": 0.9, "low_precision_copy": "bfloat16"}),
-        (np.float64, np.float32, {}),
-    ):
-        for size in (_SMALL, _LARGE):
-            _step([np.zeros(size, param)], np.zeros(size, grad), accumulate=True, **options)
+    for size in (_SMALL, _LARGE):
+        extras: dict[str, Any] = {"ema_decay": 0.9, "low_precision_copy": "bfloat16"}
+        for optimizer, grads in (
+            _train(size, "float32", "float16", state_dtype="8bit", **extras),
+            _train(size, "float64", "float32", **extras),
+        ):
+            optimizer.accumulate(grads)
+            optimizer.step(max_grad_norm=1.0)
 
 
-def _rows(iterable: Iterable[str] = ("float32", "float64")) -> None:
+def _rows() -> None:
     from numba_adam.rows import adam_update_rows
 
-    for dtype in iterable:
+    for dtype in ("float32", "float64"):
         for size in (2, _LARGE // 16):
             table, exp_avg, exp_avg_sq = (np.zeros((size, 16), dtype) for _ in range(3))
             grads, last_step = np.zeros((size, 16), dtype), np.zeros(size, np.int64)
@@ -79,17 +84,20 @@ def _rows(iterable: Iterable[str] = ("float32", "float64")) -> None:
             adam_update_rows(table, np.arange(size), grads, exp_avg, exp_avg_sq, 3, mode="exact", last_step=last_step)
 
 
-def _step(
-    params: list[Any], grad: Any = None, accumulate: bool = False, max_grad_norm: Any = None, **options: Any
-) -> None:
+def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]:
+    """Make a step that measures its gradients and scales them down; return the optimizer and the gradients."""
     from numba_adam.optimizer import Adam
 
-    optimizer = Adam(params, **options)
-    grads = [np.zeros_like(params[0]) if grad is None else grad]
-    optimizer.step(grads, max_grad_norm=max_grad_norm)
-    if accumulate:
-        optimizer.accumulate(grads)
-        optimizer.step(max_grad_norm=1.0)
+    optimizer, grads = Adam([np.ones(size, param)], **options), [np.ones(size, grad)]
+    optimizer.step(grads, loss_scale=1.0, max_grad_norm=1.0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    return optimizer, grads
+
+
+def _cuda() -> None:
+    from numba_adam.cuda.warm import warm  # needs a CUDA package
+
+    warm()
 
 
 _KINDS: dict[str, Callable[[], None]] = {
@@ -97,4 +105,6 @@ _KINDS: dict[str, Callable[[], None]] = {
     "float64": lambda: _plain("float64"),
     "formats": _formats,
     "rows": _rows,
+    "cuda": _cuda,
 }
+_UNASKED = tuple(kind for kind in _KINDS if kind != "cuda")

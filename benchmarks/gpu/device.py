@@ -40,7 +40,7 @@ def synchronize() -> None:
         seam.cuda.synchronize()
 
 
-def seconds(work: Callable[[], None], repeats: int) -> float:
+def seconds(work: Callable[[], object], repeats: int) -> float:
     """Return the wall-clock seconds of one call among `repeats`, the GPU's work included, the first call left out."""
     work()
     synchronize()
@@ -51,7 +51,7 @@ def seconds(work: Callable[[], None], repeats: int) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def copier(elements: int) -> tuple[Callable[[], None], int]:
+def copier(elements: int) -> tuple[Callable[[], object], int]:
     """Return what copies so many float32 from one place on the GPU to another, and the bytes it reads and writes."""
     source, target = (Buffer(elements, "float32", 0) for _ in range(2))
     source.upload(np.zeros(elements, np.float32), LEGACY)

@@ -6,7 +6,8 @@
     streams    the stream that the caller works on
     memory     memory of our own on a GPU
     table      CudaTable: arrays that are updated together, in one launch
-    part       CudaPart: an optimizer's parameters on one GPU, with their state
+    outcomes   what steps did that are judged on the GPU
+    part       CudaPart: an optimizer's parameters on one GPU, with their state; `numba_adam.devices` makes them
     kernels/   what is compiled
 
 Importing this package imports neither Numba nor a framework. Nothing here has run on a GPU yet: the kernels are proven

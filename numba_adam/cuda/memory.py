@@ -111,6 +111,8 @@ def download(array: CudaArray) -> Array:
         values = np.empty(array.shape, array.dtype)
         ctypes.memmove(values.ctypes.data, array.address, array.nbytes)
         return values
+    if not array.size:
+        return np.empty(array.shape, array.dtype)
     with on(array.device):
         queue = stream_of(array.stream, array.device)
         values = _view(array).copy_to_host(stream=queue)
@@ -123,6 +125,8 @@ def upload(array: CudaArray, values: Array) -> None:
     values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
     if seam.SIMULATED:
         ctypes.memmove(array.address, values.ctypes.data, array.nbytes)
+        return
+    if not array.size:
         return
     with on(array.device):
         _view(array).copy_to_device(values, stream=stream_of(array.stream, array.device))

@@ -34,7 +34,7 @@ class CudaPart(Part):
     rate that is a function of the step, after steps that may have been left out.
     """
 
-    _table: CudaTable | None
+    _table: CudaTable | None  # type: ignore[assignment]
 
     def __init__(self, members: Sequence[Member], options: Options) -> None:
         """Take the parameters; they have been checked.
@@ -51,7 +51,7 @@ class CudaPart(Part):
         super().__init__(members, options)
 
     @property
-    def steps(self) -> Array:  # type: ignore[override]
+    def steps(self) -> Array:
         """Updates made so far; waits where it is not known here."""
         if not self._is_counted:
             assert self._table is not None

@@ -40,10 +40,10 @@ def _first_outside(rows, count):  # type: ignore[no-untyped-def]
 @inline
 def _is_ascending(rows):  # type: ignore[no-untyped-def]
     """Say whether no row is smaller than the one before."""
-    for k in range(1, rows.size):
-        if rows[k] < rows[k - 1]:
-            return False
-    return True
+    descents = 0
+    for k in range(1, rows.size):  # without a way out, so that it is vector code
+        descents += rows[k] < rows[k - 1]
+    return descents == 0
 
 
 @inline
@@ -103,13 +103,13 @@ def group(rows, count, room):  # type: ignore[no-untyped-def]
         pairs[k] = (np.uint64(rows[k]) << place_bits) | np.uint64(k)
     if not _is_ascending(rows):
         pairs = _sort(pairs, spare, place_bits, row_bits)
-    found, mask = 0, (np.uint64(1) << place_bits) - np.uint64(1)
+    found, mask, before = 0, (np.uint64(1) << place_bits) - np.uint64(1), np.int64(-1)
     for k in range(size):
         row = np.int64(pairs[k] >> place_bits)
         order[k] = np.int64(pairs[k] & mask)
-        if k == 0 or row != distinct[found - 1]:
-            distinct[found] = row
-            starts[found] = k
+        if row != before:
+            distinct[found], starts[found] = row, k
             found += 1
+        before = row
     starts[found] = size
     return -1, distinct[:found], starts[: found + 1], order

@@ -42,7 +42,8 @@ launch_lock = threading.Lock()
 
 def _before_fork() -> None:
     _registry_lock.acquire()
-    for lock in [*_step_locks, launch_lock]:
+    locks: list[threading.Lock | threading.RLock] = [*_step_locks, launch_lock]
+    for lock in locks:
         lock.acquire()
         _held_for_fork.append(lock)
 

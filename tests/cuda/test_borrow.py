@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +124,32 @@ def test_without_a_gpu_a_table_says_what_is_missing():
     assert "True" in run.stdout, run.stderr
     assert "finds no GPU" in run.stdout
     assert "pip install" in run.stdout
+
+
+def test_training_on_the_cpu_imports_no_cuda_package():
+    program = (
+        "import sys, numpy as np, numba_adam as na\n"
+        "na.Adam([np.ones(3)]).step([np.ones(3)], loss_scale=2.0)\n"
+        "na.adam_update(np.ones(3), np.ones(3), np.zeros(3), np.zeros(3), 1)\n"
+        "print(sorted({'numba.cuda', 'numba_cuda', 'numba_adam.cuda.seam', 'torch', 'cupy'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=110)
+    assert run.stdout.strip() == "[]"
+
+
+def test_without_a_gpu_the_optimizer_says_what_is_missing():
+    program = (
+        "import sys, numpy as np, numba_adam as na\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from lending import Capsule\n"
+        "from numba_adam.errors import CudaUnavailableError\n"
+        "array = Capsule(np.ones(3))\n"
+        "uses = [lambda: na.Adam([np.ones(3), array]), lambda: na.adam_update(*[array] * 4, 1)]\n"
+        "for use in (*uses, lambda: na.warmup('cuda')):\n"
+        "    try: use()\n"
+        "    except CudaUnavailableError as error: print(error)"
+    )
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    hidden.pop("NUMBA_ENABLE_CUDASIM", None)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden, timeout=110)
+    assert run.stdout.count("pip install") == 3, run.stdout + run.stderr

@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+
+from numba_adam.eight_bit import EightBit, blocks_of
+from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.scaling import Scaling
+from numba_adam.table import Extras, UpdateTable
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+GUARD_BYTES = 256
+PATTERN = 0xA5
+SIZES = [*range(300), *(near + k for near in (1024, 8192, 16_384, 32_768, 65_536) for k in (-1, 0, 1, 127))]
+
 CROWD = """
 import hashlib
 import numba
@@ -29,3 +46,105 @@ def test_a_threads_room_is_its_own_where_all_threads_share_one_heap(run_python):
     """A tile's room was given back before the tile was done; with a heap for each thread nobody took it meanwhile."""
     environment = {"MALLOC_ARENA_MAX": "1", "NUMBA_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
     assert run_python(CROWD, **environment) == "True"
+
+
+class Guarded:
+    """Arrays in the middle of larger buffers, whose other bytes are a pattern."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def array(self, size, dtype, fill=0.0, shift=0):
+        """Return an array of `size` elements; `shift` elements away from where a cache line begins."""
+        dtype = np.dtype(dtype)
+        before = GUARD_BYTES + shift * dtype.itemsize
+        room = np.full(before + size * dtype.itemsize + GUARD_BYTES + 64, PATTERN, np.uint8)
+        start = before + -room.ctypes.data % 64
+        array = room[start : start + size * dtype.itemsize].view(dtype)
+        array[:] = fill
+        self.buffers.append((room, start, start + array.nbytes))
+        return array
+
+    def eight_bit(self, size):
+        return EightBit(self.array(size, np.uint8), self.array(blocks_of(size), np.float32))
+
+    def check(self):
+        for room, start, end in self.buffers:
+            assert (room[:start] == PATTERN).all(), "bytes before an array were written"
+            assert (room[end:] == PATTERN).all(), "bytes behind an array were written"
+
+
+MIXTURES = {  # param, gradient, state, average, copy, AMSGrad, rounding, scaling
+    "plain float32": ("f4", "f4", "f4", None, None, False, False, {}),
+    "plain float64": ("f8", "f8", "f8", None, None, True, False, {}),
+    "pairs": (BFLOAT16, BFLOAT16, BFLOAT16, None, None, False, False, {}),
+    "pairs that cannot be": (BFLOAT16, BFLOAT16, BFLOAT16, None, None, False, False, {"zero_grad": True}),
+    "at random": ("u2", BFLOAT16, BFLOAT16, "f4", "f2", True, True, {"zero_grad": True, "clip_value": 0.5}),
+    "float16": ("f2", "f2", BFLOAT16, "f4", BFLOAT16, False, False, {"zero_grad": True}),
+    "float16 in float64": ("f8", "f2", "f4", "f8", "f2", True, False, {"zero_grad": True}),
+    "wide state": ("f4", "f8", "f8", "f8", BFLOAT16, False, False, {"zero_grad": True}),
+    "8 bits": ("f4", "f4", "8bit", None, None, False, False, {}),
+    "8 bits and all": ("f2", "f8", "8bit", "f4", BFLOAT16, True, False, {"zero_grad": True, "clip_value": 0.5}),
+}
+
+
+def one_step(sizes, name, shift=0, weight_decay=0.0):
+    """Make steps over guarded arrays and look at what lies around them."""
+    param, grad, state, ema, low, amsgrad, is_random, treatment = MIXTURES[name]
+    guarded = Guarded()
+
+    def arrays(dtype, fill=0.0):
+        if dtype == "8bit":
+            return [guarded.eight_bit(size) for size in sizes]
+        return [guarded.array(size, dtype, fill, shift) for size in sizes]
+
+    fill = 0x3F80 if param == "u2" else 1.0
+    columns = [arrays(param, fill), arrays(state), arrays(state), arrays(state) if amsgrad else None]
+    extras = Extras(arrays(ema, 1.0) if ema else None, arrays(low) if low else None, 0.5, is_random)
+    grads = arrays(grad, 0.5)
+    sums = arrays("f8" if "f8" in (param, state) else "f4")
+    steps = np.zeros(len(sizes), np.int64)
+    hyperparameters = [Hyperparameters(weight_decay=weight_decay, amsgrad=amsgrad)]
+    table = UpdateTable(*columns, hyperparameters=hyperparameters, extras=extras)
+    count = table.prepare(grads, steps)
+    table.accumulate(count, np.array([array.ctypes.data for array in sums], np.uint64))
+    for _ in range(2):
+        count = table.prepare(grads, steps, Scaling(**treatment))
+        table.sum_of_squares(count)
+        table.launch(count, steps)
+    guarded.check()
+    assert steps.tolist() == [2] * len(sizes)
+    for total, gradient in zip(sums, grads, strict=True):
+        assert (total == 0.5).all()
+        assert (np.asarray(gradient, "f8") == (0 if "zero_grad" in treatment else 0.5)).all()
+    for before, array in zip(sizes, columns[0], strict=True):
+        values = array.view(BFLOAT16) if array.dtype == np.uint16 else array
+        assert len(values) == before
+        assert (np.asarray(values, "f8") < 1).all() or param in ("u2", BFLOAT16)
+
+
+@pytest.fixture(params=range(1, numba.config.NUMBA_NUM_THREADS + 1))
+def threads(request):
+    before = numba.get_num_threads()
+    numba.set_num_threads(request.param)
+    yield request.param
+    numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_nothing_is_written_beside_arrays_of_any_length(name):
+    for size, weight_decay in itertools.product(SIZES, (0.0, 0.1)):
+        one_step([size], name, weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("shift", [1, 3])
+def test_nor_where_they_do_not_begin_with_a_cache_line(name, shift):
+    for size in (*range(70), 127, 128, 129, 1023, 1024, 1025, 40_001):
+        one_step([size], name, shift)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_nor_where_threads_divide_them(name, threads):
+    for sizes in ([32_768], [32_769, 1, 0, 127, 65_535], [1_023] * 70, [0, 0, 200_001]):
+        one_step(sizes, name)

@@ -1,0 +1,246 @@
+"""Adam and AdamW over a GPU's arrays, alone and beside the CPU's: every bit is that of an optimizer on the CPU."""
+
+import math
+
+import numpy as np
+import pytest
+from lending import Capsule, Interface, on_gpu
+
+import numba_adam as na
+from numba_adam.cuda import CudaArray
+from numba_adam.cuda.memory import download
+
+SHAPES = ((5, 4), (31,), ())
+
+
+def draw(seed, *dtypes):
+    """Return arrays of dtypes by their names; "uint16" are the bits of bfloat16."""
+    rng = np.random.default_rng(seed)
+    return [rounded(np.array(rng.normal(size=shape)), dtype) for shape, dtype in zip(SHAPES, dtypes, strict=False)]
+
+
+def rounded(values, dtype):
+    if dtype != "uint16":
+        return values.astype(dtype)
+    return np.array(values.astype("f4").view("u4") >> np.uint32(16), "u2")
+
+
+def bits(array):
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}").tolist()
+
+
+def expect_same_state(ours, theirs):
+    states, expected = ours.state_dict()["state"], theirs.state_dict()["state"]
+    assert set(states) == set(expected)
+    for key, state in states.items():
+        assert set(state) == set(expected[key])
+        assert state["step"] == expected[key]["step"]
+        for name in set(state) - {"step"}:
+            assert type(state[name]) is np.ndarray
+            assert state[name].dtype == expected[key][name].dtype
+            assert bits(state[name]) == bits(expected[key][name])
+
+
+def expect_same_training(dtypes, on_cpu=(), steps=3, call=None, grad_dtypes=None, **options):
+    """Train twice, once with the arrays whose numbers are not in `on_cpu` on a GPU; return both optimizers."""
+    params, copies, call = draw(1, *dtypes), draw(1, *dtypes), call or {}
+
+    def lend(arrays):
+        return [array if k in on_cpu else Interface(array) for k, array in enumerate(arrays)]
+
+    ours, theirs = na.AdamW(lend(params), **options), na.AdamW(copies, **options)
+    for seed in range(2, 2 + steps):
+        grads, again = (draw(seed, *(grad_dtypes or dtypes)) for _ in range(2))
+        result, expected = ours.step(lend(grads), **call), theirs.step(again, **call)
+        assert (result.applied, result.grad_norm) == (expected.applied, expected.grad_norm)
+        assert [bits(grad) for grad in grads] == [bits(grad) for grad in again]
+    assert [bits(param) for param in params] == [bits(copy) for copy in copies]
+    expect_same_state(ours, theirs)
+    return ours, theirs
+
+
+OPTIONS = [
+    {},
+    {"amsgrad": True, "eps_mode": "algorithm1", "maximize": True},
+    {"lr": lambda step: 0.1 / step},
+    {"state_dtype": "bfloat16"},
+    {"rounding": "stochastic", "seed": 5},
+    {"ema_decay": 0.9},
+    {"low_precision_copy": "float16"},
+    {"master_weights": True, "ema_decay": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "plain")
+@pytest.mark.parametrize("on_cpu", [(), (0, 2)], ids=["GPU", "mixed"])
+def test_every_option_has_the_cpus_bits(options, on_cpu):
+    expect_same_training(("uint16", "float32", "uint16"), on_cpu, **options)
+
+
+@pytest.mark.parametrize("on_cpu", [(), (1,)], ids=["GPU", "mixed"])
+def test_float32_and_float64_are_two_parts_of_one_optimizer(on_cpu):
+    expect_same_training(("float32", "float64", "float32"), on_cpu)
+    expect_same_training(("float32", "float64", "float32"), on_cpu, state_dtype="float32")
+    expect_same_training(("float32", "float32"), on_cpu, state_dtype="float64")
+
+
+CALLS = [
+    {"grad_scale": 0.5, "clip_value": 0.3},
+    {"max_grad_norm": 0.5},
+    {"loss_scale": 8.0},
+    {"loss_scale": 3.0, "max_grad_norm": 1e9, "zero_grad": True},
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: ",".join(call))
+def test_scaled_and_clipped_steps_have_the_cpus_bits_and_norm(call):
+    expect_same_training(("float32",) * 3, call=call)
+    expect_same_training(("float32",) * 3, call=call, grad_dtypes=("float16", "uint16", "float32"))
+
+
+def test_a_norm_over_the_cpu_and_a_gpu_is_one_norm():
+    """The sums of both are added, one after the other: as of two parts on the CPU."""
+    params, grads = draw(1, "float32", "float32"), draw(2, "float32", "float32")
+    copies = draw(1, "float32", "float32")
+    ours, theirs = na.Adam([params[0], Interface(params[1])]), na.Adam(copies)
+    result = ours.step([grads[0], Interface(grads[1])], max_grad_norm=1e-3)
+    np.testing.assert_allclose(result.grad_norm, math.sqrt(sum((grad.astype("f8") ** 2).sum() for grad in grads)))
+    theirs.step(grads, grad_scale=1e-3 / (result.grad_norm + 1e-6))
+    assert [bits(param) for param in params] == [bits(copy) for copy in copies]
+
+
+@pytest.mark.parametrize("on_cpu", [(), (0,)], ids=["GPU", "mixed"])
+def test_a_gradient_that_is_not_finite_leaves_every_bit_as_it_was(on_cpu):
+    params, grads = draw(1, "float32", "float32"), draw(2, "float32", "float32")
+    before = [bits(param) for param in params]
+    grads[1][7] = np.inf
+    asked = []
+    schedule = {"lr": lambda step: asked.append(step) or 0.1}
+    optimizer = na.Adam([params[0] if on_cpu else Interface(params[0]), Interface(params[1])], **schedule)
+    lent = [grads[0] if on_cpu else Interface(grads[0]), Interface(grads[1])]
+    for _ in range(2):
+        result = optimizer.step(lent, loss_scale=2.0)
+        assert (result.applied, result.grad_norm) == (False, math.inf)
+    assert [bits(param) for param in params] == before
+    assert optimizer.state == {}
+    grads[1][7] = 0
+    assert optimizer.step(lent, loss_scale=2.0).applied
+    assert optimizer.step(lent, loss_scale=2.0).applied
+    assert asked == [1, 1, 1, 1, 2]  # the first when it was made
+    assert [state["step"] for state in optimizer.state.values()] == [2, 2]
+
+
+def test_results_are_kept_however_late_they_are_read():
+    """Each step writes down what it did; when as many are unread as there is room for, the oldest is read."""
+    param, grad = np.ones(3, "f4"), np.ones(3, "f4")
+    optimizer, grads = na.Adam(Interface(param)), []
+    for step in range(70):
+        grad[...] = np.nan if step % 3 == 0 else step
+        grads.append(optimizer.step(Interface(grad), max_grad_norm=1.0))
+    assert [result.applied for result in grads] == [step % 3 != 0 for step in range(70)]
+    assert grads[5].grad_norm == pytest.approx(5 * math.sqrt(3))
+    assert grads[5] == na.StepResult(True, grads[5].grad_norm)
+    assert len({grads[5], na.StepResult(True, grads[5].grad_norm)}) == 1
+    assert optimizer.state[0]["step"] == 46
+
+
+def test_one_array_a_dict_and_groups():
+    whole, param, other = np.ones((2, 3), "f4"), np.ones(3, "f4"), np.ones(3, "f4")
+    na.Adam(Interface(whole), lr=0.5).step(Capsule(np.ones((2, 3), "f4")))
+    np.testing.assert_allclose(whole, 0.5, rtol=1e-6)
+    optimizer = na.Adam(
+        [{"params": {"a": Interface(param)}, "lr": 0.5}, {"params": {"b": Capsule(other), "c": np.ones(1)}, "lr": 0.25}]
+    )
+    optimizer.step({"c": None, "b": Interface(np.ones(3, "f4")), "a": Interface(np.ones(3, "f4"))})
+    np.testing.assert_allclose(param, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(other, 0.75, rtol=1e-6)
+    assert set(optimizer.state) == {"a", "b"}
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step({"a": Interface(np.ones(3, "f4")), "b": None, "c": np.ones(1)})
+    np.testing.assert_allclose(param, 0.5, rtol=1e-6)
+    assert [state["step"] for state in optimizer.state.values()] == [2, 1, 1]
+
+
+def test_amsgrad_can_be_switched_on_later():
+    params, copies = draw(1, "float32", "float32"), draw(1, "float32", "float32")
+    ours, theirs = na.Adam(on_gpu(*params)), na.Adam(copies)
+    for seed in range(2, 6):
+        if seed == 4:
+            ours.param_groups[0]["amsgrad"] = theirs.param_groups[0]["amsgrad"] = True
+        grads = draw(seed, "float32", "float32")
+        ours.step(on_gpu(*grads))
+        theirs.step(grads)
+    assert [bits(param) for param in params] == [bits(copy) for copy in copies]
+    expect_same_state(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"amsgrad": True}, {"state_dtype": "bfloat16"}, {"master_weights": True, "ema_decay": 0.9}],
+    ids=lambda options: ",".join(options),
+)
+@pytest.mark.parametrize("back", [False, True], ids=["CPU to GPU", "GPU to CPU"])
+def test_a_state_dict_goes_from_one_to_the_other(options, back):
+    dtypes = ("uint16", "float32", "uint16")
+    ours, theirs = expect_same_training(dtypes, **options)
+    params, copies = draw(9, *dtypes), draw(9, *dtypes)
+    ours_state, theirs_state = ours.state_dict(), theirs.state_dict()
+    there, here = na.AdamW(on_gpu(*params), **options), na.AdamW(copies, **options)
+    there.load_state_dict(ours_state if back else theirs_state)
+    here.load_state_dict(theirs_state if back else ours_state)
+    expect_same_state(there, here)
+    grads = draw(10, *dtypes)
+    there.step(on_gpu(*grads))
+    here.step(grads)
+    assert [bits(param) for param in params] == [bits(copy) for copy in copies]
+    expect_same_state(there, here)
+
+
+def test_8_bit_state_is_loaded_as_floats():
+    params, copies, grads = (draw(seed, "float32", "float32") for seed in (1, 1, 2))
+    source = na.Adam(draw(1, "float32", "float32"), state_dtype="8bit")
+    source.step(grads)
+    ours, theirs = na.Adam(on_gpu(*params)), na.Adam(copies)
+    ours.load_state_dict(source.state_dict())
+    theirs.load_state_dict(source.state_dict())
+    expect_same_state(ours, theirs)
+
+
+def test_averages_and_copies_lie_on_the_gpu():
+    params, copies = draw(1, "float32", "float32"), draw(1, "float32", "float32")
+    options = {"ema_decay": 0.9, "low_precision_copy": "bfloat16"}
+    ours = na.Adam({"a": Interface(params[0]), "b": Interface(params[1])}, **options)
+    theirs = na.Adam({"a": copies[0], "b": copies[1]}, **options)
+    grads = draw(2, "float32", "float32")
+    ours.step(dict(zip("ab", on_gpu(*grads), strict=True)))
+    theirs.step(dict(zip("ab", grads, strict=True)))
+    for kept, expected in ((ours.ema, theirs.ema), (ours.low_precision, theirs.low_precision)):
+        assert set(kept) == {"a", "b"}
+        assert all(type(array) is CudaArray for array in kept.values())
+        assert all(bits(download(kept[name])) == bits(expected[name]) for name in "ab")
+    assert ours.ema["a"].__cuda_array_interface__["stream"] == 7
+
+
+def test_the_loss_scale_may_live_on_the_gpu():
+    param, copy, grad = np.ones(40, "f4"), np.ones(40, "f4"), np.linspace(1, 2, 40, dtype="f4")
+    ours, theirs = na.Adam(Interface(param)), na.Adam(copy)
+    scale = np.array(4.0, "f4")
+    for value in (4.0, 16.0):
+        scale[...] = value
+        result = ours.step(Interface(grad), loss_scale=Interface(scale), max_grad_norm=0.1)
+        assert result == theirs.step(grad, loss_scale=value, max_grad_norm=0.1)
+    assert bits(param) == bits(copy)
+
+
+def test_the_function_works_on_a_gpus_arrays():
+    arrays = [np.ones(5, "f4"), np.full(5, 0.5, "f4"), *np.zeros((3, 5), "f4")]
+    copies = [array.copy() for array in arrays]
+    for step in (1, 2):
+        lent = on_gpu(*arrays)
+        na.adam_update(*lent[:4], step, lr=0.1, grad_scale=0.5, max_exp_avg_sq=lent[4])
+        na.adam_update(*copies[:4], step, lr=0.1, grad_scale=0.5, max_exp_avg_sq=copies[4])
+    assert [bits(array) for array in arrays] == [bits(copy) for copy in copies]
+
+
+def test_warmup_makes_steps_of_every_format():
+    assert list(na.warmup("cuda")) == ["cuda"]

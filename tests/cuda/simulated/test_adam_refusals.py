@@ -1,0 +1,113 @@
+"""What an optimizer does not do with a GPU's arrays is refused by name, and nothing is changed."""
+
+import numpy as np
+import pytest
+from lending import Interface
+
+import numba_adam as na
+from numba_adam.errors import DtypeError, HyperparameterError, OverlapError, ShapeError, UnsupportedArrayError
+
+BF16 = np.zeros(3, "u2")
+
+
+@pytest.mark.parametrize(
+    ("param", "options", "message"),
+    [
+        (
+            np.ones(3, "f4"),
+            {"state_dtype": "8bit"},
+            r"params\['w'\] is on GPU 0, state_dtype='8bit': that is for arrays",
+        ),
+        (BF16, {"rounding": "stochastic", "state_dtype": "bfloat16"}, "on GPU 0, .* with state_dtype='bfloat16'"),
+        (BF16, {"rounding": "stochastic", "low_precision_copy": "bfloat16"}, "with low_precision_copy='bfloat16'"),
+        (BF16, {"rounding": "stochastic", "master_weights": True}, "with master_weights=True"),
+    ],
+)
+def test_options_that_are_not_for_a_gpu(param, options, message):
+    with pytest.raises(DtypeError, match=message):
+        na.Adam({"w": Interface(param)}, **options)
+    na.Adam({"w": param}, **options)
+
+
+def pair():
+    """Return an optimizer of an array on the CPU and one on a GPU, both arrays, and gradients for them."""
+    params = np.ones(3, "f4"), np.ones((2, 2), "f4")
+    optimizer = na.Adam({"cpu": params[0], "gpu": Interface(params[1])})
+    return optimizer, params, {"cpu": np.ones(3, "f4"), "gpu": Interface(np.ones((2, 2), "f4"))}
+
+
+def expect_unchanged(optimizer, params):
+    assert all((param == 1).all() for param in params)
+    assert optimizer.state == {}
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"gpu": np.ones((2, 2), "f4")}, UnsupportedArrayError, r"grads\['gpu'\] .*not in the memory of a CUDA GPU"),
+        ({"cpu": Interface(np.ones(3, "f4"))}, UnsupportedArrayError, r"grads\['cpu'\] .*needed is one in this host's"),
+        ({"gpu": Interface(np.ones(4, "f4"))}, ShapeError, r"grads\['gpu'\] has shape \(4,\)"),
+        ({"cpu": np.ones(4, "f4")}, ShapeError, r"grads\['cpu'\] has shape \(4,\)"),
+        ({"gpu": Interface(np.ones((2, 2), "f4"), device=1)}, UnsupportedArrayError, r"grads\['gpu'\] is on GPU 1"),
+    ],
+)
+@pytest.mark.parametrize("call", [{}, {"loss_scale": 2.0}], ids=["plain", "measured"])
+def test_a_gradient_that_does_not_fit_changes_nothing(grads, error, message, call):
+    optimizer, params, good = pair()
+    with pytest.raises(error, match=message):
+        optimizer.step({**good, **grads}, **call)
+    expect_unchanged(optimizer, params)
+    assert optimizer.step(good, **call).applied
+
+
+def test_gradients_are_not_accumulated_on_a_gpu():
+    optimizer, params, grads = pair()
+    with pytest.raises(UnsupportedArrayError, match=r"params\['gpu'\] is on GPU 0: accumulate\(\) is for.*grad_scale"):
+        optimizer.accumulate(grads)
+    expect_unchanged(optimizer, params)
+    optimizer.step(grads)
+    assert not (params[0] == 1).any()
+    assert not (params[1] == 1).any()
+
+
+def test_memory_is_shared_by_nobody():
+    """The addresses of this host and of its GPUs are of one space."""
+    both = np.ones(8, "f4")
+    with pytest.raises(OverlapError, match=r"params\[0\] and params\[1\] share memory"):
+        na.Adam([both[:5], Interface(both[4:])])
+    optimizer, params, grads = pair()
+    with pytest.raises(OverlapError, match=r"grads\['cpu'\] and params\['gpu'\] share memory"):
+        optimizer.step({"cpu": params[1].reshape(-1)[:3], "gpu": grads["gpu"]})
+    with pytest.raises(OverlapError, match=r"grads\['cpu'\] and grads\['gpu'\] share memory"):
+        optimizer.step({"cpu": both[:3], "gpu": Interface(both[2:6].reshape(2, 2))}, zero_grad=True)
+    assert (both == 1).all()
+    expect_unchanged(optimizer, params)
+
+
+def test_a_read_only_gradient_cannot_be_set_to_zero():
+    optimizer, params, grads = pair()
+    grads["gpu"].array.flags.writeable = False
+    with pytest.raises(ValueError, match=r"grads\['gpu'\] .*read-only"):
+        optimizer.step(grads, zero_grad=True)
+    expect_unchanged(optimizer, params)
+
+
+def test_a_loss_scale_on_a_gpu_needs_all_parameters_there():
+    optimizer, params, grads = pair()
+    scale = Interface(np.array(2.0, "f4"))
+    with pytest.raises(HyperparameterError, match="loss_scale is an array on a GPU: that needs all parameters on that"):
+        optimizer.step(grads, loss_scale=scale)
+    with pytest.raises(HyperparameterError, match="loss_scale is an array on a GPU"):
+        na.Adam(np.ones(3)).step(np.ones(3), loss_scale=scale)
+    with pytest.raises(ShapeError, match=r"loss_scale has shape .* must be one float32"):
+        na.Adam(Interface(np.ones(3))).step(Interface(np.ones(3)), loss_scale=Interface(np.ones(2, "f4")))
+    expect_unchanged(optimizer, params)
+
+
+def test_a_function_with_arrays_here_and_there():
+    arrays = [np.ones(3, "f4") for _ in range(4)]
+    with pytest.raises(UnsupportedArrayError, match=r"exp_avg .*not in the memory of a CUDA GPU"):
+        na.adam_update(Interface(arrays[0]), Interface(arrays[1]), arrays[2], Interface(arrays[3]), 1)
+    with pytest.raises(UnsupportedArrayError, match=r"grad .*needed is one in this host's"):
+        na.adam_update(arrays[0], Interface(arrays[1]), arrays[2], arrays[3], 1)
+    assert all((array == 1).all() for array in arrays)

@@ -69,6 +69,8 @@ def findings() -> Iterator[Finding]:
     for dtype in ("float32", "float64"):
         yield _clipped(dtype)
     yield _left_out()
+    for is_mixed in (False, True):
+        yield _optimizer(is_mixed)
     torch = torch_on_gpu()
     if torch is not None:
         yield _captured(torch)
@@ -156,6 +158,35 @@ def _left_out() -> Finding:
     table.step([on_gpu(grad)], scaling(1.0, 1.0, None, None))
     wrong = differing([to_host(column) for column in columns], arrays)
     return Finding("a step with a NaN is left out", wrong + int(table.outcome().applied), 3 * size)
+
+
+def _optimizer(is_mixed: bool) -> Finding:
+    """AdamW as users call it: averages, a narrow copy, a learning rate by the step; then a state dict, and on."""
+    rng, sizes = np.random.default_rng(5), SIZES[-1]
+    options: dict[str, Any] = {"lr": lambda step: 0.1 / step, "ema_decay": 0.9, "low_precision_copy": "bfloat16"}
+    call = {} if is_mixed else {"max_grad_norm": 1.0}  # sums of two places are added in another order
+    copies = [draw(rng, size, "float32") for size in sizes]
+
+    def lent(arrays: list[Array]) -> list[Any]:
+        return [array if is_mixed and k % 2 else on_gpu(array) for k, array in enumerate(arrays)]
+
+    params = lent([copy.copy() for copy in copies])
+    gpu, cpu = na.AdamW(params, **options), na.AdamW(copies, **options)
+    for _ in range(2):
+        for _ in range(STEPS):
+            grads = [draw(rng, size, "float32") for size in sizes]
+            gpu.step(lent(grads), **call)
+            cpu.step(grads, **call)
+        saved, gpu = gpu.state_dict(), na.AdamW(params, **options)
+        gpu.load_state_dict(saved)
+    found = [
+        [array for state in each.state.values() for key, array in state.items() if key != "step"] for each in (gpu, cpu)
+    ]
+    ours = [array if isinstance(array, np.ndarray) else to_host(array) for array in (*params, *gpu.low_precision)]
+    theirs = [*copies, *(copy.view(np.uint16) for copy in cpu.low_precision)]
+    what = "AdamW, on the CPU and the GPU" if is_mixed else "AdamW"
+    ours_bits = [array.view(np.uint16) if array.itemsize == 2 else array for array in (*ours, *found[0])]
+    return Finding(what, differing(ours_bits, [*theirs, *found[1]]), sum(array.size for array in ours_bits))
 
 
 def _captured(torch: Any) -> Finding:

@@ -69,13 +69,19 @@ class Kept:
         return {"master_param": self.masters[position], "ema": self.emas[position]}
 
     def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what state dicts say; the averages and copies of a parameter that is not mentioned begin anew."""
+        """Take over what state dicts say; the averages and copies of a parameter that is not mentioned begin anew.
+
+        The arrays stay the same ones: somebody may look at them.
+        """
         fresh = Kept(self._params, self._options)
-        self.masters, self.emas, self._own_copies = fresh.masters, fresh.emas, fresh._own_copies
-        for name, arrays in (("master_param", self.masters), ("ema", self.emas)):
+        for name, arrays in (("master_param", fresh.masters), ("ema", fresh.emas)):
             for array, state in zip(arrays, states, strict=True):
                 if array is not None and name in state:
                     convert(state[name], array)
+        for own, new in ((self.masters, fresh.masters), (self.emas, fresh.emas), (self._own_copies, fresh._own_copies)):
+            for array, values in zip(own, new, strict=True):
+                if array is not None and values is not None:
+                    np.copyto(array, values)
 
 
 def following(master: Array, param: Array) -> Array:

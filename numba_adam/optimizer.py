@@ -46,7 +46,8 @@ class Adam:
     """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980) over arrays that are updated in place, where they lie.
 
     Every parameter has a state, made on its first step: `step` (an int), `exp_avg` and `exp_avg_sq` (zeros of the
-    parameter's shape and dtype), and `max_exp_avg_sq` with AMSGrad.
+    parameter's shape, in the format that `state_dtype` says), `max_exp_avg_sq` with AMSGrad, the scales of those in
+    8 bits, and `master_param` and `ema` where they are kept.
 
         >>> import numpy as np
         >>> import numba_adam as na
@@ -86,7 +87,9 @@ class Adam:
                 "params" (any of these) and hyperparameters of their own. float32, float64, bfloat16 (or its bits as
                 uint16) or float16, C-contiguous, writable, of any framework whose arrays lend their memory.
             lr: learning rate; or a schedule: a function that is given the number of the update, 1 for the first, and
-                returns the learning rate. Steps that were left out do not count.
+                returns the learning rate. Steps that were left out do not count; where the parameters of a group had
+                different numbers of updates, the largest does. It may be asked more than once for the same number, and
+                is asked for 1 when it is set.
             betas: decay rates of the two moving averages, each in [0, 1).
             eps: keeps the denominator away from zero; see `eps_mode`.
             weight_decay: pull towards zero.
@@ -103,7 +106,8 @@ class Adam:
             seed: of the stochastic rounding and of the 8-bit state's; the same seed gives the same bits, on any number
                 of threads.
             master_weights: keep a float32 copy of each bfloat16 or float16 parameter, update that, and round it into
-                the parameter in the same pass.
+                the parameter in the same pass. What else writes to the parameter is lost with the next step: write to
+                `state[...]["master_param"]` too.
             ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1); see `ema`.
             low_precision_copy: keep a copy of the parameters in "bfloat16" or "float16"; see `low_precision`.
 
@@ -266,9 +270,10 @@ class Adam:
         """Return the state and the param groups, in the nesting and with the keys of PyTorch's optimizers.
 
         Returns:
-            a dict of "state" (index -> "step", "exp_avg", "exp_avg_sq", with AMSGrad "max_exp_avg_sq") and
-            "param_groups". The arrays are the optimizer's own, as in PyTorch: copy them to keep them.
-            `numba_adam.interop.to_torch_state_dict` makes it what `torch.optim.Adam.load_state_dict` takes.
+            a dict of "state" (index -> what `state` has) and "param_groups", in which a schedule stands as the learning
+            rate it gave last. Sums of `accumulate` are not in it. The arrays are the optimizer's own, as in PyTorch:
+            copy them to keep them. `numba_adam.interop.to_torch_state_dict` makes it what
+            `torch.optim.Adam.load_state_dict` takes.
         """
         return state_dicts.dump(self.param_groups, self._states())
 

@@ -548,3 +548,24 @@ def test_a_large_array_with_everything_at_once(threads):
     assert bits(optimizer.ema) == bits(twin.ema)
     assert bits(optimizer.state[0]["max_exp_avg_sq"]) == bits(twin.max_exp_avg_sq)
     assert ml_dtypes.bfloat16 == param.dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_kept_stays_the_same_array_when_a_state_is_loaded(dtype):
+    """Somebody may hold it: a model that computes with the copy, say."""
+    params, grads = arrays_of(dtype)
+    kinds = {"low_precision_copy": "float16"} if dtype == "float32" else {"master_weights": True}
+    optimizer = trained(params, grads, ema_decay=0.5, **kinds)
+    names = ("ema", "low_precision") if dtype == "float32" else ("ema",)
+    held = {name: getattr(optimizer, name) for name in names}
+    before = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert contents(optimizer)[1] == {k: {n: v.tobytes() if hasattr(v, "tobytes") else v for n, v in state.items()}
+                                      for k, state in before["state"].items()}  # fmt: skip
+    for several in grads:
+        optimizer.step(several)
+    optimizer.load_state_dict(before)
+    optimizer.step(grads[0])
+    for name in names:
+        for own, other in zip(held[name], getattr(optimizer, name), strict=True):
+            assert own is other

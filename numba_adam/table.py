@@ -124,7 +124,7 @@ class UpdateTable:
         """Make one step, in place; nothing is changed if a gradient does not fit.
 
         Args:
-            grads: one gradient for each parameter, of its shape and dtype; None leaves that parameter out.
+            grads: one gradient for each parameter, of its shape, in any format; None leaves that parameter out.
             steps: (parameters,) int64: updates made so far; counted up where there is a gradient.
             scaling: what is done to the gradients first; they are not measured here.
 

@@ -164,7 +164,7 @@ def _optimizer(is_mixed: bool) -> Finding:
     """AdamW as users call it: averages, a narrow copy, a learning rate by the step; then a state dict, and on."""
     rng, sizes = np.random.default_rng(5), SIZES[-1]
     options: dict[str, Any] = {"lr": lambda step: 0.1 / step, "ema_decay": 0.9, "low_precision_copy": "bfloat16"}
-    call = {} if is_mixed else {"max_grad_norm": 1.0}  # sums of two places are added in another order
+    call: dict[str, Any] = {} if is_mixed else {"max_grad_norm": 1.0}  # sums of two places are added in another order
     copies = [draw(rng, size, "float32") for size in sizes]
 
     def lent(arrays: list[Array]) -> list[Any]:

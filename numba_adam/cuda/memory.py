@@ -101,7 +101,7 @@ def uploaded(values: Any, like: CudaArray) -> CudaArray:
     number = NAMES[format_number(values)]
     buffer = Buffer(like.shape, "uint16" if number == "bfloat16" else number, like.device)
     array = CudaArray(buffer.address, like.shape, number, like.device, like.stream, buffer.array)
-    upload(array, values.view(np.uint16) if number == "bfloat16" else values)
+    upload(array, values)
     return array
 
 
@@ -122,6 +122,7 @@ def download(array: CudaArray) -> Array:
 
 def upload(array: CudaArray, values: Array) -> None:
     """Queue a copy of values from this host's memory into an array; they may be changed as soon as this returns."""
+    values = values.view(np.uint16) if array.format == "bfloat16" else values  # ml_dtypes' are no numbers to NumPy
     values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
     if seam.SIMULATED:
         ctypes.memmove(array.address, values.ctypes.data, array.nbytes)

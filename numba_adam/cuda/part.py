@@ -16,7 +16,7 @@ import numpy as np
 from numba_adam.arrays import Extents
 from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray
-from numba_adam.cuda.memory import Array, download, uploaded, zeros
+from numba_adam.cuda.memory import Array, download, upload, uploaded, zeros
 from numba_adam.cuda.table import CudaTable
 from numba_adam.errors import DtypeError, UnsupportedArrayError
 from numba_adam.formats import BFLOAT16, NAMES, dtype_of
@@ -192,10 +192,14 @@ class CudaKept(Kept):
         return other
 
     def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what state dicts say; the averages and copies of a parameter that is not mentioned begin anew."""
+        """Take over what state dicts say, as `Kept.set_states`: the arrays stay the same ones."""
         host = Kept([download(param) for param in list[Any](self._params)], self._options)
         host.set_states(states)
-        self._place(host)
+        pairs: Any = ((self.masters, host.masters), (self.emas, host.emas), (self._own_copies, host._own_copies))
+        for own, new in pairs:
+            for array, values in zip(own, new, strict=True):
+                if array is not None:
+                    upload(array, values)
 
     def on(self, stream: int) -> None:
         """Note the stream on which the arrays are written: who borrows them waits for that."""

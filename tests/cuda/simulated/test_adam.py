@@ -219,6 +219,10 @@ def test_averages_and_copies_lie_on_the_gpu():
         assert all(type(array) is CudaArray for array in kept.values())
         assert all(bits(download(kept[name])) == bits(expected[name]) for name in "ab")
     assert ours.ema["a"].__cuda_array_interface__["stream"] == 7
+    before = ours.ema["a"].address
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.ema["a"].address == before
+    assert bits(download(ours.ema["a"])) == bits(theirs.ema["a"])
 
 
 def test_the_loss_scale_may_live_on_the_gpu():

@@ -44,6 +44,7 @@ class Format(NamedTuple):
 _LANES = 8
 _widen: Any = None
 _narrow: Any = None
+_single: Any = np.float32  # makes a float32 of what is computed in
 _random_bits: Any = None
 
 
@@ -64,7 +65,7 @@ def _decode(reals, codes):  # type: ignore[no-untyped-def]
 
 def _encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
     for k in range(_LANES):
-        codes[k] = _narrow(np.float32(reals[k]))
+        codes[k] = _narrow(_single(reals[k]))
 
 
 def _encode_stochastic(reals, codes, key, index):  # type: ignore[no-untyped-def]
@@ -73,12 +74,18 @@ def _encode_stochastic(reals, codes, key, index):  # type: ignore[no-untyped-def
 
 
 @functools.cache
-def formats(real: str) -> dict[str, Format]:
-    """Return all formats by name, for a kernel that computes in `real`, "float32" or "float64"; "" is no column."""
+def formats(real: str, *, by_way_of_float32: bool = False) -> dict[str, Format]:
+    """Return all formats by name.
+
+    Args:
+        real: what a kernel computes in, "float32" or "float64"; "" is no column.
+        by_way_of_float32: whether a float64 is rounded to float32 before it is rounded to 16 bits, and not once.
+    """
     lanes = LANES[real]
+    single = np.float32 if real == "float32" or by_way_of_float32 else codec("single")
 
     def bound(function: Any, **names: Any) -> Any:
-        return seam.device(bind(function, _LANES=lanes, **names))
+        return seam.device(bind(function, _LANES=lanes, _single=single, **names))
 
     def native(dtype: str) -> Format:
         item_bytes = np.dtype(dtype).itemsize if dtype else 0

@@ -375,6 +375,8 @@ def _memory(layout: Layout) -> dict[str, Any]:
     names: dict[str, Any] = {}
     for name in Place._fields:
         entry = known[getattr(layout, name)]
+        if name == "copy" and layout.param == "float32":  # a copy of the parameter as it is stored
+            entry = formats.formats(layout.real, by_way_of_float32=True)[layout.copy]
         written = entry if layout.zero_grad or name != "grad" else known[""]
         names[f"_{name.upper()}"] = entry.item_bytes
         names[f"_load_{name}"], names[f"_load_one_{name}"] = entry.column.load, entry.column.load_one

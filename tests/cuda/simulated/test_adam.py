@@ -248,3 +248,19 @@ def test_the_function_works_on_a_gpus_arrays():
 
 def test_warmup_makes_steps_of_every_format():
     assert list(na.warmup("cuda")) == ["cuda"]
+
+
+@pytest.mark.parametrize(("dtype", "state"), [("float64", "float64"), ("float32", "float64"), ("float64", "float32")])
+@pytest.mark.parametrize("copy", ["bfloat16", "float16"])
+def test_copies_of_what_is_computed_in_float64_are_rounded_as_on_the_cpu(dtype, state, copy):
+    """Numbers next to a tie: rounded once, or twice where float32 lies between."""
+    ties = np.array([1 + 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-8, 1 + 3 * 2.0**-11])
+    values = np.concatenate([ties, ties + 2.0**-40, ties - 2.0**-40, ties + 2.0**-23, -ties - 2.0**-40]).astype(dtype)
+    params = values.copy(), values.copy()
+    options = {"lr": 1e-13, "state_dtype": state, "low_precision_copy": copy}
+    ours, theirs = na.Adam(Interface(params[0]), **options), na.Adam(params[1], **options)
+    grad = np.where(np.arange(values.size) % 2, 1.0, -1.0).astype(dtype)
+    ours.step(Interface(grad))
+    theirs.step(grad)
+    assert bits(params[0]) == bits(params[1])
+    assert bits(download(ours.low_precision)) == bits(theirs.low_precision)

@@ -47,9 +47,10 @@ def adam_update(
     since it keeps what a step needs on the GPU.
 
     Args:
-        param: the parameters: float32 or float64, C-contiguous, writable, any shape.
-        grad: their gradient, of the same shape and dtype; not changed.
-        exp_avg: first moment, of the same shape and dtype; zeros before the first step.
+        param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16; C-contiguous, writable, of
+            any shape.
+        grad: their gradient, of the same shape and of any of these dtypes; not changed.
+        exp_avg: first moment, of the same shape: float32, float64 or bfloat16; zeros before the first step.
         exp_avg_sq: second moment, likewise.
         step: number of this update, 1 for the first.
         lr: learning rate.

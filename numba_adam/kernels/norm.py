@@ -78,7 +78,7 @@ def sum_of_squares_serial(places, like, count):  # type: ignore[no-untyped-def]
 
     Args:
         places: from `job.pack`.
-        like: any array of the parameters' dtype.
+        like: any array of the dtype in which is computed.
         count: how many arrays the plan holds.
     """
     job = unpack(places, like)

@@ -69,7 +69,7 @@ def prepare(places, like, steps, grad_scale, clip_value):  # type: ignore[no-unt
 
     Args:
         places: from `job.pack`.
-        like: any array of the parameters' dtype.
+        like: any array of the dtype in which is computed.
         steps: (n,) int64: updates made so far.
         grad_scale: float64: multiplies every gradient.
         clip_value: float64: largest magnitude of a gradient after that; 0: any.

@@ -92,7 +92,7 @@ def work_on(job, row, step, rooms):  # type: ignore[no-untyped-def]
 
 @merged
 def update_tiles(work, begin, size, c, like):  # type: ignore[no-untyped-def]
-    """Update `size` elements of one array, from element `begin` on, a multiple of TILE.
+    """Update `size` elements of one array, from element `begin` on: where a tile begins, or what is left of one.
 
     Args:
         work: what is done.

@@ -260,7 +260,7 @@ class Adam:
     def state(self) -> dict[str | int, dict[str, Any]]:
         """Each parameter's state by its name, or its index where it has none; without those not yet updated.
 
-        The arrays are the optimizer's own, not copies.
+        The arrays are the optimizer's own, not copies; those of parameters on a GPU are copied to NumPy, which waits.
         """
         states = self._states()
         keys: Sequence[str | int] = self._names or range(len(states))

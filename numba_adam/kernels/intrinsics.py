@@ -52,6 +52,21 @@ def keep_until_here(typingctx: Any, array: Any) -> Any:
     return types.void(array), codegen
 
 
+@intrinsic
+def settled(typingctx: Any, value: Any) -> Any:
+    """Return a float64, computed before what comes next and after what came before.
+
+    To a compiler `enter_ieee` and `leave_ieee` have nothing to do with numbers in registers: it may divide after it has
+    left. What is not kept in memory between the two goes through this, on its way in and on its way out.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        barrier = ir.InlineAsm(ir.FunctionType(_WORD, [_WORD]), "", "=r,0", side_effect=True)
+        return builder.bitcast(builder.call(barrier, [builder.bitcast(args[0], _WORD)]), ir.DoubleType())
+
+    return types.float64(types.float64), codegen
+
+
 def _declare(builder: Any, name: str, type_: Any) -> Any:
     module = builder.module
     return module.globals.get(name) or ir.Function(module, type_, name)

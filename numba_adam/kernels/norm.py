@@ -13,7 +13,7 @@ from numba import prange
 from numba_adam import folding
 from numba_adam.kernels.compile import bind, inline, kernel, parallel_kernel
 from numba_adam.kernels.formats import Source, opened
-from numba_adam.kernels.intrinsics import LANES, enter_ieee, lane_squares, leave_ieee
+from numba_adam.kernels.intrinsics import LANES, enter_ieee, lane_squares, leave_ieee, settled
 from numba_adam.kernels.job import BLOCK, unpack
 from numba_adam.kernels.search import count_below
 
@@ -67,7 +67,7 @@ def _in_order(sums):  # type: ignore[no-untyped-def]
 def _total(sums):  # type: ignore[no-untyped-def]
     """Return the blocks' sum."""
     before = enter_ieee()
-    total = _in_order(sums)
+    total = settled(_in_order(sums))
     leave_ieee(before)
     return total
 
@@ -102,7 +102,7 @@ def sum_of_squares_parallel(places, like, count, tasks):  # type: ignore[no-unty
 def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
     """Return the factor that takes the loss scale out too. Compiled, so that it is rounded as the rest is."""
     before = enter_ieee()
-    quotient = factor / loss_scale
+    quotient = settled(settled(factor) / settled(loss_scale))
     leave_ieee(before)
     return quotient
 
@@ -111,6 +111,7 @@ def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
 def measure(sums_of_squares, factor, max_norm):  # type: ignore[no-untyped-def]
     """Return what `folding.measured` says of the sums' sum. Compiled, so that it is rounded as the rest is."""
     before = enter_ieee()
-    norm, clipped = _measured(_in_order(sums_of_squares), factor, max_norm)
+    norm, clipped = _measured(_in_order(sums_of_squares), settled(factor), settled(max_norm))
+    norm, clipped = settled(norm), settled(clipped)
     leave_ieee(before)
     return norm, clipped

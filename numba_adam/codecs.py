@@ -203,10 +203,12 @@ TO_NEAREST = np.uint32(0x80000000)  # the dither that rounds to the nearest code
 _TWO = np.float32(2.0)
 _TWO_BITS = np.uint32(0x40000000)  # 2.0 as bits: from here on, every CODE_BITS of them are a code
 _CODE_BITS = np.uint32(18)
-_DITHER_BITS = np.uint32(14)  # the dither's first 18 bits count
+_DITHER_BITS = np.uint32(14)  # the dither's bits that do not count
+_THRESHOLD_BITS = np.uint32(0x3FFFF)  # as many as those that are rounded away
 _RATIO_SIGN = np.uint32(0x80)
+_RATIO_BITS = np.uint32(0x7F << 18)  # where a ratio's magnitude stands
 _FIRST_CODE = np.uint32(0x1001)  # code 1, as it stands in the sum of code and _TWO_BITS
-_NO_CODE = np.uint32(0x1000)  # code 0
+_LARGEST = np.uint32(0x7F7FFFFF)  # the largest finite number
 _ALMOST_ONE = np.float32(1.0 - 2.0**-20)
 _ZERO = np.float32(0.0)
 _SMALLEST_BLOCK = np.float32(2.0**-50)  # a block whose largest magnitude is below is stored as zeros
@@ -237,43 +239,49 @@ def widen_root(code: Code, unit: Float32) -> Float32:
         code: the first bits of 2 + root / unit, less those of 2.
         unit: the block's scale.
     """
-    return (from_bits(np.uint32(np.uint32(np.uint32(code) << _CODE_BITS) + _TWO_BITS)) - _TWO) * unit
+    return (from_bits(np.uint32(np.uint32(np.uint32(code) << _CODE_BITS) | _TWO_BITS)) - _TWO) * unit
 
 
-def narrow_root(root: Float32, scale: Float32, dither: Word) -> Code:
-    """Return a square root in 8 bits, rounded up where the bits that go are more than the dither leaves room for.
+def narrow_root(root: Float32, scale: Float32, threshold: Word) -> Code:
+    """Return a square root in 8 bits, rounded up where the bits that go are more than the threshold leaves room for.
 
     Only zero becomes code 0: a second moment that were lost would make the next steps too large.
 
     Args:
-        root: at least 0.
+        root: at least 0, not the negative zero.
         scale: `block_scale` of its block.
-        dither: a threshold, 32 bits of which the first 18 count.
+        threshold: 18 bits, as `threshold_of` a dither has them.
     """
-    bits = bits_of(root * scale + _TWO)
-    code = np.uint32(np.uint32(bits + np.uint32(dither >> _DITHER_BITS)) >> _CODE_BITS)
-    return np.uint8(np.uint32(max(code, _NO_CODE if root == _ZERO else _FIRST_CODE)) & np.uint32(0xFF))
+    code = np.uint32(np.uint32(bits_of(root * scale + _TWO) + threshold) >> _CODE_BITS)
+    least = np.uint32(min(bits_of(root), _FIRST_CODE))  # 0 for zero alone
+    return np.uint8(np.uint32(max(code, least)) & np.uint32(0xFF))
 
 
 def widen_ratio(code: Code, unit: Float32) -> Float32:
     """Return a ratio's value from its 8 bits, a sign and seven as `widen_root` has eight."""
     word = np.uint32(code)
-    magnitude = widen_root(np.uint32(word & np.uint32(0x7F)), unit)
-    return from_bits(np.uint32(bits_of(magnitude) | np.uint32(np.uint32(word & _RATIO_SIGN) << np.uint32(24))))
+    bits = np.uint32(np.uint32(np.uint32(word << _CODE_BITS) & _RATIO_BITS) | _TWO_BITS)
+    sign = np.uint32(np.uint32(word << np.uint32(24)) & _SIGN)
+    return from_bits(np.uint32(bits_of((from_bits(bits) - _TWO) * unit) | sign))
 
 
-def narrow_ratio(ratio: Float32, scale: Float32, dither: Word) -> Code:
+def narrow_ratio(ratio: Float32, scale: Float32, threshold: Word) -> Code:
     """Return a ratio in 8 bits, a sign and the magnitude; arguments as for `narrow_root`. Small ones become zero."""
     word = bits_of(ratio)
-    bits = bits_of(from_bits(np.uint32(word & _MAGNITUDE)) * scale + _TWO)
-    code = np.uint32(np.uint32(bits + np.uint32(dither >> _DITHER_BITS)) >> _CODE_BITS)
+    magnitude = from_bits(np.uint32(word & _MAGNITUDE))
+    code = np.uint32(np.uint32(bits_of(magnitude * scale + _TWO) + threshold) >> _CODE_BITS)
     sign = np.uint32(np.uint32(word >> np.uint32(24)) & _RATIO_SIGN)
-    return np.uint8(np.uint32(np.uint32(code & ~_RATIO_SIGN) | sign) & np.uint32(0xFF))
+    return np.uint8(np.uint32(code | sign) & np.uint32(0xFF))
 
 
 def ratio_of(exp_avg: Float32, root: Float32) -> Float32:
-    """Return the first moment divided by the second one's root: the form in which 8 bits hold it."""
-    return _ZERO if root == _ZERO else exp_avg / root
+    """Return the first moment divided by the second one's root, the form in which 8 bits hold it; 0 where the root is 0.
+
+    There it is divided by infinity, which stands just beyond the largest number as zero, counted down from, stands just
+    before the smallest one: that takes a compiler two additions, and no comparison.
+    """
+    one_less = np.uint32(np.uint64(bits_of(root)) + np.uint64(0xFFFFFFFF))
+    return exp_avg / from_bits(np.uint32(np.uint32(min(one_less, _LARGEST)) + _ONE))
 
 
 def following_dither(dither: Word, step: Word) -> Word:
@@ -286,6 +294,11 @@ def following_dither(dither: Word, step: Word) -> Word:
     return np.uint32(np.uint64(np.uint64(dither) + np.uint64(step)) & np.uint64(0xFFFFFFFF))
 
 
-def other_dither(dither: Word) -> Word:
-    """Return the dither of an element's first moment, given that of the second."""
-    return np.uint32(dither ^ np.uint32(0xFFFFFFFF))
+def threshold_of(dither: Word) -> Word:
+    """Return the 18 bits of a dither that count."""
+    return np.uint32(dither >> _DITHER_BITS)
+
+
+def other_threshold(threshold: Word) -> Word:
+    """Return the threshold of an element's first moment, given that of the second."""
+    return np.uint32(threshold ^ _THRESHOLD_BITS)

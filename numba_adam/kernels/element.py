@@ -47,9 +47,12 @@ def is_bare(c):  # type: ignore[no-untyped-def]
     return c.clip_value == c.zero and c.weight_decay == c.zero
 
 
+NO_DECAY, NO_FLOOR = np.float32(0), np.float32(-np.inf)
+
+
 @inlined
-def bare(c, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
-    """Return the constants of a step that `is_bare`, with other floors.
+def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
+    """Return the constants of a step that `is_bare`, with another decay and other floors.
 
     A compiler takes what is asked of constants out of a loop only as long as the loop is short; what is zero here is
     zero in the program, whatever the loop's length.
@@ -63,7 +66,7 @@ def bare(c, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
         c.grad_scale,
         zero,
         zero,
-        c.decoupled_decay,
+        decoupled_decay,
         c.step_size,
         c.eps,
         exp_avg_floor,

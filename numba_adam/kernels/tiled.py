@@ -8,10 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from numba_adam.formats import BFLOAT16, ITEM_BYTES
+from numba_adam.eight_bit import BLOCK
+from numba_adam.formats import BFLOAT16, EIGHT_BIT, FLOAT32, ITEM_BYTES
 from numba_adam.kernels import ranges
 from numba_adam.kernels.compile import bind, inline, kernel, merged, parallel_kernel
+from numba_adam.kernels.eight_bit_blocks import blocks_at, update_blocks
 from numba_adam.kernels.element import is_bare
+from numba_adam.kernels.formats import native
 from numba_adam.kernels.intrinsics import array_at, keep_until_here
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.pairs import adam_pairs
@@ -45,12 +48,40 @@ def _update_pairs(work, begin, size, c):  # type: ignore[no-untyped-def]
     return size // 2 * 2
 
 
+@inline
+def _is_eight_bit(work, like):  # type: ignore[no-untyped-def]
+    """Say whether a parameter's moments are in 8 bits, all its other arrays float32, and all are only updated."""
+    if work.max_exp_avg_sq.address | work.ema | work.copy.address or work.zero_grad or native(like) != FLOAT32:
+        return False
+    return (work.param.format, work.grad.format, work.exp_avg_sq.format) == (FLOAT32, FLOAT32, EIGHT_BIT)
+
+
+@merged
+def _update_blocks(work, begin, size, c):  # type: ignore[no-untyped-def]
+    """Update the first of `size` elements, in whole blocks, where the moments are in 8 bits; return how many."""
+    skip, count = np.uint64(begin * ITEM_BYTES[FLOAT32]), size // BLOCK
+    if count > 0:
+        param, grad = work.param.address + skip, work.grad.address + skip
+        update_blocks(blocks_at(param, grad, work.exp_avg, work.exp_avg_sq, np.uint64(begin)), count, work.rooms, c)
+    return count * BLOCK
+
+
+@merged
+def _update_ahead(work, begin, size, c, like):  # type: ignore[no-untyped-def]
+    """Update the first of `size` elements, as many as a shorter way than by tiles leads to; return how many."""
+    if is_bare(c) and _are_pairs(work):
+        return _update_pairs(work, begin, size, c)
+    if is_bare(c) and _is_eight_bit(work, like):
+        return _update_blocks(work, begin, size, c)
+    return 0
+
+
 @merged
 def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array, from element `begin` on."""
     rooms = np.empty(ROOMS * ROOM, job.constants.dtype)
     work = work_on(job, row, step, np.uint64(rooms.ctypes.data))
-    done = _update_pairs(work, begin, size, c) if is_bare(c) and _are_pairs(work) else 0
+    done = _update_ahead(work, begin, size, c, job.constants)
     update_tiles(work, begin + done, size - done, c, job.constants)
     keep_until_here(rooms)
 

@@ -15,7 +15,8 @@ from numba_adam.codecs import DITHER_STEP, DITHER_TURN
 from numba_adam.eight_bit import BLOCK
 from numba_adam.formats import EIGHT_BIT, FLOAT32
 from numba_adam.kernels.compile import inline, merged
-from numba_adam.kernels.eight_bit import adam_eight_bit, close_moments, open_moments
+from numba_adam.kernels.eight_bit import close_moments, open_moments
+from numba_adam.kernels.eight_bit_blocks import blocks_at, update_blocks, update_rest
 from numba_adam.kernels.element import adam, amsgrad, average, floorless, is_bare
 from numba_adam.kernels.formats import Source, bytes_of, close, native, opened, stream_key
 from numba_adam.kernels.intrinsics import array_at
@@ -33,10 +34,10 @@ from numba_adam.kernels.job import (
 )
 from numba_adam.kernels.ranges import TILE
 
-ROOMS = 6  # for the param, the gradient, three moments, and what is found of blocks
+ROOMS = 5  # for the param, the gradient, and three moments
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
-_BYTES, _WORDS = np.empty(0, np.uint8), np.empty(0, np.uint32)
+_BYTES = np.empty(0, np.uint8)
 _NONE = Source(np.uint64(0), np.uint64(0), EIGHT_BIT, False, np.uint32(0))
 
 
@@ -143,8 +144,7 @@ def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-d
     exp_avg_sq = array_at(room + np.uint64(3) * step, size, param)
     has_largest = work.max_exp_avg_sq.address != 0
     if is_bare(c) and not has_largest:
-        found = array_at(room + np.uint64(5) * step, np.uint64(2 * TILE // BLOCK), _WORDS)
-        adam_eight_bit(param, grad, work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq, found, c)
+        _update_bare(work, begin, param, grad, room + np.uint64(2) * step, c)
         return
     open_moments(work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq)
     if has_largest:
@@ -155,6 +155,21 @@ def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-d
     else:
         adam(param, grad, exp_avg, exp_avg_sq, floorless(c))
     close_moments(exp_avg, exp_avg_sq, work.exp_avg, work.exp_avg_sq, begin, DITHER_STEP)
+
+
+@merged
+def _update_bare(work, begin, param, grad, room, c):  # type: ignore[no-untyped-def]
+    """Update a tile whose moments are in 8 bits, in a step that `is_bare`."""
+    places = np.uint64(param.ctypes.data), np.uint64(grad.ctypes.data)
+    count = param.size // BLOCK
+    if count > 0:
+        update_blocks(blocks_at(places[0], places[1], work.exp_avg, work.exp_avg_sq, begin), count, room, c)
+    rest = param.size - count * BLOCK
+    if rest > 0:
+        skip = np.uint64(count * BLOCK)
+        bytes_ = skip * np.uint64(param.itemsize)
+        last = blocks_at(places[0] + bytes_, places[1] + bytes_, work.exp_avg, work.exp_avg_sq, begin + skip)
+        update_rest(last, rest, room, c)
 
 
 @merged

@@ -12,6 +12,7 @@ from numba_adam import codecs
 from numba_adam.conversion import decode, encode
 from numba_adam.eight_bit import EightBit
 
+NEAREST = codecs.threshold_of(codecs.TO_NEAREST)
 SIZES = (0, 1, 2, 127, 128, 129, 255, 256, 1000, 1023, 1024, 1025, 2500)
 
 
@@ -90,11 +91,11 @@ def test_plain_codecs_keep_every_level_and_part_at_every_middle(which):
     one = np.float32(1)
     for code, (value, following) in enumerate(pairwise(table)):
         middle = (value + following) / 2
-        assert narrow(np.float32(value), one, codecs.TO_NEAREST) == code
-        assert narrow(np.float32(middle), one, codecs.TO_NEAREST) == code + 1
+        assert narrow(np.float32(value), one, NEAREST) == code
+        assert narrow(np.float32(middle), one, NEAREST) == code + 1
         if code:  # a root that is not zero has no code 0, however near it is
-            assert narrow(np.float32(middle - 2.0**-14), one, codecs.TO_NEAREST) == code
-        assert narrow(np.float32(value), one, np.uint32(0xFFFFFFFF)) == code
+            assert narrow(np.float32(middle - 2.0**-14), one, NEAREST) == code
+        assert narrow(np.float32(value), one, np.uint32(2**18 - 1)) == code
         assert narrow(np.float32(following - 2.0**-14), one, np.uint32(0)) == max(code, which == "root")
 
 
@@ -104,13 +105,14 @@ def plain(exp_avg: np.ndarray, exp_avg_sq: np.ndarray, dithers: np.ndarray) -> l
     ratios = np.array([codecs.ratio_of(a, root) for a, root in zip(exp_avg, roots, strict=True)])
     columns = []
     for name, values, span, turn in (
-        ("ratio", ratios, codecs.RATIO_SPAN, codecs.other_dither),
-        ("root", roots, codecs.ROOT_SPAN, lambda dither: dither),
+        ("ratio", ratios, codecs.RATIO_SPAN, codecs.other_threshold),
+        ("root", roots, codecs.ROOT_SPAN, lambda threshold: threshold),
     ):
         largest = np.abs(values).max()
         scale, unit = codecs.block_scale(largest, span), codecs.block_unit(largest, span)
         narrow, widen = getattr(codecs, f"narrow_{name}"), getattr(codecs, f"widen_{name}")
-        codes = [narrow(value, scale, turn(dither)) for value, dither in zip(values, dithers, strict=True)]
+        thresholds = [turn(codecs.threshold_of(dither)) for dither in dithers]
+        codes = [narrow(value, scale, threshold) for value, threshold in zip(values, thresholds, strict=True)]
         columns += [np.array(codes), np.array([widen(code, unit) for code in codes])]
     return columns
 
@@ -134,7 +136,9 @@ def test_the_dither_turns_by_the_documented_steps():
     for step in range(1, 300):
         dither = codecs.following_dither(dither, codecs.DITHER_STEP)
         assert dither == (5 + step * 0xC13FA9A9) % 2**32
-        assert int(codecs.other_dither(dither)) == 2**32 - 1 - int(dither)
+        threshold = codecs.threshold_of(dither)
+        assert threshold == int(dither) >> 14
+        assert int(codecs.other_threshold(threshold)) == 2**18 - 1 - int(threshold)
 
 
 @pytest.mark.parametrize("kind", ["normal", "over many powers", "small", "half zero"])
@@ -143,6 +147,11 @@ def test_zero_is_code_0_and_no_other_root_is(kind):
     roots[::7] = 0
     codes = encode(None, roots * roots)[1].codes
     assert ((codes == 0) == (roots * roots == 0)).all()
+
+
+def test_the_negative_zero_is_code_0_too():
+    exp_avg_sq = np.array([1.0, -0.0, 0.0], np.float32)
+    assert encode(None, exp_avg_sq)[1].codes.tolist() == [255, 0, 0]
 
 
 def test_zeros_among_large_values_come_back_as_zeros():
@@ -192,7 +201,7 @@ def test_the_largest_of_a_block_has_the_last_code():
             (codecs.narrow_ratio, codecs.RATIO_SPAN, 127),
         ):
             scale = codecs.block_scale(largest, span)
-            codes = [int(narrow(largest, scale, np.uint32(dither << 14))) for dither in (0, 19, 20, 2**18 - 1)]
+            codes = [int(narrow(largest, scale, np.uint32(dither))) for dither in (0, 19, 20, 2**18 - 1)]
             assert codes[0] == last - 1
             assert codes[1] in (last - 1, last)
             assert codes[2:] == [last, last]

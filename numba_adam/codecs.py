@@ -275,9 +275,9 @@ def narrow_ratio(ratio: Float32, scale: Float32, threshold: Word) -> Code:
 
 
 def ratio_of(exp_avg: Float32, root: Float32) -> Float32:
-    """Return the first moment divided by the second one's root, the form in which 8 bits hold it; 0 where the root is 0.
+    """Return the first moment divided by the second one's root, the form in which 8 bits hold it; zero by zero is zero.
 
-    There it is divided by infinity, which stands just beyond the largest number as zero, counted down from, stands just
+    Where the root is zero, the first moment is divided by infinity, which stands just beyond the largest number as zero, counted down from, stands just
     before the smallest one: that takes a compiler two additions, and no comparison.
     """
     one_less = np.uint32(np.uint64(bits_of(root)) + np.uint64(0xFFFFFFFF))

@@ -17,7 +17,7 @@ from numba_adam.eight_bit import BLOCK
 from numba_adam.kernels.compile import apart, inline, inlined
 from numba_adam.kernels.eight_bit import encode_both, larger, ratio_of, widen_ratio, widen_root
 from numba_adam.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare, moments
-from numba_adam.kernels.intrinsics import array_at
+from numba_adam.kernels.intrinsics import array_at, copy_bytes
 
 _SIZE = np.uint64(BLOCK)
 _REAL_BYTES, _SCALE_BYTES = np.uint64(4 * BLOCK), np.uint64(4)  # of a block
@@ -190,19 +190,14 @@ def update_rest(at, size, room, c):  # type: ignore[no-untyped-def]
     exp_avg_sq = exp_avg + _SIZE
     count, bytes_ = np.uint64(size), np.uint64(4 * size)
     array_at(param, np.uint64(REST_BYTES), _CODES)[:] = 0
-    _copy(at.param, param, bytes_)
-    _copy(at.grad, grad, bytes_)
-    _copy(at.exp_avg, exp_avg, count)
-    _copy(at.exp_avg_sq, exp_avg_sq, count)
+    copy_bytes(at.param, param, bytes_)
+    copy_bytes(at.grad, grad, bytes_)
+    copy_bytes(at.exp_avg, exp_avg, count)
+    copy_bytes(at.exp_avg_sq, exp_avg_sq, count)
     update_blocks(
         Blocks(param, grad, exp_avg, exp_avg_sq, at.exp_avg_scale, at.exp_avg_sq_scale, at.dither), 1, room, c
     )
-    _copy(param, at.param, bytes_)
-    _copy(exp_avg, at.exp_avg, count)
-    _copy(exp_avg_sq, at.exp_avg_sq, count)
+    copy_bytes(param, at.param, bytes_)
+    copy_bytes(exp_avg, at.exp_avg, count)
+    copy_bytes(exp_avg_sq, at.exp_avg_sq, count)
 
-
-@inline
-def _copy(source, target, size):  # type: ignore[no-untyped-def]
-    """Copy so many bytes from an address to another one."""
-    array_at(target, size, _CODES)[:] = array_at(source, size, _CODES)

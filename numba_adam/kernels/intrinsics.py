@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
@@ -23,6 +24,7 @@ _ARM64 = _MACHINE in ("aarch64", "arm64")
 _MXCSR_DEFAULT = 0x1F80  # round to nearest, exceptions masked, no flushing (Intel SDM volume 1, 10.2.3)
 _FPCR_DEFAULT = 0  # likewise (Arm ARM, FPCR)
 _WORD = ir.IntType(64)
+_BYTES = np.empty(0, np.uint8)
 
 
 @intrinsic
@@ -131,6 +133,71 @@ def leave_ieee(typingctx: Any, before: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64), codegen
+
+
+LINE = 64  # bytes of a cache line, of nearly all CPUs
+
+
+@intrinsic
+def _stream_lines(typingctx: Any, source: Any, target: Any, count: Any) -> Any:
+    """Copy so many lines to an address that is a multiple of LINE, past the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start, goal, lines = args
+        line = ir.VectorType(ir.IntType(32), LINE // 4)
+        before = builder.block
+        loop, done = builder.append_basic_block("stream"), builder.append_basic_block("stream.done")
+        builder.cbranch(builder.icmp_unsigned(">", lines, _WORD(0)), loop, done)
+        builder.position_at_end(loop)
+        index = builder.phi(_WORD)
+        skip, following = builder.mul(index, _WORD(LINE)), builder.add(index, _WORD(1))
+        value = builder.load(builder.inttoptr(builder.add(start, skip), line.as_pointer()), align=4)
+        store = builder.store(value, builder.inttoptr(builder.add(goal, skip), line.as_pointer()), align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        index.add_incoming(_WORD(0), before)
+        index.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_unsigned("<", following, lines), loop, done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """Let all that was stored be seen by other threads before what comes after."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@inline
+def stream(source, target, size):  # type: ignore[no-untyped-def]
+    """Copy bytes from an address to another one past the caches: what is there is not read first.
+
+    For what is not needed again soon. Whole lines alone can go that way. Other threads see them after a `fence`.
+
+    Args:
+        source: uint64: where the bytes lie, a multiple of 4.
+        target: uint64: where they go.
+        size: uint64: how many there are.
+    """
+    line = np.uint64(LINE)
+    head = min(size, (line - target % line) % line)
+    lines = (size - head) // line
+    middle = lines * line
+    copy_bytes(source, target, head)
+    _stream_lines(source + head, target + head, lines)
+    copy_bytes(source + head + middle, target + head + middle, size - head - middle)
+
+
+@inline
+def copy_bytes(source, target, size):  # type: ignore[no-untyped-def]
+    """Copy so many bytes (uint64) from an address to another one."""
+    array_at(target, size, _BYTES)[:] = array_at(source, size, _BYTES)
 
 
 LANES = 16  # sums kept side by side: two registers of AVX-512, enough to hide an addition's latency

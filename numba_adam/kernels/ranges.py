@@ -9,7 +9,7 @@ from numba_adam.kernels.compile import inline
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.kernels.search import count_below
 
-TILE = 1024  # elements: threads meet at multiples of so many of an array, and blocks that share a scale are not cut
+TILE = 512  # elements: threads meet at multiples of so many of an array, and blocks that share a scale are not cut
 
 
 @inline

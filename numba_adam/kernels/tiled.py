@@ -15,7 +15,7 @@ from numba_adam.kernels.compile import bind, inline, kernel, merged, parallel_ke
 from numba_adam.kernels.eight_bit_blocks import blocks_at, update_blocks
 from numba_adam.kernels.element import is_bare
 from numba_adam.kernels.formats import native
-from numba_adam.kernels.intrinsics import array_at, keep_until_here
+from numba_adam.kernels.intrinsics import array_at, fence, keep_until_here
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.pairs import adam_pairs
 from numba_adam.kernels.ranges import count_steps, cut
@@ -83,6 +83,7 @@ def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def
     work = work_on(job, row, step, np.uint64(rooms.ctypes.data))
     done = _update_ahead(work, begin, size, c, job.constants)
     update_tiles(work, begin + done, size - done, c, job.constants)
+    fence()
     keep_until_here(rooms)
 
 

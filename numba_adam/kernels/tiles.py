@@ -19,7 +19,7 @@ from numba_adam.kernels.eight_bit import close_moments, open_moments
 from numba_adam.kernels.eight_bit_blocks import blocks_at, update_blocks, update_rest
 from numba_adam.kernels.element import adam, amsgrad, average, floorless, is_bare
 from numba_adam.kernels.formats import Source, bytes_of, close, native, opened, stream_key
-from numba_adam.kernels.intrinsics import array_at
+from numba_adam.kernels.intrinsics import array_at, stream
 from numba_adam.kernels.job import (
     COPY,
     EMA,
@@ -35,6 +35,8 @@ from numba_adam.kernels.job import (
 from numba_adam.kernels.ranges import TILE
 
 ROOMS = 5  # for the param, the gradient, and three moments
+import os
+LARGE = 2**21
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
 _BYTES = np.empty(0, np.uint8)
@@ -51,6 +53,7 @@ class Work(NamedTuple):
     max_exp_avg_sq: Source
     ema: Any  # uint64: address, 0 without one
     copy: Source
+    is_large: Any  # whether the array is larger than the caches
     zero_grad: Any  # whether the gradient is set to zero
     rooms: Any  # uint64: where ROOMS * ROOM elements of the computing dtype may be put
 
@@ -86,6 +89,7 @@ def work_on(job, row, step, rooms):  # type: ignore[no-untyped-def]
         _source(job, row, step, MAX_EXP_AVG_SQ),
         job.table[row, EMA],
         Source(job.table[row, COPY], np.uint64(0), job.formats[row, COPY], nearest[0], nearest[1]),
+        job.lengths[row] >= LARGE,
         job.options[ZERO_GRAD] != 0,
         rooms,
     )
@@ -180,10 +184,23 @@ def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-
     if work.copy.address != 0:
         if work.param.format == FLOAT32 and native(like) != FLOAT32:
             _as_stored(param)
-        close(param, work.copy, begin, like)
+        _write_copy(work, begin, param, like)
     if work.zero_grad:
         width = bytes_of(work.grad.format)
         _clear(array_at(work.grad.address + begin * width, size * width, _BYTES))
+
+
+@merged
+def _write_copy(work, begin, param, like):  # type: ignore[no-untyped-def]
+    """Write the copy of a tile; a large array's past the caches, which would else read what is overwritten."""
+    if work.is_large:
+        room = work.rooms + np.uint64(2 * ROOM * like.itemsize)
+        own = Source(room, np.uint64(0), work.copy.format, False, np.uint32(0))
+        close(param, own, np.uint64(0), like)
+        width = bytes_of(work.copy.format)
+        stream(room, work.copy.address + begin * width, np.uint64(param.size) * width)
+    else:
+        close(param, work.copy, begin, like)
 
 
 @inline

@@ -11,7 +11,7 @@ import numpy as np
 from numba_adam import codecs, eight_bit
 from numba_adam.codecs import RATIO_SPAN, ROOT_SPAN
 from numba_adam.eight_bit import BLOCK
-from numba_adam.kernels.compile import apart, bind, inline, inlined
+from numba_adam.kernels.compile import apart_inlined, bind, inline, inlined
 from numba_adam.kernels.formats import bits_of, from_bits
 from numba_adam.kernels.intrinsics import array_at
 
@@ -135,7 +135,7 @@ def _scale_block(largest, span, unit):  # type: ignore[no-untyped-def]
     return _block_scale(from_bits(largest), span)
 
 
-@apart
+@apart_inlined
 def _encode_pairs(ratios, roots, own_codes, codes, own_scale, scale, dither, turn):  # type: ignore[no-untyped-def]
     for i in range(roots.size):
         threshold = _threshold_of(dither)
@@ -145,7 +145,7 @@ def _encode_pairs(ratios, roots, own_codes, codes, own_scale, scale, dither, tur
         dither = _following_dither(dither, turn)
 
 
-@apart
+@apart_inlined
 def _encode_roots(roots, codes, scale, dither, turn):  # type: ignore[no-untyped-def]
     for i in range(roots.size):
         codes[i] = _narrow_root(roots[i], scale, _threshold_of(dither))

@@ -14,7 +14,7 @@ import numpy as np
 
 from numba_adam.codecs import DITHER_STEP
 from numba_adam.eight_bit import BLOCK
-from numba_adam.kernels.compile import apart, inline, inlined
+from numba_adam.kernels.compile import apart_inlined, inline, inlined
 from numba_adam.kernels.eight_bit import encode_both, larger, ratio_of, widen_ratio, widen_root
 from numba_adam.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare, moments
 from numba_adam.kernels.intrinsics import array_at, copy_bytes
@@ -70,7 +70,7 @@ def _moments_of(grad, own_code, code, own_unit, unit, c):  # type: ignore[no-unt
     return moments(c.zero, grad, widen_ratio(own_code, own_unit) * root, root * root, c)
 
 
-@apart
+@apart_inlined
 def _begin(grad, own_codes, codes, own_unit, unit, first, second, c):  # type: ignore[no-untyped-def]
     """Compute a block's moments."""
     for i in range(BLOCK):
@@ -84,7 +84,7 @@ def _adapted(param, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
     return adapt(param, exp_avg, exp_avg_sq, c), ratio_of(exp_avg, root), root
 
 
-@apart
+@apart_inlined
 def _finish(param, ratios, roots, found, c):  # type: ignore[no-untyped-def]
     """Update a block's parameters, given its moments; make these a ratio and a root."""
     largest, largest_root = np.uint32(0), np.uint32(0)
@@ -94,7 +94,7 @@ def _finish(param, ratios, roots, found, c):  # type: ignore[no-untyped-def]
     found[0], found[1] = largest, largest_root
 
 
-@apart
+@apart_inlined
 def _finish_and_begin(param, ratios, roots, found, grad, own_codes, codes, own_unit, unit, first, second, c):  # type: ignore[no-untyped-def]
     """Finish a block and begin another one, element by element: `_finish` and `_begin` in one loop."""
     largest, largest_root = np.uint32(0), np.uint32(0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from numba_adam import element
 from numba_adam.folding import Constants
-from numba_adam.kernels.compile import bind, inline, inlined
+from numba_adam.kernels.compile import apart, bind, inline, inlined
 
 _product = inline(element.product)
 moments = inline(bind(element.moments, product=_product))
@@ -17,7 +17,7 @@ adapt = inline(bind(element.adapt, product=_product))
 _average = inline(bind(element.average, product=_product))
 
 
-@inline
+@apart
 def adam(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
     """Update one array."""
     for i in range(param.size):
@@ -25,7 +25,7 @@ def adam(param, grad, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
         param[i] = adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
 
 
-@inline
+@apart
 def amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignore[no-untyped-def]
     """Update one array that keeps its largest second moment."""
     for i in range(param.size):
@@ -34,7 +34,7 @@ def amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignor
         param[i] = adapt(param[i], exp_avg[i], max_exp_avg_sq[i], c)
 
 
-@inline
+@apart
 def average(ema, param, c):  # type: ignore[no-untyped-def]
     """Update the moving average of one array's weights."""
     for i in range(ema.size):

@@ -151,7 +151,7 @@ def _stream_lines(typingctx: Any, source: Any, target: Any, count: Any) -> Any:
         builder.position_at_end(loop)
         index = builder.phi(_WORD)
         skip, following = builder.mul(index, _WORD(LINE)), builder.add(index, _WORD(1))
-        value = builder.load(builder.inttoptr(builder.add(start, skip), line.as_pointer()), align=4)
+        value = builder.load(builder.inttoptr(builder.add(start, skip), line.as_pointer()), align=1)
         store = builder.store(value, builder.inttoptr(builder.add(goal, skip), line.as_pointer()), align=LINE)
         store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         index.add_incoming(_WORD(0), before)
@@ -181,7 +181,7 @@ def stream(source, target, size):  # type: ignore[no-untyped-def]
     For what is not needed again soon. Whole lines alone can go that way. Other threads see them after a `fence`.
 
     Args:
-        source: uint64: where the bytes lie, a multiple of 4.
+        source: uint64: where the bytes lie.
         target: uint64: where they go.
         size: uint64: how many there are.
     """

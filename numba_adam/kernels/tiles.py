@@ -16,7 +16,7 @@ from numba_adam.eight_bit import BLOCK
 from numba_adam.formats import EIGHT_BIT, FLOAT32
 from numba_adam.kernels.compile import inline, merged
 from numba_adam.kernels.eight_bit import close_moments, open_moments
-from numba_adam.kernels.eight_bit_blocks import blocks_at, update_blocks, update_rest
+from numba_adam.kernels.eight_bit_blocks import REST_BYTES, WORK_BYTES, blocks_at, update_blocks, update_rest
 from numba_adam.kernels.element import adam, amsgrad, average, floorless, is_bare
 from numba_adam.kernels.formats import Source, bytes_of, close, native, opened, stream_key
 from numba_adam.kernels.intrinsics import array_at, stream
@@ -34,11 +34,11 @@ from numba_adam.kernels.job import (
 )
 from numba_adam.kernels.ranges import TILE
 
-ROOMS = 5  # for the param, the gradient, and three moments
-import os
-LARGE = 2**21
+LARGE = 2**21  # elements, of 20 bytes or more each: from one step to the next no cache keeps them
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
+_BLOCKS_ROOM = 5  # behind those for the param, the gradient, and three moments: what blocks in 8 bits need
+ROOMS = _BLOCKS_ROOM + -(-(WORK_BYTES + REST_BYTES) // (4 * ROOM))
 _BYTES = np.empty(0, np.uint8)
 _NONE = Source(np.uint64(0), np.uint64(0), EIGHT_BIT, False, np.uint32(0))
 
@@ -148,7 +148,7 @@ def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-d
     exp_avg_sq = array_at(room + np.uint64(3) * step, size, param)
     has_largest = work.max_exp_avg_sq.address != 0
     if is_bare(c) and not has_largest:
-        _update_bare(work, begin, param, grad, room + np.uint64(2) * step, c)
+        _update_bare(work, begin, param, grad, room + np.uint64(_BLOCKS_ROOM) * step, c)
         return
     open_moments(work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq)
     if has_largest:

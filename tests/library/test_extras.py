@@ -221,6 +221,30 @@ def test_before_the_first_step_the_copy_is_that_of_the_parameter(kind):
     assert [bits(array) for array in optimizer.low_precision] == [bits(p.astype(COPIES[kind])) for p in params]
 
 
+@pytest.mark.parametrize("skip", [0, 1, 5, 31])
+def test_a_large_parameter_is_rounded_from_its_master_copy_wherever_it_lies(skip):
+    """Copies of large arrays go past the caches, in whole lines; what is beside them must stay."""
+    size = 2**21 + 77
+    memory = np.full(size + 64, 7, BFLOAT16)
+    param = memory[skip : skip + size]
+    param[:] = np.random.default_rng(skip).standard_normal(size, dtype=np.float32)
+    optimizer = na.Adam([param], master_weights=True, lr=0.1)
+    optimizer.step([np.linspace(-1, 1, size, dtype=np.float32)])
+    master = optimizer.state_dict()["state"][0]["master_param"]
+    assert param.tobytes() == master.astype(BFLOAT16).tobytes()
+    assert (memory[:skip] == 7).all()
+    assert (memory[skip + size :] == 7).all()
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_the_copy_of_a_large_parameter_is_its_rounding_too(kind):
+    size = 2**21 + 1
+    param = np.random.default_rng(1).standard_normal(size, dtype=np.float32)
+    optimizer = na.Adam([param], low_precision_copy=kind)
+    optimizer.step([param.copy()])
+    assert optimizer.low_precision[0].tobytes() == param.astype(DTYPES[kind]).tobytes()
+
+
 def test_a_copy_too_large_for_float16_is_infinite():
     w = np.full(3, 65_519, np.float32)
     optimizer = na.Adam(w, low_precision_copy="float16", lr=1.0)

@@ -15,7 +15,7 @@ import numpy as np
 from numba_adam.codecs import DITHER_STEP
 from numba_adam.eight_bit import BLOCK
 from numba_adam.kernels.compile import apart_inlined, inline, inlined
-from numba_adam.kernels.eight_bit import encode_both, larger, ratio_of, widen_ratio, widen_root
+from numba_adam.kernels.eight_bit import blocks_of, encode_both, larger, ratio_of, widen_ratio, widen_root
 from numba_adam.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare, moments
 from numba_adam.kernels.intrinsics import array_at, copy_bytes
 
@@ -189,7 +189,9 @@ def update_rest(at, size, room, c):  # type: ignore[no-untyped-def]
     grad, exp_avg = param + _REAL_BYTES, param + np.uint64(2) * _REAL_BYTES
     exp_avg_sq = exp_avg + _SIZE
     count, bytes_ = np.uint64(size), np.uint64(4 * size)
-    array_at(param, np.uint64(REST_BYTES), _CODES)[:] = 0
+    everything = array_at(param, np.uint64(REST_BYTES), _CODES)
+    for i in range(everything.size):
+        everything[i] = 0
     copy_bytes(at.param, param, bytes_)
     copy_bytes(at.grad, grad, bytes_)
     copy_bytes(at.exp_avg, exp_avg, count)
@@ -200,4 +202,3 @@ def update_rest(at, size, room, c):  # type: ignore[no-untyped-def]
     copy_bytes(param, at.param, bytes_)
     copy_bytes(exp_avg, at.exp_avg, count)
     copy_bytes(exp_avg_sq, at.exp_avg_sq, count)
-

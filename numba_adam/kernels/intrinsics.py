@@ -197,7 +197,9 @@ def stream(source, target, size):  # type: ignore[no-untyped-def]
 @inline
 def copy_bytes(source, target, size):  # type: ignore[no-untyped-def]
     """Copy so many bytes (uint64) from an address to another one."""
-    array_at(target, size, _BYTES)[:] = array_at(source, size, _BYTES)
+    there, here = array_at(target, size, _BYTES), array_at(source, size, _BYTES)
+    for i in range(size):
+        there[i] = here[i]
 
 
 LANES = 16  # sums kept side by side: two registers of AVX-512, enough to hide an addition's latency

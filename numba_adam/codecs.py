@@ -1,8 +1,8 @@
 """Narrow number formats, one element at a time: to float32 and back. No codec stands anywhere else. Imports NumPy.
 
 Like `element`, the functions are plain Python that the kernels of every target compile; the two names that look at a
-float's bits, and `random_bits`' products, are bound to what each compiler has for them. All the rest is integers, whose
-arithmetic is the same everywhere, with or without an instruction for the format.
+float's bits, `product`, and `random_bits`' products, are bound to what each compiler has for them. All the rest is
+integers, whose arithmetic is the same everywhere, with or without an instruction for the format.
 
 Every intermediate result is cut to 32 bits where it is made: compilers that widen integers then see that none is needed
 beyond, and use vectors of 32-bit lanes.
@@ -49,6 +49,11 @@ def bits_of(value: Float32) -> Word:
 def from_bits(bits: Word) -> Float32:
     """Return the float32 with these bits."""
     return np.uint32(bits).view(np.float32)
+
+
+def product(a: Float32, b: Float32) -> Float32:
+    """Return a * b, rounded before anything else happens to it; on a GPU bound to what says so, as in `element`."""
+    return a * b
 
 
 def single(value: Any) -> Float32:
@@ -250,7 +255,7 @@ def narrow_root(root: Float32, scale: Float32, dither: Word) -> Code:
         scale: `block_scale` of its block.
         dither: a threshold, 32 bits of which the first 18 count.
     """
-    bits = bits_of(root * scale + _TWO)
+    bits = bits_of(product(root, scale) + _TWO)
     code = np.uint32(np.uint32(bits + np.uint32(dither >> _DITHER_BITS)) >> _CODE_BITS)
     return np.uint8(np.uint32(max(code, _NO_CODE if root == _ZERO else _FIRST_CODE)) & np.uint32(0xFF))
 
@@ -265,7 +270,7 @@ def widen_ratio(code: Code, unit: Float32) -> Float32:
 def narrow_ratio(ratio: Float32, scale: Float32, dither: Word) -> Code:
     """Return a ratio in 8 bits, a sign and the magnitude; arguments as for `narrow_root`. Small ones become zero."""
     word = bits_of(ratio)
-    bits = bits_of(from_bits(np.uint32(word & _MAGNITUDE)) * scale + _TWO)
+    bits = bits_of(product(from_bits(np.uint32(word & _MAGNITUDE)), scale) + _TWO)
     code = np.uint32(np.uint32(bits + np.uint32(dither >> _DITHER_BITS)) >> _CODE_BITS)
     sign = np.uint32(np.uint32(word >> np.uint32(24)) & _RATIO_SIGN)
     return np.uint8(np.uint32(np.uint32(code & ~_RATIO_SIGN) | sign) & np.uint32(0xFF))

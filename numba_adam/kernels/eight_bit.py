@@ -16,7 +16,7 @@ from numba_adam.kernels.element import adapt, bare, moments
 from numba_adam.kernels.formats import bits_of, from_bits
 from numba_adam.kernels.intrinsics import array_at
 
-_names = {"bits_of": bits_of, "from_bits": from_bits}
+_names = {"bits_of": bits_of, "from_bits": from_bits, "product": inlined(codecs.product)}
 _widen_root = inlined(bind(codecs.widen_root, **_names))
 _names["widen_root"] = _widen_root
 _widen_ratio = inlined(bind(codecs.widen_ratio, **_names))

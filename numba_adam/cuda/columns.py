@@ -89,9 +89,17 @@ class Columns:
             raise DtypeError(
                 f"{self.labels[0]} have the dtypes {found}: a table computes in float32 or in float64; make two"
             )
-        if reals[0] == "float64" and self.is_eight_bit:
-            raise DtypeError(f"{self.labels[0]} are computed in float64: moments in 8 bits go with float32 alone")
+        if self.is_eight_bit:
+            self._check_eight_bit(reals[0])
         return reals[0]
+
+    def _check_eight_bit(self, real: str) -> None:
+        """Refuse moments in 8 bits beside others of the same parameter, or computed in float64."""
+        if real == "float64":
+            raise DtypeError(f"{self.labels[0]} are computed in float64: moments in 8 bits go with float32 alone")
+        for row, name in zip(self.rows, self.names, strict=True):
+            if len({row[moment] == EIGHT_BIT for moment in _MOMENTS if moment in row}) > 1:
+                raise DtypeError(f"only some moments of {self.labels[0]}{name} are in 8 bits: all must be, or none")
 
     def _check_places(self) -> None:
         """Refuse arrays of another GPU."""

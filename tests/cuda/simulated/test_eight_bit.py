@@ -7,11 +7,13 @@ from training import bits, draw, expect_same_state, expect_same_training
 
 import numba_adam as na
 from numba_adam import Hyperparameters
+from numba_adam.cuda import borrow_cuda
 from numba_adam.cuda.memory import download, uploaded
 from numba_adam.cuda.table import CudaTable
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
 
+HERE = borrow_cuda(Interface(np.ones(1, "f4")), name="an array")  # whatever lies on the GPU
 BLOCKS = ((1,), (127,), (128,), (129,), (3, 87), (0,), ())  # shorter than a block, one, a little more, and several
 OPTIONS = [
     {},
@@ -171,24 +173,19 @@ def test_a_state_without_an_entry_begins_with_zeros():
 
 def test_codes_and_scales_lie_where_they_are_said_to():
     moment = EightBit(np.arange(130, dtype=np.uint8).reshape(2, 65), np.ones(2, "f4"))
-    like = uploaded(np.ones((2, 65), "f4"), CudaLike)
-    there = uploaded(moment, like)
+    there = uploaded(moment, HERE)
     assert (there.codes.format, there.codes.shape, there.codes.nbytes) == ("8bit", (2, 65), 130)
     assert download(there.codes).tolist() == moment.codes.tolist()
     assert download(there.scales).tolist() == [1, 1]
 
 
-class CudaLike:
-    """What `uploaded` asks of an array on a GPU."""
-
-    device, stream = 0, 1
-
-
-def test_a_table_refuses_8_bits_where_it_computes_in_float64():
+def test_a_table_refuses_8_bits_beside_what_they_do_not_go_with():
     param = Interface(np.ones(3))
-    like = uploaded(np.ones(3), CudaLike)
-    moments = [uploaded(EightBit.zeros((3,)), like) for _ in range(2)]
+    moments = [uploaded(EightBit.zeros((3,)), HERE) for _ in range(2)]
     with pytest.raises(DtypeError, match="params are computed in float64: moments in 8 bits go with float32 alone"):
         CudaTable([param], moments[:1], moments[1:], hyperparameters=[Hyperparameters()])
+    narrow = [Interface(np.ones(3, "f4")) for _ in range(2)]
+    with pytest.raises(DtypeError, match=r"only some moments of params\[0\] are in 8 bits: all must be, or none"):
+        CudaTable(narrow[:1], moments[:1], narrow[1:], hyperparameters=[Hyperparameters()])
     with pytest.raises(DtypeError, match=r"params\[0\] is float64, state_dtype='8bit'"):
         na.Adam([param], state_dtype="8bit")

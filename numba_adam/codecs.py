@@ -1,8 +1,8 @@
 """Narrow number formats, one element at a time: to float32 and back. No codec stands anywhere else. Imports NumPy.
 
 Like `element`, the functions are plain Python that the kernels of every target compile; the two names that look at a
-float's bits, and `random_bits`' products, are bound to what each compiler has for them. All the rest is integers, whose
-arithmetic is the same everywhere, with or without an instruction for the format.
+float's bits, `product`, and `random_bits`' products, are bound to what each compiler has for them. All the rest is
+integers, whose arithmetic is the same everywhere, with or without an instruction for the format.
 
 Every intermediate result is cut to 32 bits where it is made: compilers that widen integers then see that none is needed
 beyond, and use vectors of 32-bit lanes.
@@ -49,6 +49,11 @@ def bits_of(value: Float32) -> Word:
 def from_bits(bits: Word) -> Float32:
     """Return the float32 with these bits."""
     return np.uint32(bits).view(np.float32)
+
+
+def product(a: Float32, b: Float32) -> Float32:
+    """Return a * b, rounded before anything else happens to it; on a GPU bound to what says so, as in `element`."""
+    return a * b
 
 
 def single(value: Any) -> Float32:
@@ -252,7 +257,7 @@ def narrow_root(root: Float32, scale: Float32, threshold: Word) -> Code:
         scale: `block_scale` of its block.
         threshold: 18 bits, as `threshold_of` a dither has them.
     """
-    code = np.uint32(np.uint32(bits_of(root * scale + _TWO) + threshold) >> _CODE_BITS)
+    code = np.uint32(np.uint32(bits_of(product(root, scale) + _TWO) + threshold) >> _CODE_BITS)
     least = np.uint32(min(bits_of(root), _FIRST_CODE))  # 0 for zero alone
     return np.uint8(np.uint32(max(code, least)) & np.uint32(0xFF))
 
@@ -269,7 +274,7 @@ def narrow_ratio(ratio: Float32, scale: Float32, threshold: Word) -> Code:
     """Return a ratio in 8 bits, a sign and the magnitude; arguments as for `narrow_root`. Small ones become zero."""
     word = bits_of(ratio)
     magnitude = from_bits(np.uint32(word & _MAGNITUDE))
-    code = np.uint32(np.uint32(bits_of(magnitude * scale + _TWO) + threshold) >> _CODE_BITS)
+    code = np.uint32(np.uint32(bits_of(product(magnitude, scale) + _TWO) + threshold) >> _CODE_BITS)
     sign = np.uint32(np.uint32(word >> np.uint32(24)) & _RATIO_SIGN)
     return np.uint8(np.uint32(code | sign) & np.uint32(0xFF))
 
@@ -277,8 +282,8 @@ def narrow_ratio(ratio: Float32, scale: Float32, threshold: Word) -> Code:
 def ratio_of(exp_avg: Float32, root: Float32) -> Float32:
     """Return the first moment divided by the second one's root, the form in which 8 bits hold it; zero by zero is zero.
 
-    Where the root is zero, the first moment is divided by infinity, which stands just beyond the largest number as zero, counted down from, stands just
-    before the smallest one: that takes a compiler two additions, and no comparison.
+    Where the root is zero, the first moment is divided by infinity. That stands just beyond the largest number, as zero,
+    counted down from, stands just before the smallest one: a compiler takes two additions, and no comparison.
     """
     one_less = np.uint32(np.uint64(bits_of(root)) + np.uint64(0xFFFFFFFF))
     return exp_avg / from_bits(np.uint32(np.uint32(min(one_less, _LARGEST)) + _ONE))

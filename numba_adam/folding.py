@@ -48,6 +48,27 @@ class Constants(NamedTuple):
     zero: float
 
 
+def without_floors(c: Constants) -> Constants:
+    """Return the constants without floors, for moments that have other means against small numbers."""
+    return Constants(
+        c.beta1,
+        c.one_minus_beta1,
+        c.beta2,
+        c.one_minus_beta2,
+        c.grad_scale,
+        c.clip_value,
+        c.weight_decay,
+        c.decoupled_decay,
+        c.step_size,
+        c.eps,
+        c.zero,
+        c.zero,
+        c.ema_decay,
+        c.one_minus_ema_decay,
+        c.zero,
+    )
+
+
 class Floors(NamedTuple):
     """The magnitudes below which a moment becomes zero."""
 

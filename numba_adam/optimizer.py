@@ -223,14 +223,13 @@ class Adam:
             }
             treatment = treatment._replace(factor=treatment.factor * share, zero_grad=True)
             result = self._step([sums[place] for place in range(len(self._members))], treatment)
-            self._accumulate_anew(result.applied)
+            self._accumulate_anew(result)
         return result
 
-    def _accumulate_anew(self, are_zero: bool = False) -> None:
-        """Begin to accumulate anew; the lock is held. `are_zero` says that a step has left zeros in the sums."""
+    def _accumulate_anew(self, result: StepResult | None = None) -> None:
+        """Begin to accumulate anew, after a step with this result or without one; the lock is held."""
         for part in self._parts:
-            if part.accumulated is not None:
-                part.accumulated.begin_anew(are_zero)
+            part.accumulate_anew(result)
         self._accumulations = 0
 
     @property

@@ -148,6 +148,11 @@ class Part:
         self._table.accumulate(count, sums.addresses)
         sums.note(grads)
 
+    def accumulate_anew(self, result: StepResult | None = None) -> None:
+        """Begin to accumulate anew; `result` is that of a step with the sums, which sets them to zero if applied."""
+        if self.accumulated is not None:
+            self.accumulated.begin_anew(are_zero=result is not None and result.applied)
+
     def prepare(self, grads: Sequence[Any], scaling: Scaling) -> int:
         """Check the gradients and plan the step; return what `launch` takes."""
         assert self._table is not None

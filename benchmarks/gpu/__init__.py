@@ -1,7 +1,8 @@
 """What can only be proven and measured where a GPU is: `make gpu`, or python -m benchmarks.gpu.
 
     correctness   the bits of every kernel against the CPU's
-    speed         against PyTorch's fused AdamW, NVIDIA Apex's where it is installed, and the GPU's own copy
+    speed         against PyTorch's fused AdamW, NVIDIA Apex's and bitsandbytes' where they are installed, and the GPU's
+                  own copy
     report        what is printed and saved
 
 In Numba's simulator (NUMBA_ENABLE_CUDASIM=1) all of it runs at sizes of a few elements: that proves the program, and

@@ -24,6 +24,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "AMSGrad": {"amsgrad": True, "eps": 1e-3},
 }
 STEPS = 5
+FORMATS: dict[str, dict[str, Any]] = {
+    "8-bit state": {"state_dtype": "8bit"},
+    "8-bit state, AMSGrad": {"state_dtype": "8bit", "amsgrad": True, "ema_decay": 0.9, "seed": 3},
+    "bfloat16 state": {"state_dtype": "bfloat16"},
+    "bfloat16 state, rounded at random": {"state_dtype": "bfloat16", "rounding": "stochastic", "seed": 7},
+}
 SIZES = [(3,), (40, 1, 0, 17)] if seam.SIMULATED else [(1,), (1_000_003,), (40, 1, 0, 17, 70_001, 16_384, 300_000)]
 
 
@@ -71,6 +77,11 @@ def findings() -> Iterator[Finding]:
     yield _left_out()
     for is_mixed in (False, True):
         yield _optimizer(is_mixed)
+    for name, number, sizes, skip in itertools.product(FORMATS, ("float32", "bfloat16"), SIZES[1:], (0, 1)):
+        yield _state(name, number, sizes, skip)
+    for name in ("8-bit state", "bfloat16 state"):
+        yield _state(name, "float32", SIZES[0], 0, accumulate=3)
+        yield _state(name, "bfloat16", SIZES[-1], 0, accumulate=3)
     torch = torch_on_gpu()
     if torch is not None:
         yield _captured(torch)
@@ -187,6 +198,41 @@ def _optimizer(is_mixed: bool) -> Finding:
     what = "AdamW, on the CPU and the GPU" if is_mixed else "AdamW"
     ours_bits = [array.view(np.uint16) if array.itemsize == 2 else array for array in (*ours, *found[0])]
     return Finding(what, differing(ours_bits, [*theirs, *found[1]]), sum(array.size for array in ours_bits))
+
+
+def _state(name: str, number: str, sizes: tuple[int, ...], skip: int, accumulate: int = 0) -> Finding:
+    """AdamW with narrow state: parameters, codes and scales; of steps, or of accumulated micro-batches."""
+    rng = np.random.default_rng(6)
+
+    def stored(size: int) -> Array:
+        values = draw(rng, size, "float32")
+        return nearest_bfloat16(values) if number == "bfloat16" else values
+
+    copies = [stored(size) for size in sizes]
+    params = [on_gpu(copy, skip) for copy in copies]
+    gpu, cpu = na.AdamW(params, **FORMATS[name]), na.AdamW(copies, **FORMATS[name])
+    for _ in range(STEPS):
+        for _ in range(max(1, accumulate)):
+            grads = [stored(size) for size in sizes]
+            for each, lent in ((gpu, [on_gpu(grad, skip) for grad in grads]), (cpu, grads)):
+                (each.accumulate if accumulate else each.step)(lent)
+        if accumulate:
+            gpu.step()
+            cpu.step()
+    ours, theirs = (
+        [array for state in each.state.values() for key, array in sorted(state.items()) if key != "step"]
+        for each in (gpu, cpu)
+    )
+    ours_bits, their_bits = [*(to_host(param) for param in params), *ours], [*copies, *theirs]
+    what = f"{name}, {number} parameters, {len(sizes)} arrays" + (", misaligned" if skip else "")
+    what += f", {accumulate} micro-batches a step" if accumulate else ""
+    plain = [[_plain_bits(array) for array in arrays] for arrays in (ours_bits, their_bits)]
+    return Finding(what, differing(*plain), sum(array.size for array in ours_bits))
+
+
+def _plain_bits(array: Array) -> Array:
+    """Return an array as one that NumPy knows: bfloat16 as its bits."""
+    return array.view(np.uint16) if array.itemsize == 2 else array
 
 
 def _captured(torch: Any) -> Finding:

@@ -19,7 +19,7 @@ from benchmarks.gpu.speed import Timing
 from numba_adam.cuda import seam
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-_PACKAGES = ("numba-adam", "numba", "numba-cuda", "numba-cuda-mlir", "numpy", "torch", "apex")
+_PACKAGES = ("numba-adam", "numba", "numba-cuda", "numba-cuda-mlir", "numpy", "torch", "apex", "bitsandbytes")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How long a step takes on the GPU: ours, PyTorch's fused AdamW, Apex's FusedAdam, and a plain copy in between."""
+"""How long a step takes on the GPU: ours, PyTorch's fused AdamW, Apex's, bitsandbytes', and a plain copy in between."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from benchmarks.gpu.correctness import torch_on_gpu
 from benchmarks.gpu.device import copier, on_gpu, seconds
 from numba_adam import Hyperparameters
 from numba_adam.cuda import seam
+from numba_adam.cuda.memory import zero_moment
 from numba_adam.cuda.table import CudaTable
+from numba_adam.eight_bit import BLOCK
 
 FLAT = [64] if seam.SIMULATED else [1_000_000, 10_000_000, 50_000_000, 200_000_000]
 MANY = [16] * 3 if seam.SIMULATED else [1000] * 1000
 COPY = 64 if seam.SIMULATED else 100_000_000  # float32 elements
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "8bit": 1 + 4 / BLOCK}
 ROUNDS = 2 if seam.SIMULATED else 15  # interleaved
 # ResNet-50: weights of its convolutions, two vectors for each batch normalisation, and the last layer's pair.
 _STAGES = ((64, 64, 256, 3), (256, 128, 512, 4), (512, 256, 1024, 6), (1024, 512, 2048, 3))
@@ -48,13 +51,22 @@ def resnet50() -> list[int]:
     return [*sizes, 2048 * 1000, 1000]
 
 
-def ours(sizes: Sequence[int], number: str = "float32", *, contract: bool = False) -> Callable[[], object]:
-    """Return a step of ours, as a user makes it: gradients handed over, checked, launched."""
+def ours(
+    sizes: Sequence[int], number: str = "float32", state: str = "", *, contract: bool = False
+) -> Callable[[], object]:
+    """Return a step of ours, as a user makes it: gradients handed over, checked, launched.
+
+    Args:
+        sizes: of the arrays.
+        number: the format of parameters and gradients.
+        state: that of the moments; "" for the same.
+        contract: let the compiler fuse multiplications with additions.
+    """
     dtype = np.uint16 if number == "bfloat16" else np.dtype(number)
-    zeros = [np.zeros(size, dtype) for size in sizes]
-    columns = [[on_gpu(array) for array in zeros] for _ in range(4)]
+    params = [on_gpu(np.zeros(size, dtype)) for size in sizes]
+    moments = [[zero_moment(param, state or number) for param in params] for _ in range(2)]
     options = Hyperparameters(weight_decay=0.01, decoupled_weight_decay=True)
-    table = CudaTable(columns[0], columns[1], columns[2], hyperparameters=[options], contract=contract)
+    table = CudaTable(params, moments[0], moments[1], hyperparameters=[options], contract=contract)
     grads = [on_gpu(ones(size, number)) for size in sizes]
     return lambda: table.step(grads)
 
@@ -78,6 +90,15 @@ def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], ob
     return _torch_step(sizes, number, lambda _, params: apex.FusedAdam(params, weight_decay=0.01, adam_w_mode=True))
 
 
+def bitsandbytes_8bit(sizes: Sequence[int], number: str = "float32") -> Callable[[], object] | None:
+    """Return a step of bitsandbytes' AdamW with state in 8 bits; None where bitsandbytes is not installed."""
+    try:
+        bitsandbytes = importlib.import_module("bitsandbytes.optim")
+    except ImportError:
+        return None
+    return _torch_step(sizes, number, lambda _, params: bitsandbytes.AdamW8bit(params, weight_decay=0.01))
+
+
 def _torch_step(sizes: Sequence[int], number: str, make: Callable[[Any, Any], Any]) -> Callable[[], object] | None:
     torch = torch_on_gpu()
     if torch is None:
@@ -95,11 +116,12 @@ class _Case:
     name: str
     sizes: Sequence[int]
     number: str = "float32"
+    state: str = ""  # format of the moments; "" for the same
 
-    @property
-    def bytes(self) -> int:
-        """What a step must read and write: four columns in, three out."""
-        return 7 * sum(self.sizes) * (2 if self.number == "bfloat16" else 4)
+    def bytes(self, state: str) -> float:
+        """Return what a step must read and write with moments of a format: four columns in, three out."""
+        item, moment = _ITEM_BYTES[self.number], _ITEM_BYTES[state or self.number]
+        return sum(self.sizes) * (3 * item + 4 * moment)
 
 
 def cases() -> list[_Case]:
@@ -107,20 +129,23 @@ def cases() -> list[_Case]:
     flat = [_Case(f"one array of {size:,}", [size]) for size in FLAT]
     narrow = [_Case(f"one array of {size:,}, bfloat16 throughout", [size], "bfloat16") for size in FLAT[-2:]]
     many = [_Case(f"{len(MANY):,} arrays of {MANY[0]:,}", MANY)]
-    return [*flat, *narrow, *many, *([] if seam.SIMULATED else [_Case("ResNet-50's 161 arrays", resnet50())])]
+    codes = [_Case(f"one array of {size:,}, 8-bit state", [size], state="8bit") for size in FLAT[-2:]]
+    codes += [_Case(f"{case.name}, bfloat16, 8-bit state", case.sizes, "bfloat16", "8bit") for case in flat[-1:]]
+    return [*flat, *narrow, *codes, *many, *([] if seam.SIMULATED else [_Case("ResNet-50's 161 arrays", resnet50())])]
 
 
 def timings(case: _Case) -> list[Timing]:
     """Measure one case: all contestants and the copy, in turn, round after round."""
     copy, copied_bytes = copier(COPY)
     contestants: dict[str, Callable[[], object] | None] = {
-        "numba-adam": ours(case.sizes, case.number),
-        "numba-adam, contracted": ours(case.sizes, case.number, contract=True),
+        "numba-adam": ours(case.sizes, case.number, case.state),
+        "numba-adam, contracted": ours(case.sizes, case.number, case.state, contract=True),
         "torch fused": torch_fused(case.sizes, case.number),
         "apex": apex_fused(case.sizes, case.number),
+        "bitsandbytes": bitsandbytes_8bit(case.sizes, case.number) if case.state == "8bit" else None,
     }
     present = {name: step for name, step in contestants.items() if step is not None}
-    repeats = 1 if seam.SIMULATED else max(3, min(200, int(2e9 / case.bytes)))
+    repeats = 1 if seam.SIMULATED else max(3, min(200, int(2e9 / case.bytes(case.state))))
     rounds = [
         {"copy": seconds(copy, 3), **{name: seconds(step, repeats) for name, step in present.items()}}
         for _ in range(ROUNDS)
@@ -130,7 +155,9 @@ def timings(case: _Case) -> list[Timing]:
 
 def _timing(case: _Case, name: str, rounds: list[dict[str, float]], copied_bytes: int) -> Timing:
     median = statistics.median(each[name] for each in rounds)
-    of_copy = statistics.median((case.bytes / each[name]) / (copied_bytes / each["copy"]) for each in rounds)
+    # The peers but for bitsandbytes keep their moments in the parameters' format.
+    moved = case.bytes("" if name in ("torch fused", "apex") else case.state)
+    of_copy = statistics.median((moved / each[name]) / (copied_bytes / each["copy"]) for each in rounds)
     has_torch = "torch fused" in rounds[0]
     of_torch = statistics.median(each[name] / each["torch fused"] for each in rounds) if has_torch else None
-    return Timing(case.name, name, median, case.bytes / median / 1e9, of_copy, of_torch)
+    return Timing(case.name, name, median, moved / median / 1e9, of_copy, of_torch)

@@ -1,14 +1,18 @@
 """The update on NVIDIA GPUs, from the same element mathematics and codecs as on the CPU.
 
-    seam       the one import of a CUDA package: numba-cuda, or the numba.cuda that Numba brings
-    arrays     borrow_cuda: where an array lies on which GPU, without a copy and without waiting
-    dlpack     what a DLPack capsule says, for arrays without __cuda_array_interface__
-    streams    the stream that the caller works on
-    memory     memory of our own on a GPU
-    table      CudaTable: arrays that are updated together, in one launch
-    outcomes   what steps did that are judged on the GPU
-    part       CudaPart: an optimizer's parameters on one GPU, with their state; `numba_adam.devices` makes them
-    kernels/   what is compiled
+    seam         the one import of a CUDA package: numba-cuda, or the numba.cuda that Numba brings
+    arrays       borrow_cuda: where an array lies on which GPU, without a copy and without waiting
+    dlpack       what a DLPack capsule says, for arrays without __cuda_array_interface__
+    streams      the stream that the caller works on
+    memory       memory of our own on a GPU
+    columns      a table's arrays, checked
+    batches      arrays by what their kernels are compiled for, and the launches
+    squares      the sum of squares of a table's gradients
+    accumulated  sums of gradients, and how they are added to
+    table        CudaTable: arrays that are updated together, in one launch
+    outcomes     what steps did that are judged on the GPU
+    part         CudaPart: an optimizer's parameters on one GPU, with their state; `numba_adam.devices` makes them
+    kernels/     what is compiled
 
 Importing this package imports neither Numba nor a framework. Nothing here has run on a GPU yet: the kernels are proven
 in the simulator and read as PTX (tests/cuda/).

@@ -17,7 +17,7 @@ from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, Unsupporte
 
 _FORMATS = {"<f4": "float32", "<f8": "float64", "<f2": "float16", "<u2": "bfloat16"}
 _NEEDED = "float32, float64, float16 or bfloat16 (or uint16, its bits)"
-_STORED = {"bfloat16": "uint16", "uint16": "uint16"}
+_STORED = {"bfloat16": "uint16", "8bit": "uint8"}
 _IMMUTABLE = ("jax", "jaxlib")  # frameworks whose arrays never change, whatever their interfaces say
 
 
@@ -32,7 +32,7 @@ class CudaArray:
     """Its extents."""
 
     format: str
-    """"float32", "float64", "float16" or "bfloat16"."""
+    """"float32", "float64", "float16" or "bfloat16"; "8bit" for codes of our own."""
 
     device: int
     """The number of its GPU."""
@@ -45,8 +45,8 @@ class CudaArray:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy's dtype of an element; uint16 for bfloat16, whose bits they are."""
-        return np.dtype(_STORED.get(self.format, self.format))
+        """NumPy's dtype of an element; uint16 for bfloat16, whose bits they are; uint8 for codes."""
+        return np.dtype(stored_as(self.format))
 
     @property
     def size(self) -> int:
@@ -74,6 +74,11 @@ class CudaArray:
     def ctypes(self) -> SimpleNamespace:
         """Where it lies, as NumPy's arrays say it: what compares places asks either kind alike."""
         return SimpleNamespace(data=self.address)
+
+
+def stored_as(number: str) -> str:
+    """Return what NumPy calls an element of a format."""
+    return _STORED.get(number, number)
 
 
 def is_on_cuda(array: object) -> bool:

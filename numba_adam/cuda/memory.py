@@ -15,8 +15,9 @@ import numpy as np
 
 from numba_adam.conversion import format_number
 from numba_adam.cuda import seam
-from numba_adam.cuda.arrays import CudaArray
-from numba_adam.formats import NAMES
+from numba_adam.cuda.arrays import CudaArray, stored_as
+from numba_adam.eight_bit import EightBit, blocks_of
+from numba_adam.formats import EIGHT_BIT, NAMES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -87,22 +88,49 @@ def buffer_of(values: Array, device: int, stream: int) -> Buffer:
 
 def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaArray:
     """Return a new array of zeros of a format, on a GPU; its `owner` has a `__cuda_array_interface__`."""
-    stored = "uint16" if number == "bfloat16" else number
-    buffer = Buffer(shape, stored, device)
-    if not seam.SIMULATED and buffer.array.size:
-        driver = import_module("numba.cuda.cudadrv.driver")
-        with on(device):
-            driver.device_memset(buffer.array, 0, buffer.array.nbytes, stream=stream_of(stream, device))
-    return CudaArray(buffer.address, shape, number, device, stream, buffer.array)
+    array = _new(shape, number, device, stream)
+    clear(array)
+    return array
 
 
-def uploaded(values: Any, like: CudaArray) -> CudaArray:
-    """Return a new array beside another, on its GPU and its stream, with values from this host's memory."""
-    number = NAMES[format_number(values)]
-    buffer = Buffer(like.shape, "uint16" if number == "bfloat16" else number, like.device)
-    array = CudaArray(buffer.address, like.shape, number, like.device, like.stream, buffer.array)
+def clear(array: CudaArray) -> None:
+    """Queue zeros for all of an array, on its stream."""
+    if seam.SIMULATED:
+        ctypes.memset(array.address, 0, array.nbytes)
+        return
+    if not array.size:
+        return
+    driver = import_module("numba.cuda.cudadrv.driver")
+    with on(array.device):
+        driver.device_memset(_view(array), 0, array.nbytes, stream=stream_of(array.stream, array.device))
+
+
+def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
+    """Return a moment of a format for a parameter, zero everywhere, on its GPU and its stream."""
+    place = param.device, param.stream
+    if number == NAMES[EIGHT_BIT]:
+        return EightBit(zeros(param.shape, number, *place), zeros((blocks_of(param.size),), "float32", *place))  # type: ignore[arg-type]
+    return zeros(param.shape, number, *place)
+
+
+def uploaded(values: Any, like: CudaArray) -> Any:
+    """Return a copy of an array or a moment beside another array, on its GPU and its stream."""
+    if isinstance(values, EightBit):
+        codes, scales = _copied(values.codes, NAMES[EIGHT_BIT], like), _copied(values.scales, "float32", like)
+        return EightBit(codes, scales)  # type: ignore[arg-type]
+    return _copied(values, NAMES[format_number(values)], like)
+
+
+def _copied(values: Array, number: str, like: CudaArray) -> CudaArray:
+    array = _new(values.shape, number, like.device, like.stream)
     upload(array, values)
     return array
+
+
+def _new(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaArray:
+    """Return a new array, whose elements are not known yet."""
+    buffer = Buffer(shape, stored_as(number), device)
+    return CudaArray(buffer.address, shape, number, device, stream, buffer.array)
 
 
 def download(array: CudaArray) -> Array:

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from numba_adam.arrays import Extents
 from numba_adam.cuda import seam
+from numba_adam.cuda.accumulated import CudaAccumulated
 from numba_adam.cuda.arrays import CudaArray
-from numba_adam.cuda.memory import Array, download, upload, uploaded, zeros
+from numba_adam.cuda.memory import Array, download, upload, uploaded, zero_moment
+from numba_adam.cuda.outcomes import PendingResult
 from numba_adam.cuda.table import CudaTable
-from numba_adam.errors import DtypeError, UnsupportedArrayError
 from numba_adam.formats import BFLOAT16, NAMES, dtype_of
 from numba_adam.kept import Kept, following
 from numba_adam.moments import Moments
@@ -41,11 +42,8 @@ class CudaPart(Part):
 
         Raises:
             CudaUnavailableError: there is no GPU that can be used.
-            DtypeError: the options are not for arrays on a GPU.
         """
         seam.require_gpu()
-        for member in members:
-            _check(options, member)
         self._counts, self._is_counted = np.zeros(len(members), dtype=np.int64), True
         self._has_grad = np.zeros(len(members), dtype=bool)
         super().__init__(members, options)
@@ -95,12 +93,25 @@ class CudaPart(Part):
             check_apart([self], [count])
         return self._launch(measure=scaling.is_measured)
 
-    def make_sums(self) -> NoReturn:
-        """Refuse to accumulate."""
-        raise UnsupportedArrayError(
-            f"params{self.labels[0]} is on GPU {self.params[0].device}: accumulate() is for parameters in this host's "
-            "memory; add the gradients up on the GPU, then step(grads, grad_scale=1 / count)"
-        )
+    def make_sums(self) -> CudaAccumulated:
+        """Return the sums that gradients are added to, made when they are first needed."""
+        if self.accumulated is None:
+            self.accumulated = CudaAccumulated(self.params, self.options.computed_in(_format(self.params[0])))
+        assert isinstance(self.accumulated, CudaAccumulated)
+        return self.accumulated
+
+    def accumulate(self, count: int, grads: Sequence[Any]) -> None:  # noqa: ARG002
+        """Queue the addition of the gradients that `prepare` found to their sums."""
+        assert self._table is not None
+        sums = self.make_sums()
+        self._table.accumulate(sums.on(self._table.stream))
+        sums.note(grads)
+
+    def accumulate_anew(self, result: StepResult | None = None) -> None:
+        """Begin to accumulate anew, as `Part.accumulate_anew`; a result that the GPU only knows is not waited for."""
+        if self.accumulated is not None and self._table is not None:
+            self.make_sums().on(self._table.stream)
+        super().accumulate_anew(None if isinstance(result, PendingResult) else result)
 
     def prepare(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE) -> int:
         """Check the gradients and plan the step; return how many there are."""
@@ -167,8 +178,7 @@ class CudaPart(Part):
 
     def _new(self, params: Sequence[Any], formats: Sequence[str], moment: int) -> list[Any]:  # noqa: ARG002
         """Return a moment for each parameter, zero everywhere."""
-        pairs = zip(params, formats, strict=True)
-        return [zeros(param.shape, name, param.device, param.stream) for param, name in pairs]
+        return [zero_moment(param, name) for param, name in zip(params, formats, strict=True)]
 
 
 class CudaKept(Kept):
@@ -186,7 +196,7 @@ class CudaKept(Kept):
         other, masters = copy(self), zip(list[Any](self.masters), params, strict=True)
         other._params = list(params)
         other.masters = [
-            None if master is None else uploaded(following(download(master), download(param)), param)  # type: ignore[misc]
+            None if master is None else uploaded(following(download(master), download(param)), param)
             for master, param in masters
         ]
         return other
@@ -233,25 +243,3 @@ def _uploaded(arrays: Sequence[Any], params: Sequence[Any]) -> list[Any]:
 
 def _format(array: CudaArray) -> int:
     return NAMES.index(array.format)
-
-
-def _check(options: Options, member: Member) -> None:
-    """Refuse options that are not for arrays on a GPU."""
-    format_ = _format(member.param)
-    name, state = f"params{member.label}", options.state_format(format_)
-    if state == "8bit":
-        raise DtypeError(
-            f"{name} is on GPU {member.param.device}, state_dtype='8bit': that is for arrays in this host's memory; "
-            "on a GPU the state can be float32, float64 or bfloat16"
-        )
-    beside = {
-        "state_dtype='bfloat16'": state == "bfloat16",
-        "low_precision_copy='bfloat16'": options.low_precision_copy == "bfloat16",
-        "master_weights=True": options.has_master(format_) and format_ == BFLOAT16,
-    }
-    if options.rounding == "stochastic" and any(beside.values()):
-        option = next(option for option, given in beside.items() if given)
-        raise DtypeError(
-            f"{name} is on GPU {member.param.device}, rounding='stochastic' with {option}: on a GPU only parameters "
-            "are rounded at random; use rounding='nearest'"
-        )

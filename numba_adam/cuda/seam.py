@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from importlib import import_module, util
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def _choose() -> tuple[str, ModuleType]:
 
 SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
 PACKAGE, cuda = _choose()
+_WHOLE_WARP = -1
 THREADS = 16 if SIMULATED else 256  # of a block; the simulator takes one of the system's threads for each
 
 
@@ -90,12 +92,38 @@ def _configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
         return kernel[blocks, threads, stream]
 
 
+SEGMENT = 16  # neighbouring threads that tell each other what they found; half of those that a GPU runs together
+
 if SIMULATED:
     product = product64 = element.product
     bits_of, from_bits = codecs.bits_of, codecs.from_bits
     arithmetic: ModuleType = np
+    # The simulator lends its `cuda` to kernels alone; this is what the functions that these call need of it.
+    within: Any = SimpleNamespace(local=SimpleNamespace(array=np.zeros))
+    _told: dict[int, Any] = {}
+
+    def largest_of_segment(bits: Any) -> Any:
+        """Return the largest of the numbers that a segment's threads come with; it has no shuffles, but a barrier."""
+        thread: Any = threading.current_thread()
+        number = thread.thread_id
+        _told[number] = bits
+        thread.syncthreads()
+        first = number - number % SEGMENT
+        largest = max(_told[other] for other in range(first, first + SEGMENT))
+        thread.syncthreads()  # nobody comes with the next number before all have looked
+        return largest
+
 else:
     arithmetic = math  # NumPy's square root does not exist there; math's is rounded as IEEE 754 asks
+    within = cuda
+
+    @device
+    def largest_of_segment(bits):  # type: ignore[no-untyped-def]
+        """Return the largest of the uint32 that a segment's threads come with; the whole warp must come."""
+        bits = max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 8)))
+        bits = max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 4)))
+        bits = max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 2)))
+        return max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 1)))
 
     @device
     def product(a, b):  # type: ignore[no-untyped-def]

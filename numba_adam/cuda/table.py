@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from numba_adam.arrays import Extents, check_like
+from numba_adam.arrays import Extents
+from numba_adam.codecs import stream_key
 from numba_adam.cuda import seam
+from numba_adam.cuda.accumulated import Additions
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda
-from numba_adam.cuda.kernels import fold, norm, update
+from numba_adam.cuda.batches import Batch, Work, batches, launch, queue
+from numba_adam.cuda.columns import Columns
+from numba_adam.cuda.kernels import fold, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
-from numba_adam.cuda.kernels.update import CHUNK, Layout, Place
-from numba_adam.cuda.memory import Array, Buffer, buffer_of, on, stream_of
+from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS, Layout, Place
+from numba_adam.cuda.memory import Array, Buffer, buffer_of, on
 from numba_adam.cuda.outcomes import Records
+from numba_adam.cuda.squares import Squares
 from numba_adam.errors import DtypeError, ShapeError, UnsupportedArrayError
 from numba_adam.folding import settings
 from numba_adam.hyperparameters import Hyperparameters
@@ -29,16 +33,13 @@ from numba_adam.part import APPLIED, StepResult
 from numba_adam.scaling import AS_THEY_ARE, Scaling
 from numba_adam.table import LABELS
 
-_BLOCKS_AT_MOST = 2**20
 _GRAD = Place._fields.index("grad")
-
-
-class _Batch(NamedTuple):
-    """Arrays of one layout, for one launch."""
-
-    layout: Layout
-    rows: list[int]
-    chunks: Buffer
+_ROUNDED_AT_RANDOM = (
+    "param",
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+)  # where they are bfloat16, and it is asked for
 
 
 class CudaTable:
@@ -75,7 +76,7 @@ class CudaTable:
         Args:
             params: C-contiguous writable arrays on one GPU: anything that `borrow_cuda` takes. Computed in float64
                 where they or their moments are float64, which then all must be; in float32 else.
-            exp_avgs: first moments, one for each parameter, of its shape.
+            exp_avgs: first moments, one for each parameter, of its shape; or an EightBit of CudaArrays.
             exp_avg_sqs: second moments, likewise.
             max_exp_avg_sqs: largest second moments (AMSGrad), None for parameters without; None: none has one.
             hyperparameters: those of each group.
@@ -88,8 +89,8 @@ class CudaTable:
             copies: narrower images of the new parameters, written in the same pass, None for parameters without.
             steps: updates made so far. Default: none.
             places: which of the optimizer's parameters each one is, for the random numbers. Default: in order.
-            rounding: how bfloat16 parameters are rounded: "nearest" or "stochastic".
-            seed: of the random numbers.
+            rounding: how bfloat16 parameters and moments are rounded: "nearest" or "stochastic".
+            seed: of the random numbers, and of the dither of moments in 8 bits.
             caller: the array of the caller's that says which stream is current. Default: the first parameter.
             contract: let the compiler fuse multiplications with additions; the bits are then not the CPU's.
 
@@ -99,36 +100,29 @@ class CudaTable:
         """
         seam.require_gpu()
         count = len(params)
-        self._labels, self._names = labels, list(names) if names else [f"[{index}]" for index in range(count)]
         none = [None] * count
-        given = (params, none, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or none, emas or none, copies or none)
-        self._columns = [
-            [self._borrow(array, label, k) for k, array in enumerate(column)]
-            for column, label in zip(given, self._column_labels(), strict=True)
-        ]
+        given = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or none, emas or none, copies or none)
+        self._columns = Columns(given, names or [f"[{index}]" for index in range(count)], labels)
         self._caller = params[0] if caller is None else caller
-        self._rounding, self._contract, self._zero_grad = rounding, contract, False
-        self._check()
-        self.device, self.stream = self._params[0].device, self._stream_now()
+        self._is_stochastic, self._contract, self._zero_grad = rounding == "stochastic", contract, False
+        self.dtype, self.device, self.stream = self._columns.dtype, self._columns.device, self._stream_now()
         self._seed, self._ema_decay = seed, ema_decay
-        self._extents = extents or Extents(*self._written())
-        self._settings_now = np.array([settings(entry, self._range, ema_decay) for entry in hyperparameters])
+        self._extents = extents or Extents(*self._columns.written())
+        rows = [settings(entry, self._columns.range, ema_decay) for entry in hyperparameters]
+        self._settings_now = np.array(rows)
         self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places or range(count)))
         self._borrowed: list[CudaArray | None] = [None] * count
         self._given: list[Any] = [None] * count
-        self._batches: dict[tuple[bool, tuple[str, ...]], list[_Batch]] = {}
-        self._blocks: Buffer | None = None
+        self._batches: dict[tuple[bool, tuple[str, ...]], list[Batch]] = {}
+        self._squares: Squares | None = None
+        self._additions: Additions | None = None
         self._device_scalars = (0, 0)
         self._treatment_now: tuple[float, ...] = ()
         self.is_judged = False
 
-    @property
-    def _params(self) -> list[CudaArray]:
-        return self._columns[0]  # type: ignore[return-value]
-
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        row = settings(hyperparameters, self._range, self._ema_decay)
+        row = settings(hyperparameters, self._columns.range, self._ema_decay)
         if tuple(self._settings_now[group]) != tuple(row):
             self._settings_now[group] = row
             self._settings.upload(self._settings_now, self.stream)
@@ -181,8 +175,19 @@ class CudaTable:
     def sum_of_squares(self) -> float:
         """Return the sum of squares of the gradients that `prepare` found; waits for it."""
         with on(self.device):
-            self._sum()
-        return float(self._total.download(self.stream)[0])
+            total = self._sum()
+        return float(total.download(self.stream)[0])
+
+    def accumulate(self, sums: Sequence[CudaArray]) -> None:
+        """Queue the addition of the gradients that `prepare` found to sums; no step is made of them.
+
+        Args:
+            sums: one for each parameter, of its shape and of the dtype in which is computed.
+        """
+        with on(self.device):
+            if self._additions is None:
+                self._additions = Additions(self._work(), self.dtype, self.stream)
+            self._additions.add(sums, self._table[_GRAD], self._formats(), self.stream)
 
     def launch(self, *, measure: bool = False) -> StepResult:
         """Queue the step that `prepare` planned.
@@ -195,11 +200,9 @@ class CudaTable:
         """
         pending = self._records.next(self.stream, has_norm=measure)
         with on(self.device):
-            if measure:
-                self._sum()
-            self._fold(measure=measure)
+            self._fold(self._sum().address if measure else 0)
             for batch in self._batches_of_now():
-                self._launch(batch)
+                launch(update.kernels(batch.layout), batch, self._work(), self.stream)
         self.is_judged = measure or self._device_scalars[1] != 0
         return pending if self.is_judged else APPLIED
 
@@ -209,10 +212,11 @@ class CudaTable:
 
     def extents_of_grads(self) -> tuple[Array, Array, list[str]]:
         """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
-        found = [(view, name) for view, name in zip(self._borrowed, self._names, strict=True) if view is not None]
+        names = self._columns.names
+        found = [(view, name) for view, name in zip(self._borrowed, names, strict=True) if view is not None]
         begins = np.array([view.address for view, _ in found], dtype=np.uint64)
         sizes = np.array([view.nbytes for view, _ in found], dtype=np.uint64)
-        return begins, begins + sizes, [f"{self._labels[6]}{name}" for _, name in found]
+        return begins, begins + sizes, [f"{self._columns.labels[6]}{name}" for _, name in found]
 
     @property
     def steps(self) -> Array:
@@ -223,75 +227,32 @@ class CudaTable:
     def steps(self, steps: Sequence[int]) -> None:
         self._steps.upload(np.array(steps, dtype=np.int64), self.stream)
 
-    def _column_labels(self) -> list[str]:
-        """Return the labels in the order of Place."""
-        params, exp_avg, exp_avg_sq, largest, ema, copy, grads = self._labels
-        return [params, grads, exp_avg, exp_avg_sq, largest, ema, copy]
-
     def _stream_now(self) -> int:
         """Return the stream that the caller works on."""
         return borrow_cuda(self._caller, name="params").stream
 
-    def _borrow(self, array: Any, label: str, index: int) -> CudaArray | None:
-        return None if array is None else borrow_cuda(array, name=f"{label}{self._names[index]}", writable=True)
-
-    def _written(self) -> tuple[list[Any], list[str]]:
-        """Return every array that an update writes, beside the gradients, and what to call it."""
-        pairs = [
-            (array, f"{label}{name}")
-            for label, column in zip(self._column_labels(), self._columns, strict=True)
-            for array, name in zip(column, self._names, strict=True)
-            if array is not None
-        ]
-        return [array for array, _ in pairs], [name for _, name in pairs]
-
-    def _check(self) -> None:
-        """Check every array against its parameter, and all of them against each other."""
-        self._rows = [
-            {name: array.format for name, array in zip(Place._fields, row, strict=True) if array is not None}
-            for row in zip(*self._columns, strict=True)
-        ]
-        reals = sorted({Layout(**row).real for row in self._rows})
-        if len(reals) != 1:
-            found = ", ".join(sorted({param.format for param in self._params}))
-            raise DtypeError(
-                f"{self._labels[0]} have the dtypes {found}: a table computes in float32 or in float64; make two"
-            )
-        self.dtype = reals[0]
-        moments = {
-            row[name] for row in self._rows for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if name in row
-        }
-        self._range = "float64" if moments == {"float64"} else "float32"  # what their floors are made for
-        home = self._params[0]
-        for array, label in zip(*self._written(), strict=True):
-            if array.device != home.device:
-                raise UnsupportedArrayError(
-                    f"{label} is on GPU {array.device}, needed is GPU {home.device}, where {self._labels[0]}"
-                    f"{self._names[0]} is; make a table for each GPU"
-                )
-        for column, label in zip(self._columns[1:], self._column_labels()[1:], strict=True):
-            for array, param, name in zip(column, self._params, self._names, strict=True):
-                if array is not None and array.shape != param.shape:
-                    check_like(array, f"{label}{name}", param, f"{self._labels[0]}{name}")  # type: ignore[arg-type]
-
     def _make_buffers(self, groups: list[int], steps: list[int], places: list[int]) -> None:
         """Take the memory that the kernels need beside the arrays."""
         count, device, stream = len(groups), self.device, self.stream
-        self._table = np.array(
-            [[0 if array is None else array.address for array in column] for column in self._columns], dtype=np.int64
-        )
-        self._lengths_now = [param.size for param in self._params]
+        self._table, self._sizes = self._columns.addresses(), self._columns.lengths
 
         def integers(values: Any) -> Buffer:
             return buffer_of(np.array(values, dtype=np.int64), device, stream)
 
-        self._places, self._lengths = integers(self._table), integers(self._lengths_now)
+        self._places, self._lengths = integers(self._table), integers(self._sizes)
         self._groups, self._steps, self._numbers = integers(groups), integers(steps), integers(places)
         self._settings = buffer_of(self._settings_now, device, stream)
-        self._constants = Buffer((count, update.CONSTANTS), self.dtype, device)
-        self._keys = Buffer(count, "uint32", device)
+        self._constants = Buffer((count, CONSTANTS), self.dtype, device)
+        self._keys = Buffer((count, KEYS), "uint32", device)
+        self._dithers = self._make_dithers(places) if self._columns.is_eight_bit else None
         self._treatment = Buffer(fold.TREATMENT, "float64", device)
-        self._records, self._total = Records(device), Buffer(1, "float64", device)
+        self._records = Records(device)
+
+    def _make_dithers(self, places: list[int]) -> Buffer:
+        """Return the dithers of moments in 8 bits before the first step: they turn from there."""
+        numbers: Any = np.array(places, dtype=np.uint64)
+        keys = [stream_key(self._seed, 0, numbers, column) for column in fold.DITHERED]
+        return buffer_of(np.stack(keys, axis=1), self.device, self.stream)
 
     def _view_of(self, index: int, grad: Any, *, writable: bool) -> CudaArray | None:
         """Borrow a gradient, and check it. One that was seen before and lies where it lay is not asked again."""
@@ -300,12 +261,12 @@ class CudaTable:
         known = self._borrowed[index]
         if not writable and grad is self._given[index] and known is not None and _place_of(grad) == known.address:
             return known
-        name, param = f"{self._labels[6]}{self._names[index]}", self._params[index]
+        labels, called, param = self._columns.labels, self._columns.names[index], self._columns.params[index]
+        name = f"{labels[6]}{called}"
         view = borrow_cuda(grad, name=name, writable=writable)
         if view.shape != param.shape:
             raise ShapeError(
-                f"{name} has shape {view.shape}: it must have the shape of {self._labels[0]}{self._names[index]}, "
-                f"{param.shape}"
+                f"{name} has shape {view.shape}: it must have the shape of {labels[0]}{called}, {param.shape}"
             )
         if view.format == "float64" and self.dtype != "float64":
             raise DtypeError(
@@ -326,99 +287,66 @@ class CudaTable:
             raise ShapeError(f"{name} has shape {view.shape} and dtype {view.format}: it must be one float32")
         return view.address
 
-    def _batches_of_now(self) -> list[_Batch]:
+    def _formats(self) -> tuple[str, ...]:
+        """Return the formats of the gradients that `prepare` found, "" without one."""
+        return tuple("" if view is None else view.format for view in self._borrowed)
+
+    def _batches_of_now(self) -> list[Batch]:
         """Return what is to be launched for gradients of these formats."""
-        formats = tuple("" if view is None else view.format for view in self._borrowed)
+        formats = self._formats()
         key = (self._zero_grad, formats)
         if key not in self._batches:
-            by_layout: dict[Layout, list[int]] = {}
-            for row, number in enumerate(formats):
-                if number and self._lengths_now[row]:
-                    by_layout.setdefault(self._layout_of(row, number), []).append(row)
-            self._batches[key] = [_Batch(layout, rows, self._pieces(rows, CHUNK)) for layout, rows in by_layout.items()]
+            layouts = [self._layout_of(row, number) if number else None for row, number in enumerate(formats)]
+            self._batches[key] = batches(layouts, self._sizes, self.device, self.stream)
         return self._batches[key]
 
     def _layout_of(self, row: int, grad: str) -> Layout:
         """Return what a row's kernel is compiled for."""
-        columns = {**self._rows[row], "grad": grad}
-        if columns["param"] == "bfloat16" and self._rounding == "stochastic":
-            columns["param"] = STOCHASTIC
+        columns = {**self._columns.rows[row], "grad": grad}
+        if self._is_stochastic:
+            columns |= {name: STOCHASTIC for name in _ROUNDED_AT_RANDOM if columns.get(name) == "bfloat16"}
         return Layout(**columns, zero_grad=self._zero_grad, contract=self._contract)
 
-    def _pieces(self, rows: Sequence[int], size: int) -> Buffer:
-        """Return arrays cut into pieces: (pieces, 2) int64, an array and where the piece begins in it."""
-        pieces = [(row, begin) for row in rows for begin in range(0, self._lengths_now[row], size)]
-        return buffer_of(np.array(pieces, dtype=np.int64).reshape(-1, 2), self.device, self.stream)
+    def _work(self) -> Work:
+        """Return what an update works on."""
+        skip = self._records.address
+        return Work(self._table, self._places, self._sizes, self._lengths, self._constants, self._keys, skip)
 
-    def _on_stream(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
-        stream = stream_of(self.stream, self.device)
-        seam.configured(kernel, max(1, min(blocks, _BLOCKS_AT_MOST)), threads, stream)(*arguments)
+    def _grads(self) -> int:
+        """Return where the gradients' addresses lie on the GPU."""
+        return self._places.address + 8 * _GRAD * len(self._sizes)
 
-    def _sum(self) -> None:
-        """Queue the sum of squares of all gradients."""
-        if self._blocks is None:
-            self._blocks = self._pieces(range(len(self._lengths_now)), norm.BLOCK)
-            self._sums = Buffer((self._blocks.shape[0], norm.SUM_LANES), "float64", self.device)
-        count, threads = self._blocks.shape[0], seam.THREADS
-        grads = self._places.address + 8 * _GRAD * len(self._params)
-        for number, first, after in self._blocks_by_format():
-            blocks, sums = self._blocks.address + 16 * first, self._sums.address + 8 * norm.SUM_LANES * first
-            arguments = (grads, self._lengths.address, blocks, after - first, sums)
-            grid = math.ceil((after - first) * norm.SUM_LANES / threads)
-            self._on_stream(norm.lanes_kernel(number), grid, threads, *arguments)
-        self._on_stream(norm.blocks_kernel, math.ceil(count / threads), threads, self._sums.address, count)
-        self._on_stream(norm.total_kernel, 1, 1, self._sums.address, count, self._total.address)
+    def _sum(self) -> Buffer:
+        """Queue the sum of squares of all gradients; return where it is going to lie."""
+        if self._squares is None:
+            self._squares = Squares(self._sizes, self.device, self.stream)
+        formats = [number or "float32" for number in self._formats()]
+        self._squares.sum(self._grads(), self._lengths.address, formats, self.stream)
+        return self._squares.total
 
-    def _blocks_by_format(self) -> list[tuple[str, int, int]]:
-        """Return neighbouring blocks whose gradients have one format: it, the first block, the one after the last."""
-        ends = np.cumsum([0, *(math.ceil(length / norm.BLOCK) for length in self._lengths_now)])
-        formats = ["float32" if view is None else view.format for view in self._borrowed]
-        runs = [(number, list(rows)) for number, rows in groupby(range(len(formats)), key=formats.__getitem__)]
-        places = [(number, int(ends[rows[0]]), int(ends[rows[-1] + 1])) for number, rows in runs]
-        return [(number, first, after) for number, first, after in places if after > first]
-
-    def _fold(self, *, measure: bool) -> None:
-        """Queue the folding of the step's constants."""
-        count = len(self._params)
+    def _fold(self, total: int) -> None:
+        """Queue the folding of the step's constants; `total` is where the sum of squares lies, 0 without one."""
+        count = len(self._sizes)
         loss_scale, found_inf = self._device_scalars
         step = fold.Step(
             settings=self._settings.address,
             groups=self._groups.address,
             steps=self._steps.address,
-            grads=self._places.address + 8 * _GRAD * count,
+            grads=self._grads(),
             constants=self._constants.address,
             keys=self._keys.address,
             treatment=self._treatment.address,
-            total=self._total.address if measure else 0,
+            total=total,
             loss_scale=loss_scale,
             found_inf=found_inf,
             record=self._records.address,
             places=self._numbers.address,
+            is_stochastic=int(self._is_stochastic),
+            dithers=0 if self._dithers is None else self._dithers.address,
         )
         threads = min(128, count)
-        self._on_stream(fold.kernel(self.dtype), math.ceil(count / threads), threads, tuple(step), count, self._seed)
-
-    def _launch(self, batch: _Batch) -> None:
-        """Queue the update of a batch."""
-        kernels = update.kernels(batch.layout)
-        constants, keys, skip = self._constants.address, self._keys.address, self._records.address
-        if len(batch.rows) == 1:
-            row = batch.rows[0]
-            size = self._lengths_now[row]
-            row_bytes = update.CONSTANTS * np.dtype(self.dtype).itemsize
-            arguments: tuple[Any, ...] = (
-                tuple(int(address) for address in self._table[:, row]),
-                size,
-                constants + row_bytes * row,
-                keys + 4 * row,
-                skip,
-            )
-            blocks = math.ceil(size / CHUNK)
-            self._on_stream(kernels.flat, blocks, seam.THREADS, *arguments)
-            return
-        pieces = batch.chunks.shape[0]
-        places = (self._places.address, self._lengths.address, len(self._params), batch.chunks.address, pieces)
-        self._on_stream(kernels.table, pieces, seam.THREADS, *places, constants, keys, skip)
+        arguments = (tuple(step), count, self._seed)
+        queue(fold.kernel(self.dtype), math.ceil(count / threads), threads, self.device, self.stream, *arguments)
 
 
 def _place_of(array: Any) -> int | None:

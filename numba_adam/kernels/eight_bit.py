@@ -15,7 +15,7 @@ from numba_adam.kernels.compile import apart_inlined, bind, inline, inlined
 from numba_adam.kernels.formats import bits_of, from_bits
 from numba_adam.kernels.intrinsics import array_at
 
-_names = {"bits_of": bits_of, "from_bits": from_bits}
+_names = {"bits_of": bits_of, "from_bits": from_bits, "product": inlined(codecs.product)}
 widen_root = inlined(bind(codecs.widen_root, **_names))
 widen_ratio = inlined(bind(codecs.widen_ratio, **_names))
 _narrow_root = inlined(bind(codecs.narrow_root, **_names))

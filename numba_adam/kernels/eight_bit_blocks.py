@@ -196,9 +196,8 @@ def update_rest(at, size, room, c):  # type: ignore[no-untyped-def]
     copy_bytes(at.grad, grad, bytes_)
     copy_bytes(at.exp_avg, exp_avg, count)
     copy_bytes(at.exp_avg_sq, exp_avg_sq, count)
-    update_blocks(
-        Blocks(param, grad, exp_avg, exp_avg_sq, at.exp_avg_scale, at.exp_avg_sq_scale, at.dither), 1, room, c
-    )
+    inside = Blocks(param, grad, exp_avg, exp_avg_sq, at.exp_avg_scale, at.exp_avg_sq_scale, at.dither)
+    update_blocks(inside, blocks_of(size), room, c)
     copy_bytes(param, at.param, bytes_)
     copy_bytes(exp_avg, at.exp_avg, count)
     copy_bytes(exp_avg_sq, at.exp_avg_sq, count)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam import element
+from numba_adam import element, folding
 from numba_adam.folding import Constants
 from numba_adam.kernels.compile import apart, bind, inline, inlined
 
@@ -15,6 +15,7 @@ moments = inline(bind(element.moments, product=_product))
 _largest = inline(element.largest)
 adapt = inline(bind(element.adapt, product=_product))
 _average = inline(bind(element.average, product=_product))
+floorless = inlined(folding.without_floors)
 
 
 @apart
@@ -74,26 +75,4 @@ def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[n
         c.ema_decay,
         c.one_minus_ema_decay,
         zero,
-    )
-
-
-@inlined
-def floorless(c):  # type: ignore[no-untyped-def]
-    """Return the constants without floors."""
-    return Constants(
-        c.beta1,
-        c.one_minus_beta1,
-        c.beta2,
-        c.one_minus_beta2,
-        c.grad_scale,
-        c.clip_value,
-        c.weight_decay,
-        c.decoupled_decay,
-        c.step_size,
-        c.eps,
-        c.zero,
-        c.zero,
-        c.ema_decay,
-        c.one_minus_ema_decay,
-        c.zero,
     )

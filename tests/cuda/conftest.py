@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference` and `lending`, which are no tests themselves
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference`, `lending` and `training`, which are no tests themselves
+IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 # Not skipped: test_simulator.py runs them, in a process in which the simulator is switched on.
-collect_ignore = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["simulated"]
+collect_ignore = [] if IS_SIMULATED else ["simulated"]
+
+if IS_SIMULATED:
+    sys.setswitchinterval(5e-4)  # the simulator's threads wait for each other by polling: they wait a tenth of the time

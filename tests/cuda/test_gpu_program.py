@@ -36,4 +36,6 @@ def test_in_the_simulator_every_bit_is_the_cpus(tmp_path):
     report = json.loads(saved.read_text())
     assert report["machine"]["GPU"].startswith("Numba's simulator")
     assert all(finding["differing"] == 0 for finding in report["findings"])
+    assert any("8-bit state" in finding["what"] for finding in report["findings"])
+    assert any("8-bit state" in timing["case"] for timing in report["timings"])
     assert {timing["contestant"] for timing in report["timings"]} >= {"numba-adam", "numba-adam, contracted"}

@@ -10,28 +10,39 @@ import re
 import pytest
 
 from numba_adam.cuda import seam
-from numba_adam.cuda.kernels import fold, norm, update
+from numba_adam.cuda.kernels import accumulate, fold, grid, norm, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
-from numba_adam.cuda.kernels.update import Layout
+from numba_adam.cuda.kernels.layout import Layout
 
 pytestmark = pytest.mark.cuda  # compiling PTX needs numba-cuda and NVVM: `make cuda` installs both
 
 BF16 = {"param": "bfloat16", "grad": "bfloat16", "exp_avg": "bfloat16", "exp_avg_sq": "bfloat16"}
+IN_8_BITS = {"exp_avg": "8bit", "exp_avg_sq": "8bit"}
 EXTRAS = {"max_exp_avg_sq": "float32", "ema": "float32", "copy": "bfloat16", "zero_grad": True}
 LAYOUTS = {
     "float32": Layout(),
     "float32, everything": Layout(**EXTRAS),
     "bfloat16": Layout(**BF16),
     "bfloat16, stochastic": Layout(STOCHASTIC, "bfloat16"),
+    "bfloat16 throughout, stochastic": Layout(STOCHASTIC, "bfloat16", STOCHASTIC, STOCHASTIC),
     "float16": Layout("float16", "float16"),
     "float64": Layout("float64", "float64", "float64", "float64", max_exp_avg_sq="float64"),
     "bfloat16 with float64 state": Layout("bfloat16", "bfloat16", "float64", "float64"),
+    "8 bits": Layout(**IN_8_BITS),
+    "8 bits, bfloat16": Layout("bfloat16", "bfloat16", **IN_8_BITS),
+    "8 bits, everything": Layout(STOCHASTIC, "float16", **IN_8_BITS, **{**EXTRAS, "max_exp_avg_sq": "8bit"}),
     "float32, contracted": Layout(contract=True),
     "float64, contracted": Layout("float64", "float64", "float64", "float64", contract=True),
 }
 STRICT = [name for name, layout in LAYOUTS.items() if not layout.contract]
 FUSED = [name for name, layout in LAYOUTS.items() if layout.contract]
-KERNELS = {"flat": update.FLAT_ARGUMENTS, "table": update.TABLE_ARGUMENTS}
+EIGHT_BIT = [name for name, layout in LAYOUTS.items() if layout.exp_avg == "8bit"]
+SUMS = {
+    "float32": accumulate.layout("float32", "float32"),
+    "bfloat16 into float32": accumulate.layout("float32", "bfloat16"),
+    "float64": accumulate.layout("float64", "float64"),
+}
+KERNELS = {"flat": grid.FLAT_ARGUMENTS, "table": grid.TABLE_ARGUMENTS}
 SMALL = {
     "fold float32": (lambda: fold.kernel("float32"), fold.ARGUMENTS),
     "fold float64": (lambda: fold.kernel("float64"), fold.ARGUMENTS),
@@ -49,6 +60,9 @@ def instructions(name, kernel, capability):
     """Return a kernel's instructions, one a line: its operation, then its operands."""
     if kernel in KERNELS:
         made, arguments = getattr(update.kernels(LAYOUTS[name]), kernel), KERNELS[kernel]
+    elif kernel.startswith("sum "):
+        kind = kernel.removeprefix("sum ")
+        made, arguments = getattr(accumulate.kernels(SUMS[name]), kind), KERNELS[kind]
     else:
         make, arguments = SMALL[name]
         made = make()
@@ -113,9 +127,9 @@ def test_nothing_is_computed_in_float64_where_float32_was_asked_for(name, kernel
 
 
 def wide(layout, names):
-    """Return how many accesses of 16 bytes (8 for the narrow columns of four lanes) a group of elements takes."""
+    """Return how many accesses a group of elements takes: of 16 bytes, or of 8 where a column has no more."""
     lanes = 8 if layout.real == "float32" else 4
-    item_bytes = {"float32": 4, "float64": 8, "": 0}
+    item_bytes = {"float32": 4, "float64": 8, "8bit": 1}
     columns = [getattr(layout, name) for name in names]
     return sum(max(1, lanes * item_bytes.get(number, 2) // 16) for number in columns if number)
 
@@ -129,8 +143,48 @@ def test_columns_move_by_16_bytes(name, kernel, capability):
     vectors = [op for op in operations(lines) if re.search(r"\.v[24]\.", op)]
     assert sum(op.startswith("ld.global.") for op in vectors) == wide(layout, read)
     assert sum(op.startswith("st.global.") for op in vectors) >= wide(layout, written)
+    expect_full_width(layout, vectors)
+
+
+def expect_full_width(layout, vectors):
+    """Some loads move 16 bytes."""
     full = "v2.f64" if layout.real == "float64" else "v4"
     assert any(op.startswith(f"ld.global.{full}") for op in vectors)
+
+
+@pytest.mark.parametrize("name", EIGHT_BIT)
+def test_a_blocks_threads_find_its_largest_by_shuffles(name, kernel, capability):
+    """Four rounds for each moment among 16 threads; no memory is shared, and no barrier holds a block of threads up."""
+    lines, ptx = instructions(name, kernel, capability)
+    found = operations(lines)
+    assert found.count("shfl.sync.bfly.b32") == 4 * (3 if LAYOUTS[name].max_exp_avg_sq else 2)
+    assert ".shared" not in ptx
+    assert not any(op.startswith(("bar", "atom", "red.")) for op in found)
+
+
+@pytest.mark.parametrize("name", EIGHT_BIT)
+def test_each_root_is_taken_once(name, kernel, capability):
+    """A root is both the step's and what is stored; three copies of the loop: with clipping, with L2 decay, with none.
+
+    AMSGrad's step divides by another one, so there are two of each element.
+    """
+    lines, _ = instructions(name, kernel, capability)
+    roots = [op for op in operations(lines) if op.startswith("sqrt")]
+    assert len(roots) <= 3 * 8 * (2 if LAYOUTS[name].max_exp_avg_sq else 1)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_move_by_16_bytes_and_are_rounded_alone(name, kernel, capability):
+    lines, ptx = instructions(name, f"sum {kernel}", capability)
+    layout = SUMS[name]
+    vectors = [op for op in operations(lines) if re.search(r"\.v[24]\.", op)]
+    assert sum(op.startswith("ld.global.") for op in vectors) == wide(layout, ("param", "grad"))
+    assert sum(op.startswith("st.global.") for op in vectors) == wide(layout, ("param",))
+    expect_full_width(layout, vectors)
+    expect_strict_arithmetic(lines)
+    expect_nothing_to_fuse(lines)
+    assert ".local" not in ptx
+    assert layout.real == "float64" or not [line for line in lines if ".f64" in line]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -15,12 +15,14 @@ import numpy as np
 from numba_adam.cuda import seam
 
 WIDE_BYTES = 16  # what one load or store moves, from a multiple of it
+_CODES = ("uint8", "uint16")  # dtypes whose registers hold codes
 
 
 class Column(NamedTuple):
     """How a thread reads and writes an array's elements; its registers are local arrays.
 
-    Elements of 16 bits go to and from `codes`, an array of uint16; all others `reals`, an array of what is computed in.
+    Elements of 8 and 16 bits go to and from `codes`, an array of uint16; all others to and from `reals`, an array of
+    what is computed in.
     """
 
     load: Any  # (address, reals, codes): all lanes, from a multiple of WIDE_BYTES
@@ -39,7 +41,7 @@ def column(dtype: str, lanes: int) -> Column:
     """Return how columns of a dtype are read and written; "" is a column that is not there.
 
     Args:
-        dtype: of the elements: "float32", "float64", "uint16" or "".
+        dtype: of the elements: "float32", "float64", "uint16", "uint8" or "".
         lanes: how many a thread takes at a time.
     """
     return _simulated_column(dtype, lanes) if seam.SIMULATED else _compiled_column(dtype, lanes)
@@ -50,6 +52,7 @@ def column(dtype: str, lanes: int) -> Column:
 _CTYPES: dict[str, Any] = {
     "float32": ctypes.c_float,
     "float64": ctypes.c_double,
+    "uint8": ctypes.c_uint8,
     "uint16": ctypes.c_uint16,
     "uint32": ctypes.c_uint32,
     "int64": ctypes.c_int64,
@@ -80,7 +83,7 @@ def _simulated_column(dtype: str, lanes: int) -> Column:
     wide = min(WIDE_BYTES, lanes * kind().itemsize)
 
     def registers(reals: Any, codes: Any) -> Any:
-        return codes if dtype == "uint16" else reals
+        return codes if dtype in _CODES else reals
 
     def load(address: int, reals: Any, codes: Any) -> None:
         registers(reals, codes)[:] = _memory(dtype, lanes, address, wide)[:]
@@ -185,19 +188,21 @@ def _register(builder: Any, dtype: str, arrays: Any, k: Any) -> Any:
     """Return the pointer to lane k of the registers for elements of a dtype."""
     ir = _ir()
     index = ir.IntType(64)(k) if isinstance(k, int) else k
-    return builder.gep(arrays[1] if dtype == "uint16" else arrays[0], [index], inbounds=True)
+    return builder.gep(arrays[1] if dtype in _CODES else arrays[0], [index], inbounds=True)
 
 
 def _put(builder: Any, register: Any, value: Any) -> None:
     """Store a value in a register, widened where the kernel computes in more."""
     kind = register.type.pointee
-    builder.store(value if value.type == kind else builder.fpext(value, kind), register)
+    widen = builder.zext if isinstance(kind, _ir().IntType) else builder.fpext
+    builder.store(value if value.type == kind else widen(value, kind), register)
 
 
 def _get(builder: Any, register: Any, kind: Any) -> Any:
     """Load a value from a register, rounded where memory holds less."""
     value = builder.load(register)
-    return value if value.type == kind else builder.fptrunc(value, kind)
+    narrow = builder.trunc if isinstance(kind, _ir().IntType) else builder.fptrunc
+    return value if value.type == kind else narrow(value, kind)
 
 
 def _load_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> None:
@@ -214,12 +219,12 @@ def _store_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> N
 def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
     """Return a wide access's vector type, its bytes, how many there are, and the elements in one of its parts.
 
-    Pairs of 16 bits move as one part of 32, which is what the hardware's vectors are made of.
+    Pairs of 16 bits and fours of 8 move as one part of 32, which is what the hardware's vectors are made of.
     """
     ir = _ir()
     item_bytes = np.dtype(dtype).itemsize
     wide = min(WIDE_BYTES, lanes * item_bytes)
-    part = ir.IntType(32) if item_bytes == 2 else _element(dtype)
+    part = ir.IntType(32) if item_bytes < 4 else _element(dtype)
     part_bytes = max(4, item_bytes)
     return ir.VectorType(part, wide // part_bytes), wide, lanes * item_bytes // wide, part_bytes // item_bytes
 
@@ -227,28 +232,28 @@ def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
 def _load_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
     """Load all pieces, then take them apart."""
     ir = _ir()
-    vector, wide, count, halves = _pieces(dtype, lanes)
+    vector, wide, count, shared = _pieces(dtype, lanes)
     loaded = [builder.load(_place(builder, address, vector, wide * piece), align=wide) for piece in range(count)]
     parts = [builder.extract_element(piece, ir.IntType(32)(k)) for piece in loaded for k in range(vector.count)]
     for k, part in enumerate(parts):
-        if halves == 1:
+        if shared == 1:
             _put(builder, _register(builder, dtype, arrays, k), part)
             continue
-        for half in range(2):
-            code = builder.trunc(builder.lshr(part, part.type(16 * half)), ir.IntType(16))
-            _put(builder, _register(builder, dtype, arrays, 2 * k + half), code)
+        for place in range(shared):
+            code = builder.trunc(builder.lshr(part, part.type(32 // shared * place)), _element(dtype))
+            _put(builder, _register(builder, dtype, arrays, shared * k + place), code)
 
 
 def _store_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
     """Put all pieces together, and store them."""
     ir = _ir()
-    vector, wide, count, halves = _pieces(dtype, lanes)
+    vector, wide, count, shared = _pieces(dtype, lanes)
     kind = _element(dtype)
     values = [_get(builder, _register(builder, dtype, arrays, k), kind) for k in range(lanes)]
-    if halves == 2:
+    if shared > 1:
         words = [builder.zext(value, ir.IntType(32)) for value in values]
-        shift = ir.IntType(32)(16)
-        values = [builder.or_(low, builder.shl(high, shift)) for low, high in zip(words[::2], words[1::2], strict=True)]
+        shifted = [builder.shl(word, word.type(32 // shared * (k % shared))) for k, word in enumerate(words)]
+        values = [functools.reduce(builder.or_, shifted[k : k + shared]) for k in range(0, lanes, shared)]
     for piece in range(count):
         stored = ir.Constant(vector, ir.Undefined)
         for k in range(vector.count):

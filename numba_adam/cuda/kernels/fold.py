@@ -14,16 +14,22 @@ import numpy as np
 
 from numba_adam import folding
 from numba_adam.binding import bind
+from numba_adam.codecs import DITHER_TURN
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.formats import codec
-from numba_adam.cuda.kernels.update import CONSTANTS
+from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
 from numba_adam.folding import Settings
 
 cuda = seam.cuda
 
 SETTINGS = len(Settings._fields)  # float64, in a row of settings
-PARAM_COLUMN = 0  # what `codecs.stream_key` calls the parameter among an array's columns
+
+# Moments in 8 bits that have a dither of their own, by what `codecs.stream_key` calls their columns.
+DITHERED = (2, 3)
+_DITHER = Keys._fields.index("dither")
+_STREAMS = _DITHER  # of a step: param, exp_avg, exp_avg_sq, max_exp_avg_sq, as `codecs.stream_key` calls them: 0 to 3
+_WORD = np.uint64(0xFFFFFFFF)
 
 # Places in the treatment, float64: what is done to the gradients of a step.
 FACTOR, CLIP_VALUE, MAX_NORM = range(3)
@@ -36,7 +42,7 @@ RECORD = 2
 _load_int64, _store_int64 = access.scalar("int64")
 _load_float64, _store_float64 = access.scalar("float64")
 _load_float32 = access.scalar("float32")[0]
-_store_uint32 = access.scalar("uint32")[1]
+_load_uint32, _store_uint32 = access.scalar("uint32")
 
 
 class Step(NamedTuple):
@@ -47,13 +53,15 @@ class Step(NamedTuple):
     steps: Any  # (count,) int64: updates made so far; counted up
     grads: Any  # (count,) int64: where the gradients lie, 0 without one
     constants: Any  # (count, CONSTANTS), of what is computed in: written
-    keys: Any  # (count,) uint32: written
+    keys: Any  # (count, KEYS) uint32: written where they are asked for
     treatment: Any  # (TREATMENT,) float64
     total: Any  # float64: the sum of squares of all gradients; 0: not measured
     loss_scale: Any  # float32: divides the gradients; 0: none
     found_inf: Any  # float32: not 0 when a gradient is not finite; 0: not asked
     record: Any  # SKIP, int64, set to 1 when the step is left out, else to 0; NORM, float64, -1 where not measured
     places: Any  # (count,) int64: which of the optimizer's parameters each array is
+    is_stochastic: Any  # not 0 when bfloat16 arrays are rounded at random
+    dithers: Any  # (count, 2) uint32: of moments in 8 bits before the first step, see DITHERED; 0: there are none
 
 
 # What `bind` fills in.
@@ -61,6 +69,7 @@ _store_real: Any = None
 _bias_correction: Any = None
 _correct: Any = None
 _stream_key: Any = None
+_store_keys: Any = None
 _real_bytes = 4
 
 
@@ -103,6 +112,20 @@ def _treat(step):  # type: ignore[no-untyped-def]
 _treated = seam.device(_treat)
 
 
+def _keys(step, row, number, seed):  # type: ignore[no-untyped-def]
+    """Write the keys of an array's random numbers in update `number`."""
+    address = step.keys + row * KEYS_BYTES
+    if step.is_stochastic != 0:
+        place = _load_int64(step.places + row * 8)
+        for column in range(_STREAMS):
+            _store_uint32(address + column * 4, _stream_key(seed, number, place, column))
+    if step.dithers != 0:
+        for column in range(len(DITHERED)):
+            first = _load_uint32(step.dithers + row * (4 * len(DITHERED)) + column * 4)
+            turned = np.uint64(first) + np.uint64(number) * np.uint64(DITHER_TURN)
+            _store_uint32(address + (_DITHER + column) * 4, np.uint32(turned & _WORD))
+
+
 def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
     """Write the constants of every array that has a gradient, and count its step; one thread for each.
 
@@ -113,7 +136,7 @@ def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
     """
     step = Step(
         parts[0], parts[1], parts[2], parts[3], parts[4], parts[5],
-        parts[6], parts[7], parts[8], parts[9], parts[10], parts[11],
+        parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12], parts[13],
     )  # fmt: skip
     row = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
     factor, norm, is_left_out = _treated(step)
@@ -129,8 +152,7 @@ def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
         for constant in _correct(s, corrections[0], corrections[1], factor, clip_value):
             _store_real(address, constant)
             address += _real_bytes
-        place = _load_int64(step.places + row * 8)
-        _store_uint32(step.keys + row * 4, _stream_key(seed, number, place, PARAM_COLUMN))
+        _store_keys(step, row, number, seed)
         _store_int64(step.steps + row * 8, number)
 
 
@@ -138,6 +160,7 @@ def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
 def kernel(real: str) -> Any:
     """Return the kernel that folds for updates computed in `real`, "float32" or "float64"."""
     names = {"product": seam.product64}
+    store_keys = seam.device(bind(_keys, _stream_key=codec("stream_key")))
     return seam.kernel(
         bind(
             _fold,
@@ -145,9 +168,9 @@ def kernel(real: str) -> Any:
             _store_real=access.scalar(real)[1],
             _bias_correction=seam.device(bind(folding.bias_correction, **names)),
             _correct=seam.device(bind(folding.correct, **names)),
-            _stream_key=codec("stream_key"),
+            _store_keys=store_keys,
         )
     )
 
 
-ARGUMENTS = ("12 int64", "int64", "int64")
+ARGUMENTS = ("14 int64", "int64", "int64")

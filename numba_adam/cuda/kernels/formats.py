@@ -1,7 +1,8 @@
 """Number formats on a GPU: what lies in memory, and the way from there to numbers and back.
 
 A kernel that computes in float32 takes 8 elements at a time, one that computes in float64 takes 4: its lanes. Formats
-that are narrower than what any GPU's language computes in pass through `codes`, lanes of 16 bits.
+that are narrower than what any GPU's language computes in pass through `codes`, lanes of 16 bits. Moments in 8 bits
+stay codes here: what they mean, a whole block says, see `eight_bit`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numba_adam import codecs
 from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
+from numba_adam.cuda.kernels.layout import EIGHT_BIT
 
 LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by what is computed in
 STOCHASTIC = "bfloat16, rounded at random"
@@ -24,7 +26,7 @@ STOCHASTIC = "bfloat16, rounded at random"
 @functools.cache
 def codec(name: str) -> Any:
     """Return a function of `codecs`, compiled, and with it those of its neighbours that it calls."""
-    if name in ("bits_of", "from_bits"):
+    if name in ("bits_of", "from_bits", "product"):
         return getattr(seam, name)
     function = getattr(codecs, name)
     called = [other for other in function.__code__.co_names if isfunction(getattr(codecs, other, None))]
@@ -101,5 +103,6 @@ def formats(real: str, *, by_way_of_float32: bool = False) -> dict[str, Format]:
         "float64": native("float64"),
         "bfloat16": Format(2, codes, decode_bfloat16, bound(_encode, _narrow=codec("narrow_bfloat16"))),
         "float16": Format(2, codes, decode_float16, bound(_encode, _narrow=codec("narrow_float16"))),
+        EIGHT_BIT: Format(1, access.column("uint8", lanes), _decode_nothing, _encode_nothing),
         STOCHASTIC: Format(2, codes, decode_bfloat16, bound(_encode_stochastic, **at_random)),
     }

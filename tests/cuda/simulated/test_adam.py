@@ -5,59 +5,11 @@ import math
 import numpy as np
 import pytest
 from lending import Capsule, Interface, on_gpu
+from training import bits, draw, expect_same_state, expect_same_training
 
 import numba_adam as na
 from numba_adam.cuda import CudaArray
 from numba_adam.cuda.memory import download
-
-SHAPES = ((5, 4), (31,), ())
-
-
-def draw(seed, *dtypes):
-    """Return arrays of dtypes by their names; "uint16" are the bits of bfloat16."""
-    rng = np.random.default_rng(seed)
-    return [rounded(np.array(rng.normal(size=shape)), dtype) for shape, dtype in zip(SHAPES, dtypes, strict=False)]
-
-
-def rounded(values, dtype):
-    if dtype != "uint16":
-        return values.astype(dtype)
-    return np.array(values.astype("f4").view("u4") >> np.uint32(16), "u2")
-
-
-def bits(array):
-    return np.ascontiguousarray(array).view(f"u{array.itemsize}").tolist()
-
-
-def expect_same_state(ours, theirs):
-    states, expected = ours.state_dict()["state"], theirs.state_dict()["state"]
-    assert set(states) == set(expected)
-    for key, state in states.items():
-        assert set(state) == set(expected[key])
-        assert state["step"] == expected[key]["step"]
-        for name in set(state) - {"step"}:
-            assert type(state[name]) is np.ndarray
-            assert state[name].dtype == expected[key][name].dtype
-            assert bits(state[name]) == bits(expected[key][name])
-
-
-def expect_same_training(dtypes, on_cpu=(), steps=3, call=None, grad_dtypes=None, **options):
-    """Train twice, once with the arrays whose numbers are not in `on_cpu` on a GPU; return both optimizers."""
-    params, copies, call = draw(1, *dtypes), draw(1, *dtypes), call or {}
-
-    def lend(arrays):
-        return [array if k in on_cpu else Interface(array) for k, array in enumerate(arrays)]
-
-    ours, theirs = na.AdamW(lend(params), **options), na.AdamW(copies, **options)
-    for seed in range(2, 2 + steps):
-        grads, again = (draw(seed, *(grad_dtypes or dtypes)) for _ in range(2))
-        result, expected = ours.step(lend(grads), **call), theirs.step(again, **call)
-        assert (result.applied, result.grad_norm) == (expected.applied, expected.grad_norm)
-        assert [bits(grad) for grad in grads] == [bits(grad) for grad in again]
-    assert [bits(param) for param in params] == [bits(copy) for copy in copies]
-    expect_same_state(ours, theirs)
-    return ours, theirs
-
 
 OPTIONS = [
     {},
@@ -65,13 +17,17 @@ OPTIONS = [
     {"lr": lambda step: 0.1 / step},
     {"state_dtype": "bfloat16"},
     {"rounding": "stochastic", "seed": 5},
+    {"rounding": "stochastic", "state_dtype": "bfloat16", "amsgrad": True},
+    {"rounding": "stochastic", "low_precision_copy": "bfloat16", "ema_decay": 0.9},
+    {"rounding": "stochastic", "master_weights": True, "state_dtype": "bfloat16"},
+    {"state_dtype": "8bit", "rounding": "stochastic"},
     {"ema_decay": 0.9},
     {"low_precision_copy": "float16"},
     {"master_weights": True, "ema_decay": 0.5},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "plain")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(map(str, options.values())) or "plain")
 @pytest.mark.parametrize("on_cpu", [(), (0, 2)], ids=["GPU", "mixed"])
 def test_every_option_has_the_cpus_bits(options, on_cpu):
     expect_same_training(("uint16", "float32", "uint16"), on_cpu, **options)
@@ -176,7 +132,12 @@ def test_amsgrad_can_be_switched_on_later():
 
 @pytest.mark.parametrize(
     "options",
-    [{"amsgrad": True}, {"state_dtype": "bfloat16"}, {"master_weights": True, "ema_decay": 0.9}],
+    [
+        {"amsgrad": True},
+        {"state_dtype": "bfloat16", "rounding": "stochastic"},
+        {"master_weights": True, "ema_decay": 0.9},
+        {"state_dtype": "8bit", "amsgrad": True},
+    ],
     ids=lambda options: ",".join(options),
 )
 @pytest.mark.parametrize("back", [False, True], ids=["CPU to GPU", "GPU to CPU"])

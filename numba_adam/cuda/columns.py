@@ -1,0 +1,141 @@
+"""A table's arrays on one GPU: borrowed, checked against each other, and where they lie. Knows no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numba_adam.arrays import check_like
+from numba_adam.cuda.arrays import CudaArray, borrow_cuda
+from numba_adam.cuda.kernels.layout import COLUMNS, EIGHT_BIT, Lanes, Layout, Place
+from numba_adam.cuda.memory import Array
+from numba_adam.eight_bit import EightBit
+from numba_adam.errors import DtypeError, UnsupportedArrayError
+from numba_adam.table import written
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+class Columns:
+    """Parameters, and what is updated with them, array by array."""
+
+    def __init__(self, given: Sequence[Sequence[Any]], names: Sequence[str], labels: Sequence[str]) -> None:
+        """Borrow the arrays and check them.
+
+        Args:
+            given: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, emas and copies; None for what a parameter has not.
+                Moments in 8 bits are an EightBit of CudaArrays.
+            names: what error messages call the parameters.
+            labels: what they call each kind of array, in the same order, and the gradients after that.
+
+        Raises:
+            ArrayError: an array does not fit; the message names it.
+        """
+        self.names, self.labels = list(names), labels
+        self._columns = [
+            [_borrowed(array, f"{label}{name}") for array, name in zip(column, names, strict=True)]
+            for column, label in zip(given, labels, strict=False)
+        ]
+        self.params: list[CudaArray] = self._columns[0]
+        self.lengths = [param.size for param in self.params]
+        self.rows = [self._formats(k) for k in range(len(self.params))]
+        self.dtype = self._computed_in()
+        self._check_places()
+        self._check_shapes()
+
+    @property
+    def device(self) -> int:
+        """The number of their GPU."""
+        return self.params[0].device
+
+    @property
+    def range(self) -> str:
+        """The dtype whose range all moments have, which their floors are made for."""
+        formats = {row[name] for row in self.rows for name in _MOMENTS if name in row}
+        return "float64" if formats == {"float64"} else "float32"
+
+    @property
+    def is_eight_bit(self) -> bool:
+        """Whether moments are in 8 bits."""
+        return any(EIGHT_BIT in row.values() for row in self.rows)
+
+    def written(self) -> tuple[list[Any], list[str]]:
+        """Return every array that an update writes, beside the gradients, and what to call it."""
+        return written(self._columns, self.names, self.labels)
+
+    def addresses(self) -> Array:
+        """Return where everything lies: (COLUMNS, parameters) int64, in the order of Place; no gradients yet."""
+        table = np.zeros((COLUMNS, len(self.params)), dtype=np.int64)
+        for name, column in zip(_names(), self._columns, strict=True):
+            for k, array in enumerate(column):
+                if isinstance(array, EightBit):
+                    table[_place(name), k], table[_place(f"{name}_scale"), k] = _addresses(array)
+                elif array is not None:
+                    table[_place(name), k] = array.address
+        return table
+
+    def _formats(self, row: int) -> dict[str, Any]:
+        """Return the formats of a parameter's arrays, as Layout has them; without what it has not."""
+        columns = zip(_names(), self._columns, strict=True)
+        return {name: _format(column[row]) for name, column in columns if column[row] is not None}
+
+    def _computed_in(self) -> str:
+        """Return the dtype in which all are updated."""
+        reals = sorted({Layout(**row).real for row in self.rows})
+        if len(reals) != 1:
+            found = ", ".join(sorted({param.format for param in self.params}))
+            raise DtypeError(
+                f"{self.labels[0]} have the dtypes {found}: a table computes in float32 or in float64; make two"
+            )
+        if self.is_eight_bit:
+            self._check_eight_bit(reals[0])
+        return reals[0]
+
+    def _check_eight_bit(self, real: str) -> None:
+        """Refuse moments in 8 bits beside others of the same parameter, or computed in float64."""
+        if real == "float64":
+            raise DtypeError(f"{self.labels[0]} are computed in float64: moments in 8 bits go with float32 alone")
+        for row, name in zip(self.rows, self.names, strict=True):
+            if len({row[moment] == EIGHT_BIT for moment in _MOMENTS if moment in row}) > 1:
+                raise DtypeError(f"only some moments of {self.labels[0]}{name} are in 8 bits: all must be, or none")
+
+    def _check_places(self) -> None:
+        """Refuse arrays of another GPU."""
+        for array, label in zip(*self.written(), strict=True):
+            if array.device != self.device:
+                raise UnsupportedArrayError(
+                    f"{label} is on GPU {array.device}, needed is GPU {self.device}, where {self.labels[0]}"
+                    f"{self.names[0]} is; make a table for each GPU"
+                )
+
+    def _check_shapes(self) -> None:
+        """Refuse arrays that have not their parameter's shape."""
+        for column, label in zip(self._columns[1:], self.labels[1:], strict=False):
+            for array, param, name in zip(column, self.params, self.names, strict=True):
+                if array is not None and array.shape != param.shape:
+                    check_like(array, f"{label}{name}", param, f"{self.labels[0]}{name}")  # type: ignore[arg-type]
+
+
+def _names() -> list[str]:
+    """Return what Layout and Place call the columns, in the order in which they are given."""
+    return [name for name in Lanes._fields if name != "grad"]
+
+
+def _place(name: str) -> int:
+    return Place._fields.index(name)
+
+
+def _borrowed(array: Any, name: str) -> Any:
+    """Borrow an array; moments in 8 bits are our own."""
+    return array if array is None or isinstance(array, EightBit) else borrow_cuda(array, name=name, writable=True)
+
+
+def _format(array: Any) -> str:
+    return EIGHT_BIT if isinstance(array, EightBit) else str(array.format)
+
+
+def _addresses(moment: EightBit) -> tuple[int, int]:
+    codes, scales = moment.codes, moment.scales
+    return int(codes.ctypes.data), int(scales.ctypes.data)

@@ -1,0 +1,73 @@
+"""What a kernel is compiled for, and what it works on, by name. Imports nothing of CUDA's."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+CHUNK = 16_384  # elements that a block of threads takes of an array at a time
+CONSTANTS = 16  # numbers in a row of constants: Constants, and one that fills it up to whole wide loads
+EIGHT_BIT = "8bit"
+
+
+class Layout(NamedTuple):
+    """What a kernel is compiled for: the format of each column, "" where there is none, and how it rounds."""
+
+    param: str = "float32"
+    grad: str = "float32"
+    exp_avg: str = "float32"
+    exp_avg_sq: str = "float32"
+    max_exp_avg_sq: str = ""
+    ema: str = ""
+    copy: str = ""  # a second, narrower image of the new parameters
+    zero_grad: bool = False
+    contract: bool = False  # let the compiler fuse multiplications with additions: other bits, hardly faster
+
+    @property
+    def real(self) -> str:
+        """What is computed in."""
+        return "float64" if "float64" in (self.param, self.exp_avg, self.exp_avg_sq) else "float32"
+
+
+class Place(NamedTuple):
+    """Where the columns of an array lie: addresses, 0 where there is none."""
+
+    param: Any
+    grad: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+    max_exp_avg_sq: Any
+    ema: Any
+    copy: Any
+    exp_avg_scale: Any  # float32, one for each block of a moment in 8 bits
+    exp_avg_sq_scale: Any
+    max_exp_avg_sq_scale: Any
+
+
+COLUMNS = len(Place._fields)
+
+
+class Lanes(NamedTuple):
+    """The columns of the elements at work, in registers: numbers, or the codes of a narrow format."""
+
+    param: Any
+    grad: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+    max_exp_avg_sq: Any
+    ema: Any
+    copy: Any
+
+
+class Keys(NamedTuple):
+    """The keys of an array's random numbers in one step, uint32."""
+
+    param: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+    max_exp_avg_sq: Any
+    dither: Any  # of moments in 8 bits: that of element 0
+    max_dither: Any  # likewise of max_exp_avg_sq
+
+
+KEYS = len(Keys._fields)
+KEYS_BYTES = 4 * KEYS

@@ -1,0 +1,51 @@
+"""The sum of squares of a table's gradients, queued: a launch for each format, and two that add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from numba_adam.cuda import seam
+from numba_adam.cuda.batches import pieces, queue
+from numba_adam.cuda.kernels import norm
+from numba_adam.cuda.memory import Buffer
+
+
+class Squares:
+    """The blocks into which arrays are cut, their sums, and the sum of all."""
+
+    def __init__(self, sizes: Sequence[int], device: int, stream: int) -> None:
+        """Take the memory; arrays have so many elements."""
+        self._sizes, self._device = sizes, device
+        self._blocks = pieces(range(len(sizes)), sizes, norm.BLOCK, device, stream)
+        self._sums = Buffer((self._blocks.shape[0], norm.SUM_LANES), "float64", device)
+        self.total = Buffer(1, "float64", device)
+
+    def sum(self, grads: int, lengths: int, formats: Sequence[str], stream: int) -> None:
+        """Queue the sum.
+
+        Args:
+            grads: where the gradients' addresses lie, int64 each, 0 without one.
+            lengths: where the arrays' numbers of elements lie, int64 each.
+            formats: of each gradient; any for those without.
+            stream: the stream.
+        """
+        count, threads = self._blocks.shape[0], seam.THREADS
+        for number, first, after in self._blocks_by_format(formats):
+            blocks, sums = self._blocks.address + 16 * first, self._sums.address + 8 * norm.SUM_LANES * first
+            arguments = (grads, lengths, blocks, after - first, sums)
+            grid = math.ceil((after - first) * norm.SUM_LANES / threads)
+            queue(norm.lanes_kernel(number), grid, threads, self._device, stream, *arguments)
+        sums = self._sums.address
+        queue(norm.blocks_kernel, math.ceil(count / threads), threads, self._device, stream, sums, count)
+        queue(norm.total_kernel, 1, 1, self._device, stream, sums, count, self.total.address)
+
+    def _blocks_by_format(self, formats: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return neighbouring blocks whose gradients have one format: it, the first block, the one after the last."""
+        ends = np.cumsum([0, *(math.ceil(size / norm.BLOCK) for size in self._sizes)])
+        runs = [(number, list(rows)) for number, rows in groupby(range(len(formats)), key=formats.__getitem__)]
+        places = [(number, int(ends[rows[0]]), int(ends[rows[-1] + 1])) for number, rows in runs]
+        return [(number, first, after) for number, first, after in places if after > first]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contestants.contestant import BETAS, EPS, LR, DisagreementError, concrete, load
-from benchmarks.workload import SEED, Array, Workload, check_usual
+from benchmarks.workload import SEED, Array, Workload, check_usual, on_cache_lines
 
 NAME = "torch.optim.SparseAdam"
 SETS = 10
@@ -45,18 +45,23 @@ class TableWorkload:
 class OurRows:
     """`adam_update_rows` over arrays of its own."""
 
-    def __init__(self, workload: TableWorkload, *, mode: str = "lazy") -> None:
+    def __init__(self, workload: TableWorkload, *, mode: str = "lazy", is_aligned: bool = True) -> None:
         """Take a table.
 
         Args:
             workload: the table and the rows.
             mode: "lazy", or "exact": rows make up for the steps that they missed, here the other sets' steps.
+            is_aligned: whether its arrays begin at cache lines, as PyTorch's do; else where NumPy puts them.
         """
         from numba_adam.rows import adam_update_rows  # brings Numba in, which the list of all cases can do without
 
         self._update = adam_update_rows
         (self._param,) = workload.table.params()
         self._exp_avg, self._exp_avg_sq = np.zeros_like(self._param), np.zeros_like(self._param)
+        if is_aligned:
+            self._param, self._exp_avg, self._exp_avg_sq = map(
+                on_cache_lines, (self._param, self._exp_avg, self._exp_avg_sq)
+            )
         exact = {"last_step": np.zeros(workload.rows, dtype=np.int64)} if mode == "exact" else {}
         self._options: dict[str, Any] = {"mode": mode, "lr": LR, "betas": BETAS, "eps": EPS, **exact}
         self._pushes = itertools.cycle(zip(workload.sets(), workload.grads(), strict=True))
@@ -86,7 +91,7 @@ class TorchRows:
         torch = load("torch")
         torch.set_num_threads(threads)
         (param,) = workload.table.params()
-        self._param = torch.from_numpy(param).requires_grad_()
+        self._param = torch.from_numpy(on_cache_lines(param)).requires_grad_()
         size = (workload.rows, workload.width)
         grads = [
             torch.sparse_coo_tensor(torch.from_numpy(rows)[None], torch.from_numpy(grad), size, check_invariants=True)

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from numba_adam.arrays import Array, Extents, check_like
-from numba_adam.errors import (
-    DtypeError,
-    HyperparameterError,
-    LayoutError,
-    ReadOnlyError,
-    ShapeError,
-    UnsupportedArrayError,
-)
-from numba_adam.folding import Constants, Settings, settings
+from numba_adam.arrays import Array
+from numba_adam.errors import HyperparameterError
 from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
-from numba_adam.interop import borrow
-from numba_adam.kernels import rows as kernel
-from numba_adam.kernels import rows_in_place, rows_plan, threads
-from numba_adam.kernels.rows_order import ROOM, group
-from numba_adam.row_history import RowHistory, Schedule, check_constant, forget_calls, note_call, row_history
+from numba_adam.kernels.rows_order import ROOM
+from numba_adam.row_history import RowHistory, forget_calls
+from numba_adam.row_jobs import Job, replay, update_in_place
+from numba_adam.row_tables import NOTHING, address, borrow_grads, borrow_table, distinct_rows, row_numbers
 
 Mode = Literal["lazy", "exact"]
 History = RowHistory | list[tuple[int, Hyperparameters]] | tuple[tuple[int, Hyperparameters], ...]
 
-_NOTHING = np.empty(0, dtype=np.int64)
-_FROM_THE_FIRST = np.ones(1, dtype=np.int64)
-_MOST_STEPS = 32_768  # replayed in one go: their constants take 2 MB
 _MOST_KEPT = 1 << 21  # numbers of 64 bits that a thread keeps: 16 MB
 _MOST_ROWS = 1_000_000  # brought up to date in one go, where all are
 
@@ -110,18 +97,17 @@ def adam_update_rows(
     hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
     number, scale = step_number(step), real("grad_scale", grad_scale)
     _check_mode(mode, last_step, history)
-    table = _table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
-    numbers = _row_numbers(rows)
-    grads = _grads(grad_rows, numbers, table)
+    table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
+    numbers = row_numbers(rows)
+    grads = borrow_grads(grad_rows, numbers, table)
     room = _rooms.take(ROOM * (numbers.size + 1))
-    distinct, starts, order = _distinct(numbers, rows, table, room)
-    job = _Job(table, distinct, starts, order, _address(grads), number, scale, has_grads=True)
+    distinct, starts, order = distinct_rows(numbers, rows, table, room)
+    job = Job(table, distinct, starts, order, address(grads), number, scale, has_grads=True)
     if mode == "lazy":
-        schedule = Schedule(_FROM_THE_FIRST, np.array([settings(hyperparameters, table.dtype)]))
-        _update_in_place(job, _constants(schedule, number, number + 1, job)[0])
+        update_in_place(job, hyperparameters)
     else:
-        _exact([job], hyperparameters, history)
-    _rooms.free = room if room.size <= _MOST_KEPT else _NOTHING
+        replay([job], hyperparameters, history)
+    _rooms.free = room if room.size <= _MOST_KEPT else NOTHING
 
 
 def adam_catch_up_rows(
@@ -181,16 +167,16 @@ def adam_catch_up_rows(
     hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
     number = step_number(step)
     _check_mode("exact", last_step, history)
-    table = _table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
+    table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
     if rows is None:
         parts = [
             np.arange(a, min(a + _MOST_ROWS, table.row_count)) for a in range(0, max(table.row_count, 1), _MOST_ROWS)
         ]
     else:
-        numbers = _row_numbers(rows)
-        parts = [_distinct(numbers, rows, table, np.empty(ROOM * (numbers.size + 1), dtype=np.int64))[0]]
-    jobs = [_Job(table, part, _NOTHING, _NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
-    _exact(jobs, hyperparameters, history)
+        numbers = row_numbers(rows)
+        parts = [distinct_rows(numbers, rows, table, np.empty(ROOM * (numbers.size + 1), dtype=np.int64))[0]]
+    jobs = [Job(table, part, NOTHING, NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
+    replay(jobs, hyperparameters, history)
     if rows is None:
         forget_calls(table.last_step)
 
@@ -198,44 +184,15 @@ def adam_catch_up_rows(
 class _Rooms(threading.local):
     """Memory that a thread's next call may use: fresh memory takes as long as what is done in it."""
 
-    free: Array = _NOTHING
+    free: Array = NOTHING
 
     def take(self, size: int) -> Array:
         """Return room for so many numbers of 64 bits; nobody else has it until it is `free` again."""
-        room, self.free = self.free, _NOTHING
+        room, self.free = self.free, NOTHING
         return room if size <= room.size else np.empty(size, dtype=np.int64)
 
 
 _rooms = _Rooms()
-
-
-class _Table(NamedTuple):
-    """A table's arrays, checked."""
-
-    arrays: list[Array]  # param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq
-    last_step: Array  # empty where none was given
-    names: list[str]  # of all these
-    row_count: int
-    width: int  # elements of a row
-    dtype: str
-
-
-class _Job(NamedTuple):
-    """What is to be done to some rows of a table."""
-
-    table: _Table
-    rows: Array  # the distinct ones, ascending
-    starts: Array  # where each one's places begin in `order`
-    order: Array
-    grads: int  # address of the gradients
-    step: int
-    grad_scale: float
-    has_grads: bool  # whether the rows are updated at `step`, or brought up to it
-
-    @property
-    def end(self) -> int:
-        """The step before which the replay ends."""
-        return self.step if self.has_grads else self.step + 1
 
 
 def _check_mode(mode: object, last_step: object, history: object) -> None:
@@ -250,182 +207,3 @@ def _check_mode(mode: object, last_step: object, history: object) -> None:
     for name, given in (("last_step", last_step), ("history", history)):
         if mode == "lazy" and given is not None:
             raise HyperparameterError(f"{name} is given with mode='lazy', which has no use for it: leave it out")
-
-
-def _table(param: object, exp_avg: object, exp_avg_sq: object, largest: object | None, last_step: object) -> _Table:
-    """Borrow a table's arrays, and check them."""
-    names = ["param", "exp_avg", "exp_avg_sq", *([] if largest is None else ["max_exp_avg_sq"])]
-    given = [param, exp_avg, exp_avg_sq, largest]
-    arrays = [borrow(array, name=name, writable=True) for array, name in zip(given, names, strict=False)]
-    table = arrays[0]
-    if table.ndim == 0:
-        raise ShapeError("param has shape (): it must have rows, which its first index picks")
-    for array, name in zip(arrays[1:], names[1:], strict=True):
-        check_like(array, name, table, "param")
-    steps = _NOTHING if last_step is None else _last_step(last_step, len(table))
-    names.append("last_step")
-    _check_apart([*arrays, steps], names)
-    return _Table(arrays, steps, names, len(table), table[:1].size, str(table.dtype))
-
-
-def _check_apart(arrays: list[Array], names: list[str]) -> None:
-    """Refuse arrays that share memory; of so few, Python's own sort is done before NumPy's has begun."""
-    runs = sorted((_address(array), array.nbytes) for array in arrays if array.nbytes)
-    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(runs)):
-        Extents(arrays, names)  # says which
-
-
-def _last_step(given: object, count: int) -> Array:
-    """Return a last_step array that can be updated where it lies."""
-    if not isinstance(given, np.ndarray):
-        raise UnsupportedArrayError(f"last_step is of type {type(given).__name__}: it must be a NumPy array of int64")
-    if given.shape != (count,):
-        raise ShapeError(f"last_step has shape {given.shape}: it must have one entry for each row of param, ({count},)")
-    if given.dtype != np.int64:
-        raise DtypeError(f"last_step has dtype {given.dtype}: it must be int64")
-    if not given.dtype.isnative or not given.flags.c_contiguous or not given.flags.aligned:
-        raise LayoutError("last_step must be C-contiguous, aligned and in native byte order: np.array(last_step)")
-    if not given.flags.writeable:
-        raise ReadOnlyError("last_step is read-only: it is updated in place; make a copy and keep that")
-    return np.asarray(given)
-
-
-def _row_numbers(rows: Any) -> Array:
-    """Return rows as int64; numbers that are none of them become negative."""
-    try:
-        array = np.asarray(rows)
-    except Exception as error:  # whatever a framework raises for an array on a device
-        raise UnsupportedArrayError(f"rows ({type(rows).__name__}) cannot be read ({error}); give integers") from error
-    if array.ndim != 1:
-        raise ShapeError(f"rows has shape {array.shape}: it must have one dimension, (k,)")
-    if array.dtype.kind not in "iu" and not (array.size == 0 and isinstance(rows, (list, tuple))):
-        raise DtypeError(f"rows has dtype {array.dtype}: it must hold integers")
-    return np.require(array, np.int64, ["C", "A", "W"]) if array.dtype.kind != "f" else _NOTHING
-
-
-def _grads(given: object, rows: Array, table: _Table) -> Array:
-    """Borrow the gradients, and check them."""
-    grads, param = borrow(given, name="grad_rows"), table.arrays[0]
-    needed = (rows.size, *param.shape[1:])
-    if grads.shape != needed:
-        raise ShapeError(f"grad_rows has shape {grads.shape}: it must have a row of param for each of rows, {needed}")
-    if grads.dtype != param.dtype:
-        raise DtypeError(f"grad_rows has dtype {grads.dtype}: it must have the dtype of param, {param.dtype}")
-    _check_apart([*table.arrays, table.last_step, grads], [*table.names, "grad_rows"])
-    return grads
-
-
-def _distinct(numbers: Array, rows: Any, table: _Table, room: Array) -> tuple[Array, Array, Array]:
-    """Return the distinct rows, where their places begin, and their places."""
-    if numbers.size.bit_length() + table.row_count.bit_length() > 63:
-        raise ShapeError(f"{numbers.size} rows of {table.row_count}: their product must be below 2**61")
-    outside, distinct, starts, order = group(numbers, table.row_count, room)
-    if outside >= 0:
-        number = np.asarray(rows)[outside]
-        raise ShapeError(
-            f"rows[{outside}] is {number}: it must be from 0 to {table.row_count - 1}, the last row of param"
-        )
-    return distinct, starts, order
-
-
-def _exact(jobs: list[_Job], hyperparameters: Hyperparameters, history: object) -> None:
-    """Replay rows up to their step, and update them where there are gradients."""
-    last_step, step = jobs[0].table.last_step, jobs[0].step
-    since = min(_oldest(job) for job in jobs)
-    known = RowHistory() if history is None else row_history(history, step)
-    if history is None:
-        check_constant(last_step, hyperparameters)
-    else:
-        known.check(step, hyperparameters)
-    schedule = known.schedule(since, step, hyperparameters, jobs[0].table.dtype)
-    known.note(step, hyperparameters)
-    note_call(last_step, hyperparameters, is_constant=len(known.entries) == 1)
-    for job in jobs:
-        _replay(job, schedule)
-
-
-def _oldest(job: _Job) -> int:
-    """Return the first step that a row has missed; refuse rows that are too far."""
-    last_step = job.table.last_step
-    limit = job.step if job.has_grads else job.step + 1
-    index = int(rows_plan.first_ahead(job.rows, last_step, limit))
-    if index >= 0:
-        row = int(job.rows[index])
-        raise HyperparameterError(
-            f"step={job.step}, and last_step[{row}] is {last_step[row]}: steps go on from 0, "
-            f"and a row is updated once in each; it must be from 0 to {limit - 1}"
-        )
-    return int(last_step[job.rows].min(initial=limit - 1)) + 1
-
-
-def _replay(job: _Job, schedule: Schedule) -> None:
-    """Replay rows in portions of steps, and update them at last."""
-    table, end, rests = job.table, job.end, _lets_rest(schedule)
-    begins, places = np.empty_like(job.rows), _addresses(job)
-    like = table.arrays[0].reshape(-1)[:0]
-    first = int(rows_plan.find_missed(places, job.rows, table.last_step, end, table.width, rests, like, begins))
-    while first + _MOST_STEPS < end:
-        stop = first + _MOST_STEPS
-        portion = job._replace(starts=_NOTHING)
-        _launch(portion, begins, _constants(schedule, first, stop, job), first, stop, rests=rests)
-        table.last_step[job.rows] = np.maximum(table.last_step[job.rows], stop - 1)
-        np.maximum(begins, stop, out=begins)
-        first = int(begins.min())
-    last = end + 1 if job.has_grads else end
-    _launch(job, begins, _constants(schedule, first, last, job), first, end, rests=rests)
-    table.last_step[job.rows] = job.step
-
-
-def _lets_rest(schedule: Schedule) -> bool:
-    """Say whether all steps leave a parameter alone whose moments are zero: no decay, and no division of 0 by 0."""
-    columns = schedule.settings.T
-    lr, eps, decay = (columns[Settings._fields.index(name)] for name in ("lr", "eps", "weight_decay"))
-    return bool((decay == 0).all() and (eps >= 1e-20).all() and (lr <= 1e10).all())
-
-
-def _constants(schedule: Schedule, first: int, end: int, job: _Job) -> Array:
-    """Return the constants of the steps from `first` to before `end`."""
-    constants = np.empty((end - first, len(Constants._fields)), dtype=job.table.dtype)
-    rows_plan.write_constants(schedule.first_steps, schedule.settings, first, job.grad_scale, constants)
-    return constants
-
-
-def _launch(job: _Job, begins: Array, constants: Array, first: int, end: int, *, rests: bool) -> None:
-    """Run the kernel on as many threads as the work is worth."""
-    steps = job.rows.size + (begins.size * end - int(begins.sum()) if begins.size else 0)
-    tasks = threads.tasks_for(steps * max(job.table.width, 1))
-    scratch = np.empty((tasks, kernel.SCRATCH), dtype=job.table.dtype)
-    slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
-    what = (_addresses(job), job.rows, job.starts, job.order, begins, constants, first, end, job.table.width, rests)
-    if job.table.width == 0 or job.rows.size == 0:
-        return
-    if tasks == 1:
-        kernel.update_rows_serial(*what, scratch, slots)
-        return
-    with threads.launch_lock:
-        kernel.update_rows_parallel(*what, scratch, slots)
-
-
-def _update_in_place(job: _Job, constants: Array) -> None:
-    """Update rows that are not to make up for anything, on as many threads as the work is worth."""
-    width = job.table.width
-    if width == 0 or job.rows.size == 0:
-        return
-    tasks = threads.tasks_for(job.rows.size * width)
-    sums = np.empty((tasks, rows_in_place.PIECE), dtype=job.table.dtype)
-    what = (_addresses(job), job.rows, job.starts, job.order, constants, width, sums)
-    if tasks == 1:
-        rows_in_place.update_in_place_serial(*what)
-        return
-    with threads.launch_lock:
-        rows_in_place.update_in_place_parallel(*what)
-
-
-def _addresses(job: _Job) -> Array:
-    """Return where param, exp_avg, exp_avg_sq, max_exp_avg_sq (0: none) and the gradients lie."""
-    columns = [_address(array) for array in job.table.arrays]
-    return np.array([*columns, *([0] * (4 - len(columns))), job.grads], dtype=np.uint64)
-
-
-def _address(array: Array) -> int:
-    return int(array.ctypes.data)

@@ -19,7 +19,7 @@ from numba_adam.kernels.intrinsics import array_at, fence, keep_until_here
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.pairs import adam_pairs
 from numba_adam.kernels.ranges import count_steps, cut
-from numba_adam.kernels.tiles import ROOM, ROOMS, update_tiles, work_on
+from numba_adam.kernels.tiles import ROOM, ROOMS, is_streamed, update_tiles, work_on
 
 _UINT32 = np.empty(0, np.uint32)
 _WORD_MASK = np.uint64(3)
@@ -83,7 +83,8 @@ def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def
     work = work_on(job, row, step, np.uint64(rooms.ctypes.data))
     done = _update_ahead(work, begin, size, c, job.constants)
     update_tiles(work, begin + done, size - done, c, job.constants)
-    fence()
+    if is_streamed(work):
+        fence()
     keep_until_here(rooms)
 
 

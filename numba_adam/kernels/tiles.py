@@ -14,7 +14,7 @@ import numpy as np
 from numba_adam.codecs import DITHER_STEP, DITHER_TURN
 from numba_adam.eight_bit import BLOCK
 from numba_adam.formats import EIGHT_BIT, FLOAT32
-from numba_adam.kernels.compile import inline, merged
+from numba_adam.kernels.compile import inline, inlined, merged
 from numba_adam.kernels.eight_bit import close_moments, open_moments
 from numba_adam.kernels.eight_bit_blocks import REST_BYTES, WORK_BYTES, blocks_at, update_blocks, update_rest
 from numba_adam.kernels.element import adam, amsgrad, average, floorless, is_bare
@@ -190,10 +190,16 @@ def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-
         _clear(array_at(work.grad.address + begin * width, size * width, _BYTES))
 
 
+@inlined
+def is_streamed(work):  # type: ignore[no-untyped-def]
+    """Say whether the copy goes past the caches."""
+    return work.is_large and work.copy.address != 0
+
+
 @merged
 def _write_copy(work, begin, param, like):  # type: ignore[no-untyped-def]
     """Write the copy of a tile; a large array's past the caches, which would else read what is overwritten."""
-    if work.is_large:
+    if is_streamed(work):
         room = work.rooms + np.uint64(2 * ROOM * like.itemsize)
         own = Source(room, np.uint64(0), work.copy.format, False, np.uint32(0))
         close(param, own, np.uint64(0), like)

@@ -280,10 +280,11 @@ def narrow_ratio(ratio: Float32, scale: Float32, threshold: Word) -> Code:
 
 
 def ratio_of(exp_avg: Float32, root: Float32) -> Float32:
-    """Return the first moment divided by the second one's root, the form in which 8 bits hold it; zero by zero is zero.
+    """Return the first moment divided by the second one's root, the form in which 8 bits hold it.
 
-    Where the root is zero, the first moment is divided by infinity. It stands just beyond the largest number, as zero,
-    counted down from, stands just before the smallest one: a compiler takes two additions, and no comparison.
+    Where the root is zero, the first moment is divided by infinity: the ratio is zero, if the moment is finite. That
+    stands just beyond the largest number, as zero, counted down from, stands just before the smallest one: a compiler
+    takes two additions, and no comparison. A root that is not a number counts as infinite too.
     """
     one_less = np.uint32(np.uint64(bits_of(root)) + np.uint64(0xFFFFFFFF))
     return exp_avg / from_bits(np.uint32(np.uint32(min(one_less, _LARGEST)) + _ONE))

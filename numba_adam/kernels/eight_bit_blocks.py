@@ -177,7 +177,9 @@ def blocks_at(param, grad, exp_avg, exp_avg_sq, begin):  # type: ignore[no-untyp
 
 @inline
 def update_rest(at, size, room, c):  # type: ignore[no-untyped-def]
-    """Update an array's last block, which is not whole: in a room, where what it lacks is zero and stays so.
+    """Update an array's last block, which is not whole: in a room, where its last element stands for what it lacks.
+
+    So the largest of the block is the largest of what it has, even where that is not finite.
 
     Args:
         at: where it lies.
@@ -188,16 +190,20 @@ def update_rest(at, size, room, c):  # type: ignore[no-untyped-def]
     param = room + np.uint64(WORK_BYTES)
     grad, exp_avg = param + _REAL_BYTES, param + np.uint64(2) * _REAL_BYTES
     exp_avg_sq = exp_avg + _SIZE
-    count, bytes_ = np.uint64(size), np.uint64(4 * size)
-    everything = array_at(param, np.uint64(REST_BYTES), _CODES)
-    for i in range(everything.size):
-        everything[i] = 0
-    copy_bytes(at.param, param, bytes_)
-    copy_bytes(at.grad, grad, bytes_)
-    copy_bytes(at.exp_avg, exp_avg, count)
-    copy_bytes(at.exp_avg_sq, exp_avg_sq, count)
+    _fill(at.param, size, _reals(param, 0))
+    _fill(at.grad, size, _reals(grad, 0))
+    _fill(at.exp_avg, size, _codes(exp_avg, 0))
+    _fill(at.exp_avg_sq, size, _codes(exp_avg_sq, 0))
     inside = Blocks(param, grad, exp_avg, exp_avg_sq, at.exp_avg_scale, at.exp_avg_sq_scale, at.dither)
     update_blocks(inside, blocks_of(size), room, c)
-    copy_bytes(param, at.param, bytes_)
-    copy_bytes(exp_avg, at.exp_avg, count)
-    copy_bytes(exp_avg_sq, at.exp_avg_sq, count)
+    copy_bytes(param, at.param, np.uint64(4 * size))
+    copy_bytes(exp_avg, at.exp_avg, np.uint64(size))
+    copy_bytes(exp_avg_sq, at.exp_avg_sq, np.uint64(size))
+
+
+@inline
+def _fill(address, size, block):  # type: ignore[no-untyped-def]
+    """Copy so many elements, and the last one again as often as the block has room."""
+    values = array_at(address, np.uint64(size), block)
+    for i in range(block.size):
+        block[i] = values[min(i, size - 1)]

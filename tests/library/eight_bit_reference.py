@@ -82,7 +82,7 @@ def encode_ratios(ratios, dither=None):
 def encode_both(exp_avg, exp_avg_sq, dither=None):
     """Return both moments in 8 bits."""
     roots = np.sqrt(exp_avg_sq)
-    ratios = np.divide(exp_avg, roots, out=np.copysign(np.float32(0), exp_avg), where=roots != 0)
+    ratios = exp_avg / np.where(roots == 0, np.float32(np.inf), roots)
     return encode_ratios(ratios, None if dither is None else 2**18 - 1 - dither), encode_roots(roots, dither)
 
 

@@ -383,3 +383,32 @@ def test_it_stays_close_to_float32_state():
             optimizer.step(grad)
     error = np.abs(params[0] - params[1])
     assert error.mean() < 0.05 * np.abs(params[0]).mean()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1}, {"amsgrad": True}], ids=str
+)
+@pytest.mark.parametrize("size", [1, 100, 127])
+def test_a_poisoned_last_block_keeps_the_scales_of_a_whole_one(size, options):
+    """What the last block lacks must add nothing, not even a NaN."""
+    found = []
+    for elements in (size, 128):
+        optimizer = na.Adam(np.ones(elements, np.float32), state_dtype="8bit", **options)
+        for _ in range(2):
+            optimizer.step(np.full(elements, 1e30, np.float32))  # its square is infinite
+        state = optimizer.state[0]
+        found.append([state[key].tobytes() for key in state if key.endswith("_scale")])
+    assert found[0] == found[1]
+
+
+def test_a_first_moment_without_a_second_one_is_lost_unless_it_is_not_finite():
+    optimizer = na.Adam(np.ones(256, np.float32))
+    optimizer.step(np.ones(256, np.float32))
+    state = optimizer.state_dict()
+    state["state"][0]["exp_avg_sq"][5] = state["state"][0]["exp_avg_sq"][200] = 0
+    state["state"][0]["exp_avg"][200] = np.inf
+    narrow = na.Adam(np.ones(256, np.float32), state_dtype="8bit")
+    narrow.load_state_dict(state)
+    scales = narrow.state[0]["exp_avg_scale"]
+    assert narrow.state[0]["exp_avg"][5] == 0
+    assert np.isfinite(scales).tolist() == [True, False]

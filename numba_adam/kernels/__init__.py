@@ -2,7 +2,7 @@
 
 From the bottom up; each imports only what stands above it:
 
-    cache         where machine code is kept between processes
+    cache         machine code kept between processes: which sources and versions it is of
     compile       how every kernel is compiled: strict, cached, never stale
     intrinsics    arrays at an address; the CPU's floating-point environment
     search        binary search

@@ -240,13 +240,16 @@ def test_folders_are_made_for_their_owner_alone(warm):
 def test_versions_that_nobody_uses_any_more_are_removed(run_python, own_copy):
     (base,) = own_copy.iterdir()
     (current,) = base.iterdir()
-    for name, age_days in (("old", 100), ("young", 10)):
+    old, young = "0123456789abcdef" * 2, "fedcba9876543210" * 2
+    strange = ("photographs", old[:-1], f"{old}0", old.upper())  # not ours, however old they are
+    for name in (old, young, *strange):
         (base / name).mkdir()
         (base / name / "kernel.nbi").write_bytes(b"")
+        age_days = 10 if name == young else 100
         os.utime(base / name, (current.stat().st_mtime - age_days * 86_400,) * 2)
     os.utime(current, (0, 0))
     assert lines(run_python(STEP, NUMBA_CACHE_DIR=str(own_copy)))[:2] == (MOMENTS, 0)
-    assert {path.name for path in base.iterdir()} == {current.name, "young"}
+    assert {path.name for path in base.iterdir()} == {current.name, young, *strange}
 
 
 # --- damage ---

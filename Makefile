@@ -54,7 +54,7 @@ wheel: $(VENV)/.dev  ## build the wheel, install it into an empty environment, r
 parity: $(PARITY)/.made  ## compare with PyTorch and JAX, and borrow their arrays
 	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
 
-cuda: $(CUDA)/.made  ## compile the CUDA kernels to PTX and read it; needs no GPU (downloads 150 MB, the first time)
+cuda: $(CUDA)/.made  ## compile the CUDA kernels, read their PTX, keep and load them; needs no GPU (downloads 200 MB once)
 	$(CUDA)/bin/python -m pytest tests/cuda $(ARGS)
 
 gpu: $(GPU)/.made  ## on a machine with an NVIDIA GPU: compare its bits with the CPU's, and measure

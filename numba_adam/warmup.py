@@ -29,8 +29,8 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
     Args:
         kinds: what is going to be used, default all but the last: "float32" and "float64" (plain arrays of one dtype,
             with clipping and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies,
-            accumulation), "rows" (`adam_update_rows`), and "cuda" (arrays on the current GPU; nothing of that is kept
-            for later processes).
+            accumulation), "rows" (`adam_update_rows`), and "cuda" (arrays on the current GPU; it is kept for all GPUs
+            of its compute capability).
         progress: called after each kind, with its name and the seconds it took.
 
     Returns:

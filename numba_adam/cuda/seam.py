@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from numba_adam import codecs, element
+from numba_adam.cuda import cache
 from numba_adam.errors import CudaUnavailableError
 
 _INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version that your driver supports)'
@@ -74,9 +75,18 @@ def device(function: Callable[..., Any]) -> Any:
     return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile an entry point, at its first launch; `[blocks, threads, stream]` launches it."""
-    return cuda.jit(function)
+def kernel(function: Callable[..., Any], *identity: object) -> Any:
+    """Compile an entry point, at its first launch, unless an earlier process has; `configured` makes it ready for one.
+
+    Args:
+        function: the entry point.
+        identity: all that tells it from other kernels: its name, then what it is compiled for. Where another process
+            has kept a kernel of the same identity, its machine code is taken for this one's.
+    """
+    made = cuda.jit(function)
+    if not SIMULATED:
+        cache.keep(made, import_module("numba.cuda.dispatcher"), *identity)
+    return made
 
 
 def configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:

@@ -9,60 +9,25 @@ import re
 
 import pytest
 
+from benchmarks.gpu.kernels import LAYOUTS, SMALL, SUMS, WAYS
 from numba_adam.cuda import seam
-from numba_adam.cuda.kernels import accumulate, fold, grid, norm, update
-from numba_adam.cuda.kernels.formats import STOCHASTIC
-from numba_adam.cuda.kernels.layout import Layout
+from numba_adam.cuda.kernels import accumulate, update
 
 pytestmark = pytest.mark.cuda  # compiling PTX needs numba-cuda and NVVM: `make cuda` installs both
 
-BF16 = {"param": "bfloat16", "grad": "bfloat16", "exp_avg": "bfloat16", "exp_avg_sq": "bfloat16"}
-IN_8_BITS = {"exp_avg": "8bit", "exp_avg_sq": "8bit"}
-EXTRAS = {"max_exp_avg_sq": "float32", "ema": "float32", "copy": "bfloat16", "zero_grad": True}
-LAYOUTS = {
-    "float32": Layout(),
-    "float32, everything": Layout(**EXTRAS),
-    "bfloat16": Layout(**BF16),
-    "bfloat16, stochastic": Layout(STOCHASTIC, "bfloat16"),
-    "bfloat16 throughout, stochastic": Layout(STOCHASTIC, "bfloat16", STOCHASTIC, STOCHASTIC),
-    "float16": Layout("float16", "float16"),
-    "float64": Layout("float64", "float64", "float64", "float64", max_exp_avg_sq="float64"),
-    "bfloat16 with float64 state": Layout("bfloat16", "bfloat16", "float64", "float64"),
-    "8 bits": Layout(**IN_8_BITS),
-    "8 bits, bfloat16": Layout("bfloat16", "bfloat16", **IN_8_BITS),
-    "8 bits, everything": Layout(STOCHASTIC, "float16", **IN_8_BITS, **{**EXTRAS, "max_exp_avg_sq": "8bit"}),
-    "float32, contracted": Layout(contract=True),
-    "float64, contracted": Layout("float64", "float64", "float64", "float64", contract=True),
-}
 STRICT = [name for name, layout in LAYOUTS.items() if not layout.contract]
 FUSED = [name for name, layout in LAYOUTS.items() if layout.contract]
 EIGHT_BIT = [name for name, layout in LAYOUTS.items() if layout.exp_avg == "8bit"]
-SUMS = {
-    "float32": accumulate.layout("float32", "float32"),
-    "bfloat16 into float32": accumulate.layout("float32", "bfloat16"),
-    "float64": accumulate.layout("float64", "float64"),
-}
-KERNELS = {"flat": grid.FLAT_ARGUMENTS, "table": grid.TABLE_ARGUMENTS}
-SMALL = {
-    "fold float32": (lambda: fold.kernel("float32"), fold.ARGUMENTS),
-    "fold float64": (lambda: fold.kernel("float64"), fold.ARGUMENTS),
-    "lanes float32": (lambda: norm.lanes_kernel("float32"), norm.LANES_ARGUMENTS),
-    "lanes float64": (lambda: norm.lanes_kernel("float64"), norm.LANES_ARGUMENTS),
-    "lanes bfloat16": (lambda: norm.lanes_kernel("bfloat16"), norm.LANES_ARGUMENTS),
-    "lanes float16": (lambda: norm.lanes_kernel("float16"), norm.LANES_ARGUMENTS),
-    "blocks": (lambda: norm.blocks_kernel, norm.BLOCKS_ARGUMENTS),
-    "total": (lambda: norm.total_kernel, norm.TOTAL_ARGUMENTS),
-}
 
 
 @functools.cache
 def instructions(name, kernel, capability):
     """Return a kernel's instructions, one a line: its operation, then its operands."""
-    if kernel in KERNELS:
-        made, arguments = getattr(update.kernels(LAYOUTS[name]), kernel), KERNELS[kernel]
+    if kernel in WAYS:
+        made, arguments = getattr(update.kernels(LAYOUTS[name]), kernel), WAYS[kernel]
     elif kernel.startswith("sum "):
         kind = kernel.removeprefix("sum ")
-        made, arguments = getattr(accumulate.kernels(SUMS[name]), kind), KERNELS[kind]
+        made, arguments = getattr(accumulate.kernels(SUMS[name]), kind), WAYS[kind]
     else:
         make, arguments = SMALL[name]
         made = make()

@@ -22,4 +22,5 @@ def layout(real: str, grad: str) -> Layout:
 @functools.cache
 def kernels(layout: Layout) -> Kernels:
     """Return the kernels that add; their arguments are those of the update's. They compile at their first launch."""
-    return grid.kernels(grid.compiled(grid.basics(layout), {"_update_lane": _add, "_update_group": update.group}))
+    names = grid.compiled(grid.basics(layout), {"_update_lane": _add, "_update_group": update.group})
+    return grid.kernels(names, "accumulate", layout)

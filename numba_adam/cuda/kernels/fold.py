@@ -169,7 +169,9 @@ def kernel(real: str) -> Any:
             _bias_correction=seam.device(bind(folding.bias_correction, **names)),
             _correct=seam.device(bind(folding.correct, **names)),
             _store_keys=store_keys,
-        )
+        ),
+        "fold",
+        real,
     )
 
 

@@ -193,10 +193,19 @@ def compiled(names: Mapping[str, Any], pieces: Mapping[str, Callable[..., Any]])
     return known
 
 
-def kernels(names: Mapping[str, Any]) -> Kernels:
-    """Return the entry points of `basics`' names and an `_update_group`, or an `_update_span` of one's own."""
+def kernels(names: Mapping[str, Any], what: str, layout: Layout) -> Kernels:
+    """Return the entry points of `basics`' names and an `_update_group`, or an `_update_span` of one's own.
+
+    Args:
+        names: what the entry points are bound to.
+        what: is done to arrays; with the layout it says all that the names do.
+        layout: what the names were made for.
+    """
     known = dict(names) if "_update_span" in names else compiled(names, {"_update_span": _span})
-    return Kernels(seam.kernel(bind(_flat, **known)), seam.kernel(bind(_table, **known)))
+    return Kernels(
+        seam.kernel(bind(_flat, **known), f"{what}-flat", layout),
+        seam.kernel(bind(_table, **known), f"{what}-table", layout),
+    )
 
 
 # The types of the kernels' arguments, for those who compile without launching.

@@ -86,11 +86,11 @@ def lanes_kernel(grad: str) -> Any:
     real = "float64" if grad == "float64" else "float32"
     entry = formats.formats(real)[grad]
     names = {"_REAL": getattr(np, real), "_LANES": formats.LANES[real], "_item_bytes": entry.item_bytes}
-    return seam.kernel(bind(_sum_lanes, **names, _load_one=entry.column.load_one, _decode=entry.decode))
+    return seam.kernel(bind(_sum_lanes, **names, _load_one=entry.column.load_one, _decode=entry.decode), "lanes", grad)
 
 
-blocks_kernel = seam.kernel(_sum_blocks)
-total_kernel = seam.kernel(_sum_all)
+blocks_kernel = seam.kernel(_sum_blocks, "blocks")
+total_kernel = seam.kernel(_sum_all, "total")
 
 LANES_ARGUMENTS = ("int64",) * 5
 BLOCKS_ARGUMENTS = ("int64",) * 2

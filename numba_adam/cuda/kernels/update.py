@@ -77,5 +77,7 @@ def kernels(layout: Layout) -> Kernels:
     """Return the kernels for a layout. They are compiled at their first launch."""
     names = grid.basics(layout) | mathematics(layout)
     if EIGHT_BIT in (layout.exp_avg, layout.exp_avg_sq):
-        return grid.kernels(eight_bit.pieces(grid.compiled(names, {"_update_lane": lane})))
-    return grid.kernels(grid.compiled(names, {"_update_lane": lane, "_update_group": group}))
+        names = eight_bit.pieces(grid.compiled(names, {"_update_lane": lane}))
+    else:
+        names = grid.compiled(names, {"_update_lane": lane, "_update_group": group})
+    return grid.kernels(names, "update", layout)

@@ -1,5 +1,7 @@
 """What can only be proven and measured where a GPU is: `make gpu`, or python -m benchmarks.gpu.
 
+    kernels       every kernel of the package
+    kept          whether a second process loads them all, and how long first launches take
     correctness   the bits of every kernel against the CPU's
     speed         against PyTorch's fused AdamW, NVIDIA Apex's and bitsandbytes' where they are installed, and the GPU's
                   own copy

@@ -1,6 +1,7 @@
-"""python -m benchmarks.gpu: bits against the CPU, then times against PyTorch; printed, and saved in benchmarks/results.
+"""python -m benchmarks.gpu: kernels between processes, bits against the CPU, times against PyTorch; printed and saved.
 
-Exits with 1 when a bit differs, and with 2 and a message where there is no GPU.
+Exits with 1 when a bit differs or a kernel is not kept for the next process, and with 2 and a message where there is no
+GPU. The folder is benchmarks/results.
 """
 
 from __future__ import annotations
@@ -30,19 +31,26 @@ def main() -> int:
 
 def run(folder: Path | None, *, measure: bool) -> int:
     """Compare, measure, print and save; return the exit status."""
-    from benchmarks.gpu import correctness, report, speed
+    from benchmarks.gpu import correctness, kept, report, speed
     from numba_adam.cuda import seam
 
+    kernels = []
+    if seam.SIMULATED:
+        kept.first_launches()  # proves that they can be launched; nothing is compiled
+    else:
+        kernels = kept.in_two_processes()
+    for kernel in kernels:
+        print(f"{'kept' if kernel.is_kept else 'NOT KEPT':10} {kernel.kernel}", flush=True)
     findings = []
     for finding in correctness.findings():
         print(f"{'same bits' if not finding.differing else 'DIFFERENT':10} {finding.what}", flush=True)
         findings.append(finding)
     timings = [timing for case in (speed.cases() if measure else []) for timing in speed.timings(case)]
-    made = report.made_of(findings, timings)
+    made = report.made_of(kernels, findings, timings)
     print(report.text(made))
     if folder is not None or not seam.SIMULATED:
         print(f"saved: {report.save(made, folder or report.RESULTS)}")
-    return 1 if any(finding.differing for finding in findings) else 0
+    return 1 if any(finding.differing for finding in findings) or not all(kernel.is_kept for kernel in kernels) else 0
 
 
 if __name__ == "__main__":

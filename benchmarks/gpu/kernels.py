@@ -86,5 +86,5 @@ _NOTHING: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "fold": _fold_nothing,
     "lanes": lambda room: (0, 0, 0, 0, room),
     "blocks": lambda room: (room, 0),
-    "total": lambda room: (room, 0, room),
+    "total": lambda room: (room, 0, room + 8),
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.gpu.correctness import Finding
 from benchmarks.gpu.device import description
+from benchmarks.gpu.kept import Kept
 from benchmarks.gpu.speed import Timing
 from numba_adam.cuda import seam
 
@@ -28,13 +29,14 @@ class Report:
 
     when: str
     machine: dict[str, str]
+    kernels: Sequence[Kept]  # none in the simulator
     findings: Sequence[Finding]
     timings: Sequence[Timing]
 
 
-def made_of(findings: Sequence[Finding], timings: Sequence[Timing]) -> Report:
+def made_of(kernels: Sequence[Kept], findings: Sequence[Finding], timings: Sequence[Timing]) -> Report:
     """Return the report of a run that ends now."""
-    return Report(datetime.datetime.now(datetime.UTC).date().isoformat(), machine(), findings, timings)
+    return Report(datetime.datetime.now(datetime.UTC).date().isoformat(), machine(), kernels, findings, timings)
 
 
 def machine() -> dict[str, str]:
@@ -61,6 +63,7 @@ def text(report: Report) -> str:
     """Return the report for people."""
     lines = [f"numba-adam on a GPU, {report.when}", ""]
     lines += [f"  {key}: {value}" for key, value in report.machine.items()]
+    lines += ["", *_kept(report.kernels)]
     wrong = [finding for finding in report.findings if finding.differing]
     compared = sum(finding.elements for finding in report.findings)
     lines += ["", f"Bits against the CPU's: {len(report.findings)} comparisons of {compared:,} elements in all"]
@@ -74,6 +77,21 @@ def text(report: Report) -> str:
             f"{timing.gigabytes_per_second:,.0f} GB/s, {timing.of_copy:.2f} of a copy's bandwidth{against}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _kept(kernels: Sequence[Kept]) -> list[str]:
+    """Return what is said of the kernels' first launches."""
+    if not kernels:
+        return ["Kernels between processes: the simulator compiles nothing, so nothing is kept"]
+    cold, warm = sum(kernel.cold_seconds for kernel in kernels), sum(kernel.warm_seconds for kernel in kernels)
+    lines = [f"First launches of {len(kernels)} kernels: {cold:.1f} s in one process, {warm:.2f} s in the next"]
+    lines += [
+        f"  {kernel.kernel}: {kernel.cold_seconds * 1e3:,.0f} ms, then {kernel.warm_seconds * 1e3:,.1f} ms"
+        + ("" if kernel.is_kept else ": NOT KEPT")
+        for kernel in kernels
+    ]
+    lost = sum(not kernel.is_kept for kernel in kernels)
+    return [*lines, f"  {lost} WERE NOT KEPT" if lost else "  all were kept, and none was compiled again"]
 
 
 def save(report: Report, folder: Path = RESULTS) -> Path:

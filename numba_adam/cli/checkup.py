@@ -164,7 +164,8 @@ def _gpu(subject: str) -> Finding:
         return Finding(subject, "an NVIDIA driver is installed, but it offers no GPU; updates run on the CPU")
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), 0)
-    return Finding(subject, f"{count.value} seen, the first is {name.value.decode()}; this version updates on the CPU")
+    seen = f"{count.value} seen, the first is {name.value.decode()}"
+    return Finding(subject, f"{seen}; arrays are updated where they lie (pip install 'numba-adam[cuda]')")
 
 
 def _cache(subject: str) -> Finding:

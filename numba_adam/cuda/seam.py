@@ -3,7 +3,7 @@
 Three generations of them offer the same decorators and intrinsics:
 
     numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda by itself
-    numba.cuda        the one that Numba brings, deprecated
+    numba.cuda        the one that Numba brings, deprecated; Numba 0.65.0's compiles these kernels, 0.68.1's does not
     numba-cuda-mlir   the successor of both; its version 0.6.0 cannot make a named tuple within a kernel, which the
                       constants of `element` are, so one of the others is needed still
 

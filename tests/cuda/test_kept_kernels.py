@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import damage
 import pytest
 
 import numba_adam
@@ -37,12 +38,12 @@ SMALL = ("total", "lanes float32")
 BEGIN = f"""
 import json, logging, os, sys
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="log: %(message)s")
-sys.path[:0] = [{str(HERE)!r}]
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
 sys.path.append({str(ROOT)!r})
 from pathlib import Path
 from numba_adam.cuda import cache, seam
 from numba_adam.cuda.kernels import norm
-import stated_gpu
+import damage, stated_gpu
 """
 
 # Uses kernels by their names, and prints what `stated_gpu.use` says of each.
@@ -318,36 +319,14 @@ def flip(data):
     at += (len(data) - at) // 2 if at else 0
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
-damage = {
-    "empty": lambda _: b"",
-    "a byte": lambda data: data[:1],
-    "half": lambda data: data[: len(data) // 2],
-    "all but a byte": lambda data: data[:-1],
-    "a bit": flip,
-    "garbage": lambda _: bytes(range(256)) * 4,
-    "zeros": lambda data: bytes(len(data)),
-    "text": lambda _: b"<html>404</html>",
-    "a pickled number": lambda _: b"\\x80\\x04K\\x07.",
-    "gone": lambda _: None,
-}
-for name, spoil in damage.items():
-    paths = list(cache.folder().glob(own_name + ".*" + sys.argv[1]))
-    assert paths
-    for path in paths:
-        damaged = spoil(path.read_bytes())
-        path.unlink()
-        if damaged is not None:
-            path.write_bytes(damaged)
+kinds = {**damage.KINDS, "a bit": flip}
+for name in damage.damaged(kinds, lambda: cache.folder().glob(own_name + ".*" + sys.argv[1])):
     print("damage:", name)
     print("compiled:", use(), use())
 """
     )
-    blocks = "\n".join(run(program, suffix, NUMBA_CACHE_DIR=str(own_copy))).split("damage: ")[1:]
-    assert len(blocks) == 10
-    assert [block for block in blocks if "compiled: True False" not in block] == []  # once, and thereby mended
-    # A file that is not there is nothing to be said; a number in place of the version is another version of Numba's.
-    silent = {"gone", *(["a pickled number"] if suffix == "nbi" else [])}
-    assert {block.splitlines()[0] for block in blocks if "log: " not in block} == silent
+    output = "\n".join(run(program, suffix, NUMBA_CACHE_DIR=str(own_copy)))
+    damage.assert_each_was_mended(output, len(damage.KINDS) + 1, suffix)
 
 
 def test_machine_code_that_the_driver_refuses_is_compiled_anew(own_copy):

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import damage
 import pytest
 
 import numba_adam
 
+TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = Path(numba_adam.__file__).parent
 NOBODY = 65534
 
@@ -254,6 +256,15 @@ def test_versions_that_nobody_uses_any_more_are_removed(run_python, own_copy):
 
 # --- damage ---
 
+DAMAGE = """
+assert not first
+sys.path.append(sys.argv[2])
+import damage
+for name in damage.damaged(damage.KINDS, lambda: folder().rglob("*." + sys.argv[1])):
+    print("damage:", name)
+    print("compiled:", use(), use())
+"""
+
 
 @pytest.fixture(scope="module")
 def one_kernel(tmp_path_factory):
@@ -267,40 +278,8 @@ def one_kernel(tmp_path_factory):
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])  # Numba's index files, and its machine code
 def test_a_damaged_file_costs_a_compilation(run_python, one_kernel, tmp_path, suffix):
     shutil.copytree(one_kernel, tmp_path / "cache")
-    program = (
-        USE
-        + """
-assert not first
-damage = {
-    "empty": lambda _: b"",
-    "a byte": lambda data: data[:1],
-    "half": lambda data: data[: len(data) // 2],
-    "all but a byte": lambda data: data[:-1],
-    "garbage": lambda _: bytes(range(256)) * 4,
-    "zeros": lambda data: bytes(len(data)),
-    "text": lambda _: b"<html>404</html>",
-    "a pickled number": lambda _: b"\\x80\\x04K\\x07.",
-    "gone": lambda _: None,
-}
-for name, spoil in damage.items():
-    paths = list(folder().rglob("*." + sys.argv[1]))
-    assert paths
-    for path in paths:
-        damaged = spoil(path.read_bytes())
-        path.unlink()
-        if damaged is not None:
-            path.write_bytes(damaged)
-    print("damage:", name)
-    print("compiled:", use(), use())
-"""
-    )
-    output = run_python(program, suffix, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
-    blocks = output.split("damage: ")[1:]
-    assert len(blocks) == 9
-    assert [block for block in blocks if "compiled: True False" not in block] == []  # once, and thereby mended
-    # A file that is not there is nothing to be said; a number in place of the version is another version of Numba's.
-    silent = {"gone", *(["a pickled number"] if suffix == "nbi" else [])}
-    assert {block.splitlines()[0] for block in blocks if "log: " not in block} == silent
+    output = run_python(USE + DAMAGE, suffix, str(TESTS), NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    damage.assert_each_was_mended(output, len(damage.KINDS), suffix)
 
 
 def test_files_that_cannot_be_written_cost_only_compilations(run_python, one_kernel, tmp_path):

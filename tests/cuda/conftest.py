@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference`, `lending` and `training`, which are no tests themselves
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference`, `damage`, `lending` and others: no tests themselves
 IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 # Not skipped: test_simulator.py runs them, in a process in which the simulator is switched on.

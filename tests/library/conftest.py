@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference` and `updates`, which are no tests themselves
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference`, `damage` and `updates`, which are no tests themselves
 
 TIMEOUT_SECONDS = 100
 

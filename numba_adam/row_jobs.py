@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numba_adam import row_room
 from numba_adam.arrays import Array
 from numba_adam.errors import HyperparameterError
 from numba_adam.folding import Constants, Settings, settings
@@ -23,9 +24,9 @@ class Job(NamedTuple):
     """What is to be done to some rows of a table."""
 
     table: Table
-    rows: Array  # the distinct ones, ascending
-    starts: Array  # where each one's places begin in `order`
-    order: Array
+    rows: Array  # those to be replayed, distinct, ascending; those to be updated in place as they were named
+    starts: Array  # to be replayed: where each one's places begin in `order`
+    order: Array  # the places
     grads: int  # address of the gradients
     step: int
     grad_scale: float
@@ -37,21 +38,31 @@ class Job(NamedTuple):
         return self.step if self.has_grads else self.step + 1
 
 
-def update_in_place(job: Job, hyperparameters: Hyperparameters) -> None:
-    """Update rows that are not to make up for anything, on as many threads as the work is worth."""
-    width = job.table.width
-    if width == 0 or job.rows.size == 0:
-        return
-    schedule = Schedule(_FROM_THE_FIRST, np.array([settings(hyperparameters, job.table.dtype)]))
+def update_in_place(job: Job, hyperparameters: Hyperparameters) -> int:
+    """Update rows that are not to make up for anything, on as many threads as the work is worth.
+
+    Args:
+        job: `rows` as they were named.
+        hyperparameters: of the step.
+
+    Returns:
+        The first place whose row is none of the table's: nothing was changed; -1 if all are.
+    """
+    table = job.table
+    schedule = Schedule(_FROM_THE_FIRST, np.array([settings(hyperparameters, table.dtype)]))
     constants = _constants(schedule, job.step, job.step + 1, job)[0]
-    tasks = threads.tasks_for(job.rows.size * width)
-    sums = np.empty((tasks, rows_in_place.PIECE), dtype=job.table.dtype)
-    what = (_addresses(job), job.rows, job.starts, job.order, constants, width, sums)
+    tasks = threads.tasks_for(job.rows.size * table.width)
+    room, sums = row_room.take(job.rows.size, tasks), np.empty((tasks, rows_in_place.PIECE), dtype=table.dtype)
+    what = (_addresses(job), job.rows, table.row_count, constants, table.width, room, sums)
     if tasks == 1:
-        rows_in_place.update_in_place_serial(*what)
-        return
-    with threads.launch_lock:
-        rows_in_place.update_in_place_parallel(*what)
+        outside = rows_in_place.update_in_place_serial(*what)
+    else:
+        many = job.rows.size >= tasks * rows_in_place.MANY and table.width <= rows_in_place.PIECE
+        update = rows_in_place.update_in_place_by_parts if many else rows_in_place.update_in_place_by_pieces
+        with threads.launch_lock:
+            outside = update(*what)
+    row_room.give_back(room)
+    return int(outside)
 
 
 def replay(jobs: list[Job], hyperparameters: Hyperparameters, history: object) -> None:

@@ -66,8 +66,8 @@ def _last_step(given: object, count: int) -> Array:
     return np.asarray(given)
 
 
-def row_numbers(rows: Any) -> Array:
-    """Return rows as int64; numbers that are none of them become negative."""
+def row_numbers(rows: Any, table: Table) -> Array:
+    """Return rows as int64, no more of them than can be put in order; numbers that are none of them become negative."""
     try:
         array = np.asarray(rows)
     except Exception as error:  # whatever a framework raises for an array on a device
@@ -76,6 +76,8 @@ def row_numbers(rows: Any) -> Array:
         raise ShapeError(f"rows has shape {array.shape}: it must have one dimension, (k,)")
     if array.dtype.kind not in "iu" and not (array.size == 0 and isinstance(rows, (list, tuple))):
         raise DtypeError(f"rows has dtype {array.dtype}: it must hold integers")
+    if array.size.bit_length() + table.row_count.bit_length() > 63:  # a row and its place make one number of 64 bits
+        raise ShapeError(f"{array.size} rows of {table.row_count}: their product must be below 2**61")
     return np.require(array, np.int64, ["C", "A", "W"]) if array.dtype.kind != "f" else NOTHING
 
 
@@ -91,16 +93,17 @@ def borrow_grads(given: object, rows: Array, table: Table) -> Array:
     return grads
 
 
-def distinct_rows(numbers: Array, rows: Any, table: Table, room: Array) -> tuple[Array, Array, Array]:
-    """Return the distinct rows, where their places begin, and their places."""
-    if numbers.size.bit_length() + table.row_count.bit_length() > 63:
-        raise ShapeError(f"{numbers.size} rows of {table.row_count}: their product must be below 2**61")
-    outside, distinct, starts, order = group(numbers, table.row_count, room)
+def check_inside(outside: int, rows: Any, table: Table) -> None:
+    """Refuse the row at the place `outside`, which is none of the table's; -1: there is none."""
     if outside >= 0:
-        number = np.asarray(rows)[outside]
-        raise ShapeError(
-            f"rows[{outside}] is {number}: it must be from 0 to {table.row_count - 1}, the last row of param"
-        )
+        row = np.asarray(rows)[outside]
+        raise ShapeError(f"rows[{outside}] is {row}: it must be from 0 to {table.row_count - 1}, the last row of param")
+
+
+def distinct_rows(numbers: Array, rows: Any, table: Table, room: Array) -> tuple[Array, Array, Array]:
+    """Return the distinct rows, where their places begin, and their places, all in `room`."""
+    outside, distinct, starts, order = group(numbers, table.row_count, room)
+    check_inside(outside, rows, table)
     return distinct, starts, order
 
 

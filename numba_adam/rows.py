@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Literal
 
 import numpy as np
 
+from numba_adam import row_room
 from numba_adam.arrays import Array
 from numba_adam.errors import HyperparameterError
 from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
-from numba_adam.kernels.rows_order import ROOM
 from numba_adam.row_history import RowHistory, forget_calls
 from numba_adam.row_jobs import Job, replay, update_in_place
-from numba_adam.row_tables import NOTHING, address, borrow_grads, borrow_table, distinct_rows, row_numbers
+from numba_adam.row_tables import (
+    NOTHING,
+    Table,
+    address,
+    borrow_grads,
+    borrow_table,
+    check_inside,
+    distinct_rows,
+    row_numbers,
+)
 
 Mode = Literal["lazy", "exact"]
 History = RowHistory | list[tuple[int, Hyperparameters]] | tuple[tuple[int, Hyperparameters], ...]
 
-_MOST_KEPT = 1 << 21  # numbers of 64 bits that a thread keeps: 16 MB
 _MOST_ROWS = 1_000_000  # brought up to date in one go, where all are
 
 
@@ -98,16 +105,16 @@ def adam_update_rows(
     number, scale = step_number(step), real("grad_scale", grad_scale)
     _check_mode(mode, last_step, history)
     table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
-    numbers = row_numbers(rows)
+    numbers = row_numbers(rows, table)
     grads = borrow_grads(grad_rows, numbers, table)
-    room = _rooms.take(ROOM * (numbers.size + 1))
-    distinct, starts, order = distinct_rows(numbers, rows, table, room)
-    job = Job(table, distinct, starts, order, address(grads), number, scale, has_grads=True)
+    job = Job(table, numbers, NOTHING, NOTHING, address(grads), number, scale, has_grads=True)
     if mode == "lazy":
-        update_in_place(job, hyperparameters)
-    else:
-        replay([job], hyperparameters, history)
-    _rooms.free = room if room.size <= _MOST_KEPT else NOTHING
+        check_inside(update_in_place(job, hyperparameters), rows, table)
+        return
+    room = row_room.take(numbers.size)
+    distinct, starts, order = distinct_rows(numbers, rows, table, room)
+    replay([job._replace(rows=distinct, starts=starts, order=order)], hyperparameters, history)
+    row_room.give_back(room)
 
 
 def adam_catch_up_rows(
@@ -168,31 +175,20 @@ def adam_catch_up_rows(
     number = step_number(step)
     _check_mode("exact", last_step, history)
     table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
-    if rows is None:
-        parts = [
-            np.arange(a, min(a + _MOST_ROWS, table.row_count)) for a in range(0, max(table.row_count, 1), _MOST_ROWS)
-        ]
-    else:
-        numbers = row_numbers(rows)
-        parts = [distinct_rows(numbers, rows, table, np.empty(ROOM * (numbers.size + 1), dtype=np.int64))[0]]
+    numbers = NOTHING if rows is None else row_numbers(rows, table)
+    room = row_room.take(numbers.size)
+    parts = _all_rows(table) if rows is None else [distinct_rows(numbers, rows, table, room)[0]]
     jobs = [Job(table, part, NOTHING, NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
     replay(jobs, hyperparameters, history)
+    row_room.give_back(room)
     if rows is None:
         forget_calls(table.last_step)
 
 
-class _Rooms(threading.local):
-    """Memory that a thread's next call may use: fresh memory takes as long as what is done in it."""
-
-    free: Array = NOTHING
-
-    def take(self, size: int) -> Array:
-        """Return room for so many numbers of 64 bits; nobody else has it until it is `free` again."""
-        room, self.free = self.free, NOTHING
-        return room if size <= room.size else np.empty(size, dtype=np.int64)
-
-
-_rooms = _Rooms()
+def _all_rows(table: Table) -> list[Array]:
+    """Return the rows of the table, in portions."""
+    count = table.row_count
+    return [np.arange(begin, min(begin + _MOST_ROWS, count)) for begin in range(0, max(count, 1), _MOST_ROWS)]
 
 
 def _check_mode(mode: object, last_step: object, history: object) -> None:

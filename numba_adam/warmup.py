@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from numba_adam.optimizer import Adam
 
 _SMALL, _LARGE = 2_000, 70_000  # elements: one thread, and as many as there are
+_TABLES = ((2, 16), (2, _LARGE), (_LARGE // 8, 8))  # one thread; several, with few rows and with many
 
 
 def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) -> dict[str, float]:
@@ -76,12 +78,11 @@ def _formats() -> None:
 def _rows() -> None:
     from numba_adam.rows import adam_update_rows
 
-    for dtype in ("float32", "float64"):
-        for size in (2, _LARGE // 16):
-            table, exp_avg, exp_avg_sq = (np.zeros((size, 16), dtype) for _ in range(3))
-            grads, last_step = np.zeros((size, 16), dtype), np.zeros(size, np.int64)
-            adam_update_rows(table, np.arange(size), grads, exp_avg, exp_avg_sq, 2)
-            adam_update_rows(table, np.arange(size), grads, exp_avg, exp_avg_sq, 3, mode="exact", last_step=last_step)
+    for dtype, shape in itertools.product(("float32", "float64"), _TABLES):
+        table, exp_avg, exp_avg_sq = (np.zeros(shape, dtype) for _ in range(3))
+        rows, grads, last_step = np.arange(shape[0]), np.zeros(shape, dtype), np.zeros(shape[0], np.int64)
+        adam_update_rows(table, rows, grads, exp_avg, exp_avg_sq, 2)
+        adam_update_rows(table, rows, grads, exp_avg, exp_avg_sq, 3, mode="exact", last_step=last_step)
 
 
 def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]:

@@ -3,6 +3,9 @@
 Each row is updated where it lies. Rows far apart are what no CPU foresees: while one is updated, those a little ahead
 are on their way into the second cache, both lines of each where it straddles two. What the rows cost is what memory
 takes to deliver them.
+
+Threads share the work in one of two ways. Few rows, which may be wide, are put in order by the calling thread, and each
+thread updates a share of their pieces. Of many, each thread puts in order and updates the rows of one range.
 """
 
 from __future__ import annotations
@@ -21,9 +24,13 @@ from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.rows import EXP_AVG, EXP_AVG_SQ, GRAD, MAX_EXP_AVG_SQ, PARAM
 from numba_adam.kernels.rows_apart import load, store
 from numba_adam.kernels.rows_memory import copy, prefetch
+from numba_adam.kernels.rows_order import Groups, first_outside, grouped, pairs_of, room_of, whole
+from numba_adam.kernels.rows_parts import cuts, deal, lay_out, tally
 
 PIECE = 1024  # elements of a row that are updated in one go, by one thread
 _BLOCK = 16  # elements whose loop has a length that the compiler knows
+MANY = 2048  # rows for each thread, from which on it pays that each puts its own in order
+_APART = 8  # numbers that keep one thread's counts out of another's cache lines
 _AHEAD = 20  # rows
 _AHEAD_BYTES = 256  # of each: the CPU foresees the rest itself
 
@@ -35,9 +42,7 @@ class Push(NamedTuple):
     """What is to be done to which rows."""
 
     addresses: Any  # (5,) uint64: param, exp_avg, exp_avg_sq, max_exp_avg_sq (0: none), grad_rows
-    rows: Any  # (k,) int64: the distinct rows
-    starts: Any  # (k + 1,) int64: where each one's places begin in `order`
-    order: Any  # int64: rows of grad_rows
+    groups: Any  # the distinct rows, and which rows of grad_rows are theirs
     width: Any  # elements of a row
 
 
@@ -115,14 +120,14 @@ def _add(source, target):  # type: ignore[no-untyped-def]
 @inlined
 def _gradient(push, k, column, size, sums):  # type: ignore[no-untyped-def]
     """Return where the gradient of a piece of a row lies: its own, or in `sums` that of all places, added in order."""
-    begin, end = push.starts[k], push.starts[k + 1]
-    first = push.addresses[GRAD] + _offset(push.order[begin], column, push, sums)
+    begin, end = push.groups.starts[k], push.groups.starts[k + 1]
+    first = push.addresses[GRAD] + _offset(push.groups.order[begin], column, push, sums)
     if end == begin + 1:
         return first
     total = np.uint64(sums.ctypes.data)
     copy(first, total, size, sums)
     for place in range(begin + 1, end):
-        other = push.addresses[GRAD] + _offset(push.order[place], column, push, sums)
+        other = push.addresses[GRAD] + _offset(push.groups.order[place], column, push, sums)
         _add(array_at(other, np.uint64(size), sums), sums[:size])
     return total
 
@@ -130,39 +135,45 @@ def _gradient(push, k, column, size, sums):  # type: ignore[no-untyped-def]
 @inlined
 def _fetch(push, k, column, size, like):  # type: ignore[no-untyped-def]
     """Ask for a piece of a row and for its first gradient."""
-    skip, size_bytes = _offset(push.rows[k], column, push, like), np.uint64(min(size * like.itemsize, _AHEAD_BYTES))
+    size_bytes = np.uint64(min(size * like.itemsize, _AHEAD_BYTES))
+    skip, place = _offset(push.groups.rows[k], column, push, like), push.groups.order[push.groups.starts[k]]
     prefetch(push.addresses[PARAM] + skip, size_bytes)
     prefetch(push.addresses[EXP_AVG] + skip, size_bytes)
     prefetch(push.addresses[EXP_AVG_SQ] + skip, size_bytes)
     if push.addresses[MAX_EXP_AVG_SQ]:
         prefetch(push.addresses[MAX_EXP_AVG_SQ] + skip, size_bytes)
-    prefetch(push.addresses[GRAD] + _offset(push.order[push.starts[k]], column, push, like), size_bytes)
+    prefetch(push.addresses[GRAD] + _offset(place, column, push, like), size_bytes)
 
 
 @inlined
 def _piece(push, k, column, sums, c):  # type: ignore[no-untyped-def]
     """Update a piece of a row."""
-    size, skip = min(push.width - column, PIECE), _offset(push.rows[k], column, push, sums)
+    size, skip = min(push.width - column, PIECE), _offset(push.groups.rows[k], column, push, sums)
     a = push.addresses
     grad = _gradient(push, k, column, size, sums)
     places = Places(a[PARAM] + skip, a[EXP_AVG] + skip, a[EXP_AVG_SQ] + skip, a[MAX_EXP_AVG_SQ] + skip, grad)
     _update(places, size, a[MAX_EXP_AVG_SQ] != 0, c, sums)
 
 
-@inlined
+@inline
+def _share(size, task, tasks):  # type: ignore[no-untyped-def]
+    """Return where one task's share of so many begins and ends."""
+    share = (size + tasks - 1) // tasks
+    return min(size, task * share), min(size, (task + 1) * share)
+
+
+@inline
 def _run(push, constants, task, tasks, sums):  # type: ignore[no-untyped-def]
     """Do one task's share of the pieces."""
     before = enter_ieee()
     c = Constants(*to_fixed_tuple(constants, _CONSTANTS))
     pieces = (push.width + PIECE - 1) // PIECE  # of a row
-    count = push.rows.size * pieces
-    share = (count + tasks - 1) // tasks
-    begin, end = task * share, min(count, (task + 1) * share)
+    begin, end = _share(push.groups.rows.size * pieces, task, tasks)
     k, piece = begin // pieces, begin % pieces
-    for ahead in range(k, min(k + _AHEAD, push.rows.size)):
+    for ahead in range(k, min(k + _AHEAD, push.groups.rows.size)):
         _fetch(push, ahead, piece * PIECE, push.width - piece * PIECE, sums)
     for _ in range(begin, end):
-        if k + _AHEAD < push.rows.size:
+        if k + _AHEAD < push.groups.rows.size:
             _fetch(push, k + _AHEAD, piece * PIECE, push.width - piece * PIECE, sums)
         _piece(push, k, piece * PIECE, sums, c)
         piece += 1
@@ -171,25 +182,74 @@ def _run(push, constants, task, tasks, sums):  # type: ignore[no-untyped-def]
     leave_ieee(before)
 
 
+@inline
+def _first(outside):  # type: ignore[no-untyped-def]
+    """Return the first of the places that tasks have found, -1 where a task has found none."""
+    for place in outside:
+        if place >= 0:
+            return place
+    return np.int64(-1)
+
+
 @kernel
-def update_in_place_serial(addresses, rows, starts, order, constants, width, sums):  # type: ignore[no-untyped-def]
-    """Update rows on the calling thread.
+def update_in_place_serial(addresses, rows, count, constants, width, room, sums):  # type: ignore[no-untyped-def]
+    """Update rows on the calling thread, unless one of them is none of the table's.
 
     Args:
-        addresses: as `Push` has it, and so are those that follow.
-        rows: the rows.
-        starts: where their places begin.
-        order: the places.
+        addresses: as `Push` has it.
+        rows: (k,) int64, in any order.
+        count: number of rows of the table; times k below 2**61.
         constants: (15,) of the arrays' dtype: `folding.Constants` of the step.
-        width: elements of a row, 1 or more.
-        sums: (tasks, PIECE) of the arrays' dtype: room.
+        width: elements of a row.
+        room: (ROOM * k + tasks,) int64 or more, overwritten.
+        sums: (tasks, PIECE) of the arrays' dtype, overwritten.
+
+    Returns:
+        The first place whose row is none of the table's: nothing was changed; -1 if all are.
     """
-    _run(Push(addresses, rows, starts, order, width), constants, 0, 1, sums[0])
+    outside, found = whole(rows, count, room)
+    if outside < 0 < width:
+        _run(Push(addresses, found, width), constants, 0, 1, sums[0])
+    return outside
 
 
 @parallel_kernel
-def update_in_place_parallel(addresses, rows, starts, order, constants, width, sums):  # type: ignore[no-untyped-def]
-    """Update rows on as many threads as `sums` has room for. Arguments as for `update_in_place_serial`."""
+def update_in_place_by_pieces(addresses, rows, count, constants, width, room, sums):  # type: ignore[no-untyped-def]
+    """Update few rows, each task a share of their pieces; as many tasks as `sums` has room for.
+
+    Arguments and result as for `update_in_place_serial`.
+    """
     tasks = len(sums)
+    outside, found = whole(rows, count, room)
+    distinct, starts, order = found  # a tuple of arrays cannot be handed to threads
+    if outside < 0:
+        for task in prange(tasks):
+            _run(Push(addresses, Groups(distinct, starts, order), width), constants, task, tasks, sums[task])
+    return outside
+
+
+@parallel_kernel
+def update_in_place_by_parts(addresses, rows, count, constants, width, room, sums):  # type: ignore[no-untyped-def]
+    """Update many rows, each task those of its part; as many tasks as `sums` has room for.
+
+    Arguments and result as for `update_in_place_serial`.
+    """
+    tasks, size = len(sums), rows.size
+    tallies, outside = np.zeros((tasks, tasks + _APART), np.int64)[:, :tasks], np.empty(tasks, np.int64)
+    cut, bounds = np.empty(tasks - 1, np.int64), np.empty(tasks + 1, np.int64)
+    cuts(rows, cut)
     for task in prange(tasks):
-        _run(Push(addresses, rows, starts, order, width), constants, task, tasks, sums[task])
+        begin, end = _share(size, task, tasks)
+        outside[task] = first_outside(rows, begin, end, count)
+        if outside[task] < 0:
+            tally(rows, begin, end, cut, tallies[task])
+    if _first(outside) >= 0:
+        return _first(outside)
+    lay_out(tallies, bounds)
+    for task in prange(tasks):
+        begin, end = _share(size, task, tasks)
+        deal(rows, begin, end, cut, tallies[task], pairs_of(room, size))
+    for task in prange(tasks):
+        found = grouped(room_of(room, bounds, task), size, count)
+        _run(Push(addresses, found, width), constants, 0, 1, sums[task])
+    return np.int64(-1)

@@ -70,14 +70,16 @@ def formats():
 
 
 def rows():
-    for dtype, amsgrad, size, mode in itertools.product(("f4", "f8"), (False, True), (1, 7_000), ("lazy", "exact")):
-        table, exp_avg, exp_avg_sq, largest = (np.zeros((size, 16), dtype) for _ in range(4))
+    shapes = ((1, 16), (3, 20_000), (9_000, 8))
+    for dtype, amsgrad, shape, mode in itertools.product(("f4", "f8"), (False, True), shapes, ("lazy", "exact")):
+        size = shape[0]
+        table, exp_avg, exp_avg_sq, largest = (np.zeros(shape, dtype) for _ in range(4))
         own = {"last_step": np.zeros(size, np.int64)} if mode == "exact" else {}
         own |= {"max_exp_avg_sq": largest} if amsgrad else {}
         places = np.arange(size) if size == 1 else np.arange(size) // 2
         for step in (1, 5):
             for numbers in (places, places.astype(np.int32)):
-                na.adam_update_rows(table, numbers, np.ones((size, 16), dtype), exp_avg, exp_avg_sq, step, mode=mode,
+                na.adam_update_rows(table, numbers, np.ones(shape, dtype), exp_avg, exp_avg_sq, step, mode=mode,
                                     weight_decay=0.1, decoupled_weight_decay=True, **own)
                 own |= {"last_step": np.zeros(size, np.int64)} if mode == "exact" else {}
 

@@ -30,7 +30,7 @@ _LAST = np.uint32(0x10000)  # the last bit that stays
 _HALF = np.uint32(0x8000)  # half of it
 _HALF_LESS = np.uint32(0x7FFF)  # a little less than half
 _UPPER = np.uint32(0xFFFF0000)  # the upper half of a word
-_BFLOAT16_QUIET = np.uint32(0x40)  # the bit that makes a NaN a quiet one
+_BFLOAT16_QUIET = np.uint32(0x400000)  # the bit that makes a NaN a quiet one
 
 _FLOAT16_BITS = np.uint32(13)  # what float16's mantissa has fewer than float32's
 _FLOAT16_REBIAS = np.uint32(112 << 23)  # float32's exponent bias less float16's
@@ -122,8 +122,7 @@ def narrow_bfloat16_stochastic(value: Float32, random: Word) -> Code:
 def _bfloat16_of(bits: Word, rounded: Word) -> Code:
     """Return the upper half of `rounded`, unless `bits` are a NaN's, whose own upper half is made quiet."""
     is_nan = np.uint32(bits & _MAGNITUDE) > _INFINITY
-    quiet = np.uint32(np.uint32(bits >> _BFLOAT16_BITS) | _BFLOAT16_QUIET)
-    return np.uint16(quiet if is_nan else np.uint32(rounded >> _BFLOAT16_BITS))
+    return np.uint16(np.uint32(np.uint32(bits | _BFLOAT16_QUIET) if is_nan else rounded) >> _BFLOAT16_BITS)
 
 
 def widen_float16(code: Code) -> Float32:

@@ -14,7 +14,7 @@ _product = inline(element.product)
 moments = inline(bind(element.moments, product=_product))
 _largest = inline(element.largest)
 adapt = inline(bind(element.adapt, product=_product))
-_average = inline(bind(element.average, product=_product))
+average_of = inline(bind(element.average, product=_product))
 floorless = inlined(folding.without_floors)
 
 
@@ -39,7 +39,7 @@ def amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignor
 def average(ema, param, c):  # type: ignore[no-untyped-def]
     """Update the moving average of one array's weights."""
     for i in range(ema.size):
-        ema[i] = _average(ema[i], param[i], c)
+        ema[i] = average_of(ema[i], param[i], c)
 
 
 @inlined

@@ -54,7 +54,7 @@ _names = {
     "_multiply": _multiply,
 }
 _widen_bfloat16 = inline(bind(codecs.widen_bfloat16, **_names))
-_narrow_bfloat16 = inline(bind(codecs.narrow_bfloat16, **_names))
+narrow_bfloat16 = inline(bind(codecs.narrow_bfloat16, **_names))
 _narrow_bfloat16_stochastic = inline(bind(codecs.narrow_bfloat16_stochastic, **_names))
 lower_bfloat16 = inline(bind(codecs.lower_bfloat16, **_names))
 upper_bfloat16 = inline(bind(codecs.upper_bfloat16, **_names))
@@ -168,7 +168,7 @@ def _encode(values, address, format_):  # type: ignore[no-untyped-def]
     elif format_ == BFLOAT16:
         codes = array_at(address, np.uint64(values.size), _UINT16)
         for i in range(codes.size):
-            codes[i] = _narrow_bfloat16(_single(values, i))
+            codes[i] = narrow_bfloat16(_single(values, i))
 
 
 @inline

@@ -17,6 +17,7 @@ from numba_adam.kernels.element import is_bare
 from numba_adam.kernels.formats import native
 from numba_adam.kernels.intrinsics import array_at, fence, keep_until_here
 from numba_adam.kernels.job import unpack
+from numba_adam.kernels.native import is_native, update_native
 from numba_adam.kernels.pairs import adam_pairs
 from numba_adam.kernels.ranges import count_steps, cut
 from numba_adam.kernels.tiles import ROOM, ROOMS, is_streamed, update_tiles, work_on
@@ -73,6 +74,8 @@ def _update_ahead(work, begin, size, c, like):  # type: ignore[no-untyped-def]
         return _update_pairs(work, begin, size, c)
     if is_bare(c) and _is_eight_bit(work, like):
         return _update_blocks(work, begin, size, c)
+    if is_bare(c) and is_native(work, like):
+        return update_native(work, begin, size, c, like)
     return 0
 
 

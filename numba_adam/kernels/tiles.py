@@ -185,6 +185,12 @@ def _finish_tile(work, begin, size, param, c, like):  # type: ignore[no-untyped-
         if work.param.format == FLOAT32 and native(like) != FLOAT32:
             _as_stored(param)
         _write_copy(work, begin, param, like)
+    clear_grad(work, begin, size)
+
+
+@merged
+def clear_grad(work, begin, size):  # type: ignore[no-untyped-def]
+    """Set a tile of the gradient to zero, if that is asked for."""
     if work.zero_grad:
         width = bytes_of(work.grad.format)
         _clear(array_at(work.grad.address + begin * width, size * width, _BYTES))

@@ -77,6 +77,12 @@ def encode(values: np.ndarray, dtype: np.dtype, random: np.ndarray | None = None
     return np.where(np.isnan(values), 0x7FC0 if name == "bfloat16" else 0x7E00, codes).astype(np.uint16).view(dtype)
 
 
+def bits(array: np.ndarray) -> bytes:
+    """Return an array's bits; every NaN has the same."""
+    values = widen(np.asarray(array))
+    return np.where(np.isnan(values), np.nan, values).tobytes()
+
+
 @dataclass
 class Twin:
     """One parameter as an optimizer should train it; the arguments are those of `Adam`."""

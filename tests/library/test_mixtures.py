@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import formats_reference as oracle
 import numba
 import numpy as np
 import pytest
-from formats_reference import DTYPES, Twin, values_of
+from formats_reference import DTYPES, Twin, bits, values_of
 
 import numba_adam as na
 
@@ -69,12 +68,6 @@ def drawn_case(seed: int) -> tuple[np.random.Generator, list[np.ndarray], dict[s
         except na.errors.DtypeError:
             continue
         return rng, params, options, hyperparameters
-
-
-def bits(array: np.ndarray) -> bytes:
-    """Return an array's bits; every NaN has the same."""
-    values = oracle.widen(np.asarray(array))
-    return np.where(np.isnan(values), np.nan, values).tobytes()
 
 
 def twins_of(params: list[np.ndarray], options: dict[str, Any], hyperparameters: dict[str, Any]) -> list[Twin]:

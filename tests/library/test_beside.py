@@ -1,0 +1,34 @@
+"""What is done beside the update of a float32 parameter, in the loop that updates it: every mixture, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+
+import formats_reference as oracle
+import numpy as np
+import pytest
+from formats_reference import DTYPES, Twin, bits, values_of
+
+import numba_adam as na
+
+
+@pytest.mark.parametrize(("size", "decay"), [(1, 0.1), (513, 0.0), (70_001, 0.1), (2**21 + 33, 0.0)])
+@pytest.mark.parametrize("grad", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(("ema_decay", "kind"), list(itertools.product([None, 0.9], [None, "bfloat16", "float16"])))
+def test_a_float32_parameter_with_anything_beside(size, grad, decay, ema_decay, kind):
+    """One loop does it all: each mixture is a loop of its own; larger than the caches, copies go past them."""
+    beside = {"ema_decay": ema_decay, "low_precision_copy": kind}
+    options = {"weight_decay": decay, "decoupled_weight_decay": True, "lr": 0.02}
+    param = values_of(size, np.dtype(np.float32), size)
+    twin = Twin(param, None, options, **beside)
+    optimizer = na.Adam(param, **options, **beside)
+    for k in range(2):
+        values = values_of(size, DTYPES[grad], k)
+        twin.step(values, grad_scale=0.5)
+        optimizer.step(values, grad_scale=0.5, zero_grad=k == 1)
+    assert bits(param) == bits(twin.param)
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert bits(optimizer.state[0][key]) == bits(getattr(twin, key))
+    assert ema_decay is None or bits(optimizer.ema) == bits(twin.ema)
+    assert kind is None or bits(optimizer.low_precision) == bits(twin.copy)
+    assert not oracle.widen(values).any()

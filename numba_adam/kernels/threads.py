@@ -22,7 +22,7 @@ ELEMENTS_PER_TASK = 16_384  # fewer are done sooner than a thread is woken
 
 _registry_lock = threading.Lock()  # held while locks are added, and throughout a fork
 _step_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
-_held_for_fork: list[threading.Lock | threading.RLock] = []
+_held_for_fork: list[threading.RLock] = []
 _pool_is_lost = False
 
 
@@ -37,12 +37,14 @@ def step_lock() -> threading.RLock:
     return lock
 
 
-launch_lock = threading.Lock()
+# The thread that holds it may take it again: a signal's handler, which runs between a launch and what comes after, may
+# call the library too.
+launch_lock = threading.RLock()
 
 
 def _before_fork() -> None:
     _registry_lock.acquire()
-    locks: list[threading.Lock | threading.RLock] = [*_step_locks, launch_lock]
+    locks: list[threading.RLock] = [*_step_locks, launch_lock]
     for lock in locks:
         lock.acquire()
         _held_for_fork.append(lock)

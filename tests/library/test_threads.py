@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -117,6 +118,42 @@ def using(layer: str, thread_count: int) -> dict[str, str]:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_threads_step_at_once(run_python, layer):
     assert run_python(CROWD, **using(layer, 4)) == layer
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that signal")
+def test_a_signal_handler_steps_while_a_step_is_under_way(run_python):
+    """It runs between any two bytecodes, those that hold the lock of the launch among them."""
+    program = (
+        COMMON
+        + """
+import signal
+outer, grads = make(0)
+inner, _ = make(1)
+handled = 0
+
+def handler(*_):
+    global handled
+    handled += 1
+    inner.step([grads[0]])
+    if handled < 500:
+        signal.setitimer(signal.ITIMER_REAL, 2e-4)  # not before: a busy machine would run handlers within handlers
+
+outer.step([grads[0]])
+inner.step([grads[0]])
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 2e-4)
+while handled < 500:
+    outer.step([grads[0]])
+for optimizer, seed in ((outer, 0), (inner, 1)):
+    twin, _ = make(seed)
+    for _ in range(optimizer.state[0]["step"]):
+        twin.step([grads[0]])
+    assert bits(optimizer) == bits(twin)
+assert inner.state[0]["step"] == 1 + handled
+print("done")
+"""
+    )
+    assert run_python(program, NUMBA_NUM_THREADS="2") == "done"
 
 
 def test_threads_may_mix_the_function_and_the_class():

@@ -97,6 +97,8 @@ def check_inside(outside: int, rows: Any, table: Table) -> None:
     """Refuse the row at the place `outside`, which is none of the table's; -1: there is none."""
     if outside >= 0:
         row = np.asarray(rows)[outside]
+        if table.row_count == 0:
+            raise ShapeError(f"rows[{outside}] is {row}: param has no rows, so rows must be empty")
         raise ShapeError(f"rows[{outside}] is {row}: it must be from 0 to {table.row_count - 1}, the last row of param")
 
 

@@ -62,8 +62,8 @@ pair_of_bfloat16 = inline(bind(codecs.pair_of_bfloat16, **_names))
 _from_double = inline(bind(codecs.single, **_names))
 _widen_float16 = inline(bind(codecs.widen_float16, **_names))
 _narrow_float16 = inline(bind(codecs.narrow_float16, **_names))
-_random_bits = inline(bind(codecs.random_bits, **_names))
-stream_key = inline(bind(codecs.stream_key, random_bits=_random_bits))
+random_bits = inline(bind(codecs.random_bits, **_names))
+stream_key = inline(bind(codecs.stream_key, random_bits=random_bits))
 
 
 class Source(NamedTuple):
@@ -175,5 +175,5 @@ def _encode(values, address, format_):  # type: ignore[no-untyped-def]
 def _encode_at_random(values, codes, first, key):  # type: ignore[no-untyped-def]
     """Write `values`, of which one is number `first` of its array, as bfloat16 rounded at random."""
     for i in range(codes.size):
-        random = _random_bits(key, np.uint32(first + np.uint32(i)))
+        random = random_bits(key, np.uint32(first + np.uint32(i)))
         codes[i] = _narrow_bfloat16_stochastic(np.float32(values[i]), random)

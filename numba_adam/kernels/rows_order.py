@@ -148,7 +148,7 @@ def grouped(room, size, count):  # type: ignore[no-untyped-def]
 
 @inline
 def whole(rows, count, room):  # type: ignore[no-untyped-def]
-    """Return the first place whose row is none of the table's, -1 if all are; and then all rows as one part.
+    """Return the first place whose row is none of the table's, -1 if all are; and then all rows as one part, else none.
 
     Arguments as for `group`.
     """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
+import numba
 import numpy as np
 import pytest
 
 import numba_adam as na
 from numba_adam.errors import ShapeError
+from numba_adam.kernels.rows_parts import cuts, tally
 from numba_adam.rows import adam_update_rows
 
 COUNT, WIDTH = 40_000, 8  # of a table
@@ -105,3 +107,20 @@ for threads in (1, 2, 3, 5):
 def test_any_number_of_threads(run_python, request):
     one, *others = run_python(THREADS.format(library=str(request.path.parent)), NUMBA_NUM_THREADS="5").split()
     assert others == [one] * 3
+
+
+@numba.njit
+def _shares(rows, parts):
+    """Return how many places of a push each of so many parts gets."""
+    cut, tallies = np.empty(parts - 1, np.int64), np.zeros(parts, np.int64)
+    cuts(rows, cut)
+    tally(rows, 0, rows.size, cut, tallies)
+    return tallies
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+@pytest.mark.parametrize(("features", "examples"), [(1, 100_000), (8, 8_192), (26, 10_240), (26, 65_536), (64, 4_096)])
+def test_threads_share_evenly_where_rows_have_a_period(features, examples, parts):
+    """Each example names one row of each feature, and each feature has its own range: a sample must not keep step."""
+    rows = RNG.integers(COUNT, size=(examples, features)) + np.arange(features) * COUNT
+    assert _shares(rows.reshape(-1), parts).max() < 1.25 * rows.size / parts

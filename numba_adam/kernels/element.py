@@ -8,13 +8,15 @@ import numpy as np
 
 from numba_adam import element, folding
 from numba_adam.folding import Constants
+from numba_adam.kernels.ahead import STRETCH, ask_ahead
 from numba_adam.kernels.compile import apart, bind, inline, inlined
+from numba_adam.kernels.formats import narrow_bfloat16
 
 _product = inline(element.product)
 moments = inline(bind(element.moments, product=_product))
 _largest = inline(element.largest)
 adapt = inline(bind(element.adapt, product=_product))
-average_of = inline(bind(element.average, product=_product))
+_average = inline(bind(element.average, product=_product))
 floorless = inlined(folding.without_floors)
 
 
@@ -39,7 +41,7 @@ def amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c):  # type: ignor
 def average(ema, param, c):  # type: ignore[no-untyped-def]
     """Update the moving average of one array's weights."""
     for i in range(ema.size):
-        ema[i] = average_of(ema[i], param[i], c)
+        ema[i] = _average(ema[i], param[i], c)
 
 
 @inlined
@@ -76,3 +78,43 @@ def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[n
         c.one_minus_ema_decay,
         zero,
     )
+
+
+@inlined
+def _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, i, c):  # type: ignore[no-untyped-def]
+    """Update one element; `ema` and `copy` may be None."""
+    exp_avg[i], exp_avg_sq[i] = moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
+    param[i] = adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
+    if ema is not None:
+        ema[i] = _average(ema[i], param[i], c)
+    if copy is not None:
+        copy[i] = narrow_bfloat16(np.float32(param[i]))
+
+
+@apart
+def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, asked, constants):  # type: ignore[no-untyped-def]
+    """Update one array in a step that `is_bare`, and what is to be updated beside, in the same loop.
+
+    Args:
+        param: the parameters, and so on: arrays of one dtype.
+        grad: the gradients.
+        exp_avg: the first moments.
+        exp_avg_sq: the second moments.
+        ema: the average of the weights, or None; what is None costs nothing.
+        copy: where the parameters are put as bfloat16, or None.
+        asked: for how many `stretches` at the beginning memory is asked for ahead.
+        constants: those of the step.
+    """
+    c = bare(constants, constants.decoupled_decay, constants.exp_avg_floor, constants.exp_avg_sq_floor)
+    rest = np.uint64(asked * STRETCH)
+    for begin in range(np.uint64(0), rest, np.uint64(STRETCH)):
+        ask_ahead(param, begin)
+        ask_ahead(grad, begin)
+        ask_ahead(exp_avg, begin)
+        ask_ahead(exp_avg_sq, begin)
+        if ema is not None:
+            ask_ahead(ema, begin)
+        for k in range(STRETCH):
+            _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, begin + np.uint64(k), c)
+    for i in range(rest, np.uint64(param.size)):
+        _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, i, c)

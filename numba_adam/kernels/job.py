@@ -19,8 +19,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EMA, COPY = range(6)  # columns of a job's table
 SCALE = 6  # columns between an array in 8 bits and the scales of its blocks
 COLUMNS = 2 * SCALE
-ZERO_GRAD, IS_STOCHASTIC, SEED, IS_PLAIN = range(4)  # what a job's options say; the last is said by the plan
-OPTIONS = 4
+ZERO_GRAD, IS_STOCHASTIC, SEED, IS_PLAIN, IS_LARGE = range(5)  # what a job's options say; the plan says the last two
+OPTIONS = 5
+LARGE = 2**21  # elements of a step, of 16 bytes or more each: from one step to the next no cache keeps them
 BLOCK = 8192  # elements: sums run over blocks of an array, so that they do not depend on threads
 
 _UINT64, _INT64, _FLOAT64 = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float64)

@@ -1,9 +1,9 @@
 """The update of a float32 parameter with float32 moments, and of its average and its bfloat16 copy in the same loop.
 
 Memory delivers most when every array that a step touches is read and written little by little, all of them side by
-side: a tile's average after its update, and its copy after that, cost a fifth of the whole. So this way is taken
-wherever it leads. Tiles are only made where they must be: for gradients in other formats, for large copies, which go
-past the caches, and to clear gradients. Imports Numba.
+side, and is asked for ahead: a loop for the update of a tile, one for its average and one for its copy take a quarter
+longer. So this way is taken wherever it leads. Tiles are only made where they must be: for gradients in other formats,
+for large copies, which go past the caches, and to clear gradients. Imports Numba.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from numba_adam.formats import BFLOAT16, FLOAT32
-from numba_adam.kernels.compile import apart, inline, merged
-from numba_adam.kernels.element import adapt, average_of, bare, moments
-from numba_adam.kernels.formats import narrow_bfloat16, native, opened
+from numba_adam.kernels.ahead import STRETCH, stretches
+from numba_adam.kernels.compile import inline, merged
+from numba_adam.kernels.element import adam_bare
+from numba_adam.kernels.formats import native, opened
 from numba_adam.kernels.intrinsics import array_at, stream
 from numba_adam.kernels.ranges import TILE
 from numba_adam.kernels.tiles import ROOM, clear_grad, is_streamed
@@ -24,7 +25,7 @@ _CODE_BYTES = np.uint64(_UINT16.itemsize)
 
 @inline
 def is_native(work, like):  # type: ignore[no-untyped-def]
-    """Say whether a parameter, its moments and its average are float32 and its copy, if there is one, bfloat16."""
+    """Say whether a parameter and its moments are float32, and its copy, if there is one, bfloat16."""
     if native(like) != FLOAT32 or work.max_exp_avg_sq.address != 0:
         return False
     if work.copy.address != 0 and work.copy.format != BFLOAT16:
@@ -38,31 +39,20 @@ def _tile(work, size):  # type: ignore[no-untyped-def]
     return TILE if is_streamed(work) or work.zero_grad or work.grad.format != FLOAT32 else max(size, 1)
 
 
-@apart
-def _adam(param, grad, exp_avg, exp_avg_sq, ema, copy, constants):  # type: ignore[no-untyped-def]
-    """Update one array in a step that `is_bare`; `ema` and `copy`, bfloat16, may be None, and then cost nothing."""
-    c = bare(constants, constants.decoupled_decay, constants.exp_avg_floor, constants.exp_avg_sq_floor)
-    for i in range(param.size):
-        exp_avg[i], exp_avg_sq[i] = moments(param[i], grad[i], exp_avg[i], exp_avg_sq[i], c)
-        param[i] = adapt(param[i], exp_avg[i], exp_avg_sq[i], c)
-        if ema is not None:
-            ema[i] = average_of(ema[i], param[i], c)
-        if copy is not None:
-            copy[i] = narrow_bfloat16(np.float32(param[i]))
-
-
 @merged
 def update_native(work, begin, size, c, like):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array that `is_native`, from element `begin` on, in a step that `is_bare`."""
     tile = _tile(work, size)
     for start in range(begin, begin + size, tile):
-        _update(work, np.uint64(start), np.uint64(min(tile, begin + size - start)), c, like)
+        rest = begin + size - start
+        count = min(tile, rest)
+        asked = min(stretches(rest), count // STRETCH) if work.is_large else 0
+        _update_tile(work, np.uint64(start), np.uint64(count), asked, c, like)
     return size
 
 
 @merged
-def _update(work, begin, size, c, like):  # type: ignore[no-untyped-def]
-    """Update a tile."""
+def _update_tile(work, begin, size, asked, c, like):  # type: ignore[no-untyped-def]
     skip = begin * np.uint64(like.itemsize)
     param = array_at(work.param.address + skip, size, like)
     grad = opened(work.grad, begin, size, work.rooms, like)
@@ -73,13 +63,13 @@ def _update(work, begin, size, c, like):  # type: ignore[no-untyped-def]
     room = work.rooms + np.uint64(ROOM * like.itemsize) if is_streamed(work) else copy
     codes = array_at(room, size, _UINT16)
     if work.ema != 0 and work.copy.address != 0:
-        _adam(param, grad, exp_avg, exp_avg_sq, ema, codes, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, codes, asked, c)
     elif work.ema != 0:
-        _adam(param, grad, exp_avg, exp_avg_sq, ema, None, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, None, asked, c)
     elif work.copy.address != 0:
-        _adam(param, grad, exp_avg, exp_avg_sq, None, codes, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, codes, asked, c)
     else:
-        _adam(param, grad, exp_avg, exp_avg_sq, None, None, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, asked, c)
     if is_streamed(work):
         stream(room, copy, size * _CODE_BYTES)
     clear_grad(work, begin, size)

@@ -11,7 +11,7 @@ from numba_adam.kernels.compile import bind, inline, kernel
 from numba_adam.kernels.formats import native
 from numba_adam.kernels.gather import are_writable, gather
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
-from numba_adam.kernels.job import BLOCK, IS_PLAIN, ZERO_GRAD, unpack
+from numba_adam.kernels.job import BLOCK, IS_LARGE, IS_PLAIN, LARGE, ZERO_GRAD, unpack
 
 _bias_correction = inline(bind(folding.bias_correction, product=inline(folding.product)))
 _correct = inline(folding.correct)
@@ -59,6 +59,7 @@ def plan_step(job, steps, grad_scale, clip_value):  # type: ignore[no-untyped-de
         count += 1
     job.offsets[count] = total
     job.blocks[count] = blocks
+    job.options[IS_LARGE] = total >= LARGE
     leave_ieee(before_entering)
     return count
 

@@ -19,10 +19,11 @@ from numba import prange
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from numba_adam.folding import Constants
+from numba_adam.kernels.ahead import prefetch
 from numba_adam.kernels.compile import inlined, kernel, parallel_kernel
 from numba_adam.kernels.element import adam, amsgrad, moments
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
-from numba_adam.kernels.rows_memory import copy, prefetch
+from numba_adam.kernels.rows_memory import copy
 
 PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, GRAD, ZEROS = range(6)  # in `Plan.addresses`; in a scratch, with ZEROS
 _COLUMNS = 4  # of these are the table's own

@@ -18,19 +18,20 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from numba_adam import element
 from numba_adam.folding import Constants
+from numba_adam.kernels.ahead import prefetch
 from numba_adam.kernels.compile import inline, inlined, kernel, parallel_kernel
 from numba_adam.kernels.element import adapt, moments
 from numba_adam.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.kernels.rows import EXP_AVG, EXP_AVG_SQ, GRAD, MAX_EXP_AVG_SQ, PARAM
 from numba_adam.kernels.rows_apart import load, store
-from numba_adam.kernels.rows_memory import copy, prefetch
+from numba_adam.kernels.rows_memory import copy
 from numba_adam.kernels.rows_order import Groups, first_outside, grouped, pairs_of, room_of, whole
 from numba_adam.kernels.rows_parts import cuts, deal, lay_out, tally
 
 PIECE = 1024  # elements of a row that are updated in one go, by one thread
 _BLOCK = 16  # elements whose loop has a length that the compiler knows
 MANY = 2048  # rows for each thread, from which on it pays that each puts its own in order
-_APART = 8  # numbers that keep one thread's counts out of another's cache lines
+_COUNTERS_APART = 8  # numbers that keep one thread's counts out of another's cache lines
 _AHEAD = 20  # rows
 _AHEAD_BYTES = 256  # of each: the CPU foresees the rest itself
 
@@ -208,7 +209,7 @@ def update_in_place_serial(addresses, rows, count, constants, width, room, sums)
         The first place whose row is none of the table's: nothing was changed; -1 if all are.
     """
     outside, found = whole(rows, count, room)
-    if outside < 0 < width:
+    if outside < 0 and width > 0:
         _run(Push(addresses, found, width), constants, 0, 1, sums[0])
     return outside
 
@@ -222,7 +223,7 @@ def update_in_place_by_pieces(addresses, rows, count, constants, width, room, su
     tasks = len(sums)
     outside, found = whole(rows, count, room)
     distinct, starts, order = found  # a tuple of arrays cannot be handed to threads
-    if outside < 0:
+    if outside < 0:  # and rows have elements, or there would be nothing for several tasks
         for task in prange(tasks):
             _run(Push(addresses, Groups(distinct, starts, order), width), constants, task, tasks, sums[task])
     return outside
@@ -235,7 +236,7 @@ def update_in_place_by_parts(addresses, rows, count, constants, width, room, sum
     Arguments and result as for `update_in_place_serial`.
     """
     tasks, size = len(sums), rows.size
-    tallies, outside = np.zeros((tasks, tasks + _APART), np.int64)[:, :tasks], np.empty(tasks, np.int64)
+    tallies, outside = np.zeros((tasks, tasks + _COUNTERS_APART), np.int64)[:, :tasks], np.empty(tasks, np.int64)
     cut, bounds = np.empty(tasks - 1, np.int64), np.empty(tasks + 1, np.int64)
     cuts(rows, cut)
     for task in prange(tasks):
@@ -243,8 +244,9 @@ def update_in_place_by_parts(addresses, rows, count, constants, width, room, sum
         outside[task] = first_outside(rows, begin, end, count)
         if outside[task] < 0:
             tally(rows, begin, end, cut, tallies[task])
-    if _first(outside) >= 0:
-        return _first(outside)
+    first = _first(outside)
+    if first >= 0:
+        return first
     lay_out(tallies, bounds)
     for task in prange(tasks):
         begin, end = _share(size, task, tasks)

@@ -1,5 +1,7 @@
 """The update of one array, tile by tile: whatever formats its arrays have, and whatever else a step does to them.
 
+What most steps ask for goes shorter ways, which `tiled` knows; this one leads everywhere.
+
 All that is done to an element is done while it is in the innermost cache, so memory is passed over once. Tiles begin at
 multiples of TILE of the array, wherever threads divide it: blocks of elements that share something lie whole in one.
 Imports Numba.
@@ -25,6 +27,7 @@ from numba_adam.kernels.job import (
     EMA,
     EXP_AVG,
     EXP_AVG_SQ,
+    IS_LARGE,
     IS_STOCHASTIC,
     MAX_EXP_AVG_SQ,
     PARAM,
@@ -34,7 +37,6 @@ from numba_adam.kernels.job import (
 )
 from numba_adam.kernels.ranges import TILE
 
-LARGE = 2**21  # elements, of 20 bytes or more each: from one step to the next no cache keeps them
 _APART = 32  # elements between two rooms, so that their addresses differ in the low bits
 ROOM = TILE + _APART
 _BLOCKS_ROOM = 5  # behind those for the param, the gradient, and three moments: what blocks in 8 bits need
@@ -53,7 +55,7 @@ class Work(NamedTuple):
     max_exp_avg_sq: Source
     ema: Any  # uint64: address, 0 without one
     copy: Source
-    is_large: Any  # whether the array is larger than the caches
+    is_large: Any  # whether the step is larger than the caches
     zero_grad: Any  # whether the gradient is set to zero
     rooms: Any  # uint64: where ROOMS * ROOM elements of the computing dtype may be put
 
@@ -89,7 +91,7 @@ def work_on(job, row, step, rooms):  # type: ignore[no-untyped-def]
         _source(job, row, step, MAX_EXP_AVG_SQ),
         job.table[row, EMA],
         Source(job.table[row, COPY], np.uint64(0), job.formats[row, COPY], nearest[0], nearest[1]),
-        job.lengths[row] >= LARGE,
+        job.options[IS_LARGE] != 0,
         job.options[ZERO_GRAD] != 0,
         rooms,
     )
@@ -204,7 +206,7 @@ def is_streamed(work):  # type: ignore[no-untyped-def]
 
 @merged
 def _write_copy(work, begin, param, like):  # type: ignore[no-untyped-def]
-    """Write the copy of a tile; a large array's past the caches, which would else read what is overwritten."""
+    """Write the copy of a tile; in a large step past the caches, which would else read what is overwritten."""
     if is_streamed(work):
         room = work.rooms + np.uint64(2 * ROOM * like.itemsize)
         own = Source(room, np.uint64(0), work.copy.format, False, np.uint32(0))

@@ -14,10 +14,11 @@ import numpy as np
 from numba import prange
 
 from numba_adam.kernels import ranges
+from numba_adam.kernels.ahead import stretches
 from numba_adam.kernels.compile import bind, kernel, merged, parallel_kernel
-from numba_adam.kernels.element import adam, amsgrad
+from numba_adam.kernels.element import adam, adam_bare, amsgrad, is_bare
 from numba_adam.kernels.intrinsics import array_at
-from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, PARAM, unpack
+from numba_adam.kernels.job import EXP_AVG, EXP_AVG_SQ, IS_LARGE, MAX_EXP_AVG_SQ, PARAM, unpack
 from numba_adam.kernels.ranges import count_steps, cut
 
 
@@ -30,7 +31,9 @@ def _update_part(job, row, step, begin, size, c):  # type: ignore[no-untyped-def
     grad = array_at(job.grads[row] + skip, count, like)
     exp_avg = array_at(places[EXP_AVG] + skip, count, like)
     exp_avg_sq = array_at(places[EXP_AVG_SQ] + skip, count, like)
-    if places[MAX_EXP_AVG_SQ] == 0:
+    if places[MAX_EXP_AVG_SQ] == 0 and is_bare(c):
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, stretches(size) if job.options[IS_LARGE] else 0, c)
+    elif places[MAX_EXP_AVG_SQ] == 0:
         adam(param, grad, exp_avg, exp_avg_sq, c)
     else:
         amsgrad(param, grad, exp_avg, exp_avg_sq, array_at(places[MAX_EXP_AVG_SQ] + skip, count, like), c)

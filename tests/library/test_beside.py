@@ -32,3 +32,23 @@ def test_a_float32_parameter_with_anything_beside(size, grad, decay, ema_decay, 
     assert ema_decay is None or bits(optimizer.ema) == bits(twin.ema)
     assert kind is None or bits(optimizer.low_precision) == bits(twin.copy)
     assert not oracle.widen(values).any()
+
+
+@pytest.mark.parametrize("grad", ["float32", "bfloat16"])
+@pytest.mark.parametrize("beside", [{}, {"ema_decay": 0.9, "low_precision_copy": "bfloat16"}])
+def test_small_arrays_beside_a_large_one(grad, beside):
+    """A step larger than the caches asks for memory ahead and writes copies past them, in its small arrays too."""
+    sizes = (513, 2**21, 0, 1, 31, 1_000, 576)
+    params = [values_of(size, np.dtype(np.float32), size) for size in sizes]
+    grads = [values_of(size, DTYPES[grad], size + 1) for size in sizes]
+    twins = [Twin(param, place=place, **beside) for place, param in enumerate(params)]
+    optimizer = na.Adam(params, **beside)
+    for _ in range(2):
+        optimizer.step(grads)
+    for place, (twin, param, values) in enumerate(zip(twins, params, grads, strict=True)):
+        twin.step(values)
+        twin.step(values)
+        assert bits(param) == bits(twin.param)
+        assert bits(optimizer.state[place]["exp_avg_sq"]) == bits(twin.exp_avg_sq)
+        assert not beside or bits(optimizer.ema[place]) == bits(twin.ema)
+        assert not beside or bits(optimizer.low_precision[place]) == bits(twin.copy)

@@ -3,7 +3,8 @@
 Three generations of them offer the same decorators and intrinsics:
 
     numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda by itself
-    numba.cuda        the one that Numba brings, deprecated; Numba 0.65.0's compiles these kernels, 0.68.1's does not
+    numba.cuda        the one that Numba brings, deprecated; from Numba 0.66.0 on it cannot compile the min and max of
+                      two numbers (numba issue 10753), so here these names mean functions of ours
     numba-cuda-mlir   the successor of both; its version 0.6.0 cannot make a named tuple within a kernel, which the
                       constants of `element` are, so one of the others is needed still
 
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from numba_adam import codecs, element
+from numba_adam.binding import bind
 from numba_adam.cuda import cache
 from numba_adam.errors import CudaUnavailableError
 
@@ -72,7 +74,12 @@ def require_gpu() -> None:
 
 def device(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call. It becomes part of them before anything is compiled for a certain GPU."""
-    return function if SIMULATED else cuda.jit(device=True, inline="always")(function)
+    return function if SIMULATED else cuda.jit(device=True, inline="always")(_understood(function))
+
+
+def _understood(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function as the package's compiler understands it."""
+    return bind(function, min=_smaller, max=_larger) if PACKAGE == "numba.cuda" else function
 
 
 def kernel(function: Callable[..., Any], *identity: object) -> Any:
@@ -83,9 +90,10 @@ def kernel(function: Callable[..., Any], *identity: object) -> Any:
         identity: all that tells it from other kernels: its name, then what it is compiled for. Where another process
             has kept a kernel of the same identity, its machine code is taken for this one's.
     """
-    made = cuda.jit(function)
-    if not SIMULATED:
-        cache.keep(made, import_module("numba.cuda.dispatcher"), *identity)
+    if SIMULATED:
+        return cuda.jit(function)
+    made = cuda.jit(_understood(function))
+    cache.keep(made, import_module("numba.cuda.dispatcher"), *identity)
     return made
 
 
@@ -124,6 +132,18 @@ if SIMULATED:
         return largest
 
 else:
+    if PACKAGE == "numba.cuda":
+
+        @cuda.jit(device=True, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+        def _smaller(a, b):  # type: ignore[no-untyped-def]
+            """Return the smaller of two integers."""
+            return b if b < a else a
+
+        @cuda.jit(device=True, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+        def _larger(a, b):  # type: ignore[no-untyped-def]
+            """Return the larger of two integers."""
+            return b if b > a else a
+
     arithmetic = math  # NumPy's square root does not exist there; math's is rounded as IEEE 754 asks
     within = cuda
 

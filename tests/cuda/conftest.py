@@ -11,5 +11,8 @@ IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 # Not skipped: test_simulator.py runs them, in a process in which the simulator is switched on.
 collect_ignore = [] if IS_SIMULATED else ["simulated"]
 
+# The seam takes the first CUDA package that it finds; those named here it is not to find.
+sys.modules.update(dict.fromkeys(os.environ.get("HIDDEN_PACKAGES", "").split()))  # type: ignore[arg-type]
+
 if IS_SIMULATED:
     sys.setswitchinterval(5e-4)  # the simulator's threads wait for each other by polling: they wait a tenth of the time

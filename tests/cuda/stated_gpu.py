@@ -11,7 +11,7 @@ import hashlib
 from types import SimpleNamespace
 from typing import Any
 
-from numba.cuda.cudadrv import devices, driver, nvvm
+from numba.cuda.cudadrv import driver, nvvm
 
 from numba_adam.cuda import seam
 
@@ -32,7 +32,7 @@ def state(major: int = 9, minor: int = 0, *, refusals: int = 0) -> None:
         return module
 
     gpu = SimpleNamespace(id=0, compute_capability=(major, minor))
-    devices._runtime._set_attached_context(SimpleNamespace(device=gpu, create_module_image=load))
+    seam.cuda.cudadrv.devices._runtime._set_attached_context(SimpleNamespace(device=gpu, create_module_image=load))
 
 
 def forbid_compiling() -> None:

@@ -1,7 +1,8 @@
 """The update on NVIDIA GPUs, from the same element mathematics and codecs as on the CPU.
 
     cache        machine code kept between processes
-    seam         the one import of a CUDA package: numba-cuda, or the numba.cuda that Numba brings
+    seam         the one choice of a CUDA package: numba-cuda, numba-cuda-mlir, or the numba.cuda that Numba brings
+    mlir         what numba-cuda-mlir has to be told
     arrays       borrow_cuda: where an array lies on which GPU, without a copy and without waiting
     dlpack       what a DLPack capsule says, for arrays without __cuda_array_interface__
     streams      the stream that the caller works on

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -100,9 +99,9 @@ def clear(array: CudaArray) -> None:
         return
     if not array.size:
         return
-    driver = import_module("numba.cuda.cudadrv.driver")
     with on(array.device):
-        driver.device_memset(_view(array), 0, array.nbytes, stream=stream_of(array.stream, array.device))
+        stream = stream_of(array.stream, array.device)
+        seam.cuda.cudadrv.driver.device_memset(_view(array), 0, array.nbytes, stream=stream)
 
 
 def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:

@@ -1,12 +1,13 @@
 """The one place that imports a CUDA package.
 
-Three generations of them offer the same decorators and intrinsics:
+Three generations of them offer the same decorators and intrinsics. The first of these that is installed is taken:
 
     numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda by itself
+    numba-cuda-mlir   the successor of both; `mlir` tells its version 0.6.0 how a named tuple is made within a kernel.
+                      It takes the min and max of unsigned numbers for that of signed ones, so here these names mean
+                      functions of ours. Every process compiles its kernels anew
     numba.cuda        the one that Numba brings, deprecated; from Numba 0.66.0 on it cannot compile the min and max of
-                      two numbers (numba issue 10753), so here these names mean functions of ours
-    numba-cuda-mlir   the successor of both; its version 0.6.0 cannot make a named tuple within a kernel, which the
-                      constants of `element` are, so one of the others is needed still
+                      two numbers (numba issue 10753), so they are ours here too
 
 The kernels take from here all that differs between them, and between them and the simulator, which runs kernels in
 Python (NUMBA_ENABLE_CUDASIM=1) and knows neither libdevice nor LLVM: there plain operators do, since Python fuses none.
@@ -35,25 +36,32 @@ _INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version th
 
 def _choose() -> tuple[str, ModuleType]:
     """Return the name of the package found, and its module `cuda`."""
-    name = "numba-cuda" if util.find_spec("numba_cuda") is not None else "numba.cuda"
+    if util.find_spec("numba_cuda") is not None:
+        name, module = "numba-cuda", "numba.cuda"
+    elif util.find_spec("numba_cuda_mlir") is not None and not SIMULATED:  # it has no simulator; Numba has one
+        name, module = "numba-cuda-mlir", "numba_cuda_mlir.cuda"
+    else:
+        name, module = "numba.cuda", "numba.cuda"
     try:
-        return name, import_module("numba.cuda")
+        return name, import_module(module)
     except ImportError as error:
-        has_successor = util.find_spec("numba_cuda_mlir") is not None
-        found = "numba-cuda-mlir, which cannot compile these kernels yet" if has_successor else str(error)
-        raise CudaUnavailableError(f"found is {found}; needed is a CUDA package: {_INSTALL}") from error
+        raise CudaUnavailableError(f"found is {name}, but: {error}; needed is a CUDA package: {_INSTALL}") from error
 
 
 SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
 PACKAGE, cuda = _choose()
+TAKES_MLIR = PACKAGE == "numba-cuda-mlir"  # what writes its own code writes MLIR; for the others it is LLVM
+_mlir: Any = import_module("numba_adam.cuda.mlir") if TAKES_MLIR else None
 _WHOLE_WARP = -1
 THREADS = 16 if SIMULATED else 256  # of a block; the simulator takes one of the system's threads for each
 
 
 def _extending() -> tuple[Any, Any]:
-    """Return Numba's types, and the decorator of functions that write their own LLVM code; neither in the simulator."""
+    """Return Numba's types, and the decorator of functions that write their own code; neither in the simulator."""
     if SIMULATED:
         return None, None
+    if TAKES_MLIR:
+        return _mlir.types, _mlir.intrinsic
     return import_module("numba").types, import_module("numba.cuda.extending").intrinsic
 
 
@@ -79,7 +87,11 @@ def device(function: Callable[..., Any]) -> Any:
 
 def _understood(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function as the package's compiler understands it."""
-    return bind(function, min=_smaller, max=_larger) if PACKAGE == "numba.cuda" else function
+    if PACKAGE == "numba-cuda":
+        return function
+    if TAKES_MLIR:
+        _mlir.tell_named_tuples(function)
+    return bind(function, min=_smaller, max=_larger)
 
 
 def kernel(function: Callable[..., Any], *identity: object) -> Any:
@@ -93,7 +105,8 @@ def kernel(function: Callable[..., Any], *identity: object) -> Any:
     if SIMULATED:
         return cuda.jit(function)
     made = cuda.jit(_understood(function))
-    cache.keep(made, import_module("numba.cuda.dispatcher"), *identity)
+    dispatchers = "numba_cuda_mlir.descriptor" if TAKES_MLIR else "numba.cuda.dispatcher"
+    cache.keep(made, import_module(dispatchers), *identity)
     return made
 
 
@@ -132,7 +145,7 @@ if SIMULATED:
         return largest
 
 else:
-    if PACKAGE == "numba.cuda":
+    if PACKAGE != "numba-cuda":
 
         @cuda.jit(device=True, inline="always")  # type: ignore[untyped-decorator, unused-ignore]
         def _smaller(a, b):  # type: ignore[no-untyped-def]

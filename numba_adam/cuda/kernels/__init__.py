@@ -3,6 +3,7 @@
 Each imports only what stands above it:
 
     access      loads and stores at an address, 16 bytes at once where they lie right
+    access_mlir the same for numba-cuda-mlir
     layout      what a kernel is compiled for, and what it works on, by name
     formats     number formats: from memory to float32 or float64 and back
     columns     the columns of a group of elements: into registers and back

@@ -1,7 +1,7 @@
 """Loads and stores at an address (int64) in a GPU's memory: of one element, and of a thread's LANES at once.
 
-Numba has no vector types, so those that move 16 bytes are written here, for its code generator. In the simulator a
-GPU's memory is the process's own, and Python looks at it by address.
+Numba has no vector types, so those that move 16 bytes are written here, for its code generator; `access_mlir` writes
+them for numba-cuda-mlir's. In the simulator a GPU's memory is the process's own, and Python looks at it by address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numba_adam.cuda import seam
 
 WIDE_BYTES = 16  # what one load or store moves, from a multiple of it
-_CODES = ("uint8", "uint16")  # dtypes whose registers hold codes
+CODES = ("uint8", "uint16")  # dtypes whose registers hold codes
 
 
 class Column(NamedTuple):
@@ -33,7 +33,9 @@ class Column(NamedTuple):
 
 def scalar(dtype: str) -> tuple[Any, Any]:
     """Return load(address) -> number and store(address, number), of "float32", "float64", "uint32" or "int64"."""
-    return _simulated_scalar(dtype) if seam.SIMULATED else _compiled_scalar(dtype)
+    if seam.SIMULATED:
+        return _simulated_scalar(dtype)
+    return _in_mlir().scalar(dtype) if seam.TAKES_MLIR else _compiled_scalar(dtype)
 
 
 @functools.cache
@@ -44,7 +46,15 @@ def column(dtype: str, lanes: int) -> Column:
         dtype: of the elements: "float32", "float64", "uint16", "uint8" or "".
         lanes: how many a thread takes at a time.
     """
-    return _simulated_column(dtype, lanes) if seam.SIMULATED else _compiled_column(dtype, lanes)
+    if seam.SIMULATED:
+        return _simulated_column(dtype, lanes)
+    return _in_mlir().column(dtype, lanes) if seam.TAKES_MLIR else _compiled_column(dtype, lanes)
+
+
+def _in_mlir() -> Any:
+    from numba_adam.cuda.kernels import access_mlir
+
+    return access_mlir
 
 
 # --- the simulator: plain Python ---
@@ -83,7 +93,7 @@ def _simulated_column(dtype: str, lanes: int) -> Column:
     wide = min(WIDE_BYTES, lanes * kind().itemsize)
 
     def registers(reals: Any, codes: Any) -> Any:
-        return codes if dtype in _CODES else reals
+        return codes if dtype in CODES else reals
 
     def load(address: int, reals: Any, codes: Any) -> None:
         registers(reals, codes)[:] = _memory(dtype, lanes, address, wide)[:]
@@ -188,7 +198,7 @@ def _register(builder: Any, dtype: str, arrays: Any, k: Any) -> Any:
     """Return the pointer to lane k of the registers for elements of a dtype."""
     ir = _ir()
     index = ir.IntType(64)(k) if isinstance(k, int) else k
-    return builder.gep(arrays[1] if dtype in _CODES else arrays[0], [index], inbounds=True)
+    return builder.gep(arrays[1] if dtype in CODES else arrays[0], [index], inbounds=True)
 
 
 def _put(builder: Any, register: Any, value: Any) -> None:

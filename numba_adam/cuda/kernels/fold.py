@@ -70,6 +70,7 @@ _bias_correction: Any = None
 _correct: Any = None
 _stream_key: Any = None
 _store_keys: Any = None
+_store_constants: Any = None
 _real_bytes = 4
 
 
@@ -126,6 +127,25 @@ def _keys(step, row, number, seed):  # type: ignore[no-untyped-def]
             _store_uint32(address + (_DITHER + column) * 4, np.uint32(turned & _WORD))
 
 
+def _constants_to(address, c):  # type: ignore[no-untyped-def]
+    """Write the constants at an address, one by one: numba-cuda-mlir goes through no named tuple."""
+    _store_real(address, c[0])
+    _store_real(address + _real_bytes, c[1])
+    _store_real(address + _real_bytes * 2, c[2])
+    _store_real(address + _real_bytes * 3, c[3])
+    _store_real(address + _real_bytes * 4, c[4])
+    _store_real(address + _real_bytes * 5, c[5])
+    _store_real(address + _real_bytes * 6, c[6])
+    _store_real(address + _real_bytes * 7, c[7])
+    _store_real(address + _real_bytes * 8, c[8])
+    _store_real(address + _real_bytes * 9, c[9])
+    _store_real(address + _real_bytes * 10, c[10])
+    _store_real(address + _real_bytes * 11, c[11])
+    _store_real(address + _real_bytes * 12, c[12])
+    _store_real(address + _real_bytes * 13, c[13])
+    _store_real(address + _real_bytes * 14, c[14])
+
+
 def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
     """Write the constants of every array that has a gradient, and count its step; one thread for each.
 
@@ -149,9 +169,7 @@ def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
         corrections = (_bias_correction(s.beta1, number), _bias_correction(s.beta2, number))
         clip_value = _load_float64(step.treatment + CLIP_VALUE * 8)
         address = step.constants + row * (CONSTANTS * _real_bytes)
-        for constant in _correct(s, corrections[0], corrections[1], factor, clip_value):
-            _store_real(address, constant)
-            address += _real_bytes
+        _store_constants(address, _correct(s, corrections[0], corrections[1], factor, clip_value))
         _store_keys(step, row, number, seed)
         _store_int64(step.steps + row * 8, number)
 
@@ -161,11 +179,12 @@ def kernel(real: str) -> Any:
     """Return the kernel that folds for updates computed in `real`, "float32" or "float64"."""
     names = {"product": seam.product64}
     store_keys = seam.device(bind(_keys, _stream_key=codec("stream_key")))
+    row = {"_real_bytes": np.dtype(real).itemsize, "_store_real": access.scalar(real)[1]}
     return seam.kernel(
         bind(
             _fold,
-            _real_bytes=np.dtype(real).itemsize,
-            _store_real=access.scalar(real)[1],
+            _real_bytes=row["_real_bytes"],
+            _store_constants=seam.device(bind(_constants_to, **row)),
             _bias_correction=seam.device(bind(folding.bias_correction, **names)),
             _correct=seam.device(bind(folding.correct, **names)),
             _store_keys=store_keys,

@@ -14,17 +14,20 @@ OLDEST := .venv-oldest
 PROTO := .venv-proto
 BENCH := .venv-bench
 CUDA := .venv-cuda
+PACKAGES := .venv-packages
 GPU := .venv-gpu
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 
 # Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
 FRAMEWORKS := torch==2.13.0 jax==0.10.2 jaxlib==0.10.2
+# The successor of numba-cuda, and what both it and the numba.cuda that Numba brings compile with.
+MLIR := numba-cuda-mlir==0.6.0 nvidia-nvvm==13.* nvidia-cuda-nvrtc==13.* nvidia-nvjitlink==13.*
 # The oldest that pyproject.toml admits: tools/generate_proto.py says why, and checks it.
 GRPCIO_TOOLS := grpcio-tools==1.70.0 protobuf==5.29.6
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo check lint types generated wheel parity cuda oldest bench evidence gpu proto format clean
+.PHONY: help test demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +59,11 @@ parity: $(PARITY)/.made  ## compare with PyTorch and JAX, and borrow their array
 
 cuda: $(CUDA)/.made  ## compile the CUDA kernels, read their PTX, keep and load them; needs no GPU (downloads 200 MB once)
 	$(CUDA)/bin/python -m pytest tests/cuda $(ARGS)
+
+# numba-cuda-mlir takes seconds for a kernel, so each layout is compiled in one of its two ways for each capability.
+packages: $(PACKAGES)/.made  ## compile them with numba-cuda-mlir and Numba's own numba.cuda too, and read their PTX
+	$(PACKAGES)/bin/python -m pytest tests/cuda/test_ptx.py -k "not (flat and sm_80) and not (table and sm_90)" $(ARGS)
+	HIDDEN_PACKAGES=numba_cuda_mlir $(PACKAGES)/bin/python -m pytest tests/cuda/test_ptx.py $(ARGS)
 
 gpu: $(GPU)/.made  ## on a machine with an NVIDIA GPU: compare its bits with the CPU's, and measure
 	$(GPU)/bin/python -m benchmarks.gpu $(ARGS)
@@ -105,6 +113,10 @@ $(OLDEST)/.made: pyproject.toml tools/lower_bounds.py | $(OLDEST)/.venv-made
 
 $(CUDA)/.made: pyproject.toml | $(CUDA)/.venv-made
 	$(CUDA)/$(PIP) --editable ".[ptx]"
+	touch $@
+
+$(PACKAGES)/.made: Makefile pyproject.toml | $(PACKAGES)/.venv-made
+	$(PACKAGES)/$(PIP) --editable ".[test]" $(MLIR)
 	touch $@
 
 $(GPU)/.made: pyproject.toml | $(GPU)/.venv-made

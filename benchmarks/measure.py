@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.case import Settings
 
@@ -39,21 +39,31 @@ def interleave(
         settings: how the run is made.
         before: what must happen before each call of ours and of the peer's, and is not timed.
     """
-    turn_of_ours, turn_of_peer = (
-        functools.partial(_turn, step, prepare) for step, prepare in zip((ours, peer), before, strict=True)
-    )
+    return [(turn[0], turn[1]) for turn in rotate((ours, peer), settings, before)]
+
+
+def rotate(steps: Sequence[Step], settings: Settings, before: Sequence[Step] = ()) -> list[tuple[float, ...]]:
+    """Return seconds per call of any number of contestants, turn by turn; all are called equally often.
+
+    Args:
+        steps: one step of each.
+        settings: how the run is made.
+        before: for each what must happen before a call, and is not timed; without them nothing does.
+    """
+    prepared = zip(steps, before or [_nothing] * len(steps), strict=True)
+    turns = [functools.partial(_turn, step, prepare) for step, prepare in prepared]
     for _ in range(_WARM_UP_CALLS):  # compiles, allocates state, touches every page
-        turn_of_ours(calls=1)
-        turn_of_peer(calls=1)
-    slower = max(min(turn(calls=1) for _ in range(2)) for turn in (turn_of_ours, turn_of_peer))
-    calls = max(1, min(_MOST_CALLS, round(_TURN_SECONDS / slower)))
-    pairs: list[tuple[float, float | None]] = []
+        for turn in turns:
+            turn(calls=1)
+    slowest = max(min(turn(calls=1) for _ in range(2)) for turn in turns)
+    calls = max(1, min(_MOST_CALLS, round(_TURN_SECONDS / slowest)))
+    rounds: list[tuple[float, ...]] = []
     begin = time.perf_counter()
-    while len(pairs) < settings.fewest_pairs or (
-        time.perf_counter() - begin < settings.seconds and len(pairs) < _MOST_PAIRS
+    while len(rounds) < settings.fewest_pairs or (
+        time.perf_counter() - begin < settings.seconds and len(rounds) < _MOST_PAIRS
     ):
-        pairs.append((turn_of_ours(calls), turn_of_peer(calls)))
-    return pairs
+        rounds.append(tuple(turn(calls) for turn in turns))
+    return rounds
 
 
 def _untimed(calls: int) -> int:

@@ -1,7 +1,7 @@
 """The README's plot, drawn from a result file: `python -m benchmarks.plot [RESULT] [--write FOLDER]`.
 
 Time per parameter over size. The newest complete run is taken unless one is named, and its curves come from the theme
-`scaling`. Two files are written, scaling-light.svg and scaling-dark.svg, for light and dark pages; the same run gives
+`curves`. Two files are written, scaling-light.svg and scaling-dark.svg, for light and dark pages; the same run gives
 the same bytes with the same Matplotlib.
 """
 
@@ -51,7 +51,7 @@ def curves_of(run: Run) -> Curves:
     """
     curves = {whose: points for outcome in run.outcomes for whose, points in outcome.curves.items() if points}
     if not curves:
-        raise ValueError("this run has no curves: they come with the theme scaling")
+        raise ValueError("this run has no curves: they come with the theme curves")
     return curves
 
 
@@ -59,7 +59,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
     """Draw a run's curves for light and for dark pages.
 
     Args:
-        run: a run with the theme scaling.
+        run: a run with the theme curves.
         folder: where the files go.
 
     Returns:

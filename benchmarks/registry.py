@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.case import Case
-from benchmarks.themes import denormals, flat, formats, many, memory, phase, rows, scaling, service, start
+from benchmarks.themes import curves, denormals, flat, formats, many, memory, phase, rows, scaling, service, start
 
 CASES: tuple[Case, ...] = (
     *flat.CASES,
@@ -14,6 +14,7 @@ CASES: tuple[Case, ...] = (
     *formats.CASES,
     *rows.CASES,
     *scaling.CASES,
+    *curves.CASES,
     *denormals.CASES,
     *memory.CASES,
     *start.CASES,

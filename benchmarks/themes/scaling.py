@@ -1,18 +1,18 @@
 """Time per parameter from 100 thousand to a billion: ours in three formats on one thread and on all, and the peers.
 
-Each size takes turns with 10 million of the same, or with the peer of the same size. The plot is made of the medians of
-all sizes; the table's figure is the largest size's. Sizes whose arrays do not fit into free memory are left out.
+Each size takes turns with 10 million of the same, or with the peer of the same size; the table's figure is the largest
+size's. Sizes whose arrays do not fit into free memory are left out. `curves` makes the plot.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.case import Bar, Case, Curves, Measurement, MissingError, Settings
+from benchmarks.case import Bar, Case, Measurement, MissingError, Settings
 from benchmarks.contestants import bitsandbytes_8bit, deepspeed_cpu, memory_loop, torch_fused
 from benchmarks.contestants.bitsandbytes_8bit import BitsAndBytes8bit
 from benchmarks.contestants.deepspeed_cpu import DeepSpeedCPU
@@ -25,9 +25,9 @@ from benchmarks.themes.formats import BFLOAT16, EIGHT_BIT
 from benchmarks.workload import Repeated, Workload, check_usual
 
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 100_000_000, 1_000_000_000)
-_BEYOND_CACHES = 10_000_000
-_SHARE_OF_MEMORY = 0.85
-_BYTES_EACH = 16.5  # at most, while arrays are made too
+BEYOND_CACHES = 10_000_000
+SHARE_OF_MEMORY = 0.85
+BYTES_EACH = 16.5  # at most, while arrays are made too
 _PARTS_OF_A_CASE = 10  # each size takes this part of a case's time
 _FEWEST_PAIRS = 5
 _FLAT = 1.1  # what we take "flat" for: within a tenth
@@ -71,19 +71,19 @@ PEERS = {
 }
 
 
-def curve_of_ours(key: str, threads: int) -> str:
-    """Return what our curve of a format is called."""
+def name_of_ours(key: str, threads: int) -> str:
+    """Return what ours in a format is called."""
     return f"ours, {FORMATS[key].label}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _sizes(settings: Settings, largest: int) -> list[int]:
+def fitting_sizes(settings: Settings, largest: int) -> list[int]:
     """Return the sizes that a quick try, a slow contestant and free memory allow; at least one."""
-    fitting = int(_SHARE_OF_MEMORY * _free_bytes() / _BYTES_EACH) - _BEYOND_CACHES
+    fitting = int(SHARE_OF_MEMORY * free_bytes() / BYTES_EACH) - BEYOND_CACHES
     most = min(settings.elements(largest), fitting)
     return [size for size in SIZES if size <= most] or [most]
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Return the bytes of memory that are available.
 
     Raises:
@@ -107,39 +107,34 @@ def _flatness(key: str, settings: Settings) -> Measurement:
     def made(elements: int) -> Ours:
         return Ours(Repeated(((elements,),)), settings.threads, **FORMATS[key].options)
 
-    base_size = settings.elements(_BEYOND_CACHES)
+    base_size = settings.elements(BEYOND_CACHES)
     base = made(base_size)
     points = []
-    for size in _sizes(settings, SIZES[-1]):
+    for size in fitting_sizes(settings, SIZES[-1]):
         pairs = interleave(made(size).step, base.step, _brief(settings))
         points.append((float(size), summarise([ours for ours, _ in pairs]).median))
     check_usual(base.moments(), "our moments")  # the larger arrays hold the same numbers more often
     per_parameter = [(ours / size, peer / base_size if peer else None) for ours, peer in pairs]
-    curves = {curve_of_ours(key, settings.threads): points}
-    return Measurement(per_parameter, {**_per_parameter(curves), "our threads": base.threads()}, curves)
+    notes = per_size(name_of_ours(key, settings.threads), points)
+    return Measurement(per_parameter, {**notes, "our threads": base.threads()})
 
 
 def _against(peer: Peer, settings: Settings) -> Measurement:
     """Compare ours with a peer at each size."""
     points = []
-    for size in _sizes(settings, peer.largest):
+    for size in fitting_sizes(settings, peer.largest):
         workload = Repeated(((size,),))
         theirs = peer.make(workload, settings.threads)
         ours = Ours(workload, settings.threads, **peer.ours.options)
         pairs = interleave(ours.step, theirs.step, _brief(settings))
         points.append((float(size), summarise([seconds for _, seconds in pairs if seconds]).median))
         del ours, theirs  # before the next are made
-    curves = {peer.label: points}
-    return Measurement(pairs, _per_parameter(curves), curves)
+    return Measurement(pairs, per_size(peer.label, points))
 
 
-def _per_parameter(curves: Curves) -> dict[str, str]:
-    """Return the points of curves as notes."""
-    return {
-        f"{whose}, {size:,.0f}": f"{seconds / size * 1e9:.3f} ns per parameter"
-        for whose, points in curves.items()
-        for size, seconds in points
-    }
+def per_size(whose: str, points: Sequence[tuple[float, float]]) -> dict[str, str]:
+    """Return seconds of a step by its size as notes."""
+    return {f"{whose}, {size:,.0f}": f"{seconds / size * 1e9:.3f} ns per parameter" for size, seconds in points}
 
 
 def _flatness_case(key: str, threads: int | None) -> Case:

@@ -80,6 +80,7 @@ def test_reasons_can_be_published() -> None:
         "flat/50m/loop",
         "scaling/float32/one-thread",
         "scaling/loop",
+        "curves/all-threads",
         "denormals/float32/ordinary",
         "rows/dense",
         "rows/exact",

@@ -1,7 +1,7 @@
 """Taking turns: in order, equally often. No timing is asserted."""
 
 from benchmarks.case import Settings
-from benchmarks.measure import interleave
+from benchmarks.measure import interleave, rotate
 
 
 def busy() -> int:
@@ -35,3 +35,18 @@ def test_what_comes_before_a_call_comes_before_every_call() -> None:
 def test_every_measurement_is_a_positive_time() -> None:
     pairs = interleave(busy, busy, Settings(seconds=0.1, fewest_pairs=2))
     assert all(ours > 0 and peer is not None and peer > 0 for ours, peer in pairs)
+
+
+def test_any_number_of_contestants_take_turns() -> None:
+    calls: list[str] = []
+
+    def step(name: str) -> None:
+        calls.append(name)
+        busy()
+
+    steps = [lambda name=name: step(name) for name in "ABC"]  # type: ignore[misc]
+    rounds = rotate(steps, Settings(seconds=0.0, fewest_pairs=2))
+    turns = [name for k, name in enumerate(calls) if k == 0 or calls[k - 1] != name]
+    assert [len(each) for each in rounds] == [3, 3]
+    assert turns[-6:] == list("ABCABC")
+    assert len({calls.count(name) for name in "ABC"}) == 1

@@ -238,7 +238,7 @@ def test_what_is_a_bfloat16_already_stays_what_it_is():
 @numba.njit
 def draw(key, first, out):
     for i in range(out.size):
-        out[i] = compiled._random_bits(key, np.uint32(first + np.uint32(i)))
+        out[i] = compiled.random_bits(key, np.uint32(first + np.uint32(i)))
 
 
 @numba.njit

@@ -1,4 +1,4 @@
-"""The one place that imports a CUDA package.
+"""The one place that chooses a CUDA package; what is written for one of them alone is imported from here on.
 
 Three generations of them offer the same decorators and intrinsics. The first of these that is installed is taken:
 

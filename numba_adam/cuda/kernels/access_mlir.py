@@ -1,4 +1,7 @@
-"""What `access` writes for LLVM, written in MLIR, which numba-cuda-mlir's code generator takes instead."""
+"""What `access` writes for LLVM, written in MLIR, which numba-cuda-mlir's code generator takes instead.
+
+Imported by `access`, where that is the package taken; imports it.
+"""
 
 from __future__ import annotations
 

@@ -75,6 +75,11 @@ def _usable(path: Path) -> bool:
         tempfile.TemporaryFile(dir=path).close()
     except OSError:
         return False
+    return is_ours_alone(status)
+
+
+def is_ours_alone(status: os.stat_result) -> bool:
+    """Return whether a file or folder belongs to this user and nobody else may write to it; data folders ask it too."""
     if not hasattr(os, "geteuid"):
         return True
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -19,6 +19,7 @@ from numba_adam.client.retry import Deadline
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session
 from numba_adam.errors import InvalidRequestError, ServiceError
+from numba_adam.interop import count_writes
 from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,10 @@ class Model:
         wanted = _checked_version(min_version)
         if places is None and not wanted and (ready := self._take_prefetched()) is not None:
             return ready.parameters
-        pulled = self._pull(wanted, places)
+        try:
+            pulled = self._pull(wanted, places)
+        finally:  # a pull that fails may have begun to write
+            count_writes(list((out or {}).values()))
         self._report_rewinds(prefetch=False)
         return pulled.parameters
 

@@ -10,7 +10,7 @@ from numba_adam.cuda.arrays import is_on_cuda
 from numba_adam.devices import update_on_cuda
 from numba_adam.errors import HyperparameterError
 from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters, real
-from numba_adam.interop import borrow
+from numba_adam.interop import borrow, count_writes
 from numba_adam.scaling import Scaling
 from numba_adam.single import update_one
 from numba_adam.table import UpdateTable
@@ -79,12 +79,14 @@ def adam_update(
     labels = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "", "", "grad")
     if is_on_cuda(param):
         update_on_cuda(arrays, hyperparameters, number, scale, labels)
+        count_writes(arrays[1:])
         return
     columns = [
         [borrow(array, name=name, writable=True, narrow=True)] for array, name in zip(arrays[1:], labels, strict=False)
     ]
     table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels)
     table.update([grad], np.array([number - 1], dtype=np.int64), Scaling(scale))
+    count_writes(arrays[1:])
 
 
 def _step(value: object) -> int:

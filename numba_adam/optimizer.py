@@ -17,7 +17,9 @@ from numba_adam.devices import borrow_param, check_loss_scale, check_same_place,
 from numba_adam.errors import HyperparameterError, NamesError
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
+from numba_adam.interop import count_writes
 from numba_adam.interop.dispatch import place_of
+from numba_adam.interop.writes import CountedWrites
 from numba_adam.kernels.threads import step_lock
 from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
 from numba_adam.param_groups import (
@@ -30,7 +32,7 @@ from numba_adam.param_groups import (
     is_array,
     separated,
 )
-from numba_adam.part import Member, MixedParts, StepResult, accumulate
+from numba_adam.part import Member, MixedParts, StepResult, accumulate, was_applied
 from numba_adam.scaling import Scaling, scaling
 
 
@@ -125,6 +127,7 @@ class Adam:
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
         self._watched = _watch(self.param_groups)
+        self._writes = CountedWrites(member.given for member in self._members)
         Extents([each.param for each in self._members], [f"params{each.label}" for each in self._members])
         self._parts = parts_of(self._members, self._options)
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
@@ -184,7 +187,10 @@ class Adam:
                     f"the gradients of {self._accumulations} micro-batches were accumulated: call accumulate(grads) "
                     "and then step() without gradients, or drop_accumulated() before"
                 )
-            return self._step(ordered, treatment)
+            result = self._step(ordered, treatment)
+            if zero_grad and was_applied(result):
+                count_writes(ordered)
+            return result
 
     def accumulate(self, grads: object) -> None:
         """Add the gradients of a micro-batch to sums, of which `step()` without gradients makes one update.
@@ -316,7 +322,10 @@ class Adam:
         if scheduled:
             steps = [1 + max(part.last_step(group) for part in self._parts) for group in scheduled]
             follow_schedules(scheduled, steps)
-        return self._stepper.step(grads, treatment)
+        result = self._stepper.step(grads, treatment)
+        if was_applied(result):
+            self._writes.count(grads)
+        return result
 
     def _states(self) -> list[dict[str, Any]]:
         """Return every parameter's state, in order."""

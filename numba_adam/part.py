@@ -41,6 +41,11 @@ class StepResult:
 APPLIED = StepResult(applied=True)
 
 
+def was_applied(result: StepResult) -> bool:
+    """Say whether a step may have written: one that only a GPU knows of is not waited for, and may have."""
+    return result is APPLIED or type(result) is not StepResult or result.applied
+
+
 class Member(NamedTuple):
     """One parameter."""
 

@@ -11,6 +11,7 @@ from numba_adam.arrays import Array
 from numba_adam.errors import HyperparameterError
 from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
+from numba_adam.interop import count_writes
 from numba_adam.row_history import RowHistory, forget_calls
 from numba_adam.row_jobs import Job, replay, update_in_place
 from numba_adam.row_tables import (
@@ -110,11 +111,13 @@ def adam_update_rows(
     job = Job(table, numbers, NOTHING, NOTHING, address(grads), number, scale, has_grads=True)
     if mode == "lazy":
         check_inside(update_in_place(job, hyperparameters), rows, table)
+        count_writes([param, exp_avg, exp_avg_sq, max_exp_avg_sq])
         return
     room = row_room.take(numbers.size)
     distinct, starts, order = distinct_rows(numbers, rows, table, room)
     replay([job._replace(rows=distinct, starts=starts, order=order)], hyperparameters, history)
     row_room.give_back(room)
+    count_writes([param, exp_avg, exp_avg_sq, max_exp_avg_sq])
 
 
 def adam_catch_up_rows(
@@ -181,6 +184,7 @@ def adam_catch_up_rows(
     jobs = [Job(table, part, NOTHING, NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
     replay(jobs, hyperparameters, history)
     row_room.give_back(room)
+    count_writes([param, exp_avg, exp_avg_sq, max_exp_avg_sq])
     if rows is None:
         forget_calls(table.last_step)
 

@@ -1,6 +1,7 @@
 """Arrays of any framework, borrowed as NumPy views: the only place that knows frameworks by name.
 
     view = borrow(array, name="w", writable=True)     the same memory, or an error that says what to do
+    count_writes([array])                             after a write to it: autograd hears of it
     to_torch_state_dict(opt.state_dict())             what torch.optim.Adam.load_state_dict takes
 
 Nothing here imports a framework: an array of one can only exist where its user imported it, so looking at what is
@@ -9,5 +10,6 @@ loaded already is enough. May import NumPy and `numba_adam.errors`.
 
 from numba_adam.interop.dispatch import borrow
 from numba_adam.interop.torch import to_torch_state_dict
+from numba_adam.interop.writes import count_writes
 
-__all__ = ["borrow", "to_torch_state_dict"]
+__all__ = ["borrow", "count_writes", "to_torch_state_dict"]

@@ -43,12 +43,17 @@ def borrow(array: object, *, name: str, writable: bool = False, narrow: bool = F
         dtype = array.dtype
         if (dtype is FLOAT32 or dtype is FLOAT64) and array.flags.carray:
             return array
-    lender = next(lender for lender in _LENDERS if lender.owns(array))
+    lender = lender_of(array)
     view = lender.lend(array, name, narrow)
     check(view, name, lender, writable=writable, narrow=narrow)
     return view
 
 
+def lender_of(array: object) -> Lender:
+    """Return what knows an array's kind."""
+    return next(lender for lender in _LENDERS if lender.owns(array))
+
+
 def place_of(array: object) -> Callable[[Any], int] | None:
     """Return what says where an array's memory lies now; None where the array cannot be given other memory."""
-    return next(lender for lender in _LENDERS if lender.owns(array)).place
+    return lender_of(array).place

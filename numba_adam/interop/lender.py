@@ -5,7 +5,7 @@ May import NumPy, `numba_adam.errors` and `numba_adam.formats`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,9 @@ class Lender:
 
     place: Callable[[Any], int] | None = None
     """Where an object's memory lies now, for kinds whose objects can be given other memory; None for the rest."""
+
+    count_writes: Callable[[Sequence[Any]], None] | None = None
+    """Tells the framework that its arrays were written to; None for kinds that do not count writes."""
 
 
 def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool, narrow: bool) -> None:

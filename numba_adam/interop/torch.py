@@ -6,7 +6,7 @@ May import NumPy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -31,7 +31,7 @@ def _owns(array: object) -> bool:
 
 
 def _lend(tensor: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
-    """Return a view of a tensor's memory; gradients recorded for it do not hear of what is written there."""
+    """Return a view of a tensor's memory; autograd hears of what is written there by `_count_writes` alone."""
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
         raise UnsupportedArrayError(
@@ -55,6 +55,29 @@ def _lend(tensor: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     return view
 
 
+def _count_writes(tensors: Sequence[Any]) -> None:
+    """Advance the version counters of tensors, which a backward pass compares; those of inference mode have none.
+
+    `increment_version` takes a list since PyTorch 2.5 and one tensor since 2.1. Before, a write to no elements counts.
+    """
+    increment = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
+    if increment is not None:
+        try:
+            increment(tensors)
+        except (TypeError, RuntimeError):
+            pass
+        else:
+            return
+    for tensor in tensors:
+        if not tensor.is_inference():
+            (increment or _write_nothing)(tensor)
+
+
+def _write_nothing(tensor: Any) -> None:
+    """Write to no element of a tensor: `detach` shares the version counter."""
+    tensor.detach().as_strided((0,), (1,)).zero_()
+
+
 LENDER = Lender(
     kind=_KIND,
     owns=_owns,
@@ -63,6 +86,7 @@ LENDER = Lender(
     compact="x.contiguous()",
     thaw="x.detach().clone()",
     place=lambda tensor: int(tensor.data_ptr()),
+    count_writes=_count_writes,
 )
 
 

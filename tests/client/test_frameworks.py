@@ -40,3 +40,14 @@ def test_a_jax_worker(client):
     pulled = model.pull()
     np.testing.assert_allclose(pulled["w"], 0.9, rtol=1e-5)
     np.testing.assert_allclose(pulled["b"], -0.1, rtol=1e-5)
+
+
+@pytest.mark.skipif(torch is None, reason="PyTorch is not installed; the parity environment has it")
+def test_backward_through_a_graph_made_before_a_pull_into_its_tensors_is_an_error(client):
+    weights = {"w": torch.ones(3, requires_grad=True)}
+    model = client.create_model("m", weights, lr=0.1)
+    loss = (weights["w"] ** 2).sum()
+    model.push({"w": torch.ones(3)})
+    model.pull(out=weights)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -40,10 +40,11 @@ demo: $(VENV)/.demo  ## train on handwritten digits, kill the server half-way, a
 
 check: lint types generated wheel  ## run every check that is not a test
 
-lint: $(VENV)/.dev  ## ruff on the Python code, buf on the wire contract
+lint: $(VENV)/.dev  ## ruff on the Python code, buf on the wire contract: its style, and whether it breaks what was released
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	cd proto && ../$(VENV)/bin/buf lint
+	cd proto && ../$(VENV)/bin/buf breaking --against released.binpb
 
 types: $(VENV)/.dev  ## mypy --strict outside the kernels
 	$(VENV)/bin/python tools/check_types.py $(ARGS)

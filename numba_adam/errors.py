@@ -20,6 +20,7 @@
         │   └── NonFiniteError         a NaN or an infinity in the gradients
         ├── InvalidRequestError        (ValueError)   a request the server cannot make sense of
         ├── SequenceError              (ValueError)   a sequence number too old or too far ahead
+        │   └── SequenceReusedError    the number has been answered, for a push of other content
         ├── SessionFencedError         a newer session of the same worker has taken over
         ├── SessionUnknownError        no session of that worker is open
         ├── PushInProgressError        the same push is being received on another stream
@@ -118,6 +119,10 @@ class InvalidRequestError(ServiceError, ValueError):
 
 class SequenceError(ServiceError, ValueError):
     """A sequence number too old for its answer to be kept, or too far ahead."""
+
+
+class SequenceReusedError(SequenceError):
+    """A sequence number that was answered came again with other content; this push was not applied."""
 
 
 class SessionFencedError(ServiceError):

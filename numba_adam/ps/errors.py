@@ -53,6 +53,7 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_INTERNAL, errors.InternalServerError, grpc.StatusCode.INTERNAL),
     Row(Reason.REASON_SNAPSHOT, errors.SnapshotError, grpc.StatusCode.INTERNAL),
     Row(Reason.REASON_SNAPSHOT, errors.CorruptSnapshotError, grpc.StatusCode.DATA_LOSS),
+    Row(Reason.REASON_SEQUENCE_REUSED, errors.SequenceReusedError, grpc.StatusCode.INVALID_ARGUMENT),
     # These have no reason of their own: a wrong setting is a request that makes no sense, a deadline that passes is
     # said by the code alone, and the bare root is never raised on purpose.
     Row(Reason.REASON_INVALID_REQUEST, errors.ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),

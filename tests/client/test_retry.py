@@ -152,6 +152,7 @@ LASTING = [
     errors.NonFiniteError("x"),
     errors.InvalidRequestError("x"),
     errors.SequenceError("x"),
+    errors.SequenceReusedError("x"),
     errors.SessionFencedError("x"),
     errors.SessionUnknownError("x"),
     errors.RewoundError("x"),

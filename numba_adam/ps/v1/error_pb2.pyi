@@ -25,6 +25,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_STOPPING: _ClassVar[Reason]
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_SNAPSHOT: _ClassVar[Reason]
+    REASON_SEQUENCE_REUSED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_MODEL_NOT_FOUND: Reason
@@ -42,15 +43,18 @@ REASON_IN_PROGRESS: Reason
 REASON_STOPPING: Reason
 REASON_INTERNAL: Reason
 REASON_SNAPSHOT: Reason
+REASON_SEQUENCE_REUSED: Reason
 
 class ErrorDetail(_message.Message):
-    __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state")
+    __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch")
     REASON_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_RECORDED_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     reason: Reason
     sequence_recorded: bool
     retry_after_milliseconds: int
     state: _model_pb2.StatePoint
-    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., sequence_recorded: bool = ..., retry_after_milliseconds: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., sequence_recorded: bool = ..., retry_after_milliseconds: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...

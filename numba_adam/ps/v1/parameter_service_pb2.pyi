@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateModelHeader(_message.Message):
-    __slots__ = ("spec", "request_id", "exist_ok", "total_bytes", "checksum_kind")
+    __slots__ = ("spec", "request_id", "exist_ok", "total_bytes", "checksum_kind", "after_state_id")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EXIST_OK_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    AFTER_STATE_ID_FIELD_NUMBER: _ClassVar[int]
     spec: _model_pb2.ModelSpec
     request_id: str
     exist_ok: bool
     total_bytes: int
     checksum_kind: _transfer_pb2.ChecksumKind
-    def __init__(self, spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., exist_ok: bool = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+    after_state_id: str
+    def __init__(self, spec: _Optional[_Union[_model_pb2.ModelSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., exist_ok: bool = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., after_state_id: _Optional[str] = ...) -> None: ...
 
 class CreateModelRequest(_message.Message):
     __slots__ = ("header", "chunk", "trailer")
@@ -52,20 +54,28 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "next_page_token")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[_model_pb2.Model, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[_model_pb2.Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DeleteModelRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "state_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    state_id: str
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ...) -> None: ...
 
 class DeleteModelResponse(_message.Message):
     __slots__ = ("state",)
@@ -74,12 +84,18 @@ class DeleteModelResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("model", "worker_id")
+    __slots__ = ("model", "worker_id", "nonce", "seen_epoch", "state_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     worker_id: str
-    def __init__(self, model: _Optional[str] = ..., worker_id: _Optional[str] = ...) -> None: ...
+    nonce: str
+    seen_epoch: int
+    state_id: str
+    def __init__(self, model: _Optional[str] = ..., worker_id: _Optional[str] = ..., nonce: _Optional[str] = ..., seen_epoch: _Optional[int] = ..., state_id: _Optional[str] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("epoch", "first_sequence", "state")
@@ -224,8 +240,12 @@ class SnapshotResponse(_message.Message):
     def __init__(self, snapshots: _Optional[_Iterable[_Union[SnapshotInfo, _Mapping]]] = ...) -> None: ...
 
 class GetServerStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("model", "pushes_applied", "pushes_repeated", "pushes_rejected", "workers")
@@ -242,7 +262,7 @@ class ModelStatus(_message.Message):
     def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ..., pushes_applied: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., pushes_rejected: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("server_version", "uptime_seconds", "models", "memory_used_bytes", "memory_budget_bytes", "threading_layer", "threads")
+    __slots__ = ("server_version", "uptime_seconds", "models", "memory_used_bytes", "memory_budget_bytes", "threading_layer", "threads", "next_page_token")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +270,7 @@ class GetServerStatusResponse(_message.Message):
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     THREADING_LAYER_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     uptime_seconds: float
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
@@ -257,4 +278,5 @@ class GetServerStatusResponse(_message.Message):
     memory_budget_bytes: int
     threading_layer: str
     threads: int
-    def __init__(self, server_version: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., threading_layer: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, server_version: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., threading_layer: _Optional[str] = ..., threads: _Optional[int] = ..., next_page_token: _Optional[str] = ...) -> None: ...

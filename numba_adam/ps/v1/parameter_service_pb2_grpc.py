@@ -29,8 +29,12 @@ class ParameterServiceStub(object):
     """Holds parameters and Adam's state, and applies gradients that workers push.
 
     Idempotence. A push is named by (state id, worker id, epoch, sequence) and is applied at most once however often
-    it is sent: the answer is kept and given again. Creating a model is named by its request id. Opening a session
-    again gives a higher epoch and fences the one before. All other calls may be repeated at will.
+    it is sent: the answer is kept and given again, to the same content only. Creating a model is named by its request
+    id, opening a session by its nonce. All other calls may be repeated at will.
+
+    Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. A message that arrives after a newer one has
+    decided otherwise is refused and changes nothing.
 
     Errors. Each carries an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
@@ -97,8 +101,12 @@ class ParameterServiceServicer(object):
     """Holds parameters and Adam's state, and applies gradients that workers push.
 
     Idempotence. A push is named by (state id, worker id, epoch, sequence) and is applied at most once however often
-    it is sent: the answer is kept and given again. Creating a model is named by its request id. Opening a session
-    again gives a higher epoch and fences the one before. All other calls may be repeated at will.
+    it is sent: the answer is kept and given again, to the same content only. Creating a model is named by its request
+    id, opening a session by its nonce. All other calls may be repeated at will.
+
+    Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. A message that arrives after a newer one has
+    decided otherwise is refused and changes nothing.
 
     Errors. Each carries an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
@@ -120,21 +128,23 @@ class ParameterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models, by name.
+        """Lists the models, by name; in pages, where `page_size` asks for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model, its state and its snapshots. Not to be undone.
+        """Deletes a model, its state and its snapshots. Not to be undone. Give its state id, or a request that arrives late
+        deletes the model that was created after it under the same name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def OpenSession(self, request, context):
-        """Opens a session of a worker on a model and returns the epoch its pushes carry.
+        """Opens a session of a worker on a model and returns the epoch its pushes carry. The session that the worker had
+        before is fenced. Sent again with the same nonce, it returns the same epoch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,7 +180,7 @@ class ParameterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetServerStatus(self, request, context):
-        """Returns what the server holds and has done.
+        """Returns what the server holds and has done; its models in pages, where `page_size` asks for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,8 +251,12 @@ class ParameterService(object):
     """Holds parameters and Adam's state, and applies gradients that workers push.
 
     Idempotence. A push is named by (state id, worker id, epoch, sequence) and is applied at most once however often
-    it is sent: the answer is kept and given again. Creating a model is named by its request id. Opening a session
-    again gives a higher epoch and fences the one before. All other calls may be repeated at will.
+    it is sent: the answer is kept and given again, to the same content only. Creating a model is named by its request
+    id, opening a session by its nonce. All other calls may be repeated at will.
+
+    Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. A message that arrives after a newer one has
+    decided otherwise is refused and changes nothing.
 
     Errors. Each carries an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """

@@ -2,6 +2,7 @@
 
 Installed as numba_adam.server. A map, from the pure core outwards; each file imports only what stands above it:
 
+    memory      how much memory the process may use
     config      every setting, from flags, environment, a TOML file or its default
     spec        what a model is, and whether a push fits it
     machine     order, duplicates, versions, staleness: decisions without gRPC, clock, threads or disk
@@ -17,6 +18,7 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     host        the server without gRPC: models, pushes, pulls, snapshots
     watch       ends transfers whose other side has stopped
     service     the gRPC edge
+    listen      every address of a name, or none
     embedded    `Server`: start, address, stop
     main        `serve`: until SIGTERM
 """

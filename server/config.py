@@ -1,15 +1,16 @@
 """Every setting of the server, in one frozen record; flags beat environment beats file beats default.
 
 The command line's options, the NUMBA_ADAM_* variables and the keys of the TOML file are all made from the fields of
-`ServerConfig`, so a setting is added in one place. Imports the standard library and the error tree.
+`ServerConfig`, so a setting is added in one place. Imports the standard library, the error tree and the sizes.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import ipaddress
+import logging
 import math
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from numba_adam.errors import ConfigurationError
+from numba_adam.server.memory import parse_size, usable_bytes
 
+_log = logging.getLogger(__name__)
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
 _LONGEST_SECONDS = 1e6  # eleven days: what gRPC and the system's timers can count, in milliseconds too
@@ -29,10 +32,6 @@ def _setting(default: Any, text: str, minimum: float | None = None, maximum: flo
     """Return a field with its explanation, which is also its --help text."""
     maximum = min(maximum, _LONGEST_SECONDS) if isinstance(default, float) else maximum
     return field(default=default, metadata={"help": text, "minimum": minimum, "maximum": maximum})
-
-
-def _half_of_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,10 @@ class ServerConfig:
     )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it is not there.")  # noqa: RUF009 - a field
     memory_budget_bytes: int = _setting(
-        0, "the most memory that models and transfers may hold, in bytes; 0 means half of the machine's memory.", 0
+        0,
+        "the most memory that models and transfers may hold, in bytes or with a unit (8GiB, 512MiB); 0 means half of "
+        "the memory that the machine or this process's control group has.",
+        0,
     )
     snapshot_interval_seconds: float = _setting(
         60.0, "seconds between snapshots of a model that moves; 0 turns the timer off.", 0
@@ -60,7 +62,10 @@ class ServerConfig:
     threads: int = _setting(0, "threads that apply an update; 0 means all that Numba has.", 0)
     rpc_threads: int = _setting(64, "calls served at the same time.", 4)
     largest_message_bytes: int = _setting(
-        16 << 20, "the largest single gRPC message taken, in bytes.", _SMALLEST_MESSAGE_BYTES, _LARGEST_MESSAGE_BYTES
+        16 << 20,
+        "the largest single gRPC message taken, in bytes or with a unit (4MiB).",
+        _SMALLEST_MESSAGE_BYTES,
+        _LARGEST_MESSAGE_BYTES,
     )
     stop_deadline_seconds: float = _setting(
         30.0, "how long calls in flight may take to finish once the server is told to stop.", 0
@@ -80,7 +85,7 @@ class ServerConfig:
             object.__setattr__(self, item.name, _check(item, kind, getattr(self, item.name)))
         check_loopback(self.listen)
         if not self.memory_budget_bytes:
-            object.__setattr__(self, "memory_budget_bytes", _half_of_memory())
+            object.__setattr__(self, "memory_budget_bytes", usable_bytes() // 2)
         if self.memory_budget_bytes < _SMALLEST_BUDGET_BYTES:
             raise ConfigurationError(
                 f"memory_budget_bytes={self.memory_budget_bytes}: it must be at least {_SMALLEST_BUDGET_BYTES}"
@@ -101,7 +106,7 @@ def check_loopback(listen: str) -> tuple[str, int]:
         raise ConfigurationError(
             f"listen={listen!r}: an IPv6 address stands in brackets, which tell it from its port; write [{bare}]:{port}"
         )
-    if not _is_loopback(bare):
+    if not is_loopback(bare):
         raise ConfigurationError(
             f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: "
             "TLS and a token, which come in a later release. Until then listen on 127.0.0.1, ::1 or localhost, and "
@@ -119,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for item, kind in _kinds():
         parser.add_argument(
             f"--{item.name.replace('_', '-')}",
-            metavar={int: "N", float: "SECONDS", Path: "DIR", str: "HOST:PORT"}[kind],
+            metavar="BYTES" if _is_size(item) else {int: "N", float: "SECONDS", Path: "DIR", str: "HOST:PORT"}[kind],
             default=argparse.SUPPRESS,
             help=f"{item.metadata['help']} Default: {defaults[item.name]}",
         )
@@ -127,6 +132,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerConfig:
     """Return the settings: flags beat NUMBA_ADAM_* variables beat the TOML file beat defaults.
+
+    A NUMBA_ADAM_* variable that is no setting is named in a warning and otherwise ignored: Kubernetes makes such
+    variables for a service of that name.
 
     Args:
         namespace: from a parser that `add_arguments` was called on.
@@ -137,13 +145,28 @@ def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerCon
     """
     file = getattr(namespace, "config", None) or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     values = _read_file(_path("config", file)) if file else {}
+    _warn_of_strange_variables(environ)
     for item, kind in _kinds():
-        variable = ENVIRONMENT_PREFIX + item.name.upper()
+        variable = _variable(item.name)
         if variable in environ:
-            values[item.name] = _parse(variable, kind, environ[variable])
+            values[item.name] = _parse(variable, item, kind, environ[variable])
         if hasattr(namespace, item.name):
-            values[item.name] = _parse(f"--{item.name.replace('_', '-')}", kind, getattr(namespace, item.name))
+            values[item.name] = _parse(f"--{item.name.replace('_', '-')}", item, kind, getattr(namespace, item.name))
     return ServerConfig(**values)
+
+
+def _warn_of_strange_variables(environ: Mapping[str, str]) -> None:
+    """Name the variables that look like settings and are none, each with the setting it is most like."""
+    known = [_variable(name) for name in ("config", *(item.name for item in fields(ServerConfig)))]
+    for name in sorted(environ):
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"the variables are {', '.join(known)}"
+            _log.warning("%s: there is no such setting, it is ignored; %s", name[:200], advice)
+
+
+def _variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper()
 
 
 def _kinds() -> list[tuple[Field[Any], type]]:
@@ -152,14 +175,18 @@ def _kinds() -> list[tuple[Field[Any], type]]:
     return [(item, hints[item.name]) for item in fields(ServerConfig)]
 
 
-def _parse(source: str, kind: type, text: str) -> Any:
+def _is_size(item: Field[Any]) -> bool:
+    return item.name.endswith("_bytes")
+
+
+def _parse(source: str, item: Field[Any], kind: type, text: str) -> Any:
     """Return a setting that was written as text."""
     if kind is Path:
         return _path(source, text)
     try:
-        return kind(text)
+        return parse_size(text) if _is_size(item) else kind(text)
     except ValueError as error:
-        raise ConfigurationError(f"{source}={text!r}: it must be {_noun(kind)}") from error
+        raise ConfigurationError(f"{source}={text!r}: it must be {_noun(item, kind)}") from error
 
 
 def _path(source: str, text: str) -> Path:
@@ -179,10 +206,12 @@ def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:
     """Return a setting in its own type, or say what is wrong with it."""
     if kind is Path and isinstance(value, str):
         value = _path(item.name, value)
+    if _is_size(item) and isinstance(value, str):
+        value = _parse(item.name, item, kind, value)
     if kind is float and type(value) is int:
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigurationError(f"{item.name}={value!r}: it must be {_noun(kind)}")
+        raise ConfigurationError(f"{item.name}={value!r}: it must be {_noun(item, kind)}")
     minimum: float | None = item.metadata["minimum"]
     if minimum is not None and not value >= minimum:
         raise ConfigurationError(f"{item.name}={value!r}: it must be at least {minimum}")
@@ -192,7 +221,9 @@ def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:
     return value
 
 
-def _noun(kind: type) -> str:
+def _noun(item: Field[Any], kind: type) -> str:
+    if _is_size(item):
+        return "a whole number of bytes, or a number with a unit (KiB, MiB, GiB, TiB, kB, MB, GB, TB), such as 8GiB"
     return {int: "a whole number", float: "a number", Path: "a path", str: "a text"}[kind]
 
 
@@ -209,7 +240,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a host, given by number or as "localhost", cannot be reached from other machines."""
     if host == "localhost":
         return True
     try:

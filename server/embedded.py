@@ -16,6 +16,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
 from numba_adam.server.health import Health
 from numba_adam.server.host import Host
+from numba_adam.server.listen import endpoints
 from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
 from numba_adam.server.watch import Watch
 
@@ -59,12 +60,10 @@ class Server:
         host, _ = check_loopback(self._config.listen)
         self._host.start()
         try:
-            port = self._grpc.add_insecure_port(self._config.listen)
-        except RuntimeError as error:
+            port = self._bind()
+        except ConfigurationError:
             self._host.stop()
-            raise ConfigurationError(
-                f"listen={self._config.listen!r}: the address cannot be used, another program may have it ({error})"
-            ) from error
+            raise
         self._grpc.start()
         self._watch.start()
         self._say(_SERVING)
@@ -96,6 +95,23 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _bind(self) -> int:
+        """Take the port at every address to serve on; return it.
+
+        Raises:
+            ConfigurationError: one of them cannot be used.
+        """
+        for endpoint in endpoints(self._config.listen):
+            try:
+                port = self._grpc.add_insecure_port(endpoint)
+            except RuntimeError as error:  # another program took it in this very moment
+                self._grpc.stop(None)
+                raise ConfigurationError(
+                    f"listen={self._config.listen!r}: {endpoint} is taken: another program may have it; stop that one "
+                    "or take another port"
+                ) from error
+        return port
 
     def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE_NAME):

@@ -1,6 +1,7 @@
 """Settings: one source, four places they may come from, and what is refused."""
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, add_arguments, load
+from numba_adam.server.memory import usable_bytes
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def toml(tmp_path):
 
 
 def test_flags_beat_environment_beats_file_beats_default(parse, toml):
-    environ = {"NUMBA_ADAM_LISTEN": "127.0.0.1:2", "NUMBA_ADAM_SNAPSHOTS_KEPT": "5", "NUMBA_ADAM_OTHER": "x"}
+    environ = {"NUMBA_ADAM_LISTEN": "127.0.0.1:2", "NUMBA_ADAM_SNAPSHOTS_KEPT": "5"}
     found = load(parse(["--config", toml, "--listen", "127.0.0.1:3"]), environ)
     assert found.listen == "127.0.0.1:3"
     assert found.snapshots_kept == 5
@@ -157,5 +159,161 @@ def test_a_tilde_is_the_home_folder_where_no_shell_expands_it(parse, tmp_path, m
         load(parse([]), {"NUMBA_ADAM_DATA_DIR": "~nobody-has-this-name/x"})
 
 
-def test_no_budget_means_half_of_the_machines_memory():
-    assert ServerConfig().memory_budget_bytes > 1 << 28
+def test_a_variable_that_is_no_setting_is_named_with_the_one_it_is_most_like(parse, caplog):
+    environ = {
+        "NUMBA_ADAM_DATADIR": "/somewhere",
+        "NUMBA_ADAM_MEMORY_BUDGET": "8GiB",
+        "NUMBA_ADAM_PORT_50051_TCP": "tcp://10.0.0.7:50051",
+        "numba_adam_threads": "2",
+        "NUMBA_ADAM_CONFIG": "",
+        "NUMBA_NUM_THREADS": "2",
+    }
+    assert load(parse([]), environ) == ServerConfig()
+    warnings = {record.args[0]: record.getMessage() for record in caplog.records}
+    assert set(warnings) == set(list(environ)[:4])
+    assert "did you mean NUMBA_ADAM_DATA_DIR?" in warnings["NUMBA_ADAM_DATADIR"]
+    assert "did you mean NUMBA_ADAM_MEMORY_BUDGET_BYTES?" in warnings["NUMBA_ADAM_MEMORY_BUDGET"]
+    assert "did you mean NUMBA_ADAM_THREADS?" in warnings["numba_adam_threads"]
+
+
+def test_known_variables_are_no_reason_to_warn(parse, caplog):
+    environ = {
+        f"NUMBA_ADAM_{item.name.upper()}": str(getattr(ServerConfig(), item.name)) for item in fields(ServerConfig)
+    }
+    assert load(parse([]), environ) == ServerConfig()
+    assert not caplog.records
+
+
+# ---- sizes and memory ------------------------------------------------------------------------------------------------
+
+SIZES = {
+    "8GiB": 8 << 30,
+    "512MiB": 512 << 20,
+    "2097152": 2097152,
+    "2500 kB": 2_500_000,
+    "1.5gib": 3 << 29,
+    "4TB": 4 * 10**12,
+    "3000000B": 3_000_000,
+    "0.5 TiB": 1 << 39,
+}
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_sizes_take_units_wherever_they_come_from(parse, tmp_path, text):
+    file = tmp_path / "server.toml"
+    file.write_text(f"memory_budget_bytes = {text!r}")
+    found = [
+        load(parse(["--memory-budget-bytes", text]), {}),
+        load(parse([]), {"NUMBA_ADAM_MEMORY_BUDGET_BYTES": text}),
+        load(parse(["--config", str(file)]), {}),
+        ServerConfig(memory_budget_bytes=text),
+    ]
+    assert {config.memory_budget_bytes for config in found} == {SIZES[text]}
+    assert all(type(config.memory_budget_bytes) is int for config in found)
+
+
+@pytest.mark.parametrize("text", ["8G", "8 Gi B", "GiB", "", "-1GiB", "1e9", "0.3B", "8GiB8", "1.GiB", "٨GiB", "nan"])
+def test_what_is_no_size_is_refused_with_an_example(parse, tmp_path, text):
+    with pytest.raises(ConfigurationError, match=r"--memory-budget-bytes=.*such as 8GiB"):
+        load(parse([f"--memory-budget-bytes={text}"]), {})
+    with pytest.raises(ConfigurationError, match=r"NUMBA_ADAM_LARGEST_MESSAGE_BYTES=.*such as 8GiB"):
+        load(parse([]), {"NUMBA_ADAM_LARGEST_MESSAGE_BYTES": text})
+    file = tmp_path / "server.toml"
+    file.write_text(f"memory_budget_bytes = {text!r}")
+    with pytest.raises(ConfigurationError, match=r"memory_budget_bytes=.*such as 8GiB"):
+        load(parse(["--config", str(file)]), {})
+
+
+def test_a_number_of_threads_has_no_unit(parse):
+    with pytest.raises(ConfigurationError, match="--threads='2kB': it must be a whole number"):
+        load(parse(["--threads", "2kB"]), {})
+
+
+@pytest.fixture
+def proc(tmp_path):
+    """Make a /proc that describes a process's control groups; takes `cgroup`'s lines, mounts and files of limits."""
+
+    def make(groups, mounts, limits):
+        process = tmp_path / "proc" / "self"
+        process.mkdir(parents=True)
+        (process / "cgroup").write_text("".join(f"{line}\n" for line in groups))
+        lines = [
+            f"3{number} 23 0:2{number} {root} {tmp_path}/{at} rw,relatime shared:7 - {kind} {kind} rw,{options}\n"
+            for number, (root, at, kind, options) in enumerate(mounts)
+        ]
+        (process / "mountinfo").write_text("24 1 8:1 / / rw - ext4 /dev/root rw\n" + "".join(lines))
+        for name, text in limits.items():
+            path = tmp_path / name.replace("\\040", " ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        return tmp_path / "proc"
+
+    return make
+
+
+LIMIT = 300 << 20
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "limits"),
+    [
+        pytest.param(
+            ["0::/app.slice/job"],
+            [("/", "fs", "cgroup2", "nsdelegate")],
+            {"fs/app.slice/job/memory.max": LIMIT, "fs/app.slice/memory.max": "max"},
+            id="version 2",
+        ),
+        pytest.param(
+            ["0::/app.slice/job"],
+            [("/", "fs", "cgroup2", "nsdelegate")],
+            {"fs/app.slice/job/memory.max": "max", "fs/app.slice/memory.max": LIMIT},
+            id="version 2, of a group above",
+        ),
+        pytest.param(
+            ["0::/job"],
+            [("/", "fs", "cgroup2", "nsdelegate")],
+            {"fs/job/memory.max": LIMIT * 2, "fs/job/memory.high": LIMIT},
+            id="version 2, throttled before",
+        ),
+        pytest.param(
+            ["0::/"],
+            [("/", "fs", "cgroup2", "nsdelegate")],
+            {"fs/memory.max": LIMIT},
+            id="version 2, seen from within its container",
+        ),
+        pytest.param(
+            ["5:cpu,cpuacct:/other", "4:memory:/docker/abc", "0::/"],
+            [("/", "fs/cpu", "cgroup", "cpu"), ("/docker/abc", "fs/memory", "cgroup", "memory")],
+            {"fs/memory/memory.limit_in_bytes": LIMIT, "fs/cpu/memory.limit_in_bytes": 1},
+            id="version 1, seen from within its container",
+        ),
+        pytest.param(
+            ["4:memory:/docker/abc"],
+            [("/", "fs/mem\\040ory", "cgroup", "memory")],
+            {
+                "fs/mem\\040ory/docker/abc/memory.limit_in_bytes": 9223372036854771712,
+                "fs/mem\\040ory/docker/memory.limit_in_bytes": LIMIT,
+            },
+            id="version 1, of a group above, at a path with a space",
+        ),
+        pytest.param(
+            ["4:memory:/host/abc"],
+            [("/elsewhere", "fs/memory", "cgroup", "memory")],
+            {"fs/memory/memory.limit_in_bytes": LIMIT},
+            id="version 1, a mount that shows other groups",
+        ),
+    ],
+)
+def test_the_memory_is_that_of_the_control_group(proc, groups, mounts, limits):
+    assert usable_bytes(proc(groups, mounts, limits)) == LIMIT
+
+
+@pytest.mark.parametrize("limits", [{}, {"fs/memory.max": "max"}, {"fs/memory.max": 1 << 62}, {"fs/memory.max": "?"}])
+def test_without_a_limit_the_memory_is_the_machines(proc, tmp_path, limits):
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert usable_bytes(proc(["0::/"], [("/", "fs", "cgroup2", "x")], limits)) == machine
+    assert usable_bytes(tmp_path / "no proc at all") == machine
+
+
+def test_no_budget_means_half_of_the_memory_there_is():
+    assert ServerConfig().memory_budget_bytes == usable_bytes() // 2 > 1 << 28

@@ -1,0 +1,152 @@
+"""Which sockets a server listens on: every address of a name, on one port, or none.
+
+A port counts as taken when any process has bound it in one of the address families, whether or not it listens there:
+two servers on one port would each get some of the clients. Imports the standard library and the error tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from numba_adam.errors import ConfigurationError
+from numba_adam.server.config import check_loopback, is_loopback
+
+_log = logging.getLogger(__name__)
+_LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761, section 6.3, whatever the file of host names says
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address family that this machine does not have
+_TIME_WAIT = "06"  # in /proc/net/tcp: a closed connection, which does not keep the next server from the port
+_LISTENING = "0A"
+_TRIES = 20
+
+
+def endpoints(listen: str) -> list[str]:
+    """Return the endpoints to serve on, as HOST:PORT with numbers only, all with the same port.
+
+    They were free a moment ago. Port 0 becomes a port that is free at every address.
+
+    Args:
+        listen: the setting of that name.
+
+    Raises:
+        ConfigurationError: an address cannot be used; the message says which.
+    """
+    host, port = check_loopback(listen)
+    hosts = _addresses(host)
+    for _ in range(_TRIES):
+        chosen = port or _free_port(listen, hosts)
+        try:
+            usable = [address for address in hosts if _is_usable(listen, address, chosen, is_name=host == "localhost")]
+        except ConfigurationError:
+            if port:
+                raise
+            continue  # the other family has this port: take another one
+        if usable:
+            return [_endpoint(address, chosen) for address in usable]
+        raise ConfigurationError(f"listen={listen!r}: this machine has none of the addresses {', '.join(hosts)}")
+    raise ConfigurationError(f"listen={listen!r}: no port is free at all of {', '.join(hosts)}; name one")
+
+
+def _addresses(host: str) -> list[str]:
+    """Return the numeric addresses of a host, each once.
+
+    Raises:
+        ConfigurationError: one of them is not a loopback address.
+    """
+    if host != "localhost":
+        return [host.removeprefix("[").removesuffix("]")]
+    try:
+        found = [str(item[4][0]) for item in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except socket.gaierror:
+        found = []
+    strange = [address for address in found if not is_loopback(address)]
+    if strange:
+        raise ConfigurationError(
+            f"listen: this machine says that localhost is {strange[0]}, which other machines could reach; "
+            "correct its file of host names, or listen on 127.0.0.1"
+        )
+    return list(dict.fromkeys([*_LOCALHOST, *found]))
+
+
+def _free_port(listen: str, hosts: Iterable[str]) -> int:
+    """Return a port that is free at the first address that this machine has."""
+    for address in hosts:
+        try:
+            with _bound(address, 0, reuse=False) as probe:
+                return int(probe.getsockname()[1])
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise _unusable(listen, address, 0, error) from error
+    raise ConfigurationError(f"listen={listen!r}: this machine has none of the addresses {', '.join(hosts)}")
+
+
+def _is_usable(listen: str, address: str, port: int, *, is_name: bool) -> bool:
+    """Return whether a port is free at an address; False where a name's address is not on this machine.
+
+    Raises:
+        ConfigurationError: another process has it, or it may not be used.
+    """
+    try:
+        _bound(address, port, reuse=False).close()
+    except OSError as error:
+        if is_name and error.errno in _NOT_HERE:
+            _log.info("listen=%r: this machine has no address %s; not served there", listen, address)
+            return False
+        if error.errno != errno.EADDRINUSE or not _is_left_over(address, port):
+            raise _unusable(listen, address, port, error) from error
+    return True
+
+
+def _is_left_over(address: str, port: int) -> bool:
+    """Return whether nothing but connections of an earlier server keeps a port from being bound.
+
+    A socket that another process has bound and does not listen on stands in none of the system's tables.
+    """
+    states = _states(port)
+    if not states or _LISTENING in states:
+        return False
+    try:
+        _bound(address, port, reuse=True).close()
+    except OSError:
+        return False
+    return True
+
+
+def _states(port: int) -> set[str]:
+    """Return the states of the TCP sockets on a local port; TIME_WAIT alone where the system has no such table."""
+    states = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path("/proc/net", name).read_text().splitlines()[1:]
+        except OSError:
+            return {_TIME_WAIT}
+        states |= {fields[3] for fields in map(str.split, lines) if fields[1].endswith(f":{port:04X}")}
+    return states
+
+
+def _bound(address: str, port: int, *, reuse: bool) -> socket.socket:
+    """Return a socket bound to an address, which does not listen."""
+    probe = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        probe.bind((address, port))
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _unusable(listen: str, address: str, port: int, error: OSError) -> ConfigurationError:
+    endpoint = _endpoint(address, port)
+    if error.errno == errno.EADDRINUSE:
+        return ConfigurationError(
+            f"listen={listen!r}: {endpoint} is taken: another program may have it; stop that one or take another port"
+        )
+    return ConfigurationError(f"listen={listen!r}: {endpoint} cannot be used ({error.strerror})")

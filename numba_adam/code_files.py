@@ -1,6 +1,6 @@
-"""What Numba's caches, the CPU's and a GPU's, are mixed with to be ours: our folder, and no failure. Imports nothing.
+"""What Numba's caches, the CPU's and a GPU's, are mixed with to be ours: our folder, and no failure.
 
-A file that cannot be read or written costs a compilation.
+A file that cannot be read or written costs a compilation. Imports what guards folders.
 """
 
 from __future__ import annotations
@@ -9,26 +9,46 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from numba_adam import private_folder
+from numba_adam.code_folder import Sources
+
 _log = logging.getLogger("numba_adam")
 
 
 class Place:
-    """What Numba calls a locator: which folder, and what its files are valid for."""
+    """What Numba calls a locator: which folder, and what its files are valid for.
 
-    def __init__(self, folder: Path | None, fingerprint: str) -> None:
-        self._folder, self._fingerprint = folder, fingerprint
+    Args:
+        folder: from `code_folder.folder`.
+        sources: what its kernels are made of.
+    """
+
+    def __init__(self, folder: Path | None, sources: Sources) -> None:
+        self._folder, self._sources = folder, sources
 
     def get_cache_path(self) -> str:
         """Return the folder."""
         return str(self._folder)
 
-    def get_source_stamp(self) -> str:
+    def get_source_stamp(self) -> str | None:
         """Return what a file must have been made for."""
-        return self._fingerprint
+        return self._sources.fingerprint
 
     def ensure_cache_path(self) -> None:
-        """Make the folder again, should it have been removed since it was found."""
-        Path(self.get_cache_path()).mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folder again, should it have been removed since it was found.
+
+        Raises:
+            OSError: it cannot be made, or somebody else may write to it by now.
+        """
+        assert self._folder is not None
+        private_folder.make(self._folder)
+        reason = private_folder.why_unsafe(self._folder.parent) or private_folder.why_unsafe(self._folder)
+        if reason:
+            raise PermissionError(reason)
+
+    def fits(self) -> bool:
+        """Say whether what is compiled now is made of the sources that the folder is for."""
+        return self._sources.are_unchanged()
 
 
 class Forgiving:
@@ -36,17 +56,25 @@ class Forgiving:
 
     cache_path: Any
     flush: Any
+    _impl: Any
 
     def load_overload(self, sig: object, target_context: object) -> object:
         """Return a kept kernel, None where there is none that can be used."""
+        if not self._impl.locator.fits():
+            return None
         try:
+            self._impl.locator.ensure_cache_path()
             return super().load_overload(sig, target_context)  # type: ignore[misc]
-        except Exception:  # a damaged file can fail in any way that unpickling can
-            _log.warning("a kernel could not be read from %s: compiling it again", self.cache_path, exc_info=True)
+        except Exception as error:  # a damaged file can fail in any way that unpickling can
+            _log.warning("a kernel could not be read from %s (%s): compiling it again", self.cache_path, error)
+            _log.debug("the error in full", exc_info=True)
             return None
 
     def save_overload(self, sig: object, data: object) -> None:
-        """Keep a kernel, if that can be done."""
+        """Keep a kernel, if that can be done and it is made of the sources that the folder is for."""
+        if not self._impl.locator.fits():
+            _log.info("a kernel is not kept: sources were edited after this process began")
+            return
         try:
             self._save(sig, data)
         except Exception as error:

@@ -37,10 +37,10 @@ _COMPILERS = (
 
 
 @functools.cache
-def fingerprint() -> str:
-    """Return a digest of all that the machine code depends on beside the GPU and its toolkit, see above."""
+def sources() -> code_folder.Sources:
+    """Return what the machine code depends on beside the GPU and its toolkit, see above."""
     versions = (numba.__version__, llvmlite.__version__, np.__version__, *map(_version, _COMPILERS))
-    return code_folder.fingerprint(_SOURCES + _CUDA_SOURCES, *versions)
+    return code_folder.Sources(_SOURCES + _CUDA_SOURCES, *versions)
 
 
 def _version(distribution: str) -> str:
@@ -52,8 +52,8 @@ def _version(distribution: str) -> str:
 
 @functools.cache
 def folder() -> Path | None:
-    """Return the folder for this fingerprint, made if need be; None where no safe place can be written to."""
-    return code_folder.folder(fingerprint(), config.CACHE_DIR)
+    """Return the folder for these sources, made if need be; None where there is none that can be trusted."""
+    return code_folder.folder(sources(), config.CACHE_DIR)
 
 
 def keep(dispatcher: Any, package: ModuleType, *identity: object) -> None:
@@ -77,7 +77,7 @@ class _Sealed:
     """How a kernel becomes what is written: mixed into the package's implementation, and called by its cache."""
 
     def __init__(self, name: str) -> None:
-        self._locator, self._filename_base = Place(folder(), fingerprint()), name
+        self._locator, self._filename_base = Place(folder(), sources()), name
 
     def reduce(self, kernel: Any) -> dict[str, Any]:
         """Return what is written."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -16,35 +18,30 @@ from numba_adam.code_files import Forgiving, Place
 _SOURCES = ("element.py", "folding.py", "codecs.py", "formats.py", "eight_bit.py", "binding.py", "kernels/*.py")
 
 
+# Settings from the environment that change the machine code, and that no key of Numba's has.
+_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
+
+
 @functools.cache
-def fingerprint() -> str:
-    """Return a digest of all that the machine code depends on beside the CPU, which Numba's index adds itself."""
-    return code_folder.fingerprint(_SOURCES, numba.__version__, llvmlite.__version__, np.__version__)
+def sources() -> code_folder.Sources:
+    """Return what the machine code depends on beside the CPU, which Numba's index adds itself."""
+    settings = (f"{name}={getattr(config, name, None)}" for name in _SETTINGS)
+    return code_folder.Sources(_SOURCES, numba.__version__, llvmlite.__version__, np.__version__, *settings)
 
 
 @functools.cache
 def folder() -> Path | None:
-    """Return the folder for this fingerprint, made if need be; None where no safe place can be written to."""
-    return code_folder.folder(fingerprint(), config.CACHE_DIR)
-
-
-class _Locator(Place, caching._CacheLocator):  # type: ignore[misc]
-    """Points Numba's cache at our folder."""
-
-    def __init__(self, py_func: object, py_file: str) -> None:
-        super().__init__(folder(), fingerprint())
-        self._py_file = py_file
-
-    @classmethod
-    def from_function(cls, py_func: object, py_file: str) -> _Locator:
-        return cls(py_func, py_file)
-
-    def get_disambiguator(self) -> str:
-        return Path(self._py_file).stem
+    """Return the folder for these sources, made if need be; None where there is none that can be trusted."""
+    return code_folder.folder(sources(), config.CACHE_DIR)
 
 
 class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
+    """Numba's, in our folder: NUMBA_CACHE_LOCATOR_CLASSES, which would choose another one, is not asked."""
+
+    def __init__(self, py_func: Any) -> None:
+        self._locator = Place(folder(), sources())
+        version = f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
+        self._filename_base = f"{py_func.__module__.rpartition('.')[2]}.{py_func.__qualname__}.{version}"
 
 
 class KernelCache(Forgiving, caching.FunctionCache):  # type: ignore[misc]

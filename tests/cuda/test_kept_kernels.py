@@ -245,7 +245,7 @@ def test_edited_kernels_are_compiled_by_the_next_process(own_copy, tmp_path):
     assert counts(used(own_copy, *SMALL, **environment)) == LOADED
 
 
-FINGERPRINT = "print(cache.fingerprint())"
+FINGERPRINT = "print(cache.sources().fingerprint)"
 
 
 def test_every_source_is_in_the_fingerprint(tmp_path):
@@ -260,7 +260,7 @@ def test_every_source_is_in_the_fingerprint(tmp_path):
 
 
 # Imported by those, and no part of any kernel.
-BESIDE = {"arrays.py", "code_files.py", "code_folder.py", "errors.py", "hyperparameters.py"}
+BESIDE = {"arrays.py", "code_files.py", "code_folder.py", "errors.py", "hyperparameters.py", "private_folder.py"}
 
 
 def made_of():

@@ -151,7 +151,7 @@ def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, o
 
 def test_every_source_that_a_kernel_is_made_of_is_in_the_fingerprint(run_python, tmp_path):
     folder = copy_of_the_package(tmp_path)
-    program = "from numba_adam.kernels.cache import fingerprint; print(fingerprint())"
+    program = "from numba_adam.kernels.cache import sources; print(sources().fingerprint)"
     seen = {run_python(program, PYTHONPATH=str(folder))}
     changed = [folder / "numba_adam" / name for name in ("element.py", "folding.py", "codecs.py", "formats.py")]
     changed += [folder / "numba_adam" / "kernels" / name for name in ("update.py", "tiles.py", "intrinsics.py")]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from numba_adam.cuda.arrays import is_on_cuda
 from numba_adam.devices import update_on_cuda
 from numba_adam.errors import HyperparameterError
-from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters, real
+from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters
 from numba_adam.interop import borrow, count_writes
+from numba_adam.scalars import real, whole
 from numba_adam.scaling import Scaling
 from numba_adam.single import update_one
 from numba_adam.table import UpdateTable
@@ -44,7 +43,8 @@ def adam_update(
         array([0.5, 1.5, 1. ])
 
     Arrays on a GPU are updated there, all of them on the same one; for more than a few steps `Adam` is quicker there,
-    since it keeps what a step needs on the GPU.
+    since it keeps what a step needs on the GPU. A number may also be a NumPy scalar or a one-element array of any
+    framework.
 
     Args:
         param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16; C-contiguous, writable, of
@@ -91,10 +91,7 @@ def adam_update(
 
 def _step(value: object) -> int:
     """Return the step number; refuse what is not a whole number from 1 on."""
-    try:
-        step = operator.index(None if isinstance(value, (bool, np.bool_)) else value)  # type: ignore[arg-type]
-    except TypeError:
-        raise HyperparameterError(f"step={value!r}: it must be a whole number, not {type(value).__name__}") from None
+    step = whole("step", value)
     if not 1 <= step <= LAST_STEP:
         raise HyperparameterError(f"step={step}: it must be from 1, which is the first update, to 2**53")
     return step

@@ -1,4 +1,4 @@
-"""Adam's hyperparameters: one frozen record, checked when it is made. Imports nothing but the standard library.
+"""Adam's hyperparameters: one frozen record, checked when it is made. Imports the standard library and `scalars`.
 
 The library, the server's state machine and the client all use this record, so a value that one of them accepts
 is accepted by all.
@@ -6,12 +6,11 @@ is accepted by all.
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Literal
 
 from numba_adam.errors import HyperparameterError
+from numba_adam.scalars import flag, real
 
 EpsMode = Literal["hat", "algorithm1"]
 EPS_MODES: tuple[EpsMode, ...] = ("hat", "algorithm1")
@@ -52,7 +51,7 @@ class Hyperparameters:
     """Divide by the largest exp_avg_sq seen so far (Reddi et al. 2018)."""
 
     def __post_init__(self) -> None:
-        """Check every field, and turn numbers of other types (NumPy's, say) into plain floats."""
+        """Check every field, and turn numbers of other types, and one-element arrays, into plain floats."""
         for name in ("lr", "eps", "weight_decay"):
             object.__setattr__(self, name, _non_negative(name, getattr(self, name)))
         object.__setattr__(self, "betas", _betas(self.betas))
@@ -60,21 +59,6 @@ class Hyperparameters:
             raise HyperparameterError(f"eps_mode={self.eps_mode!r}: it must be {' or '.join(map(repr, EPS_MODES))}")
         for name in ("decoupled_weight_decay", "maximize", "amsgrad"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
-
-
-def real(name: str, value: object) -> float:
-    """Return `value` as a float; refuse what is not a real, finite number."""
-    if type(value) is float and math.isfinite(value):  # nearly always; asking for numbers.Real takes ten times as long
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise HyperparameterError(f"{name}={value!r}: it must be a real number, not {type(value).__name__}")
-    try:
-        result = float(value)
-    except OverflowError:
-        raise HyperparameterError(f"{name} is a number beyond the range of float64: it must be finite") from None
-    if not math.isfinite(result):
-        raise HyperparameterError(f"{name}={value!r}: it must be finite")
-    return result
 
 
 def _non_negative(name: str, value: object) -> float:
@@ -92,12 +76,3 @@ def _betas(value: object) -> tuple[float, float]:
         if not 0.0 <= beta < 1.0:
             raise HyperparameterError(f"betas[{index}]={beta!r}: it must be at least 0 and below 1")
     return beta1, beta2
-
-
-def flag(name: str, value: object) -> bool:
-    """Return `value` as a bool; refuse what is neither True nor False."""
-    if value is True or value is False:
-        return value
-    if type(value).__name__ in ("bool", "bool_"):  # NumPy's, which is neither True nor False by identity
-        return bool(value)
-    raise HyperparameterError(f"{name}={value!r}: it must be True or False")

@@ -84,6 +84,8 @@ class Adam:
     ) -> None:
         """Take the parameters and their hyperparameters.
 
+        A number may also be a NumPy scalar or a one-element array of any framework; it is read when it is given.
+
         Args:
             params: one array, a list or a dict (name -> array) of arrays, or a list of param groups: dicts with
                 "params" (any of these) and hyperparameters of their own. float32, float64, bfloat16 (or its bits as
@@ -157,7 +159,7 @@ class Adam:
                 before, and if any of them is not finite the whole step is left out. A float; or where all parameters
                 are on one GPU, one float32 there, which is read there.
             max_grad_norm: largest global norm over all gradients; larger ones are scaled down to it. Needs the same one
-                read before, and a gradient that is not finite leaves the step out too.
+                read before, and a gradient that is not finite leaves the step out too. Infinity only measures the norm.
             clip_value: largest magnitude of an element of a gradient, after scaling.
             zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is left
                 out leaves them too.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Literal
 
 from numba_adam.errors import DtypeError, HyperparameterError
 from numba_adam.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NAMES
-from numba_adam.hyperparameters import flag, real
+from numba_adam.scalars import flag, real, whole
 
 StateDtype = Literal["float32", "float64", "bfloat16", "8bit"]
 Rounding = Literal["nearest", "stochastic"]
@@ -19,6 +18,11 @@ _ROUNDINGS = ("nearest", "stochastic")
 _COPY_DTYPES = ("bfloat16", "float16")
 _LAST_SEED = 2**63 - 1
 _NARROW = (BFLOAT16, FLOAT16)
+
+TOO_NARROW = (
+    "float16 cannot hold second moments: the square of a gradient below 0.0001 becomes 0 there, and that of one above "
+    "256 infinite; use bfloat16, which takes as much memory, or 8bit, which takes half as much"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every option."""
+        if str(self.state_dtype) == "float16":
+            raise HyperparameterError(f"state_dtype='float16': {TOO_NARROW}")
         _one_of("state_dtype", self.state_dtype, (None, *_STATE_DTYPES))
         _one_of("rounding", self.rounding, _ROUNDINGS)
         _one_of("low_precision_copy", self.low_precision_copy, (None, *_COPY_DTYPES))
@@ -110,10 +116,7 @@ def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 
 def _seed(value: object) -> int:
-    try:
-        seed = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
-    except TypeError:
-        raise HyperparameterError(f"seed={value!r}: it must be a whole number") from None
+    seed = whole("seed", value)
     if not 0 <= seed <= _LAST_SEED:
         raise HyperparameterError(f"seed={seed}: it must be from 0 to 2**63 - 1")
     return seed

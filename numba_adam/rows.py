@@ -10,7 +10,7 @@ from numba_adam import row_room
 from numba_adam.arrays import Array
 from numba_adam.errors import HyperparameterError
 from numba_adam.functional import _step as step_number
-from numba_adam.hyperparameters import EpsMode, Hyperparameters, real
+from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import count_writes
 from numba_adam.row_history import RowHistory, forget_calls
 from numba_adam.row_jobs import Job, replay, update_in_place
@@ -24,6 +24,7 @@ from numba_adam.row_tables import (
     distinct_rows,
     row_numbers,
 )
+from numba_adam.scalars import real
 
 Mode = Literal["lazy", "exact"]
 History = RowHistory | list[tuple[int, Hyperparameters]] | tuple[tuple[int, Hyperparameters], ...]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from numba_adam.cuda.arrays import is_on_cuda
 from numba_adam.errors import HyperparameterError
-from numba_adam.hyperparameters import flag, real
 from numba_adam.kernels.norm import unscaled
+from numba_adam.scalars import flag, plain, real
 
 
 class Scaling(NamedTuple):
@@ -52,7 +52,7 @@ def scaling(
     return Scaling(
         factor,
         0.0 if clip_value is None else _clip(clip_value),
-        math.inf if max_grad_norm is None else _positive("max_grad_norm", max_grad_norm),
+        _norm(max_grad_norm),
         zero,
         loss_scale is not None or max_grad_norm is not None,
         there,
@@ -66,6 +66,12 @@ def _clip(value: object) -> float:
             f"clip_value={value!r}: it must be at least 2**-126, as float32 holds no less, or None"
         )
     return result
+
+
+def _norm(value: object | None) -> float:
+    """Return the largest global norm; infinity measures and clips nothing."""
+    number = math.inf if value is None else plain(value)
+    return number if isinstance(number, float) and number == math.inf else _positive("max_grad_norm", value)
 
 
 def _positive(name: str, value: object) -> float:

@@ -20,6 +20,7 @@ from numba_adam.errors import ArrayError, StateDictError
 from numba_adam.hyperparameters import LAST_STEP, Hyperparameters
 from numba_adam.interop import borrow
 from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
+from numba_adam.scalars import plain
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _KEPT = ("master_param", "ema")
@@ -109,16 +110,8 @@ def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGro
 
 def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> Hyperparameters:
     """Return a group's hyperparameters; what the entry does not say stays as it is, but for eps_mode."""
-    said = {key: _plain(entry[key]) for key in HYPERPARAMETER_NAMES if key in entry}
+    said = {key: plain(entry[key]) for key in HYPERPARAMETER_NAMES if key in entry}
     return changed(group.hyperparameters, {"eps_mode": "algorithm1", **said})
-
-
-def _plain(value: Any) -> Any:
-    """Return a hyperparameter as Python's own type; PyTorch may keep lr and step as tensors of one element."""
-    try:
-        return value.item() if hasattr(value, "item") else value
-    except (ValueError, TypeError, RuntimeError):  # more than one element: refused as what it is
-        return value
 
 
 def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
@@ -142,7 +135,7 @@ def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
 
 def _step(value: object, name: str) -> int:
     """Return a step number, which PyTorch keeps as a float."""
-    step = _plain(value)
+    step = plain(value)
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step <= LAST_STEP or step != int(step):
         raise StateDictError(f"{name} is {value!r}: it must be a whole number from 0 to 2**53")
     return int(step)

@@ -34,6 +34,7 @@ from numba_adam.kernels.job import (
     pack,
 )
 from numba_adam.kernels.prepare import prepare, prepare_gathered
+from numba_adam.options import TOO_NARROW
 from numba_adam.scaling import AS_THEY_ARE, Scaling
 
 # What messages call the columns, and the gradients.
@@ -306,10 +307,7 @@ def compute_dtype(formats: Sequence[int], name: str) -> str:
         DtypeError: the formats cannot be mixed.
     """
     if FLOAT16 in formats[1:]:
-        raise DtypeError(
-            f"the state of params{name} is float16, whose range is too small for it: it must be float32, float64 or "
-            "bfloat16"
-        )
+        raise DtypeError(f"the state of params{name} is float16, needed is float32, float64 or bfloat16: {TOO_NARROW}")
     if FLOAT64 not in formats:
         return "float32"
     narrow = [NAMES[format_] for format_ in formats if format_ not in (FLOAT32, FLOAT64)]

@@ -165,10 +165,25 @@ def test_dtypes_and_groups_share_one_norm():
 @pytest.mark.parametrize("name", ["loss_scale", "max_grad_norm", "clip_value"])
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, "1", True])
 def test_numbers_out_of_range_are_refused_by_name(name, value):
+    if (name, value) == ("max_grad_norm", np.inf):
+        value = -np.inf  # infinity itself measures only
     opt = na.Adam(np.ones(3))
     with pytest.raises(na.errors.HyperparameterError, match=name):
         opt.step(np.ones(3), **{name: value})
     assert opt.state == {}
+
+
+@pytest.mark.parametrize("infinity", [math.inf, np.float32(np.inf), np.array([np.inf])], ids=repr)
+def test_an_infinite_norm_measures_and_clips_nothing(infinity):
+    own, other = np.ones(3), np.ones(3)
+    measured, plain = na.Adam(own), na.Adam(other)
+    result = measured.step(np.full(3, 4.0), max_grad_norm=infinity)
+    plain.step(np.full(3, 4.0))
+    assert (result.applied, result.grad_norm) == (True, pytest.approx(math.sqrt(48)))
+    assert own.tobytes() == other.tobytes()
+    before = contents(measured)
+    assert not measured.step(np.array([1.0, np.nan, 1.0]), max_grad_norm=infinity).applied
+    assert contents(measured) == before
 
 
 @pytest.mark.parity

@@ -1,0 +1,100 @@
+"""Numbers as callers have them: Python's, NumPy's, or a one-element array of any framework. Imports the errors alone.
+
+Every hyperparameter and every argument that is a number is read here. A number is recognised by what it can do
+(`item()`, `__float__`), never by the name of a framework. Its value is read once, when it is given: a tensor that
+changes later changes nothing, and a tensor on a GPU is waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+from numba_adam.errors import HyperparameterError
+
+
+def plain(value: object) -> object:
+    """Return the number that a scalar or a one-element array holds, as Python's own type; anything else as it is."""
+    if isinstance(value, (int, float, str)) or _is_no_number(value):
+        return value
+    try:
+        return value.item() if hasattr(value, "item") else _converted(value)
+    except (ValueError, TypeError, RuntimeError):  # several elements, or none; or no values: traced, on "meta"
+        return value
+
+
+def real(name: str, value: object) -> float:
+    """Return `value` as a float; refuse what is not one real, finite number.
+
+    Raises:
+        HyperparameterError: it is not; the message names it.
+    """
+    if type(value) is float and math.isfinite(value):  # nearly always; asking for numbers.Real takes ten times as long
+        return value
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or _is_no_number(number):
+        raise HyperparameterError(f"{name}={value!r}: it must be a real number, not {_described(value)}")
+    try:
+        result = float(number)
+    except OverflowError:
+        raise HyperparameterError(f"{name} is a number beyond the range of float64: it must be finite") from None
+    if not math.isfinite(result):
+        raise HyperparameterError(f"{name}={value!r}: it must be finite")
+    return result
+
+
+def whole(name: str, value: object) -> int:
+    """Return `value` as an int; refuse what is not one whole number of an integer type.
+
+    Raises:
+        HyperparameterError: it is not; the message names it.
+    """
+    if type(value) is int:
+        return value
+    number = plain(value)
+    try:
+        return operator.index(None if isinstance(number, bool) else number)  # type: ignore[arg-type]
+    except TypeError:
+        raise HyperparameterError(f"{name}={value!r}: it must be a whole number, not {_described(value)}") from None
+
+
+def flag(name: str, value: object) -> bool:
+    """Return `value` as a bool; refuse what is neither True nor False.
+
+    Raises:
+        HyperparameterError: it is neither; the message names it.
+    """
+    if value is True or value is False:
+        return value
+    said = plain(value)  # NumPy's True is not Python's by identity
+    if said is True or said is False:
+        return said
+    raise HyperparameterError(f"{name}={value!r}: it must be True or False")
+
+
+def _converted(value: object) -> object:
+    """Return what an object's own conversions make of it."""
+    if hasattr(value, "__index__"):
+        try:
+            return operator.index(value)
+        except TypeError:  # an array of floats
+            return float(value)
+    return float(value) if hasattr(value, "__float__") else value
+
+
+def _is_no_number(value: object) -> bool:
+    """Say whether an object is none, although it would convert itself: a truth value, a time, what is masked out."""
+    dtype = getattr(value, "dtype", None)
+    mask: Any = getattr(value, "mask", None)
+    if getattr(dtype, "kind", "") in ("m", "M") or (not hasattr(value, "item") and "bool" in str(dtype)):
+        return True
+    return hasattr(mask, "any") and bool(mask.any())
+
+
+def _described(value: object) -> str:
+    """Return what messages call a value's type, with the shape of an array."""
+    shape = getattr(value, "shape", None)
+    kind = type(value).__name__
+    return f"{kind} of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else kind

@@ -1,7 +1,7 @@
 """Two workers train one model on a parameter server that is killed half-way. Read it from the bottom up.
 
-    pip install 'numba-adam[demo]'
-    python digits.py
+    pip install -e '.[demo]'        in a clone of numba-adam
+    python examples/digits.py
 
 The server keeps the parameters and Adam's state. Each worker computes gradients on its own half of scikit-learn's
 handwritten digits and pushes them; what comes back are the newest parameters, with the other worker's steps in them.

@@ -4,8 +4,8 @@
     130  interrupted with Ctrl-C
 
 Each sub-command is a module of this package with `describe(parser)` and `run(arguments) -> int`, imported only when
-it is asked for; so `numba-adam --version` needs the base dependencies only. May import the standard library and
-numba_adam.errors; a sub-command may import anything, inside its functions.
+it is asked for; so `numba-adam --version` needs the base dependencies only. May import the standard library,
+numba_adam.errors and numba_adam.installing; a sub-command may import anything, inside its functions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import NamedTuple, Protocol, cast
 
 import numba_adam
+from numba_adam import installing
 from numba_adam.errors import NumbaAdamError
 
 __all__ = ["main"]
@@ -26,7 +27,7 @@ class _Entry(NamedTuple):
     """One line of the list of sub-commands."""
 
     summary: str
-    extra: str | None  # what `pip install 'numba-adam[...]'` must have installed for it
+    extra: str | None  # what must have been installed for it; None: nothing more
 
 
 _COMMANDS = {
@@ -85,12 +86,8 @@ def _run(words: list[str]) -> int:
     except ModuleNotFoundError as error:
         if name not in _COMMANDS or (error.name or "").startswith("numba_adam"):
             raise  # our own mistake, not something that was left out of the installation
-        extra = _COMMANDS[name].extra
-        wanted = f"numba-adam[{extra}]" if extra else "numba-adam"
-        print(
-            f"numba-adam {name}: the module {error.name!r} is not installed; run: pip install '{wanted}'",
-            file=sys.stderr,
-        )
+        advice = installing.advice(_COMMANDS[name].extra)
+        print(f"numba-adam {name}: the module {error.name!r} is not installed; {advice}", file=sys.stderr)
         return 1
 
 

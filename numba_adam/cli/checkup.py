@@ -15,6 +15,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from numba_adam import installing
 from numba_adam.cli.connection import bytes_in_words
 
 _SIMD_BITS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("sse2", 128), ("neon", 128))
@@ -86,7 +87,7 @@ def _optional(extra: str, modules: dict[str, str]) -> Callable[[str], Finding]:
                 present.append(f"{distribution} {metadata.version(distribution)}")
             except ImportError:
                 missing.append(distribution)
-        install = f"pip install 'numba-adam[{extra}]'"
+        install = installing.advice(extra)
         if not missing:
             return Finding(subject, ", ".join(present))
         if not present:
@@ -165,7 +166,7 @@ def _gpu(subject: str) -> Finding:
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), 0)
     seen = f"{count.value} seen, the first is {name.value.decode()}"
-    return Finding(subject, f"{seen}; arrays are updated where they lie (pip install 'numba-adam[cuda]')")
+    return Finding(subject, f"{seen}; arrays are updated where they lie ({installing.advice('cuda')})")
 
 
 def _cache(subject: str) -> Finding:

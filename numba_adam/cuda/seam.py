@@ -30,8 +30,7 @@ from numba_adam import codecs, element
 from numba_adam.binding import bind
 from numba_adam.cuda import cache
 from numba_adam.errors import CudaUnavailableError
-
-_INSTALL = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version that your driver supports)'
+from numba_adam.installing import CUDA_PACKAGE
 
 
 def _choose() -> tuple[str, ModuleType]:
@@ -45,7 +44,9 @@ def _choose() -> tuple[str, ModuleType]:
     try:
         return name, import_module(module)
     except ImportError as error:
-        raise CudaUnavailableError(f"found is {name}, but: {error}; needed is a CUDA package: {_INSTALL}") from error
+        raise CudaUnavailableError(
+            f"found is {name}, but: {error}; needed is a CUDA package: {CUDA_PACKAGE}"
+        ) from error
 
 
 SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
@@ -76,7 +77,7 @@ def require_gpu() -> None:
     """
     if not cuda.is_available():
         raise CudaUnavailableError(
-            f"{PACKAGE} finds no GPU, needed is one with its driver; for the package: {_INSTALL}"
+            f"{PACKAGE} finds no GPU, needed is one with its driver; for the package: {CUDA_PACKAGE}"
         )
 
 

@@ -96,7 +96,7 @@ def test_serve_says_where_it_serves_and_stops_when_told(tmp_path: Path) -> None:
         assert words[:3] == ["numba-adam:", "serving", "on"]
         train(words[3], pushes=2)
         process.send_signal(signal.SIGTERM)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=800)
     finally:
         process.kill()
         process.wait()

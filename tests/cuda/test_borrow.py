@@ -105,7 +105,7 @@ def test_borrowing_imports_no_cuda_package():
         "assert not cuda.is_on_cuda(1)\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'numba', 'numba_cuda', 'torch', 'cupy'}))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=800)
     assert run.stdout.strip() == "[]"
 
 
@@ -120,7 +120,7 @@ def test_without_a_gpu_a_table_says_what_is_missing():
     )
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     hidden.pop("NUMBA_ENABLE_CUDASIM", None)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden, timeout=60)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden, timeout=800)
     assert "True" in run.stdout, run.stderr
     assert "finds no GPU" in run.stdout
     assert "pip install" in run.stdout
@@ -133,7 +133,7 @@ def test_training_on_the_cpu_imports_no_cuda_package():
         "na.adam_update(np.ones(3), np.ones(3), np.zeros(3), np.zeros(3), 1)\n"
         "print(sorted({'numba.cuda', 'numba_cuda', 'numba_adam.cuda.seam', 'torch', 'cupy'} & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=110)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=800)
     assert run.stdout.strip() == "[]"
 
 
@@ -151,5 +151,5 @@ def test_without_a_gpu_the_optimizer_says_what_is_missing():
     )
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     hidden.pop("NUMBA_ENABLE_CUDASIM", None)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden, timeout=110)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=hidden, timeout=800)
     assert run.stdout.count("pip install") == 3, run.stdout + run.stderr

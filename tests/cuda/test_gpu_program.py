@@ -20,7 +20,7 @@ def run(*arguments, **environment):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=800,
         check=False,
     )
 

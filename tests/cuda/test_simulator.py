@@ -1,26 +1,30 @@
 """The kernels run in Numba's CUDA simulator, which must be switched on before Numba is imported: in another process."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-FILES = sorted((Path(__file__).resolve().parent / "simulated").glob("test_*.py"))
+SIMULATED = Path(__file__).resolve().parent / "simulated"
+PATIENCE_SECONDS = 1500  # it takes half a minute; a machine that is busy with other things may take any multiple
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_passes_in_the_simulator(file: Path) -> None:
+@pytest.mark.timeout(PATIENCE_SECONDS + 60)
+def test_every_test_passes_in_the_simulator() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "", str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-m", "", str(SIMULATED)],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_WAIT_POLICY": "passive"},
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=SIMULATED.parents[2],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout
+    passed = re.search(r"^(\d+) passed in ", run.stdout, re.MULTILINE)  # nothing skipped, nothing left out
+    assert passed is not None, run.stdout
+    functions = sum(path.read_text().count("\ndef test_") for path in SIMULATED.glob("test_*.py"))
+    assert int(passed[1]) >= functions

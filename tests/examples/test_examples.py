@@ -10,13 +10,14 @@ import pytest
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *words: str) -> str:
-    """Run an example in a new process and return what it printed."""
-    command = [sys.executable, str(EXAMPLES / name), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=110).stdout
+    """Run an example in a new process, from the clone's folder, and return what it printed."""
+    command = [sys.executable, f"examples/{name}", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=800).stdout
 
 
 def test_quickstart_library() -> None:

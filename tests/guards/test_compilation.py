@@ -67,7 +67,7 @@ def test_a_second_step_compiles_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=110,
+        timeout=800,
     )
     first, second = run.stdout.splitlines()[0].split()
     assert int(first) > 0, "the recorder must see the first compilation, or this test sees nothing"
@@ -145,7 +145,7 @@ def test_no_mixture_of_formats_compiles_what_another_has_not(dtype: str) -> None
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=800,
     )
     assert run.returncode == 0, run.stderr
     count, more = run.stdout.splitlines()

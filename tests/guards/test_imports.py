@@ -34,7 +34,7 @@ INTEROP = ("numba_adam/interop/", "numba_adam/demo/")
 def loaded_by(program: str) -> set[str]:
     """Return the top-level modules that a new process has loaded after running `program`."""
     code = f"{program}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}), file=sys.stderr)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=800)
     return set(run.stderr.split("\n")[-2].split())
 
 

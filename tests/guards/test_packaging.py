@@ -55,7 +55,7 @@ def test_the_library_needs_numba_and_numpy_only(pyproject: dict) -> None:
 
 def test_every_lower_bound_is_one_that_can_be_tried(root: Path, pyproject: dict) -> None:
     tool = root / "tools" / "lower_bounds.py"
-    run = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=True, timeout=800)
     bounds = dict(line.split("==") for line in run.stdout.split())
     assert {"numba", "numpy", "grpcio", "protobuf", "xxhash"} <= set(bounds)
     assert f"numba>={bounds['numba']}" in pyproject["project"]["dependencies"]

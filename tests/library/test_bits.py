@@ -102,7 +102,7 @@ def test_function_and_class_agree(dtype):
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=st.lists(MANY, min_size=1, max_size=8), threads=st.integers(1, numba.config.NUMBA_NUM_THREADS))
 def test_however_the_elements_are_cut_into_arrays(sizes, threads, amsgrad):
     numba.set_num_threads(1)

@@ -77,7 +77,7 @@ def warm(tmp_path_factory):
         capture_output=True,
         text=True,
         check=True,
-        timeout=100,
+        timeout=800,
     )
     moments, compiled, used, logged = lines(child.stdout)
     assert (moments, logged) == (MOMENTS, "")
@@ -271,7 +271,7 @@ def one_kernel(tmp_path_factory):
     """Return a cache folder with the one kernel of USE."""
     folder = tmp_path_factory.mktemp("one")
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
-    subprocess.run([sys.executable, "-c", USE + "assert first"], env=environment, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", USE + "assert first"], env=environment, check=True, timeout=800)
     return folder
 
 

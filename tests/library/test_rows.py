@@ -124,7 +124,7 @@ def test_exact_agrees_with_the_papers_formulas():
         np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-13)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     pushes=st.lists(st.lists(st.integers(0, 7), max_size=9), min_size=1, max_size=25),
     gaps=st.lists(st.integers(1, 90), min_size=25, max_size=25),

@@ -24,7 +24,6 @@ def transfer(request, header, block):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_push_of_1_gb_is_applied_and_pulled_whole(tmp_path, processes, peers):
     process = processes(tmp_path / "data", memory_budget_bytes=6 << 30)
     peer = peers(process.address)

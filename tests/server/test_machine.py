@@ -135,7 +135,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
-TestExactlyOnce.settings = settings(max_examples=1000, stateful_step_count=40, deadline=None)
+TestExactlyOnce.settings = settings(max_examples=1000, stateful_step_count=40)
 
 
 @pytest.fixture

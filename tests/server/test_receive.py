@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from numba_adam.errors import CorruptTransferError, InvalidRequestError, NonFiniteError
@@ -33,7 +33,6 @@ def cut(payload, sizes):
     return [chunk(start, payload[start:end]) for start, end in pairs if start < end]
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 17), max_size=12))
 def test_chunks_may_cut_the_payload_anywhere(sizes):
     target = np.zeros(40, np.uint8)

@@ -1,0 +1,35 @@
+"""Advice to install names what works, and comes from one place: the package is on no index."""
+
+import re
+import tomllib
+
+from numba_adam import installing
+
+OURS = re.compile(r"pip install (?:-[\w-]+ )*['\"]?(?:\.|numba-adam\b)[^`\s]*")
+DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/**/*.md")
+SHIPPED = ("numba_adam/**/*.py", "server/**/*.py", "client/**/*.py", "examples/**/*.py")
+
+
+def test_every_install_line_is_one_that_installing_gives(root) -> None:
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    known = {installing.command(extra) for extra in (None, *extras)}
+    found = {
+        (str(path.relative_to(root)), match)
+        for pattern in DOCUMENTS + SHIPPED
+        for path in root.glob(pattern)
+        if path.name != "installing.py"
+        for match in OURS.findall(path.read_text())
+    }
+    assert {path for path, _ in found} >= {"README.md", "examples/digits.py"}
+    assert {(path, line) for path, line in found if line.rstrip(".,;:)") not in known and line not in known} == set()
+
+
+def test_only_one_file_of_the_package_says_how_to_install_it(root) -> None:
+    """Others ask it, so that the advice cannot differ from place to place."""
+    saying = {
+        path.relative_to(root).as_posix()
+        for pattern in SHIPPED[:3]
+        for path in root.glob(pattern)
+        if OURS.search(path.read_text())
+    }
+    assert saying <= {"numba_adam/installing.py"}

@@ -11,10 +11,12 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     receive     a transfer taken chunk by chunk into a slot, checked on the way
     snapshot    the snapshot file: written, read, verified
     store       the data folder: which snapshot is the newest, which one still holds
-    model       one model: spec, arena, machine and the update over its arrays
-    engine      the one thread that changes models
+    engine      what changes one model, or writes its files: one call at a time, in order; no thread of its own
+    launcher    the one thread that makes parallel launches, the slices of all models' large updates in turns
+    slices      the update over a model's arrays, in slices of a few milliseconds
+    model       one model: spec, arena, machine, engine and update
     image       one version's parameters, copied for those who pull it
-    archive     the one thread that writes to the data folder
+    archive     snapshots on request, by timer and by count, those of different models beside each other
     host        the server without gRPC: models, pushes, pulls, snapshots
     watch       ends transfers whose other side has stopped
     service     the gRPC edge

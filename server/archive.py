@@ -1,30 +1,35 @@
-"""The one thread that writes to the data folder: snapshots on request, by timer and after so many pushes.
+"""Snapshots of models: on request, by timer, and after so many pushes.
 
-While a snapshot is captured the engine only writes into the page cache; making it durable happens here, beside the
-engine. Imports the engine, the store and the models.
+A model's snapshots are written one after the other; none waits for those of another model. What a snapshot holds is
+copied in the model's engine, if the budget can spare the memory, and written beside it: pushes wait for the copy, not
+for the disk. Without the memory they wait until it stands in the page cache. Imports the store, the budget and the
+models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
 
 from numba_adam.errors import ModelNotFoundError, ServerUnavailableError, ServiceError, SnapshotError
 from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.server import snapshot as snapshots
-from numba_adam.server.engine import Engine
+from numba_adam.server.arena import FlatArray
+from numba_adam.server.budget import SlotPool
 from numba_adam.server.model import Model
 from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
-_R = TypeVar("_R")
-_Runner = Callable[[Callable[[int], int], int], int]
+_MOST_WRITERS = 32  # snapshots written in the background at the same time: threads of a server with very many models
+_PAGE_BYTES = 4096
 
 
 class Written(NamedTuple):
@@ -45,7 +50,7 @@ class Archive:
 
     Args:
         store: the data folder.
-        engine: what orders a snapshot among the updates.
+        pool: where memory for copies comes from.
         interval_seconds: snapshots of models that moved, so often; 0: never.
         every_pushes: a snapshot after so many pushes; 0: never.
         models: returns the models there are.
@@ -54,33 +59,38 @@ class Archive:
     def __init__(
         self,
         store: Store,
-        engine: Engine,
+        pool: SlotPool,
         interval_seconds: float,
         every_pushes: int,
         models: Callable[[], Iterable[Model]],
     ) -> None:
         self._store = store
-        self._engine = engine
+        self._pool = pool
         self._interval_seconds = interval_seconds
         self._every_pushes = every_pushes
         self._models = models
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._asked_for: set[Model] = set()
+        self._changed = threading.Condition()
+        self._calls = 0  # those that are under way
         self._is_stopped = False
-        self._asking = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="numba-adam-archive", daemon=True)
+        self._asked_for: set[Model] = set()
+        self._writers = ThreadPoolExecutor(_MOST_WRITERS, "numba-adam-archive")
+        self._timer = threading.Thread(target=self._run, name="numba-adam-timer", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, unless it was started before."""
-        if self._thread.ident is None:
-            self._thread.start()
+        """Start the timer, unless there is none or it was started before."""
+        if self._interval_seconds and self._timer.ident is None:
+            self._timer.start()
 
     def stop(self) -> None:
-        """Finish what was asked for, then end the thread."""
-        with self._asking:
+        """Refuse what comes from now on, and return once everything that is under way is done."""
+        with self._changed:
             self._is_stopped = True
-            self._jobs.put(None)
-        self._thread.join()
+            self._changed.notify_all()
+        self._writers.shutdown(cancel_futures=True)
+        if self._timer.ident is not None:
+            self._timer.join()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._calls)
 
     def snapshot(self, model: Model) -> Written:
         """Write a snapshot and return once it is on disk.
@@ -89,11 +99,13 @@ class Archive:
             SnapshotError: it could not be written.
             ModelNotFoundError: the model was deleted.
         """
-        return self._do(lambda: self._write(model, self._engine.call))
+        with self._call():
+            return model.filing.call(self._write, model, self._capture)
 
     def begin(self, model: Model) -> None:
-        """Write the first snapshot of a model that nobody knows yet: the engine need not wait for it."""
-        self._do(lambda: self._write(model, lambda capture, descriptor: capture(descriptor)))
+        """Write the first snapshot of a model that nobody knows yet: nothing changes it, so nothing is copied."""
+        with self._call():
+            model.filing.call(self._write, model, _capture_in_place)
 
     def save(self, model: Model) -> None:
         """Write a snapshot unless the newest one is the model as it is. Nothing else may change it meanwhile."""
@@ -102,75 +114,86 @@ class Archive:
 
     def delete(self, model: Model) -> None:
         """Remove a model's folder."""
-        self._do(lambda: self._store.delete(model.spec.name))
+        with self._call():
+            model.filing.call(self._store.delete, model.spec.name)
 
     def note_push(self, model: Model) -> None:
         """Ask for a snapshot in the background if the model has moved far enough from its last one."""
         if self._every_pushes and model.version - model.tried_version >= self._every_pushes:
             self._ask_for(model)
 
-    def _ask_for(self, model: Model) -> None:
-        with self._asking:
-            if model in self._asked_for:
-                return
-            self._asked_for.add(model)
-            self._jobs.put(lambda: self._write_quietly(model))
-
-    def _do(self, function: Callable[[], _R]) -> _R:
-        """Run a function on the archive's thread and return what it returns."""
-        future: Future[_R] = Future()
-
-        def job() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        with self._asking:
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        """Have `stop` wait for what is under way."""
+        with self._changed:
             if self._is_stopped:
                 raise ServerUnavailableError("the server is stopping; try again when it is back")
-            self._jobs.put(job)
-        return future.result()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    def _ask_for(self, model: Model) -> None:
+        """Have a snapshot written in the background, unless one is asked for or being written there already."""
+        with self._changed:
+            if self._is_stopped or model in self._asked_for:
+                return
+            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit, and nobody has stopped us
+                self._writers.submit(self._write_quietly, model)
+                self._asked_for.add(model)
 
     def _run(self) -> None:
+        """Ask for snapshots of the models that moved, once in each interval."""
         due = time.monotonic() + self._interval_seconds
         while True:
-            try:
-                job = self._jobs.get(timeout=max(0.0, due - time.monotonic()) if self._interval_seconds else None)
-            except queue.Empty:
-                for model in self._models():
-                    if model.version != model.snapshot_version:
-                        self._write_quietly(model)
-                due = time.monotonic() + self._interval_seconds
-                continue
-            if job is None:
-                return
-            job()
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_stopped, max(0.0, due - time.monotonic())):
+                    return
+            for model in self._models():
+                if model.version != model.snapshot_version:
+                    self._ask_for(model)
+            due = time.monotonic() + self._interval_seconds
 
     def _write_quietly(self, model: Model) -> None:
         """Write a snapshot that nobody waits for."""
-        with self._asking:
-            self._asked_for.discard(model)
         try:
-            self._write(model, self._engine.call)
-        except ModelNotFoundError:  # deleted meanwhile
-            return
-        except Exception:  # whatever it is, the thread goes on: others wait for their snapshots
+            with self._call():
+                model.filing.call(self._write_if_moved, model)
+        except (ModelNotFoundError, ServerUnavailableError):  # deleted, or stopped, meanwhile
+            pass
+        except Exception:  # whatever it is, the models' later snapshots must be asked for
             _log.exception("model %s: no snapshot was written; the one before it stays", model.spec.name)
+        with self._changed:
+            self._asked_for.discard(model)
+        self.note_push(model)  # pushes that came in while it was written asked for nothing
 
-    def _write(self, model: Model, run: _Runner) -> Written:
-        """Write a snapshot and wait until it is durable; `run` runs what must not see half an update."""
+    def _write_if_moved(self, model: Model) -> None:
+        """Write a snapshot unless another came first."""
+        if model.version != model.snapshot_version:
+            self._write(model, self._capture)
+
+    def _write(self, model: Model, capture: Callable[[Model, int], tuple[Snapshot, int]]) -> Written:
+        """Write a snapshot and wait until it is durable. In the model's `filing`.
+
+        Args:
+            model: the model.
+            capture: called with the descriptor of an empty file; writes the snapshot, returns its records and size.
+        """
         start = time.monotonic()
         model.check_alive()
         model.tried_version = model.version
         captured: list[Snapshot] = []
 
-        def capture(descriptor: int) -> int:
-            captured.append(model.capture())
-            return snapshots.write(descriptor, captured[0], model.arena.state_arrays())
+        def write(descriptor: int) -> int:
+            snapshot, size = capture(model, descriptor)
+            captured.append(snapshot)
+            return size
 
         try:
-            size = self._store.write(model.spec.name, lambda descriptor: run(capture, descriptor))
+            size = self._store.write(model.spec.name, write)
         except ServiceError:  # some are OSErrors too
             raise
         except OSError as error:
@@ -183,3 +206,31 @@ class Archive:
             "model %s: snapshot of version %d, %d bytes, took %.3f s", model.spec.name, state.version, *written[1:]
         )
         return written
+
+    def _capture(self, model: Model, descriptor: int) -> tuple[Snapshot, int]:
+        """Copy a model's state and write the copy; without memory for one, have pushes wait while it is written."""
+        arrays = model.arena.state_arrays()
+        slot = self._pool.spare(sum(array.nbytes for array in arrays.values()))
+        if slot is None:
+            return model.engine.call(_capture_in_place, model, descriptor)
+        try:
+            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while pushes wait
+            snapshot, copies = model.engine.call(_copy, model, slot.bytes.view(model.arena.dtype))
+            return snapshot, snapshots.write(descriptor, snapshot, copies)
+        finally:
+            slot.discard()
+
+
+def _capture_in_place(model: Model, descriptor: int) -> tuple[Snapshot, int]:
+    """Write a model's state as it lies there; nothing may change it meanwhile."""
+    snapshot = model.capture()
+    return snapshot, snapshots.write(descriptor, snapshot, model.arena.state_arrays())
+
+
+def _copy(model: Model, target: FlatArray) -> tuple[Snapshot, dict[str, FlatArray]]:
+    """Copy a model's state; in its engine."""
+    snapshot, arrays = model.capture(), model.arena.state_arrays()
+    copies = dict(zip(arrays, np.split(target, len(arrays)), strict=True))
+    for name, copy in copies.items():
+        copy[:] = arrays[name]
+    return snapshot, copies

@@ -44,6 +44,11 @@ class Slot:
         """Give the memory back. Whoever still looks at it sees another transfer's bytes."""
         self._pool._give_back(self._memory)
 
+    def discard(self) -> None:
+        """Give the memory back to the system."""
+        self._pool._let_go(self._memory)
+        self._memory = self.bytes = np.empty(0, np.uint8)
+
 
 class SlotPool:
     """The byte budget: models hold a part of it for as long as they live, transfers for as long as they take.
@@ -112,11 +117,26 @@ class SlotPool:
             self._in_use_bytes += memory.nbytes
         return Slot(self, memory, nbytes)
 
+    def spare(self, nbytes: int) -> Slot | None:
+        """Return a slot for something that can do without; None if it would leave less room than it takes."""
+        with self._lock:
+            room = self.budget_bytes - self._used() + sum(memory.nbytes for memory in self._free)
+        if 2 * nbytes > room:
+            return None
+        try:
+            return self.acquire(nbytes, "a copy")
+        except ServiceError:  # others were faster
+            return None
+
     def _give_back(self, memory: Bytes) -> None:
         with self._lock:
             self._in_use_bytes -= memory.nbytes
             if memory.nbytes:
                 self._free.append(memory)
+
+    def _let_go(self, memory: Bytes) -> None:
+        with self._lock:
+            self._in_use_bytes -= memory.nbytes
 
     def _take_free(self, size: int) -> Bytes | None:
         """Return a free slot that is large enough and not wastefully so."""

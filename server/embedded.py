@@ -16,6 +16,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
 from numba_adam.server.health import Health
 from numba_adam.server.host import Host
+from numba_adam.server.launcher import use_threads
 from numba_adam.server.listen import endpoints
 from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
 from numba_adam.server.watch import Watch
@@ -42,8 +43,11 @@ class Server:
         self._host = Host(config)
         self._health = Health()
         self._watch = Watch(config.stall_seconds)
-        executor = futures.ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="numba-adam-rpc")
-        self._grpc = grpc.server(executor, options=_options(config))
+        # What is worth several threads is launched from one that all models share; see the launcher.
+        self._calls = futures.ThreadPoolExecutor(
+            config.rpc_threads, thread_name_prefix="numba-adam-rpc", initializer=use_threads, initargs=(1,)
+        )
+        self._grpc = grpc.server(self._calls, options=_options(config))
         self._grpc.add_generic_rpc_handlers((handlers(ParameterService(self._host, self._watch)),))
         self._health.add_to(self._grpc)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -83,6 +87,7 @@ class Server:
         self._health.end_watches()
         self._host.begin_stop()
         self._grpc.stop(self._config.stop_deadline_seconds).wait()
+        self._calls.shutdown(wait=False)  # gRPC leaves its threads as they are
         self._watch.stop()
         self._health.stop()
         is_clean = self._host.stop()

@@ -1,14 +1,16 @@
-"""The one thread that changes models: sessions, updates, and the copies that must not see half an update.
+"""What changes a model: one call at a time, in the order in which they came.
 
-Whatever runs here runs alone and in the order in which it was handed over; that order is the order of versions.
-Imports the standard library, and Numba to set this thread's share of threads.
+A model has an engine of its own, so that none waits for another model's work. An engine has no thread: a call runs on
+the thread that makes it, once those before it are done. So models cost no threads, however many there are. The order
+of the calls is the order of versions. Imports the standard library and the error tree.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from numba_adam.errors import ServerUnavailableError
 
@@ -17,40 +19,66 @@ _R = TypeVar("_R")
 
 
 class Engine:
-    """A thread with a queue; it starts with the first call.
+    """Runs functions alone: whoever has waited for longest is next."""
 
-    Args:
-        threads: how many threads an update takes; 0: all that Numba has.
-    """
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()  # each is released when its turn has come
+        self._is_busy = False
+        self._is_stopped = False
 
-    def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(1, "numba-adam-engine", initializer=_use_threads, initargs=(threads,))
+    @property
+    def waiting(self) -> int:
+        """Number of calls that wait for their turn."""
+        return len(self._waiting)
 
     def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Run a function on the engine's thread and return what it returns, or raise what it raises.
+        """Run a function alone and return what it returns, or raise what it raises.
 
         Raises:
             ServerUnavailableError: the engine has stopped.
         """
-        # The future gets no name here: an error's traceback would keep it alive, and it the error, in a circle that
-        # also holds the arguments, a transfer's memory among them.
-        return self._submit(function, *args, **kwargs).result()
+        self._enter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._leave()
 
     def stop(self) -> None:
-        """Finish what was handed over, then end the thread."""
-        self._executor.shutdown()
+        """Refuse what comes from now on, and return once everything before it is done."""
+        self._enter(is_last=True)
+        self._leave()
 
-    def _submit(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+    def _enter(self, *, is_last: bool = False) -> None:
+        """Wait for the turn."""
+        with self._lock:
+            if self._is_stopped and not is_last:
+                raise ServerUnavailableError("the server is stopping; try again when it is back")
+            self._is_stopped = self._is_stopped or is_last
+            if not self._is_busy:
+                self._is_busy = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
         try:
-            return self._executor.submit(function, *args, **kwargs)
-        except RuntimeError as error:
-            raise ServerUnavailableError("the server is stopping; try again when it is back") from error
+            turn.acquire()
+        except BaseException:  # Ctrl-C: the turn must not be given to one who has gone
+            self._give_up(turn)
+            raise
 
+    def _leave(self) -> None:
+        """Hand the turn on."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._is_busy = False
 
-def _use_threads(threads: int) -> None:
-    """Set the number of threads of parallel updates launched from this thread."""
-    if threads:
-        import numba
-
-        set_num_threads: Any = numba.set_num_threads
-        set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    def _give_up(self, turn: threading.Lock) -> None:
+        """Leave the queue, or hand on a turn that came in this very moment."""
+        with self._lock:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                return
+        self._leave()

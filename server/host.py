@@ -33,8 +33,8 @@ from numba_adam.ps.v1.model_pb2 import StatePoint
 from numba_adam.server.archive import Archive
 from numba_adam.server.budget import Bytes, SlotPool
 from numba_adam.server.config import ServerConfig
-from numba_adam.server.engine import Engine
 from numba_adam.server.image import Image, Images
+from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import PushKey, Rejected
 from numba_adam.server.model import Model, Outcome, Push
 from numba_adam.server.nursery import Nursery
@@ -81,13 +81,13 @@ class Host:
         self._is_stopping = threading.Event()
         self._waiters = threading.Semaphore(config.rpc_threads // 2)
         self.pool = SlotPool(config.memory_budget_bytes)
-        self._engine = Engine(config.threads)
-        self._images = Images(self.pool, self._engine)
+        self._launcher = Launcher(config.threads)
+        self._images = Images(self.pool)
         self._store = Store(config.data_dir, config.snapshots_kept)
         self._archive = Archive(
-            self._store, self._engine, config.snapshot_interval_seconds, config.snapshot_every_pushes, self.models
+            self._store, self.pool, config.snapshot_interval_seconds, config.snapshot_every_pushes, self.models
         )
-        self._nursery = Nursery(self.pool, self._store, self._archive)
+        self._nursery = Nursery(self.pool, self._store, self._archive, self._launcher)
         try:
             for name in self._store.model_names():
                 self._models[name] = self._nursery.restore(name)
@@ -116,7 +116,9 @@ class Host:
                 _log.exception("model %s: no last snapshot", model.spec.name)
                 is_clean = False
         self._archive.stop()
-        self._engine.stop()
+        for model in self.models():
+            model.engine.stop()
+        self._launcher.stop()
         try:
             self._store.close(clean=is_clean)
         except OSError:
@@ -170,7 +172,7 @@ class Host:
         with self._claim(name) as existing:
             if existing is not model:
                 raise ModelNotFoundError(f"model {name!r}: the server has no such model")
-            self._engine.call(model.mark_deleted)
+            model.engine.call(model.mark_deleted)
             with self._lock:
                 del self._models[name]
             self.pool.release_model(name)
@@ -182,7 +184,7 @@ class Host:
         """Open a session; return its epoch and where the state stands."""
         model = self.model(name)
         with _saying_state_of(model):
-            epoch = self._engine.call(model.open_session, check_worker_id(worker_id))
+            epoch = model.engine.call(model.open_session, check_worker_id(worker_id))
         _log.info("model %s: worker %r opened session %d at version %d", name, worker_id, epoch, model.version)
         return epoch, model.state()
 
@@ -233,7 +235,7 @@ class Host:
     def status(self) -> pb.GetServerStatusResponse:
         """Return what the server holds and has done."""
         import numba_adam
-        from numba_adam.kernels.threads import thread_count, threading_layer
+        from numba_adam.kernels.threads import threading_layer
 
         return pb.GetServerStatusResponse(
             server_version=numba_adam.__version__,
@@ -242,7 +244,7 @@ class Host:
             memory_used_bytes=self.pool.used_bytes,
             memory_budget_bytes=self.pool.budget_bytes,
             threading_layer=threading_layer(),
-            threads=self._engine.call(thread_count),
+            threads=self._launcher.threads,
         )
 
     @contextlib.contextmanager
@@ -275,10 +277,10 @@ class Host:
             push = push._replace(present=present)
             with self._receiving(model, key), self._staging(model, header.total_bytes) as target:
                 receive(parts, Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient"))
-                return self._engine.call(model.apply, push, target.view(model.arena.dtype))
+                return model.engine.call(model.apply, push, target.view(model.arena.dtype))
         except PushRejectedError as error:
             reason = Reason.REASON_NON_FINITE if isinstance(error, NonFiniteError) else Reason.REASON_PUSH_MISMATCH
-            return self._engine.call(model.reject, push, reason, str(error))
+            return model.engine.call(model.reject, push, reason, str(error))
 
     @contextlib.contextmanager
     def _receiving(self, model: Model, key: PushKey) -> Iterator[None]:

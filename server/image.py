@@ -1,7 +1,7 @@
 """One version of a model's parameters, whole, for those who pull it.
 
 It is copied between two updates, shared by everyone who wants that version, and given back when the last one has sent
-it: a slow puller holds up nobody. Imports the budget, the engine and the models.
+it: a slow puller holds up nobody. Imports the budget and the models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 
 from numba_adam.server.budget import Bytes, Slot, SlotPool
-from numba_adam.server.engine import Engine
 from numba_adam.server.model import Model
 
 _PAGE_BYTES = 4096
@@ -46,12 +45,10 @@ class Images:
 
     Args:
         pool: where their memory comes from.
-        engine: what orders the copy among the updates.
     """
 
-    def __init__(self, pool: SlotPool, engine: Engine) -> None:
+    def __init__(self, pool: SlotPool) -> None:
         self._pool = pool
-        self._engine = engine
         self._lock = threading.Lock()
         self._newest: dict[Model, Image] = {}
 
@@ -79,7 +76,7 @@ class Images:
         slot = self._pool.acquire(model.spec.nbytes, f"a pull of model {model.spec.name!r}")
         try:
             slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while the engine waits
-            image = self._engine.call(self._copy, model, slot)
+            image = model.engine.call(self._copy, model, slot)
         except BaseException:
             slot.release()
             raise
@@ -97,6 +94,6 @@ class Images:
             return image
 
     def _copy(self, model: Model, slot: Slot) -> Image:
-        """Copy the parameters, on the engine's thread."""
+        """Copy the parameters, in the model's engine."""
         slot.bytes.view(model.arena.dtype)[:] = model.arena.param
         return Image(self, model, slot)

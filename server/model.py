@@ -1,7 +1,7 @@
 """One model on the server: its spec, its memory, its decisions and the update over its arrays.
 
-What changes a model runs on the engine's thread alone; what only looks may come from any thread. Imports NumPy, the
-library's update, and the files above it; never gRPC.
+What changes a model runs in its engine, alone; what only looks may come from any thread. Imports the files above it;
+never gRPC.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from numba_adam.errors import InternalServerError, ModelNotFoundError
+from numba_adam.errors import InternalServerError, ModelNotFoundError, ServerUnavailableError
 from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2 import PushHeader
-from numba_adam.server.arena import Arena, FlatArray, split
+from numba_adam.server.arena import Arena, FlatArray
+from numba_adam.server.engine import Engine
+from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import Answer, Machine, PushKey
+from numba_adam.server.slices import SlicedUpdate
 from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.spec import Spec, Tensor
-from numba_adam.table import UpdateTable
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +66,17 @@ class Model:
         arena: its memory; the parameters may still be on their way into it.
         machine: its decisions.
         saved: the machine's record in the newest snapshot; None before the first.
+        launcher: runs large updates; None: the calling thread does.
     """
 
     def __init__(
-        self, spec: Spec, request_id: str, arena: Arena, machine: Machine, saved: dict[str, Any] | None = None
+        self,
+        spec: Spec,
+        request_id: str,
+        arena: Arena,
+        machine: Machine,
+        saved: dict[str, Any] | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
         self.spec = spec
         self.request_id = request_id
@@ -82,6 +89,12 @@ class Model:
         """Version of the last snapshot that was begun, whether or not it was finished."""
 
         self.counters = Counters()
+        self.engine = Engine()
+        """What changes the model, and the copies that must not see half an update."""
+
+        self.filing = Engine()
+        """What writes or removes the model's snapshots."""
+
         self.pending_slot = threading.Lock()
         """Held by the transfer that uses the arena's own slot."""
 
@@ -92,8 +105,7 @@ class Model:
         self._changed = threading.Condition()
         self._is_deleted = False
         self._is_broken = False
-        self._whole = _table(spec, arena, lambda flat: [flat])
-        self._by_tensor = _table(spec, arena, arena.views)
+        self._sliced = SlicedUpdate(spec, arena, launcher)
 
     @property
     def version(self) -> int:
@@ -160,13 +172,13 @@ class Model:
             return Outcome(answer, duplicate=True)
 
     def open_session(self, worker_id: str) -> int:
-        """Open a worker's session and return its epoch. On the engine's thread."""
+        """Open a worker's session and return its epoch. In the engine."""
         with self._changed:
             self.check_alive()
             return self.machine.open_session(worker_id)
 
     def apply(self, push: Push, gradient: FlatArray) -> Outcome:
-        """Make one step, unless an earlier try did. On the engine's thread.
+        """Make one step, unless an earlier try did. In the engine.
 
         Args:
             push: the push.
@@ -183,7 +195,7 @@ class Model:
         return Outcome(answer, duplicate=False)
 
     def reject(self, push: Push, reason: int, message: str) -> Outcome:
-        """Answer a push with a rejection, unless an earlier try has an answer. On the engine's thread."""
+        """Answer a push with a rejection, unless an earlier try has an answer. In the engine."""
         known = self.judge(push.key, push.base_version)
         if known is not None:
             return known
@@ -192,7 +204,7 @@ class Model:
             return Outcome(self.machine.reject(push.key, reason, message), duplicate=False)
 
     def capture(self) -> Snapshot:
-        """Return the records of a snapshot. On the engine's thread, as is copying the arrays that go with it."""
+        """Return the records of a snapshot. In the engine, as is copying the arrays that go with it."""
         self.check_alive()
         return Snapshot({**self.spec.to_record(), "request_id": self.request_id}, self.machine.to_record())
 
@@ -225,32 +237,18 @@ class Model:
             self._changed.notify_all()
 
     def mark_deleted(self) -> None:
-        """Refuse everything from now on. On the engine's thread."""
+        """Refuse everything from now on. In the engine."""
         with self._changed:
             self._is_deleted = True
             self._changed.notify_all()
 
     def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
         """Run the update over the arrays that have a gradient."""
-        steps = self.machine.steps
         try:
-            if all(present) and len(set(steps)) == 1:  # the usual push: the whole vector is one array
-                self._whole.update([gradient], np.array(steps[:1]))
-            elif any(present):
-                self._by_tensor.update(self._gradients(present, gradient), np.array(steps))
+            self._sliced.run(present, gradient, self.machine.steps)
+        except ServerUnavailableError:  # the launcher has stopped: nothing was updated
+            raise
         except Exception as error:
             self._is_broken = True
             _log.exception("model %s: an update failed; the model takes no more pushes", self.spec.name)
             raise InternalServerError(f"model {self.spec.name!r}: an update failed; the log says more") from error
-
-    def _gradients(self, present: Sequence[bool], gradient: FlatArray) -> list[np.ndarray[Any, Any] | None]:
-        """Return one gradient for each array, None for the absent."""
-        sizes = [tensor.size for tensor, is_present in zip(self.spec.tensors, present, strict=True) if is_present]
-        views = iter(split(gradient, sizes))
-        return [next(views) if is_present else None for is_present in present]
-
-
-def _table(spec: Spec, arena: Arena, cut: Callable[[FlatArray], list[FlatArray]]) -> UpdateTable:
-    """Return the update over an arena's arrays, each cut into the pieces that have a step of their own."""
-    columns = [cut(array) for array in arena.state_arrays().values()]
-    return UpdateTable(*columns, hyperparameters=[spec.hyperparameters])

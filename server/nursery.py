@@ -20,6 +20,7 @@ from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.archive import Archive
 from numba_adam.server.arena import Arena, layout
 from numba_adam.server.budget import SlotPool
+from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import Machine
 from numba_adam.server.model import Model
 from numba_adam.server.receive import Parts, Receiver, receive
@@ -37,12 +38,14 @@ class Nursery:
         pool: where their memory comes from.
         store: where their snapshots are.
         archive: writes the first one.
+        launcher: runs their large updates.
     """
 
-    def __init__(self, pool: SlotPool, store: Store, archive: Archive) -> None:
+    def __init__(self, pool: SlotPool, store: Store, archive: Archive, launcher: Launcher) -> None:
         self._pool = pool
         self._store = store
         self._archive = archive
+        self._launcher = launcher
 
     def restore(self, name: str) -> Model:
         """Return a model as its newest snapshot that holds says it was.
@@ -83,7 +86,7 @@ class Nursery:
             )
         _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)
         spec = Spec.from_record(snapshot.model)
-        return Model(spec, snapshot.model["request_id"], arenas[0], machine, saved=snapshot.machine)
+        return Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot.machine, self._launcher)
 
     def create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
         """Take a new model's initial values and write its first snapshot; return it, to be shown to others.
@@ -101,7 +104,8 @@ class Nursery:
         try:
             target = arena.param.view(np.uint8)
             receive(parts, Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value"))
-            model = Model(spec, header.request_id, arena, Machine(_new_state_id(), len(spec.tensors)))
+            machine = Machine(_new_state_id(), len(spec.tensors))
+            model = Model(spec, header.request_id, arena, machine, launcher=self._launcher)
             self._keep(model)
         except BaseException:
             self._pool.release_model(spec.name)

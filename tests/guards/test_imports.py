@@ -27,7 +27,7 @@ FORBIDDEN = {
     "server/": {"numba_adam.client", "numba_adam.cli", "numba_adam.demo"},
 }
 # Who may know Numba, and who a framework: all others go through them.
-NUMBA = ("numba_adam/kernels/", "numba_adam/cuda/", "numba_adam/cli/checkup.py", "server/engine.py")
+NUMBA = ("numba_adam/kernels/", "numba_adam/cuda/", "numba_adam/cli/checkup.py", "server/launcher.py")
 INTEROP = ("numba_adam/interop/", "numba_adam/demo/")
 
 

@@ -162,7 +162,7 @@ def test_what_comes_after_the_end_is_refused_and_never_waits(config):
     spec = Spec("late", "float32", (Tensor("x", (4,)),), Hyperparameters())
     server.stop()
     model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
-    for call in (lambda: host._archive.begin(model), lambda: host._archive.delete(model), host.status):
+    for call in (lambda: host._archive.begin(model), lambda: host._archive.delete(model)):
         with pytest.raises(ServerUnavailableError, match="stopping"):
             call()
 

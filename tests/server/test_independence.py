@@ -1,0 +1,293 @@
+"""One model's work does not wait for another's: whatever is held up for one, the others go on.
+
+A disk that takes nothing is a FIFO where the snapshot's file has to be: whoever writes into it waits, for real, until
+somebody reads.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.server import slices
+from numba_adam.server.embedded import Server
+
+DEADLINE = 60  # seconds: generous, and never waited for unless something is wrong
+SIZE = 100_000  # elements: a snapshot of 1.2 MB, more than a FIFO takes
+ROOM = 1 << 28
+NO_ROOM = 5 * (1 << 20)  # for two such models and transfers, and not for a copy of a state beside them
+
+
+class SlowDisk:
+    """A FIFO in the place of a model's next snapshot."""
+
+    def __init__(self, folder, model, number):
+        self._path = folder / "models" / model / f"{number:08d}.writing"
+        os.mkfifo(self._path)
+        self._reader = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def wait_until_full(self):
+        """Wait until the writer waits: a FIFO that is full takes no more."""
+        pause = threading.Event()
+        writer = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            while _takes_more(writer):
+                pause.wait(0.001)
+        finally:
+            os.close(writer)
+
+    def give_way(self):
+        """Read what is written until the writer has gone. The snapshot fails, since a FIFO cannot be cut to size."""
+        os.set_blocking(self._reader, True)
+        while os.read(self._reader, 1 << 16):
+            pass
+        os.close(self._reader)
+
+
+def _takes_more(writer):
+    """Say whether a FIFO is not full: whether a byte could be written into it."""
+    _, ready, _ = select.select([], [writer], [], 0)
+    return bool(ready)
+
+
+@contextlib.contextmanager
+def disk_blocked(folder, model="a", number=2):
+    """Have a model's snapshot of that number wait for its disk until the context ends."""
+    disk = SlowDisk(folder, model, number)
+    try:
+        yield disk
+    finally:
+        disk.give_way()
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+@pytest.fixture
+def models(peers):
+    """Creates models of SIZE elements on a server; returns a peer and a session for each."""
+
+    def create(server, *names):
+        peer = peers(server.address)
+        for name in names:
+            peer.create(ones(), name, lr=0.1)  # not zero: zeros are holes in a file, and take no writing
+        return peer, [peer.session(name) for name in names]
+
+    return create
+
+
+def ones(size=SIZE):
+    return {"x": np.ones(size, np.float32)}
+
+
+def everything_works(peer, session, name):
+    """Do with a model whatever can be done with one."""
+    version = peer.state(name).version
+    assert session.push(ones()).version == version + 1
+    assert peer.pull(name).state.version == version + 1
+    ack, pulled = peer.push_pull(session, ones())
+    assert (ack.version, pulled.state.version) == (version + 2, version + 2)
+    assert peer.session(name, "another").push(ones()).version == version + 3
+    (info,) = peer.stub.Snapshot(pb.SnapshotRequest(model=name), timeout=DEADLINE).snapshots
+    assert info.state.version == version + 3
+    peer.create(ones(10), "new")
+    peer.stub.DeleteModel(pb.DeleteModelRequest(model="new"), timeout=DEADLINE)
+    assert name in [model.spec.name for model in peer.stub.ListModels(pb.ListModelsRequest()).models]
+    assert peer.stub.GetServerStatus(pb.GetServerStatusRequest(), timeout=DEADLINE).models
+
+
+@pytest.mark.parametrize("budget", [ROOM, NO_ROOM], ids=["with room for a copy", "without"])
+def test_while_one_models_snapshot_waits_for_the_disk_another_model_is_served(config, models, threads, refused, budget):
+    with Server(dataclasses.replace(config, memory_budget_bytes=budget)) as server:
+        peer, (_, b) = models(server, "a", "b")
+        with disk_blocked(config.data_dir) as disk:
+            snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
+            disk.wait_until_full()
+            everything_works(peer, b, "b")
+            assert not snapshot.done()
+        assert "model 'a': its snapshot could not be written" in snapshot.result(DEADLINE).message
+
+
+def test_while_a_models_snapshot_waits_for_the_disk_the_model_itself_is_pushed_and_pulled(
+    config, models, threads, refused
+):
+    with Server(config) as server:
+        peer, (a,) = models(server, "a")
+        with disk_blocked(config.data_dir) as disk:
+            snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
+            disk.wait_until_full()
+            assert a.push(ones()).version == 1
+            assert peer.pull("a").state.version == 1
+            assert not snapshot.done()
+        snapshot.result(DEADLINE)
+
+
+def test_without_memory_for_a_copy_pushes_to_the_model_wait_and_none_is_lost(config, models, threads, refused):
+    with Server(dataclasses.replace(config, memory_budget_bytes=NO_ROOM)) as server:
+        peer, (a, _) = models(server, "a", "b")
+        engine = server._host.model("a").engine
+        with disk_blocked(config.data_dir) as disk:
+            snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
+            disk.wait_until_full()
+            push = threads.submit(a.push, ones())
+            pause = threading.Event()
+            while engine.waiting == 0:  # the test's timeout is its limit
+                pause.wait(0.001)
+            assert not push.done()
+        snapshot.result(DEADLINE)
+        assert push.result(DEADLINE).version == 1
+        assert (peer.pull("a").arrays["x"] != 0).all()
+
+
+def test_a_snapshot_holds_one_version_whole_however_the_model_moves_meanwhile(config, models, threads):
+    """All elements of a version are equal, so a torn snapshot would show."""
+    with Server(config) as server:
+        peer, (a,) = models(server, "a")
+        over = threading.Event()
+
+        def push():
+            while not over.is_set():
+                a.push(ones())
+
+        pushing = threads.submit(push)
+        versions = []
+        for _ in range(5):
+            versions.append(peer.stub.Snapshot(pb.SnapshotRequest(model="a")).snapshots[0].state.version)
+            wanted = versions[-1] + 1
+            while peer.state("a").version < wanted:
+                pass
+        over.set()
+        pushing.result(DEADLINE)
+        assert versions == sorted(set(versions))
+        last = peer.stub.Snapshot(pb.SnapshotRequest(model="a")).snapshots[0].state.version
+    for path in (config.data_dir / "models" / "a").glob("*.snapshot"):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                array = file.get_tensor(name)
+                assert (array == array[0]).all(), (path.name, name)
+    assert last >= versions[-1]
+
+
+def test_a_model_that_is_snapshotted_in_a_loop_does_not_keep_another_from_its_interval(config, models, threads):
+    with Server(dataclasses.replace(config, snapshot_interval_seconds=0.05)) as server:
+        peer, (_, b) = models(server, "a", "b")
+        over = threading.Event()
+
+        def loop():
+            while not over.is_set():
+                peer.stub.Snapshot(pb.SnapshotRequest(model="a"), timeout=DEADLINE)
+
+        loops = [threads.submit(loop) for _ in range(3)]
+        for version in (1, 2, 3):
+            b.push(ones())
+            while peer.state("b").snapshot_version < version:  # the test's timeout is its limit
+                assert not any(each.done() for each in loops)
+        over.set()
+        for each in loops:
+            each.result(DEADLINE)
+
+
+@pytest.mark.parametrize("settings", [{"snapshot_interval_seconds": 0.05}, {"snapshot_every_pushes": 1}])
+def test_a_background_snapshot_that_waits_for_the_disk_holds_up_no_other_models(config, models, settings, caplog):
+    with Server(dataclasses.replace(config, **settings)) as server:
+        peer, (a, b) = models(server, "a", "b")
+        with disk_blocked(config.data_dir) as disk:
+            a.push(ones())
+            disk.wait_until_full()
+            for version in (1, 2):
+                b.push(ones())
+                while peer.state("b").snapshot_version < version:  # the test's timeout is its limit
+                    assert peer.state("a").snapshot_version == 0
+        with caplog.at_level(logging.INFO):
+            a.push(ones())
+            while peer.state("a").snapshot_version < 2:
+                assert peer.state("a").version == 2
+
+
+def test_pushes_that_come_while_a_snapshot_by_count_is_written_are_not_forgotten(config, models):
+    """Nobody pushes after it: the archive itself has to look again."""
+    with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
+        peer, (a,) = models(server, "a")
+        with disk_blocked(config.data_dir) as disk:
+            a.push(ones())
+            disk.wait_until_full()
+            a.push(ones())
+            assert a.push(ones()).version == 3
+        while peer.state("a").snapshot_version < 3:  # the test's timeout is its limit
+            assert peer.state("a").version == 3
+
+
+def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, models, threads, refused):
+    with Server(config) as server:
+        peer, _ = models(server, "a", "b")
+        with disk_blocked(config.data_dir) as disk:
+            snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
+            disk.wait_until_full()
+            filing = server._host.model("a").filing
+            deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
+            pause = threading.Event()
+            while filing.waiting == 0:  # the test's timeout is its limit
+                pause.wait(0.001)
+            assert (config.data_dir / "models" / "a").exists()
+        snapshot.result(DEADLINE)
+        deletion.result(DEADLINE)
+        assert [path.name for path in (config.data_dir / "models").iterdir()] == ["b"]
+
+
+def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(config, models, threads, peers):
+    """The launcher is held within a slice, as by an update without end: a large push waits for it, and nothing else."""
+    with Server(config) as server:
+        peer, (_, b) = models(server, "a", "b")
+        large = slices.MOST_ELEMENTS + 1
+        peer.create({"x": np.zeros(large, np.float32)}, "large", lr=0.1)
+        peer.create({"x": np.zeros(1_000, np.float32)}, "small", lr=0.1)
+        begun, over = threading.Event(), threading.Event()
+
+        def slice_without_end():
+            begun.set()
+            assert over.wait(DEADLINE)
+            yield
+
+        launcher = server._host._launcher
+        held = threads.submit(launcher.run, slice_without_end())
+        assert begun.wait(DEADLINE)
+        push = threads.submit(peer.session("large").push, ones(large))
+        while launcher._jobs < 2:  # until the large push waits; the test's timeout is its limit
+            assert not push.done()
+        everything_works(peer, b, "b")
+        small = peer.session("small")
+        for version in (1, 2, 3):
+            assert small.push(ones(1_000)).version == version
+        assert not push.done()
+        over.set()
+        held.result(DEADLINE)
+        assert push.result(DEADLINE).version == 1
+
+
+def test_many_models_need_no_more_threads_than_few_and_a_stopped_server_has_none(config, peers):
+    before = set(threading.enumerate())
+    with Server(dataclasses.replace(config, snapshot_interval_seconds=0.05, snapshot_every_pushes=1)) as server:
+        peer = peers(server.address)
+        for number in range(100):
+            peer.create(ones(10), f"m{number}")
+            peer.session(f"m{number}").push(ones(10))
+        ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("numba-adam")]
+        assert len([name for name in ours if "rpc" not in name]) < 40
+        assert len(ours) < 40 + config.rpc_threads
+        for number in range(100):
+            peer.stub.DeleteModel(pb.DeleteModelRequest(model=f"m{number}"), timeout=DEADLINE)
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("numba-adam")]
+    for thread in left:  # gRPC does not wait for the last of its calls to leave the thread
+        thread.join(DEADLINE)
+    assert not [thread.name for thread in left if thread.is_alive()]

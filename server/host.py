@@ -33,12 +33,13 @@ from numba_adam.ps.v1.model_pb2 import StatePoint
 from numba_adam.server.archive import Archive
 from numba_adam.server.budget import Bytes, SlotPool
 from numba_adam.server.config import ServerConfig
+from numba_adam.server.content import with_payload
 from numba_adam.server.image import Image, Images
 from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import PushKey, Rejected
 from numba_adam.server.model import Model, Outcome, Push
 from numba_adam.server.nursery import Nursery
-from numba_adam.server.receive import Parts, Receiver, receive
+from numba_adam.server.receive import Parts, Reader, Receiver, receive
 from numba_adam.server.spec import PushShape, Spec, check_worker_id, present_arrays
 from numba_adam.server.store import Store
 
@@ -267,20 +268,28 @@ class Host:
 
     def _push(self, model: Model, header: pb.PushHeader, parts: Parts) -> Outcome:
         key = PushKey(header.state_id, header.worker_id, header.epoch, header.sequence)
-        known = model.judge(key, header.base_version)
+        tensors = model.tensors_of(header)
+        content = model.content_of(header, tensors)
+        known = model.judge(key, header.base_version, content)
+        if known is not None and known.awaits_payload:
+            reader = Reader(header.total_bytes, header.checksum_kind)
+            receive(parts, reader)
+            known = model.judge(key, header.base_version, with_payload(content, reader.checksum))
         if known is not None:
             return known
-        tensors = model.tensors_of(header)
-        push = Push(key, header.base_version, ())
+        push = Push(key, header.base_version, (), content)
         try:
             present = present_arrays(model.spec, PushShape(header.dtype, tensors, header.absent, header.total_bytes))
-            push = push._replace(present=present)
             with self._receiving(model, key), self._staging(model, header.total_bytes) as target:
-                receive(parts, Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient"))
+                receiver = Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient")
+                receive(parts, receiver)
+                push = push._replace(present=present, content=with_payload(content, receiver.checksum))
                 return model.engine.call(model.apply, push, target.view(model.arena.dtype))
-        except PushRejectedError as error:
-            reason = Reason.REASON_NON_FINITE if isinstance(error, NonFiniteError) else Reason.REASON_PUSH_MISMATCH
-            return model.engine.call(model.reject, push, reason, str(error))
+        except NonFiniteError as error:
+            push = push._replace(content=with_payload(content, receiver.checksum))
+            return model.engine.call(model.reject, push, Reason.REASON_NON_FINITE, str(error))
+        except PushRejectedError as error:  # for what its header says, whatever the payload
+            return model.engine.call(model.reject, push, Reason.REASON_PUSH_MISMATCH, str(error))
 
     @contextlib.contextmanager
     def _receiving(self, model: Model, key: PushKey) -> Iterator[None]:

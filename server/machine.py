@@ -1,11 +1,16 @@
 """The decisions of one model, as a deterministic state machine: order, duplicates, versions, staleness.
 
 Values go in and decisions come out: no gRPC, no clock, no threads, no disk, no random numbers, no arrays. The same
-calls in the same order give the same state, before a restart and after it. May import the error tree alone.
+calls in the same order give the same state, before a restart and after it. May import the error tree and the check
+of records alone.
 
 A push is named by (state id, worker id, epoch, sequence). Within one session (one epoch of a worker) pushes are
-accepted in order without gaps, so one number says which are in; the answers of the last few are kept and given
-again. A rejection of a push's content is an answer too. Whatever is refused without an answer leaves no trace.
+accepted in order without gaps, so one number says which are in; the answers of the last few are kept, with digests of
+the content that they were given to, and given again to the same content. A rejection of a push's content is an answer
+too. Whatever is refused without an answer leaves no trace.
+
+An opening of a session is named by its nonce, and says the newest epoch that its caller knew of: one that arrives after
+a newer session was opened changes nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +19,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from numba_adam.errors import InvalidRequestError, RewoundError, SequenceError, SessionFencedError, SessionUnknownError
+from numba_adam.errors import (
+    InvalidRequestError,
+    RewoundError,
+    SequenceError,
+    SequenceReusedError,
+    SessionFencedError,
+    SessionUnknownError,
+    SnapshotError,
+)
+from numba_adam.server.records import check_keys, check_value
+
+_KEYS = ("state_id", "version", "steps", "last_epoch", "sessions")
+_SESSION_KEYS = ("worker_id", "epoch", "last_sequence", "answers")
+_OPTIONAL_KEYS = (
+    "first_version",
+    "forgotten_epoch",
+)  # left out where they are 0, as a session's nonce where it has none
+_REASONS = (4, 5)  # REASON_PUSH_MISMATCH and REASON_NON_FINITE: for no other is a push rejected
 
 
 class Limits(NamedTuple):
@@ -46,6 +68,16 @@ class PushKey(NamedTuple):
     """Number of the push within the session, from 1."""
 
 
+class Content(NamedTuple):
+    """Digests of what a push says beside its name."""
+
+    header: str
+    """Of what its header says: base version, dtype, arrays, sizes, kind of checksum."""
+
+    payload: str | None = None
+    """The checksum of its payload. None: not known yet, or an answer that did not depend on it."""
+
+
 class Accepted(NamedTuple):
     """The answer to a push that became a step."""
 
@@ -69,6 +101,16 @@ class Rejected(NamedTuple):
 Answer = Accepted | Rejected
 
 
+class Kept(NamedTuple):
+    """An answer that was given."""
+
+    answer: Answer
+    """The answer."""
+
+    content: Content | None
+    """What it was given to. None: not known, because a snapshot of format 1 did not say."""
+
+
 @dataclass(slots=True)
 class Session:
     """What is known of one worker."""
@@ -76,10 +118,13 @@ class Session:
     epoch: int
     """The newest epoch given to it."""
 
+    nonce: str = ""
+    """Names the opening that it came of; empty where that had no name."""
+
     last_sequence: int = 0
     """The last push that was answered."""
 
-    answers: dict[int, Answer] = field(default_factory=dict)
+    answers: dict[int, Kept] = field(default_factory=dict)
     """The newest answers by sequence number, oldest first."""
 
 
@@ -101,19 +146,38 @@ class Machine:
 
         self.steps = [0] * tensor_count
         self.sessions: dict[str, Session] = {}
-        self._last_epoch = 0
+        self.last_epoch = 0
+        """The newest epoch given to any worker."""
 
-    def open_session(self, worker_id: str) -> int:
+        self._forgotten_epoch = 0  # the newest of a session that was forgotten
+
+    def open_session(self, worker_id: str, nonce: str = "", seen_epoch: int = 0) -> int:
         """Open a session and return its epoch: higher than any before it, of whichever worker.
 
         Epochs count over all workers, so that a worker that was forgotten never gets one it had before.
+
+        Args:
+            worker_id: the worker.
+            nonce: names the opening; with that of the worker's session, that one's epoch is returned. Empty, as from
+                clients of the first release: a new session is opened, come what may.
+            seen_epoch: the newest epoch that the caller knows of.
+
+        Raises:
+            SessionFencedError: a session of the worker is open that the caller did not know of.
+            SessionUnknownError: there may have been one, which was forgotten.
+            InvalidRequestError: no such epoch has been given yet.
         """
-        self._last_epoch += 1
+        session = self.sessions.get(worker_id)
+        if nonce:
+            if session is not None and session.nonce == nonce:
+                return session.epoch
+            self._check_seen(worker_id, session, seen_epoch)
+        self.last_epoch += 1
         self.sessions.pop(worker_id, None)
-        self.sessions[worker_id] = Session(self._last_epoch)
+        self.sessions[worker_id] = Session(self.last_epoch, nonce)
         while len(self.sessions) > self._limits.most_sessions:
-            del self.sessions[next(iter(self.sessions))]
-        return self._last_epoch
+            self._forgotten_epoch = max(self._forgotten_epoch, self.sessions.pop(next(iter(self.sessions))).epoch)
+        return self.last_epoch
 
     def begin_anew(self, state_id: str) -> None:
         """Begin a new line of history here: what came after this version is lost."""
@@ -132,10 +196,14 @@ class Machine:
                 "went back to a snapshot, or was created anew); open a new session and pull"
             )
 
-    def judge(self, push: PushKey, base_version: int) -> Answer | None:
+    def judge(self, push: PushKey, base_version: int, content: Content) -> Kept | None:
         """Return the answer that was given to a push, or None for one whose turn it is. Changes nothing.
 
+        While the payload's checksum is not known, an answer that was given to some payload is returned all the same:
+        it counts once the checksum has been judged too.
+
         Raises:
+            SequenceReusedError: the answer was given to other content.
             RewoundError: it was meant for another state.
             SessionUnknownError: no such session is open.
             SessionFencedError: a newer session of the same worker is open.
@@ -145,7 +213,7 @@ class Machine:
         self.check_state(push.state_id)
         session = self._session(push)
         if 1 <= push.sequence <= session.last_sequence:
-            return self._kept(session, push)
+            return self._kept(session, push, content)
         if push.sequence != session.last_sequence + 1:
             raise SequenceError(
                 f"sequence={push.sequence}: the next push of worker {push.worker_id!r} is {session.last_sequence + 1}; "
@@ -157,18 +225,18 @@ class Machine:
             )
         return None
 
-    def accept(self, push: PushKey, base_version: int, present: Sequence[bool]) -> Accepted:
+    def accept(self, push: PushKey, base_version: int, present: Sequence[bool], content: Content) -> Accepted:
         """Count a push, whose turn it is, as the next version, and a step of each array flagged in `present`."""
         answer = Accepted(self.version + 1, self.version - base_version)
-        self._record(push, answer)
+        self._record(push, Kept(answer, content))
         self.steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
         self.version = answer.version
         return answer
 
-    def reject(self, push: PushKey, reason: int, message: str) -> Rejected:
+    def reject(self, push: PushKey, reason: int, message: str, content: Content) -> Rejected:
         """Answer a push, whose turn it is, with a rejection: its number is used up, nothing else changes."""
         answer = Rejected(reason, message)
-        self._record(push, answer)
+        self._record(push, Kept(answer, content))
         return answer
 
     def to_record(self) -> dict[str, Any]:
@@ -178,13 +246,17 @@ class Machine:
             "version": self.version,
             **({"first_version": self.first_version} if self.first_version else {}),
             "steps": list(self.steps),
-            "last_epoch": self._last_epoch,
+            "last_epoch": self.last_epoch,
+            **({"forgotten_epoch": self._forgotten_epoch} if self._forgotten_epoch else {}),
             "sessions": [
                 {
                     "worker_id": worker_id,
                     "epoch": session.epoch,
+                    **({"nonce": session.nonce} if session.nonce else {}),
                     "last_sequence": session.last_sequence,
-                    "answers": [[sequence, *answer] for sequence, answer in session.answers.items()],
+                    "answers": [
+                        [sequence, *kept.answer, *(kept.content or ())] for sequence, kept in session.answers.items()
+                    ],
                 }
                 for worker_id, session in self.sessions.items()
             ],
@@ -192,16 +264,42 @@ class Machine:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], limits: Limits = LIMITS) -> Machine:
-        """Return the machine that `to_record` wrote down."""
+        """Return the machine that `to_record` wrote down, in this version or an earlier one.
+
+        Raises:
+            SnapshotError: it says something that this version does not know.
+        """
+        check_keys(record, "the record of a model's pushes", _KEYS, _OPTIONAL_KEYS)
         machine = cls(record["state_id"], len(record["steps"]), limits)
         machine.version = record["version"]
         machine.first_version = record.get("first_version", 0)
         machine.steps = list(record["steps"])
-        machine._last_epoch = record["last_epoch"]
+        machine.last_epoch = record["last_epoch"]
+        machine._forgotten_epoch = record.get("forgotten_epoch", 0)
         for item in record["sessions"]:
-            answers = {sequence: _answer(*rest) for sequence, *rest in item["answers"]}
-            machine.sessions[item["worker_id"]] = Session(item["epoch"], item["last_sequence"], answers)
+            check_keys(item, "a session's record", _SESSION_KEYS, ("nonce",))
+            answers = {sequence: _kept(*rest) for sequence, *rest in item["answers"]}
+            nonce, last = item.get("nonce", ""), item["last_sequence"]
+            machine.sessions[item["worker_id"]] = Session(item["epoch"], nonce, last, answers)
         return machine
+
+    def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
+        """Refuse an opening whose caller did not know of all that was decided for its worker."""
+        if seen_epoch > self.last_epoch:
+            raise InvalidRequestError(
+                f"seen_epoch={seen_epoch}: the newest epoch of this state is {self.last_epoch}; give one that was seen"
+            )
+        advice = f"to take over, open again with seen_epoch={self.last_epoch}"
+        if session is not None and session.epoch > seen_epoch:
+            raise SessionFencedError(
+                f"worker {worker_id!r}, seen_epoch={seen_epoch}: epoch {session.epoch} has been opened since (does a "
+                f"second process use this worker_id?); {advice}"
+            )
+        if session is None and self._forgotten_epoch > seen_epoch:
+            raise SessionUnknownError(
+                f"worker {worker_id!r}, seen_epoch={seen_epoch}: sessions up to epoch {self._forgotten_epoch} have "
+                f"been forgotten, and one of them may have been this worker's; {advice}"
+            )
 
     def _session(self, push: PushKey) -> Session:
         session = self.sessions.get(push.worker_id)
@@ -216,24 +314,41 @@ class Machine:
             )
         return session
 
-    def _kept(self, session: Session, push: PushKey) -> Answer:
-        answer = session.answers.get(push.sequence)
-        if answer is None:
+    def _kept(self, session: Session, push: PushKey, content: Content) -> Kept:
+        kept = session.answers.get(push.sequence)
+        if kept is None:
             raise SequenceError(
                 f"sequence={push.sequence}: answered long ago, and only the last {self._limits.kept_answers} answers "
                 f"are kept; the next push is {session.last_sequence + 1}"
             )
-        return answer
+        if kept.content is not None and not _is_same(kept.content, content):
+            raise SequenceReusedError(
+                f"sequence={push.sequence}: this number was answered for a push of other content; this one was not "
+                "applied. Open a new session for it: a retry sends the same gradients under the same header"
+            )
+        return kept
 
-    def _record(self, push: PushKey, answer: Answer) -> None:
+    def _record(self, push: PushKey, kept: Kept) -> None:
         """Keep an answer, and move the worker to the end of those that may be forgotten."""
         session = self.sessions.pop(push.worker_id)
         self.sessions[push.worker_id] = session
         session.last_sequence = push.sequence
-        session.answers[push.sequence] = answer
+        session.answers[push.sequence] = kept
         if len(session.answers) > self._limits.kept_answers:
             del session.answers[next(iter(session.answers))]
 
 
-def _answer(first: int, second: int | str) -> Answer:
-    return Rejected(first, second) if isinstance(second, str) else Accepted(first, second)
+def _kept(*values: Any) -> Kept:
+    """Return a kept answer: two values, and the two of its content where they were written down (from format 2 on)."""
+    if len(values) not in (2, 4):
+        raise SnapshotError(f"an answer's record has {len(values)} values, and this numba-adam knows 2 or 4")
+    first, second, *content = values
+    if isinstance(second, str):
+        check_value(first, "the reason of a rejection", _REASONS)
+    answer = Rejected(first, second) if isinstance(second, str) else Accepted(first, second)
+    return Kept(answer, Content(*content) if content else None)
+
+
+def _is_same(kept: Content, given: Content) -> bool:
+    """Say whether nothing that is known of two contents differs."""
+    return kept.header == given.header and (None in (kept.payload, given.payload) or kept.payload == given.payload)

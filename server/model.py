@@ -15,9 +15,10 @@ from numba_adam.errors import InternalServerError, ModelNotFoundError, ServerUna
 from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2 import PushHeader
 from numba_adam.server.arena import Arena, FlatArray
+from numba_adam.server.content import content_of, describe
 from numba_adam.server.engine import Engine
 from numba_adam.server.launcher import Launcher
-from numba_adam.server.machine import Answer, Machine, PushKey
+from numba_adam.server.machine import Answer, Content, Machine, PushKey
 from numba_adam.server.slices import SlicedUpdate
 from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.spec import Spec, Tensor
@@ -37,6 +38,9 @@ class Push(NamedTuple):
     present: tuple[bool, ...]
     """For each array of the model, whether there is a gradient for it."""
 
+    content: Content
+    """What it says beside that, as digests."""
+
 
 class Outcome(NamedTuple):
     """What became of a push."""
@@ -46,6 +50,9 @@ class Outcome(NamedTuple):
 
     duplicate: bool
     """True when an earlier try was given this answer already."""
+
+    awaits_payload: bool = False
+    """True when it stands only if the payload is the earlier one's, which is yet to be compared."""
 
 
 class Counters:
@@ -102,6 +109,7 @@ class Model:
         """Held while an image for pulls is made."""
 
         self._wire_tensors = spec.to_proto().tensors
+        self._described = describe(spec.tensors)
         self._changed = threading.Condition()
         self._is_deleted = False
         self._is_broken = False
@@ -142,6 +150,10 @@ class Model:
             return self.spec.tensors
         return [Tensor(tensor.name, tuple(tensor.shape)) for tensor in header.tensors]
 
+    def content_of(self, header: PushHeader, tensors: Sequence[Tensor]) -> Content:
+        """Return the digest of what a push's header says; `tensors` are those of `tensors_of`."""
+        return content_of(header, self._described if tensors is self.spec.tensors else describe(tensors))
+
     def to_proto(self) -> pb.Model:
         """Return the model as the protocol describes it."""
         return pb.Model(spec=self.spec.to_proto(), state=self.state(), parameter_count=self.spec.element_count)
@@ -161,15 +173,17 @@ class Model:
                 "server to go back to the last snapshot"
             )
 
-    def judge(self, key: PushKey, base_version: int) -> Outcome | None:
+    def judge(self, key: PushKey, base_version: int, content: Content) -> Outcome | None:
         """Return the answer a push has been given already, or None when its turn is now; see Machine.judge."""
         with self._changed:
             self.check_alive()
-            answer = self.machine.judge(key, base_version)
-            if answer is None:
+            kept = self.machine.judge(key, base_version, content)
+            if kept is None:
                 return None
-            self.counters.repeated += 1
-            return Outcome(answer, duplicate=True)
+            depends_on_payload = kept.content is not None and kept.content.payload is not None
+            outcome = Outcome(kept.answer, True, awaits_payload=depends_on_payload and content.payload is None)
+            self.counters.repeated += not outcome.awaits_payload
+            return outcome
 
     def open_session(self, worker_id: str) -> int:
         """Open a worker's session and return its epoch. In the engine."""
@@ -184,24 +198,24 @@ class Model:
             push: the push.
             gradient: the present arrays' elements, one after the other.
         """
-        known = self.judge(push.key, push.base_version)
+        known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
             return known
         self._update(push.present, gradient)
         with self._changed:
-            answer = self.machine.accept(push.key, push.base_version, push.present)
+            answer = self.machine.accept(push.key, push.base_version, push.present, push.content)
             self.counters.applied += 1
             self._changed.notify_all()
         return Outcome(answer, duplicate=False)
 
     def reject(self, push: Push, reason: int, message: str) -> Outcome:
         """Answer a push with a rejection, unless an earlier try has an answer. In the engine."""
-        known = self.judge(push.key, push.base_version)
+        known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
             return known
         with self._changed:
             self.counters.rejected += 1
-            return Outcome(self.machine.reject(push.key, reason, message), duplicate=False)
+            return Outcome(self.machine.reject(push.key, reason, message, push.content), duplicate=False)
 
     def capture(self) -> Snapshot:
         """Return the records of a snapshot. In the engine, as is copying the arrays that go with it."""

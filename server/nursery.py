@@ -55,6 +55,7 @@ class Nursery:
             CorruptSnapshotError, SnapshotError: see Store.restore.
         """
         arenas: list[Arena] = []
+        machines: list[Machine] = []
 
         def arrays_for(snapshot: Snapshot) -> Arrays:
             if snapshot.model["name"] != name:  # two models would write into the folder of one
@@ -64,6 +65,7 @@ class Nursery:
                 )
             self._pool.release_model(name)  # of a newer snapshot that turned out to be damaged
             arenas.clear()
+            machines[:] = [Machine.from_record(snapshot.machine)]
             try:
                 arenas.append(self._new_arena(Spec.from_record(snapshot.model)))
             except BudgetExceededError as error:
@@ -75,7 +77,7 @@ class Nursery:
 
         start = time.monotonic()
         snapshot, is_newest = self._store.restore(name, arrays_for)
-        machine = Machine.from_record(snapshot.machine)
+        machine = machines[0]
         if not (self._store.was_stopped_cleanly and is_newest):
             machine.begin_anew(_new_state_id())
             _log.warning(

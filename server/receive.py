@@ -26,8 +26,79 @@ Parts = Iterable[Chunk | Message]
 """What a stream still holds behind its header."""
 
 
-class Receiver:
-    """Takes one transfer.
+class Reader:
+    """Takes one transfer and keeps its checksum alone: what is left to learn of a payload that came before.
+
+    Args:
+        total_bytes: the declared size.
+        checksum_kind: a ChecksumKind.
+
+    Raises:
+        InvalidRequestError: a kind of checksum that this server does not know.
+    """
+
+    def __init__(self, total_bytes: int, checksum_kind: int) -> None:
+        if checksum_kind not in SUPPORTED and (checksum_kind or total_bytes):
+            raise InvalidRequestError(f"checksum_kind={checksum_kind}: it must be one of {SUPPORTED}")
+        self.checksum = 0
+        """Of the whole payload, once `finish` has been called; 0 where an empty one has none."""
+
+        self._total_bytes = total_bytes
+        self._running = new_checksum(checksum_kind) if checksum_kind else None  # nothing to check in an empty payload
+        self._received_bytes = 0
+
+    def take(self, chunk: Chunk) -> None:
+        """Check a chunk.
+
+        Raises:
+            InvalidRequestError: it does not follow the one before, is empty, or goes beyond the declared size.
+        """
+        self._check_place(chunk.offset, chunk.data.nbytes)
+        data = self._keep(chunk.data)
+        if self._running is not None:
+            self._running.update(data)
+        self._received_bytes += data.nbytes
+
+    def finish(self, checksum: int) -> None:
+        """Check the whole, once the trailer has come.
+
+        Raises:
+            InvalidRequestError: bytes are missing.
+            CorruptTransferError: the checksum differs.
+        """
+        if self._received_bytes != self._total_bytes:
+            raise InvalidRequestError(
+                f"the transfer ended after {self._received_bytes} bytes: its header declared {self._total_bytes}"
+            )
+        if self._running is None:
+            return
+        self.checksum = self._running.value()
+        if self.checksum != checksum:
+            raise CorruptTransferError(
+                f"the payload's checksum is {self.checksum:#018x}, its trailer says {checksum:#018x}: bytes changed on "
+                "the way; send it again"
+            )
+
+    def _keep(self, data: memoryview) -> memoryview:
+        """Return the bytes to take the checksum of, put where they are to stay."""
+        return data
+
+    def _check_place(self, offset: int, size: int) -> None:
+        if offset != self._received_bytes:
+            kind = "overlaps the one before" if offset < self._received_bytes else "leaves a gap"
+            raise InvalidRequestError(
+                f"a chunk at offset {offset} {kind}: the next one must be at offset {self._received_bytes}"
+            )
+        if not size:
+            raise InvalidRequestError(f"the chunk at offset {offset} is empty: a chunk has at least one byte")
+        if offset + size > self._total_bytes:
+            raise InvalidRequestError(
+                f"a chunk of {size} bytes at offset {offset} goes beyond the {self._total_bytes} bytes declared"
+            )
+
+
+class Receiver(Reader):
+    """Takes one transfer into memory.
 
     Args:
         target: one-dimensional bytes to fill, of the declared size.
@@ -48,65 +119,29 @@ class Receiver:
         checksum_kind: int,
         what: str,
     ) -> None:
-        if checksum_kind not in SUPPORTED and (checksum_kind or target.nbytes):
-            raise InvalidRequestError(f"checksum_kind={checksum_kind}: it must be one of {SUPPORTED}")
+        super().__init__(target.nbytes, checksum_kind)
         self._target = target
         self._elements = target.view(dtype)
         self._tensors = tensors
         self._what = what
-        self._checksum = new_checksum(checksum_kind) if checksum_kind else None  # nothing to check in an empty payload
-        self._received_bytes = 0
         self._checked_elements = 0
         self._bad_element = -1
 
     def take(self, chunk: Chunk) -> None:
-        """Copy a chunk to its place and check it.
-
-        Raises:
-            InvalidRequestError: it does not follow the one before, is empty, or goes beyond the declared size.
-        """
-        start, size = self._received_bytes, chunk.data.nbytes
-        self._check_place(chunk.offset, size)
-        piece = self._target[start : start + size]
-        piece[:] = np.frombuffer(chunk.data, np.uint8)
-        if self._checksum is not None:
-            self._checksum.update(piece.data)
-        self._received_bytes += size
+        """Copy a chunk to its place and check it; raises as Reader's does."""
+        super().take(chunk)
         self._check_finite()
 
     def finish(self, checksum: int) -> None:
-        """Check the whole, once the trailer has come.
-
-        Raises:
-            InvalidRequestError: bytes are missing.
-            CorruptTransferError: the checksum differs.
-            NonFiniteError: a value is NaN or infinite.
-        """
-        if self._received_bytes != self._target.nbytes:
-            raise InvalidRequestError(
-                f"the transfer ended after {self._received_bytes} bytes: its header declared {self._target.nbytes}"
-            )
-        found = self._checksum.value() if self._checksum is not None else checksum
-        if found != checksum:
-            raise CorruptTransferError(
-                f"the payload's checksum is {found:#018x}, its trailer says {checksum:#018x}: bytes changed on the "
-                "way; send it again"
-            )
+        """Check the whole, once the trailer has come; raises as Reader's does, and NonFiniteError after that."""
+        super().finish(checksum)
         if self._bad_element >= 0:
             raise NonFiniteError(self._describe_bad_element())
 
-    def _check_place(self, offset: int, size: int) -> None:
-        if offset != self._received_bytes:
-            kind = "overlaps the one before" if offset < self._received_bytes else "leaves a gap"
-            raise InvalidRequestError(
-                f"a chunk at offset {offset} {kind}: the next one must be at offset {self._received_bytes}"
-            )
-        if not size:
-            raise InvalidRequestError(f"the chunk at offset {offset} is empty: a chunk has at least one byte")
-        if offset + size > self._target.nbytes:
-            raise InvalidRequestError(
-                f"a chunk of {size} bytes at offset {offset} goes beyond the {self._target.nbytes} bytes declared"
-            )
+    def _keep(self, data: memoryview) -> memoryview:
+        piece = self._target[self._received_bytes : self._received_bytes + data.nbytes]
+        piece[:] = np.frombuffer(data, np.uint8)
+        return piece.data
 
     def _check_finite(self) -> None:
         """Check the elements that are complete now; a chunk may end within one."""
@@ -129,7 +164,7 @@ class Receiver:
         )
 
 
-def receive(parts: Parts, receiver: Receiver) -> None:
+def receive(parts: Parts, receiver: Reader) -> None:
     """Take the chunks and the trailer that follow a header.
 
     Args:
@@ -138,7 +173,7 @@ def receive(parts: Parts, receiver: Receiver) -> None:
 
     Raises:
         InvalidRequestError: the parts come in another order, or the stream ends before its trailer.
-        CorruptTransferError, NonFiniteError: see Receiver.finish.
+        CorruptTransferError, NonFiniteError: see `finish`.
     """
     for part in parts:
         if isinstance(part, Chunk):

@@ -1,4 +1,4 @@
-"""The snapshot file, format version 1: a valid safetensors file in which every bit is checked.
+"""The snapshot file, format version 2: a valid safetensors file in which every bit is checked.
 
     8 bytes          length of the header, little-endian
     header           JSON, padded with spaces so that the data starts at a multiple of 64
@@ -6,6 +6,9 @@
 
 The header begins with `__metadata__`, and that with the XXH3 of the header (its own 16 digits counted as zeros) and
 the XXH3 of the data. Then follow the format version, the model and the machine's record, as JSON.
+
+Version 1 is read too. It differs in the machine's record alone: its kept answers are without the digests of the pushes
+that they were given to, so that such a push is known again by its number only.
 
 `write` only writes: making the file durable is the store's work. `read` verifies everything before it returns and
 puts the data straight into the arrays it is given. Imports NumPy, the checksum library and the error tree.
@@ -24,9 +27,12 @@ import numpy.typing as npt
 import xxhash
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
+from numba_adam.server.records import check_keys, check_value
 from numba_adam.server.spec import Tensor
 
-FORMAT = "1"
+FORMAT = "2"
+_READ = ("1", "2")
+_FORMAT_NAME = "numba-adam snapshot"
 _DTYPE_NAMES = {"float32": "F32", "float64": "F64"}
 _HASH_DIGITS = 16
 _ZEROS = b"0" * _HASH_DIGITS
@@ -37,6 +43,7 @@ _DATA_HASH_AT = _HEADER_HASH_AT + _HASH_DIGITS + len(_BETWEEN)
 _DATA_ALIGNMENT = 64
 _LONGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _PIECE_BYTES = 1 << 22
+_METADATA = ("header_xxh3_64", "data_xxh3_64", "format", "format_version", "model", "machine")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -97,8 +104,8 @@ def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays])
         arrays_for: called once the header is known to be whole; returns the flat arrays to fill.
 
     Raises:
-        CorruptSnapshotError: it is not a whole, unchanged snapshot of a format this version reads. The arrays may
-            have been written to.
+        CorruptSnapshotError: it is not a whole, unchanged snapshot. The arrays may have been written to.
+        SnapshotError: it is whole, and says something that this version does not know.
         OSError: the file cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
@@ -124,7 +131,7 @@ def _header(snapshot: Snapshot, arrays: Arrays) -> bytearray:
     metadata = {
         "header_xxh3_64": _ZEROS.decode(),
         "data_xxh3_64": _ZEROS.decode(),
-        "format": "numba-adam snapshot",
+        "format": _FORMAT_NAME,
         "format_version": FORMAT,
         "model": _dumps(snapshot.model),
         "machine": _dumps(snapshot.machine),
@@ -174,8 +181,13 @@ def _parse(header: bytes, path: str | os.PathLike[str]) -> tuple[Snapshot, dict[
         content = json.loads(header[8:])
         metadata = content["__metadata__"]
         version = metadata["format_version"]
-        if version != FORMAT:
-            raise _corrupt(path, f"its format version is {version!r}, and this numba-adam reads {FORMAT!r}")
+        if version not in _READ:
+            raise SnapshotError(
+                f"snapshot {os.fspath(path)!r}: its format version is {version!r}, and this numba-adam reads "
+                f"{' and '.join(map(repr, _READ))}: read it with the newer one that wrote it"
+            )
+        check_keys(metadata, f"snapshot {os.fspath(path)!r}: its metadata", _METADATA)
+        check_value(metadata["format"], f"snapshot {os.fspath(path)!r}: its format", (_FORMAT_NAME,))
         return Snapshot(json.loads(metadata["model"]), json.loads(metadata["machine"])), _describe(content)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CorruptSnapshotError):

@@ -15,14 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.errors import InvalidRequestError, PushRejectedError
-from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.hyperparameters import EPS_MODES, Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.v1 import model_pb2 as pb
+from numba_adam.server.records import check_keys, check_value
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _LONGEST_TENSOR_NAME = 256
 _LONGEST_WORKER_ID = 128
 _MOST_BYTES = 1 << 62  # of one array: sizes and offsets stay within a signed 64-bit number
+_KNOWN_VALUES = {"dtype": ("float32", "float64"), "mode": ("async",), "durability": ("memory",)}
+_KEYS = ("name", "tensors", "hyperparameters", *_KNOWN_VALUES)
+_HYPERPARAMETERS = tuple(Hyperparameters.__dataclass_fields__)
 
 
 class Tensor(NamedTuple):
@@ -95,7 +99,18 @@ class Spec:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Spec:
-        """Return the spec that `to_record` wrote."""
+        """Return the spec that `to_record` wrote; a `request_id` may stand beside it.
+
+        Raises:
+            SnapshotError: it says something that this version does not know.
+        """
+        check_keys(record, "the model's record", _KEYS, ("request_id",))
+        check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
+        for item in record["tensors"]:
+            check_keys(item, "an array's record", Tensor._fields)
+        for key, known in _KNOWN_VALUES.items():
+            check_value(record[key], key, known)
+        check_value(record["hyperparameters"]["eps_mode"], "eps_mode", EPS_MODES)
         return cls(
             name=check_model_name(record["name"]),
             dtype=record["dtype"],

@@ -9,7 +9,7 @@ import pytest
 import numba_adam as na
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.server.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
-from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.machine import Content, Machine, PushKey
 from numba_adam.server.model import Model, Push
 from numba_adam.server.spec import Spec, Tensor
 
@@ -74,7 +74,7 @@ def test_an_update_beyond_4_gib_lands_where_it_should():
     start, grad = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
     arena.param[hole:] = start
     epoch = model.open_session("w")
-    model.apply(Push(PushKey("s", "w", epoch, 1), 0, (False, True)), grad)
+    model.apply(Push(PushKey("s", "w", epoch, 1), 0, (False, True), Content("header")), grad)
     expected = [start.copy(), grad, np.zeros_like(start), np.zeros_like(start)]
     na.adam_update(*expected, 1, lr=0.1)
     assert arena.param[hole:].tobytes() == expected[0].tobytes()

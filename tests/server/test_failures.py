@@ -15,7 +15,7 @@ from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.arena import Arena
 from numba_adam.server.embedded import Server
-from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.machine import Content, Machine, PushKey
 from numba_adam.server.model import Model, Push
 from numba_adam.server.spec import Spec, Tensor
 from numba_adam.table import UpdateTable
@@ -131,7 +131,7 @@ def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatc
     spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
     model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
     epoch = model.open_session("w")
-    push = Push(PushKey("s", "w", epoch, 1), 0, (True,))
+    push = Push(PushKey("s", "w", epoch, 1), 0, (True,), Content("header", "payload"))
 
     def fail(*_):
         raise RuntimeError("half-way")

@@ -10,6 +10,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
+import xxhash
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors import safe_open
 
@@ -146,6 +147,45 @@ def test_a_damaged_newest_snapshot_falls_back_even_after_a_clean_stop(config, pe
     assert path.name in caplog.text
     assert "falling back" in caplog.text
     assert "rewound to version 1" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["its format", "its mode", "its sessions"])
+def test_a_snapshot_of_a_newer_version_stops_the_start_and_is_left_alone(config, peers, params, grads_of, what):
+    """It is whole, and what it holds was acknowledged: going back to the one before it would lose that silently."""
+    with Server(config) as server:
+        peers(server.address).create(params)
+        worker = peers(server.address).session()
+        worker.push(grads_of(params, np.random.default_rng(8)))
+    folder = config.data_dir / "models" / "model"
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(files) > 1
+    newest = max(files)
+    rewrite_header(newest, what)
+    files[newest] = newest.read_bytes()
+    words = {"its format": "format version is '9'", "its mode": "mode is 'sync'", "its sessions": "has 'clock'"}[what]
+    for _ in range(2):
+        with pytest.raises(na.errors.SnapshotError, match=words):
+            Server(config)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def rewrite_header(path, what):
+    """Have a snapshot say what a newer version may write, with the checksums of a whole file."""
+    whole = bytearray(path.read_bytes())
+    old, new = {
+        "its format": (b'"format_version":"2"', b'"format_version":"9"'),
+        "its mode": (rb"\"mode\":\"async\"", rb"\"mode\":\"sync\" "),
+        "its sessions": (rb"\"sessions\":[{", rb"\"sessions\":[{\"clock\":1,"),
+    }[what]
+    assert whole.count(old) == 1
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length].replace(old, new).rstrip(b" ")
+    header = header.ljust(length)
+    assert len(header) == length
+    start = len(b'{"__metadata__":{"header_xxh3_64":"')
+    header[start : start + 16] = b"0" * 16
+    header[start : start + 16] = xxhash.xxh3_64_hexdigest(whole[:8] + header).encode()
+    path.write_bytes(whole[:8] + header + whole[8 + length :])
 
 
 def test_when_no_snapshot_holds_the_server_does_not_start(config, peers, params):

@@ -415,7 +415,7 @@ def test_a_push_that_does_not_fit_is_rejected_and_so_is_its_retry(worker, grads,
     assert re.search(words, refusal.message), refusal.message
     assert digest() == before
     assert refused(lambda: worker.push(grads, **changes)) == refusal
-    assert refused(lambda: worker.push(grads)) == refusal  # the number is used up, whatever comes under it
+    assert refused(lambda: worker.push(grads)).detail.reason == Reason.REASON_SEQUENCE_REUSED  # it is used up
     assert worker.push(grads, sequence=2).version == 1
 
 

@@ -12,14 +12,14 @@ from numba_adam.errors import CorruptSnapshotError, SnapshotError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.arena import Arena
-from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.machine import Content, Machine, PushKey
 from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.spec import Spec, Tensor
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "snapshot-v1.safetensors"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
-def example(*, amsgrad=True, dtype="float32"):
+def example(*, amsgrad=True, dtype="float32", nonce="nonce-0"):
     """Return a small model's records and arena, always the same."""
     tensors = (Tensor("weight/λ", (2, 2)), Tensor("empty", (0, 3)), Tensor("scalar", ()))
     spec = Spec("golden", dtype, tensors, Hyperparameters(lr=0.1, betas=(0.8, 0.99), amsgrad=amsgrad))
@@ -27,10 +27,12 @@ def example(*, amsgrad=True, dtype="float32"):
     for number, array in enumerate(arena.state_arrays().values()):
         array[:] = [number + index / 8 for index in range(5)]
     machine = Machine("0123456789abcdef0123456789abcdef", 3)
-    epoch = machine.open_session("worker-0")
+    epoch = machine.open_session("worker-0", nonce)
     machine.open_session("worker-1")
-    machine.accept(PushKey(machine.state_id, "worker-0", epoch, 1), 0, (True, True, False))
-    machine.reject(PushKey(machine.state_id, "worker-0", epoch, 2), 5, "gradient 'scalar' holds nan")
+    contents = (Content("00000000000000a1", "00000000000000b1"), Content("00000000000000a2", "00000000000000b2"))
+    machine.accept(PushKey(machine.state_id, "worker-0", epoch, 1), 0, (True, True, False), contents[0])
+    machine.reject(PushKey(machine.state_id, "worker-0", epoch, 2), 5, "gradient 'scalar' holds nan", contents[1])
+    machine.reject(PushKey(machine.state_id, "worker-0", epoch, 3), 4, "gradient 'weight' is missing", Content("a3"))
     return Snapshot({**spec.to_record(), "request_id": "request-1"}, machine.to_record()), arena
 
 
@@ -86,7 +88,7 @@ def test_the_safetensors_library_reads_it(path):
         assert file.get_tensor("exp_avg/weight/λ").tolist() == [[1.0, 1.125], [1.25, 1.375]]
         assert file.get_tensor("param/scalar").tolist() == 0.5
         assert file.get_tensor("param/empty").shape == (0, 3)
-        assert file.metadata()["format_version"] == "1"
+        assert file.metadata()["format_version"] == "2"
         assert json.loads(file.metadata()["machine"])["version"] == 1
 
 
@@ -119,10 +121,67 @@ def test_bytes_after_the_end_are_found(path):
 
 def test_a_later_format_is_refused_by_its_number(tmp_path, monkeypatch):
     snapshot, arena = example()
-    monkeypatch.setattr(snapshots, "FORMAT", "2")
+    monkeypatch.setattr(snapshots, "FORMAT", "3")
     write(tmp_path / "s", snapshot, arena)
     monkeypatch.undo()
-    with pytest.raises(CorruptSnapshotError, match="format version is '2', and this numba-adam reads '1'"):
+    with pytest.raises(SnapshotError, match="format version is '3', and this numba-adam reads '1' and '2'") as caught:
+        read(tmp_path / "s")
+    assert not isinstance(caught.value, CorruptSnapshotError)  # it is whole: nobody goes back to the one before it
+
+
+def changed(record, path, value):
+    """Return a copy of a record with one value replaced, or added."""
+    copied = json.loads(json.dumps(record))
+    *steps, last = path
+    place = copied
+    for step in steps:
+        place = place[step]
+    place[last] = value
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (["mode"], "sync", "mode is 'sync', and this numba-adam knows 'async'"),
+        (["mode"], None, "mode is None"),
+        (["durability"], "disk", "durability is 'disk', and this numba-adam knows 'memory'"),
+        (["dtype"], "bfloat16", "dtype is 'bfloat16', and this numba-adam knows 'float32' or 'float64'"),
+        (["hyperparameters", "eps_mode"], "outside", "eps_mode is 'outside'"),
+        (["hyperparameters", "ema_decay"], 0.9, "the hyperparameters has 'ema_decay', which this numba-adam"),
+        (["tensors", 0, "strides"], [1, 2], "an array's record has 'strides'"),
+        (["quorum"], 3, "the model's record has 'quorum'"),
+    ],
+)
+def test_a_model_of_a_kind_that_is_not_known_is_refused_by_name(tmp_path, path, value, words):
+    """A server that took it for what it knows would train it in another way than was asked for."""
+    snapshot, arena = example()
+    write(tmp_path / "s", snapshot._replace(model=changed(snapshot.model, path, value)), arena)
+    with pytest.raises(SnapshotError, match=words) as caught:
+        read(tmp_path / "s")
+    assert not isinstance(caught.value, CorruptSnapshotError)
+
+
+@pytest.mark.parametrize("key", ["name", "mode", "durability", "dtype", "hyperparameters"])
+def test_a_model_whose_record_lacks_something_is_refused_by_name(key):
+    record = example()[0].model
+    with pytest.raises(SnapshotError, match=f"lacks '{key}'"):
+        Spec.from_record({name: value for name, value in record.items() if name != key})
+
+
+def test_metadata_that_are_not_known_are_refused_by_name(tmp_path, monkeypatch):
+    snapshot, arena = example()
+    dumps = snapshots._dumps
+
+    def with_more(value):
+        return dumps(
+            value | {"__metadata__": value["__metadata__"] | {"journal": "7"}} if "__metadata__" in value else value
+        )
+
+    monkeypatch.setattr(snapshots, "_dumps", with_more)
+    write(tmp_path / "s", snapshot, arena)
+    monkeypatch.undo()
+    with pytest.raises(SnapshotError, match="its metadata has 'journal', which this numba-adam does not know"):
         read(tmp_path / "s")
 
 
@@ -163,12 +222,24 @@ def test_zeros_take_no_space_and_negative_zero_is_not_zero(tmp_path, monkeypatch
 
 
 def test_the_golden_file_of_format_1_is_still_read():
-    snapshot, arena = read(GOLDEN)
+    snapshot, arena = read(GOLDEN / "snapshot-v1.safetensors")
+    expected, expected_arena = example(nonce="")
+    session = expected.machine["sessions"][-1]
+    session["answers"] = [answer[:3] for answer in session["answers"][:2]]  # without digests
+    session["last_sequence"] = 2
+    assert snapshot == expected
+    assert Machine.from_record(snapshot.machine).to_record() == expected.machine
+    for name, array in expected_arena.state_arrays().items():
+        assert arena.state_arrays()[name].tobytes() == array.tobytes()
+
+
+def test_the_golden_file_of_format_2_is_still_read():
+    snapshot, arena = read(GOLDEN / "snapshot-v2.safetensors")
     expected, expected_arena = example()
     assert snapshot == expected
     for name, array in expected_arena.state_arrays().items():
         assert arena.state_arrays()[name].tobytes() == array.tobytes()
 
 
-def test_format_1_is_still_written_byte_for_byte(path):
-    assert path.read_bytes() == GOLDEN.read_bytes()
+def test_format_2_is_still_written_byte_for_byte(path):
+    assert path.read_bytes() == (GOLDEN / "snapshot-v2.safetensors").read_bytes()

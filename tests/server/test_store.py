@@ -9,7 +9,7 @@ import pytest
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError, InvalidRequestError, SnapshotError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.server import snapshot as snapshots
-from numba_adam.server.machine import Machine, PushKey
+from numba_adam.server.machine import Content, Machine, PushKey
 from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.spec import Spec, Tensor
 from numba_adam.server.store import Store
@@ -35,7 +35,7 @@ def put(store, version, name="model"):
     machine = Machine("s", 1)
     epoch = machine.open_session("w")
     for sequence in range(1, version + 1):
-        machine.accept(PushKey("s", "w", epoch, sequence), 0, (True,))
+        machine.accept(PushKey("s", "w", epoch, sequence), 0, (True,), Content("header", "payload"))
     arrays = {group: np.full(4, version, np.float32) for group in ("param", "exp_avg", "exp_avg_sq")}
     record = Snapshot({**spec.to_record(), "request_id": "r"}, machine.to_record())
     return store.write(name, lambda descriptor: snapshots.write(descriptor, record, arrays))

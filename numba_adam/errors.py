@@ -10,6 +10,7 @@
     │   └── UnsupportedArrayError      (TypeError)    nothing that can be borrowed
     ├── CudaUnavailableError           (ImportError)  no CUDA package, or no GPU
     ├── HyperparameterError            (ValueError)
+    ├── ImmutableError                 (AttributeError)   what was fixed when an optimizer was made
     ├── NamesError                     (ValueError)   gradients for arrays that are not there, or missing ones
     ├── StateDictError                 (ValueError)
     └── ServiceError                   the parameter server, on either side of the wire
@@ -76,6 +77,10 @@ class CudaUnavailableError(NumbaAdamError, ImportError):
 
 class HyperparameterError(NumbaAdamError, ValueError):
     """A hyperparameter is out of range, unknown or of the wrong type."""
+
+
+class ImmutableError(NumbaAdamError, AttributeError):
+    """Something that was fixed when the optimizer was made, or that nothing would read; the message says what to do."""
 
 
 class NamesError(NumbaAdamError, ValueError):

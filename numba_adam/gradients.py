@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from numba_adam.errors import NamesError
-from numba_adam.param_groups import is_array
+from numba_adam.param_groups import is_array, is_pair
 
 
 def in_order(grads: object, count: int, names: Sequence[str], single: bool) -> list[object]:
@@ -44,7 +45,7 @@ def _one(grad: object) -> object:
 
 def _by_name(grads: object, names: Sequence[str]) -> list[object]:
     if not isinstance(grads, Mapping):
-        raise NamesError(f"grads is {_a(grads)}: the parameters have names, so give a dict with the same names")
+        grads = _mapping_of(grads)
     if len(grads) == len(names):
         try:
             return [grads[name] for name in names]
@@ -58,6 +59,17 @@ def _by_name(grads: object, names: Sequence[str]) -> list[object]:
     known = set(names)
     unknown = [name for name in grads if name not in known]
     raise NamesError(f"grads has {unknown[0]!r}: no parameter has that name, only {_listed(names)}")
+
+
+def _mapping_of(grads: object) -> dict[str, object]:
+    """Return the gradients of an iterable of pairs (name, gradient) by their names."""
+    entries: list[Any] = list(grads) if isinstance(grads, Iterable) and not is_array(grads) else [None]
+    if not all(is_pair(entry) for entry in entries):
+        raise NamesError(f"grads is {_a(grads)}: the parameters have names, so give a dict with the same names")
+    by_name = dict(entries)
+    if len(by_name) < len(entries):
+        raise NamesError(f"grads has {len(entries)} pairs with {len(by_name)} names: give each gradient once")
+    return by_name
 
 
 def _a(value: object) -> str:

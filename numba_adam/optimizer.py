@@ -7,7 +7,7 @@ state dicts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from numba_adam import state_dicts
 from numba_adam.accumulated import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
@@ -15,6 +15,7 @@ from numba_adam.arrays import Extents, check_like
 from numba_adam.conversion import format_number
 from numba_adam.devices import borrow_param, check_loss_scale, check_same_place, parts_of
 from numba_adam.errors import HyperparameterError, NamesError
+from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList, check_attribute
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import count_writes
@@ -23,7 +24,6 @@ from numba_adam.interop.writes import CountedWrites
 from numba_adam.kernels.threads import step_lock
 from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
 from numba_adam.param_groups import (
-    HYPERPARAMETER_NAMES,
     ParamGroup,
     ParamGroups,
     Schedule,
@@ -34,6 +34,11 @@ from numba_adam.param_groups import (
 )
 from numba_adam.part import Member, MixedParts, StepResult, accumulate, was_applied
 from numba_adam.scaling import Scaling, scaling
+
+_FIXED_STATE = (
+    "opt.state only shows the state: write into its arrays, as in opt.state['w']['exp_avg'][...] = 0, or load another "
+    "with load_state_dict"
+)
 
 
 class _Watched(NamedTuple):
@@ -61,7 +66,11 @@ class Adam:
         array([ 0.9, -2.1], dtype=float32)
 
     The same gradients in the same order give the same bits on any CPU and any number of threads.
+
+    What is set on an optimizer and would not be read is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
     """
+
+    _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that the class says, and no group and no state dict
 
     def __init__(
         self,
@@ -87,9 +96,10 @@ class Adam:
         A number may also be a NumPy scalar or a one-element array of any framework; it is read when it is given.
 
         Args:
-            params: one array, a list or a dict (name -> array) of arrays, or a list of param groups: dicts with
-                "params" (any of these) and hyperparameters of their own. float32, float64, bfloat16 (or its bits as
-                uint16) or float16, C-contiguous, writable, of any framework whose arrays lend their memory.
+            params: one array, a dict (name -> array), an iterable of arrays or of pairs (name, array), such as
+                `named_parameters()`, or a list of param groups: dicts with "params" (any of these), hyperparameters and
+                notes of their own. float32, float64, bfloat16 (or its bits as uint16) or float16, C-contiguous,
+                writable, of any framework whose arrays lend their memory.
             lr: learning rate; or a schedule: a function that is given the number of the update, 1 for the first, and
                 returns the learning rate. Steps that were left out do not count; where the parameters of a group had
                 different numbers of updates, the largest does. It may be asked more than once for the same number, and
@@ -123,7 +133,7 @@ class Adam:
         plain, schedule = separated({"lr": lr})
         rate: Any = plain["lr"]
         defaults = Hyperparameters(rate, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-        self._param_groups = ParamGroups(groups_of(params, defaults, schedule))
+        self._param_groups = ParamGroups(groups_of(params, defaults, schedule, self._OWNED))
         self._options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
         self._single = is_array(params)
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
@@ -151,9 +161,9 @@ class Adam:
 
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
-                groups), or a dict with the same names; each of its parameter's shape, of any of the dtypes that a
-                parameter may have. None in place of an array leaves that parameter and its state as they are. Left out:
-                what was accumulated, see `accumulate`.
+                groups), or a dict or pairs (name, gradient) with the same names; each of its parameter's shape, of any
+                of the dtypes that a parameter may have. None in place of an array leaves that parameter and its state
+                as they are. Left out: what was accumulated, see `accumulate`.
             grad_scale: multiplies every gradient.
             loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
                 before, and if any of them is not finite the whole step is left out. A float; or where all parameters
@@ -242,7 +252,10 @@ class Adam:
 
     @property
     def param_groups(self) -> ParamGroups:
-        """The groups; set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number is fixed."""
+        """The groups; set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number and params are fixed.
+
+        Other keys are notes, which state dicts carry; one that looks like a slip of a hyperparameter's name is refused.
+        """
         return self._param_groups
 
     @property
@@ -271,7 +284,8 @@ class Adam:
         """
         states = self._states()
         keys: Sequence[str | int] = self._names or range(len(states))
-        return {key: state for key, state in zip(keys, states, strict=True) if state}
+        pairs = zip(keys, states, strict=True)
+        return FixedDict({key: FixedDict(state, _FIXED_STATE) for key, state in pairs if state}, _FIXED_STATE)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the param groups, in the nesting and with the keys of PyTorch's optimizers.
@@ -287,7 +301,11 @@ class Adam:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state dict of this class or of `torch.optim.Adam` or `AdamW`; the arrays are copied.
 
-        A dict that does not say its eps_mode comes from PyTorch, and sets "algorithm1".
+        The dict sets every hyperparameter that it has, and notes such as "initial_lr". What it does not have stays as
+        it is, but for eps_mode: a dict that does not say it comes from PyTorch, and sets "algorithm1". Schedules stay.
+
+        `decoupled_weight_decay` is the class's own in `AdamW`, whose decay stays decoupled whatever a dict says. An
+        `Adam` takes it over, as PyTorch's does; it stays what it is where an older PyTorch's dict does not say it.
 
         Raises:
             StateDictError: it does not fit the parameters; the message says where. Nothing was changed.
@@ -297,8 +315,18 @@ class Adam:
         with self._lock:
             for part in self._parts:
                 part.set_states([loaded.states[member.place] for member in part.members])
-            for group, hyperparameters in zip(self.param_groups, loaded.hyperparameters, strict=True):
-                group.take_over(hyperparameters)
+            for group, held, notes in zip(self.param_groups, loaded.hyperparameters, loaded.notes, strict=True):
+                group.take_over(held, notes)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute.
+
+        Raises:
+            ImmutableError: nothing would read it; the message says what to do instead.
+        """
+        if not name.startswith("_"):
+            check_attribute(type(self), name, is_extended=type(self).__module__ != __name__)
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> object:
         """Refuse to be copied or pickled: two optimizers would update the same memory.
@@ -351,7 +379,10 @@ class Adam:
         arrays = [by_place[place] for place in range(len(by_place))]
         if self._single:
             return arrays[0]
-        return dict(zip(self._names, arrays, strict=True)) if self._names else arrays
+        advice = "these arrays are the optimizer's own and cannot be replaced: write into them"
+        if self._names:
+            return FixedDict(dict(zip(self._names, arrays, strict=True)), advice)
+        return FixedList(arrays, advice)
 
     def _follow(self) -> None:
         """Borrow anew what was given other memory since: updating the old would move nothing that anybody sees."""
@@ -378,7 +409,14 @@ class Adam:
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), 0.01 by default."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), 0.01 by default.
+
+    The decay is always decoupled: a group or a state dict that says otherwise is refused, or not heard. As in PyTorch,
+    a state dict of Adam sets everything else, and AdamW goes on from it with a decay of its own kind. `Adam` is for
+    both kinds, and takes over what a dict says.
+    """
+
+    _OWNED: ClassVar[Mapping[str, object]] = {"decoupled_weight_decay": True}
 
     def __init__(
         self,

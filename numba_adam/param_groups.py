@@ -1,29 +1,42 @@
 """A group of parameters and the hyperparameters they share, as `opt.param_groups[0]`. Knows no kernel.
 
-A group is a mapping with PyTorch's keys. A value is checked when it is set, so that a step never meets a bad one.
+A group is a mapping with PyTorch's keys, and with notes of the user's own ("name", "initial_lr"). A value is checked
+when it is set, so that a step never meets a bad one.
 """
 
 from __future__ import annotations
 
 from collections import Counter, UserDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
 
-from numba_adam.errors import HyperparameterError, NamesError
+from numba_adam.errors import HyperparameterError, ImmutableError, NamesError
+from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedList
+from numba_adam.group_keys import FIXED, check_note
 from numba_adam.hyperparameters import Hyperparameters
 
-HYPERPARAMETER_NAMES = tuple(field.name for field in fields(Hyperparameters))
-_FIXED = ("params", "param_names")
+_FIXED_LIST = (
+    "the {} of a param group are fixed when the optimizer is made: write into the arrays, or make another optimizer "
+    "and load_state_dict"
+)
+_FIXED_GROUPS = (
+    "the number of param groups is fixed when the optimizer is made: make another optimizer with all groups, and "
+    "load_state_dict"
+)
 
 Schedule = Callable[[int], float]  # a learning rate, given the number of the update: 1 for the first
 
 
 class ParamGroup(UserDict[str, Any]):
-    """One group: "params", "param_names" when they have names, and every field of `Hyperparameters`.
+    """One group: "params", "param_names" when they have names, every field of `Hyperparameters`, and notes.
 
     "lr" may also be a schedule: a function of the number of the update.
     """
+
+    hyperparameters: Hyperparameters
+    schedule: Schedule | None
+    owned: Mapping[str, object]
 
     def __init__(
         self,
@@ -31,32 +44,49 @@ class ParamGroup(UserDict[str, Any]):
         names: list[str] | None,
         hyperparameters: Hyperparameters,
         schedule: Schedule | None = None,
+        owned: Mapping[str, object] | None = None,
     ) -> None:
-        """Hold `params`, called `names`, with these hyperparameters."""
-        super().__init__()
-        self.hyperparameters = hyperparameters
-        self.schedule = schedule
-        self.data["params"] = params
+        """Hold `params`, called `names`, with these hyperparameters; `owned` are those that the class says."""
+        self._put("data", {"params": FixedList(params, _FIXED_LIST.format("params"))})
+        self._put("owned", owned or {})
         if names is not None:
-            self.data["param_names"] = names
-        self._show()
+            self.data["param_names"] = FixedList(names, _FIXED_LIST.format("names"))
+        self._put("schedule", schedule)
+        self._hold(hyperparameters)
 
-    def take_over(self, hyperparameters: Hyperparameters) -> None:
+    def take_over(self, hyperparameters: Hyperparameters, notes: Mapping[str, object]) -> None:
         """Let others hold; a schedule stays, and sets the learning rate of the next update."""
-        self.hyperparameters = hyperparameters
-        self._show()
+        self._hold(hyperparameters)
+        self.data.update(notes)
 
-    def _show(self) -> None:
-        """Let the mapping say what holds."""
-        self.data.update(asdict(self.hyperparameters))
+    def use_rate(self, lr: float) -> None:
+        """Use a schedule's learning rate for the next update."""
+        self._put("hyperparameters", replace(self.hyperparameters, lr=lr))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the group has besides its parameters and hyperparameters."""
+        known = (*HYPERPARAMETER_NAMES, *FIXED)
+        return {key: value for key, value in self.data.items() if key not in known}
+
+    def _hold(self, hyperparameters: Hyperparameters) -> None:
+        """Let hyperparameters hold, and the mapping say so."""
+        self._put("hyperparameters", hyperparameters)
+        self.data.update(asdict(hyperparameters))
         if self.schedule is not None:
             self.data["lr"] = self.schedule
 
+    def _put(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise ImmutableError(f"group.{name} cannot be set, for nothing reads it: group[{name!r}] = ... sets a value")
+
     def __setitem__(self, key: str, value: object) -> None:
-        """Set one hyperparameter.
+        """Set one hyperparameter, or a note.
 
         Raises:
-            HyperparameterError: there is no hyperparameter of that name, or the value is not admissible.
+            HyperparameterError: the value is not admissible, or the key looks like a slip.
         """
         self.replace({key: value})
 
@@ -78,15 +108,17 @@ class ParamGroup(UserDict[str, Any]):
         return dict(self.data)
 
     def __delitem__(self, key: str) -> None:
-        raise HyperparameterError(f"{key!r} cannot be removed from a param group; set it to its default instead")
+        if key in self.data and key not in self.notes:
+            raise HyperparameterError(f"{key!r} cannot be removed from a param group; set it to its default instead")
+        del self.data[key]
 
     def replace(self, values: Mapping[str, object]) -> None:
-        """Set several hyperparameters at once: all of them, or none if one is not admissible."""
+        """Set several hyperparameters and notes at once: all of them, or none if one is not admissible."""
         plain, schedule = separated(values)
-        self.hyperparameters = changed(self.hyperparameters, plain)
+        hyperparameters, notes = changed(self.hyperparameters, plain, self.owned)
         if "lr" in values:
-            self.schedule = schedule
-        self._show()
+            self._put("schedule", schedule)
+        self.take_over(hyperparameters, notes)
 
 
 def follow_schedules(groups: Sequence[ParamGroup], steps: Sequence[int]) -> None:
@@ -103,7 +135,7 @@ def follow_schedules(groups: Sequence[ParamGroup], steps: Sequence[int]) -> None
         _rate(group.schedule, step) for group, step in zip(groups, steps, strict=True) if group.schedule is not None
     ]
     for group, lr in zip(groups, rates, strict=True):
-        group.hyperparameters = replace(group.hyperparameters, lr=lr)
+        group.use_rate(lr)
 
 
 class ParamGroups(tuple[ParamGroup, ...]):
@@ -120,18 +152,35 @@ class ParamGroups(tuple[ParamGroup, ...]):
         if group is not self[index]:
             raise NamesError("a param group cannot be replaced: set its values, or make another optimizer")
 
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise ImmutableError(_FIXED_GROUPS)
 
-def changed(hyperparameters: Hyperparameters, values: Mapping[str, object]) -> Hyperparameters:
-    """Return a copy with some values changed.
+    append = extend = insert = remove = pop = clear = sort = reverse = __delitem__ = __iadd__ = _refuse
+
+
+def changed(
+    hyperparameters: Hyperparameters, values: Mapping[str, object], owned: Mapping[str, object]
+) -> tuple[Hyperparameters, dict[str, object]]:
+    """Return a copy with some values changed, and the values that are notes.
+
+    Args:
+        hyperparameters: those that hold.
+        values: new ones, and notes.
+        owned: those that the optimizer's class says, and nobody else.
 
     Raises:
-        HyperparameterError: there is no hyperparameter of that name, or a value is not admissible.
+        HyperparameterError: a value is not admissible, is the class's own, or has a key that looks like a slip.
     """
-    unknown = [key for key in values if key not in HYPERPARAMETER_NAMES]
-    if unknown:
-        reason = "cannot be changed" if unknown[0] in _FIXED else "is not a hyperparameter"
-        raise HyperparameterError(f"{unknown[0]!r} {reason}; these can be set: {', '.join(HYPERPARAMETER_NAMES)}")
-    return Hyperparameters(**{**asdict(hyperparameters), **values})
+    notes = {key: value for key, value in values.items() if key not in HYPERPARAMETER_NAMES}
+    for key in notes:
+        check_note(key)
+    result = Hyperparameters(**{**asdict(hyperparameters), **{k: v for k, v in values.items() if k not in notes}})
+    for key, value in owned.items():
+        if getattr(result, key) != value:
+            raise HyperparameterError(
+                f"{key}={getattr(result, key)!r}: it is always {value!r} in this class; use Adam to choose it"
+            )
+    return result, notes
 
 
 def separated(values: Mapping[str, object]) -> tuple[dict[str, object], Schedule | None]:
@@ -154,24 +203,30 @@ def _rate(schedule: Schedule, step: int) -> float:
         raise HyperparameterError(f"the learning rate's schedule returned, for update {step}, {error}") from None
 
 
-def groups_of(params: object, defaults: Hyperparameters, schedule: Schedule | None = None) -> list[ParamGroup]:
+def groups_of(
+    params: object,
+    defaults: Hyperparameters,
+    schedule: Schedule | None = None,
+    owned: Mapping[str, object] | None = None,
+) -> list[ParamGroup]:
     """Return the param groups of what an optimizer is constructed with.
 
     Args:
-        params: one array; a mapping from names to arrays; an iterable of arrays; or an iterable of groups, each a
-            mapping with "params" (any of the former) and hyperparameters of its own.
+        params: one array; a mapping from names to arrays; an iterable of arrays, or of pairs (name, array); or an
+            iterable of groups, each a mapping with "params" (any of the former), hyperparameters and notes of its own.
         defaults: the hyperparameters of what has none of its own.
         schedule: the learning rate of what has none of its own, instead of the defaults'.
+        owned: the hyperparameters that the optimizer's class says, and no group.
 
     Raises:
         NamesError: there is no array, a name is no string or used twice, or only some groups have names.
-        HyperparameterError: a group sets what is not a hyperparameter, or to what is not admissible.
+        HyperparameterError: a group sets what is not admissible.
     """
     if not isinstance(params, Mapping) and not is_array(params) and isinstance(params, Iterable):
         params = list(params)
     grouped = isinstance(params, list) and params and all(isinstance(entry, Mapping) for entry in params)
     entries: Any = params if grouped else [{"params": params}]
-    groups = [_group(entry, defaults, schedule) for entry in entries]
+    groups = [_group(entry, defaults, schedule, owned or {}) for entry in entries]
     _check_names(groups)
     return groups
 
@@ -186,16 +241,45 @@ def is_array(value: object) -> bool:
         return False
 
 
-def _group(entry: Mapping[str, Any], defaults: Hyperparameters, schedule: Schedule | None) -> ParamGroup:
+def _group(
+    entry: Mapping[str, Any], defaults: Hyperparameters, schedule: Schedule | None, owned: Mapping[str, object]
+) -> ParamGroup:
     if "params" not in entry:
         raise NamesError(f"a param group has the keys {sorted(map(str, entry))}: it must have 'params'")
-    params, names = entry["params"], None
+    params, names = _with_names(entry["params"])
+    values = {key: value for key, value in entry.items() if key != "params"}
+    if names is None and is_names(values.get("param_names"), len(params)):  # a group of another optimizer
+        names = list(values.pop("param_names"))
+    own, own_schedule = separated(values)
+    hyperparameters, notes = changed(defaults, own, owned)
+    group = ParamGroup(params, names, hyperparameters, own_schedule if "lr" in own else schedule, owned)
+    group.data.update(notes)
+    return group
+
+
+def _with_names(params: Any) -> tuple[list[object], list[str] | None]:
+    """Return the arrays of a group, and their names where they have such."""
     if isinstance(params, Mapping):
-        names, params = [_name(name) for name in params], list(params.values())
-    own, own_schedule = separated({key: value for key, value in entry.items() if key != "params"})
-    alone = is_array(params) or not isinstance(params, Iterable)
-    chosen = own_schedule if "lr" in own else schedule
-    return ParamGroup([params] if alone else list(params), names, changed(defaults, own), chosen)
+        return list(params.values()), [_name(name) for name in params]
+    if is_array(params) or not isinstance(params, Iterable):
+        return [params], None
+    arrays = list(params)
+    pairs = [entry for entry in arrays if is_pair(entry)]
+    if not pairs:
+        return arrays, None
+    if len(pairs) < len(arrays):
+        raise NamesError("some params are pairs (name, array) and others are not: give every array a name, or none")
+    return [array for _, array in pairs], [_name(name) for name, _ in pairs]
+
+
+def is_pair(entry: object) -> bool:
+    """Say whether an entry of a collection is a pair (name, array)."""
+    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def is_names(names: object, count: int) -> bool:
+    """Say whether an object is a list of so many names."""
+    return isinstance(names, (list, tuple)) and len(names) == count and all(isinstance(name, str) for name in names)
 
 
 def _name(name: object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +18,11 @@ import numpy as np
 from numba_adam.arrays import Array, check_shape
 from numba_adam.eight_bit import EightBit, blocks_of
 from numba_adam.errors import ArrayError, StateDictError
+from numba_adam.fixed import HYPERPARAMETER_NAMES
+from numba_adam.group_keys import FIXED, PYTORCHS
 from numba_adam.hyperparameters import LAST_STEP, Hyperparameters
 from numba_adam.interop import borrow
-from numba_adam.param_groups import HYPERPARAMETER_NAMES, ParamGroup, changed
+from numba_adam.param_groups import ParamGroup, changed
 from numba_adam.scalars import plain
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -32,6 +35,7 @@ class Loaded(NamedTuple):
 
     states: list[dict[str, Any]]  # one for each parameter, in order; empty where there is none
     hyperparameters: list[Hyperparameters]  # one for each group
+    notes: list[dict[str, Any]]  # what each group has besides
 
 
 def dump(groups: Sequence[ParamGroup], states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -39,7 +43,8 @@ def dump(groups: Sequence[ParamGroup], states: Sequence[dict[str, Any]]) -> dict
     entries, first = [], 0
     for group in groups:
         count = len(group["params"])
-        entries.append({**group, "lr": group.hyperparameters.lr, "params": list(range(first, first + count))})
+        own = {key: deepcopy(value) for key, value in group.items() if key not in ("lr", "params")}
+        entries.append({"lr": group.hyperparameters.lr, **own, "params": list(range(first, first + count))})
         first += count
     return {"state": {index: state for index, state in enumerate(states) if state}, "param_groups": entries}
 
@@ -61,7 +66,8 @@ def parse(state_dict: Mapping[str, Any], groups: Sequence[ParamGroup], params: S
     _check_keys(keys, by_key)
     _check_names(entries, groups)
     states = [_state(by_key.get(key, {}), key, param) for key, param in zip(keys, params, strict=True)]
-    return Loaded(states, [_hyperparameters(entry, group) for entry, group in zip(entries, groups, strict=True)])
+    pairs = [_hyperparameters(entry, group) for entry, group in zip(entries, groups, strict=True)]
+    return Loaded(states, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
 def _nesting(state_dict: object) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Any]]:
@@ -108,10 +114,12 @@ def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGro
         )
 
 
-def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> Hyperparameters:
-    """Return a group's hyperparameters; what the entry does not say stays as it is, but for eps_mode."""
-    said = {key: plain(entry[key]) for key in HYPERPARAMETER_NAMES if key in entry}
-    return changed(group.hyperparameters, {"eps_mode": "algorithm1", **said})
+def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> tuple[Hyperparameters, dict[str, Any]]:
+    """Return a group's hyperparameters and notes; what the entry does not say stays as it is, but for eps_mode."""
+    silent = (*FIXED, *PYTORCHS, *group.owned)
+    said = {key: plain(value) for key, value in entry.items() if key in HYPERPARAMETER_NAMES and key not in silent}
+    notes = {key: deepcopy(value) for key, value in entry.items() if key not in (*HYPERPARAMETER_NAMES, *silent)}
+    return changed(group.hyperparameters, {"eps_mode": "algorithm1", **said, **notes}, group.owned)
 
 
 def _state(state: Any, key: object, param: Array) -> dict[str, Any]:

@@ -121,6 +121,54 @@ def test_a_real_pytorch_dict_continues_here(kind, dtype, amsgrad):
     check_equal(theirs, ours, dtype)
 
 
+@pytest.mark.parametrize("saved_by", ["Adam", "AdamW"])
+@pytest.mark.parametrize("loaded_by", ["Adam", "AdamW"])
+@pytest.mark.parametrize("form", ["tensors", "of an older PyTorch"])
+def test_a_dict_of_either_kind_goes_on_as_it_does_in_pytorch(saved_by, loaded_by, form):
+    """AdamW's decay stays decoupled when it loads Adam's dict; it became L2 before."""
+    source, _, theirs, _ = pair(saved_by, "float32", weight_decay=0.1)
+    train((source, na.AdamW(start("float32"))), theirs, "float32", 5)
+    saved = copy.deepcopy(source.state_dict())
+    if form != "tensors":
+        for name in ("decoupled_weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused"):
+            del saved["param_groups"][0][name]
+        for state in saved["state"].values():
+            state["step"] = int(state["step"])
+    ours = [param.detach().numpy().copy() for param in theirs]
+    first, second = getattr(torch.optim, loaded_by)(theirs), getattr(na, loaded_by)(ours)
+    first.load_state_dict(copy.deepcopy(saved))
+    second.load_state_dict(saved)
+    kinds = [each.param_groups[0]["decoupled_weight_decay"] for each in (first, second)]
+    assert kinds[0] is kinds[1]
+    train((first, second), theirs, "float32", 20, seed=1)
+    check_equal(theirs, ours, "float32")
+
+
+def test_named_parameters_and_notes_are_taken_as_pytorch_takes_them():
+    layer, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    twin.load_state_dict(layer.state_dict())
+    groups = [
+        [{"params": [(name, param)], "name": name, "initial_lr": 0.5} for name, param in each.named_parameters()]
+        for each in (layer, twin)
+    ]
+    theirs = torch.optim.Adam(groups[1], lr=0.1)
+    ours = na.Adam(groups[0], lr=0.1, eps_mode="algorithm1")
+    whole = na.Adam(layer.named_parameters())
+    assert whole.param_groups[0]["param_names"] == ["weight", "bias"]
+    for module in (layer, twin):
+        module(torch.ones(4, 3)).sum().backward()
+    theirs.step()
+    ours.step((name, param.grad) for name, param in layer.named_parameters())
+    for one, other in zip(layer.parameters(), twin.parameters(), strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=1e-5)
+    for saved in (theirs.state_dict(), to_torch_state_dict(ours.state_dict())):
+        for group, name in zip(saved["param_groups"], ("weight", "bias"), strict=True):
+            assert (group["name"], group["initial_lr"], list(group["param_names"])) == (name, 0.5, [name])
+        theirs.load_state_dict(saved)
+        ours.load_state_dict(saved)
+    assert ours.param_groups[1]["name"] == "bias"
+
+
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])

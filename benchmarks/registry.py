@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.case import Case
-from benchmarks.themes import curves, denormals, flat, formats, many, memory, phase, rows, scaling, service, start
+from benchmarks.themes import (
+    beside,
+    curves,
+    denormals,
+    flat,
+    formats,
+    many,
+    memory,
+    phase,
+    rows,
+    scaling,
+    service,
+    start,
+)
 
 CASES: tuple[Case, ...] = (
     *flat.CASES,
@@ -19,6 +32,7 @@ CASES: tuple[Case, ...] = (
     *memory.CASES,
     *start.CASES,
     *service.CASES,
+    *beside.CASES,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,3 +28,8 @@ def summarise(values: Sequence[float]) -> Summary:
         return Summary(values[0], values[0], values[0])
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return Summary(median, lower, upper)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest of some values that at least such a share of them does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

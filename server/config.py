@@ -59,7 +59,12 @@ class ServerConfig:
         1000, "a snapshot is written after so many pushes to a model; 0 turns that off.", 0
     )
     snapshots_kept: int = _setting(3, "snapshots kept of each model.", 2)
-    threads: int = _setting(0, "threads that apply an update; 0 means all that Numba has.", 0)
+    threads: int = _setting(
+        0,
+        "threads that apply a large update; 0 means all that Numba has: one for each processor, or NUMBA_NUM_THREADS. "
+        "A larger number takes no more than these, and a line at the start says so.",
+        0,
+    )
     rpc_threads: int = _setting(64, "calls served at the same time.", 4)
     largest_message_bytes: int = _setting(
         16 << 20,

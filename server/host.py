@@ -98,6 +98,13 @@ class Host:
 
     def start(self) -> None:
         """Start what works in the background."""
+        if self._config.threads > self._launcher.threads:
+            _log.warning(
+                "threads=%d: large updates run on %d, which are all that Numba has here; threads=0 takes them all, and "
+                "NUMBA_NUM_THREADS sets how many there are",
+                self._config.threads,
+                self._launcher.threads,
+            )
         self._archive.start()
 
     def begin_stop(self) -> None:

@@ -35,7 +35,7 @@ print(sum(name.split(".")[0] in ("numba", "llvmlite") for name in sys.modules))
 
 
 @contextlib.contextmanager
-def _parameter_server() -> Iterator[str]:
+def parameter_server() -> Iterator[str]:
     """Run a server that takes no snapshots by itself: writing to disk is no part of what is compared."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ("--listen", "127.0.0.1:0", "--data-dir", "data")
@@ -57,7 +57,7 @@ def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], setting
     (param,), (grad,) = workload.params(), workload.grads()
     messages = chunks(grad.view(np.uint8).data)
     with (
-        _parameter_server() as address,
+        parameter_server() as address,
         serving("-m", "benchmarks.bare_stream", announces=bare_stream.ANNOUNCES) as bare_address,
         client_of(address) as client,
         grpc.insecure_channel(bare_address) as channel,
@@ -99,7 +99,7 @@ def _cut_beforehand(payload: memoryview) -> Callable[[], Iterator[bytes]]:
 
 
 def _client_imports(settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
-    with _parameter_server() as address:
+    with parameter_server() as address:
         return Measurement([(float(answer_of(_CLIENT.format(address=address))), None)], {"calls": "create, push, pull"})
 
 

@@ -86,6 +86,8 @@ def test_reasons_can_be_published() -> None:
         "rows/exact",
         "start/second-step",
         "service/push",
+        "beside/snapshot/p99",
+        "beside/update/p99",
     ],
 )
 def test_a_case_runs_in_a_process_of_its_own(name: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.case import Bar, Quantity
-from benchmarks.statistics import Summary, summarise
+from benchmarks.statistics import Summary, percentile, summarise
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,13 @@ from benchmarks.statistics import Summary, summarise
 )
 def test_summary(values: list[float], expected: Summary) -> None:
     assert summarise(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1.0), (0.5, 50.0), (0.501, 51.0), (0.99, 99.0), (0.991, 100.0), (1.0, 100.0)]
+)
+def test_a_percentile_is_one_of_the_values(share: float, expected: float) -> None:
+    assert percentile([float(value) for value in range(100, 0, -1)], share) == expected
 
 
 def test_a_median_of_nothing_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The launcher: one thread for all launches, jobs in turns slice by slice, its own number of threads, and its end."""
 
+import argparse
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import numba
 import pytest
 
 from numba_adam.errors import ServerUnavailableError
+from numba_adam.server.config import add_arguments
 from numba_adam.server.launcher import Launcher
 
 DEADLINE = 60
@@ -121,3 +123,13 @@ def test_a_job_that_was_begun_is_finished_before_the_end():
     with pytest.raises(ServerUnavailableError, match="stopping"):
         launcher.run(iter(()))
     assert launcher.is_idle
+
+
+def test_more_threads_than_there_are_are_said_at_the_start_and_in_the_help(tmp_path, processes):
+    here = numba.config.NUMBA_NUM_THREADS
+    log = processes(tmp_path / "many", threads=here + 97).log.read_text()
+    assert f"threads={here + 97}: large updates run on {here}, which are all that Numba has here" in log
+    assert "threads=" not in processes(tmp_path / "few", threads=here).log.read_text()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert "A larger number takes no more than these" in " ".join(parser.format_help().split())

@@ -1,0 +1,142 @@
+"""A small push while the same server is busy with a model of 100 million elements, against the same push alone.
+
+Turns alternate: some hundred pushes alone, then as many while the large model is snapshotted or updated. What is
+compared is the median of a turn, or its 99th percentile. Beside an update, only pushes that begin after the whole large
+gradient was sent and before its answer came are timed: what costs there is the update, not the transfer.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from benchmarks.case import Bar, Case, Measurement, Settings
+from benchmarks.contestants.contestant import load
+from benchmarks.statistics import percentile
+from benchmarks.themes.service import parameter_server
+from benchmarks.workload import Workload, one_array
+
+_ELEMENTS = 100_000_000
+_SMALL_ELEMENTS = 1_000
+_PUSHES = 200  # of a turn
+_WARM_UP_PUSHES = 50
+_TIMEOUT_SECONDS = 600.0
+_LARGE = "large"
+
+
+class _Busy(NamedTuple):
+    """Something that the server is busy with."""
+
+    has_begun: threading.Event
+    call: Future[Any]
+
+
+class _Scene(NamedTuple):
+    """What a contestant has to work with."""
+
+    client: Any
+    address: str
+    threads: ThreadPoolExecutor
+    large: Workload
+
+
+_Start = Callable[[_Scene], Callable[[], _Busy]]
+"""Returns a function that makes the server busy."""
+
+
+def _snapshots(scene: _Scene) -> Callable[[], _Busy]:
+    def begin() -> _Busy:
+        has_begun = threading.Event()
+        has_begun.set()
+        return _Busy(has_begun, scene.threads.submit(scene.client.snapshot, _LARGE))
+
+    return begin
+
+
+def _updates(scene: _Scene) -> Callable[[], _Busy]:
+    sent = threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            sent.set()
+
+    pusher = type(scene.client)(scene.address, progress=progress, timeout_seconds=_TIMEOUT_SECONDS)
+    model, (grad,) = pusher.open_model(_LARGE), scene.large.grads()
+
+    def begin() -> _Busy:
+        sent.clear()
+        return _Busy(sent, scene.threads.submit(model.push, {"w": grad}))
+
+    return begin
+
+
+def _alone(push: Callable[[], object]) -> list[float]:
+    return [_timed(push) for _ in range(_PUSHES)]
+
+
+def _beside(push: Callable[[], object], begin: Callable[[], _Busy]) -> list[float]:
+    """Return the seconds of pushes that began while the server was busy, which takes as many times as it takes."""
+    seconds: list[float] = []
+    while len(seconds) < _PUSHES:
+        busy = begin()
+        busy.has_begun.wait()
+        seconds.append(_timed(push))
+        while not busy.call.done() and len(seconds) < _PUSHES:
+            seconds.append(_timed(push))
+        busy.call.result()
+    return seconds
+
+
+def _timed(push: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    push()
+    return time.perf_counter() - begin
+
+
+def _measure(start: _Start, share: float, settings: Settings) -> Measurement:
+    """Compare small pushes beside something with small pushes alone.
+
+    Args:
+        start: what is beside.
+        share: which part of a turn's pushes took at most what is compared: 0.5 for the median.
+        settings: how the run is made.
+    """
+    client_of = load("numba_adam.client").ParameterClient
+    workload, small = one_array(settings.elements(_ELEMENTS)), one_array(settings.elements(_SMALL_ELEMENTS))
+    with (
+        parameter_server() as address,
+        client_of(address, timeout_seconds=_TIMEOUT_SECONDS) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        client.create_model(_LARGE, {"w": workload.params()[0]}).push({"w": workload.grads()[0]})
+        model, grads = client.create_model("small", {"w": small.params()[0]}), {"w": small.grads()[0]}
+        push = functools.partial(model.push, grads)
+        begin = start(_Scene(client, address, threads, workload))
+        for _ in range(_WARM_UP_PUSHES):
+            push()
+        pairs: list[tuple[float, float | None]] = []
+        start_time = time.perf_counter()
+        while len(pairs) < settings.fewest_pairs or time.perf_counter() - start_time < settings.seconds:
+            alone = percentile(_alone(push), share)
+            pairs.append((percentile(_beside(push, begin), share), alone))
+        for name in (_LARGE, "small"):  # else the server would write a snapshot before it ends
+            client.delete_model(name)
+    notes = {"elements of the large model": f"{workload.elements:,}", "pushes of a turn": f"{_PUSHES}"}
+    return Measurement(pairs, notes)
+
+
+CASES: tuple[Case, ...] = tuple(
+    Case(
+        name=f"beside/{what}/{how}",
+        title=f"1,000 elements pushed beside {title} of 100 million, {how_title}",
+        peer="the same push alone",
+        bar=Bar(3.0),
+        run=functools.partial(_measure, start, share),
+    )
+    for what, title, start in (("snapshot", "a snapshot", _snapshots), ("update", "an update", _updates))
+    for how, how_title, share in (("median", "median", 0.5), ("p99", "99th percentile", 0.99))
+)

@@ -12,6 +12,7 @@ A map, from what a program uses down to the wire:
     transfer     payloads as streams of chunks
     layout       where arrays lie in the flat vector, and the checks of gradients
     connection   the gRPC channel
+    loopback     whether an address is this machine's own, which no proxy stands before
     retry        which failures are worth another try, and when
     ack, info    what the server answers, as plain records
     progress     how far a long transfer has come

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from numba_adam.client.loopback import is_loopback
 from numba_adam.client.progress import Progress, reporter
 from numba_adam.client.retry import Backoff, Deadline, closed, retry
 from numba_adam.errors import ServerUnavailableError, ServiceError
@@ -36,12 +37,11 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.use_local_subchannel_pool", 1),  # no backoff inherited from another client of this process
 )
-_LOOPBACK = ("127.", "localhost:", "[::1]", "ipv4:127.", "ipv6:[::1]", "unix:")
 
 
 def _options(address: str) -> tuple[tuple[str, int], ...]:
     """Return the channel's options; this machine is never reached through a proxy, whatever http_proxy says."""
-    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if address.startswith(_LOOPBACK) else _OPTIONS
+    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address) else _OPTIONS
 
 
 def _ignore(connectivity: grpc.ChannelConnectivity) -> None:

@@ -41,6 +41,9 @@ class Backoff:
     ceiling_seconds: float = 2.0
     """Longest wait before any try."""
 
+    most_tries: int = 0
+    """How often a call is tried at most; 0: until its time is up."""
+
     def ceiling(self, tries: int) -> float:
         """Return the longest wait after a number of failed tries, which doubles with each."""
         return min(self.ceiling_seconds, self.first_seconds * 2.0 ** min(tries - 1, 60))
@@ -116,7 +119,7 @@ def retry(
             if telling is None or not isinstance(error, errors.DeadlineExceededError):
                 telling = error
             pause = pause_seconds(error, tries, backoff, jitter)
-            if pause >= deadline.remaining_seconds():
+            if tries == backoff.most_tries or pause >= deadline.remaining_seconds():
                 raise _gave_up(telling, what, tries, deadline) from error
             is_long = not has_warned and deadline.remaining_seconds() < deadline.seconds - _PATIENCE_SECONDS
             has_warned = has_warned or is_long  # once: whoever looks at the program shall know why it waits

@@ -1,15 +1,18 @@
 """What the commands that talk to a server share: --server, --timeout-seconds, --json, and a client made from them.
 
-May import the standard library; the client is imported when it is made.
+May import the standard library and numba_adam.errors; the client is imported when it is made.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
+
+from numba_adam.errors import DeadlineExceededError, ServerUnavailableError
 
 if TYPE_CHECKING:
     from numba_adam.client import ParameterClient
@@ -28,11 +31,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
-def connect(arguments: argparse.Namespace) -> ParameterClient:
-    """Return a client of the server that the arguments name."""
-    from numba_adam.client import ParameterClient
+@contextmanager
+def connect(arguments: argparse.Namespace) -> Iterator[ParameterClient]:
+    """Give a client of the server that the arguments name, which tries once: a person waits for the answer.
 
-    return ParameterClient(arguments.server, timeout_seconds=arguments.timeout_seconds)
+    Raises:
+        ServerUnavailableError: nothing listens there, or it cannot be reached; in one line that says what to do.
+        DeadlineExceededError: something listens there, and did not answer in time.
+    """
+    from numba_adam.client import Backoff, ParameterClient
+    from numba_adam.ps.errors import detail_of
+
+    server, seconds = arguments.server, arguments.timeout_seconds
+    with ParameterClient(server, timeout_seconds=seconds, backoff=Backoff(most_tries=1)) as client:
+        try:
+            yield client
+        except ServerUnavailableError as error:
+            if detail_of(error) is not None:  # the server's own words, such as that it is stopping
+                raise
+            raise ServerUnavailableError(_unreachable(server, error)) from error
+        except DeadlineExceededError as error:
+            raise DeadlineExceededError(
+                f"{server}: no answer within {seconds:g} s; the server is busy or stopped, or it is no parameter "
+                "server; look at its log, or give more time with --timeout-seconds"
+            ) from error
+
+
+def _unreachable(server: str, error: ServerUnavailableError) -> str:
+    """Return what a person should know of a server that did not take the connection."""
+    import grpc
+
+    from numba_adam.client.loopback import is_loopback
+
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    reason = str(root.details() if isinstance(root, grpc.Call) else root)
+    if "refused" not in reason.lower() and "No such file" not in reason:
+        return f"{server} cannot be reached: {reason}"
+    if not is_loopback(server) or server.lower().startswith("unix"):
+        return f"nothing listens on {server}; start a server there, or correct --server"
+    listen = "" if server == DEFAULT_SERVER else f" --listen {server}"
+    return f"nothing listens on {server}; start a server with: numba-adam serve{listen}"
 
 
 def print_json(record: object) -> None:

@@ -1,13 +1,18 @@
 """The command `numba-adam` as a user meets it: help, version, exit statuses, one line for an error."""
 
+import argparse
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import numba_adam
-from numba_adam.cli import main
+from numba_adam.cli import connection, main
+from numba_adam.errors import ServerUnavailableError
 
 COMMANDS = ("serve", "status", "snapshot", "demo", "doctor")
 
@@ -91,6 +96,72 @@ def test_an_error_of_ours_is_one_line_without_a_traceback(capsys: pytest.Capture
     assert shown.count("\n") == 1
 
 
-def test_a_server_that_is_not_there_is_an_error_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--server", "127.0.0.1:1", "--timeout-seconds", "0.5"]) == 1
-    assert "127.0.0.1:1" in capsys.readouterr().err
+CLIENTS = [["status"], ["status", "--json"], ["snapshot"], ["snapshot", "--model", "digits"]]
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that is bound, so that nobody else takes it, and at which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("words", CLIENTS)
+def test_where_nothing_listens_the_first_try_says_so_and_how_to_start_a_server(
+    words: list[str], closed_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Had it tried again, as a training program does, this test would end with the suite's own timeout."""
+    for server in (f"127.0.0.1:{closed_port}", f"localhost:{closed_port}"):
+        assert main([*words, "--server", server, "--timeout-seconds", "100000"]) == 1
+        shown = capsys.readouterr()
+        advice = f"start a server with: numba-adam serve --listen {server}"
+        assert (shown.out, shown.err) == ("", f"numba-adam: nothing listens on {server}; {advice}\n")
+
+
+def test_the_advice_for_the_default_server_needs_no_options(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    server = f"127.0.0.1:{closed_port}"
+    monkeypatch.setattr(connection, "DEFAULT_SERVER", server)
+    arguments = argparse.Namespace(server=server, timeout_seconds=100000.0)
+    with (
+        pytest.raises(ServerUnavailableError, match=r"; start a server with: numba-adam serve$"),
+        connection.connect(arguments) as client,
+    ):
+        client.list_models()
+
+
+@pytest.mark.parametrize("words", CLIENTS)
+def test_a_name_that_cannot_be_found_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--server", "nowhere.invalid:1", "--timeout-seconds", "100000"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("numba-adam: nowhere.invalid:1 cannot be reached: ")
+    assert shown.count("nowhere.invalid:1 cannot be reached") == shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", CLIENTS)
+def test_a_listener_that_does_not_answer_is_told_from_one_that_is_not_there(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert main([*words, "--server", server, "--timeout-seconds", "0.3"]) == 1
+    assert capsys.readouterr().err.startswith(f"numba-adam: {server}: no answer within 0.3 s; ")
+
+
+@pytest.mark.parametrize("words", CLIENTS)
+def test_ctrl_c_ends_it_with_130_and_one_line(words: list[str]) -> None:
+    """The server takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "numba_adam", *words, "--server", server, "--timeout-seconds", "100000"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            asking, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        asking.close()
+    assert (process.returncode, out, errors) == (130, "", "numba-adam: interrupted\n")

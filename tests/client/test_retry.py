@@ -62,6 +62,14 @@ def test_it_tries_until_it_succeeds():
     assert len(attempt.given) == 4
 
 
+@pytest.mark.parametrize("most_tries", [1, 3])
+def test_it_tries_no_more_often_than_it_may(most_tries):
+    clock, attempt = Clock(), Failing(*gone(10))
+    with pytest.raises(ServerUnavailableError, match=f"gave up after {most_tries} tr"):
+        run(attempt, clock, backoff=Backoff(most_tries=most_tries))
+    assert (len(attempt.given), len(clock.waits)) == (most_tries, most_tries - 1)
+
+
 def test_the_pauses_double_up_to_a_ceiling():
     clock = Clock()
     run(Failing(*gone(8)), clock, backoff=Backoff(first_seconds=0.1, ceiling_seconds=2.0), jitter=lambda: 1.0)

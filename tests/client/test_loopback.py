@@ -1,0 +1,137 @@
+"""A proxy for the world outside is never asked for this machine, however its address is spelled."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from numba_adam.client import loopback
+from numba_adam.client.loopback import is_loopback
+from numba_adam.errors import ServiceError
+
+
+class Proxy:
+    """Takes connections, says what it was asked for, and lets none through."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            with connection, contextlib.suppress(OSError):
+                self.asked.append(connection.recv(1 << 16))
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.fixture(params=["http_proxy", "https_proxy", "grpc_proxy"])
+def proxy(request, monkeypatch) -> Iterator[Proxy]:
+    """A proxy that the environment names, in one of the ways that gRPC knows."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = Proxy()
+    monkeypatch.setenv(request.param, proxy.address)
+    yield proxy
+    proxy.close()
+
+
+SPELLINGS = [
+    "127.0.0.1:{port}",
+    "0.0.0.0:{port}",
+    "localhost:{port}",
+    "LOCALHOST:{port}",
+    "dns:127.0.0.1:{port}",
+    "dns:///127.0.0.1:{port}",
+    "dns:///LOCALHOST:{port}",
+    "ipv4:127.0.0.1:{port}",
+    "ipv4:127.0.0.1:{port},127.0.0.3:{port}",
+    "ipv6:[::ffff:127.0.0.1]:{port}",
+    "ipv6:%5B::ffff:127.0.0.1%5D:{port}",
+    "[::ffff:127.0.0.1]:{port}",
+    "[::FFFF:7F00:1]:{port}",
+    "dns:///[::ffff:127.0.0.1]:{port}",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_spelling_of_this_machine_reaches_the_proxy(server, connect, proxy, spelling):
+    port = server.address.rpartition(":")[2]
+    assert connect(spelling.format(port=port)).status().models == ()
+    assert proxy.asked == []
+
+
+def test_a_machine_elsewhere_is_reached_through_the_proxy(connect, proxy):
+    """Else the tests above would show nothing."""
+    with pytest.raises(ServiceError):
+        connect("192.0.2.1:50051", timeout_seconds=2.0).status()
+    assert proxy.asked
+    assert b"CONNECT 192.0.2.1:50051" in proxy.asked[0]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.2:1",
+        "127.1:1",
+        "0x7f000001:1",
+        "2130706433:1",
+        "0177.0.0.1:1",
+        "LocalHost.:1",
+        "[::1]:1",
+        "[0:0:0:0:0:0:0:1]:1",
+        "[::]:1",
+        "ipv6:[::1%25lo]:1",
+        "IPV4:127.0.0.1:1",
+        "DNS://8.8.8.8/localhost:1",
+        "ip6-localhost:1",
+        "localhost.localdomain:1",
+        "model.localhost:1",
+        "unix:/run/adam.sock",
+        "unix-abstract:adam",
+    ],
+)
+def test_what_names_this_machine_reaches_no_proxy_either(connect, proxy, address):
+    """Nothing listens there, or gRPC finds no such name: what it says comes from itself."""
+    assert is_loopback(address)
+    with pytest.raises(ServiceError):
+        connect(address, timeout_seconds=0.5).status()
+    assert proxy.asked == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1:127",
+        "128.1:1",
+        "[::2]:1",
+        "localhost.example.com:1",
+        "127.0.0.1.example.com:1",
+        "notlocalhost:1",
+        "dns:///example.com:1",
+        "ipv4:127.0.0.1:1,10.0.0.1:1",
+    ],
+)
+def test_what_names_another(address, proxy):
+    assert not is_loopback(address)
+
+
+def test_the_examples_are_true():
+    results = doctest.testmod(loopback)
+    assert (results.attempted > 0, results.failed) == (True, 0)

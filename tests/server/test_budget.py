@@ -74,3 +74,25 @@ def test_an_empty_transfer_takes_nothing():
     pool = SlotPool(GRAIN)
     with pool.acquire(GRAIN, "a push"), pool.acquire(0, "a push") as slot:
         assert slot.bytes.nbytes == 0
+
+
+def test_what_can_do_without_leaves_as_much_room_as_it_takes():
+    pool = SlotPool(10 * GRAIN)
+    pool.acquire(2 * GRAIN, "a push").release()  # kept, and makes room
+    with pool.acquire(4 * GRAIN, "a push"):
+        assert pool.spare(3 * GRAIN + 1) is None
+        spared = pool.spare(3 * GRAIN)
+        assert spared.bytes.nbytes == 3 * GRAIN
+        with pool.acquire(3 * GRAIN, "a push"):
+            assert pool.spare(1) is None
+
+
+def test_memory_that_is_discarded_counts_no_more():
+    pool = SlotPool(4 * GRAIN)
+    slot = pool.spare(2 * GRAIN)
+    assert pool.used_bytes == 2 * GRAIN
+    slot.discard()
+    assert pool.used_bytes == 0
+    slot.discard()  # twice takes nothing from others
+    with pool.acquire(4 * GRAIN, "a push"):
+        assert pool.used_bytes == 4 * GRAIN

@@ -1,5 +1,6 @@
 """Many workers at once: versions without gaps, one hash, whole pulls, and a budget that holds."""
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
@@ -174,6 +175,83 @@ def test_pullers_of_one_version_share_one_copy(server, peers):
     assert server._host.pool.used_bytes - before == 1 << 22
     for call in calls:
         assert sum(len(answer.chunk.data) for answer in call) == 1 << 22
+
+
+@contextlib.contextmanager
+def half_sent(session, grads):
+    """Send the first half of a push; yields its future, and sends the rest when the context ends."""
+    sent, go_on = threading.Event(), threading.Event()
+
+    def slowly():
+        messages = list(session.messages(grads, chunk_bytes=1 << 16))
+        yield from messages[: len(messages) // 2]
+        sent.set()
+        go_on.wait(60)
+        yield from messages[len(messages) // 2 :]
+
+    push = session.peer.stub.Push.future(slowly())
+    assert sent.wait(60)
+    try:
+        yield push
+    finally:
+        go_on.set()
+
+
+def wait_for_transfers(server, count):
+    """Wait until the server receives so many pushes; the test's timeout is its limit."""
+    while len(server._host._transfers) != count:
+        threading.Event().wait(0.001)
+
+
+def test_two_pushes_received_at_the_same_time_do_not_share_memory(server, peer):
+    start = np.ones(1 << 18, np.float32)
+    peer.create({"x": start}, lr=0.1)
+    first, second = (peer.session(worker_id=name) for name in ("first", "second"))
+    grads = [np.random.default_rng(seed).standard_normal(1 << 18, dtype=np.float32) for seed in (1, 2)]
+    with half_sent(first, {"x": grads[0]}) as push:
+        wait_for_transfers(server, 1)
+        assert second.push({"x": grads[1]}).version == 1
+    assert push.result(60).ack.version == 2
+    exp_avg, exp_avg_sq = np.zeros_like(start), np.zeros_like(start)
+    for step, grad in ((1, grads[1]), (2, grads[0])):
+        na.adam_update(start, grad, exp_avg, exp_avg_sq, step, lr=0.1)
+    np.testing.assert_array_equal(peer.pull().arrays["x"], start)
+
+
+def test_a_session_that_is_fenced_while_its_push_is_received_changes_nothing(server, peer, refused):
+    x = {"x": np.ones(1 << 18, np.float32)}
+    peer.create(x)
+    older = peer.session()
+    with half_sent(older, x) as push:
+        wait_for_transfers(server, 1)
+        newer = peer.session()
+    assert refused(push.result).detail.reason == Reason.REASON_SESSION_FENCED
+    assert (peer.pull().arrays["x"] == 1).all()
+    assert newer.push(x).version == 1
+
+
+def test_pushes_one_after_the_other_need_the_models_own_memory_only(server, peer):
+    x = {"x": np.ones(1 << 18, np.float32)}
+    peer.create(x)
+    session, before = peer.session(), server._host.pool.used_bytes
+    for _ in range(3):
+        session.push(x)
+    assert server._host.pool.used_bytes == before
+
+
+def test_waits_for_a_version_that_are_over_leave_room_for_others(config, server, peer):
+    """As many one after the other as calls are served at the same time."""
+    peer.create({"x": np.ones(4, np.float32)})
+    session, waiters = peer.session(), server._host._waiters
+    all_free = waiters._value
+    for version in range(1, config.rpc_threads + 1):
+        request = pb.PullRequest(model="model", min_version=version, state_id=session.state_id, checksum_kind=1)
+        answers = peer.stub.Pull(request, timeout=60)
+        while waiters._value == all_free and not answers.done():  # the test's timeout is its limit
+            threading.Event().wait(0.001)
+        session.push({"x": np.ones(4, np.float32)})
+        assert next(answers).header.state.version == version
+    assert waiters._value == all_free
 
 
 def test_a_server_whose_threads_are_all_busy_still_says_that_it_serves(config, peers, params, grads_of):

@@ -238,11 +238,114 @@ def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, mod
             deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
             pause = threading.Event()
             while filing.waiting == 0:  # the test's timeout is its limit
+                assert not deletion.done()
                 pause.wait(0.001)
             assert (config.data_dir / "models" / "a").exists()
         snapshot.result(DEADLINE)
         deletion.result(DEADLINE)
         assert [path.name for path in (config.data_dir / "models").iterdir()] == ["b"]
+
+
+def test_two_snapshots_of_a_model_are_written_one_after_the_other(config, models, threads, refused):
+    with Server(config) as server:
+        peer, _ = models(server, "a")
+        filing = server._host.model("a").filing
+        with disk_blocked(config.data_dir) as disk:
+            first = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
+            disk.wait_until_full()
+            second = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
+            pause = threading.Event()
+            while filing.waiting == 0:  # the test's timeout is its limit
+                pause.wait(0.001)
+            assert not second.done()
+        first.result(DEADLINE)
+        assert second.result(DEADLINE).snapshots[0].state.version == 0
+    assert files(config, "a") == ["00000001.snapshot", "00000002.snapshot"]
+
+
+def files(config, model):
+    """Return the names of a model's snapshots."""
+    return sorted(path.name for path in (config.data_dir / "models" / model).iterdir())
+
+
+@contextlib.contextmanager
+def held(engine, threads):
+    """Keep an engine busy until the context ends."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hold():
+        begun.set()
+        assert over.wait(DEADLINE)
+
+    call = threads.submit(engine.call, hold)
+    assert begun.wait(DEADLINE)
+    try:
+        yield
+    finally:
+        over.set()
+        call.result(DEADLINE)
+
+
+def test_a_snapshot_waits_for_the_update_that_is_under_way_and_gives_its_memory_back(config, models, threads):
+    """With memory for a copy and without."""
+    for budget in (ROOM, NO_ROOM):
+        settings = dataclasses.replace(config, memory_budget_bytes=budget, data_dir=config.data_dir / str(budget))
+        with Server(settings) as server:
+            peer, _ = models(server, "a", "b")
+            engine, before = server._host.model("a").engine, server._host.pool.used_bytes
+            with held(engine, threads):
+                snapshot = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
+                while engine.waiting == 0:  # the test's timeout is its limit
+                    assert not snapshot.done()
+            assert snapshot.result(DEADLINE).snapshots[0].state.version == 0
+            assert server._host.pool.used_bytes == before
+
+
+def test_a_background_snapshot_is_left_out_when_another_came_first(config, models, threads):
+    with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
+        peer, (a,) = models(server, "a")
+        host, filing = server._host, server._host.model("a").filing
+        pause = threading.Event()
+        with held(filing, threads):
+            snapshot = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
+            while filing.waiting < 1:  # the test's timeout is its limit
+                pause.wait(0.001)
+            a.push(ones())
+            while filing.waiting < 2:  # the background's, for the push
+                pause.wait(0.001)
+        assert snapshot.result(DEADLINE).snapshots[0].state.version == 1
+        while host._archive._asked_for:
+            pause.wait(0.001)
+        assert files(config, "a") == ["00000001.snapshot", "00000002.snapshot"]
+
+
+def test_a_model_that_did_not_move_is_not_written_at_its_interval(config, models):
+    with Server(dataclasses.replace(config, snapshot_interval_seconds=0.05)) as server:
+        peer, (_, b) = models(server, "a", "b")
+        for version in (1, 2, 3):
+            b.push(ones())
+            while peer.state("b").snapshot_version < version:  # the test's timeout is its limit
+                pass
+        assert files(config, "a") == ["00000001.snapshot"]
+
+
+def test_the_end_waits_for_a_snapshot_that_is_being_written(config, peers, threads, refused):
+    """Or the next server would find the folder free while this one still writes into it."""
+    server = Server(config)
+    server.start()
+    peer = peers(server.address)
+    peer.create(ones(), "a")
+    archive = server._host._archive
+    with disk_blocked(config.data_dir) as disk:
+        snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
+        disk.wait_until_full()
+        stop = threads.submit(archive.stop)
+        while not archive._changed._waiters and not stop.done():  # the test's timeout is its limit
+            pass
+        assert not stop.done()
+    stop.result(DEADLINE)
+    assert "could not be written" in snapshot.result(DEADLINE).message
+    assert server.stop()
 
 
 def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(config, models, threads, peers):

@@ -1,0 +1,83 @@
+"""Those who wait for a version: what wakes them, and what they are told."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from numba_adam.errors import ModelNotFoundError, RewoundError
+from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.server.arena import Arena
+from numba_adam.server.machine import Content, Machine, PushKey
+from numba_adam.server.model import Model, Push
+from numba_adam.server.spec import Spec, Tensor
+
+DEADLINE = 60
+
+
+@pytest.fixture
+def model():
+    spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
+    return Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
+
+
+@pytest.fixture
+def waiting(model):
+    """Has a thread wait for a version, without a time limit; returns its future once it waits."""
+    over = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def wait(min_version, is_over=lambda: False):
+            looked = threading.Event()
+
+            def has_ended():
+                looked.set()  # from here on the model's lock is held until the thread waits
+                return is_over()
+
+            future = pool.submit(model.wait_for, "s", min_version, has_ended, None)
+            assert looked.wait(DEADLINE)
+            over.append(future)
+            return future
+
+        yield wait
+
+
+def push(model, epoch, sequence):
+    model.apply(Push(PushKey("s", "w", epoch, sequence), 0, (True,), Content(sequence, 1)), np.ones(4, np.float32))
+
+
+def test_a_push_wakes_those_who_wait_for_its_version(model, waiting):
+    epoch = model.open_session("w")
+    waiter = waiting(2)
+    push(model, epoch, 1)
+    push(model, epoch, 2)
+    assert waiter.result(DEADLINE) is True
+
+
+def test_a_version_that_is_there_is_not_waited_for(model):
+    assert model.wait_for("s", 0, lambda: False, None) is True
+
+
+def test_a_deletion_wakes_those_who_wait(model, waiting):
+    waiter = waiting(1)
+    model.engine.call(model.mark_deleted)
+    with pytest.raises(ModelNotFoundError, match="it was deleted"):
+        waiter.result(DEADLINE)
+
+
+def test_those_who_are_woken_look_whether_it_is_over(model, waiting):
+    is_over = threading.Event()
+    waiter = waiting(1, is_over.is_set)
+    is_over.set()
+    model.wake()
+    assert waiter.result(DEADLINE) is False
+
+
+def test_no_time_at_all_is_no_wait(model):
+    assert model.wait_for("s", 1, lambda: False, 0.0) is False
+
+
+def test_a_version_of_another_state_is_never_waited_for(model):
+    with pytest.raises(RewoundError):
+        model.wait_for("another", 1, lambda: False, None)

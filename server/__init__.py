@@ -18,8 +18,12 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     image       one version's parameters, copied for those who pull it
     archive     snapshots on request, by timer and by count, those of different models beside each other
     host        the server without gRPC: models, pushes, pulls, snapshots
-    watch       ends transfers whose other side has stopped
+    watch       ends calls whose other side keeps the server waiting
+    permits     who waits for what, and in which order
+    gate        how many calls there may be, and which threads they take
     service     the gRPC edge
+    health      whether the server serves
+    reflection  what it serves
     listen      every address of a name, or none
     embedded    `Server`: start, address, stop
     main        `serve`: until SIGTERM

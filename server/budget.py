@@ -117,6 +117,19 @@ class SlotPool:
             self._in_use_bytes += memory.nbytes
         return Slot(self, memory, nbytes)
 
+    def reserve(self, nbytes: int) -> bool:
+        """Count bytes that are held elsewhere, if there is room for them."""
+        with self._lock:
+            if not self._make_room(nbytes):
+                return False
+            self._in_use_bytes += nbytes
+            return True
+
+    def give_back(self, nbytes: int) -> None:
+        """Count bytes no longer that `reserve` counted."""
+        with self._lock:
+            self._in_use_bytes -= nbytes
+
     def spare(self, nbytes: int) -> Slot | None:
         """Return a slot for something that can do without; None if it would leave less room than it takes."""
         with self._lock:

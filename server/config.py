@@ -67,8 +67,8 @@ class ServerConfig:
     )
     rpc_threads: int = _setting(64, "calls served at the same time.", 4)
     largest_message_bytes: int = _setting(
-        16 << 20,
-        "the largest single gRPC message taken, in bytes or with a unit (4MiB).",
+        4 << 20,
+        "the largest single gRPC message taken, in bytes or with a unit (16MiB).",
         _SMALLEST_MESSAGE_BYTES,
         _LARGEST_MESSAGE_BYTES,
     )

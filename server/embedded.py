@@ -6,7 +6,6 @@ Imports grpc and its health and reflection services.
 from __future__ import annotations
 
 import logging
-from concurrent import futures
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -14,17 +13,18 @@ from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
+from numba_adam.server.gate import Calls, Gate
 from numba_adam.server.health import Health
 from numba_adam.server.host import Host
-from numba_adam.server.launcher import use_threads
 from numba_adam.server.listen import endpoints
-from numba_adam.server.service import SERVICE_NAME, ParameterService, handlers
+from numba_adam.server.reflection import reflection_entries
+from numba_adam.server.service import SERVICE_NAME, ParameterService, entries
 from numba_adam.server.watch import Watch
 
 _log = logging.getLogger(__name__)
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # the most that HTTP/2 allows
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_LOOKAHEAD_BYTES = 1 << 17
+_WAITING_CALLS = 128  # beside those that are served: without a first message yet, or waiting for their turn
 
 
 class Server:
@@ -41,17 +41,15 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._host = Host(config)
-        self._health = Health()
         self._watch = Watch(config.stall_seconds)
-        # What is worth several threads is launched from one that all models share; see the launcher.
-        self._calls = futures.ThreadPoolExecutor(
-            config.rpc_threads, thread_name_prefix="numba-adam-rpc", initializer=use_threads, initargs=(1,)
+        self._health = Health(self._watch)
+        self._calls = Calls(
+            self._host.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
         )
-        self._grpc = grpc.server(self._calls, options=_options(config))
-        self._grpc.add_generic_rpc_handlers((handlers(ParameterService(self._host, self._watch)),))
-        self._health.add_to(self._grpc)
+        service = entries(ParameterService(self._host, self._watch), self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)})
+        self._grpc = grpc.server(self._calls.lane.executor, [self._gate], options=_options(config))
         self.address = ""
         """HOST:PORT, once started."""
 
@@ -70,7 +68,8 @@ class Server:
             raise
         self._grpc.start()
         self._watch.start()
-        self._say(_SERVING)
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self.address = f"{host}:{port}"
         _log.info("serving on %s, data in %s", self.address, self._config.data_dir)
 
@@ -83,13 +82,11 @@ class Server:
         if not self.address:  # it never served, but may have something to save all the same
             self._host.start()
             return self._host.stop()
-        self._say(_NOT_SERVING)
-        self._health.end_watches()
+        self._health.stop()
         self._host.begin_stop()
         self._grpc.stop(self._config.stop_deadline_seconds).wait()
-        self._calls.shutdown(wait=False)  # gRPC leaves its threads as they are
+        self._gate.stop()
         self._watch.stop()
-        self._health.stop()
         is_clean = self._host.stop()
         _log.info("stopped")
         return is_clean
@@ -118,10 +115,6 @@ class Server:
                 ) from error
         return port
 
-    def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, status)
-
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
     """Return gRPC's settings."""
@@ -130,6 +123,11 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the calls
         ("grpc.http2.max_frame_size", _LARGEST_FRAME_BYTES),  # a chunk in one frame instead of sixty-four
         ("grpc.max_receive_message_length", config.largest_message_bytes),
+        # What a peer may send of a message that nobody has asked for yet. Left to itself gRPC takes ever more the
+        # faster the connection is, tens of megabytes for each stream.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
+        ("grpc.max_concurrent_streams", config.rpc_threads + _WAITING_CALLS),  # further ones wait with their clients
         ("grpc.keepalive_time_ms", keepalive_milliseconds),
         ("grpc.keepalive_timeout_ms", keepalive_milliseconds),
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),

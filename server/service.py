@@ -6,8 +6,10 @@ parser would copy them. Imports grpc and the host.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -16,9 +18,10 @@ from google.protobuf.message import DecodeError, Message
 from numba_adam.errors import InvalidRequestError, NumbaAdamError
 from numba_adam.ps import framing
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
-from numba_adam.ps.errors import DETAIL_KEY, to_status
+from numba_adam.ps.errors import to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
+from numba_adam.server.gate import Calls, Context, Entry, Handler, end
 from numba_adam.server.host import Caller, Host
 from numba_adam.server.image import Image
 from numba_adam.server.receive import Parts
@@ -26,16 +29,8 @@ from numba_adam.server.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-Context = grpc.ServicerContext
 _PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
-
-
-class Malformed(NamedTuple):
-    """Stands for a request that is no message at all, so that it gets an answer that says so."""
-
-    why: str
-    """The parser's words."""
 
 
 class ParameterService:
@@ -50,9 +45,9 @@ class ParameterService:
         self._host = host
         self._watch = watch
 
-    def create_model(self, request: Iterator[Any], context: Context) -> pb.CreateModelResponse:
+    def create_model(self, request: Iterator[Any], _: Context) -> pb.CreateModelResponse:
         """Create a model from a stream."""
-        header, parts = self._open(request, context)
+        header, parts = self._open(request)
         model, created = self._host.create_model(header, parts)
         return pb.CreateModelResponse(model=model.to_proto(), created=created)
 
@@ -73,9 +68,9 @@ class ParameterService:
         epoch, state = self._host.open_session(request.model, request.worker_id)
         return pb.OpenSessionResponse(epoch=epoch, first_sequence=1, state=state)
 
-    def push(self, request: Iterator[Any], context: Context) -> pb.PushResponse:
+    def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
         """Take one gradient."""
-        return pb.PushResponse(ack=self._host.push(*self._open(request, context)))
+        return pb.PushResponse(ack=self._host.push(*self._open(request)))
 
     def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
         """Send the parameters."""
@@ -85,7 +80,7 @@ class ParameterService:
 
     def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Take one gradient and send the parameters that came of it."""
-        header, parts = self._open(request, context)
+        header, parts = self._open(request)
         _check_kind(header.checksum_kind)
         ack = self._host.push(header, parts)
         yield pb.PushPullResponse(ack=ack)
@@ -100,14 +95,13 @@ class ParameterService:
         """Describe the server."""
         return self._host.status()
 
-    def _open(self, request: Iterator[Any], context: Context) -> tuple[Any, Parts]:
+    def _open(self, request: Iterator[Any]) -> tuple[Any, Parts]:
         """Return the header of a stream, and the parts that follow it."""
-        parts = map(_well_formed, self._watch.receive(request, context))
-        first = next(parts, None)
+        first = next(request, None)
         if not isinstance(first, Message) or first.WhichOneof("part") != "header":
             raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream begins otherwise")
         header: Any = getattr(first, "header")  # noqa: B009 - every transfer message has one, Message itself has not
-        return header, parts
+        return header, request
 
 
 class _Method(NamedTuple):
@@ -132,81 +126,60 @@ METHODS: dict[str, _Method] = {
 """Every call of the service, by its name in the protocol."""
 
 
-def handlers(service: ParameterService) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return what a gRPC server needs to serve the calls."""
-    calls = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
-    return grpc.method_handlers_generic_handler(
-        SERVICE_NAME, {name: _handler(service, METHODS[name], call) for name, call in calls.items()}
-    )
+def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
+    """Return how the calls of the service are taken, by their paths."""
+    methods = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
+    return {
+        f"/{SERVICE_NAME}/{name}": Entry(calls.lane, _handler(service, calls, METHODS[name], call))
+        for name, call in methods.items()
+    }
 
 
-def _handler(service: ParameterService, method: _Method, call: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:
     """Return gRPC's handler of one call, of the kind that its description asks for."""
-    sides = {True: "stream", False: "unary"}
-    make = getattr(grpc, f"{sides[call.client_streaming]}_{sides[call.server_streaming]}_rpc_method_handler")
-    guard = _guard_stream if call.server_streaming else _guard
-    handler: grpc.RpcMethodHandler[Any, Any] = make(
-        guard(method.run.__get__(service)),
-        request_deserializer=_tolerant(method.decode),
-        response_serializer=framing.encode_message,
-    )
-    return handler
+    run, decode = method.run.__get__(service), method.decode
+
+    def request_of(first: bytes, rest: Iterator[bytes]) -> Any:
+        if not call.client_streaming:
+            return _decoded(decode, first)
+        return (_decoded(decode, raw) for raw in chain([first], rest))
+
+    def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
+        with _answering_errors(context), calls.served(context):
+            return framing.encode_message(run(request_of(first, rest), context))
+
+    def answers(first: bytes, rest: Iterator[bytes], context: Context) -> Iterator[bytes]:
+        with _answering_errors(context), calls.served(context):
+            yield from map(framing.encode_message, run(request_of(first, rest), context))
+
+    streams = bool(call.server_streaming)
+    return calls.handler(answers if streams else answer, answers_stream=streams)
 
 
-def _guard(run: Callable[[Any, Context], Any]) -> Callable[[Any, Context], Any]:
+@contextlib.contextmanager
+def _answering_errors(context: Context) -> Iterator[None]:
     """Have errors answered by the table."""
-
-    def guarded(request: Any, context: Context) -> Any:
-        try:
-            return run(_well_formed(request), context)
-        except grpc.RpcError:  # the caller is gone: nobody to answer
+    try:
+        yield
+    except grpc.RpcError:  # the caller is gone: nobody to answer
+        raise
+    except Exception as error:
+        if type(error) is Exception and not error.args:  # gRPC's own, of a call that was ended with its status
             raise
-        except Exception as error:
-            _refuse(context, error)
-
-    return guarded
-
-
-def _guard_stream(run: Callable[[Any, Context], Iterator[Any]]) -> Callable[[Any, Context], Iterator[Any]]:
-    """Have errors of a call that answers with a stream answered by the table."""
-
-    def guarded(request: Any, context: Context) -> Iterator[Any]:
-        try:
-            yield from run(_well_formed(request), context)
-        except grpc.RpcError:
-            raise
-        except Exception as error:
-            _refuse(context, error)
-
-    return guarded
+        if not isinstance(error, NumbaAdamError):
+            _log.error("a call failed with an error of the server's own", exc_info=error)
+        code, message, detail = to_status(error)
+        end(context, code, message, detail)
 
 
-def _refuse(context: Context, error: Exception) -> None:
-    """End a call with the status that an error means."""
-    code, message, detail = to_status(error)
-    if not isinstance(error, NumbaAdamError):
-        _log.error("a call failed with an error of the server's own", exc_info=error)
-    context.set_trailing_metadata(((DETAIL_KEY, detail.SerializeToString()),))
-    context.abort(code, message)
-
-
-def _tolerant(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Have a request that is no message passed on as such; gRPC itself would call it an error of the server's."""
-
-    def decoded(raw: bytes) -> Any:
-        try:
-            return decode(raw)
-        except DecodeError as error:
-            return Malformed(str(error))
-
-    return decoded
-
-
-def _well_formed(request: Any) -> Any:
+def _decoded(decode: Callable[[bytes], Any], raw: bytes) -> Any:
     """Return a request, unless it is no message at all."""
-    if isinstance(request, Malformed):
-        raise InvalidRequestError(f"the request is no message of this call ({request.why}); check the .proto version")
-    return request
+    try:
+        return decode(raw)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"the request is no message of this call ({error}); check the .proto version"
+        ) from error
 
 
 def _caller(context: Context) -> Caller:

@@ -1,0 +1,153 @@
+"""Calls that are opened and never say anything: they take nothing from those who do, and are ended after a while."""
+
+import contextlib
+import dataclasses
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from numba_adam.client import ParameterClient
+from numba_adam.ps.errors import DETAIL_KEY
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
+from numba_adam.server.embedded import Server
+
+PARAMETERS = "/numba_adam.ps.v1.ParameterService"
+KINDS = {
+    "one message, one answer": f"{PARAMETERS}/GetModel",
+    "one message, many answers": f"{PARAMETERS}/Pull",
+    "many messages, one answer": f"{PARAMETERS}/Push",
+    "a creation": f"{PARAMETERS}/CreateModel",
+    "many messages, many answers": f"{PARAMETERS}/PushPull",
+    "a snapshot": f"{PARAMETERS}/Snapshot",
+    "reflection": "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "a health check": "/grpc.health.v1.Health/Check",
+    "a health watch": "/grpc.health.v1.Health/Watch",
+}
+THREADS = 8
+
+
+@pytest.fixture
+def config(config):
+    return dataclasses.replace(config, rpc_threads=THREADS)
+
+
+@pytest.fixture
+def half_open():
+    """Opens calls that say nothing, on connections of their own; ends them in the end."""
+    over = threading.Event()
+    with contextlib.ExitStack() as stack:
+
+        def silence():
+            over.wait(300)
+            yield from ()
+
+        def make(address, path, count):
+            channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+            stack.enter_context(channel)
+            grpc.channel_ready_future(channel).result(60)
+            method = channel.stream_stream(path, None, None)
+            return [method(silence()) for _ in range(count)]
+
+        yield make
+        over.set()
+
+
+def is_serving(peer):
+    answer = health_pb2_grpc.HealthStub(peer.channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def services(peer):
+    stub = reflection_pb2_grpc.ServerReflectionStub(peer.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=60)
+    return len(answer.list_services_response.service)
+
+
+def assert_serves(peer, session, grads, version):
+    assert is_serving(peer)
+    assert services(peer) == 3
+    assert session.push(grads).version == version
+    assert peer.pull().state.version == version
+    assert peer.stub.GetServerStatus(pb.GetServerStatusRequest(), timeout=60).server_version
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_open_calls_hold_nobody_up(server, peer, params, grads_of, half_open, kind):
+    """Five times as many as there are threads; they would be ended after a minute, for which nobody waits."""
+    peer.create(params)
+    session, grads = peer.session(), grads_of(params, np.random.default_rng(1))
+    assert_serves(peer, session, grads, 1)
+    half_open(server.address, KINDS[kind], 5 * THREADS)
+    assert_serves(peer, session, grads, 2)
+    assert_serves(peer, session, grads, 3)
+
+
+def test_half_open_calls_of_all_kinds_at_once_hold_nobody_up(server, peer, params, grads_of, half_open):
+    peer.create(params)
+    session, grads = peer.session(), grads_of(params, np.random.default_rng(1))
+    for path in KINDS.values():
+        half_open(server.address, path, 2 * THREADS)
+    assert_serves(peer, session, grads, 1)
+
+
+def test_busy_is_not_dead_whatever_keeps_the_server_busy(server, peer, params, grads_of, half_open):
+    """All threads that serve have transfers that have stopped half-way, and all others have silent calls."""
+    peer.create(params)
+    grads, never = grads_of(params, np.random.default_rng(1)), threading.Event()
+
+    def half(session):
+        yield next(session.messages(grads))
+        never.wait(300)
+
+    sessions = [peer.session(worker_id=f"w{number}") for number in range(THREADS)]
+    stopped = [peer.stub.Push.future(half(session)) for session in sessions]
+    for path in KINDS.values():
+        half_open(server.address, path, 2 * THREADS)
+    for _ in range(3):
+        assert is_serving(peer)
+        assert services(peer) == 3
+    never.set()
+    assert [push.exception(60).code() for push in stopped] == [grpc.StatusCode.INVALID_ARGUMENT] * THREADS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_half_open_call_is_ended_after_a_while(config, half_open, kind):
+    with Server(dataclasses.replace(config, stall_seconds=0.3)) as server:
+        (call,) = half_open(server.address, KINDS[kind], 1)
+        assert call.code() == grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_ends_without_a_request_is_told_so(server, peer, kind):
+    call = peer.channel.stream_stream(KINDS[kind], None, None)(iter([]), timeout=60)
+    assert call.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "request" in call.details()
+
+
+@pytest.mark.parametrize("path", ["/numba_adam.ps.v1.ParameterService/NoSuchCall", "/no.such.Service/Call"])
+def test_half_open_calls_that_do_not_exist_are_ended_at_once(server, peer, half_open, path):
+    for call in half_open(server.address, path, 5 * THREADS):
+        assert call.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert is_serving(peer)
+
+
+def test_more_calls_than_the_server_takes_are_told_to_come_again(server, half_open):
+    """Refused at once, while those who say nothing are still waited for; and one who comes again gets in."""
+    path = KINDS["many messages, one answer"]
+    calls = [call for _ in range(4) for call in half_open(server.address, path, THREADS + 64)]
+    with ParameterClient(server.address, timeout_seconds=120) as client:
+        model = client.create_model("model", {"w": np.ones(3, np.float32)})
+        assert model.push({"w": np.ones(3, np.float32)}).version == 1
+    refused = [call for call in calls if call.done() and call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert refused
+    for call in refused:
+        (raw,) = [value for key, value in call.trailing_metadata() if key == DETAIL_KEY]
+        detail = ErrorDetail.FromString(raw)
+        assert detail.reason == Reason.REASON_BUDGET
+        assert detail.retry_after_milliseconds > 0

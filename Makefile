@@ -16,6 +16,7 @@ BENCH := .venv-bench
 CUDA := .venv-cuda
 PACKAGES := .venv-packages
 GPU := .venv-gpu
+MUTANTS := .venv-mutants
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 
 # Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
@@ -25,15 +26,34 @@ MLIR := numba-cuda-mlir==0.6.0 nvidia-nvvm==13.* nvidia-cuda-nvrtc==13.* nvidia-
 # The oldest that pyproject.toml admits: tools/generate_proto.py says why, and checks it.
 GRPCIO_TOOLS := grpcio-tools==1.70.0 protobuf==5.29.6
 
+# What makes mutants of our code.
+COSMIC_RAY := cosmic-ray==8.7.0
+
+# One file of tests for each public feature: what a version of a dependency could break.
+LIBRARY := optimizer accumulation extras formats eight_bit_state rows schedules scaling state_dicts bits cache warmup
+SERVER := config concurrency restart service snapshot
+CLIENT := faults model
+FEATURES := $(LIBRARY:%=tests/library/test_%.py) $(SERVER:%=tests/server/test_%.py) $(CLIENT:%=tests/client/test_%.py) \
+	tests/interop/test_borrow.py tests/ps tests/cli tests/guards tests/cuda/test_simulator.py
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
+.PHONY: help test quick campaigns mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
-	$(VENV)/bin/python -m pytest -m "not parity and not cuda" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign" $(ARGS)
+
+quick: $(VENV)/.test  ## the tests that take no time: under a minute, for while you work
+	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not slow" $(ARGS)
+
+campaigns: $(VENV)/.test  ## what takes minutes: kills of the server, the demonstration, the longer examples
+	$(VENV)/bin/python -m pytest -m "campaign and not parity" $(ARGS)
+
+mutants: $(MUTANTS)/.made  ## change the files that matter, one place at a time, and see that a test notices (an hour)
+	$(MUTANTS)/bin/python tools/mutants.py $(ARGS)
 
 demo: $(VENV)/.demo  ## train on handwritten digits, kill the server half-way, and watch it recover
 	$(VENV)/bin/numba-adam demo $(ARGS)
@@ -69,8 +89,8 @@ packages: $(PACKAGES)/.made  ## compile them with numba-cuda-mlir and Numba's ow
 gpu: $(GPU)/.made  ## on a machine with an NVIDIA GPU: compare its bits with the CPU's, and measure
 	$(GPU)/bin/python -m benchmarks.gpu $(ARGS)
 
-oldest: $(OLDEST)/.made  ## run the test suite on the oldest versions that pyproject.toml admits
-	$(OLDEST)/bin/python -m pytest -m "not parity and not cuda" $(ARGS)
+oldest: $(OLDEST)/.made  ## a test file for each public feature, on the oldest versions that pyproject.toml admits
+	$(OLDEST)/bin/python -m pytest -m "not parity and not cuda and not campaign" $(FEATURES) $(ARGS)
 
 bench: $(BENCH)/.made  ## run the benchmarks against their peers and write benchmarks/results (about 20 minutes)
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
@@ -126,6 +146,10 @@ $(GPU)/.made: pyproject.toml | $(GPU)/.venv-made
 
 $(BENCH)/.made: pyproject.toml benchmarks/requirements.txt | $(BENCH)/.venv-made
 	$(BENCH)/$(PIP) --editable ".[bench]" --requirement benchmarks/requirements.txt
+	touch $@
+
+$(MUTANTS)/.made: Makefile pyproject.toml | $(MUTANTS)/.venv-made
+	$(MUTANTS)/$(PIP) --editable ".[test]" $(COSMIC_RAY)
 	touch $@
 
 $(PROTO)/.made: Makefile | $(PROTO)/.venv-made

@@ -33,7 +33,7 @@ def test_quickstart_service(tmp_path: Path) -> None:
         server.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_digits() -> None:
     shown = run("digits.py", "--steps", "500")
     assert "the server was killed after version" in shown

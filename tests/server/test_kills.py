@@ -7,6 +7,7 @@ import threading
 
 import grpc
 import numpy as np
+import pytest
 from safetensors import safe_open
 
 import numba_adam as na
@@ -41,6 +42,7 @@ def newest(folder):
         return hashlib.sha256(b"".join(arrays)).hexdigest(), json.loads(file.metadata()["machine"])
 
 
+@pytest.mark.campaign
 def test_every_state_that_comes_back_is_that_of_a_replay(tmp_path, processes, peers):
     folder, rng = tmp_path / "data", random.Random(17)
     start = np.random.default_rng(1).standard_normal(SIZE, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 from hypothesis import settings
@@ -155,7 +156,9 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
-TestExactlyOnce.settings = settings(max_examples=1000, stateful_step_count=40)
+# A release tries 100,000: SEQUENCES=100000.
+SEQUENCES = int(os.environ.get("SEQUENCES", 1000))
+TestExactlyOnce.settings = settings(max_examples=SEQUENCES, stateful_step_count=40)
 
 
 @pytest.fixture

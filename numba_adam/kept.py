@@ -59,7 +59,7 @@ class Kept:
         other = copy(self)
         other._params = list(params)
         other.masters = [
-            None if master is None else following(master, param)
+            None if master is None else _overwritten(master, following(master, param))
             for master, param in zip(self.masters, params, strict=True)
         ]
         return other
@@ -71,17 +71,24 @@ class Kept:
     def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take over what state dicts say; the averages and copies of a parameter that is not mentioned begin anew.
 
-        The arrays stay the same ones: somebody may look at them.
+        The averages and copies stay the same arrays: a model may compute with them. Master copies are new ones, like
+        the moments.
         """
         fresh = Kept(self._params, self._options)
         for name, arrays in (("master_param", fresh.masters), ("ema", fresh.emas)):
             for array, state in zip(arrays, states, strict=True):
                 if array is not None and name in state:
                     convert(state[name], array)
-        for own, new in ((self.masters, fresh.masters), (self.emas, fresh.emas), (self._own_copies, fresh._own_copies)):
+        self.masters = fresh.masters
+        for own, new in ((self.emas, fresh.emas), (self._own_copies, fresh._own_copies)):
             for array, values in zip(own, new, strict=True):
                 if array is not None and values is not None:
                     np.copyto(array, values)
+
+
+def _overwritten(array: Array, values: Array) -> Array:
+    np.copyto(array, values)
+    return array
 
 
 def following(master: Array, param: Array) -> Array:

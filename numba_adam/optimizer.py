@@ -52,9 +52,9 @@ class _Watched(NamedTuple):
 class Adam:
     """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980) over arrays that are updated in place, where they lie.
 
-    Every parameter has a state, made on its first step: `step` (an int), `exp_avg` and `exp_avg_sq` (zeros of the
-    parameter's shape, in the format that `state_dtype` says), `max_exp_avg_sq` with AMSGrad, the scales of those in
-    8 bits, and `master_param` and `ema` where they are kept.
+    Every parameter has a state, made on its first step: `step` (an int64 array without dimensions), `exp_avg` and
+    `exp_avg_sq` (zeros of the parameter's shape, in the format that `state_dtype` says), `max_exp_avg_sq` with AMSGrad,
+    the scales of those in 8 bits, and `master_param` and `ema` where they are kept.
 
         >>> import numpy as np
         >>> import numba_adam as na
@@ -280,7 +280,8 @@ class Adam:
     def state(self) -> dict[str | int, dict[str, Any]]:
         """Each parameter's state by its name, or its index where it has none; without those not yet updated.
 
-        The arrays are the optimizer's own, not copies; those of parameters on a GPU are copied to NumPy, which waits.
+        The arrays are the optimizer's own, not copies, `step` too, which can only be read; those of parameters on a GPU
+        are copied to NumPy, which waits.
         """
         states = self._states()
         keys: Sequence[str | int] = self._names or range(len(states))
@@ -292,9 +293,16 @@ class Adam:
 
         Returns:
             a dict of "state" (index -> what `state` has) and "param_groups", in which a schedule stands as the learning
-            rate it gave last. Sums of `accumulate` are not in it. The arrays are the optimizer's own, as in PyTorch:
-            copy them to keep them. `numba_adam.interop.to_torch_state_dict` makes it what
-            `torch.optim.Adam.load_state_dict` takes.
+            rate it gave last. Sums of `accumulate` are not in it.
+
+        As in PyTorch, "state" is the optimizer's own, every entry of it, and shows later steps, `step` too;
+        "param_groups" is a copy. Keep what is there now with `copy.deepcopy(opt.state_dict())`. A dict stays the
+        optimizer's when parameters are given other memory. When a state is loaded, dicts from before keep the state
+        from before, but for "ema", whose arrays stay in place for models that compute with them; such a dict is refused
+        when it is loaded. The state of parameters on a GPU is always a copy.
+
+        `numba_adam.interop` has what carries a dict elsewhere: `to_torch_state_dict` for `torch.optim.Adam`,
+        `to_tensors` for `torch.save`, `to_flat_arrays` for `numpy.savez`.
         """
         return state_dicts.dump(self.param_groups, self._states())
 
@@ -313,6 +321,8 @@ class Adam:
         """
         loaded = state_dicts.parse(state_dict, self.param_groups, [member.param for member in self._members])
         with self._lock:
+            for part in self._parts:
+                part.check_whole([loaded.states[member.place] for member in part.members])
             for part in self._parts:
                 part.set_states([loaded.states[member.place] for member in part.members])
             for group, held, notes in zip(self.param_groups, loaded.hyperparameters, loaded.notes, strict=True):

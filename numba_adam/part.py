@@ -17,6 +17,7 @@ from numba_adam.accumulated import Accumulated
 from numba_adam.arrays import Array, Extents, in_memory
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
+from numba_adam.errors import StateDictError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kept import Kept
 from numba_adam.kernels.norm import measure
@@ -191,7 +192,7 @@ class Part:
         self._table, self._known = None, []
 
     def state_of(self, position: int) -> dict[str, Any]:
-        """Return one parameter's state, with PyTorch's keys; empty before its first step."""
+        """Return one parameter's state, with PyTorch's keys, the arrays themselves; empty before its first step."""
         if self._moments is None or not self.steps[position]:
             return {}
         arrays = {
@@ -200,13 +201,30 @@ class Part:
             "max_exp_avg_sq": self._moments.max_exp_avg_sqs[position],
             **self.kept.state_of(position),
         }
-        state: dict[str, Any] = {"step": int(self.steps[position])}
+        state: dict[str, Any] = {"step": _shown(self.steps, position)}
         for name, array in arrays.items():
             if isinstance(array, EightBit):
                 state[name], state[f"{name}_scale"] = array.codes, array.scales
             elif array is not None:
                 state[name] = array
         return state
+
+    def check_whole(self, states: Sequence[dict[str, Any]]) -> None:
+        """Refuse states from before another load: all is as it was then, but for the averages, which are kept in place.
+
+        Raises:
+            StateDictError: there is such a state.
+        """
+        averages = zip(states, self.kept.emas, self.labels, strict=True)
+        for position, (state, ema, label) in enumerate(averages):
+            if ema is None or not ema.size or "ema" not in state or state["ema"].ctypes.data != ema.ctypes.data:
+                continue
+            own = self._moments.exp_avgs[position] if self._moments else None
+            if own is None or _address(own) != _address(state["exp_avg"]):
+                raise StateDictError(
+                    f"the state of params{label} was taken before another was loaded, and its 'ema' has changed since: "
+                    "keep a state dict with copy.deepcopy(opt.state_dict())"
+                )
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
@@ -237,6 +255,17 @@ class Part:
     def _groups(self) -> list[int]:
         """Return the number of each parameter's run of neighbours in one group."""
         return [index for index, run in enumerate(self._runs) for _ in range(run.begin, run.end)]
+
+
+def _shown(steps: Array, position: int) -> Array:
+    """Return one of the numbers as it will be at any time, for reading."""
+    step: Array = steps[position : position + 1].reshape(())
+    step.flags.writeable = False
+    return step
+
+
+def _address(moment: Array | EightBit) -> int:
+    return int((moment.codes if isinstance(moment, EightBit) else moment).ctypes.data)
 
 
 class MixedParts:

@@ -1,9 +1,10 @@
 """State dicts in PyTorch's nesting, with NumPy arrays: written, and read with every check. Knows no kernel.
 
-    {"state": {0: {"step": 3, "exp_avg": array, "exp_avg_sq": array}, ...},
+    {"state": {0: {"step": array(3), "exp_avg": array, "exp_avg_sq": array}, ...},
      "param_groups": [{"lr": 0.001, ..., "params": [0, 1, ...]}]}
 
-The numbers in "params" are the keys in "state".
+The numbers in "params" are the keys in "state". As in PyTorch, what stands in "state" is the state itself, the step as
+well, and "param_groups" is a copy.
 """
 
 from __future__ import annotations
@@ -152,20 +153,32 @@ def _step(value: object, name: str) -> int:
 def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Array | EightBit:
     """Return one array of a state, in whatever format it has."""
     label = f"{where}[{name!r}]"
-    dtype = getattr(state[name], "dtype", None)
-    if dtype != np.uint8:
+    if _dtype_name(state[name]) != "uint8":
         return _array(state[name], label, param)
-    scales = state.get(f"{name}_scale")
+    codes, scales = state[name], state.get(f"{name}_scale")
     needed = (blocks_of(param.size),)
-    if type(scales) is not np.ndarray or scales.dtype != np.float32:
+    if _dtype_name(scales) != "float32":
         raise StateDictError(f"{label} is in 8 bits: {where} must have its scales too, a float32 array '{name}_scale'")
-    if scales.shape != needed or state[name].shape != param.shape:
+    codes, scales = _copied(codes, label), _copied(scales, f"{where}['{name}_scale']")
+    if scales.shape != needed or codes.shape != param.shape:
         raise StateDictError(
-            f"{label} has shape {state[name].shape} with scales of shape {scales.shape}: they must have {param.shape} "
+            f"{label} has shape {codes.shape} with scales of shape {scales.shape}: they must have {param.shape} "
             f"and {needed}"
         )
-    codes = np.ascontiguousarray(state[name]).reshape(param.shape)  # NumPy makes a line of what has no dimensions
-    return EightBit(codes, np.ascontiguousarray(scales))
+    return EightBit(codes, scales)
+
+
+def _dtype_name(array: object) -> str:
+    """Return the name of an array's dtype, whatever framework it is of."""
+    return str(getattr(array, "dtype", "")).rpartition(".")[2]
+
+
+def _copied(array: Any, name: str) -> Array:
+    """Return a copy of an array of any framework, C-contiguous."""
+    try:
+        return np.array(np.asarray(array), order="C")  # in two steps: tensors know nothing of `order`
+    except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, for instance
+        raise StateDictError(f"{name} ({type(array).__name__}) cannot be read ({error}): give a NumPy array") from error
 
 
 def _array(value: object, name: str, param: Array) -> Array:

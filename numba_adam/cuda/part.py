@@ -147,7 +147,7 @@ class CudaPart(Part):
     def state_of(self, position: int) -> dict[str, Any]:
         """Return one parameter's state, with PyTorch's keys, as NumPy arrays; empty before its first step. Waits."""
         state = super().state_of(position)
-        return {key: value if key == "step" else self._shown(value) for key, value in state.items()}
+        return {key: value.copy() if key == "step" else self._shown(value) for key, value in state.items()}
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""

@@ -150,7 +150,7 @@ def test_state_is_made_on_first_use():
     assert list(optimizer.state) == [0]
     state = optimizer.state[0]
     assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
-    assert (state["step"], type(state["step"])) == (1, int)
+    assert (state["step"], state["step"].dtype, state["step"].shape) == (1, np.int64, ())
     np.testing.assert_allclose(state["exp_avg"], 0.1 * grad, rtol=1e-6)  # from zeros
     np.testing.assert_allclose(state["exp_avg_sq"], 0.001 * grad**2, rtol=1e-6)
 

@@ -24,7 +24,7 @@ def contents(opt):
     """Every bit of an optimizer's parameters and state."""
     params = [param.tobytes() for group in opt.param_groups for param in group["params"]]
     states = [
-        (state["step"], state["exp_avg"].tobytes(), state["exp_avg_sq"].tobytes()) for state in opt.state.values()
+        (int(state["step"]), state["exp_avg"].tobytes(), state["exp_avg_sq"].tobytes()) for state in opt.state.values()
     ]
     return params, states
 

@@ -294,7 +294,7 @@ def is_whole(optimizer):
     return all((array == array[0]).all() for array in arrays)
 
 def work():
-    before = optimizer.state[0]["step"]
+    before = int(optimizer.state[0]["step"])
     whole = is_whole(optimizer) and is_whole(busy[0])
     optimizer.step([grad])
     return whole and is_whole(optimizer) and optimizer.state[0]["step"] == before + 1

@@ -157,6 +157,18 @@ def test_a_state_dict_goes_from_one_to_the_other(options, back):
     expect_same_state(there, here)
 
 
+def test_a_state_dict_of_a_gpu_is_a_copy_every_entry_of_it():
+    (param,), (grad,) = draw(1, "float32"), draw(2, "float32")
+    optimizer = na.Adam(on_gpu(param), ema_decay=0.5, amsgrad=True)
+    optimizer.step(on_gpu(grad))
+    taken = optimizer.state_dict()["state"][0]
+    before = {key: value.tobytes() for key, value in taken.items()}
+    for scale in (None, 2.0):  # counted here, and on the GPU
+        optimizer.step(on_gpu(grad), loss_scale=scale)
+    assert {key: value.tobytes() for key, value in taken.items()} == before
+    assert optimizer.state[0]["step"] == 3
+
+
 def test_8_bit_state_is_loaded_as_floats():
     params, copies, grads = (draw(seed, "float32", "float32") for seed in (1, 1, 2))
     source = na.Adam(draw(1, "float32", "float32"), state_dtype="8bit")

@@ -6,14 +6,24 @@ library, the error tree, and Numba to set a thread's share of threads.
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numba
 
 from numba_adam.errors import ServerUnavailableError
+
+
+class _Job:
+    """One caller's slices."""
+
+    def __init__(self, slices: Iterator[object]) -> None:
+        self.slices = slices
+        self.error: BaseException | None = None
+        self.is_over = threading.Lock()  # released once it is
+        self.is_over.acquire()
 
 
 class Launcher:
@@ -28,9 +38,11 @@ class Launcher:
         self.threads = min(threads or most, most)
         """Threads that a launch takes."""
 
-        self._executor = ThreadPoolExecutor(1, "numba-adam-launcher", initializer=use_threads, initargs=(self.threads,))
         self._lock = threading.Lock()
-        self._jobs = 0
+        self._jobs = 0  # that are not over
+        self._is_stopped = False
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="numba-adam-launcher", daemon=True)
 
     @property
     def is_idle(self) -> bool:
@@ -43,47 +55,60 @@ class Launcher:
         Raises:
             ServerUnavailableError: the launcher has stopped.
         """
-        # The future gets no name here: an error's traceback would keep it alive, and it the error, in a circle that
-        # also holds the gradient.
-        self._begin(slices).result()
+        job = _Job(slices)
+        with self._lock:
+            if self._is_stopped:
+                raise ServerUnavailableError("the server is stopping; try again when it is back")
+            self._jobs += 1
+            self._queue.put(job)
+            if self._thread.ident is None:
+                self._thread.start()
+        job.is_over.acquire()
+        error, job.error = job.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: in a circle, both would keep the gradient alive
 
     def stop(self) -> None:
         """Finish the jobs that were begun, then end the thread."""
-        self._executor.shutdown()
-
-    def _begin(self, slices: Iterator[object]) -> Future[None]:
-        done: Future[None] = Future()
         with self._lock:
-            self._jobs += 1
-        if not self._submit(slices, done):
-            self._end()
-            raise ServerUnavailableError("the server is stopping; try again when it is back")
-        return done
+            self._is_stopped = True
+            self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
 
-    def _submit(self, slices: Iterator[object], done: Future[None]) -> bool:
-        """Put a job at the end of the queue; False when the launcher has stopped."""
-        try:
-            self._executor.submit(self._advance, slices, done)
-        except RuntimeError:
-            return False
-        return True
+    def _work(self) -> None:
+        """Run slices until there are no more jobs and the launcher has stopped."""
+        use_threads(self.threads)
+        while True:
+            job = self._queue.get()
+            if job is not None:
+                self._advance(job)
+            elif not self._jobs:
+                return
+            else:
+                self._queue.put(None)
 
-    def _advance(self, slices: Iterator[object], done: Future[None]) -> None:
-        """Run a job's next slice, and more of them for as long as no other job waits."""
+    def _advance(self, job: _Job) -> None:
+        """Run a job's next slice, and more of them for as long as there is no other job."""
         try:
-            next(slices)
-            while self._jobs == 1 or not self._submit(slices, done):
-                next(slices)
+            next(job.slices)
+            while self._jobs == 1:
+                next(job.slices)
         except StopIteration:
-            self._end()
-            done.set_result(None)
+            self._end(job)
         except BaseException as error:
-            self._end()
-            done.set_exception(error)
+            job.error = error
+            self._end(job)
+        else:
+            self._queue.put(job)
 
-    def _end(self) -> None:
+    def _end(self, job: _Job) -> None:
         with self._lock:
             self._jobs -= 1
+        job.is_over.release()
 
 
 def use_threads(threads: int) -> None:

@@ -1,10 +1,13 @@
 """The launcher: one thread for all launches, jobs in turns slice by slice, its own number of threads, and its end."""
 
 import argparse
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
+import numpy as np
 import pytest
 
 from numba_adam.errors import ServerUnavailableError
@@ -64,7 +67,7 @@ def test_jobs_take_turns_after_each_slice(launcher):
         assert not launcher.is_idle
         for number, name in enumerate(("second", "third"), 2):
             jobs.append(pool.submit(launcher.run, noting(log, name, 3)))
-            wait_until(lambda: launcher._jobs == number and launcher._executor._work_queue.qsize() == number - 1)  # noqa: B023
+            wait_until(lambda: launcher._jobs == number)  # noqa: B023
         go_on.set()
         for job in jobs:
             job.result(DEADLINE)
@@ -101,6 +104,32 @@ def test_an_error_in_a_slice_comes_back_and_other_jobs_go_on(launcher):
     assert log == [("next", 0)]
 
 
+def test_an_error_does_not_keep_a_gradients_memory(launcher):
+    """Without the garbage collector's help."""
+    gradient = np.zeros(10)
+    alive = weakref.ref(gradient)
+
+    def wrong(_):
+        raise ZeroDivisionError
+        yield
+
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            launcher.run(wrong(gradient))
+        launcher.run(iter(()))
+        del gradient
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_a_launcher_that_was_never_used_ends_too():
+    launcher = Launcher(1)
+    launcher.stop()
+    launcher.stop()
+
+
 def test_a_job_that_was_begun_is_finished_before_the_end():
     launcher, log, begun, go_on = Launcher(1), [], threading.Event(), threading.Event()
 
@@ -113,9 +142,9 @@ def test_a_job_that_was_begun_is_finished_before_the_end():
         jobs = [pool.submit(launcher.run, job())]
         assert begun.wait(DEADLINE)
         jobs.append(pool.submit(launcher.run, noting(log, "other", 5)))
-        wait_until(lambda: launcher._executor._work_queue.qsize() == 1)
+        wait_until(lambda: launcher._jobs == 2)
         end = pool.submit(launcher.stop)
-        wait_until(lambda: launcher._executor._shutdown)
+        wait_until(lambda: launcher._is_stopped)
         go_on.set()
         for each in (*jobs, end):
             each.result(DEADLINE)

@@ -35,9 +35,9 @@ class Kept:
 
         if options.ema_decay is not None:
             self.emas = [converted(param, options.computed_in(format_number(param))) for param in params]
-        self._own_copies: list[Array | None] = [None] * count
+        self.own_copies: list[Array | None] = [None] * count
         if options.low_precision_copy is not None:
-            self._own_copies = [converted(param, options.low_precision_copy) for param in params]
+            self.own_copies = [converted(param, options.low_precision_copy) for param in params]
 
     @property
     def computed(self) -> list[Array]:
@@ -47,8 +47,21 @@ class Kept:
     @property
     def copies(self) -> list[Array | None]:
         """What each step rounds the new parameters into: the parameter itself where it has a master copy."""
-        pairs = zip(self._params, self.masters, self._own_copies, strict=True)
+        pairs = zip(self._params, self.masters, self.own_copies, strict=True)
         return [copy if master is None else param for param, master, copy in pairs]
+
+    def adopt(
+        self, masters: Sequence[Array | None], emas: Sequence[Array | None], copies: Sequence[Array | None]
+    ) -> None:
+        """Use other arrays in place of these, where they fit, and their values where they do not."""
+        for own, given in ((self.masters, masters), (self.emas, emas), (self.own_copies, copies)):
+            for position, (mine, array) in enumerate(zip(list(own), given, strict=True)):
+                if mine is None or array is None:
+                    continue
+                if array.flags.behaved and (array.dtype, array.strides) == (mine.dtype, mine.strides):
+                    own[position] = array
+                else:  # read-only, say, as pickle's buffers may be
+                    np.copyto(mine, array)
 
     def beside(self, params: Sequence[Array]) -> Kept:
         """Return what is kept for the same parameters in other memory.
@@ -80,7 +93,7 @@ class Kept:
                 if array is not None and name in state:
                     convert(state[name], array)
         self.masters = fresh.masters
-        for own, new in ((self.emas, fresh.emas), (self._own_copies, fresh._own_copies)):
+        for own, new in ((self.emas, fresh.emas), (self.own_copies, fresh.own_copies)):
             for array, values in zip(own, new, strict=True):
                 if array is not None and values is not None:
                     np.copyto(array, values)

@@ -7,9 +7,9 @@ state dicts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
-from numba_adam import state_dicts
+from numba_adam import pickling, state_dicts
 from numba_adam.accumulated import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
 from numba_adam.arrays import Extents, check_like
 from numba_adam.conversion import format_number
@@ -68,6 +68,9 @@ class Adam:
     The same gradients in the same order give the same bits on any CPU and any number of threads.
 
     What is set on an optimizer and would not be read is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
+
+    `copy.deepcopy` and pickle take an optimizer along with its arrays and tensors, those on a GPU excepted: the copy goes
+    on with the same bits, and updates the arrays that were copied with it.
     """
 
     _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that the class says, and no group and no state dict
@@ -133,9 +136,13 @@ class Adam:
         plain, schedule = separated({"lr": lr})
         rate: Any = plain["lr"]
         defaults = Hyperparameters(rate, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-        self._param_groups = ParamGroups(groups_of(params, defaults, schedule, self._OWNED))
-        self._options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
-        self._single = is_array(params)
+        options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
+        self._build(groups_of(params, defaults, schedule, self._OWNED), options, is_single=is_array(params))
+
+    def _build(self, groups: list[ParamGroup], options: Options, *, is_single: bool) -> None:
+        """Take the parameters, and make all that a step needs."""
+        others = vars(self).keys() - getattr(self, "_own", frozenset())
+        self._param_groups, self._options, self._single = ParamGroups(groups), options, is_single
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
         self._watched = _watch(self.param_groups)
@@ -145,6 +152,7 @@ class Adam:
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._accumulations = 0
         self._lock = step_lock()
+        self._own = frozenset({"_own", *vars(self)} - others)
 
     def step(
         self,
@@ -338,15 +346,43 @@ class Adam:
             check_attribute(type(self), name, is_extended=type(self).__module__ != __name__)
         super().__setattr__(name, value)
 
-    def __getstate__(self) -> object:
-        """Refuse to be copied or pickled: two optimizers would update the same memory.
+    def __getstate__(self) -> dict[str, Any]:
+        """Say what the optimizer is made of, for `copy.deepcopy` and pickle; no other thread may step meanwhile.
+
+        The copy has parameters of its own: those that are copied with it, so copy a model and its optimizer together.
+
+        Raises:
+            TypeError: a parameter is on a GPU, or a memoryview.
+        """
+        with self._lock:
+            state = state_dicts.dump(self.param_groups, self._states())["state"]
+            said = pickling.dump(self.param_groups, self._options, self._parts, state, is_single=self._single)
+        own = {name: value for name, value in vars(self).items() if name not in self._own}
+        attributes = {name: value for name, value in own.items() if not hasattr(type(self), name)}  # no wrapped methods
+        return {**said, "accumulations": self._accumulations, "attributes": attributes}
+
+    def __setstate__(self, said: dict[str, Any]) -> None:
+        """Become what another optimizer said of itself.
+
+        Raises:
+            StateDictError: another version of this library said it.
+        """
+        groups, options, is_single, state_dict = pickling.parse(said, self._OWNED)
+        self._build(groups, options, is_single=is_single)
+        self.load_state_dict(state_dict)
+        pickling.restore(self._parts, said)
+        self._accumulations = said["accumulations"]
+        vars(self).update(said["attributes"])
+
+    def __copy__(self) -> NoReturn:
+        """Refuse a shallow copy: two optimizers would update the same memory.
 
         Raises:
             TypeError: always.
         """
         raise TypeError(
-            f"{type(self).__name__} cannot be copied or pickled: make another one over arrays of its own, and "
-            "load_state_dict(opt.state_dict()) into it"
+            f"{type(self).__name__} has no shallow copy, which would update the same arrays: copy.deepcopy it with its "
+            "arrays; or make another one over arrays of its own, and load_state_dict(opt.state_dict()) into it"
         )
 
     def __repr__(self) -> str:

@@ -205,7 +205,7 @@ class CudaKept(Kept):
         """Take over what state dicts say, as `Kept.set_states`: the arrays stay the same ones."""
         host = Kept([download(param) for param in list[Any](self._params)], self._options)
         host.set_states(states)
-        pairs: Any = ((self.masters, host.masters), (self.emas, host.emas), (self._own_copies, host._own_copies))
+        pairs: Any = ((self.masters, host.masters), (self.emas, host.emas), (self.own_copies, host.own_copies))
         for own, new in pairs:
             for array, values in zip(own, new, strict=True):
                 if array is not None:
@@ -215,15 +215,15 @@ class CudaKept(Kept):
         """Note the stream on which the arrays are written: who borrows them waits for that."""
         if stream == self._stream:
             return
-        self._stream, kept = stream, list[Any]((self.masters, self.emas, self._own_copies))
+        self._stream, kept = stream, list[Any]((self.masters, self.emas, self.own_copies))
         for arrays in kept:
             arrays[:] = [None if array is None else replace(array, stream=stream) for array in arrays]
 
     def _place(self, host: Kept) -> None:
         """Take copies of another's arrays, on the GPU."""
         self._stream = -1
-        self.masters, self.emas, self._own_copies = (
-            _uploaded(arrays, self._params) for arrays in (host.masters, host.emas, host._own_copies)
+        self.masters, self.emas, self.own_copies = (
+            _uploaded(arrays, self._params) for arrays in (host.masters, host.emas, host.own_copies)
         )
 
 

@@ -431,7 +431,6 @@ def test_the_number_of_groups_is_fixed():
         opt.param_groups[0] = {"lr": 1.0}
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
-def test_an_optimizer_is_not_copied_and_the_error_says_what_to_do(duplicate):
-    with pytest.raises(TypeError, match=r"load_state_dict\(opt.state_dict\(\)\)"):
-        duplicate(na.Adam(np.ones(3)))
+def test_an_optimizer_has_no_shallow_copy_and_the_error_says_what_to_do():
+    with pytest.raises(TypeError, match=r"deepcopy.*load_state_dict\(opt.state_dict\(\)\)"):
+        copy.copy(na.Adam(np.ones(3)))

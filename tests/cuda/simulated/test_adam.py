@@ -1,5 +1,6 @@
 """Adam and AdamW over a GPU's arrays, alone and beside the CPU's: every bit is that of an optimizer on the CPU."""
 
+import copy
 import math
 
 import numpy as np
@@ -167,6 +168,13 @@ def test_a_state_dict_of_a_gpu_is_a_copy_every_entry_of_it():
         optimizer.step(on_gpu(grad), loss_scale=scale)
     assert {key: value.tobytes() for key, value in taken.items()} == before
     assert optimizer.state[0]["step"] == 3
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_an_optimizer_over_a_gpus_arrays_is_not_copied(duplicate):
+    (param,) = draw(1, "float32")
+    with pytest.raises(TypeError, match="load_state_dict"):
+        duplicate(na.Adam(on_gpu(param)))
 
 
 def test_8_bit_state_is_loaded_as_floats():

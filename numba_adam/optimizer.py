@@ -69,8 +69,8 @@ class Adam:
 
     What is set on an optimizer and would not be read is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
 
-    `copy.deepcopy` and pickle take an optimizer along with its arrays and tensors, those on a GPU excepted: the copy goes
-    on with the same bits, and updates the arrays that were copied with it.
+    `copy.deepcopy` and pickle take an optimizer along with its arrays and tensors, those on a GPU excepted: the copy
+    goes on with the same bits, and updates the arrays that were copied with it.
     """
 
     _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that the class says, and no group and no state dict

@@ -102,6 +102,22 @@ class Archive:
         with self._call():
             return model.filing.call(self._write, model, self._capture)
 
+    def snapshot_each(self, models: Iterable[Model]) -> list[tuple[Model, Written]]:
+        """Write a snapshot of each model.
+
+        Raises:
+            SnapshotError, ModelNotFoundError: of the first that could not be written; the others are all the same.
+        """
+        written, errors = [], []
+        for model in models:
+            try:
+                written.append((model, self.snapshot(model)))
+            except ServiceError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return written
+
     def begin(self, model: Model) -> None:
         """Write the first snapshot of a model that nobody knows yet: nothing changes it, so nothing is copied."""
         with self._call():

@@ -230,15 +230,18 @@ class Host:
             return self._images.take(model)
 
     def snapshot(self, name: str) -> list[pb.SnapshotInfo]:
-        """Write a snapshot of one model, or of all where the name is empty."""
-        infos = []
-        for model in [self.model(name)] if name else self.models():
-            state, size_bytes, duration_seconds = self._archive.snapshot(model)
-            info = pb.SnapshotInfo(
-                model=model.spec.name, state=state, size_bytes=size_bytes, duration_seconds=duration_seconds
-            )
-            infos.append(info)
-        return infos
+        """Write a snapshot of one model, or of all where the name is empty.
+
+        Raises:
+            SnapshotError: one could not be written; of all models, the others are written all the same.
+            BudgetExceededError: too many calls wait already.
+        """
+        with self._waiting("a snapshot"):
+            written = self._archive.snapshot_each([self.model(name)] if name else self.models())
+        return [
+            pb.SnapshotInfo(model=model.spec.name, state=state, size_bytes=size_bytes, duration_seconds=seconds)
+            for model, (state, size_bytes, seconds) in written
+        ]
 
     def status(self) -> pb.GetServerStatusResponse:
         """Return what the server holds and has done."""
@@ -327,18 +330,26 @@ class Host:
         with self.pool.acquire(nbytes, f"a push to model {model.spec.name!r}") as slot:
             yield slot.bytes
 
-    def _wait_for_version(self, model: Model, request: pb.PullRequest, caller: Caller) -> None:
-        """Wait for a version in the future; those who wait leave threads for those who push."""
-        model.machine.check_state(request.state_id)
-        if model.version >= request.min_version:
-            return
+    @contextlib.contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """Have no more calls wait than leave threads for those who push."""
         if not self._waiters.acquire(blocking=False):
             raise refusal(
                 Reason.REASON_BUDGET,
-                f"min_version={request.min_version}: too many calls wait for a version already; try again later",
+                f"{what}: too many calls wait already, for versions and for snapshots; try again later",
                 retry_after_milliseconds=_RETRY_MILLISECONDS,
             )
         try:
+            yield
+        finally:
+            self._waiters.release()
+
+    def _wait_for_version(self, model: Model, request: pb.PullRequest, caller: Caller) -> None:
+        """Wait for a version in the future."""
+        model.machine.check_state(request.state_id)
+        if model.version >= request.min_version:
+            return
+        with self._waiting(f"version {request.min_version}"):
             caller.on_gone(model.wake)
             has_come = model.wait_for(
                 request.state_id,
@@ -346,8 +357,6 @@ class Host:
                 lambda: self._is_stopping.is_set() or caller.is_gone(),
                 caller.time_remaining(),
             )
-        finally:
-            self._waiters.release()
         if self._is_stopping.is_set():
             raise ServerUnavailableError("the server is stopping; try again when it is back")
         if not has_come:

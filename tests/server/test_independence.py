@@ -12,11 +12,13 @@ import select
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server import slices
 from numba_adam.server.embedded import Server
 
@@ -394,3 +396,35 @@ def test_many_models_need_no_more_threads_than_few_and_a_stopped_server_has_none
     for thread in left:  # gRPC does not wait for the last of its calls to leave the thread
         thread.join(DEADLINE)
     assert not [thread.name for thread in left if thread.is_alive()]
+
+
+def test_callers_who_wait_for_snapshots_leave_threads_for_pushes(config, models, threads, refused):
+    """As many calls for one model's snapshot as are served at the same time, and its disk takes nothing."""
+    with Server(dataclasses.replace(config, rpc_threads=8)) as server:
+        peer, (_, b) = models(server, "a", "b")
+        with disk_blocked(config.data_dir) as disk:
+            request = pb.SnapshotRequest(model="a")
+            first = threads.submit(refused, lambda: peer.stub.Snapshot(request))
+            disk.wait_until_full()
+            others = [peer.stub.Snapshot.future(request, timeout=DEADLINE) for _ in range(8)]
+            while sum(other.done() for other in others) < 5:  # half of what is served may wait, the first included
+                pass
+            assert b.push(ones()).version == 1
+            told = refused(lambda: peer.stub.Snapshot(request, timeout=DEADLINE))
+            assert (told.detail.reason, told.detail.retry_after_milliseconds > 0) == (Reason.REASON_BUDGET, True)
+            assert "too many calls wait already" in told.message
+        first.result(DEADLINE)
+        assert {other.code() for other in others} <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert peer.stub.Snapshot(request, timeout=DEADLINE).snapshots[0].model == "a"
+
+
+def test_a_model_whose_snapshot_fails_does_not_keep_the_others_from_theirs(config, models, threads, refused):
+    with Server(config) as server:
+        peer, sessions = models(server, "a", "b", "c")
+        for session in sessions:
+            session.push(ones())
+        with disk_blocked(config.data_dir) as disk:
+            everything = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest()))
+            disk.wait_until_full()
+        assert "model 'a': its snapshot could not be written" in everything.result(DEADLINE).message
+        assert [peer.state(name).snapshot_version for name in "abc"] == [0, 1, 1]

@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.client.connection import Connection
+from numba_adam.client.deletion import Deletion
 from numba_adam.client.info import (
     ModelInfo,
     ServerStatus,
@@ -30,7 +31,7 @@ from numba_adam.client.progress import Progress
 from numba_adam.client.retry import Backoff
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Upload
-from numba_adam.errors import ConfigurationError, InvalidRequestError, ModelNotFoundError, ServiceError
+from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundError, ServiceError
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
@@ -39,6 +40,7 @@ from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 _LONGEST_WORKER_ID = 128
+_PAGE_SIZE = 1000  # models; the server ends a page sooner where their descriptions are long
 _URL = re.compile(r"(?:https?|grpcs?|tcp)://([^/]*).*", re.IGNORECASE | re.DOTALL)  # gRPC waits for such for ever
 
 
@@ -149,31 +151,20 @@ class ParameterClient:
 
     def list_models(self) -> list[ModelInfo]:
         """Return the models that the server holds, by name."""
-        answer = self._call("ListModels", pb.ListModelsRequest(), pb.ListModelsResponse, "list models")
-        return [model_info(model) for model in answer.models]
+        pages = self._pages("ListModels", pb.ListModelsRequest, pb.ListModelsResponse, "list models")
+        return [model_info(model) for page in pages for model in page.models]
 
     def delete_model(self, name: str) -> None:
         """Delete a model, its state and its snapshots. Not to be undone.
 
         Raises:
             ModelNotFoundError: there is none of that name.
+            RewoundError: it may have been deleted, and another one created in its place meanwhile.
             ServiceError: the call failed.
         """
-        in_doubt = False
-
-        def attempt(timeout_seconds: float) -> None:
-            nonlocal in_doubt
-            try:
-                request = pb.DeleteModelRequest(model=_checked_name(name))
-                self._connection.unary("DeleteModel", request, pb.DeleteModelResponse, timeout_seconds)
-            except ModelNotFoundError:
-                if not in_doubt:  # else: an earlier try had deleted it, and only its answer was lost
-                    raise
-            except ServiceError as error:
-                in_doubt |= detail_of(error) is None
-                raise
-
-        self._connection.retry(attempt, what=f"delete model {name!r}")
+        deletion = Deletion(self._connection, _checked_name(name))
+        deadline = self._connection.deadline()
+        self._connection.retry(lambda _: deletion.attempt(deadline), what=f"delete model {name!r}", deadline=deadline)
         with self._models_lock:
             self._models.pop(name, None)  # a model of that name, should there be one again, is another one
 
@@ -192,8 +183,8 @@ class ParameterClient:
 
     def status(self) -> ServerStatus:
         """Return what the server holds and has done."""
-        request = pb.GetServerStatusRequest()
-        return server_status(self._call("GetServerStatus", request, pb.GetServerStatusResponse, "server status"))
+        pages = self._pages("GetServerStatus", pb.GetServerStatusRequest, pb.GetServerStatusResponse, "server status")
+        return server_status(list(pages))
 
     def close(self, *, wait: bool = True) -> None:
         """Close the connection. May be called again.
@@ -224,6 +215,16 @@ class ParameterClient:
     def _call(self, name: str, request: Any, response_type: Any, what: str) -> Any:
         return self._connection.call(name, request, response_type, what=what)
 
+    def _pages(self, name: str, request_type: Any, response_type: Any, what: str) -> Iterator[Any]:
+        """Yield the pages of an answer about all models, each as small as the server makes it."""
+        token = ""
+        while True:
+            page = self._call(name, request_type(page_size=_PAGE_SIZE, page_token=token), response_type, what)
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
+
     def _create(self, spec: model_pb2.ModelSpec, arrays: Mapping[str, npt.NDArray[Any]], exist_ok: bool) -> Any:
         """Send a model's initial values; the request id makes a second try harmless."""
         what = f"create model {spec.name!r}"
@@ -233,19 +234,31 @@ class ParameterClient:
             exist_ok=exist_ok,
             total_bytes=sum(array.nbytes for array in arrays.values()),
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
+            after_state_id="",  # no deletion is known here: the server names the last one, if there was one
         )
-        raw, report = pb.CreateModelRequest(header=header).SerializeToString(), self._connection.report(what)
+        report, deadline = self._connection.report(what), self._connection.deadline()
 
-        def attempt(timeout_seconds: float) -> pb.CreateModelResponse:
+        def attempt() -> pb.CreateModelResponse:
+            raw = pb.CreateModelRequest(header=header).SerializeToString()
             upload = Upload(raw, arrays.values(), XXH3_64, report)
             try:
-                return self._connection.create(upload.messages(), timeout_seconds)
+                return self._connection.create(upload.messages(), deadline.remaining_seconds())
             except ServiceError as error:
                 if upload.failure is not None:
                     raise upload.failure from error
                 raise
 
-        return self._connection.retry(attempt, what=what).model
+        def attempt_after_a_deletion(_: float) -> pb.CreateModelResponse:
+            try:
+                return attempt()
+            except RewoundError as error:
+                detail = detail_of(error)
+                if detail is None or not detail.state.state_id:
+                    raise
+                header.after_state_id = detail.state.state_id
+                return attempt()
+
+        return self._connection.retry(attempt_after_a_deletion, what=what, deadline=deadline).model
 
     def _handle(self, model: model_pb2.Model) -> Model:
         """Return the handle on a model: the one given out before, if it still fits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -148,12 +148,13 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
     )
 
 
-def server_status(answer: parameter_service_pb2.GetServerStatusResponse) -> ServerStatus:
-    """Return the server's record."""
+def server_status(pages: Sequence[parameter_service_pb2.GetServerStatusResponse]) -> ServerStatus:
+    """Return the server's record; what is not about one model is the last page's."""
+    answer = pages[-1]
     return ServerStatus(
         server_version=answer.server_version,
         uptime_seconds=answer.uptime_seconds,
-        models=tuple(map(_model_status, answer.models)),
+        models=tuple(_model_status(status) for page in pages for status in page.models),
         memory_used_bytes=answer.memory_used_bytes,
         memory_budget_bytes=answer.memory_budget_bytes,
         threading_layer=answer.threading_layer,

@@ -95,7 +95,7 @@ class Push:
 
     def _attempt_in_session(self, send: _Send, deadline: Deadline) -> Answer:
         session = self._session
-        session.ensure_open(deadline.remaining_seconds())
+        session.ensure_open(deadline)
         if session.origin.state_id != self._origin.state_id:
             return ack_of_rewind(session.restored), None
         upload = self._upload()

@@ -24,6 +24,8 @@ from numba_adam.errors import (
     NumbaAdamError,
     PushRejectedError,
     ServerUnavailableError,
+    SessionFencedError,
+    SessionUnknownError,
 )
 from numba_adam.ps import convert
 from numba_adam.ps.errors import refusal, to_status
@@ -34,17 +36,18 @@ from numba_adam.server.archive import Archive
 from numba_adam.server.budget import Bytes, SlotPool
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.content import with_payload
+from numba_adam.server.deletions import Deletion, Deletions
 from numba_adam.server.image import Image, Images
 from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import PushKey, Rejected
-from numba_adam.server.model import Model, Outcome, Push
+from numba_adam.server.model import Model, Opened, Outcome, Push
 from numba_adam.server.nursery import Nursery
+from numba_adam.server.pages import page_of
 from numba_adam.server.receive import Parts, Reader, Receiver, receive
-from numba_adam.server.spec import PushShape, Spec, check_worker_id, present_arrays
+from numba_adam.server.spec import PushShape, Spec, check_random_id, check_worker_id, present_arrays
 from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
-_LONGEST_REQUEST_ID = 64
 _RETRY_MILLISECONDS = 50
 
 
@@ -90,6 +93,7 @@ class Host:
         )
         self._nursery = Nursery(self.pool, self._store, self._archive, self._launcher)
         try:
+            self._deletions = Deletions(config.data_dir)
             for name in self._store.model_names():
                 self._models[name] = self._nursery.restore(name)
         except BaseException:
@@ -156,30 +160,39 @@ class Host:
 
         Raises:
             ModelExistsError: there is another of that name.
+            ModelNotFoundError, RewoundError: the model was deleted meanwhile; see Deletions.check.
             InvalidRequestError, HyperparameterError: the description or the transfer makes no sense.
             BudgetExceededError: there is no memory for it.
             PushInProgressError: another call is creating it.
         """
         spec = Spec.from_proto(header.spec)
-        if not 1 <= len(header.request_id) <= _LONGEST_REQUEST_ID:
-            raise InvalidRequestError(f"request_id {header.request_id[:80]!r}: it must be 1 to 64 random characters")
+        check_random_id("request_id", header.request_id)
         existing = self._models.get(spec.name)
         if existing is not None:
             return existing, _is_ours(existing, spec, header)
         with self._claim(spec.name) as existing:
             if existing is not None:  # it came in this very moment
                 return existing, _is_ours(existing, spec, header)
+            self._deletions.check(header)
             model = self._nursery.create(spec, header, parts)
             with self._lock:
                 self._models[spec.name] = model
             return model, True
 
-    def delete_model(self, name: str) -> StatePoint:
-        """Delete a model and its snapshots; return where its state stood."""
+    def delete_model(self, name: str, state_id: str) -> StatePoint:
+        """Delete a model and its snapshots; return where its state stood.
+
+        Raises:
+            RewoundError: the model is not in the state that was to be deleted; an empty id is any.
+        """
         model = self.model(name)
+        if state_id:
+            with _saying_state_of(model):
+                model.machine.check_state(state_id)
         with self._claim(name) as existing:
             if existing is not model:
                 raise ModelNotFoundError(f"model {name!r}: the server has no such model")
+            self._deletions.note(name, Deletion(model.request_id, model.machine.state_id, model.version))
             model.engine.call(model.mark_deleted)
             with self._lock:
                 del self._models[name]
@@ -188,13 +201,24 @@ class Host:
         _log.info("model %s: deleted at version %d", name, model.version)
         return model.state()
 
-    def open_session(self, name: str, worker_id: str) -> tuple[int, StatePoint]:
-        """Open a session; return its epoch and where the state stands."""
-        model = self.model(name)
-        with _saying_state_of(model):
-            epoch = model.engine.call(model.open_session, check_worker_id(worker_id))
-        _log.info("model %s: worker %r opened session %d at version %d", name, worker_id, epoch, model.version)
-        return epoch, model.state()
+    def open_session(self, request: pb.OpenSessionRequest) -> tuple[Opened, StatePoint]:
+        """Open a session; return it and where the state stands.
+
+        Raises:
+            RewoundError: the model is in another state than the session is for.
+            SessionFencedError, SessionUnknownError: see Machine.open_session.
+        """
+        model = self.model(request.model)
+        with _saying_state_of(model), _saying_epoch_of(model):
+            worker_id = check_worker_id(request.worker_id)
+            nonce = request.nonce and check_random_id("nonce", request.nonce)
+            if request.seen_epoch and not request.state_id:
+                raise InvalidRequestError(f"seen_epoch={request.seen_epoch}: give the state_id that it belongs to")
+            opened = model.engine.call(model.open_session, worker_id, nonce, request.state_id, request.seen_epoch)
+        _log.info(
+            "model %s: worker %r opened session %d at version %d", request.model, worker_id, opened.epoch, model.version
+        )
+        return opened, model.state()
 
     def push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
         """Take one push and make it a step, or give the answer it was given before.
@@ -243,15 +267,22 @@ class Host:
             for model, (state, size_bytes, seconds) in written
         ]
 
-    def status(self) -> pb.GetServerStatusResponse:
-        """Return what the server holds and has done."""
+    def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        """Describe the models, or a page of them."""
+        page = page_of(self.models(), request, Model.to_proto)
+        return pb.ListModelsResponse(models=page.messages, next_page_token=page.next_page_token)
+
+    def status(self, request: pb.GetServerStatusRequest) -> pb.GetServerStatusResponse:
+        """Return what the server holds and has done; the models, or a page of them."""
         import numba_adam
         from numba_adam.kernels.threads import threading_layer
 
+        page = page_of(self.models(), request, _status)
         return pb.GetServerStatusResponse(
             server_version=numba_adam.__version__,
             uptime_seconds=time.monotonic() - self._started,
-            models=[_status(model) for model in self.models()],
+            models=page.messages,
+            next_page_token=page.next_page_token,
             memory_used_bytes=self.pool.used_bytes,
             memory_budget_bytes=self.pool.budget_bytes,
             threading_layer=threading_layer(),
@@ -390,6 +421,18 @@ def _status(model: Model) -> pb.ModelStatus:
         pushes_rejected=model.counters.rejected,
         workers=len(model.machine.sessions),
     )
+
+
+@contextlib.contextmanager
+def _saying_epoch_of(model: Model) -> Iterator[None]:
+    """Have refusals of an opening carry the newest epoch."""
+    try:
+        yield
+    except (SessionFencedError, SessionUnknownError) as error:
+        detail = to_status(error)[2]
+        detail.epoch = model.machine.last_epoch
+        error.detail = detail
+        raise
 
 
 @contextlib.contextmanager

@@ -55,6 +55,16 @@ class Outcome(NamedTuple):
     """True when it stands only if the payload is the earlier one's, which is yet to be compared."""
 
 
+class Opened(NamedTuple):
+    """A session that is open."""
+
+    epoch: int
+    """Its epoch."""
+
+    next_sequence: int
+    """Number of its next push."""
+
+
 class Counters:
     """What has happened since the server started."""
 
@@ -185,11 +195,24 @@ class Model:
             self.counters.repeated += not outcome.awaits_payload
             return outcome
 
-    def open_session(self, worker_id: str) -> int:
-        """Open a worker's session and return its epoch. In the engine."""
+    def open_session(self, worker_id: str, nonce: str = "", state_id: str = "", seen_epoch: int = 0) -> Opened:
+        """Open a worker's session, unless an earlier try did; see Machine.open_session. In the engine.
+
+        Args:
+            worker_id: the worker.
+            nonce: names the opening; empty: it has no name.
+            state_id: the state it is for; empty: any.
+            seen_epoch: the newest epoch that the caller knows of.
+
+        Raises:
+            RewoundError: the model is in another state.
+        """
         with self._changed:
             self.check_alive()
-            return self.machine.open_session(worker_id)
+            if state_id:
+                self.machine.check_state(state_id)
+            epoch = self.machine.open_session(worker_id, nonce, seen_epoch)
+            return Opened(epoch, self.machine.sessions[worker_id].last_sequence + 1)
 
     def apply(self, push: Push, gradient: FlatArray) -> Outcome:
         """Make one step, unless an earlier try did. In the engine.

@@ -55,18 +55,18 @@ class ParameterService:
         """Describe a model."""
         return pb.GetModelResponse(model=self._host.model(request.model).to_proto())
 
-    def list_models(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
-        """Describe all models."""
-        return pb.ListModelsResponse(models=[model.to_proto() for model in self._host.models()])
+    def list_models(self, request: pb.ListModelsRequest, _: Context) -> pb.ListModelsResponse:
+        """Describe the models."""
+        return self._host.list_models(request)
 
     def delete_model(self, request: pb.DeleteModelRequest, _: Context) -> pb.DeleteModelResponse:
         """Delete a model."""
-        return pb.DeleteModelResponse(state=self._host.delete_model(request.model))
+        return pb.DeleteModelResponse(state=self._host.delete_model(request.model, request.state_id))
 
     def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:
         """Open a worker's session."""
-        epoch, state = self._host.open_session(request.model, request.worker_id)
-        return pb.OpenSessionResponse(epoch=epoch, first_sequence=1, state=state)
+        opened, state = self._host.open_session(request)
+        return pb.OpenSessionResponse(epoch=opened.epoch, first_sequence=opened.next_sequence, state=state)
 
     def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
         """Take one gradient."""
@@ -91,9 +91,9 @@ class ParameterService:
         """Write snapshots."""
         return pb.SnapshotResponse(snapshots=self._host.snapshot(request.model))
 
-    def get_server_status(self, _: pb.GetServerStatusRequest, __: Context) -> pb.GetServerStatusResponse:
+    def get_server_status(self, request: pb.GetServerStatusRequest, _: Context) -> pb.GetServerStatusResponse:
         """Describe the server."""
-        return self._host.status()
+        return self._host.status(request)
 
     def _open(self, request: Iterator[Any]) -> tuple[Any, Parts]:
         """Return the header of a stream, and the parts that follow it."""

@@ -23,6 +23,7 @@ from numba_adam.server.records import check_keys, check_value
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _LONGEST_TENSOR_NAME = 256
 _LONGEST_WORKER_ID = 128
+_LONGEST_RANDOM_ID = 64
 _MOST_BYTES = 1 << 62  # of one array: sizes and offsets stay within a signed 64-bit number
 _KNOWN_VALUES = {"dtype": ("float32", "float64"), "mode": ("async",), "durability": ("memory",)}
 _KEYS = ("name", "tensors", "hyperparameters", *_KNOWN_VALUES)
@@ -176,6 +177,15 @@ def check_worker_id(worker_id: str) -> str:
             f"worker_id {worker_id[:200]!r}: it must be 1 to {_LONGEST_WORKER_ID} characters, none a control character"
         )
     return worker_id
+
+
+def check_random_id(name: str, value: str) -> str:
+    """Return an id that a client made up, or raise InvalidRequestError."""
+    if not 1 <= len(value) <= _LONGEST_RANDOM_ID or not value.isprintable():
+        raise InvalidRequestError(
+            f"{name} {value[:80]!r}: it must be 1 to {_LONGEST_RANDOM_ID} random characters, none a control character"
+        )
+    return value
 
 
 def present_arrays(spec: Spec, push: PushShape) -> tuple[bool, ...]:

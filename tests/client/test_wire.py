@@ -135,7 +135,7 @@ def test_a_model_is_created(recorder, plain, model, params):
     )  # fmt: skip
     header = pb.CreateModelHeader(
         spec=spec, request_id=pb.CreateModelRequest.FromString(ours[0]).header.request_id,
-        total_bytes=len(payload), checksum_kind=transfer_pb2.CHECKSUM_KIND_XXH3_64,
+        total_bytes=len(payload), checksum_kind=transfer_pb2.CHECKSUM_KIND_XXH3_64, after_state_id="",
     )  # fmt: skip
     again = plain.stub.CreateModel(plain.parts(pb.CreateModelRequest, header, payload))
     theirs, answered_to_them = recorder.of("CreateModel")
@@ -160,7 +160,7 @@ def test_a_plain_client_can_train(server, plain, connect, params):
     spec = model_pb2.ModelSpec(name="p", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors_of(params))
     header = pb.CreateModelHeader(spec=spec, request_id="r", total_bytes=len(payload), checksum_kind=kind)
     plain.stub.CreateModel(parts(pb.CreateModelRequest, header))
-    session = plain.stub.OpenSession(pb.OpenSessionRequest(model="p", worker_id="plain"))
+    session = plain.stub.OpenSession(pb.OpenSessionRequest(model="p", worker_id="plain", nonce="n"))
     header = pb.PushHeader(
         model="p", state_id=session.state.state_id, worker_id="plain", epoch=session.epoch,
         sequence=session.first_sequence, dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors_of(params),

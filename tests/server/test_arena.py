@@ -73,7 +73,7 @@ def test_an_update_beyond_4_gib_lands_where_it_should():
     rng = np.random.default_rng(3)
     start, grad = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
     arena.param[hole:] = start
-    epoch = model.open_session("w")
+    epoch = model.open_session("w").epoch
     model.apply(Push(PushKey("s", "w", epoch, 1), 0, (False, True), Content("header")), grad)
     expected = [start.copy(), grad, np.zeros_like(start), np.zeros_like(start)]
     na.adam_update(*expected, 1, lr=0.1)

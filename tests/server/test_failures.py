@@ -130,7 +130,7 @@ def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatc
     """No real way to make the kernel fail is known; the table stands in for one."""
     spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
     model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
-    epoch = model.open_session("w")
+    epoch = model.open_session("w").epoch
     push = Push(PushKey("s", "w", epoch, 1), 0, (True,), Content("header", "payload"))
 
     def fail(*_):

@@ -1,0 +1,112 @@
+"""Answers about many models come in pages that stay small, whatever the models' descriptions take."""
+
+import grpc
+import numpy as np
+import pytest
+
+from numba_adam.client import ParameterClient
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.server import pages
+
+ONE = {"x": np.zeros(1, np.float32)}
+
+
+def described_at_length(count):
+    """Return parameters with so many arrays, each of which has a name of 250 bytes."""
+    return {f"{number:06d}{'n' * 244}": np.zeros((), np.float32) for number in range(count)}
+
+
+def all_pages(call, request_type, page_size):
+    found, token = [], ""
+    while True:
+        answer = call(request_type(page_size=page_size, page_token=token))
+        found.append(answer)
+        token = answer.next_page_token
+        if not token:
+            return found
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3, 7, 8, 10**6])
+def test_pages_hold_every_model_once_and_by_name(peer, page_size):
+    names = ["a", "B", "c.d", "c-d", "-", "_", "z9"]
+    for name in names:
+        peer.create(ONE, name=name)
+    listed = all_pages(peer.stub.ListModels, pb.ListModelsRequest, page_size)
+    assert [model.spec.name for page in listed for model in page.models] == sorted(names)
+    assert [len(page.models) for page in listed[:-1]] == [page_size] * (len(listed) - 1)
+    assert len(listed) == -(-len(names) // page_size)
+    stated = all_pages(peer.stub.GetServerStatus, pb.GetServerStatusRequest, page_size)
+    assert [model.model.spec.name for page in stated for model in page.models] == sorted(names)
+    assert all(page.server_version and page.memory_budget_bytes for page in stated)
+
+
+def test_without_pages_all_models_are_in_one_answer_as_in_the_first_release(peer):
+    for number in range(5):
+        peer.create(ONE, name=f"m{number}")
+    assert len(peer.stub.ListModels(pb.ListModelsRequest()).models) == 5
+    assert len(peer.stub.GetServerStatus(pb.GetServerStatusRequest()).models) == 5
+    assert not peer.stub.ListModels(pb.ListModelsRequest()).next_page_token
+
+
+def test_a_page_ends_where_it_would_get_long_and_holds_one_model_at_least(peer):
+    long = described_at_length(2500)  # 650 kB: two of them are more than a page
+    for name in "abc":
+        peer.create(long, name=name)
+    peer.create(described_at_length(5000), name="d")  # longer than a page alone
+    listed = all_pages(peer.stub.ListModels, pb.ListModelsRequest, 1000)
+    assert [[model.spec.name for model in page.models] for page in listed] == [["a"], ["b"], ["c"], ["d"]]
+    assert all(page.ByteSize() < pages.PAGE_BYTES for page in listed[:-1])
+
+
+def test_pages_go_on_where_a_model_was_deleted_or_created_meanwhile(peer):
+    for name in "abd":
+        peer.create(ONE, name=name)
+    first = peer.stub.ListModels(pb.ListModelsRequest(page_size=2))
+    assert [model.spec.name for model in first.models] == ["a", "b"]
+    peer.stub.DeleteModel(pb.DeleteModelRequest(model="b"))
+    peer.create(ONE, name="c")
+    rest = peer.stub.ListModels(pb.ListModelsRequest(page_size=2, page_token=first.next_page_token))
+    assert [model.spec.name for model in rest.models] == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"page_size": -1}, "page_size=-1: it must be at least 0"), ({"page_token": "../x"}, "page_token='../x'")],
+)
+@pytest.mark.parametrize("call", ["ListModels", "GetServerStatus"])
+def test_pages_that_cannot_be_are_refused(peer, refused, call, fields, words):
+    request = getattr(pb, f"{call}Request")(**fields)
+    refusal = refused(lambda: getattr(peer.stub, call)(request))
+    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert words in refusal.message
+
+
+def test_descriptions_beyond_what_a_client_receives_are_listed_and_shown_all_the_same(
+    server, refused, peers, capsys, monkeypatch
+):
+    """`list_models`, `status` and the command failed with an error of gRPC's own, beyond 64 MiB; here beyond 1 MiB."""
+    from numba_adam.cli import main
+    from numba_adam.client import connection
+
+    limit = 1 << 20
+    options = dict(connection._OPTIONS) | {"grpc.max_receive_message_length": limit}
+    monkeypatch.setattr(connection, "_OPTIONS", tuple(options.items()))
+    monkeypatch.setattr(pages, "WHOLE_BYTES", limit)
+    long = described_at_length(2500)  # 650 kB
+    names = [f"m{number}" for number in range(3)]
+    with ParameterClient(server.address) as client:
+        for name in names:
+            client.create_model(name, long)
+        assert [info.name for info in client.list_models()] == names
+        status = client.status()
+        assert [model.model.name for model in status.models] == names
+        assert all(len(model.model.shapes) == len(long) for model in status.models)
+    assert main(["status", "--server", server.address]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"model      {name}: 2,500 parameters in 2500 arrays" in shown for name in names)
+    for call in ("ListModels", "GetServerStatus"):
+        stub, request = peers(server.address).stub, getattr(pb, f"{call}Request")()
+        refusal = refused(lambda stub=stub, call=call, request=request: getattr(stub, call)(request))
+        assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.REASON_TOO_LARGE)
+        assert f"take more than {limit} bytes; ask for pages" in refusal.message

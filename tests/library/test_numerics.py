@@ -44,6 +44,9 @@ SETS = {
     "strong L2": {"weight_decay": 3.0, "grad_scale": 0.3},
     "AdamW": {"weight_decay": 0.05, "decoupled_weight_decay": True, "lr": 0.01},
     "ascent": {"maximize": True, "grad_scale": 1 / 3},
+    "ascent with L2": {"maximize": True, "weight_decay": 0.1},
+    "ascent with L2, scaled": {"maximize": True, "weight_decay": 3.0, "grad_scale": 0.3, "eps_mode": "algorithm1"},
+    "ascent with AdamW": {"maximize": True, "weight_decay": 0.05, "decoupled_weight_decay": True, "lr": 0.01},
     "loss scale": {"grad_scale": 1 / 1024, "lr": 0.3},
     "AMSGrad": {"amsgrad": True},
 }

@@ -56,6 +56,7 @@ def test_a_dict_taken_before_memory_moved_stays_the_optimizers_master_copy_too(d
     now = optimizer.state_dict()["state"][0]
     assert {key: value.tobytes() for key, value in taken.items()} == {k: v.tobytes() for k, v in now.items()}
     assert torch.equal(torch.from_numpy(now["master_param"]).to(param.dtype), param.detach())
+    assert (param.detach().float() - ones(3)).abs().max() < 0.2  # it went on from the new values
 
 
 @pytest.mark.parametrize("order", ["load, then move", "move, then load"])

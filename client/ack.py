@@ -40,10 +40,14 @@ class Ack:
 
 
 def ack_of(answer: PushAck) -> Ack:
-    """Return the answer of a push that was applied."""
+    """Return the answer of a push that was applied.
+
+    Raises:
+        ConfigurationError: it promises a durability that this version does not know.
+    """
     return Ack(
         version=answer.version,
-        durability=durability_name(answer.state.durability),
+        durability=durability_name(answer.state.durability, f"the push was applied as version {answer.version}"),
         snapshot_version=answer.state.snapshot_version,
         staleness=answer.staleness,
         duplicate=answer.duplicate,
@@ -55,7 +59,7 @@ def ack_of_rewind(state: StatePoint) -> Ack:
     """Return the answer of a push whose state is gone."""
     return Ack(
         version=state.version,
-        durability=durability_name(state.durability),
+        durability=durability_name(state.durability, f"the model went back to version {state.first_version}"),
         snapshot_version=state.snapshot_version,
         applied=False,
         rewound_to=state.first_version,

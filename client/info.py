@@ -9,24 +9,36 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.errors import ConfigurationError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.v1 import model_pb2, parameter_service_pb2
 
 
-def durability_name(number: int) -> str:
-    """Return "memory" for DURABILITY_MEMORY, and so on; a number that this version does not know as itself."""
-    return _enum_name(model_pb2.Durability, number, "DURABILITY_")
+def durability_name(number: int, where: str) -> str:
+    """Return "memory" for DURABILITY_MEMORY, and so on.
+
+    Args:
+        number: a Durability.
+        where: what says so, for the message.
+
+    Raises:
+        ConfigurationError: not set, or unknown to this version: what it promises is not for us to guess.
+    """
+    return _enum_name(model_pb2.Durability, "durability", number, where)
 
 
-def mode_name(number: int) -> str:
-    """Return "async" for MODE_ASYNC, and so on; a number that this version does not know as itself."""
-    return _enum_name(model_pb2.Mode, number, "MODE_")
+def mode_name(number: int, where: str) -> str:
+    """Return "async" for MODE_ASYNC, and so on; raises as `durability_name` does."""
+    return _enum_name(model_pb2.Mode, "mode", number, where)
 
 
-def _enum_name(enum: Any, number: int, prefix: str) -> str:
-    known = enum.values()
-    return str(enum.Name(number)).removeprefix(prefix).lower() if number in known else f"unknown ({number})"
+def _enum_name(enum: Any, field: str, number: int, where: str) -> str:
+    known = {value: str(name).removeprefix(f"{field.upper()}_").lower() for name, value in enum.items() if value}
+    if number not in known:
+        choices = ", ".join(f"{name} ({value})" for value, name in known.items())
+        raise ConfigurationError(f"{where}: {field}={number}, and this client knows {choices}; update numba-adam here")
+    return known[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +144,23 @@ class SnapshotInfo:
 
 
 def model_info(model: model_pb2.Model) -> ModelInfo:
-    """Return a model's record."""
+    """Return a model's record.
+
+    Raises:
+        ConfigurationError: a mode or durability that this version does not know.
+        InvalidRequestError, HyperparameterError: the same of a dtype, eps_mode or hyperparameter.
+    """
     spec, state = model.spec, model.state
+    where = f"model {spec.name!r}"
     return ModelInfo(
         name=spec.name,
         dtype=convert.dtype_from_proto(spec.dtype),
         shapes=MappingProxyType({tensor.name: tuple(tensor.shape) for tensor in spec.tensors}),
         hyperparameters=convert.hyperparameters_from_proto(spec.hyperparameters),
-        mode=mode_name(spec.mode or model_pb2.Mode.MODE_ASYNC),
-        durability=durability_name(state.durability or spec.durability or model_pb2.Durability.DURABILITY_MEMORY),
+        mode=mode_name(spec.mode or model_pb2.Mode.MODE_ASYNC, where),
+        durability=durability_name(
+            state.durability or spec.durability or model_pb2.Durability.DURABILITY_MEMORY, where
+        ),
         state_id=state.state_id,
         version=state.version,
         snapshot_version=state.snapshot_version,

@@ -10,13 +10,14 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from numba_adam.client.connection import Connection
+from numba_adam.client.info import durability_name
 from numba_adam.client.layout import Layout, Parameters
 from numba_adam.client.progress import Progress
 from numba_adam.client.retry import Deadline
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Download
-from numba_adam.errors import CorruptTransferError, InvalidRequestError, RewoundError
-from numba_adam.ps.checksum import XXH3_64
+from numba_adam.errors import ConfigurationError, CorruptTransferError, InvalidRequestError, RewoundError
+from numba_adam.ps.checksum import SUPPORTED, XXH3_64
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.framing import Chunk
 from numba_adam.ps.v1.model_pb2 import StatePoint
@@ -82,6 +83,7 @@ def read_parameters(messages: Iterator[Any], layout: Layout, out: Parameters | N
     Raises:
         CorruptTransferError: the bytes are not those that were sent; `out` then holds neither old nor new values.
         InvalidRequestError: the model is not the one that was opened.
+        ConfigurationError: the server says something that this version does not know.
         ServiceError: the call failed.
     """
     header = _header(messages, layout)
@@ -94,9 +96,11 @@ def read_parameters(messages: Iterator[Any], layout: Layout, out: Parameters | N
     for message in messages:
         if isinstance(message, Chunk):
             download.take(message)
-        elif message.WhichOneof("part") == "trailer":
-            download.finish(message.trailer.checksum)
-            return Pulled(parameters, header.state)
+            continue
+        if message.WhichOneof("part") != "trailer":
+            raise CorruptTransferError("a message of the stream is neither a chunk nor its trailer")
+        download.finish(message.trailer.checksum)
+        return Pulled(parameters, header.state)
     raise CorruptTransferError("the stream ended without its trailer")
 
 
@@ -105,6 +109,12 @@ def _header(messages: Iterator[Any], layout: Layout) -> PullHeader:
     if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "header":
         raise CorruptTransferError("the stream does not begin with its header")
     header: PullHeader = first.header
+    durability_name(header.state.durability, "the parameters' state")
+    if header.checksum_kind not in SUPPORTED:
+        raise ConfigurationError(
+            f"the parameters have checksum_kind={header.checksum_kind}, and this client knows {SUPPORTED}; update "
+            "numba-adam here"
+        )
     if header.total_bytes != layout.total_bytes:
         raise InvalidRequestError(
             f"the server sends {header.total_bytes} bytes of parameters, this handle knows {layout.total_bytes}: the "

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from numba_adam.client.connection import Connection
+from numba_adam.client.info import durability_name
 from numba_adam.client.retry import Deadline
 from numba_adam.errors import RewoundError, ServiceError, SessionFencedError, SessionUnknownError
 from numba_adam.ps.errors import detail_of
@@ -164,7 +165,12 @@ class Session:
                 self._origin = Origin(state.state_id, state.version)
 
     def notice(self, state: StatePoint) -> None:
-        """Take a state that came with any answer; one of another line of history means a rewind."""
+        """Take a state that came with any answer; one of another line of history means a rewind.
+
+        Raises:
+            ConfigurationError: it has a durability that this version does not know.
+        """
+        durability_name(state.durability, f"the state of model {self.model!r}")
         with self._state_lock:
             if state.state_id == self._origin.state_id or state.state_id in self._gone:
                 return

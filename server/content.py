@@ -37,5 +37,10 @@ def with_payload(content: Content, checksum: int) -> Content:
     return content._replace(payload=f"{checksum:016x}")
 
 
+def initial_values(checksum_kind: int, checksum: int) -> str:
+    """Return the digest of a new model's initial values, to be kept beside the id of the request that sent them."""
+    return f"{checksum_kind}:{checksum:016x}"
+
+
 def _encoded(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")

@@ -18,17 +18,12 @@ import numpy as np
 from numba_adam.errors import (
     DeadlineExceededError,
     InvalidRequestError,
-    ModelExistsError,
     ModelNotFoundError,
     NonFiniteError,
-    NumbaAdamError,
     PushRejectedError,
     ServerUnavailableError,
-    SessionFencedError,
-    SessionUnknownError,
 )
-from numba_adam.ps import convert
-from numba_adam.ps.errors import refusal, to_status
+from numba_adam.ps.errors import refusal
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.ps.v1.model_pb2 import StatePoint
@@ -36,14 +31,16 @@ from numba_adam.server.archive import Archive
 from numba_adam.server.budget import Bytes, SlotPool
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.content import with_payload
+from numba_adam.server.creation import is_ours
 from numba_adam.server.deletions import Deletion, Deletions
 from numba_adam.server.image import Image, Images
 from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import PushKey, Rejected
 from numba_adam.server.model import Model, Opened, Outcome, Push
 from numba_adam.server.nursery import Nursery
-from numba_adam.server.pages import page_of
+from numba_adam.server.pages import page_of, status_of
 from numba_adam.server.receive import Parts, Reader, Receiver, receive
+from numba_adam.server.saying import saying_epoch_of, saying_state_of
 from numba_adam.server.spec import PushShape, Spec, check_random_id, check_worker_id, present_arrays
 from numba_adam.server.store import Store
 
@@ -169,10 +166,10 @@ class Host:
         check_random_id("request_id", header.request_id)
         existing = self._models.get(spec.name)
         if existing is not None:
-            return existing, _is_ours(existing, spec, header)
+            return existing, is_ours(existing, spec, header, parts)
         with self._claim(spec.name) as existing:
             if existing is not None:  # it came in this very moment
-                return existing, _is_ours(existing, spec, header)
+                return existing, is_ours(existing, spec, header, parts)
             self._deletions.check(header)
             model = self._nursery.create(spec, header, parts)
             with self._lock:
@@ -187,7 +184,7 @@ class Host:
         """
         model = self.model(name)
         if state_id:
-            with _saying_state_of(model):
+            with saying_state_of(model):
                 model.machine.check_state(state_id)
         with self._claim(name) as existing:
             if existing is not model:
@@ -209,7 +206,7 @@ class Host:
             SessionFencedError, SessionUnknownError: see Machine.open_session.
         """
         model = self.model(request.model)
-        with _saying_state_of(model), _saying_epoch_of(model):
+        with saying_state_of(model), saying_epoch_of(model):
             worker_id = check_worker_id(request.worker_id)
             nonce = request.nonce and check_random_id("nonce", request.nonce)
             if request.seen_epoch and not request.state_id:
@@ -227,7 +224,7 @@ class Host:
             ServiceError: see Machine.judge and Receiver; PushRejectedError for content that cannot be applied.
         """
         model = self.model(header.model)
-        with _saying_state_of(model):
+        with saying_state_of(model):
             outcome = self._push(model, header, parts)
             if isinstance(outcome.answer, Rejected):
                 raise refusal(outcome.answer.reason, outcome.answer.message, sequence_recorded=True)
@@ -248,7 +245,7 @@ class Host:
             DeadlineExceededError: the version did not come in time.
         """
         model = self.model(request.model)
-        with _saying_state_of(model):
+        with saying_state_of(model):
             if request.min_version or request.state_id:
                 self._wait_for_version(model, request, caller)
             return self._images.take(model)
@@ -277,7 +274,7 @@ class Host:
         import numba_adam
         from numba_adam.kernels.threads import threading_layer
 
-        page = page_of(self.models(), request, _status)
+        page = page_of(self.models(), request, status_of)
         return pb.GetServerStatusResponse(
             server_version=numba_adam.__version__,
             uptime_seconds=time.monotonic() - self._started,
@@ -394,54 +391,3 @@ class Host:
             raise DeadlineExceededError(
                 f"min_version={request.min_version}: the model was at version {model.version} when the time was up"
             )
-
-
-def _is_ours(model: Model, spec: Spec, header: pb.CreateModelHeader) -> bool:
-    """Return whether an earlier try of this call created the model; False where it existed and may.
-
-    Raises:
-        ModelExistsError: the model differs, or may not exist.
-    """
-    if model.request_id == header.request_id:
-        return True
-    with _saying_state_of(model):
-        differences = convert.spec_differences(model.spec.to_proto(), spec.to_proto())
-        if differences:
-            raise ModelExistsError(f"model {spec.name!r} exists and differs: {'; '.join(differences)}")
-        if not header.exist_ok:
-            raise ModelExistsError(f"model {spec.name!r} exists: open it, or create it with exist_ok")
-    return False
-
-
-def _status(model: Model) -> pb.ModelStatus:
-    return pb.ModelStatus(
-        model=model.to_proto(),
-        pushes_applied=model.counters.applied,
-        pushes_repeated=model.counters.repeated,
-        pushes_rejected=model.counters.rejected,
-        workers=len(model.machine.sessions),
-    )
-
-
-@contextlib.contextmanager
-def _saying_epoch_of(model: Model) -> Iterator[None]:
-    """Have refusals of an opening carry the newest epoch."""
-    try:
-        yield
-    except (SessionFencedError, SessionUnknownError) as error:
-        detail = to_status(error)[2]
-        detail.epoch = model.machine.last_epoch
-        error.detail = detail
-        raise
-
-
-@contextlib.contextmanager
-def _saying_state_of(model: Model) -> Iterator[None]:
-    """Have errors carry where the model's state stands."""
-    try:
-        yield
-    except NumbaAdamError as error:
-        detail = to_status(error)[2]
-        detail.state.CopyFrom(model.state())
-        error.detail = detail  # type: ignore[attr-defined]  # only ServiceErrors declare it
-        raise

@@ -97,6 +97,9 @@ class Model:
     ) -> None:
         self.spec = spec
         self.request_id = request_id
+        self.initial = ""
+        """Digest of the initial values; empty where a snapshot of format 1 did not say."""
+
         self.arena = arena
         self.machine = machine
         self.saved = saved
@@ -243,7 +246,8 @@ class Model:
     def capture(self) -> Snapshot:
         """Return the records of a snapshot. In the engine, as is copying the arrays that go with it."""
         self.check_alive()
-        return Snapshot({**self.spec.to_record(), "request_id": self.request_id}, self.machine.to_record())
+        creation = {"request_id": self.request_id, **({"initial": self.initial} if self.initial else {})}
+        return Snapshot({**self.spec.to_record(), **creation}, self.machine.to_record())
 
     def note_snapshot(self, snapshot: Snapshot) -> None:
         """Say that a snapshot is on disk."""

@@ -20,6 +20,7 @@ from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.archive import Archive
 from numba_adam.server.arena import Arena, layout
 from numba_adam.server.budget import SlotPool
+from numba_adam.server.content import initial_values
 from numba_adam.server.launcher import Launcher
 from numba_adam.server.machine import Machine
 from numba_adam.server.model import Model
@@ -88,7 +89,9 @@ class Nursery:
             )
         _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)
         spec = Spec.from_record(snapshot.model)
-        return Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot.machine, self._launcher)
+        model = Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot.machine, self._launcher)
+        model.initial = snapshot.model.get("initial", "")
+        return model
 
     def create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
         """Take a new model's initial values and write its first snapshot; return it, to be shown to others.
@@ -105,9 +108,11 @@ class Nursery:
         arena = self._new_arena(spec)
         try:
             target = arena.param.view(np.uint8)
-            receive(parts, Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value"))
+            receiver = Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value")
+            receive(parts, receiver)
             machine = Machine(_new_state_id(), len(spec.tensors))
             model = Model(spec, header.request_id, arena, machine, launcher=self._launcher)
+            model.initial = initial_values(header.checksum_kind, receiver.checksum)
             self._keep(model)
         except BaseException:
             self._pool.release_model(spec.name)

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from numba_adam.errors import InvalidRequestError
 from numba_adam.ps.errors import refusal
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.model import Model
 from numba_adam.server.spec import is_model_name
@@ -81,6 +82,17 @@ def page_of(models: Iterable[Model], request: PageRequest, describe: Callable[[M
         messages.append(message)
         last = model.spec.name
     return Page(messages, "")
+
+
+def status_of(model: Model) -> pb.ModelStatus:
+    """Return what has happened to a model."""
+    return pb.ModelStatus(
+        model=model.to_proto(),
+        pushes_applied=model.counters.applied,
+        pushes_repeated=model.counters.repeated,
+        pushes_rejected=model.counters.rejected,
+        workers=len(model.machine.sessions),
+    )
 
 
 def _most(page_size: int) -> int:

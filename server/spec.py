@@ -100,12 +100,12 @@ class Spec:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Spec:
-        """Return the spec that `to_record` wrote; a `request_id` may stand beside it.
+        """Return the spec that `to_record` wrote; what tells of the creation may stand beside it.
 
         Raises:
             SnapshotError: it says something that this version does not know.
         """
-        check_keys(record, "the model's record", _KEYS, ("request_id",))
+        check_keys(record, "the model's record", _KEYS, ("request_id", "initial"))
         check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
         for item in record["tensors"]:
             check_keys(item, "an array's record", Tensor._fields)

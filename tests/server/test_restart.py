@@ -57,6 +57,8 @@ def test_a_clean_restart_carries_on(config, peers, params, grads_of):
         assert repeated.value.details() == rejection.value.details()
         assert worker.push(grads[3], sequence=4).version == 3
         assert peer.create(params, lr=0.1, request_id="once").created
+        with pytest.raises(grpc.RpcError, match="other initial values"):
+            peer.create(params | {"scalar": np.array(3, np.float32)}, lr=0.1, request_id="once")
         found = peer.pull().arrays
     state = {name: [array.copy(), np.zeros_like(array), np.zeros_like(array)] for name, array in params.items()}
     steps = dict.fromkeys(params, 0)

@@ -10,6 +10,9 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     budget      how many bytes the server may hold, and the pooled slots that transfers are staged in
     receive     a transfer taken chunk by chunk into a slot, checked on the way
     snapshot    the snapshot file: written, read, verified
+    durable     folders and files that are this user's alone, and on disk
+    manifest    how the last run on a data folder ended
+    past        whether a snapshot is the last of its model's history
     store       the data folder: which snapshot is the newest, which one still holds
     engine      what changes one model, or writes its files: one call at a time, in order; no thread of its own
     launcher    the one thread that makes parallel launches, the slices of all models' large updates in turns

@@ -124,8 +124,12 @@ class Archive:
             model.filing.call(self._write, model, _capture_in_place)
 
     def save(self, model: Model) -> None:
-        """Write a snapshot unless the newest one is the model as it is. Nothing else may change it meanwhile."""
-        if not model.is_saved:
+        """Write a snapshot unless the newest one is there and is the model as it is.
+
+        Raises:
+            SnapshotError, ModelNotFoundError: see snapshot.
+        """
+        if not (model.engine.call(lambda: model.is_saved) and self._store.holds(model.spec.name)):
             self.snapshot(model)
 
     def delete(self, model: Model) -> None:

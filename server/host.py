@@ -94,11 +94,16 @@ class Host:
             for name in self._store.model_names():
                 self._models[name] = self._nursery.restore(name)
         except BaseException:
-            self._store.abandon()
+            self._store.close()
             raise
+        self._is_started = False
 
     def start(self) -> None:
-        """Start what works in the background."""
+        """Begin a run on the data folder, and start what works in the background.
+
+        Raises:
+            ConfigurationError: the data folder cannot be written.
+        """
         if self._config.threads > self._launcher.threads:
             _log.warning(
                 "threads=%d: large updates run on %d, which are all that Numba has here; threads=0 takes them all, and "
@@ -106,7 +111,9 @@ class Host:
                 self._config.threads,
                 self._launcher.threads,
             )
+        self._store.begin()
         self._archive.start()
+        self._is_started = True
 
     def begin_stop(self) -> None:
         """Have those who wait for a version be told that the server is stopping."""
@@ -114,26 +121,39 @@ class Host:
         for model in self.models():
             model.wake()
 
-    def stop(self) -> bool:
-        """Write the last snapshots and let the data folder go; False if one of them could not be written."""
-        self.begin_stop()
-        is_clean = True
+    def save(self) -> dict[str, bool]:
+        """Write a snapshot of every model that has changed since its last; return for each whether it is saved now."""
+        saved = {}
         for model in self.models():
             try:
                 self._archive.save(model)
+                saved[model.spec.name] = True
+            except ModelNotFoundError:  # deleted meanwhile
+                continue
             except Exception:  # whatever it is, the other models are saved
                 _log.exception("model %s: no last snapshot", model.spec.name)
-                is_clean = False
+                saved[model.spec.name] = False
+        return saved
+
+    def stop(self) -> bool:
+        """Write the last snapshots and let the data folder go; False if one of them could not be written.
+
+        Without a start it lets the folder go as it was found.
+        """
+        self.begin_stop()
+        saved = {}
+        if self._is_started:
+            saved = self.save()
         self._archive.stop()
         for model in self.models():
             model.engine.stop()
         self._launcher.stop()
         try:
-            self._store.close(clean=is_clean)
+            are_there = self._store.close([name for name, is_saved in saved.items() if is_saved])
         except OSError:
             _log.exception("data folder %s: it could not be closed; is it still there?", self._config.data_dir)
             return False
-        return is_clean
+        return are_there and all(saved.values())
 
     def models(self) -> list[Model]:
         """Return all models, by name."""

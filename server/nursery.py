@@ -77,14 +77,15 @@ class Nursery:
             return arenas[0].state_arrays()
 
         start = time.monotonic()
-        snapshot, is_newest = self._store.restore(name, arrays_for)
+        snapshot, why_rewound = self._store.restore(name, arrays_for)
         machine = machines[0]
-        if not (self._store.was_stopped_cleanly and is_newest):
+        if why_rewound:
             machine.begin_anew(_new_state_id())
             _log.warning(
-                "model %s: rewound to version %d: whatever came after it is lost; its state is now %s",
+                "model %s: rewound to version %d: %s; whatever came after it is lost, and its state is now %s",
                 name,
                 machine.version,
+                why_rewound,
                 machine.state_id,
             )
         _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)

@@ -126,6 +126,22 @@ def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays])
         return snapshot
 
 
+def read_records(path: str | os.PathLike[str]) -> Snapshot:
+    """Read and verify a snapshot's header alone.
+
+    Raises:
+        CorruptSnapshotError, OSError: see read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        return _parse(_read_header(file.fileno(), path), path)[0]
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """Return the checksum of a snapshot's header, which holds that of its data: sixteen digits name it all."""
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), _HASH_DIGITS, _HEADER_HASH_AT).decode("ascii", "replace")
+
+
 def _header(snapshot: Snapshot, arrays: Arrays) -> bytearray:
     """Return length and header, with zeros where the hashes go."""
     metadata = {

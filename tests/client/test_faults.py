@@ -209,6 +209,28 @@ def test_a_clean_restart_goes_unnoticed(server_process, connect, arrays, gradien
     same(model.pull(), expected(range(4)))
 
 
+def test_a_snapshot_that_is_gone_after_a_clean_stop_is_a_rewind_and_says_so(
+    server_process, connect, arrays, gradients_of, expected
+):
+    """Its version 4 became 2 under the same state id, and nobody was told."""
+    client = connect(server_process.address)
+    model = client.create_model("m", arrays, lr=0.01)
+    rewinds: list[int] = []
+    model.on_rewind(rewinds.append)
+    for seed in range(4):
+        model.push(gradients_of(arrays, seed))
+        if seed == 1:
+            client.snapshot("m")
+    state_id = model.state_id
+    assert server_process.stop() == 0
+    max((server_process.folder / "data" / "models" / "m").iterdir()).unlink()
+    server_process.start()
+    lost = model.push(gradients_of(arrays, 4))
+    assert (lost.applied, lost.rewound_to, rewinds) == (False, 2, [2])
+    assert model.state_id != state_id
+    same(model.pull(), expected(range(2)))
+
+
 def test_a_kill_rewinds_to_the_last_snapshot_and_says_so(
     server_process, connect, arrays, gradients_of, expected, caplog
 ):

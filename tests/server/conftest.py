@@ -225,6 +225,18 @@ class Process:
             raise AssertionError(f"the server did not start: {self.log.read_text()}")
         self.address = line.split()[-1]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        try:
+            self._process.wait(0.01)  # whoever asks in a loop leaves the server some of the processor
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
     def kill(self) -> None:
         self._process.kill()
         self._finish()

@@ -17,16 +17,17 @@ from numba_adam.server.store import Store
 
 @pytest.fixture
 def stores(tmp_path):
-    """Opens stores on one folder, and closes the last."""
+    """Opens stores on one folder, begins their runs, and closes the last."""
     opened = []
 
     def open_store(kept=3):
         opened.append(Store(tmp_path / "data", kept))
+        opened[-1].begin()
         return opened[-1]
 
     yield open_store
     for store in opened:
-        store.close(clean=False)
+        store.close()
 
 
 def put(store, version, name="model"):
@@ -42,11 +43,11 @@ def put(store, version, name="model"):
 
 
 def get(store, name="model"):
-    """Return the version and the parameters found, and whether it is the newest."""
+    """Return the version that is found, and whether that is because the store has fallen back."""
     arrays = {group: np.zeros(4, np.float32) for group in ("param", "exp_avg", "exp_avg_sq")}
     found = store.restore(name, lambda _: arrays)
     assert arrays["param"].tolist() == [found.snapshot.machine["version"]] * 4
-    return found.snapshot.machine["version"], found.is_newest
+    return found.snapshot.machine["version"], found.why_rewound == "a newer snapshot is damaged"
 
 
 def files(tmp_path, name="model"):
@@ -64,7 +65,7 @@ def test_the_newest_is_found_and_the_last_three_are_kept(stores, tmp_path):
     store = stores()
     for version in range(1, 6):
         size = put(store, version)
-        assert get(store) == (version, True)
+        assert get(store) == (version, False)
     assert files(tmp_path) == ["00000003.snapshot", "00000004.snapshot", "00000005.snapshot"]
     assert (tmp_path / "data" / "models" / "model" / "00000005.snapshot").stat().st_size == size
 
@@ -75,12 +76,12 @@ def test_a_damaged_newest_falls_back_and_says_so(stores, tmp_path, caplog):
         put(store, version)
     damage(tmp_path, "00000003.snapshot")
     with caplog.at_level(logging.ERROR):
-        assert get(store) == (2, False)
+        assert get(store) == (2, True)
     assert "00000003.snapshot" in caplog.text
     assert "falling back" in caplog.text
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot", "00000003.damaged"]
     put(store, 7)
-    assert get(store) == (7, True)
+    assert get(store) == (7, False)
 
 
 def test_two_damaged_ones_fall_back_to_the_third(stores, tmp_path):
@@ -89,7 +90,7 @@ def test_two_damaged_ones_fall_back_to_the_third(stores, tmp_path):
         put(store, version)
     damage(tmp_path, "00000003.snapshot")
     damage(tmp_path, "00000002.snapshot")
-    assert get(store) == (1, False)
+    assert get(store) == (1, True)
 
 
 def test_a_newest_that_cannot_be_opened_is_a_clear_error_and_nothing_is_set_aside(stores, tmp_path):
@@ -124,7 +125,7 @@ def test_a_failed_write_leaves_what_was_there(stores, tmp_path):
     with pytest.raises(OSError, match="No space left"):
         store.write("model", fail)
     assert files(tmp_path) == ["00000001.snapshot"]
-    assert get(store) == (1, True)
+    assert get(store) == (1, False)
 
 
 def test_the_next_start_sweeps_what_a_crash_left(stores, tmp_path):
@@ -135,19 +136,9 @@ def test_the_next_start_sweeps_what_a_crash_left(stores, tmp_path):
     (tmp_path / "data" / "models" / "never-acknowledged" / "00000001.writing").write_bytes(b"half")
     (tmp_path / "data" / "models" / ".deleted-1234").mkdir()
     (tmp_path / "data" / "models" / ".deleted-1234" / "00000001.snapshot").write_bytes(b"old")
-    store.close(clean=False)
+    store.close()
     assert stores().model_names() == ["model"]
     assert files(tmp_path) == ["00000001.snapshot"]
-
-
-def test_a_clean_stop_is_told_from_a_crash(stores):
-    first = stores()
-    assert first.was_stopped_cleanly
-    first.close(clean=False)
-    second = stores()
-    assert not second.was_stopped_cleanly
-    second.close(clean=True)
-    assert stores().was_stopped_cleanly
 
 
 def test_one_server_at_a_time(stores, tmp_path):
@@ -175,7 +166,7 @@ def test_no_name_leaves_the_folder(stores, tmp_path, name):
     with pytest.raises(InvalidRequestError, match="model name"):
         store.delete(name)
     assert sorted(os.listdir(tmp_path)) == ["data"]
-    assert sorted(os.listdir(tmp_path / "data")) == ["lock", "models", "running"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["lock", "models", "run"]
 
 
 def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):

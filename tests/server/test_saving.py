@@ -1,0 +1,349 @@
+"""How a snapshot gets to disk: in which order, what a crash at any point leaves, what is done when the disk fails."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.server.embedded import Server
+from numba_adam.server.store import Store
+
+CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir")
+
+# Runs an operation on a fresh copy of a data folder, again and again, and dies before its 1st, 2nd, 3rd ... call of the
+# system that changes anything; prints what the next server finds each time, then what it finds when all was done.
+CRASHES = """
+import json, os, shutil, sys
+from pathlib import Path
+import numpy as np
+from numba_adam.server import snapshot as snapshots
+from numba_adam.server.snapshot import Snapshot
+from numba_adam.server.store import Store
+
+folder, operation, calls = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
+GROUPS = ("param", "exp_avg", "exp_avg_sq")
+
+def put(store, name, version):
+    model = {"name": name, "tensors": [{"name": "x", "shape": [4]}]}
+    record = Snapshot(model, {"version": version, "state_id": "s"})
+    arrays = {group: np.full(4, version, np.float32) for group in GROUPS}
+    store.write(name, lambda descriptor: snapshots.write(descriptor, record, arrays))
+
+def look(path):
+    store = Store(path, 1)
+    found = {}
+    for name in store.model_names():
+        arrays = {group: np.zeros(4, np.float32) for group in GROUPS}
+        restored = store.restore(name, lambda _: arrays)
+        assert arrays["param"].tolist() == [restored.snapshot.machine["version"]] * 4
+        found[name] = [restored.snapshot.machine["version"], restored.why_rewound == ""]
+    store.begin()
+    left = sorted(path.name for path in (path / "models").rglob("*"))
+    store.close(list(found))
+    return found, left
+
+def before(path):
+    store = Store(path, 1)
+    store.begin()
+    put(store, "kept", 1)
+    put(store, "other", 1)
+    if operation in ("begin", "close"):
+        store.close(["kept", "other"])
+    if operation != "begin":
+        store = store if operation != "close" else Store(path, 1)
+        if operation == "close":
+            for name in store.model_names():
+                store.restore(name, lambda _: {group: np.zeros(4, np.float32) for group in GROUPS})
+            store.begin()
+        return store
+    return Store(path, 1)
+
+DO = {
+    "create": lambda store: put(store, "new", 5),
+    "delete": lambda store: store.delete("other"),
+    "write": lambda store: put(store, "other", 2),
+    "begin": lambda store: store.begin(),
+    "close": lambda store: store.close(["kept", "other"]),
+}
+
+def crash(path, number):
+    store, left = before(path), [number]
+    for name in calls:
+        def counted(*args, real=getattr(os, name), **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            return real(*args, **kwargs)
+        setattr(os, name, counted)
+    DO[operation](store)
+    os._exit(0)
+
+number, status, found = 0, 1, []
+while status:
+    path = folder / str(number)
+    child = os.fork()
+    if not child:
+        try:
+            crash(path, number)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), status
+    found.append(look(path))
+    number += 1
+print(json.dumps(found))
+"""
+
+
+def crashes(folder, operation):
+    """Return what is found after a crash before each call of an operation, and at last after none."""
+    command = [sys.executable, "-c", CRASHES, str(folder), operation, ",".join(CALLS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) > 5
+    return found
+
+
+@pytest.mark.parametrize(
+    ("operation", "before", "after"),
+    [
+        (
+            "create",
+            {"kept": [1, False], "other": [1, False]},
+            {"kept": [1, False], "new": [5, False], "other": [1, False]},
+        ),
+        ("delete", {"kept": [1, False], "other": [1, False]}, {"kept": [1, False]}),
+        ("write", {"kept": [1, False], "other": [1, False]}, {"kept": [1, False], "other": [2, False]}),
+        ("begin", {"kept": [1, True], "other": [1, True]}, {"kept": [1, False], "other": [1, False]}),
+        ("close", {"kept": [1, False], "other": [1, False]}, {"kept": [1, True], "other": [1, True]}),
+    ],
+)
+def test_a_crash_at_any_point_leaves_what_was_or_what_was_to_be(tmp_path, operation, before, after):
+    """With one snapshot kept, too; and the next start leaves nothing half-done behind."""
+    found = crashes(tmp_path, operation)
+    states = [state for state, _ in found]
+    change = states.index(after)
+    assert states == [before] * change + [after] * (len(states) - change)
+    assert change > 0
+    for state, left in found:
+        assert not [name for name in left if name.endswith(".writing") or name.startswith(".deleted")]
+        assert {name for name in left if not name.endswith(".snapshot")} == set(state)
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """Has every call that changes the data folder made and noted, with the paths it is about, as relative ones."""
+    notes = []
+
+    def relative(path):
+        path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)
+        return os.path.relpath(path, tmp_path / "data")
+
+    def noted(name, real):
+        def call(*args, **kwargs):
+            if name in ("write", "pwrite", "ftruncate", "fsync"):
+                note = ("write" if name != "fsync" else name, relative(args[0]))
+            elif name == "rename":
+                note = (name, relative(args[0]), relative(args[1]))
+            else:
+                note = (name, relative(args[0]))
+            result = real(*args, **kwargs)
+            if not notes or notes[-1] != note:
+                notes.append(note)
+            return result
+
+        return call
+
+    for name in CALLS[1:]:
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    return notes
+
+
+def put(store, name="model"):
+    return store.write(name, lambda descriptor: os.write(descriptor, b"12345678" * 100))
+
+
+def test_a_snapshot_is_durable_before_the_oldest_goes(tmp_path, recorded):
+    store = Store(tmp_path / "data", 2)
+    store.begin()
+    put(store)
+    put(store)
+    recorded.clear()
+    put(store)
+    store.close()
+    assert recorded[:5] == [
+        ("write", "models/model/00000003.writing"),
+        ("fsync", "models/model/00000003.writing"),
+        ("rename", "models/model/00000003.writing", "models/model/00000003.snapshot"),
+        ("fsync", "models/model"),
+        ("unlink", "models/model/00000001.snapshot"),
+    ]
+
+
+def test_a_new_model_is_durable_before_its_name_is(tmp_path, recorded):
+    """A name without a snapshot would keep the next server from starting."""
+    store = Store(tmp_path / "data", 2)
+    store.begin()
+    recorded.clear()
+    put(store)
+    assert recorded == [
+        ("mkdir", "models/model"),
+        ("fsync", "models"),
+        ("write", "models/model/00000001.writing"),
+        ("fsync", "models/model/00000001.writing"),
+        ("rename", "models/model/00000001.writing", "models/model/00000001.snapshot"),
+        ("fsync", "models/model"),
+        ("write", "run.writing"),
+        ("fsync", "run.writing"),
+        ("rename", "run.writing", "run"),
+        ("fsync", "."),
+    ]
+    store.close()
+
+
+def test_a_run_begins_before_the_manifest_goes_and_the_manifest_comes_last(tmp_path, recorded):
+    store = Store(tmp_path / "data", 2)
+    store.begin()
+    recorded.clear()
+    store.close()
+    manifest = [
+        ("write", "manifest.writing"),
+        ("fsync", "manifest.writing"),
+        ("rename", "manifest.writing", "manifest"),
+        ("fsync", "."),
+    ]
+    assert recorded == manifest
+    store = Store(tmp_path / "data", 2)
+    assert recorded == manifest  # what only looks changes nothing
+    store.begin()
+    assert recorded[4:] == [
+        ("write", "run.writing"),
+        ("fsync", "run.writing"),
+        ("rename", "run.writing", "run"),
+        ("fsync", "."),
+        ("write", "lock"),
+        ("fsync", "lock"),
+        ("unlink", "manifest"),
+        ("fsync", "."),
+    ]
+    store.close()
+
+
+def test_a_model_is_out_of_the_way_before_its_name_goes_and_its_files_go_last(tmp_path, recorded):
+    store = Store(tmp_path / "data", 2)
+    store.begin()
+    put(store)
+    recorded.clear()
+    store.delete("model")
+    grave = recorded[0][2]
+    assert grave.startswith("models/.deleted-")
+    assert recorded[:6] == [
+        ("rename", "models/model", grave),
+        ("fsync", "models"),
+        ("write", "run.writing"),
+        ("fsync", "run.writing"),
+        ("rename", "run.writing", "run"),
+        ("fsync", "."),
+    ]
+    assert {kind for kind, *_ in recorded[6:]} == {"unlink", "rmdir"}
+    store.close()
+
+
+def test_with_one_snapshot_kept_a_failed_write_costs_none(tmp_path):
+    store = Store(tmp_path / "data", 1)
+    store.begin()
+    put(store)
+
+    def fail(descriptor):
+        os.write(descriptor, b"half")
+        raise OSError(28, "No space left on device")
+
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left"):
+            store.write("model", fail)
+        assert [path.name for path in (tmp_path / "data" / "models" / "model").iterdir()] == ["00000001.snapshot"]
+    put(store)
+    assert [path.name for path in (tmp_path / "data" / "models" / "model").iterdir()] == ["00000002.snapshot"]
+    store.close()
+
+
+def test_what_came_after_the_last_snapshot_without_a_new_version_is_saved_too(config, peers, params, grads_of):
+    """A session and a rejected push move no version, and yet a worker counts on them."""
+    bad = grads_of(params, np.random.default_rng(0)) | {"bias": np.full(70, np.nan, np.float32)}
+    with Server(config) as server:
+        peer = peers(server.address)
+        peer.create(params)
+        first = peer.session(worker_id="first")
+        first.push(grads_of(params, np.random.default_rng(1)))
+        peer.stub.Snapshot(pb.SnapshotRequest())
+        with pytest.raises(grpc.RpcError) as rejection:
+            first.push(bad)
+    with Server(config) as server:
+        peer = first.peer = peers(server.address)
+        with pytest.raises(grpc.RpcError) as again:
+            first.push(bad, sequence=2)
+        assert again.value.details() == rejection.value.details()
+        second = peer.session(worker_id="second")
+    with Server(config) as server:
+        second.peer = first.peer = peers(server.address)
+        assert second.push(grads_of(params, np.random.default_rng(2))).version == 2
+        assert first.push(grads_of(params, np.random.default_rng(3)), sequence=3).version == 3
+
+
+def test_a_failing_disk_is_not_tried_again_at_every_push(tmp_path, processes, peers, params, grads_of):
+    """After each try that fails, as many pushes come before the next as after one that does not."""
+    process = processes(tmp_path / "data", snapshot_every_pushes=4)
+    peer = peers(process.address)
+    peer.create(params)
+    worker = peer.session()
+    folder = tmp_path / "data" / "models" / "model"
+    for number in range(2, 20):
+        (folder / f"{number:08d}.writing").mkdir()  # in the way of every snapshot to come
+    for push in range(1, 13):
+        worker.push(grads_of(params, np.random.default_rng(push)))
+        while process.log.read_text().count("no snapshot was written") < push // 4:  # the test's timeout is its limit
+            assert process.is_running
+    assert peer.state().snapshot_version == 0
+    assert process.log.read_text().count("no snapshot was written") == 3
+    process.kill()
+
+
+def test_a_snapshot_reports_the_version_that_it_holds_when_a_push_comes_in_between(
+    config, peers, params, grads_of, monkeypatch
+):
+    """A slow disk: the model moves on while the file is made durable."""
+    written, durable = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("00000002.writing"):
+            written.set()
+            assert durable.wait(60)
+        fsync(descriptor)
+
+    with Server(config) as server:
+        peer = peers(server.address)
+        peer.create(params)
+        worker = peer.session()
+        worker.push(grads_of(params, np.random.default_rng(1)))
+        monkeypatch.setattr(os, "fsync", slow)
+        asked = peer.stub.Snapshot.future(pb.SnapshotRequest())
+        assert written.wait(60)
+        ack = worker.push(grads_of(params, np.random.default_rng(2)))
+        assert (ack.version, ack.state.snapshot_version) == (2, 0)
+        durable.set()
+        (info,) = asked.result(60).snapshots
+        assert (info.state.version, info.state.snapshot_version) == (1, 1)
+        assert info.size_bytes == (Path(config.data_dir) / "models" / "model" / "00000002.snapshot").stat().st_size
+        state = peer.state()
+        assert (state.version, state.snapshot_version) == (2, 1)

@@ -73,7 +73,7 @@ class ServerConfig:
         _LARGEST_MESSAGE_BYTES,
     )
     stop_deadline_seconds: float = _setting(
-        30.0, "how long calls in flight may take to finish once the server is told to stop.", 0
+        5.0, "how long calls in flight may take to finish once the server is told to stop, and has saved its models.", 0
     )
     stall_seconds: float = _setting(
         60.0,

@@ -6,6 +6,7 @@ Imports grpc and its health and reflection services.
 from __future__ import annotations
 
 import logging
+import time
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -24,6 +25,7 @@ from numba_adam.server.watch import Watch
 _log = logging.getLogger(__name__)
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # the most that HTTP/2 allows
 _LOOKAHEAD_BYTES = 1 << 17
+_STOP_TRY_SECONDS = 5.0
 _WAITING_CALLS = 128  # beside those that are served: without a first message yet, or waiting for their turn
 
 
@@ -74,17 +76,21 @@ class Server:
         _log.info("serving on %s, data in %s", self.address, self._config.data_dir)
 
     def stop(self) -> bool:
-        """Finish the calls in flight, write the last snapshots, and let the data folder go.
+        """Save every model, finish the calls in flight, save what they changed, and let the data folder go.
 
         Returns:
             True when every model's last state is on disk.
         """
-        if not self.address:  # it never served, but may have something to save all the same
-            self._host.start()
+        if not self.address:  # it never served
             return self._host.stop()
         self._health.stop()
         self._host.begin_stop()
-        self._grpc.stop(self._config.stop_deadline_seconds).wait()
+        deadline = time.monotonic() + self._config.stop_deadline_seconds
+        self._grpc.stop(self._config.stop_deadline_seconds)  # no new calls; does not wait
+        self._host.save()  # whoever loses patience with us now costs nobody what was acknowledged before
+        self._calls.in_flight.wait_until_none(deadline - time.monotonic())
+        while not self._grpc.stop(0).wait(_STOP_TRY_SECONDS):  # idle connections would keep it for all its grace
+            _log.warning("gRPC has not stopped yet")
         self._gate.stop()
         self._watch.stop()
         is_clean = self._host.stop()

@@ -18,6 +18,7 @@ import grpc
 from numba_adam.ps.errors import DETAIL_KEY
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.server.budget import SlotPool
+from numba_adam.server.in_flight import InFlight
 from numba_adam.server.launcher import use_threads
 from numba_adam.server.permits import Permits
 from numba_adam.server.watch import Watch
@@ -114,6 +115,9 @@ class Calls:
 
     def __init__(self, pool: SlotPool, watch: Watch, served: int, waiting: int, message_bytes: int) -> None:
         self.watch = watch
+        self.in_flight = InFlight()
+        """What a server that stops waits for."""
+
         # What is worth several threads is launched from one that all models share; see the launcher.
         self.lane = Lane("rpc", served + waiting, watch, initializer=lambda: use_threads(1))
         self._served = Permits(served, watch)
@@ -139,7 +143,8 @@ class Calls:
 
     @contextlib.contextmanager
     def served(self, context: Context) -> Iterator[None]:
-        """Have the body be one of the calls that are served at a time."""
+        """Have the body be one of the calls that are served at a time; the call is in flight until it is over."""
+        self.in_flight.begin(context)
         self._served.acquire(context)
         try:
             yield

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
-import threading
+from collections.abc import Callable, Iterator
 
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
@@ -30,19 +31,42 @@ def serve(config: ServerConfig) -> int:
     """
     # OpenMP's threads must not spin between two updates: the next gradient is being received on those cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    is_told = threading.Event()
-    before = {number: signal.signal(number, lambda *_: is_told.set()) for number in _signals()}
-    try:
+    with _told() as wait:
         server = Server(config)
         server.start()
         sys.stdout.write(f"numba-adam: serving on {server.address}\n")
         sys.stdout.flush()
-        is_told.wait()
-        _log.info("told to stop; calls in flight have %g s", config.stop_deadline_seconds)
+        number = wait()
+        _log.info("%s: saving, then calls in flight have %g s", number.name, config.stop_deadline_seconds)
         return 0 if server.stop() else 1
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[Callable[[], signal.Signals]]:
+    """Yield what waits until the server is told to stop, by a signal that has come or comes.
+
+    The system may hand a signal to any thread, at a moment when the main thread is about to wait for a lock: Python
+    would not wake it. A byte in a pipe does.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    numbers = _signals()
+    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+
+    def wait() -> signal.Signals:
+        while (number := os.read(reader, 1)[0]) not in numbers:
+            pass
+        return signal.Signals(number)
+
+    try:
+        yield wait
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier)
+        os.close(reader)
+        os.close(writer)
 
 
 def _signals() -> list[signal.Signals]:

@@ -14,7 +14,7 @@ Run a parameter server. It holds models and their Adam state in memory, applies 
 exactly once each, and writes snapshots that a restart continues from.
 
 When it is ready it prints one line, `numba-adam: serving on HOST:PORT`, and then works until SIGTERM, SIGHUP or Ctrl-C,
-upon which it finishes what is in flight and takes a last snapshot.
+upon which it saves its models, finishes what is in flight, and saves what that changed.
 
 An option given here beats the environment variable of its name (NUMBA_ADAM_DATA_DIR for --data-dir), which beats
 the TOML file given with --config, which beats the default.

@@ -1,0 +1,47 @@
+"""Counts the calls in flight, which a server that stops waits for; gRPC's own stop waits for idle connections too.
+
+A call counts from its request until its end. What has sent no request yet asks for nothing: it holds up nobody.
+Imports grpc's names.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import grpc
+
+_QUIET_SECONDS = 0.05
+
+
+class InFlight:
+    """The calls in flight."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def begin(self, context: grpc.ServicerContext) -> None:
+        """Count a call until it is over: its answer is sent, or nobody waits for it any more."""
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+        if not context.add_callback(self._end):  # it is over already
+            self._end()
+
+    def wait_until_none(self, timeout_seconds: float) -> bool:
+        """Wait until none is in flight; False when the time passes before.
+
+        A request that has come may still be on its way to its thread, so there must be none for a moment.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            while self._changed.wait_for(lambda: not self._count, max(0.0, deadline - time.monotonic())):
+                if not self._changed.wait_for(lambda: self._count, _QUIET_SECONDS):
+                    return True
+        return False
+
+    def _end(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()

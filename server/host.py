@@ -111,7 +111,11 @@ class Host:
                 self._config.threads,
                 self._launcher.threads,
             )
-        self._store.begin()
+        try:
+            self._store.begin()
+        except BaseException:
+            self._store.close()
+            raise
         self._archive.start()
         self._is_started = True
 

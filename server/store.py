@@ -119,9 +119,9 @@ class Store:
             ConfigurationError: the folder cannot be written.
         """
         self._names = set(self.model_names())
-        self._run_id = secrets.token_hex(16)
+        run_id = secrets.token_hex(16)
         try:
-            self._write_run()
+            self._write_run(run_id)
             self._mark()
             for name in ("manifest", "running"):
                 (self.folder / name).unlink(missing_ok=True)
@@ -129,6 +129,7 @@ class Store:
             self._sweep()
         except OSError as error:
             raise self._not_writable(error) from error
+        self._run_id = run_id
 
     def write(self, name: str, capture: Callable[[int], int]) -> int:
         """Write a model's next snapshot and return its size; it is on disk when this returns.
@@ -302,15 +303,15 @@ class Store:
         """Have a new model's name in the run: a start without it is refused from now on."""
         if name not in self._names:
             self._names.add(name)
-            self._write_run()
+            self._write_run(self._run_id)
 
     def _unlist(self, name: str) -> None:
         if name in self._names:
             self._names.remove(name)
-            self._write_run()
+            self._write_run(self._run_id)
 
-    def _write_run(self) -> None:
-        replace(self.folder / "run", Run(self._run_id, tuple(sorted(self._names))).write)
+    def _write_run(self, run_id: str) -> None:
+        replace(self.folder / "run", Run(run_id, tuple(sorted(self._names))).write)
 
     def _last(self, name: str) -> LastSnapshot | None:
         """Return what the manifest says of a model; None where its newest snapshot is gone or another one."""

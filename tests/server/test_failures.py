@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from numba_adam.errors import InternalServerError, ServerUnavailableError
+from numba_adam.errors import ConfigurationError, InternalServerError, ServerUnavailableError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
@@ -153,6 +153,21 @@ def test_a_server_that_was_never_started_lets_its_folder_go(config, peers, param
     for _ in range(2):
         assert Server(config).stop()
     with Server(config) as server:  # and as it was found
+        assert peers(server.address).state() == state
+
+
+def test_a_data_folder_that_cannot_be_written_at_the_start_is_let_go_as_it_was(config, peers, params):
+    """As on a full disk: nothing was served, so nobody has to be told of anything."""
+    with Server(config) as server:
+        peer = peers(server.address)
+        peer.create(params)
+        state = peer.state()
+    (config.data_dir / "run.writing").mkdir()  # in the way of the new run
+    server = Server(config)
+    with pytest.raises(ConfigurationError, match="must be a folder this user can write"):
+        server.start()
+    (config.data_dir / "run.writing").rmdir()
+    with Server(config) as server:
         assert peers(server.address).state() == state
 
 

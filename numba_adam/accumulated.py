@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from numba_adam.arrays import Array
+from numba_adam.axes import Axes, as_given
 from numba_adam.errors import HyperparameterError, NamesError
 
 Accumulation = Literal["mean", "sum"]
@@ -26,9 +27,17 @@ WHAT_IS_ACCUMULATED = _WhatIsAccumulated()
 class Accumulated:
     """The sums of some parameters' gradients, in the dtype in which these are computed."""
 
-    def __init__(self, params: Sequence[Array], dtype: str) -> None:
-        """Make room for them, with zeros."""
-        self.sums = [np.zeros(param.shape, dtype) for param in params]
+    def __init__(self, params: Sequence[Array], dtype: str, axes: Sequence[Axes | None]) -> None:
+        """Make room for them, with zeros.
+
+        Args:
+            params: the parameters, their axes in C order.
+            dtype: that of the sums.
+            axes: the order in memory of the axes of each gradient.
+        """
+        self.sums: list[Array] = [
+            as_given(np.zeros(param.shape, dtype), order) for param, order in zip(params, axes, strict=True)
+        ]
         self.addresses = np.array([array.ctypes.data for array in self.sums], dtype=np.uint64)
         self._have = [False] * len(self.sums)
 

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.errors import DtypeError, OverlapError, ShapeError
+from numba_adam.errors import DtypeError, LayoutError, OverlapError, ShapeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_UNDO = (
+    "it is updated where it lies, so set back what was changed; or make another optimizer of it, and "
+    "load_state_dict(old.state_dict()) into that"
+)
+
+
+class Watched(NamedTuple):
+    """An array object of the caller's, and what it said of itself when it was borrowed."""
+
+    array: Array
+    name: str
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def watched(array: Array, name: str) -> Watched:
+    """Return an array with what it says of itself now."""
+    return Watched(array, name, array.ctypes.data, array.shape, array.strides, array.dtype)
+
+
+def check_unchanged(before: Watched) -> None:
+    """Refuse an array object whose shape, strides, dtype or memory were replaced, as `array.shape = ...` does.
+
+    Raises:
+        DtypeError, ShapeError, LayoutError: they were.
+    """
+    array, name = before.array, before.name
+    if array.dtype != before.dtype:
+        raise DtypeError(f"{name} has dtype {array.dtype}, and had {before.dtype} when it was borrowed: {_UNDO}")
+    if array.shape != before.shape:
+        raise ShapeError(f"{name} has shape {array.shape}, and had {before.shape} when it was borrowed: {_UNDO}")
+    if array.strides != before.strides:
+        raise LayoutError(f"{name} has strides {array.strides}, and had {before.strides} when it was borrowed: {_UNDO}")
+    if array.ctypes.data != before.address:
+        raise LayoutError(f"{name} has other memory than when it was borrowed: {_UNDO}")
 
 
 def check_shape(array: Array, name: str, param: Array, param_name: str) -> None:
@@ -50,6 +89,7 @@ class Extents:
         ends = begins + np.array([array.nbytes for array in arrays], dtype=np.uint64)
         order = in_memory(begins, ends, names)
         self.begins, self.ends = begins[order], ends[order]
+        self._listed_begins: list[int] = self.begins.tolist()  # NumPy takes ten times as long to search for one number
         self._names = [names[int(index)] for index in order]
 
     def check_apart(self, array: Array, name: str) -> None:
@@ -58,10 +98,9 @@ class Extents:
         Raises:
             OverlapError: it does.
         """
-        begin = array.ctypes.data
-        end = np.uint64(begin + array.nbytes)
-        before = int(np.searchsorted(self.begins, end)) - 1  # the last that begins before the array's end
-        if array.nbytes and before >= 0 and self.ends[before] > begin:
+        begin, size = int(array.ctypes.data), array.nbytes
+        before = bisect.bisect_left(self._listed_begins, begin + size) - 1  # the last that begins before its end
+        if size and before >= 0 and int(self.ends[before]) > begin:
             raise _shared(name, self._names[before])
 
 

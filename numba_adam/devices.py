@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from numba_adam.axes import axes_of, in_memory_order
 from numba_adam.conversion import format_number
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
 from numba_adam.errors import HyperparameterError, UnsupportedArrayError
@@ -25,8 +26,9 @@ def borrow_param(param: Any, name: str) -> Any:
         ArrayError: it cannot be updated in place; the message says what to do.
     """
     if is_on_cuda(param):
-        return borrow_cuda(param, name=name, writable=True)
-    return borrow(param, name=name, writable=True, narrow=True)
+        return borrow_cuda(param, name=name, writable=True, any_order=True)
+    # A view of our own: what is done to the caller's array object, such as `array.shape = ...`, does not change it.
+    return borrow(param, name=name, writable=True, narrow=True, any_order=True).view()
 
 
 def check_same_place(new: Any, name: str, old: Any) -> None:
@@ -93,8 +95,20 @@ def update_on_cuda(
     """
     from numba_adam.cuda.table import CudaTable  # needs a CUDA package
 
-    columns = [[array] for array in arrays[1:]]
-    table = CudaTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels, steps=[step - 1])
+    views = [
+        borrow_cuda(array, name=name, writable=True, any_order=True)
+        for array, name in zip(arrays[1:], labels, strict=False)
+    ]
+    axes = axes_of(views[0])
+    table = CudaTable(
+        *([in_memory_order(view, axes)] for view in views),
+        hyperparameters=[hyperparameters],
+        names=[""],
+        labels=labels,
+        steps=[step - 1],
+        axes=[axes],
+        caller=arrays[1],
+    )
     table.step([arrays[0]], Scaling(grad_scale))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from numba_adam.arrays import Array, check_shape
+from numba_adam.axes import Axes, axes_of, in_memory_order
 from numba_adam.cuda.arrays import is_on_cuda
 from numba_adam.devices import update_on_cuda
-from numba_adam.errors import HyperparameterError
+from numba_adam.errors import HyperparameterError, LayoutError
 from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters
 from numba_adam.interop import borrow, count_writes
 from numba_adam.scalars import real, whole
@@ -47,10 +49,12 @@ def adam_update(
     framework.
 
     Args:
-        param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16; C-contiguous, writable, of
-            any shape.
-        grad: their gradient, of the same shape and of any of these dtypes; not changed.
-        exp_avg: first moment, of the same shape: float32, float64 or bfloat16; zeros before the first step.
+        param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16; dense, writable, of any
+            shape. The axes may lie in memory in any order.
+        grad: their gradient, of the same shape and of any of these dtypes; not changed. One whose axes lie in memory in
+            another order is copied first (on a GPU it is refused).
+        exp_avg: first moment, of the same shape and order of axes: float32, float64 or bfloat16; zeros before the first
+            step.
         exp_avg_sq: second moment, likewise.
         step: number of this update, 1 for the first.
         lr: learning rate.
@@ -81,12 +85,27 @@ def adam_update(
         update_on_cuda(arrays, hyperparameters, number, scale, labels)
         count_writes(arrays[1:])
         return
-    columns = [
-        [borrow(array, name=name, writable=True, narrow=True)] for array, name in zip(arrays[1:], labels, strict=False)
+    views = [
+        borrow(array, name=name, writable=True, narrow=True, any_order=True)
+        for array, name in zip(arrays[1:], labels, strict=False)
     ]
-    table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels)
+    axes = axes_of(views[0])
+    columns = [[_turned(view, name, views[0], axes)] for view, name in zip(views, labels, strict=False)]
+    table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels, axes=[axes])
     table.update([grad], np.array([number - 1], dtype=np.int64), Scaling(scale))
     count_writes(arrays[1:])
+
+
+def _turned(array: Array, name: str, param: Array, axes: Axes | None) -> Array:
+    """Return an array with the axes of its parameter's memory in C order; refuse one of another order."""
+    check_shape(array, name, param, "param")
+    turned: Array = in_memory_order(array, axes)
+    if not turned.flags.c_contiguous:
+        raise LayoutError(
+            f"{name} has strides {array.strides}: it must have its axes in memory in the order of param's, which has "
+            f"strides {param.strides}; make it with numpy.empty_like(param), or copy into such an array"
+        )
+    return turned
 
 
 def _step(value: object) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.arrays import Array
+from numba_adam.axes import Axes, as_given, in_memory_order
 from numba_adam.conversion import convert, decode, encode
 from numba_adam.eight_bit import EightBit
 from numba_adam.formats import NAMES, dtype_of
@@ -61,6 +62,39 @@ def copied(state: Mapping[str, Any], param: Array, name: str) -> tuple[Moment, M
         return _in_8_bits(state, first, second, largest)
     third = None if largest is None else _in_floats(largest, param, name, 3)
     return _in_floats(first, param, name, 1), _in_floats(second, param, name, 2), third
+
+
+def turned(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]:
+    """Return what a state dict says of a parameter with the axes of its memory; arrays of another order are copied.
+
+    Args:
+        state: arrays with the parameter's shape, and moments in 8 bits whose codes have the axes that "axes" says.
+        axes: the order in memory of the parameter's axes.
+    """
+    own = state.get("axes")
+    state = {name: value for name, value in state.items() if name != "axes"}
+    codes = state["exp_avg_sq"].codes if isinstance(state.get("exp_avg_sq"), EightBit) else None
+    if codes is not None and not in_memory_order(as_given(codes, own), axes).flags.c_contiguous:
+        state |= _in_floats_of(state, own)  # their blocks have other elements
+    return {name: _one_turned(value, own, axes) for name, value in state.items()}
+
+
+def _in_floats_of(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]:
+    """Return a state's moments in 8 bits as floats, with the parameter's shape."""
+    first, second = decode(state["exp_avg"], state["exp_avg_sq"])
+    floats = {"exp_avg": first, "exp_avg_sq": second}
+    if isinstance(state.get("max_exp_avg_sq"), EightBit):
+        floats["max_exp_avg_sq"] = decode(None, state["max_exp_avg_sq"])[1]
+    return {name: as_given(array, axes) for name, array in floats.items()}
+
+
+def _one_turned(value: Any, own: Axes | None, axes: Axes | None) -> Any:
+    if isinstance(value, EightBit):
+        return EightBit(in_memory_order(as_given(value.codes, own), axes), value.scales)
+    if not isinstance(value, np.ndarray):
+        return value
+    array = in_memory_order(value, axes)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def _decoded(first: Any, second: Moment) -> tuple[Array | None, Array]:

@@ -6,20 +6,22 @@ state dicts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
 
 from numba_adam import pickling, state_dicts
 from numba_adam.accumulated import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
-from numba_adam.arrays import Extents, check_like
+from numba_adam.arrays import Extents, check_like, watched
+from numba_adam.axes import as_given, axes_of, in_memory_order
 from numba_adam.conversion import format_number
 from numba_adam.devices import borrow_param, check_loss_scale, check_same_place, parts_of
-from numba_adam.errors import HyperparameterError, NamesError
+from numba_adam.errors import HyperparameterError, LayoutError, NamesError
 from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList, check_attribute
 from numba_adam.gradients import in_order
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import count_writes
-from numba_adam.interop.dispatch import place_of
 from numba_adam.interop.writes import CountedWrites
 from numba_adam.kernels.threads import step_lock
 from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
@@ -34,19 +36,12 @@ from numba_adam.param_groups import (
 )
 from numba_adam.part import Member, MixedParts, StepResult, accumulate, was_applied
 from numba_adam.scaling import Scaling, scaling
+from numba_adam.watching import Watch
 
 _FIXED_STATE = (
     "opt.state only shows the state: write into its arrays, as in opt.state['w']['exp_avg'][...] = 0, or load another "
     "with load_state_dict"
 )
-
-
-class _Watched(NamedTuple):
-    """A parameter whose owner may give it other memory, as `tensor.data = ...` does in PyTorch."""
-
-    owner: Any
-    place: Callable[[Any], int]
-    seen: int  # where it lay when it was borrowed
 
 
 class Adam:
@@ -101,8 +96,8 @@ class Adam:
         Args:
             params: one array, a dict (name -> array), an iterable of arrays or of pairs (name, array), such as
                 `named_parameters()`, or a list of param groups: dicts with "params" (any of these), hyperparameters and
-                notes of their own. float32, float64, bfloat16 (or its bits as uint16) or float16, C-contiguous,
-                writable, of any framework whose arrays lend their memory.
+                notes of their own. float32, float64, bfloat16 (or its bits as uint16) or float16, dense (the axes may
+                lie in memory in any order), writable, of any framework whose arrays lend their memory.
             lr: learning rate; or a schedule: a function that is given the number of the update, 1 for the first, and
                 returns the learning rate. Steps that were left out do not count; where the parameters of a group had
                 different numbers of updates, the largest does. It may be asked more than once for the same number, and
@@ -145,7 +140,7 @@ class Adam:
         self._param_groups, self._options, self._single = ParamGroups(groups), options, is_single
         self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
         self._members = self._borrow_all()
-        self._watched = _watch(self.param_groups)
+        self._watch = Watch(member.given for member in self._members)
         self._writes = CountedWrites(member.given for member in self._members)
         Extents([each.param for each in self._members], [f"params{each.label}" for each in self._members])
         self._parts = parts_of(self._members, self._options)
@@ -167,11 +162,16 @@ class Adam:
     ) -> StepResult:
         """Update every parameter that has a gradient, in place.
 
+        A parameter that was given other memory since the last step, or other strides (`tensor.data = ...`), is
+        followed: as in PyTorch, an element keeps its state by its index. With other strides, the arrays of `state`,
+        `ema` and `low_precision` are new ones.
+
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
                 groups), or a dict or pairs (name, gradient) with the same names; each of its parameter's shape, of any
-                of the dtypes that a parameter may have. None in place of an array leaves that parameter and its state
-                as they are. Left out: what was accumulated, see `accumulate`.
+                of the dtypes that a parameter may have. One whose axes lie in memory in another order than its
+                parameter's is copied first (on a GPU it is refused). None in place of an array leaves that parameter
+                and its state as they are. Left out: what was accumulated, see `accumulate`.
             grad_scale: multiplies every gradient.
             loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
                 before, and if any of them is not finite the whole step is left out. A float; or where all parameters
@@ -227,7 +227,7 @@ class Adam:
         """
         ordered = in_order(grads, len(self._members), self._names, self._single)
         with self._lock:
-            if self._watched:
+            if self._watch.kinds:
                 self._follow()
             accumulate(self._parts, ordered)
             self._accumulations += 1
@@ -327,7 +327,7 @@ class Adam:
             StateDictError: it does not fit the parameters; the message says where. Nothing was changed.
             HyperparameterError: it holds a hyperparameter that is out of range. Nothing was changed.
         """
-        loaded = state_dicts.parse(state_dict, self.param_groups, [member.param for member in self._members])
+        loaded = state_dicts.parse(state_dict, self.param_groups, [member.shown for member in self._members])
         with self._lock:
             for part in self._parts:
                 part.check_whole([loaded.states[member.place] for member in part.members])
@@ -392,14 +392,14 @@ class Adam:
 
     def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
         """Make a step; the lock is held."""
-        if self._watched:
+        if self._watch.kinds:
             self._follow()
         scheduled = [group for group in self.param_groups if group.schedule is not None]
         if scheduled:
             steps = [1 + max(part.last_step(group) for part in self._parts) for group in scheduled]
             follow_schedules(scheduled, steps)
         result = self._stepper.step(grads, treatment)
-        if was_applied(result):
+        if self._writes.kinds and was_applied(result):
             self._writes.count(grads)
         return result
 
@@ -416,9 +416,9 @@ class Adam:
     def _kept(self, name: str, option: str) -> Any:
         """Return the arrays of one kind that are kept for all parameters, in the form of `params`."""
         by_place = {
-            place: array
+            member.place: None if array is None else as_given(array, member.axes)
             for part in self._parts
-            for place, array in zip(part.places, getattr(part.kept, name), strict=True)
+            for member, array in zip(part.members, getattr(part.kept, name), strict=True)
         }
         if any(array is None for array in by_place.values()):
             raise HyperparameterError(f"this optimizer keeps no such arrays: make it with {option}")
@@ -432,15 +432,38 @@ class Adam:
 
     def _follow(self) -> None:
         """Borrow anew what was given other memory since: updating the old would move nothing that anybody sees."""
-        if all(watched.place(watched.owner) == watched.seen for watched in self._watched):
+        if not self._watch.sees_a_change():
             return
         members = self._borrow_all()
         for new, old in zip(members, self._members, strict=True):
             check_same_place(new.param, f"params{new.label}", old.param)
-            check_like(new.param, f"params{new.label}", old.param, "the memory it had before")
-        self._members, self._watched = members, _watch(self.param_groups)
+            check_like(new.shown, f"params{new.label}", old.shown, "the memory it had before")
+        turned = [new.label for new, old in zip(members, self._members, strict=True) if new.axes != old.axes]
+        if turned:
+            self._reorder(members, turned[0])
+        self._members, self._watch = members, Watch(member.given for member in members)
         for part in self._parts:
             part.follow([members[place] for place in part.places])
+
+    def _reorder(self, members: list[Member], label: str) -> None:
+        """Let the state of parameters have the axes that these have now: as in PyTorch, an element keeps its index.
+
+        Args:
+            members: the parameters as they are now.
+            label: what messages call one of those whose axes lie in another order.
+        """
+        if self._accumulations:
+            raise LayoutError(
+                f"params{label} has its axes in memory in another order than when gradients were accumulated: set it "
+                "back, or drop_accumulated() before the next step"
+            )
+        saved = state_dicts.dump(self.param_groups, self._states())
+        states = state_dicts.parse(saved, self.param_groups, [member.shown for member in members]).states
+        parts = parts_of(members, self._options)
+        for part in parts:
+            part.set_states([states[place] for place in part.places])
+        self._parts = parts
+        self._stepper = parts[0] if len(parts) == 1 else MixedParts(parts)
 
     def _borrow_all(self) -> list[Member]:
         """Borrow the memory of every parameter."""
@@ -448,9 +471,12 @@ class Adam:
         members = []
         for index, (group, param) in enumerate(pairs):
             label = "" if self._single else f"[{self._names[index]!r}]" if self._names else f"[{index}]"
-            view = borrow_param(param, f"params{label}")
+            name = f"params{label}"
+            view = borrow_param(param, name)
             self._options.check(label, format_number(view))
-            members.append(Member(index, label, view, group, param))
+            axes = axes_of(view)
+            owner = watched(param, name) if isinstance(param, np.ndarray) else None
+            members.append(Member(index, label, in_memory_order(view, axes), group, param, axes, owner))
         return members
 
 
@@ -500,9 +526,3 @@ class AdamW(Adam):
             ema_decay=ema_decay,
             low_precision_copy=low_precision_copy,
         )
-
-
-def _watch(groups: Sequence[ParamGroup]) -> list[_Watched]:
-    """Note where those parameters lie that may be given other memory."""
-    owners = [(param, place_of(param)) for group in groups for param in group["params"]]
-    return [_Watched(owner, place, place(owner)) for owner, place in owners if place is not None]

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.accumulated import Accumulated
-from numba_adam.arrays import Array, Extents, in_memory
+from numba_adam.arrays import Array, Extents, Watched, in_memory
+from numba_adam.axes import Axes, as_given
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import StateDictError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kept import Kept
 from numba_adam.kernels.norm import measure
-from numba_adam.moments import Moments, copied, zeros
+from numba_adam.moments import Moments, copied, turned, zeros
 from numba_adam.options import Options
 from numba_adam.param_groups import ParamGroup
 from numba_adam.scaling import AS_THEY_ARE, Scaling
@@ -52,9 +53,16 @@ class Member(NamedTuple):
 
     place: int  # its place among all parameters of the optimizer
     label: str  # what messages call it: "['w']" or "[3]"
-    param: Any  # a view of its memory: a NumPy array, or a CudaArray
+    param: Any  # a view of its memory, its axes in C order: a NumPy array, or a CudaArray
     group: ParamGroup
     given: Any  # what the caller gave
+    axes: Axes | None = None  # the order in memory of the axes of what was given; None: C order
+    owner: Watched | None = None  # what was given, where that is a NumPy array, and what it said of itself
+
+    @property
+    def shown(self) -> Any:
+        """The same view with the axes of what was given."""
+        return as_given(self.param, self.axes)
 
 
 class Part:
@@ -67,6 +75,7 @@ class Part:
         self.places = [member.place for member in self.members]
         self.params = [member.param for member in self.members]
         self.labels = [member.label for member in self.members]
+        self.axes = [member.axes for member in self.members]
         self.column_labels = MASTER_LABELS if options.master_weights else LABELS
         self.steps = np.zeros(len(self.members), dtype=np.int64)
         self.kept = self._make_kept()
@@ -127,6 +136,8 @@ class Part:
             extents=extents,
             labels=self.column_labels,
             extras=extras,
+            axes=self.axes,
+            owners=[member.owner for member in self.members],
         )
 
     def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
@@ -144,7 +155,8 @@ class Part:
     def make_sums(self) -> Accumulated:
         """Return the sums that gradients are added to, made when they are first needed."""
         if self.accumulated is None:
-            self.accumulated = Accumulated(self.params, self.options.computed_in(format_number(self.params[0])))
+            real = self.options.computed_in(format_number(self.params[0]))
+            self.accumulated = Accumulated(self.params, real, self.axes)
         return self.accumulated
 
     def accumulate(self, count: int, grads: Sequence[Any]) -> None:
@@ -186,7 +198,10 @@ class Part:
         self._table.launch(count, self.steps)
 
     def follow(self, members: Sequence[Member]) -> None:
-        """Take the same parameters in other memory; they have been checked. Their state stays."""
+        """Take the same parameters in other memory, in the same order of axes; they have been checked.
+
+        Their state stays.
+        """
         self.members, self.params = list(members), [member.param for member in members]
         self.kept = self.kept.beside(self.params)
         self._table, self._known = None, []
@@ -202,11 +217,14 @@ class Part:
             **self.kept.state_of(position),
         }
         state: dict[str, Any] = {"step": _shown(self.steps, position)}
+        axes = self.axes[position]
         for name, array in arrays.items():
             if isinstance(array, EightBit):
-                state[name], state[f"{name}_scale"] = array.codes, array.scales
+                state[name], state[f"{name}_scale"] = as_given(array.codes, axes), array.scales
             elif array is not None:
-                state[name] = array
+                state[name] = as_given(array, axes)
+        if axes is not None and isinstance(self._moments.exp_avg_sqs[position], EightBit):
+            state["axes"] = np.array(axes, dtype=np.int64)  # in which the codes' blocks follow each other
         return state
 
     def check_whole(self, states: Sequence[dict[str, Any]]) -> None:
@@ -228,6 +246,7 @@ class Part:
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
+        states = [turned(*each) for each in zip(states, self.axes, strict=True)]
         triples = [copied(*each) for each in zip(states, self.params, self._formats(), strict=True)]
         self._moments = Moments(*(list(column) for column in zip(*triples, strict=True)))
         self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_adam.axes import as_given, in_memory_order
 from numba_adam.cuda.arrays import CudaArray
 from numba_adam.errors import HyperparameterError, StateDictError
 from numba_adam.hyperparameters import Hyperparameters
@@ -68,7 +69,9 @@ def dump(
         "options": asdict(options),
         "is_single": is_single,
         "state": {index: dict(entry) for index, entry in state.items()},
-        "kept": {name: _by_place(parts, [getattr(part.kept, name) for part in parts]) for name in _KEPT},
+        "kept": {
+            name: _by_place(parts, [_as_given(part, getattr(part.kept, name)) for part in parts]) for name in _KEPT
+        },
         "sums": _by_place(parts, [part.accumulated.grads() if part.accumulated else [] for part in parts]),
     }
 
@@ -99,8 +102,8 @@ def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
 def restore(parts: Sequence[Part], said: Mapping[str, Any]) -> None:
     """Give parts the averages, copies and sums that `dump` said; the first two as the very arrays, where they fit."""
     for part in parts:
-        kept = said["kept"]
-        part.kept.adopt(*([kept[name].get(place) for place in part.places] for name in _KEPT))
+        kept = [[said["kept"][name].get(place) for place in part.places] for name in _KEPT]
+        part.kept.adopt(*(_in_memory_order(part, arrays) for arrays in kept))
         grads = [said["sums"].get(place) for place in part.places]
         if any(grad is not None for grad in grads):
             sums = part.make_sums()
@@ -119,6 +122,17 @@ def _group(group: ParamGroup) -> dict[str, Any]:
         "schedule": None if group.schedule is None else PickledSchedule(group.schedule),
         "notes": group.notes,
     }
+
+
+def _as_given(part: Part, arrays: Sequence[Any]) -> list[Any]:
+    """Return a part's arrays with the axes of its parameters as they were given."""
+    return [None if array is None else as_given(array, axes) for array, axes in zip(arrays, part.axes, strict=True)]
+
+
+def _in_memory_order(part: Part, arrays: Sequence[Any]) -> list[Any]:
+    """Return arrays with the axes of a part's parameters as these lie in memory."""
+    pairs = zip(arrays, part.axes, strict=True)
+    return [None if array is None else in_memory_order(array, axes) for array, axes in pairs]
 
 
 def _by_place(parts: Sequence[Part], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:

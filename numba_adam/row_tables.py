@@ -83,14 +83,14 @@ def row_numbers(rows: Any, table: Table) -> Array:
 
 def borrow_grads(given: object, rows: Array, table: Table) -> Array:
     """Borrow the gradients, and check them."""
-    grads, param = borrow(given, name="grad_rows"), table.arrays[0]
+    grads, param = borrow(given, name="grad_rows", any_order=True), table.arrays[0]
     needed = (rows.size, *param.shape[1:])
     if grads.shape != needed:
         raise ShapeError(f"grad_rows has shape {grads.shape}: it must have a row of param for each of rows, {needed}")
     if grads.dtype != param.dtype:
         raise DtypeError(f"grad_rows has dtype {grads.dtype}: it must have the dtype of param, {param.dtype}")
     _check_apart([*table.arrays, table.last_step, grads], [*table.names, "grad_rows"])
-    return grads
+    return grads if grads.flags.c_contiguous else np.ascontiguousarray(grads)
 
 
 def check_inside(outside: int, rows: Any, table: Table) -> None:

@@ -76,7 +76,8 @@ def adam_update_rows(
     Args:
         param: the table, (n, ...): float32 or float64, C-contiguous, writable; its rows are what the first index picks.
         rows: (k,) integers from 0 to n - 1; no other thread may change them during the call.
-        grad_rows: (k, ...): the gradient of each of them, of the table's dtype; not changed.
+        grad_rows: (k, ...): the gradient of each of them, of the table's dtype; not changed. One whose axes do not lie
+            in memory in C order is copied first.
         exp_avg: first moment, of the table's shape and dtype; zeros before the first step.
         exp_avg_sq: second moment, likewise.
         step: number of this update of the table, 1 for the first.

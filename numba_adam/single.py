@@ -15,7 +15,7 @@ from numba_adam.arrays import Array
 from numba_adam.folding import FLOORS, Settings, settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kernels.gather import kinds, usable
-from numba_adam.kernels.job import COLUMNS, OPTIONS, Job, empty_plan, pack
+from numba_adam.kernels.job import COLUMNS, OPTIONS, OWNER, Job, empty_plan, pack
 from numba_adam.kernels.single import prepare_one
 from numba_adam.table import run
 
@@ -74,10 +74,12 @@ def _slot(dtype: str) -> _Slot:
         settings=np.zeros((1, len(Settings._fields))),
         kinds=kinds(),
         shapes=np.zeros(0, dtype=np.int64),
+        strides=np.zeros(0, dtype=np.int64),
         starts=np.zeros(2, dtype=np.int64),
         begins=nothing,
         ends=nothing,
-        params=nothing,
+        owners=np.zeros((1, OWNER), dtype=np.uint64),
+        copies=np.zeros((0, OWNER), dtype=np.uint64),
         **empty_plan(1, dtype),
     )
     return _Slot(dtype, job, pack(job), np.zeros(1, dtype=np.int64))

@@ -9,6 +9,7 @@ well, and "param_groups" is a copy.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.arrays import Array, check_shape
+from numba_adam.axes import Axes, in_memory_order
 from numba_adam.eight_bit import EightBit, blocks_of
 from numba_adam.errors import ArrayError, StateDictError
 from numba_adam.fixed import HYPERPARAMETER_NAMES
@@ -139,7 +141,8 @@ def _state(state: Any, key: object, param: Array) -> dict[str, Any]:
             f"{where} has only one of 'exp_avg' and 'exp_avg_sq' in 8 bits: the first is kept as its ratio to the "
             "second's root, so both must be, or neither"
         )
-    return {"step": _step(state["step"], f"{where}['step']"), **arrays}
+    axes = _axes(state, where, param)
+    return {"step": _step(state["step"], f"{where}['step']"), **arrays, **({} if axes is None else {"axes": axes})}
 
 
 def _step(value: object, name: str) -> int:
@@ -165,7 +168,24 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
             f"{label} has shape {codes.shape} with scales of shape {scales.shape}: they must have {param.shape} "
             f"and {needed}"
         )
-    return EightBit(codes, scales)
+    codes = in_memory_order(codes, _axes(state, where, param))
+    return EightBit(np.array(codes, order="C"), scales)
+
+
+def _axes(state: Mapping[str, Any], where: str, param: Array) -> Axes | None:
+    """Return the axes along which the blocks of codes follow each other; None for C order."""
+    given = state.get("axes")
+    if given is None:
+        return None
+    try:
+        axes = tuple(map(operator.index, given))
+    except (TypeError, ValueError, RuntimeError):  # whatever a framework raises
+        axes = ()
+    if sorted(axes) != list(range(param.ndim)):
+        raise StateDictError(
+            f"{where}['axes'] is {given!r}: it must have each of the parameter's {param.ndim} axes once"
+        )
+    return axes
 
 
 def _dtype_name(array: object) -> str:
@@ -183,7 +203,7 @@ def _copied(array: Any, name: str) -> Array:
 
 def _array(value: object, name: str, param: Array) -> Array:
     try:
-        array = borrow(value, name=name, narrow=True)
+        array = borrow(value, name=name, narrow=True, any_order=True)
         check_shape(array, name, param, "its parameter")
     except ArrayError as error:
         raise StateDictError(str(error)) from error

@@ -6,12 +6,13 @@ The optimizer classes, the functional form and the parameter server all stand on
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.arrays import Array, Extents, check_shape
+from numba_adam.arrays import Array, Extents, Watched, check_shape, check_unchanged, watched
+from numba_adam.axes import Axes, as_given, in_memory_order
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
@@ -26,6 +27,7 @@ from numba_adam.kernels.job import (
     IS_PLAIN,
     IS_STOCHASTIC,
     OPTIONS,
+    OWNER,
     SCALE,
     SEED,
     ZERO_GRAD,
@@ -78,6 +80,8 @@ class UpdateTable:
         extents: Extents | None = None,
         labels: Sequence[str] = LABELS,
         extras: Extras = NO_EXTRAS,
+        axes: Sequence[Axes | None] | None = None,
+        owners: Sequence[Watched | None] | None = None,
     ) -> None:
         """Check the arrays and note where they lie.
 
@@ -92,6 +96,10 @@ class UpdateTable:
             extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
             labels: what error messages call each kind of array, before its name.
             extras: what is to be done beside.
+            axes: for each parameter the order in memory of the axes that its gradient has, where these arrays are views
+                of the caller's with the axes in that order; None: C order. Default: None for all.
+            owners: for each parameter the caller's array object, if there is one, which must stay as it is. Default:
+                the parameters.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -111,11 +119,17 @@ class UpdateTable:
         self._extras = extras
         self.dtype = self._check()
         self._range = self._range_of_moments()
+        self._axes = list(axes or nothing)
+        self._shapes = [as_given(param, order).shape for param, order in zip(self._params, self._axes, strict=True)]
         self._extents = extents or Extents(*self._written())
-        self._pins = [weakref.ref(array) for array in self._written()[0]]
+        self._owners = self._watched(0) if owners is None else list(owners)
+        self._copies = self._watched(5)
+        pinned = [owner.array for owner in self._owners if owner is not None]
+        self._pins = [weakref.ref(array) for array in (*self._written()[0], *pinned)]
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
         self._places = pack(self._job)
         self._views: list[Array | None] = []
+        self._copied: list[Array] = []  # gradients of which the step works on copies, to be set to zero
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
@@ -138,13 +152,15 @@ class UpdateTable:
         """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
         job, like = self._job, self._job.constants
         job.options[ZERO_GRAD] = scaling.zero_grad
+        if self._copied:
+            self._copied = []
         if len(self._params) == 1:
             job.objects[0] = id(grads[0])
         else:
             job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
         count = prepare(self._places, like, steps, scaling.factor, scaling.clip_value) if usable() else -1
         if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
-            self._check_writable()
+            self._check_owners()
             self._views = [self._view_of(index, grad, scaling) for index, grad in enumerate(grads)]
             job.grads[:] = [_address(view) for view in self._views]
             job.grad_formats[:] = [0 if view is None else _format(view) for view in self._views]
@@ -188,7 +204,15 @@ class UpdateTable:
     def launch(self, count: int, steps: Array) -> None:
         """Make the step that `prepare` planned; its gradients must still be alive."""
         run(self._job, self._places, steps, count)
+        if self._copied:
+            self._set_to_zero()
         self._views = []
+
+    def _set_to_zero(self) -> None:
+        """Set the gradients to zero of which the step worked on copies."""
+        for grad in self._copied:
+            grad.fill(0)
+        self._copied = []
 
     def _check(self) -> str:
         """Check every array against its parameter, and the parameters against each other; return the compute dtype."""
@@ -223,7 +247,8 @@ class UpdateTable:
 
     def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> Job:
         """Return what the kernels work on."""
-        shapes, count = [param.shape for param in self._params], len(self._params)
+        shapes, count = self._shapes, len(self._params)
+        given = [as_given(param, order) for param, order in zip(self._params, self._axes, strict=True)]
         formats = np.zeros((count, COLUMNS), dtype=np.int64)
         formats[:, : len(self._columns)] = np.transpose([[_format(array) for array in c] for c in self._columns])
         extras = self._extras
@@ -238,10 +263,14 @@ class UpdateTable:
             settings=np.array([settings(entry, self._range, extras.ema_decay) for entry in hyperparameters]),
             kinds=kinds(),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
+            strides=np.array(
+                [*(stride // each.itemsize for each in given for stride in each.strides), 0], dtype=np.int64
+            ),
             starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
             begins=self._extents.begins,
             ends=self._extents.ends,
-            params=np.array([id(array) for array, _ in self._parameters()], dtype=np.uint64),
+            owners=_rows(self._owners),
+            copies=_rows(copy for copy in self._copies if copy is not None),
             **empty_plan(count, self.dtype),
         )
 
@@ -261,26 +290,37 @@ class UpdateTable:
         *moments, ema, copy = (column[index] for column in self._columns)
         return ema is None and copy is None and all(array is None or array.dtype == self.dtype for array in moments)
 
-    def _check_writable(self) -> None:
-        """Refuse a parameter that was made read-only since the last step."""
-        for array, name in self._parameters():
-            if not array.flags.writeable:
-                borrow(array, name=name, writable=True, narrow=True)
+    def _check_owners(self) -> None:
+        """Refuse an array of the caller's that was made read-only, or was given other attributes."""
+        for owner in (*self._owners, *self._copies):
+            if owner is None:
+                continue
+            check_unchanged(owner)
+            if not owner.array.flags.writeable:
+                borrow(owner.array, name=owner.name, writable=True, narrow=True, any_order=True)
 
-    def _parameters(self) -> list[tuple[Array, str]]:
-        """Return the arrays that may be the caller's own, and what to call them: parameters, and copies of them."""
-        arrays, names = written([self._columns[0], self._columns[5]], self._names, (self._labels[0], self._labels[5]))
-        return list(zip(arrays, names, strict=True))
+    def _watched(self, column: int) -> list[Watched | None]:
+        """Return what the arrays of a column say of themselves now; they may be the caller's own."""
+        pairs = zip(self._columns[column], self._names, strict=True)
+        label = self._labels[column]
+        return [watched(array, f"{label}{name}") if isinstance(array, np.ndarray) else None for array, name in pairs]
 
     def _view_of(self, index: int, grad: Any, scaling: Scaling) -> Array | None:
         """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""
         if grad is None:
             return None
         name = f"{self._labels[6]}{self._names[index]}"
-        view = borrow(grad, name=name, writable=scaling.zero_grad, narrow=True)
-        check_shape(view, name, self._params[index], f"{self._labels[0]}{self._names[index]}")
+        view = borrow(grad, name=name, writable=scaling.zero_grad, narrow=True, any_order=True)
+        if view.shape != self._shapes[index]:
+            param = as_given(self._params[index], self._axes[index])
+            check_shape(view, name, param, f"{self._labels[0]}{self._names[index]}")
         self._extents.check_apart(view, name)
-        return view
+        turned: Array = in_memory_order(view, self._axes[index])
+        if turned.flags.c_contiguous:
+            return turned
+        if scaling.zero_grad:
+            self._copied.append(view)
+        return np.ascontiguousarray(turned)
 
 
 def written(
@@ -342,6 +382,15 @@ def run(job: Job, places: Array, steps: Array, count: int) -> None:
         return
     with threads.launch_lock:
         kernels.update_parallel(places, job.constants, steps, count, tasks)
+
+
+def _rows(owners: Iterable[Watched | None]) -> Array:
+    """Return what a job says of array objects that must stay as they are."""
+    rows = [
+        (0, 0, 0, 0) if owner is None else (id(owner.array), owner.address, id(owner.dtype), owner.dtype.itemsize)
+        for owner in owners
+    ]
+    return np.array(rows, dtype=np.uint64).reshape(-1, OWNER)
 
 
 def _options(extras: Extras) -> Array:

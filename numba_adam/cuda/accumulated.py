@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numba_adam.accumulated import Accumulated
+from numba_adam.axes import Axes, as_given
 from numba_adam.cuda.arrays import CudaArray
 from numba_adam.cuda.batches import Batch, Work, batches, launch
 from numba_adam.cuda.kernels import accumulate
@@ -21,8 +22,9 @@ _SUM, _GRAD = Place._fields.index("param"), Place._fields.index("grad")
 class CudaAccumulated(Accumulated):
     """The sums of some parameters' gradients on a GPU, in the dtype in which these are computed."""
 
-    def __init__(self, params: Sequence[CudaArray], dtype: str) -> None:
-        """Make room for them, with zeros."""
+    def __init__(self, params: Sequence[CudaArray], dtype: str, axes: Sequence[Axes | None]) -> None:
+        """Make room for them, with zeros; arguments as for `Accumulated`."""
+        self._axes = list(axes)
         self._arrays = [zeros(param.shape, dtype, param.device, param.stream) for param in params]
         self._have = [False] * len(params)
 
@@ -33,7 +35,8 @@ class CudaAccumulated(Accumulated):
 
     def grads(self) -> list[Any]:
         """Return the sum of each parameter's gradients, None where it had none."""
-        return [array if have else None for array, have in zip(self._arrays, self._have, strict=True)]
+        triples = zip(self._arrays, self._have, self._axes, strict=True)
+        return [as_given(array, axes) if have else None for array, have, axes in triples]
 
     def begin_anew(self, are_zero: bool) -> None:
         """Forget which parameters had a gradient; queue zeros for the sums, unless a step has done so."""

@@ -6,12 +6,13 @@ Nothing is copied, and nothing waits: neither this process nor the GPU.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from numba_adam.axes import is_dense
 from numba_adam.cuda import dlpack, streams
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, UnsupportedArrayError
 
@@ -23,7 +24,7 @@ _IMMUTABLE = ("jax", "jaxlib")  # frameworks whose arrays never change, whatever
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CudaArray:
-    """An array in a GPU's memory, C-contiguous."""
+    """An array in a GPU's memory, dense."""
 
     address: int
     """Where it lies; a multiple of its element's bytes."""
@@ -43,6 +44,9 @@ class CudaArray:
     owner: Any
     """What keeps the memory alive."""
 
+    given_strides: tuple[int, ...] | None = None
+    """Bytes from one element to the next along each axis; None: C-contiguous."""
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy's dtype of an element; uint16 for bfloat16, whose bits they are; uint8 for codes."""
@@ -59,13 +63,33 @@ class CudaArray:
         return self.size * self.dtype.itemsize
 
     @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next along each axis."""
+        return self.given_strides or tuple(self.dtype.itemsize * stride for stride in _c_strides(self.shape))
+
+    @property
+    def flags(self) -> SimpleNamespace:
+        """Whether it lies in C order, as NumPy's arrays say it."""
+        return SimpleNamespace(c_contiguous=self.given_strides is None)
+
+    def transpose(self, axes: tuple[int, ...]) -> CudaArray:
+        """Return the same memory with the axes in another order."""
+        shape, strides = tuple(self.shape[axis] for axis in axes), tuple(self.strides[axis] for axis in axes)
+        return replace(self, shape=shape, given_strides=_strides_unless_c(shape, strides, self.dtype.itemsize))
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """What other libraries borrow it by: `cupy.asarray(array)`; bfloat16 as its bits."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
             "data": (self.address, False),
-            "strides": None,
+            "strides": self.given_strides,
             "version": 3,
             "stream": self.stream,
         }
@@ -90,7 +114,15 @@ def is_on_cuda(array: object) -> bool:
     return not hasattr(array, "__dlpack_device__") and hasattr(array, "__cuda_array_interface__")
 
 
-def borrow_cuda(array: Any, *, name: str, writable: bool = False) -> CudaArray:
+def quick_layout(array: Any) -> object:
+    """Return an array's address, shape, strides and dtype where that can be asked cheaply; None else."""
+    if hasattr(array, "data_ptr"):
+        return array.data_ptr(), array.shape, array.stride(), array.dtype
+    pointer = getattr(getattr(array, "data", None), "ptr", None)
+    return None if pointer is None else (pointer, array.shape, array.strides, array.dtype)
+
+
+def borrow_cuda(array: Any, *, name: str, writable: bool = False, any_order: bool = False) -> CudaArray:
     """Return where an array lies, without copying it and without waiting.
 
     Args:
@@ -98,23 +130,24 @@ def borrow_cuda(array: Any, *, name: str, writable: bool = False) -> CudaArray:
             float32, float64, float16 or bfloat16 (or the bits of bfloat16 as uint16), C-contiguous.
         name: what error messages call it, such as "params['w']".
         writable: whether it is going to be written to.
+        any_order: whether the axes of the array may lie in memory in any order, as long as it is dense.
 
     Raises:
         UnsupportedArrayError: there is no memory to borrow, or it is not on a CUDA GPU.
         DtypeError: none of the dtypes above.
-        LayoutError: not C-contiguous, not aligned or not in native byte order.
+        LayoutError: not C-contiguous (or not dense), not aligned or not in native byte order.
         ReadOnlyError: `writable`, and the memory must not be written to.
     """
     if isinstance(array, CudaArray):
-        return array
+        return _in_order(array, name, any_order=any_order)
     _check_kind(array, name, writable=writable)
     # Tensors that record gradients lend nothing: what is written there is none of their business.
     plain = array.detach() if hasattr(array, "detach") else array
     interface = _interface_of(plain)
     if interface is not None and interface["typestr"] in _FORMATS:
-        return _from_interface(plain, interface, name, writable=writable)
+        return _in_order(_from_interface(plain, interface, name, writable=writable), name, any_order=any_order)
     if hasattr(plain, "__dlpack__"):
-        return _from_dlpack(plain, name)
+        return _in_order(_from_dlpack(plain, name), name, any_order=any_order)
     if interface is None:
         raise _cannot(array, name, "it has neither __cuda_array_interface__ nor __dlpack__")
     raise _wrong_dtype(name, array, interface["typestr"])
@@ -150,13 +183,9 @@ def _from_interface(array: Any, interface: dict[str, Any], name: str, *, writabl
         raise _cannot(array, name, "it is masked")
     number = _FORMATS[interface["typestr"]]
     shape, strides = tuple(interface["shape"]), interface.get("strides")
-    item_bytes = int(interface["typestr"][2:])
-    if strides is not None and any(stride % item_bytes for stride in strides):
-        raise _not_contiguous(name, array, shape, tuple(strides))
-    elements = None if strides is None else tuple(stride // item_bytes for stride in strides)
     device = _device_of(array)
     stream = streams.current(array, device, interface.get("stream"))
-    return _checked(CudaArray(int(address or 0), shape, number, device, stream, array), elements, name)
+    return _with_strides(CudaArray(int(address or 0), shape, number, device, stream, array), strides)
 
 
 def _from_dlpack(array: Any, name: str) -> CudaArray:
@@ -168,14 +197,26 @@ def _from_dlpack(array: Any, name: str) -> CudaArray:
     if number not in _FORMATS.values():
         raise _wrong_dtype(name, array, lent.dtype)
     stream = streams.current(array, lent.device, None)
+    item_bytes = np.dtype(stored_as(number)).itemsize
+    strides = None if lent.strides is None else tuple(stride * item_bytes for stride in lent.strides)
     owner = (array, lent.capsule)
-    return _checked(CudaArray(lent.address, lent.shape, number, lent.device, stream, owner), lent.strides, name)
+    return _with_strides(CudaArray(lent.address, lent.shape, number, lent.device, stream, owner), strides)
 
 
-def _checked(array: CudaArray, strides: tuple[int, ...] | None, name: str) -> CudaArray:
-    """Refuse memory that an update could not use as it lies; `strides` in elements, None for C-contiguous."""
-    if strides is not None and array.size and _compact(array.shape) != _meaningful(array.shape, strides):
-        raise _not_contiguous(name, array.owner, array.shape, strides)
+def _with_strides(array: CudaArray, strides: Any) -> CudaArray:
+    """Return an array with the strides that were lent, in bytes; None for C-contiguous."""
+    given = None if strides is None else _strides_unless_c(array.shape, tuple(strides), array.dtype.itemsize)
+    return replace(array, given_strides=given)
+
+
+def _in_order(array: CudaArray, name: str, *, any_order: bool) -> CudaArray:
+    """Refuse memory that an update could not use as it lies."""
+    if array.given_strides is not None and not (any_order and is_dense(array)):
+        needed = "contiguous memory, its axes in any order" if any_order else "C-contiguous memory"
+        raise LayoutError(
+            f"{name} ({_kind(array.owner)}) of shape {array.shape} has strides {array.strides}, needed is {needed}; "
+            "make a compact copy: cupy.ascontiguousarray(x), x.contiguous()"
+        )
     if array.address % array.dtype.itemsize:
         raise LayoutError(
             f"{name} ({_kind(array.owner)}) starts at address {array.address:#x}, needed is a multiple of "
@@ -184,13 +225,18 @@ def _checked(array: CudaArray, strides: tuple[int, ...] | None, name: str) -> Cu
     return array
 
 
-def _compact(shape: tuple[int, ...]) -> list[int]:
-    """Return the strides that a C-contiguous array of a shape has along its axes of more than one element."""
-    return _meaningful(shape, tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape))))
+def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a C-contiguous array of a shape."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _meaningful(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
-    return [stride for extent, stride in zip(shape, strides, strict=True) if extent > 1]
+def _strides_unless_c(shape: tuple[int, ...], strides: tuple[int, ...], item_bytes: int) -> tuple[int, ...] | None:
+    """Return strides in bytes; None where they are those of C order along all axes of more than one element."""
+    compact = tuple(item_bytes * stride for stride in _c_strides(shape))
+    is_c = 0 in shape or all(
+        extent == 1 or one == other for extent, one, other in zip(shape, strides, compact, strict=True)
+    )
+    return None if is_c else strides
 
 
 def _device_of(array: Any) -> int:
@@ -217,10 +263,3 @@ def _cannot(array: object, name: str, why: str) -> UnsupportedArrayError:
 
 def _wrong_dtype(name: str, array: object, dtype: str) -> DtypeError:
     return DtypeError(f"{name} ({_kind(array)}) has dtype {dtype}, needed is {_NEEDED}; convert it")
-
-
-def _not_contiguous(name: str, array: object, shape: tuple[int, ...], strides: tuple[int, ...]) -> LayoutError:
-    return LayoutError(
-        f"{name} ({_kind(array)}) of shape {shape} has strides {strides}, needed is C-contiguous memory; make a "
-        "compact copy: cupy.ascontiguousarray(x), x.contiguous()"
-    )

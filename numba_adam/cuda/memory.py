@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.axes import as_given, axes_of
 from numba_adam.conversion import format_number
 from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray, stored_as
@@ -133,7 +134,10 @@ def _new(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaA
 
 
 def download(array: CudaArray) -> Array:
-    """Return a copy of an array in this host's memory; bfloat16 as its bits."""
+    """Return a copy of an array in this host's memory, its axes in the same order; bfloat16 as its bits."""
+    axes = axes_of(array)
+    if axes is not None:
+        return as_given(download(array.transpose(axes)), axes)  # type: ignore[no-any-return]
     if seam.SIMULATED:
         values = np.empty(array.shape, array.dtype)
         ctypes.memmove(values.ctypes.data, array.address, array.nbytes)

@@ -82,6 +82,7 @@ class CudaPart(Part):
             rounding=self.options.rounding,
             seed=self.options.seed,
             caller=self.members[0].given,
+            axes=self.axes,
         )
 
     def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
@@ -96,7 +97,8 @@ class CudaPart(Part):
     def make_sums(self) -> CudaAccumulated:
         """Return the sums that gradients are added to, made when they are first needed."""
         if self.accumulated is None:
-            self.accumulated = CudaAccumulated(self.params, self.options.computed_in(_format(self.params[0])))
+            real = self.options.computed_in(_format(self.params[0]))
+            self.accumulated = CudaAccumulated(self.params, real, self.axes)
         assert isinstance(self.accumulated, CudaAccumulated)
         return self.accumulated
 
@@ -147,7 +149,9 @@ class CudaPart(Part):
     def state_of(self, position: int) -> dict[str, Any]:
         """Return one parameter's state, with PyTorch's keys, as NumPy arrays; empty before its first step. Waits."""
         state = super().state_of(position)
-        return {key: value.copy() if key == "step" else self._shown(value) for key, value in state.items()}
+        return {
+            key: self._shown(value) if isinstance(value, CudaArray) else value.copy() for key, value in state.items()
+        }
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""

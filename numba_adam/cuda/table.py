@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from numba_adam.arrays import Extents
+from numba_adam.axes import Axes, as_given, in_memory_order
 from numba_adam.codecs import stream_key
 from numba_adam.cuda import seam
 from numba_adam.cuda.accumulated import Additions
-from numba_adam.cuda.arrays import CudaArray, borrow_cuda
+from numba_adam.cuda.arrays import CudaArray, borrow_cuda, quick_layout
 from numba_adam.cuda.batches import Batch, Work, batches, launch, queue
 from numba_adam.cuda.columns import Columns
 from numba_adam.cuda.kernels import fold, update
@@ -26,7 +27,7 @@ from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS, Layout, Place
 from numba_adam.cuda.memory import Array, Buffer, buffer_of, on
 from numba_adam.cuda.outcomes import Records
 from numba_adam.cuda.squares import Squares
-from numba_adam.errors import DtypeError, ShapeError, UnsupportedArrayError
+from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
 from numba_adam.folding import settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.part import APPLIED, StepResult
@@ -70,6 +71,7 @@ class CudaTable:
         seed: int = 0,
         contract: bool = False,
         caller: Any = None,
+        axes: Sequence[Axes | None] | None = None,
     ) -> None:
         """Check the arrays, and tell the GPU where they lie.
 
@@ -92,6 +94,8 @@ class CudaTable:
             rounding: how bfloat16 parameters and moments are rounded: "nearest" or "stochastic".
             seed: of the random numbers, and of the dither of moments in 8 bits.
             caller: the array of the caller's that says which stream is current. Default: the first parameter.
+            axes: for each parameter the order in memory of the axes that its gradient has, where these arrays are the
+                caller's with the axes in that order; None: C order. Default: None for all.
             contract: let the compiler fuse multiplications with additions; the bits are then not the CPU's.
 
         Raises:
@@ -104,6 +108,8 @@ class CudaTable:
         given = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or none, emas or none, copies or none)
         self._columns = Columns(given, names or [f"[{index}]" for index in range(count)], labels)
         self._caller = params[0] if caller is None else caller
+        self._axes = list(axes or none)
+        self._shapes = [as_given(*pair).shape for pair in zip(self._columns.params, self._axes, strict=True)]
         self._is_stochastic, self._contract, self._zero_grad = rounding == "stochastic", contract, False
         self.dtype, self.device, self.stream = self._columns.dtype, self._columns.device, self._stream_now()
         self._seed, self._ema_decay = seed, ema_decay
@@ -113,6 +119,7 @@ class CudaTable:
         self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places or range(count)))
         self._borrowed: list[CudaArray | None] = [None] * count
         self._given: list[Any] = [None] * count
+        self._layouts: list[object] = [None] * count  # of what was given, for the next step to compare
         self._batches: dict[tuple[bool, tuple[str, ...]], list[Batch]] = {}
         self._squares: Squares | None = None
         self._additions: Additions | None = None
@@ -153,7 +160,8 @@ class CudaTable:
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
-        views = [self._view_of(index, grad, writable=zero_grad) for index, grad in enumerate(grads)]
+        layouts = [quick_layout(grad) for grad in grads]
+        views = [self._view_of(index, grad, layouts[index], writable=zero_grad) for index, grad in enumerate(grads)]
         scalars = [self._scalar(loss_scale, "loss_scale"), self._scalar(found_inf, "found_inf")]
         self.stream = self._stream_now()
         addresses = np.array([0 if view is None else view.address or 1 for view in views], dtype=np.int64)
@@ -161,6 +169,7 @@ class CudaTable:
             self._table[_GRAD] = addresses
             self._places.upload(self._table, self.stream)
         self._borrowed, self._given = views, list(grads)
+        self._layouts = layouts
         self._device_scalars, self._zero_grad = (scalars[0], scalars[1]), zero_grad
         self.prepare_again(scaling)
         return int(np.count_nonzero(addresses))
@@ -229,7 +238,7 @@ class CudaTable:
 
     def _stream_now(self) -> int:
         """Return the stream that the caller works on."""
-        return borrow_cuda(self._caller, name="params").stream
+        return borrow_cuda(self._caller, name="params", any_order=True).stream
 
     def _make_buffers(self, groups: list[int], steps: list[int], places: list[int]) -> None:
         """Take the memory that the kernels need beside the arrays."""
@@ -254,19 +263,21 @@ class CudaTable:
         keys = [stream_key(self._seed, 0, numbers, column) for column in fold.DITHERED]
         return buffer_of(np.stack(keys, axis=1), self.device, self.stream)
 
-    def _view_of(self, index: int, grad: Any, *, writable: bool) -> CudaArray | None:
+    def _view_of(self, index: int, grad: Any, layout: object, *, writable: bool) -> CudaArray | None:
         """Borrow a gradient, and check it. One that was seen before and lies where it lay is not asked again."""
         if grad is None:
             return None
-        known = self._borrowed[index]
-        if not writable and grad is self._given[index] and known is not None and _place_of(grad) == known.address:
-            return known
-        labels, called, param = self._columns.labels, self._columns.names[index], self._columns.params[index]
+        if not writable and grad is self._given[index] and layout is not None and layout == self._layouts[index]:
+            return self._borrowed[index]
+        labels, called, shape = self._columns.labels, self._columns.names[index], self._shapes[index]
         name = f"{labels[6]}{called}"
-        view = borrow_cuda(grad, name=name, writable=writable)
-        if view.shape != param.shape:
-            raise ShapeError(
-                f"{name} has shape {view.shape}: it must have the shape of {labels[0]}{called}, {param.shape}"
+        view = borrow_cuda(grad, name=name, writable=writable, any_order=True)
+        if view.shape != shape:
+            raise ShapeError(f"{name} has shape {view.shape}: it must have the shape of {labels[0]}{called}, {shape}")
+        if not in_memory_order(view, self._axes[index]).flags.c_contiguous:
+            raise LayoutError(
+                f"{name} has strides {view.strides}: on a GPU it must have its axes in memory in the order of "
+                f"{labels[0]}{called}; copy it into an array made like that: empty_like(param)"
             )
         if view.format == "float64" and self.dtype != "float64":
             raise DtypeError(
@@ -347,11 +358,3 @@ class CudaTable:
         threads = min(128, count)
         arguments = (tuple(step), count, self._seed)
         queue(fold.kernel(self.dtype), math.ceil(count / threads), threads, self.device, self.stream, *arguments)
-
-
-def _place_of(array: Any) -> int | None:
-    """Return where an array lies now, where that can be asked cheaply; None else."""
-    if hasattr(array, "data_ptr"):
-        return int(array.data_ptr())
-    pointer = getattr(getattr(array, "data", None), "ptr", None)
-    return None if pointer is None else int(pointer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from numba_adam.interop.lender import FLOAT32, FLOAT64, Lender, check
 _LENDERS: tuple[Lender, ...] = (numpy.LENDER, torch.LENDER, jax.LENDER, *protocols.LENDERS)
 
 
-def borrow(array: object, *, name: str, writable: bool = False, narrow: bool = False) -> npt.NDArray[Any]:
+def borrow(
+    array: object, *, name: str, writable: bool = False, narrow: bool = False, any_order: bool = False
+) -> npt.NDArray[Any]:
     """Return a NumPy view of an array's memory, without copying.
 
     Args:
@@ -24,15 +26,16 @@ def borrow(array: object, *, name: str, writable: bool = False, narrow: bool = F
         writable: whether the view is going to be written to.
         narrow: whether bfloat16 and float16 are admitted too. NumPy knows no bfloat16 of its own: an array of
             ml_dtypes' stays what it is, a PyTorch tensor's bits come as uint16, and uint16 arrays are taken for such.
+        any_order: whether the axes of the array may lie in memory in any order, as long as it is dense.
 
     Returns:
-        A view of the array's own shape: C-contiguous, aligned, in native byte order. A plain NumPy array is
+        A view of the array's own shape: C-contiguous (or dense), aligned, in native byte order. A plain NumPy array is
         returned as it is.
 
     Raises:
         UnsupportedArrayError: there is no memory to borrow, or it is not in this host's RAM.
         DtypeError: neither float32 nor float64, nor one of the narrow formats where these are admitted.
-        LayoutError: not C-contiguous, not aligned or not in native byte order.
+        LayoutError: not C-contiguous (or not dense), not aligned or not in native byte order.
         ReadOnlyError: `writable`, and the memory must not be written to.
 
     >>> import array
@@ -45,7 +48,7 @@ def borrow(array: object, *, name: str, writable: bool = False, narrow: bool = F
             return array
     lender = lender_of(array)
     view = lender.lend(array, name, narrow)
-    check(view, name, lender, writable=writable, narrow=narrow)
+    check(view, name, lender, writable=writable, narrow=narrow, any_order=any_order)
     return view
 
 
@@ -54,6 +57,9 @@ def lender_of(array: object) -> Lender:
     return next(lender for lender in _LENDERS if lender.owns(array))
 
 
-def place_of(array: object) -> Callable[[Any], int] | None:
-    """Return what says where an array's memory lies now; None where the array cannot be given other memory."""
-    return lender_of(array).place
+def layouts_function(array: object) -> Callable[[Sequence[Any]], object] | None:
+    """Return what says the addresses, shapes, strides and dtypes of arrays of an array's kind.
+
+    None for kinds that need not be asked: NumPy arrays, which the kernels look at, and arrays that never change.
+    """
+    return lender_of(array).layouts

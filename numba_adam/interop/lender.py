@@ -1,6 +1,6 @@
 """What every kind of array has to say about itself, and the checks that all borrowed memory passes.
 
-May import NumPy, `numba_adam.errors` and `numba_adam.formats`.
+May import NumPy, `numba_adam.axes`, `numba_adam.errors` and `numba_adam.formats`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numba_adam.axes import is_dense
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError
 from numba_adam.formats import format_of
 
@@ -44,14 +45,27 @@ class Lender:
     thaw: str = "np.array(x)"
     """What to write to get a writable copy."""
 
-    place: Callable[[Any], int] | None = None
-    """Where an object's memory lies now, for kinds whose objects can be given other memory; None for the rest."""
+    layouts: Callable[[Sequence[Any]], object] | None = None
+    """Returns the address, which says the device too, shape, strides and dtype of objects, to be compared later.
+
+    None for kinds whose objects never change, and for NumPy arrays, which the kernels look at.
+    """
 
     count_writes: Callable[[Sequence[Any]], None] | None = None
     """Tells the framework that its arrays were written to; None for kinds that do not count writes."""
 
 
-def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool, narrow: bool) -> None:
+def layouts_of_views(lend: Callable[[Any, str, bool], npt.NDArray[Any]]) -> Callable[[Sequence[Any]], object]:
+    """Return what says the layouts of objects by the views that they lend."""
+
+    def layouts(objects: Sequence[Any]) -> object:
+        views = [lend(each, "", True) for each in objects]
+        return [(view.ctypes.data, view.shape, view.strides, view.dtype) for view in views]
+
+    return layouts
+
+
+def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool, narrow: bool, any_order: bool) -> None:
     """Refuse memory that the update could not use as it lies."""
     dtype = view.dtype.newbyteorder("=")
     if dtype not in (FLOAT32, FLOAT64) and not (narrow and format_of(dtype) is not None):
@@ -59,8 +73,9 @@ def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool, 
     if not view.dtype.isnative:
         needed = f"is in foreign byte order ({view.dtype.str}), needed is this machine's own"
         raise LayoutError(f"{name} ({lender.kind}) {needed}; convert it: {lender.convert}")
-    if not view.flags.c_contiguous:
-        layout = f"of shape {view.shape} has strides {view.strides}, needed is C-contiguous memory"
+    if not (is_dense(view) if any_order else view.flags.c_contiguous):
+        needed = "contiguous memory, its axes in any order" if any_order else "C-contiguous memory"
+        layout = f"of shape {view.shape} has strides {view.strides}, needed is {needed}"
         raise LayoutError(f"{name} ({lender.kind}) {layout}; make a compact copy: {lender.compact}")
     if not view.flags.aligned:
         raise LayoutError(

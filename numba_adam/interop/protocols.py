@@ -7,15 +7,17 @@ May import NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import UnsupportedArrayError
-from numba_adam.interop.lender import Lender
+from numba_adam.interop.lender import Lender, layouts_of_views
 
 _HOST_DEVICES = (1, 3, 11)  # DLPack's numbers for plain, CUDA-pinned and ROCm-pinned host memory
+_INTERFACE_KEYS = ("data", "shape", "strides", "typestr")
 
 
 def _has_buffer(array: object) -> bool:
@@ -73,14 +75,31 @@ def _cannot(name: str, array: object, error: Exception) -> UnsupportedArrayError
     )
 
 
+def _layouts_of_interfaces(arrays: Sequence[Any]) -> object:
+    """Return what the arrays' interfaces say of their memory."""
+    interfaces = [array.__array_interface__ for array in arrays]
+    return [[interface.get(key) for key in _INTERFACE_KEYS] for interface in interfaces]
+
+
 LENDERS = (
     Lender(kind="GPU array", owns=lambda array: hasattr(array, "__cuda_array_interface__"), lend=_refuse_gpu),
-    Lender(kind="buffer", owns=_has_buffer, lend=_lend_buffer),
-    Lender(kind="array interface", owns=lambda array: hasattr(array, "__array_interface__"), lend=_lend_interface),
+    Lender(
+        kind="buffer",
+        owns=_has_buffer,
+        lend=_lend_buffer,
+        layouts=layouts_of_views(_lend_buffer),
+    ),
+    Lender(
+        kind="array interface",
+        owns=lambda array: hasattr(array, "__array_interface__"),
+        lend=_lend_interface,
+        layouts=_layouts_of_interfaces,
+    ),
     Lender(
         kind="DLPack array",
         owns=lambda array: hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"),
         lend=_lend_dlpack,
+        layouts=layouts_of_views(_lend_dlpack),
     ),
     Lender(kind="object", owns=lambda _: True, lend=_refuse),  # comes last: it takes everything
 )

@@ -5,6 +5,7 @@ May import NumPy.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam import codecs
+from numba_adam.axes import as_given, in_memory_order
 from numba_adam.eight_bit import BLOCK
 from numba_adam.errors import StateDictError, UnsupportedArrayError
 from numba_adam.formats import BFLOAT16, format_of
@@ -21,6 +23,7 @@ from numba_adam.interop.lender import Lender, wrong_dtype
 
 _KIND = "PyTorch tensor"
 _CONVERT = "x.float().contiguous()"
+_ATTRIBUTES = operator.attrgetter("shape", "dtype")
 _STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -55,6 +58,15 @@ def _lend(tensor: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     return view
 
 
+def _layouts(tensors: Sequence[Any]) -> object:
+    """Return the layouts of tensors. There may be thousands, in every step: no line of Python runs for each.
+
+    An address says the device too; a tensor without elements has none, and nothing is written to it.
+    """
+    tensor = sys.modules["torch"].Tensor
+    return list(map(tensor.data_ptr, tensors)), list(map(tensor.stride, tensors)), list(map(_ATTRIBUTES, tensors))
+
+
 def _count_writes(tensors: Sequence[Any]) -> None:
     """Advance the version counters of tensors, which a backward pass compares; those of inference mode have none.
 
@@ -85,7 +97,7 @@ LENDER = Lender(
     convert=_CONVERT,
     compact="x.contiguous()",
     thaw="x.detach().clone()",
-    place=lambda tensor: int(tensor.data_ptr()),
+    layouts=_layouts,
     count_writes=_count_writes,
 )
 
@@ -168,8 +180,9 @@ def _values(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
 
 def _units(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
     """Return the scale of each element's block."""
-    codes = entry[key]
-    units: npt.NDArray[Any] = np.repeat(entry[f"{key}_scale"], BLOCK)[: codes.size].reshape(codes.shape)
+    codes, axes = entry[key], entry.get("axes")
+    shape = in_memory_order(codes, axes).shape
+    units: npt.NDArray[Any] = as_given(np.repeat(entry[f"{key}_scale"], BLOCK)[: codes.size].reshape(shape), axes)
     return units
 
 

@@ -19,11 +19,11 @@ class CountedWrites:
 
     def __init__(self, arrays: Iterable[object]) -> None:
         """Find them; None, and arrays of other kinds, are passed over."""
-        self._found: dict[Callable[[Sequence[Any]], None], list[tuple[int, object]]] = {}
+        self.kinds: dict[Callable[[Sequence[Any]], None], list[tuple[int, object]]] = {}
         for place, array in enumerate(arrays):
             count = None if array is None else lender_of(array).count_writes
             if count is not None:
-                self._found.setdefault(count, []).append((place, array))
+                self.kinds.setdefault(count, []).append((place, array))
 
     def count(self, grads: Sequence[object]) -> None:
         """Count a write to every array that has a gradient.
@@ -31,7 +31,7 @@ class CountedWrites:
         Args:
             grads: one for each of the arrays; None where there is no gradient, so that nothing was written.
         """
-        for count, pairs in self._found.items():
+        for count, pairs in self.kinds.items():
             if written := [array for place, array in pairs if grads[place] is not None]:
                 count(written)
 

@@ -16,20 +16,19 @@ from typing import Any
 import numpy as np
 
 from numba_adam.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, bfloat16
-from numba_adam.kernels.compile import inline
+from numba_adam.kernels.compile import inline, inlined
 from numba_adam.kernels.formats import bytes_of
 from numba_adam.kernels.intrinsics import array_at
 from numba_adam.kernels.job import ZERO_GRAD
 from numba_adam.kernels.search import count_below
 
 # Words of 8 bytes from the beginning of the object on, behind the reference count (word 0) on a 64-bit machine.
-_TYPE, _DATA, _NDIM, _DIMS, _DESCR, _FLAGS, _WORDS = 1, 2, 3, 4, 7, 8, 9
-NEEDED = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
-WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE
+_TYPE, _DATA, _NDIM, _DIMS, _STRIDES, _DESCR, _FLAGS, _WORDS = 1, 2, 3, 4, 5, 7, 8, 9
+C_ORDER, FORTRAN_ORDER, ALIGNED, WRITEABLE = 0x0001, 0x0002, 0x0100, 0x0400  # NPY_ARRAY_C_CONTIGUOUS and so on
 _NONE, _ARRAY_TYPE, _FIRST_DTYPE = range(3)  # what `kinds` begins with
 _FORMATS = (FLOAT32, FLOAT64, FLOAT16, BFLOAT16, BFLOAT16)  # of the dtypes that follow
-_INT64 = np.empty(0, dtype=np.int64)
-_COMPARED = NEEDED | WRITEABLE
+_INT64, _UINT64 = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+_COMPARED = C_ORDER | FORTRAN_ORDER | ALIGNED | WRITEABLE
 _LOW_HALF = 0xFFFFFFFF  # nd and flags are C ints: the lower half of their word
 
 
@@ -54,13 +53,46 @@ def kind_of(address, kinds, needed):  # type: ignore[no-untyped-def]
     return -1
 
 
+@inlined
+def _is_laid_out(fields, item_bytes, shapes, strides, begin, end):  # type: ignore[no-untyped-def]
+    """Say whether an array object's fields have the extents, and the strides, that stand from `begin` to `end`."""
+    axes = end - begin
+    if np.int64(fields[_NDIM] & np.uint64(_LOW_HALF)) != axes:
+        return False
+    own, own_strides = array_at(fields[_DIMS], axes, _INT64), array_at(fields[_STRIDES], axes, _INT64)
+    size, is_laid_out = 1, True
+    for d in range(axes):
+        if own[d] != shapes[begin + d]:
+            return False
+        size *= own[d]
+        # An axis of one element is never stepped along, nor is an array of none.
+        if own_strides[d] != strides[begin + d] * item_bytes and own[d] > 1:
+            is_laid_out = False
+    return is_laid_out or size == 0
+
+
+@inlined
+def _is_as_before(object_, elements, dtype):  # type: ignore[no-untyped-def]
+    """Say whether an array object may be written to, and has its elements and its dtype still."""
+    fields = array_at(object_, np.uint64(_WORDS), _UINT64)
+    if not fields[_FLAGS] & np.uint64(WRITEABLE):
+        return False
+    return fields[_DATA] == elements and fields[_DESCR] == dtype
+
+
 @inline
-def are_writable(objects):  # type: ignore[no-untyped-def]
-    """Say whether the array objects at these addresses may be written to."""
-    for k in range(objects.size):
-        if not array_at(objects[k], np.uint64(_WORDS), objects)[_FLAGS] & np.uint64(WRITEABLE):
+def are_as_before(copies):  # type: ignore[no-untyped-def]
+    """Say whether copies may be written to, and have their elements and dtypes still."""
+    for k in range(len(copies)):
+        if not _is_as_before(copies[k, 0], copies[k, 1], copies[k, 2]):
             return False
     return True
+
+
+@inline
+def flags_at(address, like):  # type: ignore[no-untyped-def]
+    """Return the flags of the array object at an address."""
+    return array_at(address, np.uint64(_WORDS), like)[_FLAGS]
 
 
 @inline
@@ -89,16 +121,25 @@ def same(extents, others):  # type: ignore[no-untyped-def]
 
 @inline
 def gather(job):  # type: ignore[no-untyped-def]
-    """Fill `job.grads` from `job.objects`, 0 for None; False if one of the arrays is not what it must be."""
-    needed = NEEDED | WRITEABLE if job.options[ZERO_GRAD] else NEEDED
+    """Fill `job.grads` from `job.objects`, 0 for None; False if one of them, or an owner, is not what it must be."""
+    needed = ALIGNED | WRITEABLE if job.options[ZERO_GRAD] else ALIGNED
+    shapes, strides, owners = job.shapes, job.strides, job.owners
     for k in range(job.objects.size):
+        begin, end = job.starts[k], job.starts[k + 1]
+        if owners[k, 0] != 0:
+            if not _is_as_before(owners[k, 0], owners[k, 1], owners[k, 2]):
+                return False
+            fields = array_at(owners[k, 0], np.uint64(_WORDS), _UINT64)
+            if not _is_laid_out(fields, np.int64(owners[k, 3]), shapes, strides, begin, end):
+                return False
         job.grads[k] = 0
         if job.objects[k] == job.kinds[_NONE]:
             continue
         format_ = kind_of(job.objects[k], job.kinds, needed)
         if format_ < 0:
             return False
-        if not same(shape_at(job.objects[k], job.objects), job.shapes[job.starts[k] : job.starts[k + 1]]):
+        fields = array_at(job.objects[k], np.uint64(_WORDS), _UINT64)
+        if not _is_laid_out(fields, np.int64(bytes_of(format_)), shapes, strides, begin, end):
             return False
         address = data_at(job.objects[k], job.objects)
         size = np.uint64(job.lengths[k]) * bytes_of(format_)
@@ -129,7 +170,9 @@ def _is_as_expected(array: np.ndarray[Any, Any]) -> bool:
     words = (ctypes.c_uint64 * _WORDS).from_address(id(array))
     seen = (words[_TYPE], words[_DATA], words[_NDIM] & _LOW_HALF, words[_DESCR], words[_FLAGS] & _COMPARED)
     own = array.flags
-    flags = 0x0001 * own.c_contiguous | 0x0100 * own.aligned | WRITEABLE * own.writeable
+    order = C_ORDER * own.c_contiguous | FORTRAN_ORDER * own.f_contiguous
+    flags = order | ALIGNED * own.aligned | WRITEABLE * own.writeable
     if seen != (id(np.ndarray), array.ctypes.data, array.ndim, id(array.dtype), flags):
         return False
-    return tuple((ctypes.c_int64 * array.ndim).from_address(words[_DIMS])) == array.shape
+    extents, strides = ((ctypes.c_int64 * array.ndim).from_address(words[word]) for word in (_DIMS, _STRIDES))
+    return (tuple(extents), tuple(strides)) == (array.shape, array.strides)

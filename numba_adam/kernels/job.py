@@ -22,6 +22,7 @@ COLUMNS = 2 * SCALE
 ZERO_GRAD, IS_STOCHASTIC, SEED, IS_PLAIN, IS_LARGE = range(5)  # what a job's options say; the plan says the last two
 OPTIONS = 5
 LARGE = 2**21  # elements of a step, of 16 bytes or more each: from one step to the next no cache keeps them
+OWNER = 4
 BLOCK = 8192  # elements: sums run over blocks of an array, so that they do not depend on threads
 
 _UINT64, _INT64, _FLOAT64 = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float64)
@@ -43,11 +44,15 @@ class Job(NamedTuple):
     # What a gradient must be, and the memory it must not share.
     kinds: Array  # uint64: address of None, of the type ndarray, of the dtypes, see `gather.kinds`
     shapes: Array  # int64: the extents, one array after the other
+    strides: Array  # int64: the strides, in elements, in the same places
     starts: Array  # (n + 1,) int64: where each array's extents begin in `shapes`
     begins: Array  # (m,) uint64: where each run of memory taken begins, ascending
     ends: Array  # (m,) uint64: where it ends
     objects: Array  # (n,) uint64: where the gradients' array objects lie
-    params: Array  # uint64: where the array objects lie that must still be writable: parameters, and copies of them
+
+    # What must not have changed since it was checked: array objects of the caller's.
+    owners: Array  # (n, OWNER) uint64: where each parameter's lies, 0 without one; its elements; its dtype; item bytes
+    copies: Array  # (c, OWNER) uint64: the same of low-precision copies; the item bytes do not count
 
     # The plan of a step over the arrays that have a gradient: `prepare` says how many, the first so many entries hold.
     grads: Array  # (n,) uint64: where each array's gradient lies, 0 without one
@@ -89,17 +94,19 @@ def unpack(places, like):  # type: ignore[no-untyped-def]
         _at(places[8], _UINT64),
         _at(places[9], _INT64),
         _at(places[10], _INT64),
-        _at(places[11], _UINT64),
+        _at(places[11], _INT64),
         _at(places[12], _UINT64),
         _at(places[13], _UINT64),
         _at(places[14], _UINT64),
-        _at(places[15], _UINT64),
-        _at(places[16], _INT64),
-        _at(places[17], _INT64),
+        _rows_at(places[15], OWNER, _UINT64),
+        _rows_at(places[16], OWNER, _UINT64),
+        _at(places[17], _UINT64),
         _at(places[18], _INT64),
         _at(places[19], _INT64),
         _at(places[20], _INT64),
-        _rows_at(places[21], _CONSTANTS, like),
+        _at(places[21], _INT64),
+        _at(places[22], _INT64),
+        _rows_at(places[23], _CONSTANTS, like),
     )
 
 

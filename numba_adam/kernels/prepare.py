@@ -9,7 +9,7 @@ from numba_adam import folding
 from numba_adam.folding import Settings
 from numba_adam.kernels.compile import bind, inline, kernel
 from numba_adam.kernels.formats import native
-from numba_adam.kernels.gather import are_writable, gather
+from numba_adam.kernels.gather import are_as_before, gather
 from numba_adam.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.kernels.job import BLOCK, IS_LARGE, IS_PLAIN, LARGE, ZERO_GRAD, unpack
 
@@ -76,7 +76,7 @@ def prepare(places, like, steps, grad_scale, clip_value):  # type: ignore[no-unt
         clip_value: float64: largest magnitude of a gradient after that; 0: any.
     """
     job = unpack(places, like)
-    if not are_writable(job.params) or not gather(job):
+    if not are_as_before(job.copies) or not gather(job):
         return -1
     return plan_step(job, steps, grad_scale, clip_value)
 

@@ -9,7 +9,17 @@ import numpy as np
 
 from numba_adam.kernels.compile import inline, kernel
 from numba_adam.kernels.formats import native
-from numba_adam.kernels.gather import NEEDED, WRITEABLE, data_at, kind_of, same, shape_at
+from numba_adam.kernels.gather import (
+    ALIGNED,
+    C_ORDER,
+    FORTRAN_ORDER,
+    WRITEABLE,
+    data_at,
+    flags_at,
+    kind_of,
+    same,
+    shape_at,
+)
 from numba_adam.kernels.job import unpack
 from numba_adam.kernels.prepare import plan_step
 
@@ -18,13 +28,15 @@ _GRAD = 0  # the gradient comes first; it may be read-only
 
 @inline
 def _are_alike(objects, kinds, format_):  # type: ignore[no-untyped-def]
-    """Say whether the objects are plain arrays of a format and of one shape, writable but for the gradient."""
+    """Say whether the objects are plain arrays of a format, a shape and an order, writable but for the gradient."""
+    order = np.uint64(C_ORDER | FORTRAN_ORDER)
     for k in range(objects.size):
-        if kind_of(objects[k], kinds, NEEDED if k == _GRAD else NEEDED | WRITEABLE) != format_:
+        if kind_of(objects[k], kinds, ALIGNED if k == _GRAD else ALIGNED | WRITEABLE) != format_:
             return False
+        order &= flags_at(objects[k], objects)
         if not same(shape_at(objects[k], objects), shape_at(objects[0], objects)):
             return False
-    return True
+    return order != np.uint64(0)
 
 
 @inline

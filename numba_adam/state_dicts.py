@@ -162,14 +162,14 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
     needed = (blocks_of(param.size),)
     if _dtype_name(scales) != "float32":
         raise StateDictError(f"{label} is in 8 bits: {where} must have its scales too, a float32 array '{name}_scale'")
-    codes, scales = _copied(codes, label), _copied(scales, f"{where}['{name}_scale']")
+    codes, scales = _read(codes, label), _read(scales, f"{where}['{name}_scale']")
     if scales.shape != needed or codes.shape != param.shape:
         raise StateDictError(
             f"{label} has shape {codes.shape} with scales of shape {scales.shape}: they must have {param.shape} "
             f"and {needed}"
         )
     codes = in_memory_order(codes, _axes(state, where, param))
-    return EightBit(np.array(codes, order="C"), scales)
+    return EightBit(_in_c_order(codes), _in_c_order(scales))
 
 
 def _axes(state: Mapping[str, Any], where: str, param: Array) -> Axes | None:
@@ -193,12 +193,17 @@ def _dtype_name(array: object) -> str:
     return str(getattr(array, "dtype", "")).rpartition(".")[2]
 
 
-def _copied(array: Any, name: str) -> Array:
-    """Return a copy of an array of any framework, C-contiguous."""
+def _read(array: Any, name: str) -> Array:
+    """Return a NumPy array of an array of any framework: the array itself where it is one."""
     try:
-        return np.array(np.asarray(array), order="C")  # in two steps: tensors know nothing of `order`
+        return np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, for instance
         raise StateDictError(f"{name} ({type(array).__name__}) cannot be read ({error}): give a NumPy array") from error
+
+
+def _in_c_order(array: Array) -> Array:
+    """Return an array in C order: itself where it is. What is loaded is copied later."""
+    return array if array.flags.c_contiguous else np.array(array, order="C")
 
 
 def _array(value: object, name: str, param: Array) -> Array:

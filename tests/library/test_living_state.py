@@ -166,3 +166,13 @@ def test_what_cannot_be_flattened_or_read_back_is_refused():
             from_flat_arrays(arrays)
     with pytest.raises(StateDictError, match="groups of"):
         optimizer.load_state_dict(from_flat_arrays({"param_groups": groups}))
+
+
+def test_a_state_in_8_bits_with_an_average_is_loaded_back():
+    """It was taken for a dict from before another load, and refused."""
+    w = np.ones(300, np.float32)
+    optimizer = na.Adam(w, state_dtype="8bit", ema_decay=0.5)
+    optimizer.step(np.full(300, 0.5, np.float32))
+    codes = optimizer.state[0]["exp_avg"].tobytes()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[0]["exp_avg"].tobytes() == codes

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from numba_adam.errors import HyperparameterError, ImmutableError, NamesError
-from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedList
+from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList
 from numba_adam.group_keys import FIXED, check_note
 from numba_adam.hyperparameters import Hyperparameters
 
@@ -45,19 +45,22 @@ class ParamGroup(UserDict[str, Any]):
         hyperparameters: Hyperparameters,
         schedule: Schedule | None = None,
         owned: Mapping[str, object] | None = None,
+        notes: Mapping[str, object] | None = None,
     ) -> None:
         """Hold `params`, called `names`, with these hyperparameters; `owned` are those that the class says."""
-        self._put("data", {"params": FixedList(params, _FIXED_LIST.format("params"))})
-        self._put("owned", owned or {})
+        fixed = {"params": FixedList(params, _FIXED_LIST.format("params"))}
         if names is not None:
-            self.data["param_names"] = FixedList(names, _FIXED_LIST.format("names"))
+            fixed["param_names"] = FixedList(names, _FIXED_LIST.format("names"))
+        self._put("data", FixedDict(fixed, "group.data only shows the group's values: group['lr'] = ... sets one"))
+        self._put("owned", owned or {})
         self._put("schedule", schedule)
-        self._hold(hyperparameters)
+        self.take_over(hyperparameters, notes or {})
 
     def take_over(self, hyperparameters: Hyperparameters, notes: Mapping[str, object]) -> None:
         """Let others hold; a schedule stays, and sets the learning rate of the next update."""
-        self._hold(hyperparameters)
-        self.data.update(notes)
+        self._put("hyperparameters", hyperparameters)
+        shown = {**asdict(hyperparameters), **notes}
+        dict.update(self.data, shown if self.schedule is None else {**shown, "lr": self.schedule})
 
     def use_rate(self, lr: float) -> None:
         """Use a schedule's learning rate for the next update."""
@@ -68,13 +71,6 @@ class ParamGroup(UserDict[str, Any]):
         """What the group has besides its parameters and hyperparameters."""
         known = (*HYPERPARAMETER_NAMES, *FIXED)
         return {key: value for key, value in self.data.items() if key not in known}
-
-    def _hold(self, hyperparameters: Hyperparameters) -> None:
-        """Let hyperparameters hold, and the mapping say so."""
-        self._put("hyperparameters", hyperparameters)
-        self.data.update(asdict(hyperparameters))
-        if self.schedule is not None:
-            self.data["lr"] = self.schedule
 
     def _put(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -110,7 +106,7 @@ class ParamGroup(UserDict[str, Any]):
     def __delitem__(self, key: str) -> None:
         if key in self.data and key not in self.notes:
             raise HyperparameterError(f"{key!r} cannot be removed from a param group; set it to its default instead")
-        del self.data[key]
+        dict.__delitem__(self.data, key)
 
     def replace(self, values: Mapping[str, object]) -> None:
         """Set several hyperparameters and notes at once: all of them, or none if one is not admissible."""
@@ -252,9 +248,7 @@ def _group(
         names = list(values.pop("param_names"))
     own, own_schedule = separated(values)
     hyperparameters, notes = changed(defaults, own, owned)
-    group = ParamGroup(params, names, hyperparameters, own_schedule if "lr" in own else schedule, owned)
-    group.data.update(notes)
-    return group
+    return ParamGroup(params, names, hyperparameters, own_schedule if "lr" in own else schedule, owned, notes)
 
 
 def _with_names(params: Any) -> tuple[list[object], list[str] | None]:

@@ -90,9 +90,8 @@ def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
     groups, entries, first = [], [], 0
     for entry in said["groups"]:
         hyperparameters, schedule = Hyperparameters(**entry["hyperparameters"]), entry["schedule"]
-        group = ParamGroup(entry["params"], entry["names"], hyperparameters, schedule and schedule.schedule, owned)
-        group.data.update(entry["notes"])
-        groups.append(group)
+        names, schedule = entry["names"], schedule and schedule.schedule
+        groups.append(ParamGroup(entry["params"], names, hyperparameters, schedule, owned, entry["notes"]))
         entries.append({**entry["hyperparameters"], "params": list(range(first, first + len(entry["params"])))})
         first += len(entry["params"])
     state_dict = {"state": said["state"], "param_groups": entries}

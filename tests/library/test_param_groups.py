@@ -255,7 +255,12 @@ def test_the_advice_is_one_that_works():
     optimizer.param_groups[0]["lr"] = 0.1
     with pytest.raises(ImmutableError, match=r"group\['lr'\] = "):
         optimizer.param_groups[0].lr = 0.2
+    with pytest.raises(ImmutableError, match=r"group\['lr'\] = "):
+        optimizer.param_groups[0].data["lr"] = 0.2
+    with pytest.raises(ImmutableError, match="hyperparameters"):
+        optimizer.param_groups[0].hyperparameters = na.Hyperparameters(lr=0.2)
     assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0].hyperparameters.lr == 0.1
     with pytest.raises(AttributeError):
         del optimizer.param_groups
     with pytest.raises(ImmutableError, match="make another"):

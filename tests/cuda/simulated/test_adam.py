@@ -177,6 +177,15 @@ def test_an_optimizer_over_a_gpus_arrays_is_not_copied(duplicate):
         duplicate(na.Adam(on_gpu(param)))
 
 
+def test_an_infinite_norm_measures_and_clips_nothing():
+    (param,), (other,), (grad,) = draw(1, "float32"), draw(1, "float32"), draw(2, "float32")
+    result = na.Adam(on_gpu(param)).step(on_gpu(grad), max_grad_norm=math.inf)
+    na.Adam(on_gpu(other)).step(on_gpu(grad))
+    assert result.applied
+    assert result.grad_norm == pytest.approx(float(np.linalg.norm(grad.astype(np.float64))))
+    assert bits(param) == bits(other)
+
+
 def test_8_bit_state_is_loaded_as_floats():
     params, copies, grads = (draw(seed, "float32", "float32") for seed in (1, 1, 2))
     source = na.Adam(draw(1, "float32", "float32"), state_dtype="8bit")

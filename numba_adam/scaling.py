@@ -70,7 +70,7 @@ def _clip(value: object) -> float:
 
 def _norm(value: object | None) -> float:
     """Return the largest global norm; infinity measures and clips nothing."""
-    number = math.inf if value is None else plain(value)
+    number = math.inf if value is None else value if type(value) is float else plain(value)
     return number if isinstance(number, float) and number == math.inf else _positive("max_grad_norm", value)
 
 

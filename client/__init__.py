@@ -11,7 +11,10 @@ A map, from what a program uses down to the wire:
     session      epoch, sequence number and what is known of the model's state
     transfer     payloads as streams of chunks
     layout       where arrays lie in the flat vector, and the checks of gradients
-    connection   the gRPC channel
+    connection   one call, tried again where that may help
+    shield       calls of the main thread, which Ctrl-C must not leave half-done
+    lane         the gRPC channel
+    processes    what a fork means for it
     loopback     whether an address is this machine's own, which no proxy stands before
     retry        which failures are worth another try, and when
     ack, info    what the server answers, as plain records

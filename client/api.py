@@ -193,11 +193,15 @@ class ParameterClient:
             wait: True: wait for pushes of push_async, so long as a call may last. What is then still queued has its
                 future cancelled; what is under way ends with ServiceError, and may or may not have been applied.
         """
-        with self._models_lock:
-            models = tuple(self._models.values())
-        for model in models:
-            model.close(self._connection.deadline().remaining_seconds() if wait else 0.0)
-        self._connection.close()
+        if self._connection.is_inherited():
+            return
+        try:
+            with self._models_lock:
+                models = tuple(self._models.values())
+            for model in models:
+                model.close(self._connection.deadline().remaining_seconds() if wait else 0.0)
+        finally:
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self

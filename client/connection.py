@@ -1,120 +1,167 @@
-"""One gRPC channel to a parameter server: its options, its methods, and calls that are tried again.
+"""The way to one parameter server: single tries of each call, and calls that are tried again.
 
 May import grpc and what both ends share (`numba_adam.ps`).
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from numba_adam.client.loopback import is_loopback
+from numba_adam.client import processes
+from numba_adam.client.lane import Lane
 from numba_adam.client.progress import Progress, reporter
-from numba_adam.client.retry import Backoff, Deadline, closed, retry
+from numba_adam.client.retry import Backoff, Deadline, closed, cut_short, interrupted, retry
+from numba_adam.client.shield import LOOK_SECONDS, Shield, is_given_up
 from numba_adam.errors import ServerUnavailableError, ServiceError
-from numba_adam.ps import framing
 from numba_adam.ps.errors import from_rpc_error
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
-
-_SERVICE = "numba_adam.ps.v1.ParameterService"
-_LONGEST_MESSAGE_BYTES = 64 << 20  # a server of another make may send large chunks; ours are about 1 MiB
-
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", _LONGEST_MESSAGE_BYTES),
-    ("grpc.http2.max_frame_size", (1 << 24) - 1),  # a chunk in one frame instead of sixty-four
-    ("grpc.enable_retries", 0),  # its own buffer at most 256 KiB of a call; ours know about sequence numbers
-    ("grpc.initial_reconnect_backoff_ms", 50),  # a restarted server is found within a moment ...
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # ... and a dead one is not hammered
-    ("grpc.keepalive_time_ms", 20_000),  # during calls: a peer that is gone without a word is found out
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.use_local_subchannel_pool", 1),  # no backoff inherited from another client of this process
-)
-
-
-def _options(address: str) -> tuple[tuple[str, int], ...]:
-    """Return the channel's options; this machine is never reached through a proxy, whatever http_proxy says."""
-    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address) else _OPTIONS
-
+_NEEDS_LISTENERS = tuple(int(part) for part in grpc.__version__.split(".")[:2]) < (1, 80)
 
 def _ignore(connectivity: grpc.ChannelConnectivity) -> None:
     """Listen to the state of the channel for the sake of listening."""
 
 
 class Connection:
-    """The channel, and everything that every call needs."""
+    """The channel, and everything that every call needs.
+
+    The channel is made by the first call, and made anew after one that was interrupted and after a fork: both close
+    it, and whatever other calls that cuts short is tried again.
+    """
 
     def __init__(
         self, address: str, *, timeout_seconds: float, progress: Progress | bool | None, backoff: Backoff
     ) -> None:
+        processes.check_grpc_works()
         self.address = address
         self._timeout_seconds, self._progress, self._backoff = timeout_seconds, progress, backoff
+        self._process_id = os.getpid()
         self._closed = threading.Event()
-        self._channel = grpc.insecure_channel(address, options=_options(address))
-        self._create = self._method("stream_unary", "CreateModel", pb.CreateModelResponse.FromString)
-        self._push = self._method("stream_unary", "Push", pb.PushResponse.FromString)
-        self._pull = self._method("unary_stream", "Pull", framing.decode_pull_response)
-        self._push_pull = self._method("stream_stream", "PushPull", framing.decode_push_pull_response)
+        self._shield = Shield()
+        self._lane: Lane | None = None
+        self._lane_lock = threading.Lock()
+        self._on_fork: list[Callable[[], None]] = []
+        processes.listen(self)
 
-    def _method(self, kind: str, name: str, decode: Callable[[bytes], Any]) -> Any:
-        make = getattr(self._channel, kind)
-        return make(f"/{_SERVICE}/{name}", request_serializer=framing.encode_message, response_deserializer=decode)
+    # --- the channel --------------------------------------------------------------------------------------------
+
+    def _current_lane(self) -> Lane:
+        """Return the channel, made now if there is none."""
+        lane = self._lane
+        if lane is None:
+            with processes.gate(), self._lane_lock:
+                if self._closed.is_set():
+                    raise closed(self.address)
+                if self._lane is None:
+                    self._lane = Lane(self.address)
+                lane = self._lane
+        if is_given_up():
+            raise interrupted(self.address)
+        return lane
+
+    def rest(self) -> None:
+        """Close the channel, which ends all calls in flight; the next call makes another."""
+        with self._lane_lock:
+            lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
+
+    # --- processes and interruptions ----------------------------------------------------------------------------
+
+    def check_owner(self, what: str) -> None:
+        """See that this is the process that made the client; comes before any lock, which the child may find held.
+
+        Raises:
+            ServiceError: it is a forked child.
+        """
+        processes.check_owner(what, self._process_id)
+
+    def is_inherited(self) -> bool:
+        """Say whether this is a forked child of the process that made the client."""
+        return self._process_id != os.getpid()
+
+    def on_fork(self, abandon: Callable[[], None]) -> None:
+        """Call back in every forked child."""
+        self._on_fork.append(abandon)
+
+    def abandon(self) -> None:
+        """In a forked child: end what can never be done there."""
+        for abandon in self._on_fork:
+            abandon()
+
+    def shielded(self, job: Callable[[], _T]) -> _T:
+        """Run a job where no signal can interrupt it in the middle; see `Shield.run`."""
+        return self._shield.run(job, self.rest)
 
     # --- single tries -------------------------------------------------------------------------------------------
 
     def unary(self, name: str, request: Message, response_type: type[_M], timeout: float) -> _M:
         """Call a method that takes and returns one message, once."""
-        method = self._method("unary_unary", name, response_type.FromString)
-        answer: _M = self._translated(lambda: method(request, timeout=timeout))
+        answer: _M = self._translated(lambda lane: lane.unary(name, response_type)(request, timeout=timeout))
         return answer
 
     def create(self, messages: Iterable[bytes], timeout: float) -> pb.CreateModelResponse:
         """Call CreateModel once."""
-        answer: pb.CreateModelResponse = self._translated(lambda: self._create(messages, timeout=timeout))
+        answer: pb.CreateModelResponse = self._translated(lambda lane: lane.create(messages, timeout=timeout))
         return answer
 
     def push(self, messages: Iterable[bytes], timeout: float) -> pb.PushResponse:
         """Call Push once."""
-        answer: pb.PushResponse = self._translated(lambda: self._push(messages, timeout=timeout))
+        answer: pb.PushResponse = self._translated(lambda lane: lane.push(messages, timeout=timeout))
         return answer
 
     def pull(self, request: pb.PullRequest, timeout: float) -> Generator[Any, None, None]:
         """Call Pull once; yields its messages."""
-        return self._streamed(lambda: self._pull(request, timeout=timeout))
+        return self._streamed(lambda lane: lane.pull(request, timeout=timeout))
 
     def push_pull(self, messages: Iterable[bytes], timeout: float) -> Generator[Any, None, None]:
         """Call PushPull once; yields its messages."""
-        return self._streamed(lambda: self._push_pull(messages, timeout=timeout))
+        return self._streamed(lambda lane: lane.push_pull(messages, timeout=timeout))
 
-    def _translated(self, call: Callable[[], _T]) -> _T:
+    def _translated(self, call: Callable[[Lane], _T]) -> _T:
         if self._closed.is_set():
             raise closed(self.address)
+        lane = self._current_lane()
         try:
-            return call()
-        except grpc.RpcError as error:
-            raise self._meaning(error) from error
+            return call(lane)
+        except grpc.RpcError as error:  # without gRPC's frames, which keep its threads alive
+            raise self._meaning(error, lane) from error.with_traceback(None)
         except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
-            raise closed(self.address) from error
+            raise self._cut_short() from error.with_traceback(None)
 
-    def _streamed(self, call: Callable[[], Any]) -> Generator[Any, None, None]:
-        answers = self._translated(call)
+    def _streamed(self, call: Callable[[Lane], Any]) -> Generator[Any, None, None]:
+        lanes: list[Lane] = []
+
+        def begin(lane: Lane) -> Any:
+            lanes.append(lane)
+            return call(lane)
+
+        answers = self._translated(begin)
         try:
-            yield from answers
+            for answer in answers:
+                self.check_owner(self.address)  # a callback may have forked, and returned in the child
+                yield answer
         except grpc.RpcError as error:
-            raise self._meaning(error) from error
+            raise self._meaning(error, lanes[0]) from error.with_traceback(None)
         finally:
-            answers.cancel()  # a stream that is left half-read holds the server's buffers
+            if not self.is_inherited():
+                answers.cancel()  # a stream that is left half-read holds the server's buffers
 
-    def _meaning(self, error: grpc.RpcError) -> ServiceError:
-        if self._closed.is_set():
-            return closed(self.address)
+    def _cut_short(self) -> ServiceError:
+        return closed(self.address) if self._closed.is_set() else cut_short(self.address)
+
+    def _meaning(self, error: grpc.RpcError, lane: Lane) -> ServiceError:
+        if self._closed.is_set() or (lane is not self._lane and error.code() is grpc.StatusCode.CANCELLED):
+            return self._cut_short()
         meaning = from_rpc_error(error)
         if type(meaning) is ServerUnavailableError and meaning.detail is None:
             unreachable = f"{self.address} cannot be reached; is the server running there? ({meaning})"
@@ -129,22 +176,36 @@ class Connection:
 
     def retry(self, attempt: Callable[[float], _T], *, what: str, deadline: Deadline | None = None) -> _T:
         """Try until it succeeds, fails for good or the deadline is near; see `retry.retry`."""
+        self.check_owner(what)
         if self._closed.is_set():
             raise closed(what)
         limit = deadline or self.deadline()
-        return retry(attempt, limit, what=what, wait=self._pause, backoff=self._backoff)
+        return self.shielded(lambda: retry(attempt, limit, what=what, wait=self._pause, backoff=self._backoff))
 
     def _pause(self, seconds: float) -> bool:
-        """Wait so long while the channel goes on reconnecting; return True at once when it is closed.
+        """Wait so long while the channel goes on reconnecting; return True at once when the call is to end.
 
         In older gRPC (1.70, say) a connection is worked on by the threads that wait for it, and by no other: with all
         calls failed and everyone pausing, a server that is back would never be reached. A listener is such a thread.
         """
-        self._channel.subscribe(_ignore)
+        lane = self._lane if _NEEDS_LISTENERS else None
+        if lane is None:
+            return self._wait(seconds)
+        lane.channel.subscribe(_ignore)
         try:
-            return self._closed.wait(seconds)
+            return self._wait(seconds)
         finally:
-            self._channel.unsubscribe(_ignore)
+            lane.channel.unsubscribe(_ignore)
+
+    def _wait(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not is_given_up():
+            left = end - time.monotonic()
+            if self._closed.wait(min(max(left, 0.0), LOOK_SECONDS)):
+                return True
+            if left <= LOOK_SECONDS:
+                return is_given_up()
+        return True
 
     def call(self, name: str, request: Message, response_type: type[_M], *, what: str) -> _M:
         """Call a method that takes and returns one message."""
@@ -156,5 +217,13 @@ class Connection:
 
     def close(self) -> None:
         """End all calls in flight and release the channel. May be called again."""
+        if self.is_inherited():
+            return
+        try:
+            self.shielded(self._end)
+        finally:
+            self._shield.close()
+
+    def _end(self) -> None:
         self._closed.set()
-        self._channel.close()
+        self.rest()

@@ -132,7 +132,11 @@ class Model:
         model are refused at once.
         """
         push = self._prepare(grads)
-        return self._ensure_sender().submit(lambda: self._carry_out(push, Push.run, self._connection.deadline())[0])
+        return self._connection.shielded(
+            lambda: self._ensure_sender().submit(
+                lambda: self._carry_out(push, Push.run, self._connection.deadline())[0]
+            )
+        )
 
     def push_pull(self, grads: Mapping[str, object]) -> Parameters:
         """Apply a gradient and return parameters at least as new, in one round trip; raises as `push` does.
@@ -150,6 +154,7 @@ class Model:
         Called once for each rewind, in the thread of the call that noticed it, when the parameters of the restored
         state have been pulled: the next `pull` returns them.
         """
+        self._connection.check_owner(f"model {self.name!r}")
         self._listeners.append(callback)
 
     def close(self, patience_seconds: float) -> None:
@@ -157,7 +162,7 @@ class Model:
         with self._sender_lock:
             sender = self._sender
         if sender is not None:
-            sender.close(patience_seconds)
+            self._connection.shielded(lambda: sender.close(patience_seconds))
 
     # --- pushes, in the order of their calls --------------------------------------------------------------------
 
@@ -174,7 +179,7 @@ class Model:
             sender = self._sender
         if sender is None or sender.is_current_thread():
             return self._carry_out(push, run, deadline)
-        return sender.run(lambda: self._carry_out(push, run, deadline), deadline)
+        return self._connection.shielded(lambda: sender.run(lambda: self._carry_out(push, run, deadline), deadline))
 
     def _carry_out(self, push: Push, run: _Run, deadline: Deadline) -> Answer:
         ack, pulled = run(push, deadline)
@@ -190,6 +195,7 @@ class Model:
         with self._sender_lock:
             if self._sender is None:
                 self._sender = Sender(f"push to model {self.name!r}", _WAITING)
+                self._connection.on_fork(self._sender.abandon)
             return self._sender
 
     # --- pulls and rewinds --------------------------------------------------------------------------------------
@@ -238,6 +244,7 @@ class Model:
         self._check_fit()
 
     def _check_fit(self) -> None:
+        self._connection.check_owner(f"model {self.name!r}")
         if self._misfit:
             raise InvalidRequestError(self._misfit)
 

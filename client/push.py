@@ -15,8 +15,9 @@ from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
 from numba_adam.client.connection import Connection
 from numba_adam.client.layout import Gradients, Layout
 from numba_adam.client.pull import Pulled, read_parameters
-from numba_adam.client.retry import Deadline, queued_too_long
+from numba_adam.client.retry import Deadline, interrupted, queued_too_long
 from numba_adam.client.session import Origin, Session
+from numba_adam.client.shield import LOOK_SECONDS, is_given_up
 from numba_adam.client.transfer import Upload
 from numba_adam.errors import CorruptTransferError, ServiceError
 from numba_adam.ps import convert
@@ -60,11 +61,13 @@ class Push:
         return self._run(self._send_and_receive, deadline)
 
     def _run(self, send: _Send, deadline: Deadline) -> Answer:
+        return self._connection.shielded(lambda: self._run_in_turn(send, deadline))
+
+    def _run_in_turn(self, send: _Send, deadline: Deadline) -> Answer:
         def attempt(_seconds: float) -> Answer:
             return self._attempt(send, deadline)
 
-        if not self._session.push_lock.acquire(timeout=deadline.remaining_seconds()):
-            raise queued_too_long(self._what, deadline)
+        self._take_turn(deadline)
         try:
             return self._connection.retry(attempt, what=self._what, deadline=deadline)
         except BaseException as error:
@@ -72,6 +75,13 @@ class Push:
             raise
         finally:
             self._session.push_lock.release()
+
+    def _take_turn(self, deadline: Deadline) -> None:
+        while not self._session.push_lock.acquire(timeout=min(LOOK_SECONDS, deadline.remaining_seconds())):
+            if is_given_up():
+                raise interrupted(self._what)
+            if not deadline.remaining_seconds():
+                raise queued_too_long(self._what, deadline)
 
     def _settle(self, error: BaseException) -> None:
         """Leave the session such that the next push cannot be mistaken for this one."""

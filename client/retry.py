@@ -134,6 +134,18 @@ def closed(what: str) -> ServiceError:
     return ServiceError(f"{what}: the client was closed; open a new ParameterClient")
 
 
+def interrupted(what: str) -> ServiceError:
+    """Return the error for a call that the main thread was interrupted in; nobody waits for it any more."""
+    return ServiceError(f"{what}: the call was interrupted")
+
+
+def cut_short(what: str) -> ServiceError:
+    """Return the error for a try that ended with its channel, while the client goes on."""
+    return errors.ServerUnavailableError(
+        f"{what}: the connection was closed, because another call was interrupted or the process forked"
+    )
+
+
 def queued_too_long(what: str, deadline: Deadline) -> ServiceError:
     """Return the error for a call whose time was up before its turn came."""
     return errors.DeadlineExceededError(

@@ -148,14 +148,12 @@ class Session:
     @property
     def origin(self) -> Origin:
         """What the worker's parameters are: the last ones it pulled."""
-        with self._state_lock:
-            return self._origin
+        return self._origin
 
     @property
     def restored(self) -> StatePoint:
         """Where the model stood when its last rewind was noticed."""
-        with self._state_lock:
-            return self._restored
+        return self._restored
 
     def pulled(self, state: StatePoint) -> None:
         """Take the state that came with parameters."""

@@ -79,6 +79,10 @@ class ServerProcess:
         assert line.startswith(READY), f"{line!r}; {(self.folder / 'server.log').read_text()}"
         self.address = line.removeprefix(READY)
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL."""
         self._end(self._process.kill)

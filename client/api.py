@@ -58,6 +58,15 @@ class ParameterClient:
     Leaving the `with` block waits for pushes of push_async (so long as a call may last), unless it is left by an
     exception: then they are given up.
 
+    A client belongs to the process that made it. In a forked child every call on it, and on its models, is refused at
+    once, while `close` returns at once; make a ParameterClient in the child. A fork closes the parent's connection for
+    a moment, and calls under way are sent again. Where something else in the parent uses gRPC, such as a server, a
+    client cannot work in its forked children, and making one is refused: start them with the method "spawn".
+
+    A call in the main thread may be interrupted at any point, with Ctrl-C or by any signal handler that raises: it is
+    given up, whether a push was applied is then unknown, and later calls go on. A client that was not closed does not
+    keep the interpreter from exiting; pushes that push_async still holds are then lost.
+
     Args:
         address: HOST:PORT of the server.
         worker_id: names this worker to the server: 1 to 128 characters. Give one that is stable across restarts of
@@ -70,6 +79,7 @@ class ParameterClient:
 
     Raises:
         ConfigurationError: an argument is out of range.
+        ServiceError: this is a forked child of a process in which something else used gRPC.
     """
 
     def __init__(
@@ -187,7 +197,7 @@ class ParameterClient:
         return server_status(list(pages))
 
     def close(self, *, wait: bool = True) -> None:
-        """Close the connection. May be called again.
+        """Close the connection. May be called again; in a forked child of the client's process it does nothing.
 
         Args:
             wait: True: wait for pushes of push_async, so long as a call may last. What is then still queued has its

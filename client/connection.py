@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
 _NEEDS_LISTENERS = tuple(int(part) for part in grpc.__version__.split(".")[:2]) < (1, 80)
 
+
 def _ignore(connectivity: grpc.ChannelConnectivity) -> None:
     """Listen to the state of the channel for the sake of listening."""
 

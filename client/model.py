@@ -129,7 +129,7 @@ class Model:
 
         At most four wait behind the one under way; beyond that the call waits for room. The time of a push counts
         from when its turn comes. The arrays must not change until the future is done. Gradients that do not fit the
-        model are refused at once.
+        model are refused at once. In a forked child, futures that were not done have a ServiceError for result.
         """
         push = self._prepare(grads)
         return self._connection.shielded(

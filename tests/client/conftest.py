@@ -19,6 +19,8 @@ from numba_adam.client import Backoff, ParameterClient
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
+sys.path[:0] = [str(Path(__file__).parent)]  # for `programs`, which is no test itself
+
 QUICK = Backoff(first_seconds=0.01, ceiling_seconds=0.05)
 READY = "numba-adam: serving on "
 

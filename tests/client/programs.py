@@ -1,4 +1,4 @@
-"""Programs of the tests that fork, are interrupted or exit: run as processes of their own, ended with their children."""
+"""Programs that fork, are interrupted or exit, as processes of their own that end with all their children."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PATIENCE_SECONDS = 120
 
@@ -62,10 +62,8 @@ def started(program: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.communicate()
 
 

@@ -5,16 +5,13 @@ The clients of these programs would wait for more than a day: a program that doe
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import sys
-from pathlib import Path
 
+import programs
 import pytest
 
-_spec = importlib.util.spec_from_file_location("programs", Path(__file__).parent / "programs.py")
-programs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(programs)
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 
 MODEL = """
 client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
@@ -89,7 +86,7 @@ begun.wait()
     "a push_pull in a daemon thread": IN_A_THREAD + MODEL + STOPPED + "in_a_thread(lambda: model.push_pull(grads))",
     "a model being created": IN_A_THREAD + MODEL + STOPPED + "in_a_thread(lambda: client.create_model('n', zeros))",
     "a snapshot in a daemon thread": IN_A_THREAD + MODEL + STOPPED + "in_a_thread(client.snapshot)",
-    "many clients": "clients = [ParameterClient(address) for _ in range(20)]\n[client.list_models() for client in clients]",
+    "many clients": "clients = [ParameterClient(address) for _ in range(20)]\n[one.status() for one in clients]",
     "sys.exit in the middle": MODEL + STOPPED + "push = model.push_async(grads)\nsys.exit(0)",
     "a client used as the interpreter exits": MODEL + "import atexit\natexit.register(client.status)",
     "a client closed as the interpreter exits": MODEL + STOPPED + """
@@ -102,7 +99,7 @@ atexit.register(client.close, wait=False)
 
 @pytest.mark.parametrize("program", WAYS.values(), ids=WAYS)
 def test_the_interpreter_exits_whatever_was_going_on(server_process, program):
-    programs.run(program, server_process.address, str(server_process.process_id))
+    assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
 
 
 @pytest.mark.parametrize("how", ["raise RuntimeError('ours')", "threading.Thread(target=lambda: 1 / 0).start()"])
@@ -130,7 +127,11 @@ def test_an_exception_does_not_keep_it_either(server_process, how):
 )
 def test_ctrl_c_in_a_call_ends_the_program(server_process, call):
     """The interrupt comes from a thread, once the main thread is in the call."""
-    program = MODEL + STOPPED + "model.push_async(grads)\n" * ("close" in call) + f"""
+    program = (
+        MODEL
+        + STOPPED
+        + "model.push_async(grads)\n" * ("close" in call)
+        + f"""
 def interrupt():
     main = threading.main_thread().ident
     while "numba_adam" not in getattr(sys._current_frames()[main].f_back, "f_globals", {{}}).get("__name__", ""):
@@ -139,10 +140,8 @@ def interrupt():
 threading.Thread(target=interrupt, daemon=True).start()
 {call}
 """
+    )
     with programs.started(program, server_process.address, str(server_process.process_id)) as process:
         _, errors = process.communicate(timeout=programs.PATIENCE_SECONDS)
     assert errors.endswith("KeyboardInterrupt\n"), errors
     assert process.returncode in (-signal.SIGINT, 130)
-
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")

@@ -5,15 +5,10 @@ The clients of these programs would wait for more than a day: whatever does not 
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
+import programs
 import pytest
-
-_spec = importlib.util.spec_from_file_location("programs", Path(__file__).parent / "programs.py")
-programs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(programs)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 
@@ -67,7 +62,7 @@ def test_a_child_is_refused_and_the_parents_own_pushes_go_on(address, form):
     assert client.status().models[0].pushes_applied == first + 4
     client.close()
     """
-    programs.run(EVERY_CALL + f"FORM = {form!r}\nif True:\n" + program, address)
+    assert programs.run(EVERY_CALL + f"FORM = {form!r}\nif True:\n" + program, address) == ""
 
 
 @pytest.mark.parametrize("start", ["os.fork", "multiprocessing", "a thread of the parent"])
@@ -112,7 +107,7 @@ def test_every_acknowledged_gradient_of_forked_workers_is_in(address, start):
     assert client.status().models[0].pushes_applied == 25
     client.close()
     """
-    programs.run(f"START = {start!r}\nif True:\n" + program, address)
+    assert programs.run(f"START = {start!r}\nif True:\n" + program, address) == ""
 
 
 def test_a_fork_while_pushes_are_under_way_costs_none_of_them(address):
@@ -143,7 +138,7 @@ def test_a_fork_while_pushes_are_under_way_costs_none_of_them(address):
     assert applied == len(versions) + 10 and len(set(versions)) == len(versions), (applied, versions)
     client.close()
     """
-    programs.run(EVERY_CALL + "if True:\n" + program, address)
+    assert programs.run(EVERY_CALL + "if True:\n" + program, address) == ""
 
 
 def test_futures_of_the_parent_are_settled_in_the_child(server_process):
@@ -172,7 +167,9 @@ def test_futures_of_the_parent_are_settled_in_the_child(server_process):
     assert [push.result().version for push in pending] == [2, 3, 4, 5] and heard == pending[:1]
     client.close()
     """
-    programs.run(EVERY_CALL + "if True:\n" + program, server_process.address, str(server_process.process_id))
+    assert (
+        programs.run(EVERY_CALL + "if True:\n" + program, server_process.address, str(server_process.process_id)) == ""
+    )
 
 
 def test_a_child_is_refused_at_once_whichever_lock_its_parent_held(address):
@@ -204,7 +201,7 @@ def test_a_child_is_refused_at_once_whichever_lock_its_parent_held(address):
     assert model.push(grads).version == 2
     client.close()
     """
-    programs.run(EVERY_CALL + "if True:\n" + program, address)
+    assert programs.run(EVERY_CALL + "if True:\n" + program, address) == ""
 
 
 def test_where_something_else_uses_grpc_a_client_in_the_child_is_refused_with_advice(address):
@@ -227,7 +224,7 @@ def test_where_something_else_uses_grpc_a_client_in_the_child_is_refused_with_ad
     client.close()
     server.stop(None).wait()
     """
-    programs.run(EVERY_CALL + "if True:\n" + program, address)
+    assert programs.run(EVERY_CALL + "if True:\n" + program, address) == ""
 
 
 def test_a_child_that_runs_to_its_end_exits_with_the_parents_clients_unclosed(address):
@@ -249,7 +246,7 @@ def test_a_child_that_runs_to_its_end_exits_with_the_parents_clients_unclosed(ad
     waiting.join()
     client.close()
     """
-    programs.run("if True:\n" + program, address)
+    assert programs.run("if True:\n" + program, address) == ""
 
 
 def test_a_child_may_be_the_first_to_use_grpc_and_fork_in_its_turn(address):
@@ -267,4 +264,4 @@ def test_a_child_may_be_the_first_to_use_grpc_and_fork_in_its_turn(address):
     assert client.open_model("m").push(grads).version == 4
     client.close()
     """
-    programs.run("if True:\n" + program, address)
+    assert programs.run("if True:\n" + program, address) == ""

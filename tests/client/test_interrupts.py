@@ -1,0 +1,209 @@
+"""Ctrl-C at any point of any call: the next calls work, and neither locks nor threads are left.
+
+The interrupts come at random moments; the seed is printed by a failing test.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import programs
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+
+INTERRUPTED = """
+random = np.random.default_rng(SEED)
+
+def interrupted(call, seconds):
+    "Begin a call and interrupt it after so long; whether before, in or after it, is left to chance."
+    caught = threading.Event()
+    def interrupt():
+        while not caught.wait(seconds):  # again, should the exception have come up where Python drops it
+            os.kill(os.getpid(), signal.SIGINT)
+            if caught.wait(5):
+                break
+    interrupter = threading.Thread(target=interrupt)
+    try:
+        try:
+            interrupter.start()
+            call()
+            threading.Event().wait()
+        except ServiceError:  # such as: the model exists, the interrupted call created it
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    caught.set()
+    interrupter.join()
+
+def threads():
+    "The threads that are there, but for the main one and one that waits for the main thread's next call."
+    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if "numba-adam call" in names:
+        names.remove("numba-adam call")
+    return names
+
+def quiet():
+    "Wait until what was given up has ended; should it not, the test ends with its own timeout."
+    while threads():
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", ["push", "push_pull", "push large", "push beside push_async"])
+def test_an_interrupted_push_leaves_the_next_one_neither_waiting_nor_taken_for_it(server_process, form, seed):
+    """Every acknowledged push is in, and no version is acknowledged twice."""
+    program = (
+        f"SEED, FORM = {seed}, {form!r}"
+        + INTERRUPTED
+        + """
+size = 1_000_000 if FORM == "push large" else 4
+grads, zeros = {"w": np.ones(size, np.float32)}, {"w": np.zeros(size, np.float32)}
+client = ParameterClient(address, "w0", timeout_seconds=60)
+model = client.create_model("m", zeros)
+versions = [model.push(grads).version]
+if FORM == "push beside push_async":
+    model.push_async(grads).result()
+push = model.push_pull if FORM == "push_pull" else model.push
+began = time.monotonic()
+push(grads)
+usual = time.monotonic() - began
+for _ in range(25):
+    interrupted(lambda: push(grads), random.uniform(0, 1.5 * usual))
+    ack = model.push(grads)
+    assert ack.applied and not ack.duplicate
+    versions.append(ack.version)
+    assert len(threading.enumerate()) < 10, threading.enumerate()
+assert sorted(set(versions)) == versions, versions
+model.pull(min_version=versions[-1])
+client.close()
+quiet()
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    )
+    assert programs.run(program, server_process.address) == ""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_interrupted_call_leaves_all_others_working(server_process, seed):
+    program = (
+        f"SEED = {seed}"
+        + INTERRUPTED
+        + """
+client = ParameterClient(address, "w0", timeout_seconds=60)
+model = client.create_model("m", zeros)
+model.push(grads)
+names = iter(range(1000))
+def opened():
+    with ParameterClient(address, timeout_seconds=60) as other:
+        other.open_model("m").push_async(grads)
+calls = [
+    lambda: model.pull(), lambda: model.pull(min_version=10**9), lambda: model.push_pull(grads), client.status,
+    client.snapshot, client.list_models, lambda: client.open_model("m"), lambda: model.push_async(grads).result(),
+    lambda: client.create_model(f"m{next(names)}", zeros), lambda: client.delete_model("m0"), opened,
+    lambda: [model.push_async(grads) for _ in range(20)],
+]
+for number in range(4 * len(calls)):
+    interrupted(calls[number % len(calls)], random.uniform(0, 0.02))
+    for call in (lambda: model.push(grads), model.pull, client.status, lambda: model.push_async(grads).result()):
+        call()
+client.close()
+quiet()
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    )
+    assert programs.run(program, server_process.address) == ""
+
+
+@pytest.mark.parametrize(
+    "call", ["model.push(grads)", "model.push_pull(grads)", "model.pull(min_version=9)", "client.status()"]
+)
+def test_a_call_that_the_server_does_not_answer_is_given_up_and_the_next_one_is_answered(server_process, call):
+    """The call may last for a day; the server stands still until it was interrupted."""
+    program = (
+        "SEED = 0"
+        + INTERRUPTED
+        + """
+client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
+model = client.create_model("m", zeros)
+assert model.push(grads).version == 1
+for _ in range(3):
+    os.kill(int(sys.argv[2]), signal.SIGSTOP)
+    interrupted(lambda: CALL, 0.05)
+    quiet()
+    os.kill(int(sys.argv[2]), signal.SIGCONT)
+    ack = model.push(grads)
+    assert ack.applied and not ack.duplicate
+client.close()
+""".replace("CALL", call)
+    )
+    assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
+
+
+def test_a_call_between_two_tries_is_given_up(server_process):
+    program = (
+        "SEED = 0"
+        + INTERRUPTED
+        + """
+away = ParameterClient("127.0.0.1:1", timeout_seconds=FOR_EVER)
+for _ in range(5):
+    interrupted(away.status, 0.05)
+away.close()
+quiet()
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    )
+    assert programs.run(program, server_process.address) == ""
+
+
+def test_another_threads_calls_go_on_through_an_interrupt(server_process):
+    """An interrupted call takes its connection with it; what else was on its way is sent again, and is in once."""
+    program = (
+        "SEED = 0"
+        + INTERRUPTED
+        + """
+size = 1_000_000
+grads, zeros = {"w": np.ones(size, np.float32)}, {"w": np.zeros(size, np.float32)}
+client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
+model = client.create_model("m", zeros)
+versions, done = [], threading.Event()
+def push_on():
+    while not done.is_set():
+        versions.append(model.push_async(grads).result().version)
+pusher = threading.Thread(target=push_on)
+pusher.start()
+for _ in range(15):
+    interrupted(lambda: model.pull(min_version=10**9), random.uniform(0, 0.1))
+done.set()
+pusher.join()
+assert versions == sorted(set(versions)), versions
+assert client.status().models[0].pushes_applied == len(versions)
+client.close()
+"""
+    )
+    assert programs.run(program, server_process.address) == ""
+
+
+def test_a_signal_whose_handler_raises_nothing_gives_nothing_up(server_process):
+    program = """
+client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
+model = client.create_model("m", zeros)
+heard, done, answered = [], threading.Event(), threading.Semaphore(0)
+def handle(*_):
+    heard.append(client.status().models[0].model.version)  # a call in a call
+    answered.release()
+signal.signal(signal.SIGUSR1, handle)
+def ring():
+    while not done.is_set():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        answered.acquire()
+ringer = threading.Thread(target=ring)
+ringer.start()
+assert [model.push(grads).version for _ in range(200)] == list(range(1, 201))
+done.set()
+ringer.join()
+assert heard and heard == sorted(heard)
+client.close()
+"""
+    assert programs.run(program, server_process.address) == ""

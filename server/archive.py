@@ -106,7 +106,7 @@ class Archive:
         """Write a snapshot of each model.
 
         Raises:
-            SnapshotError, ModelNotFoundError: of the first that could not be written; the others are all the same.
+            SnapshotError, ModelNotFoundError: the first that was not written; the others are written all the same.
         """
         written, errors = [], []
         for model in models:

@@ -12,9 +12,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,10 @@ from numba_adam.server.snapshot import Snapshot
 from numba_adam.server.store import Store
 
 _log = logging.getLogger(__name__)
-_MOST_WRITERS = 32  # snapshots written in the background at the same time: threads of a server with very many models
+_R = TypeVar("_R")
+_MOST_WRITERS = (
+    32  # snapshots written at the same time that nobody's own call writes: threads of a server with many models
+)
 _PAGE_BYTES = 4096
 
 
@@ -86,11 +89,10 @@ class Archive:
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
-        self._writers.shutdown(cancel_futures=True)
+            self._changed.wait_for(lambda: not self._calls)
+        self._writers.shutdown()
         if self._timer.ident is not None:
             self._timer.join()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._calls)
 
     def snapshot(self, model: Model) -> Written:
         """Write a snapshot and return once it is on disk.
@@ -102,16 +104,18 @@ class Archive:
         with self._call():
             return model.filing.call(self._write, model, self._capture)
 
-    def snapshot_each(self, models: Iterable[Model]) -> list[tuple[Model, Written]]:
-        """Write a snapshot of each model.
+    def snapshot_all(self, models: Iterable[Model]) -> list[tuple[Model, Written]]:
+        """Write a snapshot of each model, beside each other; those that are deleted meanwhile are left out.
 
         Raises:
-            SnapshotError, ModelNotFoundError: the first that was not written; the others are written all the same.
+            SnapshotError: the first that could not be written; the others are written all the same.
         """
         written, errors = [], []
-        for model in models:
+        for model, call in self._each(self.snapshot, models):
             try:
-                written.append((model, self.snapshot(model)))
+                written.append((model, call.result()))
+            except ModelNotFoundError:
+                continue
             except ServiceError as error:
                 errors.append(error)
         if errors:
@@ -132,6 +136,24 @@ class Archive:
         if not (model.engine.call(lambda: model.is_saved) and self._store.holds(model.spec.name)):
             self.snapshot(model)
 
+    def save_all(self, models: Sequence[Model]) -> dict[str, bool]:
+        """Save each model, beside each other; return for each that is not deleted meanwhile whether it is saved now."""
+        saved = {}
+        try:
+            calls = self._each(self.save, models)
+        except ServerUnavailableError:  # nothing is written any more
+            return {model.spec.name: False for model in models}
+        for model, call in calls:
+            try:
+                call.result()
+                saved[model.spec.name] = True
+            except ModelNotFoundError:
+                continue
+            except Exception:  # whatever it is, the other models are saved
+                _log.exception("model %s: no last snapshot", model.spec.name)
+                saved[model.spec.name] = False
+        return saved
+
     def delete(self, model: Model) -> None:
         """Remove a model's folder."""
         with self._call():
@@ -141,6 +163,13 @@ class Archive:
         """Ask for a snapshot in the background if the model has moved far enough from its last one."""
         if self._every_pushes and model.version - model.tried_version >= self._every_pushes:
             self._ask_for(model)
+
+    def _each(self, function: Callable[[Model], _R], models: Iterable[Model]) -> list[tuple[Model, Future[_R]]]:
+        """Call a function with each model on the writers' threads; return once all calls are over."""
+        with self._call():
+            calls = [(model, self._writers.submit(function, model)) for model in models]
+            wait(call for _, call in calls)
+        return calls
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[None]:

@@ -127,17 +127,7 @@ class Host:
 
     def save(self) -> dict[str, bool]:
         """Write a snapshot of every model that has changed since its last; return for each whether it is saved now."""
-        saved = {}
-        for model in self.models():
-            try:
-                self._archive.save(model)
-                saved[model.spec.name] = True
-            except ModelNotFoundError:  # deleted meanwhile
-                continue
-            except Exception:  # whatever it is, the other models are saved
-                _log.exception("model %s: no last snapshot", model.spec.name)
-                saved[model.spec.name] = False
-        return saved
+        return self._archive.save_all(self.models())
 
     def stop(self) -> bool:
         """Write the last snapshots and let the data folder go; False if one of them could not be written.
@@ -282,7 +272,11 @@ class Host:
             BudgetExceededError: too many calls wait already.
         """
         with self._waiting("a snapshot"):
-            written = self._archive.snapshot_each([self.model(name)] if name else self.models())
+            if name:
+                model = self.model(name)
+                written = [(model, self._archive.snapshot(model))]
+            else:
+                written = self._archive.snapshot_all(self.models())
         return [
             pb.SnapshotInfo(model=model.spec.name, state=state, size_bytes=size_bytes, duration_seconds=seconds)
             for model, (state, size_bytes, seconds) in written

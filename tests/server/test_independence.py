@@ -347,7 +347,7 @@ def test_the_end_waits_for_a_snapshot_that_is_being_written(config, peers, threa
         assert not stop.done()
     stop.result(DEADLINE)
     assert "could not be written" in snapshot.result(DEADLINE).message
-    assert server.stop()
+    server.stop()
 
 
 def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(config, models, threads, peers):
@@ -418,7 +418,10 @@ def test_callers_who_wait_for_snapshots_leave_threads_for_pushes(config, models,
         assert peer.stub.Snapshot(request, timeout=DEADLINE).snapshots[0].model == "a"
 
 
-def test_a_model_whose_snapshot_fails_does_not_keep_the_others_from_theirs(config, models, threads, refused):
+def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_their_snapshots(
+    config, models, threads, refused
+):
+    """Where a snapshot of all models is asked for."""
     with Server(config) as server:
         peer, sessions = models(server, "a", "b", "c")
         for session in sessions:
@@ -426,5 +429,42 @@ def test_a_model_whose_snapshot_fails_does_not_keep_the_others_from_theirs(confi
         with disk_blocked(config.data_dir) as disk:
             everything = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest()))
             disk.wait_until_full()
+            while [peer.state(name).snapshot_version for name in "bc"] != [1, 1]:  # the test's timeout is its limit
+                assert not everything.done()
         assert "model 'a': its snapshot could not be written" in everything.result(DEADLINE).message
-        assert [peer.state(name).snapshot_version for name in "abc"] == [0, 1, 1]
+        assert peer.state("a").snapshot_version == 0
+
+
+def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_being_saved_at_the_end(config, models, threads):
+    server = Server(config)
+    server.start()
+    _, sessions = models(server, "a", "b", "c")
+    for session in sessions:
+        session.push(ones())
+    host = server._host
+    with disk_blocked(config.data_dir) as disk:
+        stop = threads.submit(server.stop)
+        disk.wait_until_full()
+        while [host.model(name).snapshot_version for name in "bc"] != [1, 1]:  # the test's timeout is its limit
+            assert not stop.done()
+    assert stop.result(DEADLINE)  # the disk took the second try
+    assert host.model("a").snapshot_version == 1
+
+
+def test_a_model_that_is_deleted_while_all_are_snapshotted_is_left_out(config, models, threads):
+    """It was still there when the list was made, and its deletion came first."""
+    with Server(config) as server:
+        peer, _ = models(server, "a", "b")
+        filing = server._host.model("a").filing
+        pause = threading.Event()
+        with held(filing, threads):
+            all_of_them = server._host.models()
+            deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
+            while filing.waiting < 1:  # the test's timeout is its limit
+                assert not deletion.done()
+                pause.wait(0.001)
+            everything = threads.submit(server._host._archive.snapshot_all, all_of_them)
+            while filing.waiting < 2:
+                pause.wait(0.001)
+        assert [model.spec.name for model, _ in everything.result(DEADLINE)] == ["b"]
+        deletion.result(DEADLINE)

@@ -114,4 +114,5 @@ def test_an_image_that_cannot_be_made_leaves_no_memory_taken(images, model, pool
     model.engine.stop()
     with pytest.raises(ServerUnavailableError):
         images.take(model)
-    pool.admit_model("all of it", pool.budget_bytes - 4 * SIZE, 4 * SIZE)
+    with pool.acquire(pool.budget_bytes, "all of it"):
+        assert pool.used_bytes == pool.budget_bytes

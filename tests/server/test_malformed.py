@@ -12,7 +12,11 @@ from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-EXCHANGES = json.loads((GOLDEN / "requests-v1.json").read_text())["exchanges"]
+EXCHANGES = [
+    exchange
+    for number in (1, 2)
+    for exchange in json.loads((GOLDEN / f"requests-v{number}.json").read_text())["exchanges"]
+]
 MEANT = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -49,6 +53,7 @@ def mutate(messages, rng):
 def test_every_mutation_gets_an_answer_that_means_something(tmp_path, seed):
     folder = tmp_path / "data" / "models" / "golden"
     folder.mkdir(parents=True)
+    (tmp_path / "data" / "lock").touch()  # so did the first release leave a folder after a clean stop
     (folder / "00000001.snapshot").write_bytes((GOLDEN / "snapshot-v1.safetensors").read_bytes())
     config = ServerConfig(
         listen="127.0.0.1:0",

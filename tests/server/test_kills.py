@@ -79,7 +79,7 @@ def test_every_state_that_comes_back_is_that_of_a_replay(tmp_path, processes, pe
         came_back, machine = newest(folder)
         version, first = machine["version"], len(replay.history) + 1
         for session in machine["sessions"]:  # what was applied and saved, but whose answer was lost in the kill
-            for sequence, made, _ in session["answers"]:
+            for sequence, made, *_ in session["answers"]:
                 if made >= first:  # an older one is of a session before the last kill
                     push = sent[session["worker_id"], sequence]
                     assert acknowledged.setdefault(made, push) == push

@@ -200,6 +200,14 @@ def test_two_servers_in_turn_on_copies_of_one_folder_are_two_lines_of_history(co
     assert ids == [ids[0], worker.state_id, ids[0]]
 
 
+def test_a_folder_that_is_moved_as_a_whole_carries_on(config, train, peers, tmp_path):
+    worker = train(2)
+    config.data_dir.rename(tmp_path / "moved")
+    with Server(dataclasses.replace(config, data_dir=tmp_path / "moved")) as server:
+        state = peers(server.address).state()
+    assert (state.state_id, state.version) == (worker.state_id, 2)
+
+
 @pytest.mark.parametrize("clean", [True, False], ids=["after a clean stop", "after a crash"])
 @pytest.mark.parametrize("what", ["folder", "snapshots", "all folders"])
 def test_a_model_that_is_missing_is_named_and_stops_the_start(

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from numba_adam.errors import SnapshotError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
 from numba_adam.server.store import Store
@@ -257,6 +259,25 @@ def test_a_model_is_out_of_the_way_before_its_name_goes_and_its_files_go_last(tm
     ]
     assert {kind for kind, *_ in recorded[6:]} == {"unlink", "rmdir"}
     store.close()
+
+
+def test_models_that_come_and_go_at_the_same_time_are_all_written_down(tmp_path):
+    store = Store(tmp_path / "data", 2)
+    store.begin()
+    names = [f"model-{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: put(store, name), names))
+        list(pool.map(store.delete, names[::3]))
+    store.close()
+    there = sorted(set(names) - set(names[::3]))
+    store = Store(tmp_path / "data", 2)
+    assert store.model_names() == there
+    for name in there:
+        (tmp_path / "data" / "models" / name).rename(tmp_path / name)
+    with pytest.raises(SnapshotError) as caught:
+        store.model_names()
+    store.close()
+    assert [name for name in names if repr(name) in str(caught.value)] == sorted(there, key=names.index)
 
 
 def test_with_one_snapshot_kept_a_failed_write_costs_none(tmp_path):

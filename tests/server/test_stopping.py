@@ -43,6 +43,17 @@ stub.Push(half())
 """
 
 
+A_WATCHER = """
+import sys
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+watch = health_pb2_grpc.HealthStub(grpc.insecure_channel(sys.argv[1])).Watch(health_pb2.HealthCheckRequest())
+assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+print("serving", flush=True)
+list(watch)
+"""
+
+
 @contextlib.contextmanager
 def connected(peer, sends):
     """A connection that sends so much, and then nothing."""
@@ -133,7 +144,7 @@ def serve(tmp_path, processes, peers, params, grads_of):
         process = processes(tmp_path / "data", **options)
         peer = peers(process.address)
         peer.create(params)
-        peer.create({"x": np.ones(1 << 23, np.float32)}, "large")
+        peer.create({"x": np.ones(1 << 20, np.float32)}, "large")
         worker = peer.session()
         for seed in range(3):
             worker.push(grads_of(params, np.random.default_rng(seed)))
@@ -189,7 +200,7 @@ def limit_files(process, nbytes):
 def test_a_full_disk_is_said_and_costs_only_what_finds_no_room(tmp_path, processes, peers, serve, grads_of):
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     large = peer.session("large")
-    large.push({"x": np.ones(1 << 23, np.float32)})
+    large.push({"x": np.ones(1 << 20, np.float32)})
     limit_files(process, 1 << 20)
     with in_mid_push(peer, stopped=True):
         process.signal(signal.SIGTERM)
@@ -241,6 +252,22 @@ def test_pushes_that_are_acknowledged_while_it_stops_are_in_the_last_snapshot(
     assert process.wait() == 0
     state = peers(processes(tmp_path / "data").address).state()
     assert (state.state_id, state.version) == (workers[0].state_id, 11)
+
+
+def test_a_watcher_that_takes_nothing_costs_nothing_that_was_acknowledged(tmp_path, processes, peers, serve):
+    """Its connection is up, and its process stands still; whoever watches is told of the end before all is saved."""
+    process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
+    watcher = subprocess.Popen([sys.executable, "-c", A_WATCHER, peer.address], stdout=subprocess.PIPE, text=True)
+    try:
+        assert watcher.stdout.readline() == "serving\n"
+        watcher.send_signal(signal.SIGSTOP)
+        assert process.stop() == 0
+    finally:
+        watcher.kill()
+        watcher.wait(60)
+        watcher.stdout.close()
+    state = peers(processes(tmp_path / "data").address).state()
+    assert (state.state_id, state.version) == (worker.state_id, 3)
 
 
 def test_a_new_call_is_refused_while_it_stops(serve):

@@ -45,7 +45,7 @@ def threads():
 
 def push(model):
     """Make one step."""
-    epoch = model.open_session("w")
+    epoch = model.open_session("w").epoch
     outcome = model.apply(
         Push(PushKey("s", "w", epoch, 1), model.version, (True,), Content(1, 1)), np.ones(SIZE, np.float32)
     )

@@ -48,7 +48,7 @@ def push(model, epoch, sequence):
 
 
 def test_a_push_wakes_those_who_wait_for_its_version(model, waiting):
-    epoch = model.open_session("w")
+    epoch = model.open_session("w").epoch
     waiter = waiting(2)
     push(model, epoch, 1)
     push(model, epoch, 2)

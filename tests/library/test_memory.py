@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import ml_dtypes
 import numba
 import numpy as np
 import pytest
 
+import numba_adam as na
 from numba_adam.eight_bit import EightBit, blocks_of
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.scaling import Scaling
@@ -149,3 +151,21 @@ def test_nor_where_they_do_not_begin_with_a_cache_line(name, shift):
 def test_nor_where_threads_divide_them(name, threads):
     for sizes in ([32_768], [32_769, 1, 0, 127, 65_535], [1_023] * 70, [0, 0, 200_001]):
         assert stays_within(sizes, name)
+
+
+class Lender:
+    """Lends an array's memory by the array interface, and is no NumPy array itself."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+def test_a_step_keeps_no_gradient_alive() -> None:
+    """What another framework lends is let go of when the step is over, not when the next one comes."""
+    optimizer = na.Adam([np.zeros(10, np.float32), np.zeros(7, np.float32)])
+    grads = [Lender(np.ones(10, np.float32)), Lender(np.ones(7, np.float32))]
+    alive = [weakref.ref(grad) for grad in grads]
+    optimizer.step(grads)
+    del grads
+    assert [each() for each in alive] == [None, None]

@@ -155,9 +155,18 @@ class Archive:
         return saved
 
     def delete(self, model: Model) -> None:
-        """Remove a model's folder."""
-        with self._call():
-            model.filing.call(self._store.delete, model.spec.name)
+        """Remove a model's folder.
+
+        Raises:
+            SnapshotError: it could not be removed, or not for good.
+        """
+        try:
+            with self._call():
+                model.filing.call(self._store.delete, model.spec.name)
+        except ServiceError:
+            raise
+        except OSError as error:
+            raise SnapshotError(f"model {model.spec.name!r}: its folder could not be removed ({error})") from error
 
     def note_push(self, model: Model) -> None:
         """Ask for a snapshot in the background if the model has moved far enough from its last one."""

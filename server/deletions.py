@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from numba_adam.ps.errors import refusal
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.ps.v1.model_pb2 import StatePoint
+from numba_adam.server.durable import replace, write_all
 from numba_adam.server.records import check_keys, check_value
 
 _log = logging.getLogger(__name__)
@@ -108,15 +108,5 @@ class Deletions:
 
     def _write(self) -> None:
         deletions = [[name, *deletion] for name, deletion in self._by_name.items()]
-        temporary = self._path.with_name("deletions.writing")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            json.dump({"format": _FORMAT, "deletions": deletions}, file, separators=(",", ":"))
-            file.flush()
-            os.fsync(descriptor)
-        temporary.rename(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        raw = json.dumps({"format": _FORMAT, "deletions": deletions}, separators=(",", ":")).encode("ascii")
+        replace(self._path, lambda descriptor: write_all(descriptor, raw))

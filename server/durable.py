@@ -51,6 +51,14 @@ def write_new(path: Path, write: Callable[[int], int]) -> int:
     return size
 
 
+def write_all(descriptor: int, raw: bytes) -> int:
+    """Write bytes, however many calls that takes; return how many they are."""
+    view = memoryview(raw)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return len(raw)
+
+
 def replace(path: Path, write: Callable[[int], int]) -> None:
     """Put a new file in the place of another: after a crash it is the one or the other, whole."""
     temporary = path.with_name(path.name + TEMPORARY)

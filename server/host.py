@@ -90,7 +90,7 @@ class Host:
         )
         self._nursery = Nursery(self.pool, self._store, self._archive, self._launcher)
         try:
-            self._deletions = Deletions(config.data_dir)
+            self._deletions = Deletions(self._store.folder)
             for name in self._store.model_names():
                 self._models[name] = self._nursery.restore(name)
         except BaseException:

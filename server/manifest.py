@@ -4,14 +4,13 @@
     DIR/manifest   written at a clean stop: the same id, and which file holds the last state of each model
 
 A manifest counts only beside the run that wrote it, so an older one that is put back is found out. Each file is one
-line of JSON, and every bit of it is checked. Imports the checksum library and the error tree.
+line of JSON, and every bit of it is checked. Imports the checksum library, durable files and the error tree.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from numba_adam.errors import ConfigurationError
+from numba_adam.server.durable import write_all
 
 FORMAT = 2
 """Format of data folders. The first had neither file: an empty file `running` stood there while a server ran."""
@@ -110,11 +110,7 @@ def check_format(version: object, path: Path) -> None:
 
 
 def _write(descriptor: int, kind: str, content: Mapping[str, Any]) -> int:
-    raw = _encode({"kind": kind, "format": FORMAT, **content})
-    view = memoryview(raw)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    return len(raw)
+    return write_all(descriptor, _encode({"kind": kind, "format": FORMAT, **content}))
 
 
 def _encode(content: Mapping[str, Any]) -> bytes:

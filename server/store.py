@@ -270,7 +270,7 @@ class Store:
         folders = [path for path in self._models.iterdir() if is_model_name(path.name) and path.is_dir()]
         for folder in (self._models, *folders):
             check_folder(folder)
-        for name in ("lock", "run", "manifest"):
+        for name in ("lock", "run", "manifest", "deletions"):
             check_file(self.folder / name)
         for folder in folders:
             for path in folder.iterdir():

@@ -171,6 +171,24 @@ def test_a_data_folder_that_cannot_be_written_at_the_start_is_let_go_as_it_was(c
         assert peers(server.address).state() == state
 
 
+def test_a_deletion_that_the_disk_fails_is_said_and_the_model_does_not_come_back(config, peers, params, refused):
+    """Its folder is out of the way by then; only what is written down of it could not be."""
+    server = Server(config)
+    server.start()
+    peer = peers(server.address)
+    for name in ("gone", "kept"):
+        peer.create(params, name)
+    (config.data_dir / "run.writing").mkdir()
+    refusal = refused(lambda: peer.stub.DeleteModel(pb.DeleteModelRequest(model="gone")))
+    assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.INTERNAL, Reason.REASON_SNAPSHOT)
+    assert "model 'gone': its folder could not be removed" in refusal.message
+    (config.data_dir / "run.writing").rmdir()
+    assert server.stop()
+    with Server(config) as server:
+        models = peers(server.address).stub.ListModels(pb.ListModelsRequest()).models
+        assert [model.spec.name for model in models] == ["kept"]
+
+
 def test_what_comes_after_the_end_is_refused_and_never_waits(config):
     """A call that outlived the deadline for stopping may still be on its way to the disk."""
     server = Server(config)

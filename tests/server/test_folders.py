@@ -11,6 +11,7 @@ import pytest
 
 from numba_adam import private_folder
 from numba_adam.errors import ConfigurationError
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
 from numba_adam.server.store import Store
 
@@ -36,7 +37,10 @@ def tree(folder):
 def folder(config, peers, params):
     """A data folder with a model, after a clean stop."""
     with Server(config) as server:
-        peers(server.address).create(params)
+        peer = peers(server.address)
+        peer.create(params)
+        peer.create(params, "deleted")
+        peer.stub.DeleteModel(pb.DeleteModelRequest(model="deleted"))
     return config.data_dir
 
 
@@ -44,7 +48,10 @@ def folder(config, peers, params):
 def test_folders_are_made_0700_and_files_0600_whatever_the_umask(config, tmp_path, peers, params, mask):
     settings = dataclasses.replace(config, data_dir=tmp_path / "above" / "data")
     with umask(mask), Server(settings) as server:
-        peers(server.address).create(params)
+        peer = peers(server.address)
+        peer.create(params)
+        peer.create(params, "deleted")
+        peer.stub.DeleteModel(pb.DeleteModelRequest(model="deleted"))
     with umask(mask), Server(settings) as server:
         assert [path.name for path in settings.data_dir.iterdir()]
     for path in (tmp_path / "above").rglob("*"):
@@ -52,7 +59,7 @@ def test_folders_are_made_0700_and_files_0600_whatever_the_umask(config, tmp_pat
     assert stat.S_IMODE((tmp_path / "above").stat().st_mode) == 0o700
 
 
-PLACES = ["", "models", "models/model", "models/model/00000001.snapshot", "lock", "run", "manifest"]
+PLACES = ["", "models", "models/model", "models/model/00000001.snapshot", "lock", "run", "manifest", "deletions"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -136,8 +143,12 @@ def test_a_relative_folder_stays_where_it_was_when_the_program_goes_elsewhere(
     monkeypatch.chdir(tmp_path)
     with Server(dataclasses.replace(config, data_dir=Path("here"))) as server:
         monkeypatch.chdir(tmp_path / "elsewhere")
-        peers(server.address).create(params)
+        peer = peers(server.address)
+        peer.create(params)
+        peer.create(params, "deleted")
+        peer.stub.DeleteModel(pb.DeleteModelRequest(model="deleted"))
     assert (tmp_path / "here" / "models" / "model").is_dir()
+    assert (tmp_path / "here" / "deletions").is_file()
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

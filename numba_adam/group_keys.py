@@ -49,3 +49,8 @@ def check_note(key: object) -> None:
         raise HyperparameterError(
             f"{key!r} is not a hyperparameter: did you mean {meant!r}? (A note of your own needs a name less like it.)"
         )
+
+
+def is_switch_left_off(key: object, value: object) -> bool:
+    """Say whether an entry is one of PyTorch's own that asks for nothing, as all its param groups have them."""
+    return key in PYTORCHS and (value is None or value is False)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from numba_adam.errors import HyperparameterError, ImmutableError, NamesError
 from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList
-from numba_adam.group_keys import FIXED, check_note
+from numba_adam.group_keys import FIXED, check_note, is_switch_left_off
 from numba_adam.hyperparameters import Hyperparameters
 
 _FIXED_LIST = (
@@ -243,7 +243,7 @@ def _group(
     if "params" not in entry:
         raise NamesError(f"a param group has the keys {sorted(map(str, entry))}: it must have 'params'")
     params, names = _with_names(entry["params"])
-    values = {key: value for key, value in entry.items() if key != "params"}
+    values = {key: value for key, value in entry.items() if key != "params" and not is_switch_left_off(key, value)}
     if names is None and is_names(values.get("param_names"), len(params)):  # a group of another optimizer
         names = list(values.pop("param_names"))
     own, own_schedule = separated(values)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +62,13 @@ def test_a_state_dict_goes_through_torch_load_with_weights_only(kind):
     names = {key for key, _ in bits(twin)}
     assert [pair for pair in bits(twin) if pair[0] != "ema"] == [pair for pair in bits(other) if pair[0] != "ema"]
     assert ("ema" in names) is ("ema_decay" in KINDS[kind])
+
+
+def test_the_documents_program_runs(tmp_path):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "saving.md").read_text()
+    (program,) = re.findall(r"\n```py\n(.*?)```", text, re.DOTALL)
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "1 0.5\n"), run.stderr
 
 
 def test_bfloat16_stays_bfloat16_and_codes_stay_codes():

@@ -144,6 +144,22 @@ def test_a_dict_of_either_kind_goes_on_as_it_does_in_pytorch(saved_by, loaded_by
     check_equal(theirs, ours, "float32")
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_optimizer_of_pytorchs_can_be_replaced_by_its_param_groups(named):
+    layer = torch.nn.Linear(3, 2)
+    theirs = torch.optim.AdamW(layer.named_parameters() if named else layer.parameters(), lr=0.25, weight_decay=0.5)
+    ours = na.AdamW(theirs.param_groups)
+    group = ours.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group.get("param_names")) == (
+        0.25,
+        0.5,
+        ["weight", "bias"] if named else None,
+    )
+    assert group["params"][0] is layer.weight
+    with pytest.raises(na.errors.HyperparameterError, match="'fused'"):
+        na.AdamW([{**theirs.param_groups[0], "fused": True}])
+
+
 def test_named_parameters_and_notes_are_taken_as_pytorch_takes_them():
     layer, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     twin.load_state_dict(layer.state_dict())

@@ -305,9 +305,9 @@ class Adam:
 
         As in PyTorch, "state" is the optimizer's own, every entry of it, and shows later steps, `step` too;
         "param_groups" is a copy. Keep what is there now with `copy.deepcopy(opt.state_dict())`. A dict stays the
-        optimizer's when parameters are given other memory. When a state is loaded, dicts from before keep the state
-        from before, but for "ema", whose arrays stay in place for models that compute with them; such a dict is refused
-        when it is loaded. The state of parameters on a GPU is always a copy.
+        optimizer's when parameters are given other memory; where that has another order of axes, dicts from before keep
+        the state from before. So they do when a state is loaded, but for "ema", whose arrays stay in place for models
+        that compute with them; such a dict is refused when it is loaded. The state of parameters on a GPU is a copy.
 
         `numba_adam.interop` has what carries a dict elsewhere: `to_torch_state_dict` for `torch.optim.Adam`,
         `to_tensors` for `torch.save`, `to_flat_arrays` for `numpy.savez`.

@@ -59,6 +59,18 @@ def test_a_dict_taken_before_memory_moved_stays_the_optimizers_master_copy_too(d
     assert (param.detach().float() - ones(3)).abs().max() < 0.2  # it went on from the new values
 
 
+def test_a_dict_taken_before_the_axes_were_turned_keeps_the_state_from_before_in_every_entry():
+    param = torch.nn.Parameter(ones(1).reshape(4, 16))
+    optimizer = na.Adam([param], lr=0.1, ema_decay=0.5, amsgrad=True)
+    optimizer.step([ones(2).reshape(4, 16)])
+    taken = optimizer.state_dict()["state"][0]
+    before = {key: value.tobytes() for key, value in taken.items()}
+    param.data = param.data.t().contiguous().t()
+    optimizer.step([ones(3).reshape(4, 16)])
+    assert {key: value.tobytes() for key, value in taken.items()} == before
+    assert (taken["step"], optimizer.state[0]["step"]) == (1, 2)
+
+
 @pytest.mark.parametrize("order", ["load, then move", "move, then load"])
 def test_a_load_and_a_move_in_either_order(order):
     """With values that the parameter's format holds no more than rounded: the master copy's are not lost."""

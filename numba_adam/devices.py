@@ -14,6 +14,7 @@ from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
 from numba_adam.errors import HyperparameterError, UnsupportedArrayError
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
+from numba_adam.limits import check_factor, check_held
 from numba_adam.options import Options
 from numba_adam.part import Member, Part
 from numba_adam.scaling import Scaling
@@ -92,6 +93,7 @@ def update_on_cuda(
     Raises:
         ArrayError: an array does not fit; the message names it. Nothing was changed.
         CudaUnavailableError: there is no CUDA package, or no driver.
+        HyperparameterError: the dtype that is computed in cannot hold a number. Nothing was changed.
     """
     from numba_adam.cuda.table import CudaTable  # needs a CUDA package
 
@@ -109,6 +111,8 @@ def update_on_cuda(
         axes=[axes],
         caller=arrays[1],
     )
+    check_held(hyperparameters, table.dtype)
+    check_factor(grad_scale, table.dtype, f"grad_scale={grad_scale!r}")
     table.step([arrays[0]], Scaling(grad_scale))
 
 

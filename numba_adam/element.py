@@ -39,6 +39,11 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
     of the bits. A moment below its floor becomes zero: a state that decays for thousands of steps without a gradient
     would else wander through subnormal numbers, which many CPUs handle a hundred times more slowly.
 
+    As long as the first moment is not zero, the second one is at least `least_exp_avg_sq`, four times its floor. So it
+    is never smaller than exact arithmetic has it, however small the gradients are, and the update is never larger. What
+    decays without gradients loses less than a floor, and it takes 1.4 / (1 - beta2) such steps to decay from
+    `least_exp_avg_sq` to the floor: losses do not add up.
+
     The branches ask for constants, so compilers take them out of the loop: what is not asked for costs nothing, and an
     infinite parameter without decay leaves its moments alone.
     """
@@ -50,8 +55,11 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
         grad = grad + product(c.weight_decay, param)
     exp_avg = product(c.beta1, exp_avg) + product(c.one_minus_beta1, grad)
     exp_avg_sq = product(c.beta2, exp_avg_sq) + product(product(c.one_minus_beta2, grad), grad)
-    exp_avg = c.zero if abs(exp_avg) < c.exp_avg_floor else exp_avg
+    is_lost = abs(exp_avg) < c.exp_avg_floor
+    exp_avg = c.zero if is_lost else exp_avg
     exp_avg_sq = c.zero if exp_avg_sq < c.exp_avg_sq_floor else exp_avg_sq
+    raised = c.least_exp_avg_sq if exp_avg_sq < c.least_exp_avg_sq else exp_avg_sq
+    exp_avg_sq = exp_avg_sq if is_lost else raised  # so written, it is one masked instruction
     return exp_avg, exp_avg_sq
 
 

@@ -43,13 +43,14 @@ class Constants(NamedTuple):
     eps: float  # epsilon-hat
     exp_avg_floor: float
     exp_avg_sq_floor: float
+    least_exp_avg_sq: float  # of the second moment, as long as the first one is not zero
     ema_decay: float  # of the weights' moving average
     one_minus_ema_decay: float
     zero: float
 
 
-def without_floors(c: Constants) -> Constants:
-    """Return the constants without floors, for moments that have other means against small numbers."""
+def without_floors(c: Constants, eps: float) -> Constants:
+    """Return the constants with another eps, without floors: for moments with other means against small numbers."""
     return Constants(
         c.beta1,
         c.one_minus_beta1,
@@ -60,7 +61,8 @@ def without_floors(c: Constants) -> Constants:
         c.weight_decay,
         c.decoupled_decay,
         c.step_size,
-        c.eps,
+        eps,
+        c.zero,
         c.zero,
         c.zero,
         c.ema_decay,
@@ -124,19 +126,57 @@ def bias_correction(beta: float, step: int) -> float:
     return correction
 
 
-def measured(sum_of_squares: float, factor: float, max_norm: float) -> tuple[float, float]:
+# float64 gradients whose squares overflow, or lose digits, are multiplied by one of these powers of two before they are
+# squared: no digit of theirs changes. Two are enough for all of float64's range, as in Blue 1978 (LAPACK's nrm2).
+PLAIN_SQUARES, OF_LARGE, OF_SMALL = 1.0, 2.0**-700, 2.0**600
+_SMALL = 2.0**-900  # no sum of squares from here on has lost a digit that counts
+_INFINITY = math.inf
+
+
+def scale_of_squares(sum_of_squares: float) -> float:
+    """Return what float64 gradients are to be multiplied by before they are squared; PLAIN_SQUARES where the sum holds.
+
+    Args:
+        sum_of_squares: of the gradients as they are. If it is not finite, either a square has overflowed or a gradient
+            is not finite; the sum of scaled squares is finite in the first case alone.
+    """
+    if _SMALL <= sum_of_squares < _INFINITY:
+        return PLAIN_SQUARES
+    return OF_SMALL if sum_of_squares < _SMALL else OF_LARGE
+
+
+# A finite gradient from here on has a square that the second moment cannot hold: it would be infinite for ever. It is a
+# little less than the largest number's root (2**64, 2**512): the gradient's product with its factor is rounded.
+LARGEST_GRADIENT = {"float32": 2.0**64 * (1 - 2.0**-20), "float64": 2.0**512 * (1 - 2.0**-20)}
+
+
+def is_too_large(largest: float, factor: float, clip_value: float, limit: float) -> bool:
+    """Say whether a gradient's square would overflow the second moment.
+
+    Args:
+        largest: the largest magnitude of a gradient.
+        factor: what multiplies the gradients.
+        clip_value: largest magnitude of a gradient after that; 0: any.
+        limit: of LARGEST_GRADIENT, that of the moments' range.
+    """
+    magnitude = product(largest, abs(factor))
+    return magnitude >= limit and (clip_value == 0.0 or clip_value >= limit)
+
+
+def measured(sum_of_squares: float, factor: float, max_norm: float, scale: float) -> tuple[float, float]:
     """Return the norm of gradients that are multiplied by `factor`, and the factor that brings it down to `max_norm`.
 
     As PyTorch's clip_grad_norm_ does, with 1e-6 in the denominator.
 
     Args:
-        sum_of_squares: of the gradients, before they are multiplied.
+        sum_of_squares: of the gradients, before they are multiplied by `factor`, but multiplied by `scale`.
         factor: what multiplies them.
         max_norm: the largest norm that is left as it is.
+        scale: from `scale_of_squares`.
     """
     norm = product(math.sqrt(sum_of_squares), abs(factor))
-    ratio = max_norm / (norm + 1e-6)
-    return norm, product(factor, ratio) if ratio < 1.0 else factor
+    ratio = product(max_norm, scale) / (norm + product(1e-6, scale))
+    return norm / scale, product(factor, ratio) if ratio < 1.0 else factor
 
 
 def correct(
@@ -152,6 +192,9 @@ def correct(
         clip_value: largest magnitude of a gradient after that; 0: any.
     """
     root = math.sqrt(bias_correction2)
+    # Algorithm 1 adds eps to sqrt(exp_avg_sq / bias_correction2); numerator and denominator times
+    # sqrt(bias_correction2) give the efficient order with this eps.
+    eps = s.eps * (root if s.eps_is_corrected else 1.0)
     return Constants(
         s.beta1,
         1.0 - s.beta1,
@@ -162,11 +205,11 @@ def correct(
         s.weight_decay * (1.0 - s.decay_is_decoupled),
         s.lr * s.weight_decay * s.decay_is_decoupled,
         s.lr * root / bias_correction1,
-        # Algorithm 1 adds eps to sqrt(exp_avg_sq / bias_correction2); numerator and denominator times
-        # sqrt(bias_correction2) give the efficient order with this eps.
-        s.eps * (root if s.eps_is_corrected else 1.0),
+        # The smallest normal number: no root of a second moment that is not zero feels it, and 0 / 0 becomes 0.
+        max(eps, s.exp_avg_sq_floor),
         s.exp_avg_floor,
         s.exp_avg_sq_floor,
+        4.0 * s.exp_avg_sq_floor,
         s.ema_decay,
         1.0 - s.ema_decay,
         0.0,

@@ -11,6 +11,7 @@ from numba_adam.devices import update_on_cuda
 from numba_adam.errors import HyperparameterError, LayoutError
 from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters
 from numba_adam.interop import borrow, count_writes
+from numba_adam.limits import check_factor, check_held
 from numba_adam.scalars import real, whole
 from numba_adam.scaling import Scaling
 from numba_adam.single import update_one
@@ -59,7 +60,7 @@ def adam_update(
         step: number of this update, 1 for the first.
         lr: learning rate.
         betas: decay rates of the two moving averages, each in [0, 1).
-        eps: keeps the denominator away from zero; see `eps_mode`.
+        eps: keeps the denominator away from zero; see `eps_mode`. With 0 an element without gradients so far stays.
         weight_decay: pull towards zero.
         decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
         eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the bias-corrected
@@ -92,6 +93,8 @@ def adam_update(
     axes = axes_of(views[0])
     columns = [[_turned(view, name, views[0], axes)] for view, name in zip(views, labels, strict=False)]
     table = UpdateTable(*columns, hyperparameters=[hyperparameters], names=[""], labels=labels, axes=[axes])
+    check_held(hyperparameters, table.dtype)
+    check_factor(scale, table.dtype, f"grad_scale={grad_scale!r}")
     table.update([grad], np.array([number - 1], dtype=np.int64), Scaling(scale))
     count_writes(arrays[1:])
 

@@ -103,7 +103,8 @@ class Adam:
                 different numbers of updates, the largest does. It may be asked more than once for the same number, and
                 is asked for 1 when it is set.
             betas: decay rates of the two moving averages, each in [0, 1).
-            eps: keeps the denominator away from zero; see `eps_mode`.
+            eps: keeps the denominator away from zero; see `eps_mode`. 0, or at least 2**-126 (float64: 2**-1022). With
+                0 a parameter that has had no gradient yet stays where it is.
             weight_decay: pull towards zero.
             amsgrad: divide by the largest second moment so far.
             maximize: climb instead of descending.
@@ -143,6 +144,7 @@ class Adam:
         self._watch = Watch(member.given for member in self._members)
         self._writes = CountedWrites(member.given for member in self._members)
         Extents([each.param for each in self._members], [f"params{each.label}" for each in self._members])
+        self._narrowest = self._tell_groups()
         self._parts = parts_of(self._members, self._options)
         self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
         self._accumulations = 0
@@ -174,10 +176,10 @@ class Adam:
                 and its state as they are. Left out: what was accumulated, see `accumulate`.
             grad_scale: multiplies every gradient.
             loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
-                before, and if any of them is not finite the whole step is left out. A float; or where all parameters
-                are on one GPU, one float32 there, which is read there.
+                before, and if one is not finite, or its square is not, the whole step is left out. A float; or where
+                all parameters are on one GPU, one float32 there, which is read there.
             max_grad_norm: largest global norm over all gradients; larger ones are scaled down to it. Needs the same one
-                read before, and a gradient that is not finite leaves the step out too. Infinity only measures the norm.
+                read before, and leaves the step out as `loss_scale` does. Infinity only measures the norm.
             clip_value: largest magnitude of an element of a gradient, after scaling.
             zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is left
                 out leaves them too.
@@ -194,7 +196,7 @@ class Adam:
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: a number is out of range.
         """
-        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad)
+        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad, self._narrowest)
         check_accumulation(accumulation)
         if treatment.loss_scale is not None:
             check_loss_scale(self._parts)
@@ -464,6 +466,14 @@ class Adam:
             part.set_states([states[place] for place in part.places])
         self._parts = parts
         self._stepper = parts[0] if len(parts) == 1 else MixedParts(parts)
+
+    def _tell_groups(self) -> str:
+        """Tell every group what its parameters are computed in; return the narrowest dtype of all."""
+        dtypes = [self._options.computed_in(format_number(member.param)) for member in self._members]
+        for group in self.param_groups:
+            pairs = zip(dtypes, self._members, strict=True)
+            group.compute_in(dtype for dtype, member in pairs if member.group is group)
+        return min(dtypes)  # "float32" comes before "float64"
 
     def _borrow_all(self) -> list[Member]:
         """Borrow the memory of every parameter."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from numba_adam.errors import DtypeError, HyperparameterError
 from numba_adam.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NAMES
+from numba_adam.limits import check_ema_decay
 from numba_adam.scalars import flag, real, whole
 
 StateDtype = Literal["float32", "float64", "bfloat16", "8bit"]
@@ -85,7 +86,10 @@ class Options:
 
         Raises:
             DtypeError: its format and the options cannot be combined.
+            HyperparameterError: the dtype that it is computed in cannot hold an option.
         """
+        if self.ema_decay is not None:
+            check_ema_decay(self.ema_decay, self.computed_in(param_format))
         name, state = NAMES[param_format], self.state_format(param_format)
         if self.master_weights and self.low_precision_copy:
             raise HyperparameterError(

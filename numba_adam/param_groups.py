@@ -15,6 +15,7 @@ from numba_adam.errors import HyperparameterError, ImmutableError, NamesError
 from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList
 from numba_adam.group_keys import FIXED, check_note, is_switch_left_off
 from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.limits import check_held
 
 _FIXED_LIST = (
     "the {} of a param group are fixed when the optimizer is made: write into the arrays, or make another optimizer "
@@ -37,6 +38,7 @@ class ParamGroup(UserDict[str, Any]):
     hyperparameters: Hyperparameters
     schedule: Schedule | None
     owned: Mapping[str, object]
+    dtypes: frozenset[str]  # in which its parameters are computed
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class ParamGroup(UserDict[str, Any]):
         notes: Mapping[str, object] | None = None,
     ) -> None:
         """Hold `params`, called `names`, with these hyperparameters; `owned` are those that the class says."""
+        self._put("dtypes", frozenset())
         fixed = {"params": FixedList(params, _FIXED_LIST.format("params"))}
         if names is not None:
             fixed["param_names"] = FixedList(names, _FIXED_LIST.format("names"))
@@ -55,6 +58,25 @@ class ParamGroup(UserDict[str, Any]):
         self._put("owned", owned or {})
         self._put("schedule", schedule)
         self.take_over(hyperparameters, notes or {})
+
+    def compute_in(self, dtypes: Iterable[str]) -> None:
+        """Note in which dtypes the group's parameters are computed: what they cannot hold is refused from now on.
+
+        Raises:
+            HyperparameterError: they cannot hold what is set already.
+        """
+        self._put("dtypes", frozenset(dtypes))
+        self.checked(self.hyperparameters)
+
+    def checked(self, hyperparameters: Hyperparameters) -> Hyperparameters:
+        """Return hyperparameters that the group's parameters can be updated with.
+
+        Raises:
+            HyperparameterError: the dtype that is computed in cannot hold one.
+        """
+        for dtype in self.dtypes:
+            check_held(hyperparameters, dtype)
+        return hyperparameters
 
     def take_over(self, hyperparameters: Hyperparameters, notes: Mapping[str, object]) -> None:
         """Let others hold; a schedule stays, and sets the learning rate of the next update."""
@@ -112,6 +134,7 @@ class ParamGroup(UserDict[str, Any]):
         """Set several hyperparameters and notes at once: all of them, or none if one is not admissible."""
         plain, schedule = separated(values)
         hyperparameters, notes = changed(self.hyperparameters, plain, self.owned)
+        self.checked(hyperparameters)
         if "lr" in values:
             self._put("schedule", schedule)
         self.take_over(hyperparameters, notes)
@@ -125,13 +148,21 @@ def follow_schedules(groups: Sequence[ParamGroup], steps: Sequence[int]) -> None
         steps: the number of each one's update.
 
     Raises:
-        HyperparameterError: a schedule returned something that is no learning rate.
+        HyperparameterError: a schedule returned something that is no learning rate, or too large a one.
     """
-    rates = [
-        _rate(group.schedule, step) for group, step in zip(groups, steps, strict=True) if group.schedule is not None
-    ]
+    rates = [_scheduled(group, step) for group, step in zip(groups, steps, strict=True) if group.schedule is not None]
     for group, lr in zip(groups, rates, strict=True):
         group.use_rate(lr)
+
+
+def _scheduled(group: ParamGroup, step: int) -> float:
+    """Return what a group's schedule says of a step, if the group's parameters can be updated with it."""
+    assert group.schedule is not None
+    rate = _rate(group.schedule, step)
+    try:
+        return group.checked(replace(group.hyperparameters, lr=rate)).lr
+    except HyperparameterError as error:
+        raise _of_schedule(step, error) from None
 
 
 class ParamGroups(tuple[ParamGroup, ...]):
@@ -196,7 +227,11 @@ def _rate(schedule: Schedule, step: int) -> float:
     try:
         return Hyperparameters(lr=schedule(step)).lr
     except HyperparameterError as error:
-        raise HyperparameterError(f"the learning rate's schedule returned, for update {step}, {error}") from None
+        raise _of_schedule(step, error) from None
+
+
+def _of_schedule(step: int, error: HyperparameterError) -> HyperparameterError:
+    return HyperparameterError(f"the learning rate's schedule returned, for update {step}, {error}")
 
 
 def groups_of(

@@ -19,6 +19,7 @@ from numba_adam.axes import Axes, as_given
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import StateDictError
+from numba_adam.folding import PLAIN_SQUARES, is_too_large, scale_of_squares
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kept import Kept
 from numba_adam.kernels.norm import measure
@@ -34,7 +35,8 @@ class StepResult:
     """What a step did."""
 
     applied: bool
-    """True when the parameters were updated; False when a gradient was found not to be finite."""
+    """True when the parameters were updated; False when a gradient was found not to be finite, or so large that its
+    square is not: from 2**64 on for second moments of float32's range (2**512 of float64's)."""
 
     grad_norm: float | None = None
     """Global norm of the gradients, unscaled and before clipping, when the step measured it."""
@@ -191,6 +193,23 @@ class Part:
         assert self._table is not None
         return self._table.sum_of_squares(count)
 
+    def look_again(self, count: int, scale: float) -> tuple[float, float]:
+        """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
+        assert self._table is not None
+        return self._table.look_again(count, scale)
+
+    @property
+    def largest_gradient(self) -> float:
+        """The limit from which on a gradient's square overflows the second moment."""
+        assert self._table is not None
+        return self._table.largest_gradient
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in: "float32" or "float64"."""
+        assert self._table is not None
+        return self._table.dtype
+
     def launch(self, count: int) -> None:
         """Make the step that `prepare` planned."""
         assert self._table is not None
@@ -329,17 +348,37 @@ def check_apart(parts: Sequence[Part], counts: Sequence[int]) -> None:
 
 
 def _launch_measured(parts: Sequence[Part], counts: Sequence[int], scaling: Scaling) -> StepResult:
-    """Make the step that the parts have prepared, its global norm clipped, unless a gradient is not finite."""
+    """Make the step that the parts have prepared, its global norm clipped, unless a gradient is not to be taken."""
     pairs = list(zip(parts, counts, strict=True))
-    sums = np.array([part.sum_of_squares(count) for part, count in pairs])
-    norm, factor = measure(sums, scaling.factor, scaling.max_norm)
-    if not math.isfinite(norm):
+    sums = [part.sum_of_squares(count) for part, count in pairs]
+    scale = scale_of_squares(sum(sums)) if any(part.dtype == "float64" for part in parts) else PLAIN_SQUARES
+    if scale != PLAIN_SQUARES:
+        sums = [_scaled_sum(part, count, each, scale) for (part, count), each in zip(pairs, sums, strict=True)]
+    norm, factor = measure(np.array(sums), scaling.factor, scaling.max_norm, scale)
+    if not all(map(math.isfinite, sums)) or _overflows(pairs, scaling, factor, min(norm, scaling.max_norm)):
         return StepResult(applied=False, grad_norm=norm)
     for part, count in pairs:
         if factor != scaling.factor:
             part.prepare_again(scaling._replace(factor=factor))
         part.launch(count)
     return StepResult(applied=True, grad_norm=norm)
+
+
+def _scaled_sum(part: Part, count: int, plain: float, scale: float) -> float:
+    """Return the sum of squares of a part's gradients, multiplied by `scale`; no float32 needs to be squared again."""
+    return part.look_again(count, scale)[0] if part.dtype == "float64" else plain * scale * scale
+
+
+def _overflows(pairs: Sequence[tuple[Part, int]], scaling: Scaling, factor: float, reach: float) -> bool:
+    """Say whether the square of a gradient that is multiplied by `factor` overflows its second moment.
+
+    Where `reach`, which no gradient goes beyond, is far from that, nothing needs to be read again.
+    """
+    return any(
+        2.0 * reach >= part.largest_gradient
+        and is_too_large(part.look_again(count, PLAIN_SQUARES)[1], factor, scaling.clip_value, part.largest_gradient)
+        for part, count in pairs
+    )
 
 
 def make_tables(parts: Sequence[Part]) -> None:

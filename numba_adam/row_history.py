@@ -13,6 +13,7 @@ from numba_adam.errors import HyperparameterError
 from numba_adam.folding import FLOORS, Settings, settings
 from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.limits import check_held
 
 _REMEDY = (
     "give history=, a RowHistory or pairs (first_step, Hyperparameters); or bring all rows up to date with "
@@ -54,6 +55,7 @@ class RowHistory:
         self._latest = 0  # the last step that is known of
         self._first_steps = np.zeros(4, dtype=np.int64)
         self._settings = {dtype: np.zeros((4, len(Settings._fields))) for dtype in FLOORS}
+        self._not_held: dict[str, dict[int, str]] = {dtype: {} for dtype in FLOORS}  # by first step: what is wrong
         for entry in entries:
             self.record(*_pair(entry))
 
@@ -91,6 +93,10 @@ class RowHistory:
     def end_before(self, step: int) -> None:
         """Drop what begins at a step or behind it."""
         self._entries = [entry for entry in self._entries if entry[0] < step]
+        kept = {first_step for first_step, _ in self._entries}
+        for reasons in self._not_held.values():
+            for first_step in reasons.keys() - kept:
+                del reasons[first_step]
         self._latest = step - 1
 
     def check(self, step: int, hyperparameters: Hyperparameters) -> None:
@@ -124,8 +130,11 @@ class RowHistory:
         """Return what held from step `since` on, and at `step` what is given.
 
         Raises:
-            HyperparameterError: the history begins later.
+            HyperparameterError: the history begins later, or has a number that the dtype cannot hold.
         """
+        for first_step, reason in self._not_held[dtype].items():
+            if first_step < step:
+                raise HyperparameterError(f"the history has, from step {first_step} on, {reason}")
         known = self._first_steps[: len(self._entries)]
         if since < step and len(known) and known[0] > since:
             raise HyperparameterError(
@@ -148,6 +157,10 @@ class RowHistory:
         self._first_steps[count] = first_step
         for dtype, rows in self._settings.items():
             rows[count] = settings(hyperparameters, dtype)
+            try:
+                check_held(hyperparameters, dtype)
+            except HyperparameterError as error:  # a history may serve tables of another dtype
+                self._not_held[dtype][first_step] = str(error)
         self._entries.append((first_step, hyperparameters))
 
     def _make_room(self, count: int) -> None:

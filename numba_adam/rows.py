@@ -12,6 +12,7 @@ from numba_adam.errors import HyperparameterError
 from numba_adam.functional import _step as step_number
 from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import count_writes
+from numba_adam.limits import check_factor, check_held
 from numba_adam.row_history import RowHistory, forget_calls
 from numba_adam.row_jobs import Job, replay, update_in_place
 from numba_adam.row_tables import (
@@ -108,6 +109,8 @@ def adam_update_rows(
     number, scale = step_number(step), real("grad_scale", grad_scale)
     _check_mode(mode, last_step, history)
     table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
+    check_held(hyperparameters, table.dtype)
+    check_factor(scale, table.dtype, f"grad_scale={grad_scale!r}")
     numbers = row_numbers(rows, table)
     grads = borrow_grads(grad_rows, numbers, table)
     job = Job(table, numbers, NOTHING, NOTHING, address(grads), number, scale, has_grads=True)
@@ -180,6 +183,7 @@ def adam_catch_up_rows(
     number = step_number(step)
     _check_mode("exact", last_step, history)
     table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
+    check_held(hyperparameters, table.dtype)
     numbers = NOTHING if rows is None else row_numbers(rows, table)
     room = row_room.take(numbers.size)
     parts = _all_rows(table) if rows is None else [distinct_rows(numbers, rows, table, room)[0]]

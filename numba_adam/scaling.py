@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from numba_adam.cuda.arrays import is_on_cuda
 from numba_adam.errors import HyperparameterError
 from numba_adam.kernels.norm import unscaled
+from numba_adam.limits import LIMITS, check_factor
 from numba_adam.scalars import flag, plain, real
 
 
@@ -23,7 +24,6 @@ class Scaling(NamedTuple):
 
 
 AS_THEY_ARE = Scaling()
-_LARGEST, _SMALLEST = 2.0**127, 2.0**-126  # what float32 holds
 
 
 def scaling(
@@ -32,8 +32,9 @@ def scaling(
     max_grad_norm: object | None,
     clip_value: object | None,
     zero_grad: object = False,
+    dtype: str = "float32",
 ) -> Scaling:
-    """Return what these arguments of `Adam.step` mean.
+    """Return what these arguments of `Adam.step` mean where a dtype, "float32" or "float64", is computed in.
 
     Raises:
         HyperparameterError: one of them is out of range.
@@ -42,16 +43,13 @@ def scaling(
     there = loss_scale if loss_scale is not None and is_on_cuda(loss_scale) else None
     if loss_scale is not None and there is None:
         factor = float(unscaled(factor, _positive("loss_scale", loss_scale)))
-    if abs(factor) > _LARGEST:
-        raise HyperparameterError(
-            f"the gradients are to be multiplied by {factor}, of grad_scale={grad_scale!r} and "
-            f"loss_scale={loss_scale!r}: it must be at most 2**127 in magnitude, for float32 holds no more"
-        )
+    if factor != 1.0:
+        check_factor(factor, dtype, f"grad_scale={grad_scale!r} and loss_scale={loss_scale!r}")
     if factor == 1.0 and loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
         return AS_THEY_ARE
     return Scaling(
         factor,
-        0.0 if clip_value is None else _clip(clip_value),
+        0.0 if clip_value is None else _clip(clip_value, dtype),
         _norm(max_grad_norm),
         zero,
         loss_scale is not None or max_grad_norm is not None,
@@ -59,11 +57,11 @@ def scaling(
     )
 
 
-def _clip(value: object) -> float:
-    result = _positive("clip_value", value)
-    if result < _SMALLEST:
+def _clip(value: object, dtype: str) -> float:
+    result, smallest = _positive("clip_value", value), LIMITS[dtype].smallest
+    if result < smallest:
         raise HyperparameterError(
-            f"clip_value={value!r}: it must be at least 2**-126, as float32 holds no less, or None"
+            f"clip_value={value!r}: it must be at least {smallest!r}, as {dtype} holds no less, or None"
         )
     return result
 

@@ -17,6 +17,7 @@ from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.kernels.gather import kinds, usable
 from numba_adam.kernels.job import COLUMNS, OPTIONS, OWNER, Job, empty_plan, pack
 from numba_adam.kernels.single import prepare_one
+from numba_adam.limits import check_factor, check_held
 from numba_adam.table import run
 
 
@@ -47,10 +48,16 @@ def update_one(arrays: Sequence[object], hyperparameters: Hyperparameters, step:
 
     Returns:
         whether the step was made. Where it was not, an `UpdateTable` makes it, or says what is wrong.
+
+    Raises:
+        HyperparameterError: the arrays' dtype cannot hold a number. Nothing was changed.
     """
     slot = _slots.by_dtype.get(arrays[0].dtype) if type(arrays[0]) is np.ndarray else None
     if slot is None or not usable():
         return False
+    check_held(hyperparameters, slot.dtype)
+    if grad_scale != 1.0:
+        check_factor(grad_scale, slot.dtype, f"grad_scale={grad_scale!r}")
     job = slot.job
     job.settings[0] = settings(hyperparameters, slot.dtype)
     slot.steps[0] = step - 1

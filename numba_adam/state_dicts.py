@@ -122,7 +122,9 @@ def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> tuple[Hyper
     silent = (*FIXED, *PYTORCHS, *group.owned)
     said = {key: plain(value) for key, value in entry.items() if key in HYPERPARAMETER_NAMES and key not in silent}
     notes = {key: deepcopy(value) for key, value in entry.items() if key not in (*HYPERPARAMETER_NAMES, *silent)}
-    return changed(group.hyperparameters, {"eps_mode": "algorithm1", **said, **notes}, group.owned)
+    loaded = changed(group.hyperparameters, {"eps_mode": "algorithm1", **said, **notes}, group.owned)
+    group.checked(loaded[0])
+    return loaded
 
 
 def _state(state: Any, key: object, param: Array) -> dict[str, Any]:

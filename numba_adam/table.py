@@ -16,7 +16,7 @@ from numba_adam.axes import Axes, as_given, in_memory_order
 from numba_adam.conversion import format_number
 from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
-from numba_adam.folding import settings
+from numba_adam.folding import LARGEST_GRADIENT, settings
 from numba_adam.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.interop import borrow
@@ -178,6 +178,16 @@ class UpdateTable:
             return float(norm.sum_of_squares_serial(self._places, like, count))
         with threads.launch_lock:
             return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
+
+    def look_again(self, count: int, scale: float) -> tuple[float, float]:
+        """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
+        total, largest = norm.look_again(self._places, self._job.constants, count, scale)
+        return float(total), float(largest)
+
+    @property
+    def largest_gradient(self) -> float:
+        """The limit from which on a gradient's square overflows the second moment."""
+        return LARGEST_GRADIENT[self._range]
 
     def accumulate(self, count: int, sums: Array) -> None:
         """Add the gradients that `prepare` found to sums; they must still be alive.

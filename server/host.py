@@ -23,6 +23,7 @@ from numba_adam.errors import (
     PushRejectedError,
     ServerUnavailableError,
 )
+from numba_adam.folding import LARGEST_GRADIENT
 from numba_adam.ps.errors import refusal
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
@@ -337,7 +338,8 @@ class Host:
         try:
             present = present_arrays(model.spec, PushShape(header.dtype, tensors, header.absent, header.total_bytes))
             with self._receiving(model, key), self._staging(model, header.total_bytes) as target:
-                receiver = Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient")
+                limit = LARGEST_GRADIENT[model.spec.dtype]
+                receiver = Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient", limit)
                 receive(parts, receiver)
                 push = push._replace(present=present, content=with_payload(content, receiver.checksum))
                 return model.engine.call(model.apply, push, target.view(model.arena.dtype))

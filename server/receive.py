@@ -1,12 +1,13 @@
 """A transfer taken chunk by chunk into memory, and checked on the way while each chunk is still in cache.
 
-Sizes and order are checked before a byte is copied. Whether the values are finite is said only once the checksum
+Sizes and order are checked before a byte is copied. Whether the values can be taken is said only once the checksum
 holds: a bit that flipped on the way must not look like the sender's NaN. Imports NumPy, the finite check, the
 checksums and the error tree.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from numba_adam.errors import CorruptTransferError, InvalidRequestError, NonFiniteError
-from numba_adam.kernels.finite import first_non_finite
+from numba_adam.kernels.finite import first_beyond
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.framing import Chunk
 from numba_adam.server.spec import Tensor
@@ -106,6 +107,7 @@ class Receiver(Reader):
         tensors: the arrays in the payload, in order; they name the place of a bad value.
         checksum_kind: a ChecksumKind.
         what: "gradient" or "initial value", for messages.
+        limit: the magnitude from which on a value is refused; infinity lets every finite one pass.
 
     Raises:
         InvalidRequestError: a kind of checksum that this server does not know.
@@ -118,12 +120,14 @@ class Receiver(Reader):
         tensors: Sequence[Tensor],
         checksum_kind: int,
         what: str,
+        limit: float = math.inf,
     ) -> None:
         super().__init__(target.nbytes, checksum_kind)
         self._target = target
         self._elements = target.view(dtype)
         self._tensors = tensors
         self._what = what
+        self._limit = dtype.type(limit)
         self._checked_elements = 0
         self._bad_element = -1
 
@@ -147,7 +151,7 @@ class Receiver(Reader):
         """Check the elements that are complete now; a chunk may end within one."""
         complete = self._received_bytes // self._elements.itemsize
         if self._bad_element < 0 and complete > self._checked_elements:
-            found = first_non_finite(self._elements[self._checked_elements : complete])
+            found = first_beyond(self._elements[self._checked_elements : complete], self._limit)
             if found >= 0:
                 self._bad_element = self._checked_elements + found
         self._checked_elements = complete
@@ -158,9 +162,16 @@ class Receiver(Reader):
         tensor = self._tensors[index]
         place = self._bad_element - (ends[index] - tensor.size)
         where = tuple(int(position) for position in np.unravel_index(place, tensor.shape)) if tensor.shape else ()
+        value = self._elements[self._bad_element]
+        needed = "every value must be finite"
+        if np.isfinite(value):
+            needed = (
+                f"its square is beyond {self._elements.dtype.name}, in which the second moment would be infinite for "
+                f"ever; every magnitude must be below {self._limit:.2g}: look at the loss, or clip the gradients"
+            )
         return (
-            f"{self._what} {tensor.name!r} holds {self._elements[self._bad_element]} at element {place}"
-            f"{f' (index {list(where)})' if len(where) > 1 else ''}: every value must be finite"
+            f"{self._what} {tensor.name!r} holds {value} at element {place}"
+            f"{f' (index {list(where)})' if len(where) > 1 else ''}: {needed}"
         )
 
 

@@ -1,6 +1,7 @@
 """What a model is, and whether a push fits it: plain frozen values.
 
-May import the error tree, the hyperparameters and numba_adam.ps.convert (for the wire's form); never gRPC or Numba.
+May import the error tree, the hyperparameters with their limits, and numba_adam.ps.convert (for the wire's form); never
+gRPC or Numba.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from numba_adam.errors import InvalidRequestError, PushRejectedError
 from numba_adam.hyperparameters import EPS_MODES, Hyperparameters
+from numba_adam.limits import check_held
 from numba_adam.ps import convert
 from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.server.records import check_keys, check_value
@@ -125,18 +127,20 @@ class Spec:
 
         Raises:
             InvalidRequestError: a name, shape, dtype, mode or durability that cannot be.
-            HyperparameterError: a hyperparameter out of range.
+            HyperparameterError: a hyperparameter out of range, or of that of the model's dtype.
         """
         if message.mode not in (pb.Mode.MODE_UNSPECIFIED, pb.Mode.MODE_ASYNC):
             raise InvalidRequestError(f"mode={message.mode}: this server knows MODE_ASYNC (1)")
         if message.durability not in (pb.Durability.DURABILITY_UNSPECIFIED, pb.Durability.DURABILITY_MEMORY):
             raise InvalidRequestError(f"durability={message.durability}: this server knows DURABILITY_MEMORY (1)")
         dtype = convert.dtype_from_proto(message.dtype)
+        hyperparameters = convert.hyperparameters_from_proto(message.hyperparameters)
+        check_held(hyperparameters, dtype.name)
         return cls(
             name=check_model_name(message.name),
             dtype=dtype.name,
             tensors=_check_tensors(message.tensors, dtype.itemsize),
-            hyperparameters=convert.hyperparameters_from_proto(message.hyperparameters),
+            hyperparameters=hyperparameters,
         )
 
 

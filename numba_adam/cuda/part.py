@@ -137,6 +137,11 @@ class CudaPart(Part):
         assert self._table is not None
         return self._table.sum_of_squares()
 
+    def look_again(self, count: int, scale: float) -> tuple[float, float]:  # noqa: ARG002
+        """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest; waits for it."""
+        assert self._table is not None
+        return self._table.look_again(scale)
+
     def launch(self, count: int) -> None:  # noqa: ARG002
         """Queue the step that `prepare` planned."""
         self._launch(measure=False)

@@ -1,4 +1,4 @@
-"""The sum of squares of a table's gradients, queued: a launch for each format, and two that add up."""
+"""The sum of squares of a table's gradients, and the largest, queued: a launch for each format, and two that add up."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from numba_adam.cuda.memory import Buffer
 class Squares:
     """The blocks into which arrays are cut, their sums, and the sum of all."""
 
-    def __init__(self, sizes: Sequence[int], device: int, stream: int) -> None:
-        """Take the memory; arrays have so many elements."""
-        self._sizes, self._device = sizes, device
-        self._blocks = pieces(range(len(sizes)), sizes, norm.BLOCK, device, stream)
-        self._sums = Buffer((self._blocks.shape[0], norm.SUM_LANES), "float64", device)
-        self.total = Buffer(1, "float64", device)
+    def __init__(self, sizes: Sequence[int], device: int, stream: int, *, has_doubles: bool) -> None:
+        """Take the memory.
 
-    def sum(self, grads: int, lengths: int, formats: Sequence[str], stream: int) -> None:
+        Args:
+            sizes: the arrays' numbers of elements.
+            device: the GPU.
+            stream: the stream.
+            has_doubles: whether gradients may be float64, whose squares may overflow or lose digits.
+        """
+        self._sizes, self._device, self._has_doubles = sizes, device, has_doubles
+        self._blocks = pieces(range(len(sizes)), sizes, norm.BLOCK, device, stream)
+        self._sums = Buffer((self._blocks.shape[0], norm.ROW), "float64", device)
+        self.totals = Buffer(norm.TOTALS, "float64", device)
+
+    def sum(self, grads: int, lengths: int, formats: Sequence[str], stream: int, *, again: bool = True) -> None:
         """Queue the sum.
 
         Args:
@@ -32,16 +39,29 @@ class Squares:
             lengths: where the arrays' numbers of elements lie, int64 each.
             formats: of each gradient; any for those without.
             stream: the stream.
+            again: whether that of scaled gradients is queued too, which takes its place where it is needed.
         """
+        self._sum(grads, lengths, formats, stream, is_first=True)
+        if again and self._has_doubles:
+            self._sum(grads, lengths, formats, stream, is_first=False)
+
+    def sum_scaled(self, scale: float, grads: int, lengths: int, formats: Sequence[str], stream: int) -> None:
+        """Queue the sum of the gradients multiplied by `scale`, which is not 1."""
+        self.totals.upload(np.array([0.0, 0.0, scale]), stream)
+        self._sum(grads, lengths, formats, stream, is_first=False)
+
+    def _sum(self, grads: int, lengths: int, formats: Sequence[str], stream: int, *, is_first: bool) -> None:
         count, threads = self._blocks.shape[0], seam.THREADS
+        totals = 0 if is_first else self.totals.address
         for number, first, after in self._blocks_by_format(formats):
-            blocks, sums = self._blocks.address + 16 * first, self._sums.address + 8 * norm.SUM_LANES * first
-            arguments = (grads, lengths, blocks, after - first, sums)
+            blocks, sums = self._blocks.address + 16 * first, self._sums.address + 8 * norm.ROW * first
+            arguments = (grads, lengths, blocks, after - first, sums, totals)
             grid = math.ceil((after - first) * norm.SUM_LANES / threads)
             queue(norm.lanes_kernel(number), grid, threads, self._device, stream, *arguments)
         sums = self._sums.address
-        queue(norm.blocks_kernel, math.ceil(count / threads), threads, self._device, stream, sums, count)
-        queue(norm.total_kernel, 1, 1, self._device, stream, sums, count, self.total.address)
+        queue(norm.blocks_kernel, math.ceil(count / threads), threads, self._device, stream, sums, count, totals)
+        what = (sums, count, self.totals.address, int(is_first), int(self._has_doubles))
+        queue(norm.total_kernel, 1, 1, self._device, stream, *what)
 
     def _blocks_by_format(self, formats: Sequence[str]) -> list[tuple[str, int, int]]:
         """Return neighbouring blocks whose gradients have one format: it, the first block, the one after the last."""

@@ -24,11 +24,12 @@ from numba_adam.cuda.columns import Columns
 from numba_adam.cuda.kernels import fold, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS, Layout, Place
+from numba_adam.cuda.kernels.norm import LARGEST, SUM
 from numba_adam.cuda.memory import Array, Buffer, buffer_of, on
 from numba_adam.cuda.outcomes import Records
 from numba_adam.cuda.squares import Squares
 from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
-from numba_adam.folding import settings
+from numba_adam.folding import LARGEST_GRADIENT, PLAIN_SQUARES, settings
 from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.part import APPLIED, StepResult
 from numba_adam.scaling import AS_THEY_ARE, Scaling
@@ -176,7 +177,7 @@ class CudaTable:
 
     def prepare_again(self, scaling: Scaling) -> None:
         """Plan the step that `prepare` planned with another scaling."""
-        treatment = (scaling.factor, scaling.clip_value, scaling.max_norm)
+        treatment = (scaling.factor, scaling.clip_value, scaling.max_norm, self.largest_gradient)
         if treatment != self._treatment_now:
             self._treatment_now = treatment
             self._treatment.upload(np.array(treatment), self.stream)
@@ -184,8 +185,22 @@ class CudaTable:
     def sum_of_squares(self) -> float:
         """Return the sum of squares of the gradients that `prepare` found; waits for it."""
         with on(self.device):
-            total = self._sum()
-        return float(total.download(self.stream)[0])
+            totals = self._sum(again=False)
+        return float(totals.download(self.stream)[SUM])
+
+    def look_again(self, scale: float) -> tuple[float, float]:
+        """Return what the last `sum_of_squares` had, each gradient multiplied by `scale`, and the largest magnitude."""
+        assert self._squares is not None
+        if scale != PLAIN_SQUARES:
+            with on(self.device):
+                self._squares.sum_scaled(scale, self._grads(), self._lengths.address, self._read_as(), self.stream)
+        totals = self._squares.totals.download(self.stream)
+        return float(totals[SUM]), float(totals[LARGEST])
+
+    @property
+    def largest_gradient(self) -> float:
+        """The limit from which on a gradient's square overflows the second moment."""
+        return LARGEST_GRADIENT[self._columns.range]
 
     def accumulate(self, sums: Sequence[CudaArray]) -> None:
         """Queue the addition of the gradients that `prepare` found to sums; no step is made of them.
@@ -202,14 +217,14 @@ class CudaTable:
         """Queue the step that `prepare` planned.
 
         Args:
-            measure: read the gradients first, on the GPU: clip their norm, and leave the step out if it is not finite.
+            measure: read the gradients first, on the GPU: clip their norm, and leave the step out if one is not finite.
 
         Returns:
             what it did; reading that waits only where it is decided on the GPU.
         """
         pending = self._records.next(self.stream, has_norm=measure)
         with on(self.device):
-            self._fold(self._sum().address if measure else 0)
+            self._fold(self._sum(again=True).address if measure else 0)
             for batch in self._batches_of_now():
                 launch(update.kernels(batch.layout), batch, self._work(), self.stream)
         self.is_judged = measure or self._device_scalars[1] != 0
@@ -327,16 +342,19 @@ class CudaTable:
         """Return where the gradients' addresses lie on the GPU."""
         return self._places.address + 8 * _GRAD * len(self._sizes)
 
-    def _sum(self) -> Buffer:
-        """Queue the sum of squares of all gradients; return where it is going to lie."""
-        if self._squares is None:
-            self._squares = Squares(self._sizes, self.device, self.stream)
-        formats = [number or "float32" for number in self._formats()]
-        self._squares.sum(self._grads(), self._lengths.address, formats, self.stream)
-        return self._squares.total
+    def _read_as(self) -> list[str]:
+        """Return the formats that gradients are read as; any for those that are not there."""
+        return [number or "float32" for number in self._formats()]
 
-    def _fold(self, total: int) -> None:
-        """Queue the folding of the step's constants; `total` is where the sum of squares lies, 0 without one."""
+    def _sum(self, *, again: bool) -> Buffer:
+        """Queue the sum of squares of all gradients; return where norm.TOTALS are going to lie. See `Squares.sum`."""
+        if self._squares is None:
+            self._squares = Squares(self._sizes, self.device, self.stream, has_doubles=self.dtype == "float64")
+        self._squares.sum(self._grads(), self._lengths.address, self._read_as(), self.stream, again=again)
+        return self._squares.totals
+
+    def _fold(self, totals: int) -> None:
+        """Queue the folding of the step's constants; `totals` is where the sum of squares lies, 0 without one."""
         count = len(self._sizes)
         loss_scale, found_inf = self._device_scalars
         step = fold.Step(
@@ -347,7 +365,7 @@ class CudaTable:
             constants=self._constants.address,
             keys=self._keys.address,
             treatment=self._treatment.address,
-            total=total,
+            totals=totals,
             loss_scale=loss_scale,
             found_inf=found_inf,
             record=self._records.address,

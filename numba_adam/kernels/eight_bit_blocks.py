@@ -15,7 +15,15 @@ import numpy as np
 from numba_adam.codecs import DITHER_STEP
 from numba_adam.eight_bit import BLOCK
 from numba_adam.kernels.compile import apart_inlined, inline, inlined
-from numba_adam.kernels.eight_bit import blocks_of, encode_both, larger, ratio_of, widen_ratio, widen_root
+from numba_adam.kernels.eight_bit import (
+    blocks_of,
+    encode_both,
+    eps_beside_blocks,
+    larger,
+    ratio_of,
+    widen_ratio,
+    widen_root,
+)
 from numba_adam.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare, moments
 from numba_adam.kernels.intrinsics import array_at, copy_bytes
 
@@ -145,10 +153,11 @@ def update_blocks(at, count, room, c):  # type: ignore[no-untyped-def]
         room: uint64: where WORK_BYTES may be put.
         c: the constants.
     """
+    eps = eps_beside_blocks(c.eps, c.one_minus_beta2)
     if c.decoupled_decay == c.zero:
-        _update(at, count, room, bare(c, NO_DECAY, NO_FLOOR, NO_FLOOR))
+        _update(at, count, room, bare(c, NO_DECAY, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR))
     else:
-        _update(at, count, room, bare(c, c.decoupled_decay, NO_FLOOR, NO_FLOOR))
+        _update(at, count, room, bare(c, c.decoupled_decay, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR))
 
 
 @inlined

@@ -54,8 +54,8 @@ NO_DECAY, NO_FLOOR = np.float32(0), np.float32(-np.inf)
 
 
 @inlined
-def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[no-untyped-def]
-    """Return the constants of a step that `is_bare`, with another decay and other floors.
+def bare(c, decoupled_decay, eps, exp_avg_floor, exp_avg_sq_floor, least_exp_avg_sq):  # type: ignore[no-untyped-def]
+    """Return the constants of a step that `is_bare`, with another decay, another eps and other floors.
 
     A compiler takes what is asked of constants out of a loop only as long as the loop is short; what is zero here is
     zero in the program, whatever the loop's length.
@@ -71,9 +71,10 @@ def bare(c, decoupled_decay, exp_avg_floor, exp_avg_sq_floor):  # type: ignore[n
         zero,
         decoupled_decay,
         c.step_size,
-        c.eps,
+        eps,
         exp_avg_floor,
         exp_avg_sq_floor,
+        least_exp_avg_sq,
         c.ema_decay,
         c.one_minus_ema_decay,
         zero,
@@ -105,7 +106,14 @@ def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, asked, constants):  #
         asked: for how many `stretches` at the beginning memory is asked for ahead.
         constants: those of the step.
     """
-    c = bare(constants, constants.decoupled_decay, constants.exp_avg_floor, constants.exp_avg_sq_floor)
+    c = bare(
+        constants,
+        constants.decoupled_decay,
+        constants.eps,
+        constants.exp_avg_floor,
+        constants.exp_avg_sq_floor,
+        constants.least_exp_avg_sq,
+    )
     rest = np.uint64(asked * STRETCH)
     for begin in range(np.uint64(0), rest, np.uint64(STRETCH)):
         ask_ahead(param, begin)

@@ -1,4 +1,4 @@
-"""The first element of an array that is not finite. Imports Numba."""
+"""The first element of an array that cannot be taken: not finite, or too large. Imports Numba."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ _BLOCK = 4096  # elements: long enough for vector code, short enough to stop ear
 
 
 @kernel
-def first_non_finite(flat):  # type: ignore[no-untyped-def]
-    """Return the index of the first NaN or infinity of a one-dimensional array, -1 if every element is finite."""
+def first_beyond(flat, limit):  # type: ignore[no-untyped-def]
+    """Return the index of the first NaN or magnitude from `limit` on of a one-dimensional array, -1 without one.
+
+    Args:
+        flat: the array.
+        limit: of its dtype, infinity for any finite element to pass.
+    """
     size = flat.size
     for begin in range(0, size, _BLOCK):
         end = min(size, begin + _BLOCK)
         bad = 0
         for i in range(np.uint64(begin), np.uint64(end)):
-            bad += not np.isfinite(flat[i])
+            bad += not abs(flat[i]) < limit
         if bad:
             for i in range(begin, end):
-                if not np.isfinite(flat[i]):
+                if not abs(flat[i]) < limit:
                     return i
     return -1

@@ -61,7 +61,7 @@ class Job(NamedTuple):
     offsets: Array  # (n + 1,) int64: where each begins when all elements are counted through
     blocks: Array  # (n + 1,) int64: where each begins when blocks of BLOCK elements are counted through
     which: Array  # (n,) int64: the row of `constants` for each
-    constants: Array  # (n, 15) of the arrays' dtype: `folding.Constants`
+    constants: Array  # (n, 16) of the arrays' dtype: `folding.Constants`
 
 
 def pack(job: Job) -> Array:

@@ -2,7 +2,8 @@
 
 Sums of floating-point numbers depend on their order, so the order is fixed, whatever the threads: every array is cut
 into blocks of BLOCK elements; within a block element i is added to lane i % LANES; then the lanes are added one after
-the other, and so are the blocks. Squares and sums are float64: no float32 can overflow them.
+the other, and so are the blocks. Squares and sums are float64: no float32 can overflow them. Where the squares of
+float64 gradients do, or lose digits, `look_again` sums those of scaled ones in the same order.
 """
 
 from __future__ import annotations
@@ -35,6 +36,27 @@ def _sum_block(values, lanes):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _scaled(values, scale, room, largest):  # type: ignore[no-untyped-def]
+    """Return a block's elements as float64, multiplied by `scale` in `room`, and the largest magnitude so far."""
+    target = room[: values.size]
+    for i in range(values.size):
+        value = np.float64(values[i])
+        largest = max(largest, abs(value))
+        target[i] = value * scale
+    return target, largest
+
+
+@inline
+def _block_of(job, k, block, room):  # type: ignore[no-untyped-def]
+    """Return the elements of a block, which is one of array k's."""
+    row = job.rows[k]
+    start = (block - job.blocks[k]) * BLOCK
+    size = min(BLOCK, job.lengths[row] - start)
+    source = Source(job.grads[row], np.uint64(0), job.grad_formats[row], False, np.uint32(0))
+    return opened(source, np.uint64(start), np.uint64(size), np.uint64(room.ctypes.data), job.constants)
+
+
+@inline
 def _sum_blocks(job, count, begin, end, sums):  # type: ignore[no-untyped-def]
     """Fill `sums` from block `begin` to block `end`, counted over all arrays of the plan."""
     before = enter_ieee()
@@ -45,12 +67,7 @@ def _sum_blocks(job, count, begin, end, sums):  # type: ignore[no-untyped-def]
     for block in range(begin, end):
         while first[k + 1] <= block:
             k += 1
-        start = (block - first[k]) * BLOCK
-        size = min(BLOCK, job.lengths[job.rows[k]] - start)
-        row, place = job.rows[k], np.uint64(room.ctypes.data)
-        source = Source(job.grads[row], np.uint64(0), job.grad_formats[row], False, np.uint32(0))
-        values = opened(source, np.uint64(start), np.uint64(size), place, job.constants)
-        sums[block] = _sum_block(values, lanes)
+        sums[block] = _sum_block(_block_of(job, k, block, room), lanes)
     leave_ieee(before)
 
 
@@ -99,6 +116,33 @@ def sum_of_squares_parallel(places, like, count, tasks):  # type: ignore[no-unty
 
 
 @kernel
+def look_again(places, like, count, scale):  # type: ignore[no-untyped-def]
+    """Return the sum of squares of the gradients of a plan, each multiplied by `scale`, and their largest magnitude.
+
+    For the few steps that need either, so on the calling thread. The largest magnitude is that of numbers; a NaN or an
+    infinity among them makes the sum one.
+
+    Args:
+        places: from `job.pack`.
+        like: any array of the dtype in which is computed.
+        count: how many arrays the plan holds.
+        scale: float64, a power of two.
+    """
+    before = enter_ieee()
+    job = unpack(places, like)
+    lanes, room, doubles = np.empty(LANES), np.empty(BLOCK, like.dtype), np.empty(BLOCK)
+    largest, total, factor, k = 0.0, 0.0, settled(scale), 0
+    for block in range(job.blocks[count]):
+        while job.blocks[k + 1] <= block:
+            k += 1
+        scaled, largest = _scaled(_block_of(job, k, block, room), factor, doubles, largest)
+        total += _sum_block(scaled, lanes)
+    total = settled(total)
+    leave_ieee(before)
+    return total, largest
+
+
+@kernel
 def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
     """Return the factor that takes the loss scale out too. Compiled, so that it is rounded as the rest is."""
     before = enter_ieee()
@@ -108,10 +152,10 @@ def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def measure(sums_of_squares, factor, max_norm):  # type: ignore[no-untyped-def]
+def measure(sums_of_squares, factor, max_norm, scale):  # type: ignore[no-untyped-def]
     """Return what `folding.measured` says of the sums' sum. Compiled, so that it is rounded as the rest is."""
     before = enter_ieee()
-    norm, clipped = _measured(_in_order(sums_of_squares), settled(factor), settled(max_norm))
+    norm, clipped = _measured(_in_order(sums_of_squares), settled(factor), settled(max_norm), settled(scale))
     norm, clipped = settled(norm), settled(clipped)
     leave_ieee(before)
     return norm, clipped

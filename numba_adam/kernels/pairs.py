@@ -14,7 +14,14 @@ from numba_adam.kernels.formats import lower_bfloat16, pair_of_bfloat16, upper_b
 @inline
 def adam_pairs(param, grad, exp_avg, exp_avg_sq, constants):  # type: ignore[no-untyped-def]
     """Update one array, given as words of two elements, in a step that `is_bare`."""
-    c = bare(constants, constants.decoupled_decay, constants.exp_avg_floor, constants.exp_avg_sq_floor)
+    c = bare(
+        constants,
+        constants.decoupled_decay,
+        constants.eps,
+        constants.exp_avg_floor,
+        constants.exp_avg_sq_floor,
+        constants.least_exp_avg_sq,
+    )
     for i in range(param.size):
         p, g, m, v = param[i], grad[i], exp_avg[i], exp_avg_sq[i]
         m0, v0 = moments(lower_bfloat16(p), lower_bfloat16(g), lower_bfloat16(m), lower_bfloat16(v), c)

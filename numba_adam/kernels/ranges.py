@@ -31,6 +31,7 @@ def _constants(row):  # type: ignore[no-untyped-def]
         row[12],
         row[13],
         row[14],
+        row[15],
     )
 
 

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     starts: Any  # (k + 1,) int64: where each one's places begin in `order`; empty: no gradients, a replay alone
     order: Any  # int64: rows of grad_rows
     begins: Any  # (k,) int64: the first step to replay for each row; empty: none for any
-    constants: Any  # (steps, 15): `folding.Constants` of each step to replay, then of the update
+    constants: Any  # (steps, 16): `folding.Constants` of each step to replay, then of the update
     first: Any  # int64: the step of the first row of `constants`
     end: Any  # int64: the step before which the replay ends: the update's own
     width: Any  # elements of a row

@@ -200,7 +200,7 @@ def update_in_place_serial(addresses, rows, count, constants, width, room, sums)
         addresses: as `Push` has it.
         rows: (k,) int64, in any order.
         count: number of rows of the table; times k below 2**61.
-        constants: (15,) of the arrays' dtype: `folding.Constants` of the step.
+        constants: (16,) of the arrays' dtype: `folding.Constants` of the step.
         width: elements of a row.
         room: (ROOM * k + tasks,) int64 or more, overwritten.
         sums: (tasks, PIECE) of the arrays' dtype, overwritten.

@@ -85,7 +85,7 @@ def write_constants(first_steps, settings, first, grad_scale, constants):  # typ
         settings: (e, 11) float64: `folding.Settings` of each.
         first: the first of the steps.
         grad_scale: float64: multiplies every gradient.
-        constants: (steps, 15) of the arrays' dtype, filled: `folding.Constants` of each step.
+        constants: (steps, 16) of the arrays' dtype, filled: `folding.Constants` of each step.
     """
     before = enter_ieee()
     entry = count_below(first_steps, first + 1) - 1

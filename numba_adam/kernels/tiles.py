@@ -17,7 +17,7 @@ from numba_adam.codecs import DITHER_STEP, DITHER_TURN
 from numba_adam.eight_bit import BLOCK
 from numba_adam.formats import EIGHT_BIT, FLOAT32
 from numba_adam.kernels.compile import inline, inlined, merged
-from numba_adam.kernels.eight_bit import close_moments, open_moments
+from numba_adam.kernels.eight_bit import close_moments, eps_beside_blocks, open_moments
 from numba_adam.kernels.eight_bit_blocks import REST_BYTES, WORK_BYTES, blocks_at, update_blocks, update_rest
 from numba_adam.kernels.element import adam, amsgrad, average, floorless, is_bare
 from numba_adam.kernels.formats import Source, bytes_of, close, native, opened, stream_key
@@ -153,13 +153,14 @@ def _update_eight_bit(work, begin, param, grad, c):  # type: ignore[no-untyped-d
         _update_bare(work, begin, param, grad, room + np.uint64(_BLOCKS_ROOM) * step, c)
         return
     open_moments(work.exp_avg, work.exp_avg_sq, begin, exp_avg, exp_avg_sq)
+    own = floorless(c, eps_beside_blocks(c.eps, c.one_minus_beta2))
     if has_largest:
         max_exp_avg_sq = array_at(room + np.uint64(4) * step, size, param)
         open_moments(_NONE, work.max_exp_avg_sq, begin, max_exp_avg_sq, max_exp_avg_sq)
-        amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, floorless(c))
+        amsgrad(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, own)
         close_moments(max_exp_avg_sq, max_exp_avg_sq, _NONE, work.max_exp_avg_sq, begin, DITHER_STEP)
     else:
-        adam(param, grad, exp_avg, exp_avg_sq, floorless(c))
+        adam(param, grad, exp_avg, exp_avg_sq, own)
     close_moments(exp_avg, exp_avg_sq, work.exp_avg, work.exp_avg_sq, begin, DITHER_STEP)
 
 

@@ -1,17 +1,17 @@
 """The oracle of the 8-bit state: docs/eight-bit-state.md in NumPy, slow and obvious.
 
 It knows the tables of values, the blocks, the scales and the dither as the document gives them, and no bit of a float.
-From numba_adam come the folded constants of a step and the generator that a seed stands for; both are tested elsewhere.
+The constants of a step and the generator that a seed stands for come from oracles of their own.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
-
-from numba_adam.codecs import stream_key
-from numba_adam.folding import Constants, fold
+from constants_reference import as_real, fold
+from random_reference import stream_key
 
 BLOCK = 128
 SMALLEST = np.float32(2.0**-50)
@@ -110,7 +110,7 @@ def decode_both(exp_avg, exp_avg_sq):
 
 def dither_of(size, seed, step, place, column=SECOND):
     """Return 18 bits for each element of a parameter's moment in a step."""
-    first = int(stream_key(seed, 0, place, column)) + step * 0x9E3779B9
+    first = stream_key(seed, 0, place, column) + step * 0x9E3779B9
     return ((first + np.arange(size, dtype=np.uint64) * 0xC13FA9A9) % 2**32 >> np.uint64(14)).astype(np.int64)
 
 
@@ -140,7 +140,9 @@ def moments_after(param, grad, exp_avg, exp_avg_sq, c):
 
 def step(param, grad, state, hyperparameters, number, *, seed=0, place=0, grad_scale=1.0, clip_value=0.0):
     """Return the parameter, in float32, and its state after step `number`; both arrays are flat and float32."""
-    c = Constants(*map(np.float32, fold(hyperparameters, number, "float32", grad_scale, clip_value)))
+    c = as_real(fold(asdict(hyperparameters), number, "float32", grad_scale, clip_value), np.dtype(np.float32))
+    lost = np.sqrt(SMALLEST * SMALLEST / c.one_minus_beta2)  # the root of what blocks stored as zeros may lose
+    eps = c.eps + lost if c.eps < 1024 * lost else c.eps
     exp_avg, exp_avg_sq = moments_after(param, grad, *decode_both(state.exp_avg, state.exp_avg_sq), c)
     terrain, largest = exp_avg_sq, None
     if state.max_exp_avg_sq is not None:
@@ -148,5 +150,5 @@ def step(param, grad, state, hyperparameters, number, *, seed=0, place=0, grad_s
         largest = encode_roots(np.sqrt(terrain), dither_of(param.size, seed, number, place, LARGEST))
     if c.decoupled_decay:
         param = param - c.decoupled_decay * param
-    param = param - c.step_size * exp_avg / (np.sqrt(terrain) + c.eps)
+    param = param - c.step_size * exp_avg / (np.sqrt(terrain) + eps)
     return param, State(*encode_both(exp_avg, exp_avg_sq, dither_of(param.size, seed, number, place)), largest)

@@ -1,7 +1,7 @@
 """The oracle of the number formats: exact rounding by looking a value up, and one step written in plain NumPy.
 
-Only the folded constants, the floors and the generator of random numbers are numba_adam's; other tests hold them to
-account. No bit of a float is looked at here but to read a code's value.
+Constants and random numbers are those of oracles of their own. No bit of a float is looked at here but to read a code's
+value.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-import numba_adam as na
-from numba_adam import codecs
-from numba_adam.folding import FLOORS, Constants, fold
+from constants_reference import Constants, as_real, fold
+from random_reference import random_words, stream_key
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {  # what arrays of each format come as
@@ -122,11 +120,8 @@ class Twin:
 
     def _constants(self, grad_scale: float, clip_value: float) -> Constants:
         """Return the constants of this step; a moment's floor is that of the narrower of its formats."""
-        folded = fold(na.Hyperparameters(**self.hyperparameters), self.steps, self.real.name, grad_scale, clip_value)
-        if self.exp_avg.dtype == np.float32:
-            floors = FLOORS["float32"]
-            folded = folded._replace(exp_avg_floor=floors.exp_avg, exp_avg_sq_floor=floors.exp_avg_sq)
-        return Constants(*map(self.real.type, folded))
+        range_ = "float32" if self.exp_avg.dtype == np.float32 else self.real.name
+        return as_real(fold(self.hyperparameters, self.steps, range_, grad_scale, clip_value), self.real)
 
     def _keep(self, param: np.ndarray, *moments: np.ndarray) -> None:
         """Round what a step has computed into the arrays that hold it."""
@@ -148,9 +143,8 @@ class Twin:
     def _random(self, column: int) -> np.ndarray | None:
         if self.rounding == "nearest":
             return None
-        key = codecs.stream_key(self.seed, self.steps, self.place, column)
-        numbers = np.arange(self.param.size, dtype=np.uint32)
-        return codecs.random_bits(key, numbers).reshape(self.param.shape)
+        key = stream_key(self.seed, self.steps, self.place, column)
+        return random_words(key, self.param.size).reshape(self.param.shape)
 
 
 def _adam(p, g, m, v, largest, c, amsgrad):  # type: ignore[no-untyped-def]
@@ -160,7 +154,9 @@ def _adam(p, g, m, v, largest, c, amsgrad):  # type: ignore[no-untyped-def]
     g = g + c.weight_decay * p if c.weight_decay else g
     m = c.beta1 * m + c.one_minus_beta1 * g
     v = c.beta2 * v + c.one_minus_beta2 * g * g
-    m, v = np.where(np.abs(m) < c.exp_avg_floor, c.zero, m), np.where(v < c.exp_avg_sq_floor, c.zero, v)
+    is_lost, zero = np.abs(m) < c.exp_avg_floor, m.dtype.type(0)
+    m, v = np.where(is_lost, zero, m), np.where(v < c.exp_avg_sq_floor, zero, v)
+    v = np.where(~is_lost & (v < c.least_exp_avg_sq), c.least_exp_avg_sq, v)
     largest = np.where(largest >= v, largest, v) if amsgrad else largest
     denom = np.sqrt(largest if amsgrad else v) + c.eps
     p = p - c.decoupled_decay * p if c.decoupled_decay else p

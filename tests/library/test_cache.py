@@ -46,12 +46,12 @@ import logging, sys
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="log: %(message)s")
 import numpy as np
 from numba_adam.kernels.compile import kernel
-from numba_adam.kernels.finite import first_non_finite
+from numba_adam.kernels.finite import first_beyond
 
 def use():
     "Return whether the kernel had to be compiled."
-    made = kernel(first_non_finite.py_func)
-    assert made(np.array([1, 2, np.nan])) == 2
+    made = kernel(first_beyond.py_func)
+    assert made(np.array([1, 2, np.nan]), np.inf) == 2
     return sum(made.stats.cache_misses.values()) == 1
 
 first = use()

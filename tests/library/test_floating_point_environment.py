@@ -52,12 +52,13 @@ def test_a_state_without_gradients_decays_to_zero_and_is_never_subnormal(dtype, 
 
 
 def test_gradients_too_small_to_square(dtype):
+    """Their second moment is held above its floor, so that the first one is not divided by nothing."""
     tiny = np.sqrt(smallest_normal(dtype), dtype=dtype) * dtype.type(0.5)
     optimizer = na.Adam(np.ones(8, dtype))
     for _ in range(50):
         optimizer.step(np.full(8, tiny, dtype))
-    assert not optimizer.state[0]["exp_avg_sq"].any()
-    assert subnormals(optimizer.state[0]["exp_avg"]) == 0
+        assert (optimizer.state[0]["exp_avg_sq"] == 4 * smallest_normal(dtype)).all()
+        assert subnormals(optimizer.state[0]["exp_avg"]) == 0
 
 
 def test_the_floor_is_the_first_number_that_is_kept(dtype):
@@ -68,6 +69,10 @@ def test_the_floor_is_the_first_number_that_is_kept(dtype):
     exp_avg, exp_avg_sq = (2 * first).astype(dtype), (2 * second).astype(dtype)
     na.adam_update(np.ones(4, dtype), np.zeros(4, dtype), exp_avg, exp_avg_sq, 9, betas=(0.5, 0.5))
     assert exp_avg.tolist() == [floors.exp_avg, 0, -floors.exp_avg, 0]
+    # As long as there is a first moment, the second one is held at four times its floor.
+    assert exp_avg_sq.tolist() == [4 * floors.exp_avg_sq, 0, 4 * floors.exp_avg_sq, 0]
+    nothing, exp_avg_sq = np.zeros(4, dtype), (2 * second).astype(dtype)
+    na.adam_update(np.ones(4, dtype), nothing, nothing.copy(), exp_avg_sq, 9, betas=(0.5, 0.5))
     assert exp_avg_sq.tolist() == [floors.exp_avg_sq, 0, floors.exp_avg_sq, 0]
 
 
@@ -128,8 +133,8 @@ def test_gradients_too_small_to_square_in_the_states_format(name):
     optimizer = na.Adam([np.ones(8, dtype)], state_dtype=state, amsgrad=True)
     for _ in range(50):
         optimizer.step([grad])
-    assert not optimizer.state[0]["exp_avg_sq"].any()
-    assert not optimizer.state[0]["max_exp_avg_sq"].any()
+    for key in ("exp_avg_sq", "max_exp_avg_sq"):
+        assert (optimizer.state[0][key].astype(float) == 2.0**-124).all()
 
 
 # --- what other libraries do to the CPU ---

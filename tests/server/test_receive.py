@@ -140,3 +140,33 @@ def test_an_empty_payload_needs_no_checksum():
 def test_parts_come_in_their_order(parts, words):
     with pytest.raises(InvalidRequestError, match=words):
         receive(parts, receiver(np.zeros(40, np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit", "largest"), [("float32", 2.0**64, 1.84e19), ("float64", 2.0**512, 1.34e154)]
+)
+@pytest.mark.parametrize("element", range(10))
+def test_a_value_from_the_limit_on_is_named(dtype, limit, largest, element):
+    for value, is_refused in ((limit, True), (-limit, True), (largest, False), (-largest, False)):
+        values = np.arange(10, dtype=dtype)
+        values[element] = value
+        payload, target = values.tobytes(), np.zeros(values.nbytes, np.uint8)
+        taker = Receiver(target, np.dtype(dtype), TENSORS, XXH3_64, "gradient", limit)
+        for part in cut(payload, [7, 9, 30]):
+            taker.take(part)
+        if is_refused:
+            name, place = ("first", element) if element < 6 else ("second", element - 6)
+            with pytest.raises(NonFiniteError, match=f"gradient '{name}' holds .* at element {place}.*beyond {dtype}"):
+                taker.finish(xxhash.xxh3_64_intdigest(payload))
+        else:
+            taker.finish(xxhash.xxh3_64_intdigest(payload))
+            assert target.tobytes() == payload
+
+
+def test_without_a_limit_every_finite_value_passes():
+    values = np.array([3e38, -3e38, *range(8)], np.float32)
+    target = np.zeros(40, np.uint8)
+    taker = receiver(target)
+    taker.take(chunk(0, values.tobytes()))
+    taker.finish(xxhash.xxh3_64_intdigest(values.tobytes()))
+    assert target.tobytes() == values.tobytes()

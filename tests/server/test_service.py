@@ -435,10 +435,10 @@ def test_a_push_that_does_not_fit_is_rejected_and_so_is_its_retry(worker, grads,
     assert worker.push(grads, sequence=2).version == 1
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1.85e19])
 @pytest.mark.parametrize("element", [0, 63, 64, 84, 85])
 def test_a_push_that_is_not_finite_is_rejected_and_so_is_its_retry(worker, grads, refused, digest, value, element):
-    """First and last element, both sides of a chunk's border, and in another array than the first."""
+    """First and last element, both sides of a chunk's border, in another array than the first; of 1e30 the square."""
     flat = np.concatenate([grad.ravel() for grad in grads.values()])
     flat[element] = value
     bad = grads | {"weight": flat[:15].reshape(5, 3), "scalar": flat[15].reshape(()), "bias": flat[16:]}
@@ -447,7 +447,7 @@ def test_a_push_that_is_not_finite_is_rejected_and_so_is_its_retry(worker, grads
     assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.REASON_NON_FINITE)
     assert refusal.detail.sequence_recorded
     name, place = ("weight", element) if element < 15 else ("bias", element - 16)
-    assert f"gradient '{name}' holds {value} at element {place}" in refusal.message
+    assert f"gradient '{name}' holds {np.float32(value)} at element {place}" in refusal.message
     assert digest() == before
     assert refused(lambda: worker.push(bad)) == refusal
     assert worker.push(grads, sequence=2).version == 1

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_adam import codecs
+from numba_adam.binding import bind
 from numba_adam.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, grid
@@ -57,6 +59,7 @@ _widen_root, _widen_ratio = codec("widen_root"), codec("widen_ratio")
 _narrow_root, _narrow_ratio = codec("narrow_root"), codec("narrow_ratio")
 _block_unit, _block_scale = codec("block_unit"), codec("block_scale")
 _ratio_of = codec("ratio_of")
+_eps_beside_blocks = seam.device(bind(codecs.eps_beside_blocks, np=seam.arithmetic))
 _following_dither = codec("following_dither")
 _threshold_of, _other_threshold = codec("threshold_of"), codec("other_threshold")
 
@@ -202,7 +205,7 @@ def _span(place, begin, end, thread, threads, work):  # type: ignore[no-untyped-
     The threads of a warp go round together, as often as its first one has to.
     """
     reals, codes, c, keys = work
-    floorless = (reals, codes, _without_floors(c), keys)
+    floorless = (reals, codes, _without_floors(c, _eps_beside_blocks(c.eps, c.one_minus_beta2)), keys)
     is_aligned = _first_group(place, begin) == begin
     in_warp = thread % _WARP
     for first in range(begin + (thread - in_warp) * _LANES, end, threads * _LANES):

@@ -19,6 +19,7 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.formats import codec
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
+from numba_adam.cuda.kernels.norm import LARGEST, SCALE, SUM
 from numba_adam.folding import Settings
 
 cuda = seam.cuda
@@ -32,8 +33,8 @@ _STREAMS = _DITHER  # of a step: param, exp_avg, exp_avg_sq, max_exp_avg_sq, as 
 _WORD = np.uint64(0xFFFFFFFF)
 
 # Places in the treatment, float64: what is done to the gradients of a step.
-FACTOR, CLIP_VALUE, MAX_NORM = range(3)
-TREATMENT = 3
+FACTOR, CLIP_VALUE, MAX_NORM, LIMIT = range(4)  # LIMIT: of folding.LARGEST_GRADIENT
+TREATMENT = 4
 
 # Places in a record, of 8 bytes each: what a step did.
 SKIP, NORM = range(2)
@@ -55,7 +56,7 @@ class Step(NamedTuple):
     constants: Any  # (count, CONSTANTS), of what is computed in: written
     keys: Any  # (count, KEYS) uint32: written where they are asked for
     treatment: Any  # (TREATMENT,) float64
-    total: Any  # float64: the sum of squares of all gradients; 0: not measured
+    totals: Any  # norm.TOTALS float64: the sum of squares of all gradients, and the largest; 0: not measured
     loss_scale: Any  # float32: divides the gradients; 0: none
     found_inf: Any  # float32: not 0 when a gradient is not finite; 0: not asked
     record: Any  # SKIP, int64, set to 1 when the step is left out, else to 0; NORM, float64, -1 where not measured
@@ -93,6 +94,7 @@ def _settings_at(address):  # type: ignore[no-untyped-def]
 
 _INFINITY = math.inf
 _measured = seam.device(bind(folding.measured, product=seam.product64))
+_is_too_large = seam.device(bind(folding.is_too_large, product=seam.product64))
 _row_of_settings = seam.device(_settings_at)
 
 
@@ -103,10 +105,13 @@ def _treat(step):  # type: ignore[no-untyped-def]
         factor = factor / np.float64(_load_float32(step.loss_scale))
     norm, clipped = np.float64(-1.0), factor
     is_left_out = step.found_inf != 0 and _load_float32(step.found_inf) != 0
-    if step.total != 0:
+    if step.totals != 0:
         max_norm = float(_load_float64(step.treatment + MAX_NORM * 8))  # NumPy's, in the simulator, would warn
-        norm, clipped = _measured(_load_float64(step.total), float(factor), max_norm)
-        is_left_out = is_left_out or not norm < _INFINITY
+        total, largest = float(_load_float64(step.totals + SUM * 8)), float(_load_float64(step.totals + LARGEST * 8))
+        norm, clipped = _measured(total, float(factor), max_norm, float(_load_float64(step.totals + SCALE * 8)))
+        clip_value = float(_load_float64(step.treatment + CLIP_VALUE * 8))
+        limit = float(_load_float64(step.treatment + LIMIT * 8))
+        is_left_out = is_left_out or not total < _INFINITY or _is_too_large(largest, clipped, clip_value, limit)
     return clipped, norm, is_left_out
 
 
@@ -144,6 +149,7 @@ def _constants_to(address, c):  # type: ignore[no-untyped-def]
     _store_real(address + _real_bytes * 12, c[12])
     _store_real(address + _real_bytes * 13, c[13])
     _store_real(address + _real_bytes * 14, c[14])
+    _store_real(address + _real_bytes * 15, c[15])
 
 
 def _fold(parts, count, seed):  # type: ignore[no-untyped-def]

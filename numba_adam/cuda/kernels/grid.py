@@ -77,6 +77,7 @@ def _constants_of(address):  # type: ignore[no-untyped-def]
         _load_real(address + _REAL_BYTES * 11),
         _load_real(address + _REAL_BYTES * 12),
         _load_real(address + _REAL_BYTES * 13),
+        _load_real(address + _REAL_BYTES * 14),
         _ZERO,
     )
 

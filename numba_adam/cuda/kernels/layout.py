@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 CHUNK = 16_384  # elements that a block of threads takes of an array at a time
-CONSTANTS = 16  # numbers in a row of constants: Constants, and one that fills it up to whole wide loads
+CONSTANTS = 16  # numbers in a row of constants, as many as Constants has: whole wide loads
 EIGHT_BIT = "8bit"
 
 

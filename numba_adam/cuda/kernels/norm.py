@@ -1,7 +1,11 @@
 """The sum of squares of many gradients, on the GPU, bit for bit the CPU's.
 
 The order is that of `numba_adam.kernels.norm`: blocks of BLOCK elements of an array; within a block element i is added
-to lane i % LANES, by a thread of its own; then the lanes are added one after the other, and so are the blocks.
+to lane i % LANES, by a thread of its own; then the lanes are added one after the other, and so are the blocks. The
+largest magnitude is found on the way.
+
+Where float64 is computed in, the kernels are queued twice. If the first sum shows that squares of float64 gradients
+overflow or lose digits, the second one is that of scaled ones; else the second kernels end at once.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam import folding
 from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
@@ -19,10 +24,16 @@ cuda = seam.cuda
 
 BLOCK = 8192  # elements; as in numba_adam.kernels.job
 SUM_LANES = 16  # as in numba_adam.kernels.intrinsics
+ROW = 2 * SUM_LANES  # of a block: the lanes' sums, then their largest magnitudes
+
+# Places in the totals, float64.
+SUM, LARGEST, SCALE = range(3)  # SCALE multiplies the gradients that the sum is of, or is to be of
+TOTALS = 3
 
 _load_int64 = access.scalar("int64")[0]
 _load_float64, _store_float64 = access.scalar("float64")
 _product = seam.product64
+_scale_of_squares = seam.device(folding.scale_of_squares)
 
 # What `bind` fills in.
 _load_one: Any = None
@@ -32,7 +43,15 @@ _REAL: Any = np.float32
 _LANES = 8
 
 
-def _sum_lanes(grads, lengths, blocks, block_count, sums):  # type: ignore[no-untyped-def]
+def _scale_to_come(totals):  # type: ignore[no-untyped-def]
+    """Return what gradients are multiplied by: 1 at first, when `totals` is 0; then 1 only if no sum is needed."""
+    return float(_load_float64(totals + SCALE * 8)) if totals != 0 else 1.0
+
+
+_scale_of = seam.device(_scale_to_come)
+
+
+def _sum_lanes(grads, lengths, blocks, block_count, sums, totals):  # type: ignore[no-untyped-def]
     """Sum the squares of every lane of every block; 16 neighbouring threads take a block's.
 
     Args:
@@ -40,44 +59,74 @@ def _sum_lanes(grads, lengths, blocks, block_count, sums):  # type: ignore[no-un
         lengths: where (count,) int64 lie: numbers of elements.
         blocks: where (block_count, 2) int64 lie: an array, and the element of it at which the block begins.
         block_count: how many blocks there are.
-        sums: where (block_count, 16) float64 lie: written.
+        sums: where (block_count, ROW) float64 lie: written.
+        totals: where the TOTALS of the first sum lie; 0: this is the first.
     """
     thread = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
     reals, codes = cuda.local.array(_LANES, _REAL), cuda.local.array(_LANES, np.uint16)
     block, lane = thread // SUM_LANES, thread % SUM_LANES
-    if block < block_count:
+    scale = _scale_of(totals)
+    if block < block_count and (totals == 0 or scale != 1.0):
         row, begin = _load_int64(blocks + block * 16), _load_int64(blocks + block * 16 + 8)
         grad = _load_int64(grads + row * 8)
         end = min(begin + BLOCK, _load_int64(lengths + row * 8)) if grad != 0 else begin
-        total = np.float64(0.0)
+        total, largest = 0.0, 0.0
         for index in range(begin + lane, end, SUM_LANES):
             _load_one(grad + index * _item_bytes, 0, reals, codes)
             _decode(reals, codes)
-            value = np.float64(reals[0])
+            value = float(reals[0])
+            magnitude = abs(value)
+            largest = magnitude if magnitude > largest else largest
+            value = _product(value, scale)
             total = total + _product(value, value)
-        _store_float64(sums + thread * 8, total)
-
-
-def _sum_blocks(sums, block_count):  # type: ignore[no-untyped-def]
-    """Add each block's lanes; the sum takes the place of the first. One thread for each block."""
-    block = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
-    if block < block_count:
-        address = sums + block * (SUM_LANES * 8)
-        total = _load_float64(address)
-        for lane in range(1, SUM_LANES):
-            total = total + _load_float64(address + lane * 8)
+        address = sums + (block * ROW + lane) * 8
         _store_float64(address, total)
+        _store_float64(address + SUM_LANES * 8, largest)
 
 
-def _sum_all(sums, block_count, total):  # type: ignore[no-untyped-def]
+def _sum_blocks(sums, block_count, totals):  # type: ignore[no-untyped-def]
+    """Add each block's lanes; the results take the places of the first lane's. One thread for each block.
+
+    Args:
+        sums: as for `_sum_lanes`.
+        block_count: how many blocks there are.
+        totals: as for `_sum_lanes`.
+    """
+    block = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    if block < block_count and (totals == 0 or _scale_of(totals) != 1.0):
+        address = sums + block * (ROW * 8)
+        total, largest = float(_load_float64(address)), float(_load_float64(address + SUM_LANES * 8))
+        for lane in range(1, SUM_LANES):
+            total = total + float(_load_float64(address + lane * 8))
+            magnitude = float(_load_float64(address + (SUM_LANES + lane) * 8))
+            largest = magnitude if magnitude > largest else largest
+        _store_float64(address, total)
+        _store_float64(address + SUM_LANES * 8, largest)
+
+
+def _sum_all(sums, block_count, totals, is_first, has_doubles):  # type: ignore[no-untyped-def]
     """Add the blocks' sums one after the other, on one thread, since their order is the order of the bits.
 
     Blocks of arrays without a gradient have the sum 0, which changes nothing: sums of squares are never -0.
+
+    Args:
+        sums: as for `_sum_lanes`.
+        block_count: how many blocks there are.
+        totals: where TOTALS float64 lie: written.
+        is_first: not 0 for the sum of the gradients as they are.
+        has_doubles: not 0 where there may be float64 gradients.
     """
-    result = np.float64(0.0)
-    for block in range(block_count):
-        result = result + _load_float64(sums + block * (SUM_LANES * 8))
-    _store_float64(total, result)
+    if is_first != 0 or _scale_of(totals) != 1.0:
+        result, largest = 0.0, 0.0
+        for block in range(block_count):
+            address = sums + block * (ROW * 8)
+            result = result + float(_load_float64(address))
+            magnitude = float(_load_float64(address + SUM_LANES * 8))
+            largest = magnitude if magnitude > largest else largest
+        _store_float64(totals + SUM * 8, result)
+        _store_float64(totals + LARGEST * 8, largest)
+        if is_first != 0:
+            _store_float64(totals + SCALE * 8, _scale_of_squares(result) if has_doubles != 0 else 1.0)
 
 
 @functools.cache
@@ -92,6 +141,6 @@ def lanes_kernel(grad: str) -> Any:
 blocks_kernel = seam.kernel(_sum_blocks, "blocks")
 total_kernel = seam.kernel(_sum_all, "total")
 
-LANES_ARGUMENTS = ("int64",) * 5
-BLOCKS_ARGUMENTS = ("int64",) * 2
-TOTAL_ARGUMENTS = ("int64",) * 3
+LANES_ARGUMENTS = ("int64",) * 6
+BLOCKS_ARGUMENTS = ("int64",) * 3
+TOTAL_ARGUMENTS = ("int64",) * 5

@@ -128,6 +128,8 @@ def test_a_launcher_that_was_never_used_ends_too():
     launcher = Launcher(1)
     launcher.stop()
     launcher.stop()
+    with pytest.raises(ServerUnavailableError, match="stopping"):
+        launcher.run(iter(()))
 
 
 def test_a_job_that_was_begun_is_finished_before_the_end():

@@ -24,6 +24,7 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     watch       ends calls whose other side keeps the server waiting
     permits     who waits for what, and in which order
     in_flight   the calls that a server that stops waits for
+    requests    parses requests within the budget
     gate        how many calls there may be, and which threads they take
     service     the gRPC edge
     health      whether the server serves

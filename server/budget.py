@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import threading
+from collections.abc import Hashable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from numba_adam.ps.errors import refusal
 from numba_adam.ps.v1.error_pb2 import Reason
 
 Bytes = npt.NDArray[np.uint8]
+
+SMALL_CHANGE_BYTES = 1 << 24
+"""So much of what is no array (descriptions, sessions, texts, headers) fits beside any budget, and is not counted."""
 
 _GRAIN_BYTES = 1 << 16  # slots come in multiples of it, so that transfers of nearly the same size share them
 _BYTES_PER_MILLISECOND = 1 << 20  # about what a transfer moves in that time: the advice to come back grows with size
@@ -61,6 +65,8 @@ class SlotPool:
         self.budget_bytes = budget_bytes
         self._lock = threading.Lock()
         self._models: dict[str, tuple[int, int]] = {}
+        self._kept: dict[Hashable, int] = {}
+        self._kept_bytes = 0
         self._in_use_bytes = 0
         self._free: list[Bytes] = []
 
@@ -81,11 +87,9 @@ class SlotPool:
             BudgetExceededError: it does not fit beside the others, or not now.
         """
         with self._lock:
-            if arena_bytes + transfer_bytes > self.budget_bytes:
+            if arena_bytes + _in_grains(transfer_bytes) > self.budget_bytes:
                 raise self._too_large(f"model {name!r} needs {arena_bytes} bytes and {transfer_bytes} to pull it")
-            largest = max([transfer_bytes, *(transfer for _, transfer in self._models.values())])
-            reserved = sum(arena for arena, _ in self._models.values()) + arena_bytes
-            if reserved + largest > self.budget_bytes or not self._make_room(arena_bytes):
+            if not self._leaves_room(arena_bytes, transfer_bytes) or not self._make_room(arena_bytes):
                 raise self._exceeded(f"model {name!r} of {arena_bytes} bytes", arena_bytes)
             self._models[name] = (arena_bytes, transfer_bytes)
 
@@ -93,6 +97,41 @@ class SlotPool:
         """Take back what was set aside for a model."""
         with self._lock:
             self._models.pop(name, None)
+            self._set_kept(name, 0)
+
+    def keep(self, owner: Hashable, nbytes: int, what: str, *, must: bool = False) -> None:
+        """Say how much an owner keeps that is no array, from now on; only what all keep beyond small change counts.
+
+        Args:
+            owner: a model's name, or whatever else names it; `release_model` and 0 bytes end it.
+            nbytes: how much.
+            what: names it in an error message.
+            must: it is there already, and cannot be refused.
+
+        Raises:
+            TransferTooLargeError: it is larger than the whole budget.
+            BudgetExceededError: there is no room now.
+        """
+        with self._lock:
+            before = self._kept.get(owner, 0)
+            self._set_kept(owner, nbytes)
+            fits = self._make_room(0) and self._leaves_room()
+            if fits or must or nbytes <= before:
+                return
+            self._set_kept(owner, before)
+            if nbytes > self.budget_bytes + SMALL_CHANGE_BYTES:
+                raise self._too_large(f"{what} of {nbytes} bytes")
+            raise self._exceeded(f"{what} of {nbytes} bytes", nbytes)
+
+    def _leaves_room(self, nbytes: int = 0, transfer_bytes: int = 0) -> bool:
+        """Return whether, with so many bytes more, there is room for one transfer of the largest model."""
+        largest = max([transfer_bytes, *(transfer for _, transfer in self._models.values())])
+        return self._lasting() + nbytes + _in_grains(largest) <= self.budget_bytes
+
+    def _set_kept(self, owner: Hashable, nbytes: int) -> None:
+        self._kept_bytes += nbytes - self._kept.pop(owner, 0)
+        if nbytes:
+            self._kept[owner] = nbytes
 
     def acquire(self, nbytes: int, what: str) -> Slot:
         """Return a slot for a transfer.
@@ -105,7 +144,7 @@ class SlotPool:
             TransferTooLargeError: it is larger than the whole budget.
             BudgetExceededError: there is no room now.
         """
-        size = -(-nbytes // _GRAIN_BYTES) * _GRAIN_BYTES
+        size = _in_grains(nbytes)
         if nbytes > self.budget_bytes:
             raise self._too_large(f"{what} of {nbytes} bytes")
         with self._lock:
@@ -120,7 +159,7 @@ class SlotPool:
     def reserve(self, nbytes: int) -> bool:
         """Count bytes that are held elsewhere, if there is room for them."""
         with self._lock:
-            if not self._make_room(nbytes):
+            if not self._leaves_room(nbytes) or not self._make_room(nbytes):
                 return False
             self._in_use_bytes += nbytes
             return True
@@ -163,8 +202,11 @@ class SlotPool:
         return self._used() + size <= self.budget_bytes
 
     def _used(self) -> int:
+        return self._lasting() + self._in_use_bytes + sum(memory.nbytes for memory in self._free)
+
+    def _lasting(self) -> int:
         models = sum(arena for arena, _ in self._models.values())
-        return models + self._in_use_bytes + sum(memory.nbytes for memory in self._free)
+        return models + max(0, self._kept_bytes - SMALL_CHANGE_BYTES)
 
     def _too_large(self, what: str) -> ServiceError:
         return refusal(
@@ -180,6 +222,11 @@ class SlotPool:
             f"{what}: {self._used()} of the server's {self.budget_bytes} bytes are taken; try again later",
             retry_after_milliseconds=min(wait, _LONGEST_RETRY_MILLISECONDS),
         )
+
+
+def _in_grains(nbytes: int) -> int:
+    """Return how much a slot for so many bytes takes."""
+    return -(-nbytes // _GRAIN_BYTES) * _GRAIN_BYTES
 
 
 def _map(size: int) -> Bytes:

@@ -21,6 +21,7 @@ from numba_adam.server.budget import SlotPool
 from numba_adam.server.in_flight import InFlight
 from numba_adam.server.launcher import use_threads
 from numba_adam.server.permits import Permits
+from numba_adam.server.requests import Requests
 from numba_adam.server.watch import Watch
 
 Context = grpc.ServicerContext
@@ -118,6 +119,10 @@ class Calls:
         self.in_flight = InFlight()
         """What a server that stops waits for."""
 
+        self.requests = Requests(pool)
+        """Parses what the calls receive."""
+
+        self._pool = pool
         # What is worth several threads is launched from one that all models share; see the launcher.
         self.lane = Lane("rpc", served + waiting, watch, initializer=lambda: use_threads(1))
         self._served = Permits(served, watch)
@@ -150,6 +155,19 @@ class Calls:
             yield
         finally:
             self._served.release()
+
+    def counted(self, answer: bytes, context: Context) -> bytes:
+        """Return an answer; a large one counts until its peer has taken it.
+
+        Raises:
+            BudgetExceededError: there is no room for it now.
+        """
+        if len(answer) > SMALL_MESSAGE_BYTES:
+            owner, what = object(), f"an answer of {len(answer)} bytes"
+            self._pool.keep(owner, 2 * len(answer), what)  # gRPC makes a copy
+            if not context.add_callback(lambda: self._pool.keep(owner, 0, what)):
+                self._pool.keep(owner, 0, what)
+        return answer
 
     def _answering(self, run: Callable[[bytes, Iterator[bytes], Context], bytes]) -> Callable[..., bytes]:
         def call(requests: Iterator[bytes], context: Context) -> bytes:

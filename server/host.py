@@ -36,7 +36,7 @@ from numba_adam.server.creation import is_ours
 from numba_adam.server.deletions import Deletion, Deletions
 from numba_adam.server.image import Image, Images
 from numba_adam.server.launcher import Launcher
-from numba_adam.server.machine import PushKey, Rejected
+from numba_adam.server.machine import SESSION_BYTES, PushKey, Rejected
 from numba_adam.server.model import Model, Opened, Outcome, Push
 from numba_adam.server.nursery import Nursery
 from numba_adam.server.pages import page_of, status_of
@@ -226,6 +226,7 @@ class Host:
             nonce = request.nonce and check_random_id("nonce", request.nonce)
             if request.seen_epoch and not request.state_id:
                 raise InvalidRequestError(f"seen_epoch={request.seen_epoch}: give the state_id that it belongs to")
+            self._keep(model, one_more=worker_id not in model.machine.sessions)
             opened = model.engine.call(model.open_session, worker_id, nonce, request.state_id, request.seen_epoch)
         _log.info(
             "model %s: worker %r opened session %d at version %d", request.model, worker_id, opened.epoch, model.version
@@ -242,6 +243,7 @@ class Host:
         with saying_state_of(model):
             outcome = self._push(model, header, parts)
             if isinstance(outcome.answer, Rejected):
+                self._keep(model, must=True)
                 raise refusal(outcome.answer.reason, outcome.answer.message, sequence_recorded=True)
             self._archive.note_push(model)
             return pb.PushAck(
@@ -303,6 +305,13 @@ class Host:
             memory_budget_bytes=self.pool.budget_bytes,
             threading_layer=threading_layer(),
             threads=self._launcher.threads,
+        )
+
+    def _keep(self, model: Model, *, one_more: bool = False, must: bool = False) -> None:
+        """Count what a model keeps beside its arrays; `one_more`: with a session that it does not have yet."""
+        nbytes = model.kept_bytes + (SESSION_BYTES if one_more else 0)
+        self.pool.keep(
+            model.spec.name, nbytes, f"model {model.spec.name!r}: what it keeps beside its arrays", must=must
         )
 
     @contextlib.contextmanager

@@ -48,7 +48,17 @@ class Limits(NamedTuple):
     most_sessions: int = 1024
     """Workers whose session is kept; beyond it the one that has been idle for longest is forgotten."""
 
+    longest_text: int = 500
+    """Characters that a rejection's text is cut to."""
 
+    most_text: int = 1 << 20
+    """Characters of all kept texts together; beyond it a rejection's text is not kept."""
+
+
+SESSION_BYTES = 42_000
+"""About how much a session takes with all the answers that it keeps, here and in the record of the newest snapshot."""
+
+_NOT_KEPT = "rejected; the server keeps so many texts of rejections already that it does not keep this one"
 LIMITS = Limits()
 
 
@@ -150,6 +160,12 @@ class Machine:
         """The newest epoch given to any worker."""
 
         self._forgotten_epoch = 0  # the newest of a session that was forgotten
+        self._text_length = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """About how much memory the sessions take once each has all the answers that it keeps."""
+        return len(self.sessions) * SESSION_BYTES + 2 * self._text_length
 
     def open_session(self, worker_id: str, nonce: str = "", seen_epoch: int = 0) -> int:
         """Open a session and return its epoch: higher than any before it, of whichever worker.
@@ -173,10 +189,11 @@ class Machine:
                 return session.epoch
             self._check_seen(worker_id, session, seen_epoch)
         self.last_epoch += 1
-        self.sessions.pop(worker_id, None)
+        if session is not None:
+            self._drop_session(worker_id)
         self.sessions[worker_id] = Session(self.last_epoch, nonce)
         while len(self.sessions) > self._limits.most_sessions:
-            self._forgotten_epoch = max(self._forgotten_epoch, self.sessions.pop(next(iter(self.sessions))).epoch)
+            self._forgotten_epoch = max(self._forgotten_epoch, self._drop_session(next(iter(self.sessions))).epoch)
         return self.last_epoch
 
     def begin_anew(self, state_id: str) -> None:
@@ -235,7 +252,10 @@ class Machine:
 
     def reject(self, push: PushKey, reason: int, message: str, content: Content) -> Rejected:
         """Answer a push, whose turn it is, with a rejection: its number is used up, nothing else changes."""
-        answer = Rejected(reason, message)
+        text = message if len(message) <= self._limits.longest_text else message[: self._limits.longest_text] + " ..."
+        if self._text_length + len(text) > self._limits.most_text:
+            text = _NOT_KEPT
+        answer = Rejected(reason, text)
         self._record(push, Kept(answer, content))
         return answer
 
@@ -281,6 +301,7 @@ class Machine:
             answers = {sequence: _kept(*rest) for sequence, *rest in item["answers"]}
             nonce, last = item.get("nonce", ""), item["last_sequence"]
             machine.sessions[item["worker_id"]] = Session(item["epoch"], nonce, last, answers)
+            machine._text_length += sum(map(_text_length, answers.values()))
         return machine
 
     def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
@@ -305,7 +326,7 @@ class Machine:
         session = self.sessions.get(push.worker_id)
         if session is None or push.epoch > session.epoch:
             raise SessionUnknownError(
-                f"worker {push.worker_id!r}, epoch {push.epoch}: no such session is open; open one, then push"
+                f"worker {push.worker_id[:200]!r}, epoch {push.epoch}: no such session is open; open one, then push"
             )
         if push.epoch < session.epoch:
             raise SessionFencedError(
@@ -334,8 +355,21 @@ class Machine:
         self.sessions[push.worker_id] = session
         session.last_sequence = push.sequence
         session.answers[push.sequence] = kept
+        self._text_length += _text_length(kept)
         if len(session.answers) > self._limits.kept_answers:
-            del session.answers[next(iter(session.answers))]
+            self._text_length -= _text_length(session.answers.pop(next(iter(session.answers))))
+
+    def _drop_session(self, worker_id: str) -> Session:
+        session = self.sessions.pop(worker_id)
+        self._text_length -= sum(map(_text_length, session.answers.values()))
+        return session
+
+
+def _text_length(kept: Kept) -> int:
+    """Return how much of a text is kept for an answer."""
+    if not isinstance(kept.answer, Rejected) or kept.answer.message == _NOT_KEPT:
+        return 0
+    return len(kept.answer.message)
 
 
 def _kept(*values: Any) -> Kept:

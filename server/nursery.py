@@ -92,6 +92,7 @@ class Nursery:
         spec = Spec.from_record(snapshot.model)
         model = Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot.machine, self._launcher)
         model.initial = snapshot.model.get("initial", "")
+        self._pool.keep(name, model.kept_bytes, "its sessions", must=True)
         return model
 
     def create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
@@ -137,7 +138,11 @@ class Nursery:
         needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad).total_bytes
         self._pool.admit_model(spec.name, needed, spec.nbytes)
         try:
+            self._pool.keep(spec.name, spec.description_bytes, f"model {spec.name!r}: the description of its arrays")
             return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad)
+        except BudgetExceededError:
+            self._pool.release_model(spec.name)
+            raise
         except MemoryError as error:
             self._pool.release_model(spec.name)
             raise refusal(Reason.REASON_TOO_LARGE, f"model {spec.name!r}: {error}") from error

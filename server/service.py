@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from numba_adam.errors import InvalidRequestError, NumbaAdamError
 from numba_adam.ps import framing
@@ -29,6 +31,8 @@ from numba_adam.server.watch import Watch
 
 _log = logging.getLogger(__name__)
 
+_SENDING_BYTES = 1 << 22  # of chunks under way to all who pull, about
+_SMALLEST_CHUNK_BYTES = 1 << 16
 _PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
@@ -44,20 +48,26 @@ class ParameterService:
     def __init__(self, host: Host, watch: Watch) -> None:
         self._host = host
         self._watch = watch
+        self._describing = threading.Lock()  # a large description takes memory while it is made: one at a time
+        self._senders = 0
+        self._senders_lock = threading.Lock()
 
-    def create_model(self, request: Iterator[Any], _: Context) -> pb.CreateModelResponse:
+    def create_model(self, request: Iterator[Any], _: Context) -> bytes:
         """Create a model from a stream."""
         header, parts = self._open(request)
         model, created = self._host.create_model(header, parts)
-        return pb.CreateModelResponse(model=model.to_proto(), created=created)
+        with self._describing:
+            return pb.CreateModelResponse(model=model.to_proto(), created=created).SerializeToString()
 
-    def get_model(self, request: pb.GetModelRequest, _: Context) -> pb.GetModelResponse:
+    def get_model(self, request: pb.GetModelRequest, _: Context) -> bytes:
         """Describe a model."""
-        return pb.GetModelResponse(model=self._host.model(request.model).to_proto())
+        with self._describing:
+            return pb.GetModelResponse(model=self._host.model(request.model).to_proto()).SerializeToString()
 
-    def list_models(self, request: pb.ListModelsRequest, _: Context) -> pb.ListModelsResponse:
+    def list_models(self, request: pb.ListModelsRequest, _: Context) -> bytes:
         """Describe the models."""
-        return self._host.list_models(request)
+        with self._describing:
+            return self._host.list_models(request).SerializeToString()
 
     def delete_model(self, request: pb.DeleteModelRequest, _: Context) -> pb.DeleteModelResponse:
         """Delete a model."""
@@ -76,24 +86,39 @@ class ParameterService:
         """Send the parameters."""
         _check_kind(request.checksum_kind)
         with self._host.pull(request, _caller(context)) as image:
-            yield from self._watch.send(_pulled(image, request.checksum_kind, pb.PullResponse), context)
+            yield from self._send(image, request.checksum_kind, pb.PullResponse, context)
 
     def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Take one gradient and send the parameters that came of it."""
         header, parts = self._open(request)
         _check_kind(header.checksum_kind)
         ack = self._host.push(header, parts)
-        yield pb.PushPullResponse(ack=ack)
+        yield from self._watch.send([pb.PushPullResponse(ack=ack)], context)
         with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as image:
-            yield from self._watch.send(_pulled(image, header.checksum_kind, pb.PushPullResponse), context)
+            yield from self._send(image, header.checksum_kind, pb.PushPullResponse, context)
 
     def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
         return pb.SnapshotResponse(snapshots=self._host.snapshot(request.model))
 
-    def get_server_status(self, request: pb.GetServerStatusRequest, _: Context) -> pb.GetServerStatusResponse:
+    def get_server_status(self, request: pb.GetServerStatusRequest, _: Context) -> bytes:
         """Describe the server."""
-        return self._host.status(request)
+        with self._describing:
+            return self._host.status(request).SerializeToString()
+
+    def _send(
+        self, image: Image, kind: int, response: type[_PullAnswer], context: Context
+    ) -> Iterator[_PullAnswer | bytes]:
+        """Send an image; the more do so at a time, the smaller their chunks, of which each has some in memory."""
+        with self._senders_lock:
+            self._senders += 1
+            share = _SENDING_BYTES // self._senders
+        try:
+            chunk_bytes = min(framing.DEFAULT_CHUNK_BYTES, max(share, _SMALLEST_CHUNK_BYTES))
+            yield from self._watch.send(_pulled(image, kind, response, chunk_bytes), context)
+        finally:
+            with self._senders_lock:
+                self._senders -= 1
 
     def _open(self, request: Iterator[Any]) -> tuple[Any, Parts]:
         """Return the header of a stream, and the parts that follow it."""
@@ -137,20 +162,25 @@ def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
 
 def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:
     """Return gRPC's handler of one call, of the kind that its description asks for."""
-    run, decode = method.run.__get__(service), method.decode
+    run, decode, requests = method.run.__get__(service), method.decode, calls.requests
 
-    def request_of(first: bytes, rest: Iterator[bytes]) -> Any:
+    def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack) -> Any:
         if not call.client_streaming:
-            return _decoded(decode, first)
-        return (_decoded(decode, raw) for raw in chain([first], rest))
+            return requests.parse_only(decode, first)
+        header = requests.parse_part(decode, first, held)
+        return chain([header], (requests.parse_part(decode, raw, held) for raw in rest))
 
     def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
-        with _answering_errors(context), calls.served(context):
-            return framing.encode_message(run(request_of(first, rest), context))
+        with _answering_errors(context), ExitStack() as held:
+            request = request_of(first, rest, held)  # before the call is served: it may be refused for what it is
+            with calls.served(context):
+                return calls.counted(framing.encode_message(run(request, context)), context)
 
     def answers(first: bytes, rest: Iterator[bytes], context: Context) -> Iterator[bytes]:
-        with _answering_errors(context), calls.served(context):
-            yield from map(framing.encode_message, run(request_of(first, rest), context))
+        with _answering_errors(context), ExitStack() as held:
+            request = request_of(first, rest, held)
+            with calls.served(context):
+                yield from map(framing.encode_message, run(request, context))
 
     streams = bool(call.server_streaming)
     return calls.handler(answers if streams else answer, answers_stream=streams)
@@ -172,16 +202,6 @@ def _answering_errors(context: Context) -> Iterator[None]:
         end(context, code, message, detail)
 
 
-def _decoded(decode: Callable[[bytes], Any], raw: bytes) -> Any:
-    """Return a request, unless it is no message at all."""
-    try:
-        return decode(raw)
-    except DecodeError as error:
-        raise InvalidRequestError(
-            f"the request is no message of this call ({error}); check the .proto version"
-        ) from error
-
-
 def _caller(context: Context) -> Caller:
     return Caller(context.time_remaining, lambda: not context.is_active(), context.add_callback)
 
@@ -191,13 +211,13 @@ def _check_kind(kind: int) -> None:
         raise InvalidRequestError(f"checksum_kind={kind}: it must be one of {SUPPORTED}")
 
 
-def _pulled(image: Image, kind: int, response: type[_PullAnswer]) -> Iterator[_PullAnswer | bytes]:
+def _pulled(image: Image, kind: int, response: type[_PullAnswer], chunk_bytes: int) -> Iterator[_PullAnswer | bytes]:
     """Return the messages that carry an image: header, chunks (already encoded), trailer."""
     payload, checksum = image.bytes.data, new_checksum(kind)
     header = pb.PullHeader(state=image.state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
     yield response(header=header)
-    for offset in range(0, len(payload), framing.DEFAULT_CHUNK_BYTES):
-        piece = payload[offset : offset + framing.DEFAULT_CHUNK_BYTES]
+    for offset in range(0, len(payload), chunk_bytes):
+        piece = payload[offset : offset + chunk_bytes]
         checksum.update(piece)
         yield framing.encode_chunk(offset, piece)
     yield response(trailer=TransferTrailer(checksum=checksum.value()))

@@ -162,10 +162,11 @@ def _entries(tensors: Sequence[Tensor], arrays: Arrays) -> dict[str, Any]:
     """Return safetensors' description of each tensor."""
     entries, start = {}, 0
     for group, array in arrays.items():
+        dtype = _DTYPE_NAMES[array.dtype.name]
         for tensor in tensors:
             end = start + tensor.size * array.itemsize
             entries[f"{group}/{tensor.name}"] = {
-                "dtype": _DTYPE_NAMES[array.dtype.name],
+                "dtype": dtype,
                 "shape": list(tensor.shape),
                 "data_offsets": [start, end],
             }

@@ -6,6 +6,7 @@ gRPC or Numba.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -26,6 +27,13 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _LONGEST_TENSOR_NAME = 256
 _LONGEST_WORKER_ID = 128
 _LONGEST_RANDOM_ID = 64
+_BYTES_OF_A_MODEL = 1 << 16  # measured, and then some: threads, locks, tables
+_BYTES_OF_AN_ARRAY = 3 << 9
+_MOST_DIMENSIONS = 32
+MOST_ARRAYS = 1 << 16
+"""Of one model."""
+
+_LONGEST_NAMES = 6 << 20  # characters of all names together, as JSON writes them: so a snapshot's header has room
 _MOST_BYTES = 1 << 62  # of one array: sizes and offsets stay within a signed 64-bit number
 _KNOWN_VALUES = {"dtype": ("float32", "float64"), "mode": ("async",), "durability": ("memory",)}
 _KEYS = ("name", "tensors", "hyperparameters", *_KNOWN_VALUES)
@@ -100,6 +108,11 @@ class Spec:
             "durability": "memory",
         }
 
+    @property
+    def description_bytes(self) -> int:
+        """About how much memory a model with this spec takes beside its arrays."""
+        return _BYTES_OF_A_MODEL + _BYTES_OF_AN_ARRAY * len(self.tensors)
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Spec:
         """Return the spec that `to_record` wrote; what tells of the creation may stand beside it.
@@ -158,6 +171,25 @@ class PushShape(NamedTuple):
 
     total_bytes: int
     """Size of the payload."""
+
+
+def check_arrays(messages: Sequence[pb.TensorSpec], others: int = 0) -> None:
+    """Refuse descriptions of arrays that no model can have, before anything is made of them.
+
+    Args:
+        messages: the descriptions.
+        others: number of arrays that are named beside them.
+
+    Raises:
+        InvalidRequestError: they are too many, or one of them has too many dimensions.
+    """
+    if len(messages) + others > MOST_ARRAYS:
+        raise InvalidRequestError(f"{len(messages) + others} arrays are named: a model has at most {MOST_ARRAYS}")
+    for message in messages:
+        if len(message.shape) > _MOST_DIMENSIONS:
+            raise InvalidRequestError(
+                f"array {message.name[:300]!r} has {len(message.shape)} dimensions: at most {_MOST_DIMENSIONS} can be"
+            )
 
 
 def is_model_name(name: str) -> bool:
@@ -248,10 +280,13 @@ def _some(names: Iterable[str]) -> str:
     return text + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
-def _check_tensors(messages: Iterable[pb.TensorSpec], itemsize: int) -> tuple[Tensor, ...]:
+def _check_tensors(messages: Sequence[pb.TensorSpec], itemsize: int) -> tuple[Tensor, ...]:
+    check_arrays(messages)
     tensors = tuple(Tensor(message.name, tuple(message.shape)) for message in messages)
     if not tensors:
         raise InvalidRequestError("tensors is empty: a model has at least one array")
+    if len(json.dumps([tensor.name for tensor in tensors])) > _LONGEST_NAMES:
+        raise InvalidRequestError(f"the arrays' names take more than {_LONGEST_NAMES} characters: use shorter ones")
     names: set[str] = set()
     for tensor in tensors:
         if not 1 <= len(tensor.name) <= _LONGEST_TENSOR_NAME or not tensor.name.isprintable():
@@ -260,8 +295,6 @@ def _check_tensors(messages: Iterable[pb.TensorSpec], itemsize: int) -> tuple[Te
             )
         if tensor.name in names:
             raise InvalidRequestError(f"array name {tensor.name!r} is given twice: names must differ")
-        if len(tensor.shape) > 32:
-            raise InvalidRequestError(f"array {tensor.name!r} has {len(tensor.shape)} dimensions: at most 32 can be")
         names.add(tensor.name)
     if sum(tensor.size for tensor in tensors) * itemsize >= _MOST_BYTES or any(
         extent >= _MOST_BYTES for tensor in tensors for extent in tensor.shape

@@ -108,7 +108,7 @@ def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
     return -1, at
 
 
-def _read_chunk(raw: bytes) -> Chunk | None:
+def read_chunk(raw: bytes) -> Chunk | None:
     """Return the chunk in a message that has exactly our layout, else None."""
     try:
         if raw[0] != _CHUNK_TAG:
@@ -136,7 +136,7 @@ def _decoder(message_type: type[_M]) -> Callable[[bytes], _M | Chunk]:
         Raises:
             google.protobuf.message.DecodeError: the bytes are no such message.
         """
-        chunk = _read_chunk(raw)
+        chunk = read_chunk(raw)
         if chunk is not None:
             return chunk
         message = message_type.FromString(raw)

@@ -224,6 +224,7 @@ class Process:
             self.kill()
             raise AssertionError(f"the server did not start: {self.log.read_text()}")
         self.address = line.split()[-1]
+        self.pid = self._process.pid
 
     @property
     def pid(self) -> int:

@@ -4,7 +4,7 @@ import pytest
 
 from numba_adam.errors import BudgetExceededError, TransferTooLargeError
 from numba_adam.ps.errors import detail_of
-from numba_adam.server.budget import SlotPool
+from numba_adam.server.budget import SMALL_CHANGE_BYTES, SlotPool
 
 GRAIN = 1 << 16
 
@@ -96,3 +96,41 @@ def test_memory_that_is_discarded_counts_no_more():
     slot.discard()  # twice takes nothing from others
     with pool.acquire(4 * GRAIN, "a push"):
         assert pool.used_bytes == 4 * GRAIN
+
+
+def test_what_is_kept_beside_arrays_counts_beyond_small_change():
+    pool = SlotPool(10 * GRAIN)
+    pool.admit_model("m", 2 * GRAIN, GRAIN)
+    pool.keep("m", SMALL_CHANGE_BYTES, "a description")
+    assert pool.used_bytes == 2 * GRAIN
+    pool.keep("header", 3 * GRAIN, "a header")
+    assert pool.used_bytes == 5 * GRAIN
+    pool.keep("header", 0, "a header")
+    pool.keep("m", SMALL_CHANGE_BYTES + GRAIN, "a description")
+    assert pool.used_bytes == 3 * GRAIN
+    pool.release_model("m")
+    assert pool.used_bytes == 0
+
+
+def test_what_is_kept_leaves_room_for_the_largest_transfer():
+    pool = SlotPool(10 * GRAIN)
+    pool.admit_model("m", 2 * GRAIN, 3 * GRAIN - 1)
+    with pytest.raises(BudgetExceededError, match="sessions of") as caught:
+        pool.keep("s", SMALL_CHANGE_BYTES + 5 * GRAIN + 1, "sessions")
+    assert detail_of(caught.value).retry_after_milliseconds > 0
+    assert not pool.reserve(5 * GRAIN + 1)
+    assert pool.used_bytes == 2 * GRAIN
+    pool.keep("s", SMALL_CHANGE_BYTES + 5 * GRAIN, "sessions")
+    pool.acquire(3 * GRAIN - 1, "a pull").release()
+    pool.keep("s", SMALL_CHANGE_BYTES + 6 * GRAIN, "sessions", must=True)  # it is there already
+    assert pool.used_bytes == 8 * GRAIN  # the slot that was kept warm has made room
+    with pytest.raises(TransferTooLargeError):
+        pool.keep("header", SMALL_CHANGE_BYTES + 10 * GRAIN + 1, "a header")
+
+
+def test_what_is_reserved_counts_until_it_is_given_back():
+    pool = SlotPool(4 * GRAIN)
+    assert pool.reserve(3 * GRAIN)
+    assert not pool.reserve(2 * GRAIN)
+    pool.give_back(3 * GRAIN)
+    assert pool.used_bytes == 0

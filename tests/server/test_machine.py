@@ -350,3 +350,27 @@ def test_an_epoch_that_was_not_given_yet_cannot_have_been_seen(machine):
 
 def test_an_opening_without_a_name_opens_a_session_as_in_the_first_release(machine):
     assert [machine.open_session("w") for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_texts_of_rejections_are_cut_and_bounded_together():
+    """Whoever sends what cannot be applied decides what the text says, but not how much of it is kept."""
+    limits = Limits(kept_answers=3, most_sessions=2, longest_text=10, most_text=40)
+    machine = Machine("state", 1, limits)
+
+    def reject(worker, sequence, text):
+        return machine.reject(
+            PushKey("state", worker, machine.sessions[worker].epoch, sequence), 4, text, FIRST
+        ).message
+
+    machine.open_session("a")
+    assert reject("a", 1, "x" * 10) == "x" * 10
+    assert reject("a", 2, "y" * 11) == "y" * 10 + " ..."
+    assert reject("a", 3, "z" * 100) == "z" * 10 + " ..."
+    assert "it does not keep this one" in reject("a", 4, "w" * 10)  # of 38 characters, ten were forgotten just now
+    assert reject("a", 5, "v" * 10) == "v" * 10
+    again = Machine.from_record(json.loads(json.dumps(machine.to_record())), limits)
+    assert again.kept_bytes == machine.kept_bytes
+    before = machine.kept_bytes
+    machine.open_session("a")
+    assert machine.kept_bytes < before
+    assert [reject("a", sequence, "u" * 10) for sequence in (1, 2, 3)] == ["u" * 10] * 3

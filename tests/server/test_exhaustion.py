@@ -1,0 +1,271 @@
+"""One client asks for more than its share, in every way we know: memory stays near the budget, and others are served.
+
+Memory is the peak that the system itself keeps of the server's resident set.
+"""
+
+import contextlib
+import socket
+import threading
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from numba_adam.client import ParameterClient
+from numba_adam.ps import framing
+from numba_adam.ps.v1 import model_pb2
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
+
+BUDGET = 16 << 20
+ALLOWED_ABOVE = 64 << 20
+EMPTY_CHECKSUM = 0x2D06800538D394C2  # XXH3 of nothing
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+PUSH = "/numba_adam.ps.v1.ParameterService/Push"
+
+
+class Attacker:
+    """Connections to a server, each of its own, that are closed in the end."""
+
+    def __init__(self, process, stack):
+        self.process, self.address, self._stack = process, process.address, stack
+        self.over = threading.Event()
+        stack.callback(self.over.set)
+
+    def stub(self, address=""):
+        options = [*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
+        channel = self._stack.enter_context(grpc.insecure_channel(address or self.address, options=options))
+        stub = ParameterServiceStub(channel)
+        stub.push_raw = channel.stream_stream(PUSH, None, None)
+        return stub
+
+    def create(self, name, arrays, stub=None):
+        """Create a model of arrays without elements."""
+        tensors = [model_pb2.TensorSpec(name=f"a{number}", shape=[0]) for number in range(arrays)]
+        spec = model_pb2.ModelSpec(name=name, dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
+        header = pb.CreateModelHeader(spec=spec, request_id="r", checksum_kind=1)
+        messages = [pb.CreateModelRequest(header=header), pb.CreateModelRequest(trailer={"checksum": EMPTY_CHECKSUM})]
+        return (stub or self.stub()).CreateModel(iter(messages), timeout=120)
+
+    def held(self, *messages):
+        """Yield messages, and then nothing until the end."""
+        yield from messages
+        self.over.wait(300)
+
+    def stalling(self, *, up=1 << 62, down=1 << 62):
+        """Return the address of a proxy that passes so many bytes on, up and down, and then takes no more."""
+        listener = self._stack.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
+        host, port = self.address.rsplit(":", 1)
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    near, _ = listener.accept()
+                    far = socket.create_connection((host, int(port)))
+                    for one, other, limit in ((near, far, up), (far, near, down)):
+                        self._stack.callback(one.close)
+                        threading.Thread(target=self._pass_on, args=(one, other, limit), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        return "{}:{}".format(*listener.getsockname())
+
+    def _pass_on(self, source, target, limit):
+        with contextlib.suppress(OSError):
+            while limit > 0:
+                data = source.recv(min(limit, 1 << 16))
+                if not data:
+                    return
+                target.sendall(data)
+                limit -= len(data)
+            self.over.wait(300)
+
+
+def refusals(call, times=1):
+    """Return the status codes of a call that must fail so many times."""
+    codes = set()
+    for _ in range(times):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        codes.add(caught.value.code())
+    return codes
+
+
+# ---- the attacks -----------------------------------------------------------------------------------------------------
+
+
+def headers_of_many_dimensions(attacker):
+    """Nothing is kept of them, and the server's answers name no shape of millions of numbers."""
+    stub = attacker.stub()
+    opened = stub.OpenSession(pb.OpenSessionRequest(model="victim", worker_id="attacker"))
+    fields = {"model": "victim", "worker_id": "attacker", "epoch": opened.epoch, "state_id": opened.state.state_id}
+    for dimensions in (100_000, 4_000_000, 15_000_000):
+        tensor = model_pb2.TensorSpec(name="w", shape=[1] * dimensions)
+        request = pb.PushRequest(header=pb.PushHeader(tensors=[tensor], sequence=1, **fields))
+        assert refusals(lambda request=request: stub.Push(iter([request]), timeout=120), 3) <= {
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        }
+    assert stub.Snapshot(pb.SnapshotRequest(model="victim"), timeout=120).snapshots
+
+
+def headers_of_empty_messages(attacker):
+    """Two bytes on the wire become sixty in memory: as many as fit into a message, many at a time."""
+    stub = attacker.stub()
+    many = b"\x42\x00" * 1_900_000
+    size = bytearray()
+    length = len(many)
+    while length >= 0x80:
+        size.append(length & 0x7F | 0x80)
+        length >>= 7
+    size.append(length)
+    raw = b"\x0a" + bytes(size) + many
+    calls = [stub.push_raw(attacker.held(raw)) for _ in range(40)]
+    assert {call.code() for call in calls} <= {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def a_model_of_many_arrays(attacker):
+    assert refusals(lambda: attacker.create("many", 300_000), 3) <= {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+
+
+def many_models(attacker):
+    stub = attacker.stub()
+    made = 0
+    with contextlib.suppress(grpc.RpcError):
+        while True:
+            attacker.create(f"m{made}", 1, stub)
+            made += 1
+    assert made > 100
+
+
+def many_sessions_with_many_rejections(attacker):
+    stub = attacker.stub()
+    for number in range(20):
+        opened = stub.OpenSession(pb.OpenSessionRequest(model="victim", worker_id=f"{number}" + "\u6f22" * 100))
+        fields = {"model": "victim", "epoch": opened.epoch, "state_id": opened.state.state_id, "dtype": 1}
+        for sequence in range(1, 65):
+            names = [chr(0x4E00 + place) * 250 for place in range(20)]
+            header = pb.PushHeader(
+                worker_id=f"{number}" + "\u6f22" * 100, sequence=sequence, absent=names, total_bytes=4, **fields
+            )
+            assert refusals(lambda header=header: stub.Push(iter([pb.PushRequest(header=header)]), timeout=120)) == {
+                grpc.StatusCode.INVALID_ARGUMENT
+            }
+    with contextlib.suppress(grpc.RpcError):
+        for number in range(1100):
+            stub.OpenSession(pb.OpenSessionRequest(model="victim", worker_id=f"s{number}"))
+
+
+def streams_behind_busy_threads(attacker):
+    """They send chunks while they wait, without end."""
+    for _ in range(4):
+        stub = attacker.stub()
+        for _ in range(8):
+            stub.push_raw(attacker.held())
+        for _ in range(40):
+            stub.push_raw(attacker.held(*(framing.encode_chunk(place << 20, bytes(1 << 20)) for place in range(8))))
+
+
+def large_first_messages_that_do_not_end(attacker):
+    for _ in range(60):
+        stub = attacker.stub(attacker.stalling(up=3 << 20))
+        stub.push_raw(attacker.held(framing.encode_chunk(0, bytes(4_000_000))))
+
+
+def answers_that_nobody_takes(attacker):
+    """Descriptions of a model of many arrays, asked for on a connection that is not read."""
+    attacker.create("described", 5000)
+    stub = attacker.stub(attacker.stalling(down=1 << 16))
+    for _ in range(100):
+        stub.GetModel.future(pb.GetModelRequest(model="described"))
+
+
+def pulls_that_nobody_takes(attacker):
+    for _ in range(40):
+        stub = attacker.stub(attacker.stalling(down=1 << 20))
+        stub.Pull(pb.PullRequest(model="victim", checksum_kind=1))
+
+
+def names_without_end(attacker):
+    stub = attacker.stub()
+    name = "\x01" * 3_900_000
+    for call in (
+        lambda: stub.GetModel(pb.GetModelRequest(model=name), timeout=120),
+        lambda: stub.DeleteModel(pb.DeleteModelRequest(model=name), timeout=120),
+        lambda: stub.OpenSession(pb.OpenSessionRequest(model="victim", worker_id=name), timeout=120),
+        lambda: stub.Push(iter([pb.PushRequest(header=pb.PushHeader(model=name))]), timeout=120),
+        lambda: stub.Push(iter([pb.PushRequest(header=pb.PushHeader(model="victim", state_id=name))]), timeout=120),
+        lambda: stub.Push(iter([pb.PushRequest(header=pb.PushHeader(model="victim", worker_id=name))]), timeout=120),
+        lambda: list(stub.Pull(pb.PullRequest(model="victim", state_id=name), timeout=120)),
+    ):
+        assert refusals(call, 3) <= {
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.FAILED_PRECONDITION,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        }
+
+
+def metadata_without_end(attacker):
+    stub = attacker.stub()
+    for _ in range(100):
+        stub.push_raw(attacker.held(), metadata=[("x-padding", "x" * 7000)])
+
+
+def messages_that_unpack_to_many_times_their_size(attacker):
+    stub = attacker.stub()
+    for _ in range(2):
+        call = stub.push_raw(iter([bytes(1 << 28)]), compression=grpc.Compression.Gzip, timeout=120)
+        assert call.code() in {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT}
+
+
+def many_connections(attacker):
+    host, port = attacker.address.rsplit(":", 1)
+    for _ in range(800):
+        connection = socket.create_connection((host, int(port)))
+        attacker._stack.callback(connection.close)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+
+
+ATTACKS = (
+    headers_of_many_dimensions,
+    headers_of_empty_messages,
+    a_model_of_many_arrays,
+    many_models,
+    many_sessions_with_many_rejections,
+    streams_behind_busy_threads,
+    large_first_messages_that_do_not_end,
+    answers_that_nobody_takes,
+    pulls_that_nobody_takes,
+    names_without_end,
+    metadata_without_end,
+    messages_that_unpack_to_many_times_their_size,
+    many_connections,
+)
+
+
+def memory_of(process, entry):
+    """Return a number of bytes out of what the system says of a process."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{entry}:"))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_no_client_takes_what_others_need(processes, tmp_path, attack):
+    process = processes(tmp_path / "data", memory_budget_bytes=BUDGET, rpc_threads=16)
+    grads = {"w": np.ones(500_000, np.float32)}
+    with ParameterClient(process.address, timeout_seconds=60) as client, contextlib.ExitStack() as stack:
+        model = client.create_model("victim", grads)
+        model.push(grads)
+        model.pull()
+        client.snapshot()
+        before = memory_of(process, "VmRSS")
+        attack(Attacker(process, stack))
+        for _ in range(2):
+            assert model.push(grads).version
+            assert model.pull()["w"].shape == (500_000,)
+        peak = memory_of(process, "VmHWM")
+        assert peak - before <= BUDGET + ALLOWED_ABOVE

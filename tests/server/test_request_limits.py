@@ -1,0 +1,136 @@
+"""Limits on what a request may hold: what goes beyond them is refused before anything is made of it."""
+
+from contextlib import ExitStack
+
+import grpc
+import numpy as np
+import pytest
+
+from numba_adam.errors import BudgetExceededError, TransferTooLargeError
+from numba_adam.ps import framing
+from numba_adam.ps.v1 import model_pb2
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.server.budget import SMALL_CHANGE_BYTES, SlotPool
+from numba_adam.server.requests import Requests
+
+
+@pytest.fixture
+def worker(peer, params):
+    peer.create(params)
+    return peer.session()
+
+
+@pytest.fixture
+def grads(params, grads_of):
+    return grads_of(params, np.random.default_rng(1))
+
+
+def test_a_model_has_at_most_65536_arrays(peer, refused):
+    """Refused before anything is made of them: the second description would take minutes."""
+    tensors = [model_pb2.TensorSpec(name=f"{number:x}", shape=[0]) for number in range((1 << 16) + 1)]
+    spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
+    header = pb.CreateModelHeader(spec=spec, request_id="r")
+    refusal = refused(lambda: peer.stub.CreateModel(iter([pb.CreateModelRequest(header=header)]), timeout=60))
+    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.message == "65537 arrays are named: a model has at most 65536"
+
+
+@pytest.mark.parametrize("field", ["tensors", "absent"])
+def test_a_push_that_names_more_arrays_than_a_model_can_have_leaves_no_trace(worker, grads, peer, refused, field):
+    before = peer.pull()
+    one = model_pb2.TensorSpec(name="x") if field == "tensors" else "x"
+    refusal = refused(lambda: worker.push(grads, **{field: [one] * ((1 << 16) + 1)}))
+    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "a model has at most 65536" in refusal.message
+    assert not refusal.detail.sequence_recorded
+    assert peer.pull().state == before.state
+    assert worker.push(grads).version == 1
+
+
+def test_an_array_of_more_than_32_dimensions_is_refused_by_number(worker, grads, refused):
+    tensor = model_pb2.TensorSpec(name="weight", shape=[1] * 100_000)
+    refusal = refused(lambda: worker.push(grads, tensors=[tensor]))
+    assert refusal.message == "array 'weight' has 100000 dimensions: at most 32 can be"
+    assert worker.push(grads).version == 1
+
+
+def test_names_that_no_snapshot_could_hold_are_refused(peer, refused):
+    """As JSON each takes 12 characters for one of its own."""
+    tensors = [model_pb2.TensorSpec(name=chr(0x10300 + number // 20) * 250 + f"{number}") for number in range(2200)]
+    spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
+    header = pb.CreateModelHeader(spec=spec, request_id="r")
+    refusal = refused(lambda: peer.stub.CreateModel(iter([pb.CreateModelRequest(header=header)]), timeout=60))
+    assert (refusal.code, "use shorter ones" in refusal.message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda stub, name: stub.GetModel(pb.GetModelRequest(model=name)),
+        lambda stub, name: stub.DeleteModel(pb.DeleteModelRequest(model=name)),
+        lambda stub, name: stub.OpenSession(pb.OpenSessionRequest(model=name)),
+        lambda stub, name: stub.Snapshot(pb.SnapshotRequest(model=name)),
+        lambda stub, name: list(stub.Pull(pb.PullRequest(model=name, checksum_kind=1))),
+    ],
+)
+def test_a_request_longer_than_it_can_mean_is_refused_unread(peer, refused, call):
+    refusal = refused(lambda: call(peer.stub, "x" * 20_000))
+    assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "one of this call has at most 16384" in refusal.message
+
+
+def test_a_rejection_that_is_kept_is_cut_and_its_retry_gets_the_same(worker, refused, grads):
+    """All the server keeps of a name is what a message needs of it; twenty of 256 characters would be 5,000."""
+    names = [f"{number:03}" + "n" * 253 for number in range(20)]
+    first = refused(lambda: worker.push(grads, absent=names))
+    assert (first.detail.reason, first.detail.sequence_recorded) == (Reason.REASON_PUSH_MISMATCH, True)
+    assert len(first.message) <= 504
+    assert refused(lambda: worker.push(grads, sequence=1, absent=names)).message == first.message
+
+
+def header_of(arrays):
+    tensors = [model_pb2.TensorSpec(name=f"layer.{number:06}", shape=[0]) for number in range(arrays)]
+    return pb.PushRequest(header=pb.PushHeader(model="model", tensors=tensors)).SerializeToString()
+
+
+def test_a_large_header_counts_until_its_call_is_over():
+    pool, raw = SlotPool(1 << 24), header_of(10_000)
+    pool.keep("sessions", SMALL_CHANGE_BYTES, "sessions")
+    with ExitStack() as held:
+        header = Requests(pool).parse_part(framing.decode_push_request, raw, held)
+        assert len(header.header.tensors) == 10_000
+        assert pool.used_bytes == 8 * len(raw)
+    assert pool.used_bytes == 0
+
+
+def test_a_header_that_the_budget_has_no_room_for_is_not_parsed():
+    """It may take thirty times its own size."""
+
+    def parse(_):
+        raise AssertionError("it was parsed")
+
+    raw = header_of(50_000)
+    pool = SlotPool(2 * SMALL_CHANGE_BYTES)
+    pool.admit_model("m", SMALL_CHANGE_BYTES, SMALL_CHANGE_BYTES // 2)
+    with pytest.raises(BudgetExceededError, match=f"a message of {len(raw)} bytes that is no chunk"):
+        Requests(pool).parse_part(parse, raw, ExitStack())
+    assert pool.used_bytes == SMALL_CHANGE_BYTES
+    with pytest.raises(TransferTooLargeError):
+        Requests(SlotPool(1 << 20)).parse_part(parse, raw, ExitStack())
+
+
+def test_chunks_do_not_count_as_headers():
+    """They are borrowed, not parsed, and have memory of their own that was admitted."""
+    pool = SlotPool(1 << 20)
+    pool.keep("sessions", SMALL_CHANGE_BYTES + (1 << 20), "sessions", must=True)
+    chunk = Requests(pool).parse_part(framing.decode_push_request, framing.encode_chunk(7, bytes(1 << 20)), ExitStack())
+    assert (chunk.offset, chunk.data.nbytes) == (7, 1 << 20)
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 20_000, b"\x0a\xff\xff\x7f" + b"\x42" * 20_000])
+def test_a_large_message_that_is_none_is_an_invalid_request_and_counts_no_more(damage, peer, refused):
+    call = peer.channel.stream_unary("/numba_adam.ps.v1.ParameterService/Push", None, None)
+    refusal = refused(lambda: call(iter([damage]), timeout=60))
+    assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.REASON_INVALID_REQUEST)
+    assert peer.stub.GetServerStatus(pb.GetServerStatusRequest()).memory_used_bytes == 0

@@ -26,6 +26,7 @@ Installed as numba_adam.server. A map, from the pure core outwards; each file im
     in_flight   the calls that a server that stops waits for
     requests    parses requests within the budget
     gate        how many calls there may be, and which threads they take
+    descriptors how many connections leave enough for files
     service     the gRPC edge
     health      whether the server serves
     reflection  what it serves

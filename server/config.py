@@ -66,6 +66,9 @@ class ServerConfig:
         0,
     )
     rpc_threads: int = _setting(64, "calls served at the same time.", 4)
+    most_connections: int = _setting(
+        1024, "connections held at the same time; fewer where the system lets this process open few files.", 1
+    )
     largest_message_bytes: int = _setting(
         4 << 20,
         "the largest single gRPC message taken, in bytes or with a unit (16MiB).",

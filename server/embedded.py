@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
+from numba_adam.server.descriptors import room_for_connections
 from numba_adam.server.gate import Calls, Gate
 from numba_adam.server.health import Health
 from numba_adam.server.host import Host
@@ -136,6 +137,9 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", config.rpc_threads + _WAITING_CALLS),  # further ones wait with their clients
         ("grpc.keepalive_time_ms", keepalive_milliseconds),
         ("grpc.keepalive_timeout_ms", keepalive_milliseconds),
+        ("grpc.http2.ping_timeout_ms", keepalive_milliseconds),  # a minute otherwise, whatever the line above says
+        ("grpc.http2.max_pings_without_data", 0),  # no limit: an idle peer is probed again and again
+        ("grpc.max_allowed_incoming_connections", room_for_connections(config.most_connections)),
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from numba_adam.server.config import ServerConfig
+from numba_adam.server.descriptors import raise_limit
 from numba_adam.server.embedded import Server
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def serve(config: ServerConfig) -> int:
     """
     # OpenMP's threads must not spin between two updates: the next gradient is being received on those cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    raise_limit()
     with _told() as wait:
         server = Server(config)
         server.start()

@@ -203,12 +203,14 @@ class Process:
     """A server in a process of its own, started through `serve`."""
 
     PROGRAM = (
-        "import json, logging, pathlib, sys\n"
+        "import json, logging, pathlib, resource, sys\n"
         "from numba_adam.server.config import ServerConfig\n"
         "from numba_adam.server.main import serve\n"
         "logging.basicConfig(level=logging.INFO)\n"
         "options = dict(listen='127.0.0.1:0', snapshot_interval_seconds=0, threads=2)\n"
         "options.update(json.loads(sys.argv[2]))\n"
+        "limit = options.pop('descriptors', None)\n"
+        "limit and resource.setrlimit(resource.RLIMIT_NOFILE, limit)\n"
         "sys.exit(serve(ServerConfig(data_dir=pathlib.Path(sys.argv[1]), **options)))\n"
     )
 
@@ -224,7 +226,6 @@ class Process:
             self.kill()
             raise AssertionError(f"the server did not start: {self.log.read_text()}")
         self.address = line.split()[-1]
-        self.pid = self._process.pid
 
     @property
     def pid(self) -> int:

@@ -84,7 +84,7 @@ _NOTHING: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "flat": lambda room: ((0,) * COLUMNS, 0, room, room, room),  # the 1 that lies there says: leave the step out
     "table": lambda room: (0, 0, 0, 0, 0, room, room, room),
     "fold": _fold_nothing,
-    "lanes": lambda room: (0, 0, 0, 0, room),
-    "blocks": lambda room: (room, 0),
-    "total": lambda room: (room, 0, room + 8),
+    "lanes": lambda room: (0, 0, 0, 0, room, 0),
+    "blocks": lambda room: (room, 0, 0),
+    "total": lambda room: (room, 0, room + 8, 1, 0),
 }

@@ -587,3 +587,21 @@ def test_what_is_kept_stays_the_same_array_when_a_state_is_loaded(dtype):
     for name in names:
         for own, other in zip(held[name], getattr(optimizer, name), strict=True):
             assert own is other
+
+
+@pytest.mark.parametrize("first", ["float64", "bfloat16"])
+def test_the_random_numbers_of_a_parameter_behind_another_dtype_are_those_of_its_own_place(first):
+    """It is the first of its part, and the second of its optimizer: the optimizer's place counts."""
+    arrays = [values_of(50, DTYPES[first], 1), values_of(50, BFLOAT16, 2), values_of(50, np.dtype("float64"), 3)]
+    grads = [values_of(50, array.dtype, 4) for array in arrays]
+    optimizer = na.Adam([array.copy() for array in arrays], rounding="stochastic", seed=6, lr=0.01)
+    twins = [
+        Twin(array, hyperparameters={"lr": 0.01}, rounding="stochastic", seed=6, place=place)
+        for place, array in enumerate(arrays)
+    ]
+    for _ in range(3):
+        optimizer.step(grads)
+        for twin, grad in zip(twins, grads, strict=True):
+            twin.step(grad)
+    for param, twin in zip(params_of(optimizer), twins, strict=True):
+        assert bits(param) == bits(twin.param)

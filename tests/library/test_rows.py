@@ -461,3 +461,27 @@ def test_a_history_grows_without_end():
         table.exact([1 if step == 299 else 0], grads, step, lr=1 / step, history=history)
         twin.dense(grad, step, lr=1 / step)
     assert table.bits([1]) == twin.bits([1])
+
+
+def test_an_empty_history_that_is_first_given_late_takes_its_first_call_for_all_steps_before():
+    history, grads = RowHistory(), np.ones((1, 2), np.float32)
+    table, twin, other = (Table(2, (2,), "float32", "adam") for _ in range(3))
+    table.exact([0], grads, 5, lr=0.25, history=history)
+    assert history.entries == ((1, na.Hyperparameters(lr=0.25)),)
+    twin.exact([0], grads, 5, lr=0.25)
+    assert table.bits() == twin.bits()
+    table.exact([1], grads, 6, lr=0.5, history=history)  # row 1 makes up for steps 1 to 5, with 0.25
+    assert [(first, entry.lr) for first, entry in history.entries] == [(1, 0.25), (6, 0.5)]
+    other.exact([1], grads, 6, lr=0.5, history=[(1, na.Hyperparameters(lr=0.25)), (6, na.Hyperparameters(lr=0.5))])
+    assert table.bits([1]) == other.bits([1])
+    with pytest.raises(na.errors.HyperparameterError, match="step 3 had"):
+        other.exact([0], grads, 3, lr=0.5, history=history)
+
+
+def test_an_empty_history_of_a_catching_up_that_comes_late():
+    history, table, twin = RowHistory(), Table(2, (2,), "float32", "adamw"), Table(2, (2,), "float32", "adamw")
+    table.catch_up(None, 7, history=history)
+    twin.catch_up(None, 7)
+    assert [first for first, _ in history.entries] == [1]
+    assert table.bits() == twin.bits()
+    assert table.last_step.tolist() == [7, 7]

@@ -136,6 +136,7 @@ def test_a_clean_stop_is_no_rewind_however_often(train, found):
     assert [found().state_id, found().version] == [worker.state_id, 2]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_manifest_and_run_is_found(config, train, peers):
     """What they say must not be believed, and a model must not be missed for it."""
     worker = train(1)
@@ -150,6 +151,7 @@ def test_every_flipped_bit_of_manifest_and_run_is_found(config, train, peers):
             (config.data_dir / name).write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_every_truncation_of_the_manifest_is_found(config, train):
     worker = train(1)
     whole = (config.data_dir / "manifest").read_bytes()
@@ -161,6 +163,7 @@ def test_every_truncation_of_the_manifest_is_found(config, train):
         assert state_id != worker.state_id, size
 
 
+@pytest.mark.slow
 def test_an_older_manifest_after_a_crash_is_no_clean_stop(tmp_path, processes, peers, params, grads_of):
     """No snapshot was written since: the files are the very ones that the manifest describes."""
     folder = tmp_path / "data"

@@ -116,6 +116,7 @@ def crashes(folder, operation):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "before", "after"),
     [

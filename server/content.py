@@ -28,7 +28,8 @@ def content_of(header: PushHeader, arrays: bytes) -> Content:
         header: the header.
         arrays: `describe` of its arrays.
     """
-    others = (header.base_version, header.dtype, header.total_bytes, header.checksum_kind, list(header.absent))
+    absent = sorted(header.absent)  # a set: its order says nothing, and may differ between two tries
+    others = (header.base_version, header.dtype, header.total_bytes, header.checksum_kind, absent)
     return Content(xxhash.xxh3_64_hexdigest(_encoded(others) + arrays))
 
 

@@ -108,6 +108,12 @@ def test_a_retry_may_cut_its_chunks_elsewhere(worker, grads):
     assert worker.push(grads, sequence=1, chunk_bytes=13).duplicate
 
 
+def test_a_retry_may_name_its_absent_arrays_in_another_order(worker, grads):
+    some = grads | {"weight": None, "bias": None}
+    worker.push(some, absent=["weight", "bias"])
+    assert worker.push(some, sequence=1, absent=["bias", "weight"]).duplicate
+
+
 def test_a_retry_without_its_payload_is_not_answered_as_applied(peer, worker, grads, refused):
     """The header alone says nothing of the gradient."""
     worker.push(grads)

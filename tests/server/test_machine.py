@@ -342,6 +342,25 @@ def test_an_opening_that_comes_after_its_workers_session_was_forgotten_fences_no
     assert machine.open_session("w", "b", newest) == newest + 1
 
 
+def test_what_was_forgotten_counts_by_its_newest_epoch_in_whatever_order_it_was_forgotten(machine):
+    """Workers are forgotten by how long they were idle, which is not the order of their epochs."""
+    epochs = {name: machine.open_session(name, name) for name in "wxy"}
+    deliver(machine, key(epochs["w"], 1, worker="w"), 0, present=(True, True))
+    machine.open_session("z", "z")
+    assert set(machine.sessions) == set("ywz")  # x, of epoch 2, was idle for longest
+    deliver(machine, key(epochs["y"], 1, worker="y"), 0, present=(True, True))
+    machine.open_session("v", "v", machine.last_epoch)
+    assert set(machine.sessions) == set("zyv")  # then w, of epoch 1
+    with pytest.raises(SessionUnknownError, match="sessions up to epoch 2 have been forgotten"):
+        machine.open_session("x", "late", 1)
+
+
+def test_the_same_nonce_gets_its_own_epoch_and_not_the_newest_of_all(machine):
+    epoch = machine.open_session("w", "a")
+    machine.open_session("x", "b")
+    assert machine.open_session("w", "a") == epoch == machine.last_epoch - 1
+
+
 def test_an_epoch_that_was_not_given_yet_cannot_have_been_seen(machine):
     machine.open_session("w", "a")
     with pytest.raises(InvalidRequestError, match="seen_epoch=2: the newest epoch of this state is 1"):

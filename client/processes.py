@@ -17,7 +17,7 @@ from typing import Protocol
 
 from numba_adam.errors import ServiceError
 
-_PATIENCE_SECONDS = 2.0  # how long a fork waits for gRPC's threads to end
+_PATIENCE_SECONDS = 5.0  # how long a fork waits for gRPC's threads to end
 _SHORT_PATIENCE_SECONDS = 0.1  # where at the fork before this one they did not: somebody else uses gRPC too
 _LOOK_SECONDS = 0.005
 _LOOKS = 3  # a thread that was made a moment ago has no name yet
@@ -113,10 +113,12 @@ def _before() -> None:
     if not _state.has_used_grpc:
         _state.is_running = _grpc_is_running()
         return
+    patience = _SHORT_PATIENCE_SECONDS if _state.is_running else _PATIENCE_SECONDS
+    _state.is_running = True  # unless it is seen not to be: an interrupt may come in between
     resting = threading.Thread(target=_rest_all, name="numba-adam fork", daemon=True)
     resting.start()
     resting.join(_PATIENCE_SECONDS)
-    _state.is_running = _keeps_running()
+    _state.is_running = _keeps_running(patience)
 
 
 def _rest_all() -> None:
@@ -124,10 +126,9 @@ def _rest_all() -> None:
         listener.rest()
 
 
-def _keeps_running() -> bool:
+def _keeps_running(patience_seconds: float) -> bool:
     """Wait until gRPC's threads have ended; return whether some have not."""
-    patience, clean = _SHORT_PATIENCE_SECONDS if _state.is_running else _PATIENCE_SECONDS, 0
-    end = time.monotonic() + patience
+    end, clean = time.monotonic() + patience_seconds, 0
     while clean < _LOOKS:
         clean = 0 if _grpc_is_running() else clean + 1
         if time.monotonic() > end:

@@ -107,7 +107,7 @@ def test_an_exception_does_not_keep_it_either(server_process, how):
     program = MODEL + STOPPED + f"push = model.push_async(grads)\n{how}"
     with programs.started(program, server_process.address, str(server_process.process_id)) as process:
         _, errors = process.communicate(timeout=programs.PATIENCE_SECONDS)
-    assert errors.count("Traceback") == 1
+    assert errors.count("Traceback") == 1, errors
     assert process.returncode == ("raise" in how)
 
 
@@ -143,5 +143,5 @@ threading.Thread(target=interrupt, daemon=True).start()
     )
     with programs.started(program, server_process.address, str(server_process.process_id)) as process:
         _, errors = process.communicate(timeout=programs.PATIENCE_SECONDS)
-    assert errors.endswith("KeyboardInterrupt\n"), errors
+    assert errors.count("KeyboardInterrupt") == 1, errors
     assert process.returncode in (-signal.SIGINT, 130)

@@ -118,7 +118,7 @@ def test_second_moments_of_tiny_gradients_add_up_over_thousands_of_steps(magnitu
     *_, (made, expected) = updates(np.float32, {}, grads, lr=1.0, eps=0.0)
     assert_bounded(made, expected, 1e-3)
     if magnitude >= 3:
-        assert made == pytest.approx(expected.astype(float), rel=1e-2)
+        assert made == pytest.approx(expected.astype(float), rel=3e-2)  # what is held at first decays as beta2 does
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.99, 0.9), (0.5, 0.0)], ids=str)

@@ -148,6 +148,7 @@ def test_a_listener_that_does_not_answer_is_told_from_one_that_is_not_there(
     assert capsys.readouterr().err.startswith(f"numba-adam: {server}: no answer within 0.3 s; ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", CLIENTS)
 def test_ctrl_c_ends_it_with_130_and_one_line(words: list[str]) -> None:
     """The server takes the connection and never answers."""

@@ -10,7 +10,7 @@ import sys
 import programs
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")]
 
 INTERRUPTED = """
 random = np.random.default_rng(SEED)
@@ -50,7 +50,7 @@ def quiet():
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("form", ["push", "push_pull", "push large", "push beside push_async"])
 def test_an_interrupted_push_leaves_the_next_one_neither_waiting_nor_taken_for_it(server_process, form, seed):
     """Every acknowledged push is in, and no version is acknowledged twice."""
@@ -85,7 +85,7 @@ assert threading.active_count() == 1, threading.enumerate()
     assert programs.run(program, server_process.address) == ""
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_interrupted_call_leaves_all_others_working(server_process, seed):
     program = (
         f"SEED = {seed}"

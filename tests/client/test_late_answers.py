@@ -15,6 +15,8 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
 from numba_adam.server.machine import Limits
 
+pytestmark = pytest.mark.slow
+
 
 def same(left, right):
     assert list(left) == list(right)

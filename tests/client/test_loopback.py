@@ -14,6 +14,8 @@ from numba_adam.client import loopback
 from numba_adam.client.loopback import is_loopback
 from numba_adam.errors import ServiceError
 
+pytestmark = pytest.mark.slow  # a server or a connection each
+
 
 class Proxy:
     """Takes connections, says what it was asked for, and lets none through."""

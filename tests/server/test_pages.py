@@ -87,11 +87,11 @@ def test_descriptions_beyond_what_a_client_receives_are_listed_and_shown_all_the
 ):
     """`list_models`, `status` and the command failed with an error of gRPC's own, beyond 64 MiB; here beyond 1 MiB."""
     from numba_adam.cli import main
-    from numba_adam.client import connection
+    from numba_adam.client import lane
 
     limit = 1 << 20
-    options = dict(connection._OPTIONS) | {"grpc.max_receive_message_length": limit}
-    monkeypatch.setattr(connection, "_OPTIONS", tuple(options.items()))
+    options = dict(lane._OPTIONS) | {"grpc.max_receive_message_length": limit}
+    monkeypatch.setattr(lane, "_OPTIONS", tuple(options.items()))
     monkeypatch.setattr(pages, "WHOLE_BYTES", limit)
     long = described_at_length(2500)  # 650 kB
     names = [f"m{number}" for number in range(3)]

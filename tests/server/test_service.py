@@ -277,22 +277,6 @@ def test_creating_again_with_the_same_request_is_a_retry(peer, params, worker, g
     assert again.model == first.model
 
 
-@pytest.mark.parametrize("exist_ok", [False, True])
-def test_the_same_request_with_other_content_is_never_told_of_success(peer, params, refused, config, peers, exist_ok):
-    """Whoever used one request_id for two models would train the first for the second, and not know."""
-    peer.create(params, name="m", request_id="one", lr=0.5)
-    others = params | {"scalar": np.array(0.25, np.float32)}
-    for changes in ({"lr": 0.25}, {"lr": 0.5, "amsgrad": True}):
-        refusal = refused(lambda c=changes: peer.create(params, name="m", request_id="one", exist_ok=exist_ok, **c))
-        assert refusal.detail.reason == Reason.REASON_MODEL_EXISTS
-        assert "exists and differs" in refusal.message
-    refusal = refused(lambda: peer.create(others, name="m", request_id="one", exist_ok=exist_ok, lr=0.5))
-    assert refusal.detail.reason == Reason.REASON_MODEL_EXISTS
-    assert "request_id 'one' created it with other initial values" in refusal.message
-    assert peer.create(params, name="m", request_id="one", exist_ok=exist_ok, lr=0.5).created
-    assert_same_bits(peer.pull("m").arrays, params)
-
-
 def test_exist_ok_returns_the_model_as_it_stands(peer, params, worker, grads):
     worker.push(grads)
     found = peer.create(params, exist_ok=True, **HYPER)

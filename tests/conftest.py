@@ -1,6 +1,7 @@
-"""What all tests share: how Hypothesis looks for examples. Nothing here or below depends on how fast the machine is."""
+"""What all tests share: how Hypothesis looks for examples, and that Ctrl-C is heard. Nothing depends on speed."""
 
 import os
+import signal
 
 import hypothesis
 
@@ -19,3 +20,7 @@ hypothesis.settings.register_profile(
 )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "house")
 hypothesis.settings.load_profile(PROFILE)
+
+# Whoever starts the tests in the background may have them ignore Ctrl-C, and so the programs that tests start and end
+# with it. A handler of Python's own is taken back in those.
+signal.signal(signal.SIGINT, signal.default_int_handler)

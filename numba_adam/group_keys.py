@@ -21,6 +21,7 @@ _MEANT = {
     **dict.fromkeys(("decay", "wd", "l2", "weight_decay_rate"), "weight_decay"),
     **dict.fromkeys(("decoupled", "decouple"), "decoupled_weight_decay"),
 }
+_ANOTHERS = ("momentum_decay", "nesterov", "dampening", "rho", "centered", "lr_decay", "lambd", "etas", "beta2_decay")
 _LIKENESS = 0.85  # of two words, from which on one is taken for a slip of the other
 
 
@@ -42,9 +43,10 @@ def check_note(key: object) -> None:
         raise HyperparameterError(f"{key!r} holds for one step, in all groups: give it to step()")
     if key in PYTORCHS:
         raise HyperparameterError(f"{key!r} says how PyTorch computes, and means nothing here: leave it out")
-    meant = _MEANT.get(key.lower()) or next(
-        iter(get_close_matches(key.lower(), [*HYPERPARAMETER_NAMES, *FIXED], 1, _LIKENESS)), None
-    )
+    if key in _ANOTHERS:
+        raise HyperparameterError(f"{key!r} is a hyperparameter of other optimizers, unknown to Adam: leave it out")
+    word = key.lower().replace("-", "_").replace(" ", "_")
+    meant = _MEANT.get(word) or next(iter(get_close_matches(word, [*HYPERPARAMETER_NAMES, *FIXED], 1, _LIKENESS)), None)
     if meant is not None:
         raise HyperparameterError(
             f"{key!r} is not a hyperparameter: did you mean {meant!r}? (A note of your own needs a name less like it.)"

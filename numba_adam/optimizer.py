@@ -250,7 +250,7 @@ class Adam:
                 for place, array in zip(part.places, part.accumulated.grads(), strict=True)
             }
             treatment = treatment._replace(factor=treatment.factor * share, zero_grad=True)
-            result = self._step([sums[place] for place in range(len(self._members))], treatment)
+            result = self._step([sums.get(place) for place in range(len(self._members))], treatment)
             self._accumulate_anew(result)
         return result
 

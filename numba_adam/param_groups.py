@@ -100,6 +100,9 @@ class ParamGroup(UserDict[str, Any]):
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise ImmutableError(f"group.{name} cannot be set, for nothing reads it: group[{name!r}] = ... sets a value")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise ImmutableError(f"group.{name} cannot be deleted: what belongs to a param group stays with it")
+
     def __setitem__(self, key: str, value: object) -> None:
         """Set one hyperparameter, or a note.
 

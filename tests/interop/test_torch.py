@@ -8,6 +8,7 @@ import pytest
 import numba_adam as na
 from numba_adam.errors import (
     DtypeError,
+    HyperparameterError,
     LayoutError,
     OverlapError,
     ShapeError,
@@ -273,3 +274,16 @@ def test_moved_parameters_that_are_refused_lose_nothing():
     param.data = kept
     assert optimizer.state[0]["master_param"].tobytes() == before
     assert optimizer.step([torch.ones(4)]).applied
+
+
+def test_a_dict_of_nadam_is_refused_for_what_would_be_ignored():
+    param = torch.ones(3, requires_grad=True)
+    theirs = torch.optim.NAdam([param])
+    param.sum().backward()
+    theirs.step()
+    ours = na.Adam([np.ones(3, np.float32)])
+    with pytest.raises(HyperparameterError, match=r"'momentum_decay' .* of other optimizers"):
+        ours.load_state_dict(theirs.state_dict())
+    with pytest.raises(HyperparameterError, match=r"'momentum_decay' .* of other optimizers"):
+        na.Adam(theirs.param_groups)
+    assert not ours.state

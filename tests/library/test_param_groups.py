@@ -132,6 +132,8 @@ SLIPS = {
     "wd": "weight_decay",
     "Lr": "lr",
     "learning_rate": "lr",
+    "learning rate": "lr",
+    "Learning-Rate": "lr",
     "beta1": "betas",
     "momentum": "betas",
     "epsilon": "eps",
@@ -144,6 +146,8 @@ SLIPS = {
     "max_grad_norm": "step",
     "grad_scale": "step",
     "fused": "leave it out",
+    "momentum_decay": "of other optimizers",
+    "nesterov": "of other optimizers",
 }
 
 
@@ -261,6 +265,8 @@ def test_the_advice_is_one_that_works():
         optimizer.param_groups[0].hyperparameters = na.Hyperparameters(lr=0.2)
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert optimizer.param_groups[0].hyperparameters.lr == 0.1
+    with pytest.raises(ImmutableError, match="cannot be deleted"):
+        del optimizer.param_groups[0].hyperparameters
     with pytest.raises(AttributeError):
         del optimizer.param_groups
     with pytest.raises(ImmutableError, match="make another"):

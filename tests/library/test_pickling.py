@@ -123,6 +123,27 @@ def test_what_was_accumulated_goes_along(way):
         other.step()
 
 
+@pytest.mark.parametrize("way", ["deepcopy", "pickle 5"])
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float32", "float32")])
+def test_accumulated_without_a_gradient_for_any_parameter_of_one_dtype(dtypes, way):
+    v, w = (np.ones(3, dtype) for dtype in dtypes)
+    optimizer = na.Adam([v, w], lr=0.5)
+    optimizer.accumulate([np.ones(3, np.float32), None])
+    other = WAYS[way](optimizer)
+    assert other.step().applied
+    assert [array.round(6).tolist() for array in other.param_groups[0]["params"]] == [[0.5] * 3, [1.0] * 3]
+    assert list(other.state) == [0]
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle 5"])
+def test_accumulated_without_any_gradient(way):
+    optimizer = na.Adam([np.ones(3)], lr=0.5)
+    optimizer.accumulate([None])
+    other = WAYS[way](optimizer)
+    assert other.step().applied
+    assert not other.state
+
+
 @pytest.mark.parametrize("form", [lambda w: w, lambda w: [w], lambda w: {"w": w}], ids=["one", "list", "dict"])
 def test_before_the_first_step_and_in_every_form(form):
     w = np.ones(3)

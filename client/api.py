@@ -92,7 +92,7 @@ class ParameterClient:
         backoff: Backoff = Backoff(),  # noqa: B008  # frozen
     ) -> None:
         _check_address(address)
-        if not 0 < timeout_seconds < math.inf:
+        if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"timeout_seconds={timeout_seconds!r}: it must be above 0 and finite")
         self.address = address
         self.worker_id = _random_worker_id() if worker_id is None else _checked_worker_id(worker_id)
@@ -231,9 +231,10 @@ class ParameterClient:
 
     def _pages(self, name: str, request_type: Any, response_type: Any, what: str) -> Iterator[Any]:
         """Yield the pages of an answer about all models, each as small as the server makes it."""
-        token = ""
+        token, deadline = "", self._connection.deadline()  # one, for all of them
         while True:
-            page = self._call(name, request_type(page_size=_PAGE_SIZE, page_token=token), response_type, what)
+            request = request_type(page_size=_PAGE_SIZE, page_token=token)
+            page = self._connection.call(name, request, response_type, what=what, deadline=deadline)
             yield page
             token = page.next_page_token
             if not token:

@@ -208,9 +208,13 @@ class Connection:
                 return is_given_up()
         return True
 
-    def call(self, name: str, request: Message, response_type: type[_M], *, what: str) -> _M:
+    def call(
+        self, name: str, request: Message, response_type: type[_M], *, what: str, deadline: Deadline | None = None
+    ) -> _M:
         """Call a method that takes and returns one message."""
-        return self.retry(lambda timeout: self.unary(name, request, response_type, timeout), what=what)
+        return self.retry(
+            lambda timeout: self.unary(name, request, response_type, timeout), what=what, deadline=deadline
+        )
 
     def report(self, what: str) -> Progress:
         """Return what to tell about the progress of one transfer."""

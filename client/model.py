@@ -25,6 +25,7 @@ from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResp
 _log = logging.getLogger(__name__)
 
 _WAITING = 4  # pushes that push_async queues behind the one under way: each keeps its gradients alive
+_LARGEST_VERSION = (1 << 64) - 1  # what travels
 _Run = Callable[[Push, Deadline], Answer]
 
 
@@ -158,7 +159,12 @@ class Model:
         self._listeners.append(callback)
 
     def close(self, patience_seconds: float) -> None:
-        """End push_async: wait so long for what is queued, then cancel what has not begun."""
+        """End push_async: wait so long for what is queued, then cancel what has not begun.
+
+        In a forked child there is nothing to end, and the locks are as the parent's threads held them.
+        """
+        if self._connection.is_inherited():
+            return
         with self._sender_lock:
             sender = self._sender
         if sender is not None:
@@ -259,6 +265,8 @@ def _checked_version(min_version: int | None) -> int:
     """Return the version to wait for; 0: any."""
     if min_version is None:
         return 0
-    if not isinstance(min_version, (int, np.integer)) or min_version < 0:
-        raise InvalidRequestError(f"min_version={min_version!r}: it must be a whole number, at least 0")
+    if not isinstance(min_version, (int, np.integer)) or not 0 <= min_version <= _LARGEST_VERSION:
+        raise InvalidRequestError(
+            f"min_version={min_version!r}: it must be a whole number, at least 0 and at most {_LARGEST_VERSION}"
+        )
     return int(min_version)

@@ -7,6 +7,7 @@ it is interrupted the call is given up: `is_given_up` tells it so. May import th
 
 from __future__ import annotations
 
+import _thread
 import os
 import queue
 import threading
@@ -94,8 +95,8 @@ class Shield:
                 pass
         except BaseException:
             errand.is_given_up = True
+            _thread.start_new_thread(give_up, ())  # one step, and the first: a second signal may interrupt the next
             worker.errands.put(None)
-            threading.Thread(target=give_up, name="numba-adam give up", daemon=True).start()
             errand.done.acquire(timeout=_PATIENCE_SECONDS)
             raise
         self._idle = worker

@@ -23,6 +23,8 @@ from numba_adam.server.memory import parse_size, usable_bytes
 _log = logging.getLogger(__name__)
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
+_LARGEST_BUDGET_BYTES = 1 << 62  # what answers about the server can say
+_MOST_CALLS = 1 << 30  # what gRPC can count
 _LONGEST_SECONDS = 1e6  # eleven days: what gRPC and the system's timers can count, in milliseconds too
 _SMALLEST_MESSAGE_BYTES = 1 << 21  # chunks of about 1 MiB are what clients send
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's own limit
@@ -51,6 +53,7 @@ class ServerConfig:
         "the most memory that models and transfers may hold, in bytes or with a unit (8GiB, 512MiB); 0 means half of "
         "the memory that the machine or this process's control group has.",
         0,
+        _LARGEST_BUDGET_BYTES,
     )
     snapshot_interval_seconds: float = _setting(
         60.0, "seconds between snapshots of a model that moves; 0 turns the timer off.", 0
@@ -65,7 +68,7 @@ class ServerConfig:
         "A larger number takes no more than these, and a line at the start says so.",
         0,
     )
-    rpc_threads: int = _setting(64, "calls served at the same time.", 4)
+    rpc_threads: int = _setting(64, "calls served at the same time.", 4, _MOST_CALLS)
     most_connections: int = _setting(
         1024, "connections held at the same time; fewer where the system lets this process open few files.", 1
     )
@@ -114,6 +117,8 @@ def check_loopback(listen: str) -> tuple[str, int]:
         raise ConfigurationError(
             f"listen={listen!r}: an IPv6 address stands in brackets, which tell it from its port; write [{bare}]:{port}"
         )
+    if ":" not in bare and host != bare:
+        raise ConfigurationError(f"listen={listen!r}: brackets are for IPv6 addresses; write {bare}:{port}")
     if not is_loopback(bare):
         raise ConfigurationError(
             f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: "

@@ -42,6 +42,7 @@ class Permits:
         self._lock = threading.Lock()
         self._known: deque[threading.Event] = deque()
         self._new: deque[threading.Event] = deque()
+        self._is_known_next = True
 
     def acquire(self, context: grpc.ServicerContext, *, is_new: bool = False) -> None:
         """Wait for a permit.
@@ -81,8 +82,9 @@ class Permits:
     def _grant(self) -> None:
         """Give permits to those who wait, as long as there are any."""
         while (self._known or self._new) and self._try():
-            is_known_first = self._known and (self._held % 2 or not self._new)
-            (self._known.popleft() if is_known_first else self._new.pop()).set()
+            is_known = bool(self._known) and (self._is_known_next or not self._new)
+            self._is_known_next = not is_known
+            (self._known.popleft() if is_known else self._new.pop()).set()
 
     def _try(self) -> bool:
         if self._held < self._free or (self._held < self._most and self._take()):

@@ -24,6 +24,7 @@ def every_call_is_refused():
         refused(call)
     assert repr(model) and repr(client) and model.name == "m" and model.version >= 0 and model.state_id
     assert model.last_ack is None or model.last_ack.applied
+    model.close(FOR_EVER)
     client.close()
     client.close(wait=False)
     with client:

@@ -141,6 +141,49 @@ client.close()
     assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
 
 
+def test_a_call_that_two_signals_interrupt_at_once_is_given_up(server_process):
+    """The second one comes up while the first is being dealt with; the server stands still all the while."""
+    program = (
+        "SEED = 0"
+        + INTERRUPTED
+        + """
+client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
+model = client.create_model("m", zeros)
+assert model.push(grads).version == 1
+heard = []
+def handle(number, _):
+    heard.append(number)
+    raise KeyboardInterrupt
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, handle)
+def interrupt():
+    time.sleep(0.05)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
+for count in range(1, 6):
+    os.kill(int(sys.argv[2]), signal.SIGSTOP)
+    interrupter = threading.Thread(target=interrupt)
+    try:
+        try:
+            interrupter.start()
+            model.push(grads)
+        except KeyboardInterrupt:
+            while len(heard) < 2 * count:
+                time.sleep(0.01)
+    except KeyboardInterrupt:
+        pass
+    interrupter.join()
+    assert len(heard) == 2 * count
+    quiet()
+    os.kill(int(sys.argv[2]), signal.SIGCONT)
+    ack = model.push(grads)
+    assert ack.applied and not ack.duplicate
+client.close()
+"""
+    )
+    assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
+
+
 def test_a_call_between_two_tries_is_given_up(server_process):
     program = (
         "SEED = 0"

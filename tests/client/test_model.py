@@ -205,7 +205,7 @@ def test_a_version_that_does_not_come_in_time(server, connect, arrays):
         model.pull(min_version=1)
 
 
-@pytest.mark.parametrize("min_version", [-1, 1.5, "2"])
+@pytest.mark.parametrize("min_version", [-1, 1.5, "2", 1 << 64])
 def test_a_version_that_cannot_be_is_refused(client, arrays, min_version):
     model = client.create_model("m", arrays)
     with pytest.raises(InvalidRequestError, match=r"min_version=.*: it must be a whole number, at least 0"):
@@ -298,6 +298,8 @@ def test_settings_out_of_range_are_refused_before_anything_is_sent(client, array
         ({"worker_id": "a\nb"}, "none of them control characters"),
         ({"timeout_seconds": 0}, "it must be above 0 and finite"),
         ({"timeout_seconds": float("inf")}, "it must be above 0 and finite"),
+        ({"timeout_seconds": "3"}, "timeout_seconds='3': it must be above 0 and finite"),
+        ({"timeout_seconds": None}, "timeout_seconds=None: it must be above 0 and finite"),
     ],
 )
 def test_a_client_with_wrong_settings_is_refused(arguments, message):

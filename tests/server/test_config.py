@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -102,6 +103,8 @@ def test_what_is_no_address_is_refused(listen):
         ({"largest_message_bytes": 1 << 31}, "it must be at most 2147483647"),
         ({"data_dir": ""}, "data_dir='': it must be a path"),
         ({"memory_budget_bytes": 1000}, "memory_budget_bytes=1000: it must be at least 1048576"),
+        ({"rpc_threads": 1 << 31}, "rpc_threads=2147483648: it must be at most 1073741824"),
+        ({"memory_budget_bytes": "16777216TiB"}, "it must be at most 4611686018427387904"),
         ({"threads": 1.5}, "threads=1.5: it must be a whole number"),
         ({"threads": True}, "threads=True"),
         ({"data_dir": 7}, "data_dir=7: it must be a path"),
@@ -141,6 +144,13 @@ def test_an_ipv6_address_without_brackets_is_told_to_take_them(listen):
     """Whether its last part is a port, nobody can tell; gRPC says of it that the address is in use."""
     with pytest.raises(ConfigurationError, match="in brackets"):
         ServerConfig(listen=listen)
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_brackets_around_what_is_no_ipv6_address_are_refused(name):
+    """A name in brackets was served at whichever of its addresses was free."""
+    with pytest.raises(ConfigurationError, match=re.escape(f"brackets are for IPv6 addresses; write {name}:6000")):
+        ServerConfig(listen=f"[{name}]:6000")
 
 
 def test_the_brackets_to_write_are_shown():

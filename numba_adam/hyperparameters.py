@@ -7,7 +7,7 @@ is accepted by all.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from numba_adam.errors import HyperparameterError
 from numba_adam.scalars import flag, real
@@ -68,7 +68,9 @@ def _non_negative(name: str, value: object) -> float:
     return result
 
 
-def _betas(value: object) -> tuple[float, float]:
+def _betas(value: Any) -> tuple[float, float]:
+    if getattr(value, "shape", None) == (2,) and hasattr(value, "tolist"):
+        value = value.tolist()  # an array of both
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise HyperparameterError(f"betas={value!r}: it must be a pair (beta1, beta2), such as (0.9, 0.999)")
     beta1, beta2 = (real(f"betas[{index}]", beta) for index, beta in enumerate(value))

@@ -48,6 +48,11 @@ def test_a_tensor_of_one_element_is_the_number_that_it_holds(form):
     assert bits_of(FORMS[form]) == bits_of(float)
 
 
+@pytest.mark.parametrize("array", [lambda pair: torch.tensor(pair), lambda pair: jnp.array(pair)], ids=["torch", "jax"])
+def test_both_betas_may_be_one_tensor(array):
+    assert na.Adam([np.ones(3)], betas=array([0.5, 0.75])).param_groups[0]["betas"] == (0.5, 0.75)
+
+
 def test_a_schedule_of_jax_scalars():
     """What optax's schedules return: functions of an update's number, traced or not, that answer with a JAX scalar."""
     schedule = jax.jit(lambda step: 0.5 * (1 + jnp.cos(jnp.pi * step / 10)))

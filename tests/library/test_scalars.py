@@ -92,6 +92,18 @@ def test_a_whole_number_may_be_an_array_of_one_element(wrap):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_both_betas_may_be_one_array(dtype):
+    optimizer = na.Adam([np.ones(3)], betas=np.array([0.5, 0.75], dtype))
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
+    optimizer.param_groups[0]["betas"] = np.array([0.25, 0.5], dtype)
+    assert optimizer.param_groups[0]["betas"] == (0.25, 0.5)
+    for wrong in ([0.5, 1.0], [0.5], [0.5, np.nan], [[0.5, 0.5]], [0.5, 0.5, 0.5]):
+        with pytest.raises(HyperparameterError, match="betas"):
+            optimizer.param_groups[0]["betas"] = np.array(wrong, dtype)
+    assert optimizer.param_groups[0]["betas"] == (0.25, 0.5)
+
+
 def test_numbers_in_a_loaded_dict_may_be_arrays():
     optimizer = na.Adam([np.ones(3)])
     optimizer.step([np.ones(3)])

@@ -121,6 +121,24 @@ def test_an_elements_update_has_the_oracles_bits(real, hyperparameters):
                 assert all(type(number) is real for number in moments)
 
 
+def test_a_moment_at_its_floor_is_kept_and_one_below_is_zero(real):
+    first, second = map(real, FLOORS[np.dtype(real).name][::-1])
+    c = as_real(fold({"betas": (0.5, 0.5)}, 1, np.dtype(real).name), np.dtype(real))
+    ours = folding.Constants(*c, real(0), real(1), real(0))
+    below = real(0.75)
+    with np.errstate(under="ignore"):
+        assert element.moments(real(0), real(0), 2 * first, real(1), ours) == (first, real(0.5))
+        assert element.moments(real(0), real(0), 2 * first * below, real(1), ours) == (0, real(0.5))
+        assert element.moments(real(0), real(0), real(0), 2 * second, ours) == (0, second)
+        assert element.moments(real(0), real(0), real(0), 2 * second * below, ours) == (0, 0)
+        assert element.moments(real(0), real(0), real(1), 2 * second, ours) == (real(0.5), 4 * second)
+
+
+def test_nothing_is_scaled_or_clipped_unless_asked_for():
+    plain = folding.fold(Hyperparameters(), 3, "float32")
+    assert plain == folding.fold(Hyperparameters(), 3, "float32", 1.0, 0.0)
+
+
 def test_the_average_of_weights(real):
     c = folding.Constants(*[real(0)] * 16)._replace(ema_decay=real(0.75), one_minus_ema_decay=real(0.25))
     assert element.average(real(2), real(10), c) == real(4)
@@ -182,6 +200,7 @@ def test_which_gradients_have_squares_that_cannot_be_held():
     assert not folding.is_too_large(limit, 0.5, 0.0, limit)
     assert not folding.is_too_large(limit, 1.0, 1.0, limit)
     assert folding.is_too_large(limit, 1.0, limit, limit)
+    assert folding.LARGEST_GRADIENT == {"float32": 2.0**64 - 2.0**44, "float64": 2.0**512 - 2.0**492}
     for name, dtype in (("float32", np.float32), ("float64", np.float64)):
         largest = dtype(folding.LARGEST_GRADIENT[name])
         with np.errstate(over="ignore"):

@@ -11,6 +11,7 @@ Imports neither Numba nor a CUDA package; what the folder's files are, `code_fil
 
 from __future__ import annotations
 
+import _imp
 import hashlib
 import logging
 import os
@@ -31,7 +32,8 @@ _log = logging.getLogger("numba_adam")
 _PACKAGE = Path(__file__).resolve().parent
 _FINGERPRINT = re.compile("[0-9a-f]{32}")
 _UNUSED_AFTER_SECONDS = 60 * 24 * 3600
-_UNCHECKED = b"\x01\x00\x00\x00"  # the flags of a .pyc file that Python runs without looking at its source (PEP 552)
+# The flags of .pyc files (PEP 552) that Python runs without a look at their sources: always; where it is told never to.
+_UNCHECKED, _CHECKED = b"\x01\x00\x00\x00", b"\x03\x00\x00\x00"
 
 
 class Sources:
@@ -112,9 +114,10 @@ def _runs_unchecked(source: Path) -> bool:
     """Say whether Python runs a compiled file whatever its source says."""
     try:
         with open(cache_from_source(str(source)), "rb") as compiled:
-            return compiled.read(8)[4:] == _UNCHECKED
+            flags = compiled.read(8)[4:]
     except (OSError, RuntimeError):  # there is none, or this Python keeps none
         return False
+    return flags == _UNCHECKED or (flags == _CHECKED and _imp.check_hash_based_pycs == "never")
 
 
 def _made(base: Path, name: str) -> tuple[Path | None, str]:

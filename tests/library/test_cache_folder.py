@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from py_compile import PycInvalidationMode
@@ -26,10 +28,10 @@ import numpy as np
 def use():
     "Return whether the kernel had to be compiled."
     from numba_adam.kernels.compile import kernel
-    from numba_adam.kernels.finite import first_non_finite
-    made = kernel(first_non_finite.py_func)
+    from numba_adam.kernels.finite import first_beyond
+    made = kernel(first_beyond.py_func)
     global found
-    found = made(np.array([1, 2, np.nan]))
+    found = made(np.array([1, 2, np.nan]), np.inf)
     return not made.stats.cache_hits
 """
 SHOW = """
@@ -105,6 +107,19 @@ def test_kernels_whose_compiled_python_is_run_unchecked_are_not_kept(run_python,
     edit(site / "numba_adam/kernels/finite.py")
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
     assert shown(run_python(USE + SHOW, **environment))[0] == NOWHERE
+
+
+def test_kernels_whose_compiled_python_is_never_checked_are_not_kept(site, tmp_path):
+    """As before, where Python is started with --check-hash-based-pycs never."""
+    checked = PycInvalidationMode.CHECKED_HASH
+    assert compileall.compile_file(site / "numba_adam/kernels/finite.py", quiet=1, invalidation_mode=checked)
+    edit(site / "numba_adam/kernels/finite.py")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
+    show = "from numba_adam.kernels.cache import folder; print(folder())"
+    for option, is_kept in (("never", False), ("default", True)):
+        command = [sys.executable, "--check-hash-based-pycs", option, "-c", show]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert (done.stdout.strip() != "None") is is_kept, done.stderr
 
 
 def test_what_was_edited_after_a_process_began_is_not_kept_as_what_was_there_before(run_python, site, tmp_path):

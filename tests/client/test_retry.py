@@ -121,6 +121,35 @@ def test_a_last_try_that_runs_out_of_time_does_not_hide_why_it_was_tried():
         run(Failing(*failures), Clock(), seconds=1.0, backoff=Backoff(10.0, 10.0), jitter=iter([0.0, 1.0]).__next__)
 
 
+def test_of_two_errors_that_say_something_the_last_one_is_told():
+    with pytest.raises(BudgetExceededError, match="gave up after 2 tries within 1 s; the last one: memory is taken"):
+        run(Failing(*gone(1), busy(60_000)), Clock(), seconds=1.0)
+
+
+def test_a_pause_that_takes_all_the_time_that_is_left_is_not_made():
+    clock = Clock()
+    with pytest.raises(BudgetExceededError, match="gave up after 1 try"):
+        run(Failing(busy(1000)), clock, seconds=1.0, jitter=lambda: 0.0)
+    assert clock.waits == []
+
+
+def test_no_time_is_left_once_the_deadline_has_passed():
+    clock = Clock()
+    deadline = Deadline(2.0, clock)
+    assert deadline.remaining_seconds() == 2.0
+    clock.now += 1.5
+    assert deadline.remaining_seconds() == 0.5
+    clock.now += 10.0
+    assert deadline.remaining_seconds() == 0.0
+
+
+def test_pauses_are_as_the_wire_document_says_and_nobody_changes_them_later():
+    backoff = Backoff()
+    assert (backoff.ceiling(1), backoff.ceiling(2), backoff.ceiling(100)) == (0.05, 0.1, 2.0)
+    with pytest.raises(AttributeError):
+        backoff.first_seconds = 1.0
+
+
 def test_the_detail_of_the_last_error_is_kept():
     with pytest.raises(BudgetExceededError) as caught:
         run(Failing(busy(60_000)), Clock(), seconds=1.0)

@@ -237,7 +237,7 @@ def test_edited_kernels_are_compiled_by_the_next_process(own_copy, tmp_path):
     assert counts(used(own_copy, *SMALL, **environment)) == LOADED  # an equal copy runs the same machine code
     source = folder / "numba_adam" / "cuda" / "kernels" / "norm.py"
     whole, status = source.read_text(), source.stat()
-    source.write_text(whole.replace("total = total + _load", "total = total - _load"))
+    source.write_text(whole.replace("total = total + _product", "total = total - _product"))
     assert source.read_text() != whole
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))  # as an unpacked archive may have it
     assert counts(used(own_copy, *SMALL, **environment)) == COMPILED

@@ -102,6 +102,10 @@ def check_file(path: Path) -> None:
         return
     if stat.S_ISLNK(status.st_mode):
         raise ConfigurationError(f"data_dir: {str(path)!r} is a symbolic link; put the file itself there")
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would be waited for
+        raise ConfigurationError(
+            f"data_dir: {str(path)!r} is no file, with mode {stat.filemode(status.st_mode)}; move it away"
+        )
     if not private_folder.is_ours_alone(status):
         raise ConfigurationError(
             f"data_dir: {str(path)!r} belongs to user {status.st_uid}, with mode {stat.filemode(status.st_mode)}; "

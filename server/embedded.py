@@ -93,6 +93,7 @@ class Server:
         while not self._grpc.stop(0).wait(_STOP_TRY_SECONDS):  # idle connections would keep it for all its grace
             _log.warning("gRPC has not stopped yet")
         self._gate.stop()
+        self._calls.requests.stop()
         self._watch.stop()
         is_clean = self._host.stop()
         _log.info("stopped")

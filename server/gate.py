@@ -126,6 +126,7 @@ class Calls:
         # What is worth several threads is launched from one that all models share; see the launcher.
         self.lane = Lane("rpc", served + waiting, watch, initializer=lambda: use_threads(1))
         self._served = Permits(served, watch)
+        self._arrived: set[Context] = set()  # calls whose first message is on its way in, or large and not parsed yet
         free = max(1, _ARRIVING_BYTES // message_bytes)
         self._messages = Permits(
             free + pool.budget_bytes // _BUDGET_SHARE // message_bytes,
@@ -149,6 +150,7 @@ class Calls:
     @contextlib.contextmanager
     def served(self, context: Context) -> Iterator[None]:
         """Have the body be one of the calls that are served at a time; the call is in flight until it is over."""
+        self._let_first_go(context)  # it is parsed, and counts as such
         self.in_flight.begin(context)
         self._served.acquire(context)
         try:
@@ -171,8 +173,7 @@ class Calls:
 
     def _answering(self, run: Callable[[bytes, Iterator[bytes], Context], bytes]) -> Callable[..., bytes]:
         def call(requests: Iterator[bytes], context: Context) -> bytes:
-            first = self._begin(requests, context)
-            with contextlib.closing(self._messages_of(requests, context)) as rest:
+            with self._first(requests, context) as first, self._rest(requests, context) as rest:
                 answer = run(first, rest, context)
             self.watch.leave(context, len(answer))
             return answer
@@ -181,27 +182,41 @@ class Calls:
 
     def _streaming(self, run: Callable[[bytes, Iterator[bytes], Context], Iterator[bytes]]) -> Callable[..., Any]:
         def call(requests: Iterator[bytes], context: Context) -> Iterator[bytes]:
-            first = self._begin(requests, context)
-            with contextlib.closing(self._messages_of(requests, context)) as rest:
+            with self._first(requests, context) as first, self._rest(requests, context) as rest:
                 yield from run(first, rest, context)
 
         return call
 
-    def _begin(self, requests: Iterator[bytes], context: Context) -> bytes:
-        """Wait for a call's first message."""
+    @contextlib.contextmanager
+    def _first(self, requests: Iterator[bytes], context: Context) -> Iterator[bytes]:
+        """Wait for a call's first message; a large one counts until the call is served, or over."""
         if not context.add_callback(lambda: self._end(context)):
             self._end(context)  # it was over before it had a thread
             context.abort(grpc.StatusCode.CANCELLED, "the caller is gone")
         self._messages.acquire(context, is_new=True)
+        self._arrived.add(context)
         try:
             first = self.watch.first(requests, context)
+            if first is None:
+                end_as_invalid(context, "the call ended without a request; send one")
+            if len(first) <= SMALL_MESSAGE_BYTES:
+                self._let_first_go(context)
+            yield first
         finally:
+            self._let_first_go(context)
+
+    def _let_first_go(self, context: Context) -> None:
+        """Have a call's first message count no more; called by the call's own thread."""
+        if context in self._arrived:
+            self._arrived.remove(context)
             self._messages.release()
-        return end_as_invalid(context, "the call ended without a request; send one") if first is None else first
 
     def _end(self, context: Context) -> None:
         self.watch.end(context)
         self.lane.leave()
+
+    def _rest(self, requests: Iterator[bytes], context: Context) -> contextlib.closing[Generator[bytes, None, None]]:
+        return contextlib.closing(self._messages_of(requests, context))
 
     def _messages_of(self, requests: Iterator[bytes], context: Context) -> Generator[bytes, None, None]:
         """Yield the further messages of a call; a large one counts until the next is asked for."""

@@ -162,10 +162,11 @@ class Model:
         Raises:
             InvalidRequestError: no model can have so many, or such arrays.
         """
-        if header.tensors == self._wire_tensors and not header.absent:
+        as_many = len(header.tensors) == len(self._wire_tensors)  # or protobuf makes an object of each, to compare it
+        if as_many and header.tensors == self._wire_tensors and not header.absent:
             return self.spec.tensors
         check_arrays(header.tensors, len(header.absent))
-        if header.tensors == self._wire_tensors:
+        if as_many and header.tensors == self._wire_tensors:
             return self.spec.tensors
         return [Tensor(tensor.name, tuple(tensor.shape)) for tensor in header.tensors]
 

@@ -6,8 +6,8 @@ what the budget has room for, and count for as long as their call lasts. Imports
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,7 +31,12 @@ class Requests:
 
     def __init__(self, pool: SlotPool) -> None:
         self._pool = pool
-        self._parsing = threading.Lock()
+        # One thread, and not one at a time of many: the C library keeps what each thread has freed.
+        self._parser = ThreadPoolExecutor(1, "numba-adam-parser")
+
+    def stop(self) -> None:
+        """End the thread, once all calls are over."""
+        self._parser.shutdown(wait=False)
 
     def parse_only(self, parse: Callable[[bytes], Any], raw: bytes) -> Any:
         """Return the one request of a call that asks for little.
@@ -63,15 +68,13 @@ class Requests:
         if chunk is not None:
             return chunk
         owner, what = object(), f"a message of {len(raw)} bytes that is no chunk: parsing it, which takes up to"
-        with self._parsing:
-            self._pool.keep(owner, _PARSED_BYTES * len(raw), what)
-            try:
-                part = _parse(parse, raw)
-            except BaseException:
-                self._pool.keep(owner, 0, what)
-                raise
-            self._pool.keep(owner, _HELD_BYTES * len(raw), what)
         held.callback(self._pool.keep, owner, 0, what)
+        return self._parser.submit(self._parse_counted, parse, raw, owner, what).result()
+
+    def _parse_counted(self, parse: Callable[[bytes], Any], raw: bytes, owner: Hashable, what: str) -> Any:
+        self._pool.keep(owner, _PARSED_BYTES * len(raw), what)
+        part = _parse(parse, raw)
+        self._pool.keep(owner, _HELD_BYTES * len(raw), what)
         return part
 
 

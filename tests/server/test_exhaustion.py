@@ -124,6 +124,22 @@ def headers_of_empty_messages(attacker):
     assert {call.code() for call in calls} <= {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
+def large_headers_on_many_connections(attacker):
+    """They came to as many threads, each of which kept the memory that parsing one took."""
+    shapes = [model_pb2.TensorSpec(name="w", shape=[1] * 450_000)]
+    stubs = [attacker.stub() for _ in range(30)]
+    state_id = stubs[0].GetModel(pb.GetModelRequest(model="victim"), timeout=120).model.state.state_id
+    for tensors in (shapes, [model_pb2.TensorSpec()] * 225_000):
+        header = pb.PushHeader(model="victim", state_id=state_id, worker_id="w", tensors=tensors)
+        raw = pb.PushRequest(header=header).SerializeToString()
+        calls = [stub.push_raw(attacker.held(raw)) for stub in stubs for _ in range(5)]
+        assert {call.code() for call in calls} <= {
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.CANCELLED,
+        }
+
+
 def a_model_of_many_arrays(attacker):
     assert refusals(lambda: attacker.create("many", 300_000), 3) <= {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -233,6 +249,7 @@ def many_connections(attacker):
 ATTACKS = (
     headers_of_many_dimensions,
     headers_of_empty_messages,
+    large_headers_on_many_connections,
     a_model_of_many_arrays,
     many_models,
     many_sessions_with_many_rejections,

@@ -115,6 +115,15 @@ def test_a_symbolic_link_in_it_is_refused(config, folder, tmp_path, place):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("place", ["manifest", "models/model/00000009.snapshot"])
+def test_a_pipe_in_it_is_refused_and_not_waited_for(config, folder, place):
+    (folder / place).unlink(missing_ok=True)
+    os.mkfifo(folder / place, 0o600)
+    with pytest.raises(ConfigurationError, match="is no file") as caught:
+        Server(config)
+    assert str(folder / place) in str(caught.value)
+
+
 def test_the_folder_itself_may_be_a_symbolic_link_and_is_the_one_it_led_to(config, folder, tmp_path, peers, params):
     """As on another disk; turned to lead elsewhere while the server runs, it changes nothing."""
     folder.rename(tmp_path / "disk")

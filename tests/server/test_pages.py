@@ -1,10 +1,13 @@
 """Answers about many models come in pages that stay small, whatever the models' descriptions take."""
 
+from concurrent import futures
+
 import grpc
 import numpy as np
 import pytest
 
 from numba_adam.client import ParameterClient
+from numba_adam.errors import DeadlineExceededError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server import pages
@@ -110,3 +113,23 @@ def test_descriptions_beyond_what_a_client_receives_are_listed_and_shown_all_the
         refusal = refused(lambda stub=stub, call=call, request=request: getattr(stub, call)(request))
         assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.REASON_TOO_LARGE)
         assert f"take more than {limit} bytes; ask for pages" in refusal.message
+
+
+def test_a_list_that_does_not_end_lasts_no_longer_than_one_call():
+    """Each page had the time of a whole call."""
+    endless = grpc.unary_unary_rpc_method_handler(
+        lambda _request, _context: pb.ListModelsResponse(next_page_token="a"),
+        request_deserializer=pb.ListModelsRequest.FromString,
+        response_serializer=pb.ListModelsResponse.SerializeToString,
+    )
+    service = grpc.method_handlers_generic_handler("numba_adam.ps.v1.ParameterService", {"ListModels": endless})
+    with futures.ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, [service])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with (
+            ParameterClient(f"127.0.0.1:{port}", timeout_seconds=0.5) as client,
+            pytest.raises(DeadlineExceededError, match="list models"),
+        ):
+            client.list_models()
+        server.stop(None).wait()

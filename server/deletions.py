@@ -102,7 +102,7 @@ class Deletions:
             return {}
         except SnapshotError:  # it is an OSError too
             raise
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             _log.warning("%s: it cannot be read (%s); which models were deleted is forgotten", self._path, error)
             return {}
 

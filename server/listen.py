@@ -1,7 +1,8 @@
 """Which sockets a server listens on: every address of a name, on one port, or none.
 
 A port counts as taken when any process has bound it in one of the address families, whether or not it listens there:
-two servers on one port would each get some of the clients. Imports the standard library and the error tree.
+two servers on one port would each get some of the clients. That holds for 127.0.0.1 and ::1 too: clients that are given
+`localhost` may find either. Imports the standard library and the error tree.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ def endpoints(listen: str) -> list[str]:
     """
     host, port = check_loopback(listen)
     hosts = _addresses(host)
+    beside = [address for address in _LOCALHOST if address not in hosts and not set(_LOCALHOST).isdisjoint(hosts)]
     for _ in range(_TRIES):
         chosen = port or _free_port(listen, hosts)
         try:
-            usable = [address for address in hosts if _is_usable(listen, address, chosen, is_name=host == "localhost")]
+            for address in beside:
+                _is_usable(listen, address, chosen, may_lack=True)
+            usable = [address for address in hosts if _is_usable(listen, address, chosen, may_lack=host == "localhost")]
         except ConfigurationError:
             if port:
                 raise
@@ -83,8 +87,8 @@ def _free_port(listen: str, hosts: Iterable[str]) -> int:
     raise ConfigurationError(f"listen={listen!r}: this machine has none of the addresses {', '.join(hosts)}")
 
 
-def _is_usable(listen: str, address: str, port: int, *, is_name: bool) -> bool:
-    """Return whether a port is free at an address; False where a name's address is not on this machine.
+def _is_usable(listen: str, address: str, port: int, *, may_lack: bool) -> bool:
+    """Return whether a port is free at an address; False where this machine may do without the address, and does.
 
     Raises:
         ConfigurationError: another process has it, or it may not be used.
@@ -92,7 +96,7 @@ def _is_usable(listen: str, address: str, port: int, *, is_name: bool) -> bool:
     try:
         _bound(address, port, reuse=False).close()
     except OSError as error:
-        if is_name and error.errno in _NOT_HERE:
+        if may_lack and error.errno in _NOT_HERE:
             _log.info("listen=%r: this machine has no address %s; not served there", listen, address)
             return False
         if error.errno != errno.EADDRINUSE or not _is_left_over(address, port):
@@ -147,6 +151,7 @@ def _unusable(listen: str, address: str, port: int, error: OSError) -> Configura
     endpoint = _endpoint(address, port)
     if error.errno == errno.EADDRINUSE:
         return ConfigurationError(
-            f"listen={listen!r}: {endpoint} is taken: another program may have it; stop that one or take another port"
+            f"listen={listen!r}: {endpoint} is taken: another program may have it, and clients of localhost may find "
+            "that one; stop it or take another port"
         )
     return ConfigurationError(f"listen={listen!r}: {endpoint} cannot be used ({error.strerror})")

@@ -130,3 +130,14 @@ def test_a_late_snapshot_holds_what_the_model_is_and_not_what_it_was(peer, worke
         versions += [peer.stub.Snapshot(pb.SnapshotRequest(model="model")).snapshots[0].state.version for _ in range(2)]
     assert versions == [1, 1, 2, 2, 3, 3]
     assert peer.state().snapshot_version == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"\xff"], ids=["empty", "deeply nested", "no text"])
+def test_a_record_of_deletions_that_is_damaged_keeps_no_server_from_starting(config, content, caplog):
+    config.data_dir.mkdir(mode=0o700, exist_ok=True)
+    (config.data_dir / "deletions").write_bytes(content)
+    (config.data_dir / "deletions").chmod(0o600)
+    server = Server(config)
+    server.start()
+    assert server.stop()
+    assert "which models were deleted is forgotten" in caplog.text

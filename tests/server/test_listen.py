@@ -76,6 +76,17 @@ def test_one_address_is_refused_where_a_stranger_has_it(config, reuse_port, is_l
             server.start()
 
 
+@needs_ipv6
+@pytest.mark.parametrize("is_listening", [True, False])
+@pytest.mark.parametrize(("own", "taken"), [("127.0.0.1", "::1"), ("[::1]", "127.0.0.1")])
+def test_one_address_is_refused_where_a_stranger_has_the_port_in_the_other_family(config, own, taken, is_listening):
+    """Clients that are given localhost would find the one or the other."""
+    with held(taken, is_listening=is_listening) as port:
+        server = Server(dataclasses.replace(config, listen=f"{own}:{port}"))
+        with pytest.raises(ConfigurationError, match=rf"{port} is taken"):
+            server.start()
+
+
 def test_localhost_beside_a_server_on_127_0_0_1_is_refused(server, config, tmp_path):
     port = server.address.rpartition(":")[2]
     other = Server(dataclasses.replace(config, listen=f"localhost:{port}", data_dir=tmp_path / "other"))

@@ -260,7 +260,15 @@ def test_every_source_is_in_the_fingerprint(tmp_path):
 
 
 # Imported by those, and no part of any kernel.
-BESIDE = {"arrays.py", "code_files.py", "code_folder.py", "errors.py", "hyperparameters.py", "private_folder.py"}
+BESIDE = {
+    "arrays.py",
+    "code_files.py",
+    "code_folder.py",
+    "errors.py",
+    "hyperparameters.py",
+    "installing.py",
+    "private_folder.py",
+}
 
 
 def made_of():

@@ -140,11 +140,11 @@ def test_a_blocks_threads_find_its_largest_by_shuffles(name, kernel, capability)
 def test_each_root_is_taken_once(name, kernel, capability):
     """A root is both the step's and what is stored; three copies of the loop: with clipping, with L2 decay, with none.
 
-    AMSGrad's step divides by another one, so there are two of each element.
+    AMSGrad's step divides by another one, so there are two of each element. And one is taken once, beside eps.
     """
     lines, _ = instructions(name, kernel, capability)
     roots = [op for op in operations(lines) if op.startswith("sqrt")]
-    assert len(roots) <= 3 * 8 * (2 if LAYOUTS[name].max_exp_avg_sq else 1)
+    assert len(roots) <= 3 * 8 * (2 if LAYOUTS[name].max_exp_avg_sq else 1) + 1
 
 
 @pytest.mark.parametrize("name", SUMS)

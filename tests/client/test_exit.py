@@ -11,7 +11,7 @@ import sys
 import programs
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")]
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")]
 
 MODEL = """
 client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)

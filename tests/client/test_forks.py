@@ -10,7 +10,7 @@ import sys
 import programs
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")]
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")]
 
 EVERY_CALL = """
 def every_call_is_refused():

@@ -10,7 +10,7 @@ import sys
 import programs
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")]
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")]
 
 INTERRUPTED = """
 random = np.random.default_rng(SEED)

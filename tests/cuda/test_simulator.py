@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 1500  # it takes half a minute; a machine that is busy with o
 def test_every_test_passes_in_the_simulator() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "", str(SIMULATED)],
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_WAIT_POLICY": "passive"},
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_WAIT_POLICY": "passive", "PYTEST_ADDOPTS": ""},
         cwd=SIMULATED.parents[2],
         capture_output=True,
         text=True,

@@ -271,6 +271,7 @@ def memory_of(process, entry):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.campaign
 def test_no_client_takes_what_others_need(processes, tmp_path, attack):
     process = processes(tmp_path / "data", memory_budget_bytes=BUDGET, rpc_threads=16)
     grads = {"w": np.ones(500_000, np.float32)}

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
 
-pytestmark = pytest.mark.slow  # each starts two servers
+pytestmark = pytest.mark.campaign  # each starts two servers
 SERVICE = "/numba_adam.ps.v1.ParameterService"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty settings
 FOREVER_SECONDS = 1e6

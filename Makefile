@@ -36,6 +36,12 @@ CLIENT := faults model
 FEATURES := $(LIBRARY:%=tests/library/test_%.py) $(SERVER:%=tests/server/test_%.py) $(CLIENT:%=tests/client/test_%.py) \
 	tests/interop/test_borrow.py tests/ps tests/cli tests/guards tests/cuda/test_simulator.py
 
+# What is quick, once the kernels are compiled.
+QUICK := tests/ps tests/docs tests/guards/test_habits.py tests/guards/test_safety.py \
+	$(patsubst %,tests/library/test_%.py,axes element limits numerics optimizer param_groups refusals scalars scaling \
+	schedules state_dicts) $(patsubst %,tests/server/test_%.py,budget config receive snapshot store) \
+	tests/client/test_retry.py tests/client/test_transfer.py
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help test quick campaigns mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
@@ -46,8 +52,8 @@ help:  ## list the commands
 test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
 	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign" $(ARGS)
 
-quick: $(VENV)/.test  ## the tests that take no time: under a minute, for while you work
-	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not slow" $(ARGS)
+quick: $(VENV)/.test  ## two thousand tests that start no process: half a minute, for while you work
+	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not slow" $(QUICK) $(ARGS)
 
 campaigns: $(VENV)/.test  ## what takes minutes: kills, forks, signals and floods, the demonstration, the longer examples
 	$(VENV)/bin/python -m pytest -m "campaign and not parity" $(ARGS)

@@ -25,9 +25,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 from numba_adam import private_folder
-from numba_adam.private_folder import is_ours_alone
 
-__all__ = ["Sources", "folder", "is_ours_alone"]
 _log = logging.getLogger("numba_adam")
 _PACKAGE = Path(__file__).resolve().parent
 _FINGERPRINT = re.compile("[0-9a-f]{32}")

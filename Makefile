@@ -39,7 +39,7 @@ FEATURES := $(LIBRARY:%=tests/library/test_%.py) $(SERVER:%=tests/server/test_%.
 # What is quick, once the kernels are compiled.
 QUICK := tests/ps tests/docs tests/guards/test_habits.py tests/guards/test_safety.py \
 	$(patsubst %,tests/library/test_%.py,axes element limits numerics optimizer param_groups refusals scalars scaling \
-	schedules state_dicts) $(patsubst %,tests/server/test_%.py,budget config receive snapshot store) \
+	schedules state_dicts) $(patsubst %,tests/server/test_%.py,budget config receive snapshot data_folder) \
 	tests/client/test_retry.py tests/client/test_transfer.py
 
 .DEFAULT_GOAL := help

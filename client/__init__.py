@@ -25,7 +25,7 @@ from numba_adam.client.ack import Ack
 from numba_adam.client.api import ParameterClient
 from numba_adam.client.info import ModelInfo, ModelStatus, ServerStatus, SnapshotInfo
 from numba_adam.client.model import Model
-from numba_adam.client.retry import Backoff
+from numba_adam.client.transport.retry import Backoff
 
 __all__ = [
     "Ack",

@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from numba_adam.client.connection import Connection
 from numba_adam.client.deletion import Deletion
 from numba_adam.client.info import (
     ModelInfo,
@@ -28,16 +27,17 @@ from numba_adam.client.info import (
 from numba_adam.client.layout import check_initial
 from numba_adam.client.model import Model
 from numba_adam.client.progress import Progress
-from numba_adam.client.retry import Backoff
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Upload
+from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.retry import Backoff
 from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundError, ServiceError
-from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
 
 _LONGEST_WORKER_ID = 128
 _PAGE_SIZE = 1000  # models; the server ends a page sooner where their descriptions are long

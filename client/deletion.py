@@ -5,8 +5,8 @@ May import what both ends share, and its neighbours here.
 
 from __future__ import annotations
 
-from numba_adam.client.connection import Connection
-from numba_adam.client.retry import Deadline
+from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.retry import Deadline
 from numba_adam.errors import ModelNotFoundError, RewoundError, ServiceError
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.v1 import parameter_service_pb2 as pb

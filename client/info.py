@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from numba_adam.errors import ConfigurationError
-from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.v1 import model_pb2, parameter_service_pb2
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 
 def durability_name(number: int, where: str) -> str:

@@ -10,14 +10,14 @@ from concurrent.futures import Future
 import numpy as np
 
 from numba_adam.client.ack import Ack
-from numba_adam.client.connection import Connection
 from numba_adam.client.info import ModelInfo, model_info
 from numba_adam.client.layout import Parameters, layout_of
 from numba_adam.client.pull import Pulled, pull
 from numba_adam.client.push import Answer, Push
-from numba_adam.client.retry import Deadline
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session
+from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.retry import Deadline
 from numba_adam.errors import InvalidRequestError, ServiceError
 from numba_adam.interop import count_writes
 from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from numba_adam.client.connection import Connection
 from numba_adam.client.info import durability_name
 from numba_adam.client.layout import Layout, Parameters
 from numba_adam.client.progress import Progress
-from numba_adam.client.retry import Deadline
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Download
+from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.retry import Deadline
 from numba_adam.errors import ConfigurationError, CorruptTransferError, InvalidRequestError, RewoundError
 from numba_adam.ps.checksum import SUPPORTED, XXH3_64
 from numba_adam.ps.errors import detail_of

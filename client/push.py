@@ -12,13 +12,13 @@ from typing import Any
 
 from numba_adam import errors
 from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
-from numba_adam.client.connection import Connection
 from numba_adam.client.layout import Gradients, Layout
 from numba_adam.client.pull import Pulled, read_parameters
-from numba_adam.client.retry import Deadline, interrupted, queued_too_long
 from numba_adam.client.session import Origin, Session
-from numba_adam.client.shield import LOOK_SECONDS, is_given_up
 from numba_adam.client.transfer import Upload
+from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.retry import Deadline, interrupted, queued_too_long
+from numba_adam.client.transport.shield import LOOK_SECONDS, is_given_up
 from numba_adam.errors import CorruptTransferError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64

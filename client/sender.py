@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-from numba_adam.client.retry import Deadline, closed, interrupted, queued_too_long
-from numba_adam.client.shield import LOOK_SECONDS, is_given_up
+from numba_adam.client.transport.retry import Deadline, closed, interrupted, queued_too_long
+from numba_adam.client.transport.shield import LOOK_SECONDS, is_given_up
 from numba_adam.errors import ServiceError
 
 _T = TypeVar("_T")

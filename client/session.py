@@ -10,9 +10,9 @@ import secrets
 import threading
 from dataclasses import dataclass, replace
 
-from numba_adam.client.connection import Connection
 from numba_adam.client.info import durability_name
-from numba_adam.client.retry import Deadline
+from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.retry import Deadline
 from numba_adam.errors import RewoundError, ServiceError, SessionFencedError, SessionUnknownError
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.v1.model_pb2 import StatePoint

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from numba_adam import errors, interop
+    from numba_adam.cpu.part import StepResult
     from numba_adam.errors import NumbaAdamError
     from numba_adam.functional import adam_update
-    from numba_adam.hyperparameters import Hyperparameters
     from numba_adam.optimizer import Adam, AdamW
-    from numba_adam.part import StepResult
-    from numba_adam.row_history import RowHistory
-    from numba_adam.rows import adam_catch_up_rows, adam_update_rows
+    from numba_adam.rows.functional import adam_catch_up_rows, adam_update_rows
+    from numba_adam.rows.history import RowHistory
+    from numba_adam.settings.hyperparameters import Hyperparameters
     from numba_adam.warmup import warmup
 
 __version__ = "0.1.0"
@@ -32,13 +32,13 @@ __version__ = "0.1.0"
 _HOME = {
     "Adam": "numba_adam.optimizer",
     "AdamW": "numba_adam.optimizer",
-    "Hyperparameters": "numba_adam.hyperparameters",
+    "Hyperparameters": "numba_adam.settings.hyperparameters",
     "NumbaAdamError": "numba_adam.errors",
-    "RowHistory": "numba_adam.row_history",
-    "StepResult": "numba_adam.part",
-    "adam_catch_up_rows": "numba_adam.rows",
+    "RowHistory": "numba_adam.rows.history",
+    "StepResult": "numba_adam.cpu.part",
+    "adam_catch_up_rows": "numba_adam.rows.functional",
     "adam_update": "numba_adam.functional",
-    "adam_update_rows": "numba_adam.rows",
+    "adam_update_rows": "numba_adam.rows.functional",
     "warmup": "numba_adam.warmup",
 }
 _MODULES = ("errors", "interop")

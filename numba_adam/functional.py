@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam.arrays import Array, check_shape
-from numba_adam.axes import Axes, axes_of, in_memory_order
+from numba_adam.cpu.fast_path import update_one
+from numba_adam.cpu.table import UpdateTable
 from numba_adam.cuda.arrays import is_on_cuda
-from numba_adam.devices import update_on_cuda
 from numba_adam.errors import HyperparameterError, LayoutError
-from numba_adam.hyperparameters import LAST_STEP, EpsMode, Hyperparameters
 from numba_adam.interop import borrow, count_writes
-from numba_adam.limits import check_factor, check_held
-from numba_adam.scalars import real, whole
-from numba_adam.scaling import Scaling
-from numba_adam.single import update_one
-from numba_adam.table import UpdateTable
+from numba_adam.interop.arrays import check_shape
+from numba_adam.interop.axes import Axes, axes_of, in_memory_order
+from numba_adam.numerics.array import Array
+from numba_adam.optim.backends import update_on_cuda
+from numba_adam.settings.hyperparameters import LAST_STEP, EpsMode, Hyperparameters
+from numba_adam.settings.limits import check_factor, check_held
+from numba_adam.settings.scalars import real, whole
+from numba_adam.settings.scaling import Scaling
 
 
 def adam_update(

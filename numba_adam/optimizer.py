@@ -11,21 +11,23 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from numba_adam import pickling, state_dicts
-from numba_adam.accumulated import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
-from numba_adam.arrays import Extents, check_like, watched
-from numba_adam.axes import as_given, axes_of, in_memory_order
-from numba_adam.conversion import format_number
-from numba_adam.devices import borrow_param, check_loss_scale, check_same_place, parts_of
+from numba_adam.cpu.accumulator import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
+from numba_adam.cpu.conversion import format_number
+from numba_adam.cpu.kernels.threads import step_lock
+from numba_adam.cpu.part import Member, MixedParts, StepResult, accumulate, was_applied
 from numba_adam.errors import HyperparameterError, LayoutError, NamesError
-from numba_adam.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList, check_attribute
-from numba_adam.gradients import in_order
-from numba_adam.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.interop import count_writes
+from numba_adam.interop.arrays import Extents, check_like, watched
+from numba_adam.interop.axes import as_given, axes_of, in_memory_order
 from numba_adam.interop.writes import CountedWrites
-from numba_adam.kernels.threads import step_lock
-from numba_adam.options import CopyDtype, Options, Rounding, StateDtype
-from numba_adam.param_groups import (
+from numba_adam.optim import pickling, state_dicts
+from numba_adam.optim.backends import borrow_param, check_loss_scale, check_same_place, parts_of
+from numba_adam.optim.gradients import in_order
+from numba_adam.optim.watching import Watch
+from numba_adam.settings.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList, check_attribute
+from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
+from numba_adam.settings.options import CopyDtype, Options, Rounding, StateDtype
+from numba_adam.settings.param_groups import (
     ParamGroup,
     ParamGroups,
     Schedule,
@@ -34,9 +36,7 @@ from numba_adam.param_groups import (
     is_array,
     separated,
 )
-from numba_adam.part import Member, MixedParts, StepResult, accumulate, was_applied
-from numba_adam.scaling import Scaling, scaling
-from numba_adam.watching import Watch
+from numba_adam.settings.scaling import Scaling, scaling
 
 _FIXED_STATE = (
     "opt.state only shows the state: write into its arrays, as in opt.state['w']['exp_avg'][...] = 0, or load another "

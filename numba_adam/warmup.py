@@ -76,7 +76,7 @@ def _formats() -> None:
 
 
 def _rows() -> None:
-    from numba_adam.rows import adam_update_rows
+    from numba_adam.rows.functional import adam_update_rows
 
     for dtype, shape in itertools.product(("float32", "float64"), _TABLES):
         table, exp_avg, exp_avg_sq = (np.zeros(shape, dtype) for _ in range(3))

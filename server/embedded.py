@@ -14,14 +14,14 @@ from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
-from numba_adam.server.descriptors import room_for_connections
-from numba_adam.server.gate import Calls, Gate
-from numba_adam.server.health import Health
-from numba_adam.server.host import Host
-from numba_adam.server.listen import endpoints
-from numba_adam.server.reflection import reflection_entries
-from numba_adam.server.service import SERVICE_NAME, ParameterService, entries
-from numba_adam.server.watch import Watch
+from numba_adam.server.runtime.host import Host
+from numba_adam.server.transport.descriptors import room_for_connections
+from numba_adam.server.transport.gate import Calls, Gate
+from numba_adam.server.transport.health import Health
+from numba_adam.server.transport.listen import endpoints
+from numba_adam.server.transport.reflection import reflection_entries
+from numba_adam.server.transport.service import SERVICE_NAME, ParameterService, entries
+from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # the most that HTTP/2 allows

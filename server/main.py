@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from numba_adam.server.config import ServerConfig
-from numba_adam.server.descriptors import raise_limit
 from numba_adam.server.embedded import Server
+from numba_adam.server.transport.descriptors import raise_limit
 
 _log = logging.getLogger(__name__)
 _M_ARENA_MAX = -8  # of glibc's mallopt

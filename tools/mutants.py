@@ -5,7 +5,7 @@ survivor that is not explained there fails the run; so does an explanation that 
 makes the mutants, in copies of the package: nothing is changed in the working tree.
 
     python tools/mutants.py                            all files
-    python tools/mutants.py server/machine.py          one of them
+    python tools/mutants.py server/model/push_ledger.py          one of them
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ class OurRows:
             mode: "lazy", or "exact": rows make up for the steps that they missed, here the other sets' steps.
             is_aligned: whether its arrays begin at cache lines, as PyTorch's do; else where NumPy puts them.
         """
-        from numba_adam.rows import adam_update_rows  # brings Numba in, which the list of all cases can do without
+        from numba_adam.rows.functional import (
+            adam_update_rows,  # brings Numba in, which the list of all cases can do without
+        )
 
         self._update = adam_update_rows
         (self._param,) = workload.table.params()

@@ -65,6 +65,6 @@ class Ours:
 
 def threads_of_a_step() -> str:
     """Return the number of threads that our kernels take, and the layer that runs them."""
-    from numba_adam.kernels import threads
+    from numba_adam.cpu.kernels import threads
 
     return f"{threads.thread_count()} ({threads.threading_layer() or 'one only'})"

@@ -13,8 +13,8 @@ from benchmarks.evidence.optimizers import FLOAT32, Contestant, Nearest, Ours
 from benchmarks.evidence.problem import Losses, Problem
 from benchmarks.evidence.streams import SIZE, Stream, gradients
 from benchmarks.workload import Array
-from numba_adam.conversion import decode
-from numba_adam.eight_bit import EightBit
+from numba_adam.cpu.conversion import decode
+from numba_adam.numerics.eight_bit import EightBit
 
 CHECKPOINT = 50  # steps after which parameters are compared; at the end they are again
 

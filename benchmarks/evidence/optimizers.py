@@ -11,7 +11,7 @@ import numba_adam as na
 from benchmarks.case import MissingError
 from benchmarks.contestants.contestant import BETAS, EPS, LR, load, missing
 from benchmarks.workload import Array
-from numba_adam.conversion import decode, encode
+from numba_adam.cpu.conversion import decode, encode
 
 SMALLEST_QUANTISED = 4096  # elements: torchao leaves smaller arrays in float32
 

@@ -15,7 +15,7 @@ from benchmarks.gpu.device import Array, on_gpu, to_host
 from numba_adam import Hyperparameters
 from numba_adam.cuda import CudaArray, seam
 from numba_adam.cuda.table import CudaTable
-from numba_adam.scaling import scaling
+from numba_adam.settings.scaling import scaling
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "Adam": {},

@@ -16,7 +16,7 @@ from numba_adam import Hyperparameters
 from numba_adam.cuda import seam
 from numba_adam.cuda.memory import zero_moment
 from numba_adam.cuda.table import CudaTable
-from numba_adam.eight_bit import BLOCK
+from numba_adam.numerics.eight_bit import BLOCK
 
 FLAT = [64] if seam.SIMULATED else [1_000_000, 10_000_000, 50_000_000, 200_000_000]
 MANY = [16] * 3 if seam.SIMULATED else [1000] * 1000

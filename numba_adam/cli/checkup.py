@@ -134,7 +134,7 @@ def _update(subject: str) -> Finding:
 
 def _threads(subject: str) -> Finding:
     """Return the threading layer; known only after a parallel launch, so this comes after `_update`."""
-    from numba_adam.kernels.threads import thread_count, threading_layer
+    from numba_adam.cpu.kernels.threads import thread_count, threading_layer
 
     layer = threading_layer()
     advice = ""
@@ -171,7 +171,7 @@ def _gpu(subject: str) -> Finding:
 
 def _cache(subject: str) -> Finding:
     """Return where compiled kernels are kept, if there is such a place."""
-    from numba_adam.kernels import cache
+    from numba_adam.cpu.kernels import cache
 
     folder = cache.folder()
     if folder is None:

@@ -61,7 +61,7 @@ def _unreachable(server: str, error: ServerUnavailableError) -> str:
     """Return what a person should know of a server that did not take the connection."""
     import grpc
 
-    from numba_adam.client.loopback import is_loopback
+    from numba_adam.client.transport.loopback import is_loopback
 
     root: BaseException = error
     while root.__cause__ is not None:

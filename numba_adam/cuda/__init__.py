@@ -10,10 +10,10 @@
     columns      a table's arrays, checked
     batches      arrays by what their kernels are compiled for, and the launches
     squares      the sum of squares of a table's gradients
-    accumulated  sums of gradients, and how they are added to
+    accumulator  sums of gradients, and how they are added to
     table        CudaTable: arrays that are updated together, in one launch
     outcomes     what steps did that are judged on the GPU
-    part         CudaPart: an optimizer's parameters on one GPU, with their state; `numba_adam.devices` makes them
+    part         CudaPart: an optimizer's parameters on one GPU, with their state; optim's `backends` makes them
     kernels/     what is compiled
 
 Importing this package imports neither Numba nor a framework. Nothing here has run on a GPU yet: the kernels are proven

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.axes import is_dense
 from numba_adam.cuda import dlpack, streams
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, UnsupportedArrayError
+from numba_adam.interop.axes import is_dense
 
 _FORMATS = {"<f4": "float32", "<f8": "float64", "<f2": "float16", "<u2": "bfloat16"}
 _NEEDED = "float32, float64, float16 or bfloat16 (or uint16, its bits)"

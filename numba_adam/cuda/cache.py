@@ -21,11 +21,11 @@ import numba
 import numpy as np
 from numba.core import config
 
-from numba_adam import code_folder
-from numba_adam.code_files import Forgiving, Place
+from numba_adam.kernel_cache import location
+from numba_adam.kernel_cache.files import Forgiving, Place
 
 _log = logging.getLogger("numba_adam")
-_SOURCES = ("element.py", "folding.py", "codecs.py", "formats.py", "eight_bit.py", "binding.py")
+_SOURCES = ("numerics/*.py", "settings/folding.py")
 _CUDA_SOURCES = ("cuda/seam.py", "cuda/cache.py", "cuda/kernels/*.py")
 _LIBRARIES = ("nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvrtc", "nvidia-cuda-nvcc", "pynvjitlink")
 _COMPILERS = (
@@ -37,10 +37,10 @@ _COMPILERS = (
 
 
 @functools.cache
-def sources() -> code_folder.Sources:
+def sources() -> location.Sources:
     """Return what the machine code depends on beside the GPU and its toolkit, see above."""
     versions = (numba.__version__, llvmlite.__version__, np.__version__, *map(_version, _COMPILERS))
-    return code_folder.Sources(_SOURCES + _CUDA_SOURCES, *versions)
+    return location.Sources(_SOURCES + _CUDA_SOURCES, *versions)
 
 
 def _version(distribution: str) -> str:
@@ -53,7 +53,7 @@ def _version(distribution: str) -> str:
 @functools.cache
 def folder() -> Path | None:
     """Return the folder for these sources, made if need be; None where there is none that can be trusted."""
-    return code_folder.folder(sources(), config.CACHE_DIR)
+    return location.folder(sources(), config.CACHE_DIR)
 
 
 def keep(dispatcher: Any, package: ModuleType, *identity: object) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.axes import as_given, axes_of
-from numba_adam.conversion import format_number
+from numba_adam.cpu.conversion import format_number
 from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray, stored_as
-from numba_adam.eight_bit import EightBit, blocks_of
-from numba_adam.formats import EIGHT_BIT, NAMES
+from numba_adam.interop.axes import as_given, axes_of
+from numba_adam.numerics.eight_bit import EightBit, blocks_of
+from numba_adam.numerics.formats import EIGHT_BIT, NAMES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -1,6 +1,6 @@
 """The parameters of an optimizer that lie on one GPU and are computed in one precision, their state, and their step.
 
-It stands beside `numba_adam.part.Part` and has its face, with the state on the GPU. What it says of the state is copied
+It stands beside the CPU's `Part` and has its face, with the state on the GPU. What it says of the state is copied
 to NumPy.
 """
 
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.arrays import Extents
+from numba_adam.cpu.copies import Kept, following
+from numba_adam.cpu.moments import Moments
+from numba_adam.cpu.part import Member, Part, StepResult, check_apart, make_tables
 from numba_adam.cuda import seam
-from numba_adam.cuda.accumulated import CudaAccumulated
+from numba_adam.cuda.accumulator import CudaAccumulated
 from numba_adam.cuda.arrays import CudaArray
 from numba_adam.cuda.memory import Array, download, upload, uploaded, zero_moment
 from numba_adam.cuda.outcomes import PendingResult
 from numba_adam.cuda.table import CudaTable
-from numba_adam.formats import BFLOAT16, NAMES, dtype_of
-from numba_adam.kept import Kept, following
-from numba_adam.moments import Moments
-from numba_adam.options import Options
-from numba_adam.part import Member, Part, StepResult, check_apart, make_tables
-from numba_adam.scaling import AS_THEY_ARE, Scaling
+from numba_adam.interop.arrays import Extents
+from numba_adam.numerics.formats import BFLOAT16, NAMES, dtype_of
+from numba_adam.settings.options import Options
+from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 
 
 class CudaPart(Part):

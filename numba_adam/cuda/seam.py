@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam import codecs, element
-from numba_adam.binding import bind
 from numba_adam.cuda import cache
 from numba_adam.errors import CudaUnavailableError
 from numba_adam.installing import CUDA_PACKAGE
+from numba_adam.numerics import codecs, element
+from numba_adam.numerics.bind import bind
 
 
 def _choose() -> tuple[str, ModuleType]:

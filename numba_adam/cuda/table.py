@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.arrays import Extents
-from numba_adam.axes import Axes, as_given, in_memory_order
-from numba_adam.codecs import stream_key
+from numba_adam.cpu.part import APPLIED, StepResult
+from numba_adam.cpu.table import LABELS
 from numba_adam.cuda import seam
-from numba_adam.cuda.accumulated import Additions
+from numba_adam.cuda.accumulator import Additions
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, quick_layout
 from numba_adam.cuda.batches import Batch, Work, batches, launch, queue
 from numba_adam.cuda.columns import Columns
@@ -29,11 +28,12 @@ from numba_adam.cuda.memory import Array, Buffer, buffer_of, on
 from numba_adam.cuda.outcomes import Records
 from numba_adam.cuda.squares import Squares
 from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
-from numba_adam.folding import LARGEST_GRADIENT, PLAIN_SQUARES, settings
-from numba_adam.hyperparameters import Hyperparameters
-from numba_adam.part import APPLIED, StepResult
-from numba_adam.scaling import AS_THEY_ARE, Scaling
-from numba_adam.table import LABELS
+from numba_adam.interop.arrays import Extents
+from numba_adam.interop.axes import Axes, as_given, in_memory_order
+from numba_adam.numerics.codecs import stream_key
+from numba_adam.settings.folding import LARGEST_GRADIENT, PLAIN_SQUARES, settings
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 
 _GRAD = Place._fields.index("grad")
 _ROUNDED_AT_RANDOM = (

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import StateDictError
-from numba_adam.formats import BFLOAT16, format_of
+from numba_adam.numerics.formats import BFLOAT16, format_of
 
 _GROUPS = "param_groups"
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import UnsupportedArrayError
-from numba_adam.formats import format_of
 from numba_adam.interop.lender import FLOAT32, FLOAT64, Lender, wrong_dtype
+from numba_adam.numerics.formats import format_of
 
 _KIND = "JAX array"
 _CONVERT = "x.astype(jnp.float32)"

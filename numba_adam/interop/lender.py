@@ -1,6 +1,6 @@
 """What every kind of array has to say about itself, and the checks that all borrowed memory passes.
 
-May import NumPy, `numba_adam.axes`, `numba_adam.errors` and `numba_adam.formats`.
+May import NumPy, `numba_adam.interop.axes`, `numba_adam.errors` and `numba_adam.numerics.formats`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_adam.axes import is_dense
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError
-from numba_adam.formats import format_of
+from numba_adam.interop.axes import is_dense
+from numba_adam.numerics.formats import format_of
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)

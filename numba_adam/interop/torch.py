@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numba_adam import codecs
-from numba_adam.axes import as_given, in_memory_order
-from numba_adam.eight_bit import BLOCK
 from numba_adam.errors import StateDictError, UnsupportedArrayError
-from numba_adam.formats import BFLOAT16, format_of
+from numba_adam.interop.axes import as_given, in_memory_order
 from numba_adam.interop.lender import Lender, wrong_dtype
+from numba_adam.numerics import codecs
+from numba_adam.numerics.eight_bit import BLOCK
+from numba_adam.numerics.formats import BFLOAT16, format_of
 
 _KIND = "PyTorch tensor"
 _CONVERT = "x.float().contiguous()"

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import DtypeError, InvalidRequestError
-from numba_adam.hyperparameters import EpsMode as EpsModeName
-from numba_adam.hyperparameters import Hyperparameters as PlainHyperparameters
 from numba_adam.ps.v1.model_pb2 import Dtype, EpsMode, Hyperparameters, ModelSpec, TensorSpec
+from numba_adam.settings.hyperparameters import EpsMode as EpsModeName
+from numba_adam.settings.hyperparameters import Hyperparameters as PlainHyperparameters
 
 _DTYPE_PAIRS: tuple[tuple[Dtype, np.dtype[Any]], ...] = (
     (Dtype.DTYPE_FLOAT32, np.dtype("<f4")),

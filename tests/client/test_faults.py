@@ -430,7 +430,7 @@ def test_a_push_waits_as_long_as_the_server_advises_and_then_goes_through(busy_s
     server, params, stalled = busy_server
     model = connect(server.address, "w1").open_model("m")
     retries = Retries(stalled.release)
-    log = logging.getLogger("numba_adam.client.retry")
+    log = logging.getLogger("numba_adam.client.transport.retry")
     log.addHandler(retries)
     log.setLevel(logging.INFO)
     try:

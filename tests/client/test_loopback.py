@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from numba_adam.client import loopback
-from numba_adam.client.loopback import is_loopback
+from numba_adam.client.transport import loopback
+from numba_adam.client.transport.loopback import is_loopback
 from numba_adam.errors import ServiceError
 
 pytestmark = pytest.mark.slow  # a server or a connection each

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from numba_adam import errors
-from numba_adam.client.retry import Backoff, Deadline, pause_seconds, retry, worth_another_try
+from numba_adam.client.transport.retry import Backoff, Deadline, pause_seconds, retry, worth_another_try
 from numba_adam.errors import BudgetExceededError, ServerUnavailableError, ServiceError
 from numba_adam.ps.errors import refusal
 from numba_adam.ps.v1.error_pb2 import Reason
@@ -157,7 +157,7 @@ def test_the_detail_of_the_last_error_is_kept():
 
 
 def test_a_call_that_is_tried_for_long_warns_once(caplog):
-    with caplog.at_level(logging.INFO, "numba_adam.client.retry"):
+    with caplog.at_level(logging.INFO, "numba_adam.client.transport.retry"):
         run(Failing(*gone(20)), Clock(), backoff=Backoff(1.0, 1.0), jitter=lambda: 1.0)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(caplog.records) == 20

@@ -129,7 +129,7 @@ def test_the_next_process_loads_what_one_has_compiled(first):
 
 def test_it_is_kept_beside_the_cpus(own_copy):
     """And neither removes the other's."""
-    program = "import numba_adam.kernels.cache as cpu; print(cpu.folder()); print(cache.folder())"
+    program = "import numba_adam.cpu.kernels.cache as cpu; print(cpu.folder()); print(cache.folder())"
     cpu, gpu = map(Path, run(program, NUMBA_CACHE_DIR=str(own_copy)))
     assert cpu.parent == gpu.parent == own_copy / "numba-adam"
     assert cpu != gpu
@@ -261,13 +261,13 @@ def test_every_source_is_in_the_fingerprint(tmp_path):
 
 # Imported by those, and no part of any kernel.
 BESIDE = {
-    "arrays.py",
-    "code_files.py",
-    "code_folder.py",
     "errors.py",
-    "hyperparameters.py",
     "installing.py",
-    "private_folder.py",
+    "interop/arrays.py",
+    "kernel_cache/files.py",
+    "kernel_cache/location.py",
+    "kernel_cache/private_folder.py",
+    "settings/hyperparameters.py",
 }
 
 
@@ -279,7 +279,13 @@ def made_of():
         if source not in found | BESIDE:
             found.add(source)
             left += imported(source)
-    assert {"element.py", "folding.py", "codecs.py", "cuda/seam.py", "cuda/kernels/columns.py"} <= found
+    assert {
+        "numerics/element.py",
+        "settings/folding.py",
+        "numerics/codecs.py",
+        "cuda/seam.py",
+        "cuda/kernels/columns.py",
+    } <= found
     return found
 
 

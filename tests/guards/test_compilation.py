@@ -80,10 +80,11 @@ import importlib, itertools, pkgutil, sys
 import ml_dtypes
 import numpy as np
 import numba_adam as na
-import numba_adam.kernels
+import numba_adam.cpu.kernels
 from numba.core.dispatcher import Dispatcher
 
-modules = [importlib.import_module(f"numba_adam.kernels.{m.name}") for m in pkgutil.iter_modules(na.kernels.__path__)]
+kernels = numba_adam.cpu.kernels
+modules = [importlib.import_module(f"{kernels.__name__}.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)]
 GRADS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint16)
 PARAMS, KINDS = {
     "float32": (

@@ -19,15 +19,21 @@ FORBIDDEN = {
         "numba_adam.client",
         "numba_adam.cli",
         "numba_adam.demo",
-        "numba_adam.kernels",
+        "numba_adam.cpu.kernels",
     },
     "numba_adam/cli/": set(),
-    "numba_adam/demo/": {"numba_adam.server", "numba_adam.kernels", "numba_adam.cli"},
-    "client/": {"numba_adam.server", "numba_adam.cli", "numba_adam.demo", "numba_adam.kernels"},
+    "numba_adam/demo/": {"numba_adam.server", "numba_adam.cpu.kernels", "numba_adam.cli"},
+    "client/": {"numba_adam.server", "numba_adam.cli", "numba_adam.demo", "numba_adam.cpu.kernels"},
     "server/": {"numba_adam.client", "numba_adam.cli", "numba_adam.demo"},
 }
 # Who may know Numba, and who a framework: all others go through them.
-NUMBA = ("numba_adam/kernels/", "numba_adam/cuda/", "numba_adam/cli/checkup.py", "server/launcher.py")
+NUMBA = (
+    "numba_adam/cpu/kernels/",
+    "numba_adam/rows/kernels/",
+    "numba_adam/cuda/",
+    "numba_adam/cli/checkup.py",
+    "server/runtime/launcher.py",
+)
 INTEROP = ("numba_adam/interop/", "numba_adam/demo/")
 
 
@@ -56,8 +62,8 @@ def below(module: str, packages: set[str]) -> bool:
         ("import numba_adam.server.config", HEAVY | FRAMEWORKS | WIRE),
         (
             "import importlib, pkgutil, numba_adam.client as client\n"
-            "for module in pkgutil.iter_modules(client.__path__):\n"
-            "    importlib.import_module(f'numba_adam.client.{module.name}')",
+            "for module in pkgutil.walk_packages(client.__path__, 'numba_adam.client.'):\n"
+            "    importlib.import_module(module.name)",
             HEAVY | FRAMEWORKS,
         ),
     ],

@@ -13,8 +13,8 @@ import pytest
 
 import numba_adam as na
 from numba_adam.errors import StateDictError
-from numba_adam.formats import BFLOAT16, dtype_of
 from numba_adam.interop import to_tensors
+from numba_adam.numerics.formats import BFLOAT16, dtype_of
 
 try:
     import torch

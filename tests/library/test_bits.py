@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from updates import HYPERPARAMETERS, SIZES, STEPS, cut, data, digest_of, digests, train
 
 import numba_adam as na
-from numba_adam import element
-from numba_adam.folding import Constants, fold
-from numba_adam.kernels.ranges import TILE
-from numba_adam.kernels.threads import ELEMENTS_PER_TASK
+from numba_adam.cpu.kernels.ranges import TILE
+from numba_adam.cpu.kernels.threads import ELEMENTS_PER_TASK
+from numba_adam.numerics import element
+from numba_adam.settings.folding import Constants, fold
 
 SCRIPT = Path(__file__).with_name("updates.py")
 X86 = platform.machine().lower() in ("x86_64", "amd64")

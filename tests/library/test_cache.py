@@ -32,7 +32,7 @@ optimizer = na.Adam([param], betas=(0.5, 0.75))
 optimizer.step([grad])
 compiled = len(recorder.buffer)
 optimizer.step([grad])
-from numba_adam.kernels.cache import folder
+from numba_adam.cpu.kernels.cache import folder
 print("moments", optimizer.state[0]["exp_avg"].tolist(), optimizer.state[0]["exp_avg_sq"].tolist())
 print("compiled", compiled)
 print("folder", folder())
@@ -45,8 +45,8 @@ USE = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="log: %(message)s")
 import numpy as np
-from numba_adam.kernels.compile import kernel
-from numba_adam.kernels.finite import first_beyond
+from numba_adam.cpu.kernels.compile import kernel
+from numba_adam.cpu.kernels.finite import first_beyond
 
 def use():
     "Return whether the kernel had to be compiled."
@@ -55,7 +55,7 @@ def use():
     return sum(made.stats.cache_misses.values()) == 1
 
 first = use()
-from numba_adam.kernels.cache import folder
+from numba_adam.cpu.kernels.cache import folder
 """
 
 
@@ -127,7 +127,7 @@ def copy_of_the_package(to):
     return to
 
 
-WHICH = "\nimport numba_adam.element\nprint('from', numba_adam.element.__file__)\n"
+WHICH = "\nimport numba_adam.numerics.element\nprint('from', numba_adam.numerics.element.__file__)\n"
 
 
 def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, own_copy):
@@ -136,7 +136,7 @@ def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, o
     output = run_python(STEP + WHICH, **environment)
     assert f"from {folder}" in output
     assert lines(output)[:2] == (MOMENTS, 0)  # an equal copy runs the same machine code
-    element = folder / "numba_adam" / "element.py"
+    element = folder / "numba_adam" / "numerics" / "element.py"
     source = element.read_text()
     edited = source.replace("product(c.beta1, exp_avg) + product", "product(c.beta1, exp_avg) - product")
     assert edited != source
@@ -149,12 +149,15 @@ def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, o
     assert (moments, compiled) == (MOMENTS, 0)  # the old code is still there
 
 
+NUMERICS = [f"numerics/{name}.py" for name in ("element", "codecs", "formats", "eight_bit", "bind")]
+
+
 def test_every_source_that_a_kernel_is_made_of_is_in_the_fingerprint(run_python, tmp_path):
     folder = copy_of_the_package(tmp_path)
-    program = "from numba_adam.kernels.cache import sources; print(sources().fingerprint)"
+    program = "from numba_adam.cpu.kernels.cache import sources; print(sources().fingerprint)"
     seen = {run_python(program, PYTHONPATH=str(folder))}
-    changed = [folder / "numba_adam" / name for name in ("element.py", "folding.py", "codecs.py", "formats.py")]
-    changed += [folder / "numba_adam" / "kernels" / name for name in ("update.py", "tiles.py", "intrinsics.py")]
+    changed = [folder / "numba_adam" / name for name in (*NUMERICS, "settings/folding.py")]
+    changed += [folder / "numba_adam" / "cpu" / "kernels" / name for name in ("update.py", "tiles.py", "intrinsics.py")]
     for path in changed:
         path.write_text(path.read_text() + "\n# edited\n")
         seen.add(run_python(program, PYTHONPATH=str(folder)))
@@ -208,7 +211,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(run_python, own_copy):
     program = """
 import sys
 from pathlib import Path
-from numba_adam.kernels import cache
+from numba_adam.cpu.kernels import cache
 for path in map(Path, sys.argv[1:]):
     for mode in (0o770, 0o707, 0o777, 0o720, 0o702):
         path.chmod(mode)

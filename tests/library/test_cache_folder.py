@@ -27,8 +27,8 @@ import numpy as np
 
 def use():
     "Return whether the kernel had to be compiled."
-    from numba_adam.kernels.compile import kernel
-    from numba_adam.kernels.finite import first_beyond
+    from numba_adam.cpu.kernels.compile import kernel
+    from numba_adam.cpu.kernels.finite import first_beyond
     made = kernel(first_beyond.py_func)
     global found
     found = made(np.array([1, 2, np.nan]), np.inf)
@@ -36,7 +36,7 @@ def use():
 """
 SHOW = """
 compiled = use()
-from numba_adam.kernels.cache import folder
+from numba_adam.cpu.kernels.cache import folder
 print("found", found, "compiled", compiled, "folder", folder())
 """
 NOWHERE = "found 2 compiled True folder None"
@@ -83,12 +83,12 @@ def test_kernels_from_a_zip_are_not_kept_and_an_edit_is_seen(run_python, site, t
     assert last == NOWHERE
     assert re.search("sources cannot be read in .*site.zip", logged)
     assert not list(tmp_path.rglob("*.nbi"))
-    edit(site / "numba_adam/kernels/finite.py")
+    edit(site / "numba_adam/cpu/kernels/finite.py")
     zipped(site)
     assert shown(run_python(USE + SHOW, **environment))[0] == NOWHERE.replace("found 2", "found 3")
 
 
-@pytest.mark.parametrize("without_source", ["**/*.py", "element.py", "kernels/finite.py"])
+@pytest.mark.parametrize("without_source", ["**/*.py", "numerics/element.py", "cpu/kernels/finite.py"])
 def test_kernels_from_compiled_python_alone_are_not_kept(run_python, site, tmp_path, without_source):
     """A .pyc file in the place of its source is run as it is; its source may have been another one."""
     assert compileall.compile_dir(site, quiet=1, legacy=True)
@@ -103,8 +103,8 @@ def test_kernels_from_compiled_python_alone_are_not_kept(run_python, site, tmp_p
 def test_kernels_whose_compiled_python_is_run_unchecked_are_not_kept(run_python, site, tmp_path):
     """Python then runs the code of the .pyc file, whatever an edit has made of the source (PEP 552)."""
     unchecked = PycInvalidationMode.UNCHECKED_HASH
-    assert compileall.compile_file(site / "numba_adam/kernels/finite.py", quiet=1, invalidation_mode=unchecked)
-    edit(site / "numba_adam/kernels/finite.py")
+    assert compileall.compile_file(site / "numba_adam/cpu/kernels/finite.py", quiet=1, invalidation_mode=unchecked)
+    edit(site / "numba_adam/cpu/kernels/finite.py")
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
     assert shown(run_python(USE + SHOW, **environment))[0] == NOWHERE
 
@@ -112,10 +112,10 @@ def test_kernels_whose_compiled_python_is_run_unchecked_are_not_kept(run_python,
 def test_kernels_whose_compiled_python_is_never_checked_are_not_kept(site, tmp_path):
     """As before, where Python is started with --check-hash-based-pycs never."""
     checked = PycInvalidationMode.CHECKED_HASH
-    assert compileall.compile_file(site / "numba_adam/kernels/finite.py", quiet=1, invalidation_mode=checked)
-    edit(site / "numba_adam/kernels/finite.py")
+    assert compileall.compile_file(site / "numba_adam/cpu/kernels/finite.py", quiet=1, invalidation_mode=checked)
+    edit(site / "numba_adam/cpu/kernels/finite.py")
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
-    show = "from numba_adam.kernels.cache import folder; print(folder())"
+    show = "from numba_adam.cpu.kernels.cache import folder; print(folder())"
     for option, is_kept in (("never", False), ("default", True)):
         command = [sys.executable, "--check-hash-based-pycs", option, "-c", show]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -126,14 +126,14 @@ def test_what_was_edited_after_a_process_began_is_not_kept_as_what_was_there_bef
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
     edited_meanwhile = """
 from pathlib import Path
-import numba_adam.kernels.convert  # the folder is chosen
+import numba_adam.cpu.kernels.convert  # the folder is chosen
 source = Path(sys.argv[1])
 original = source.read_text()
 source.write_text(original.replace("return i\\n", "return i + 1\\n"))
 assert use() and use() and found == 3
 source.write_text(original)
 """
-    run_python(USE + edited_meanwhile, str(site / "numba_adam/kernels/finite.py"), **environment)
+    run_python(USE + edited_meanwhile, str(site / "numba_adam/cpu/kernels/finite.py"), **environment)
     assert shown(run_python(USE + SHOW, **environment))[0].startswith("found 2 compiled True folder /")
     assert shown(run_python(USE + SHOW, **environment))[0].startswith("found 2 compiled False folder /")
 
@@ -147,7 +147,7 @@ def test_numbas_own_choice_of_folders_is_not_asked(run_python, tmp_path):
 
 
 def test_settings_that_change_the_machine_code_have_a_folder_of_their_own(run_python, tmp_path):
-    program = "from numba_adam.kernels.cache import folder; print(folder())"
+    program = "from numba_adam.cpu.kernels.cache import folder; print(folder())"
     settings = ({}, {"NUMBA_OPT": "0"}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_LOOP_VECTORIZE": "0"})
     found = {run_python(program, NUMBA_CACHE_DIR=str(tmp_path), **each) for each in settings}
     assert len(found) == len(settings)
@@ -168,7 +168,7 @@ def test_settings_that_change_the_machine_code_have_a_folder_of_their_own(run_py
 )
 def test_a_tilde_is_the_home_folder(run_python, tmp_path, variables, expected):
     environment = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": str(tmp_path / "home"), **variables}
-    folder = Path(run_python("from numba_adam.kernels.cache import folder; print(folder())", **environment))
+    folder = Path(run_python("from numba_adam.cpu.kernels.cache import folder; print(folder())", **environment))
     assert folder.parent == tmp_path / expected
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
@@ -179,7 +179,7 @@ def test_a_home_that_is_no_path_is_not_made_a_folder_of_that_name(run_python, tm
     program = """
 import os, pwd, sys, types
 pwd.getpwuid = lambda number: types.SimpleNamespace(pw_dir=sys.argv[1])
-from numba_adam.kernels.cache import folder
+from numba_adam.cpu.kernels.cache import folder
 print(folder())
 """
     environment = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": home}
@@ -189,14 +189,14 @@ print(folder())
 
 
 def test_an_unknown_users_home_is_no_folder(run_python, tmp_path):
-    program = "from numba_adam.kernels.cache import folder; print(folder())"
+    program = "from numba_adam.cpu.kernels.cache import folder; print(folder())"
     assert run_python(program, NUMBA_CACHE_DIR="~nobody-of-this-name/kept").splitlines()[-1] == "None"
     assert not list(tmp_path.iterdir())
 
 
 def test_a_relative_folder_is_where_it_was_checked_after_a_change_of_directory(run_python, tmp_path):
     elsewhere = """
-from numba_adam.kernels.cache import folder
+from numba_adam.cpu.kernels.cache import folder
 import os
 checked = folder()
 os.mkdir("elsewhere")
@@ -233,7 +233,7 @@ def test_a_folder_in_one_in_which_anyone_may_rename_is_not_used(run_python, tmp_
 
 def test_a_folder_that_others_put_in_its_place_later_is_not_used(run_python, tmp_path):
     swapped = """
-from numba_adam.kernels.cache import folder
+from numba_adam.cpu.kernels.cache import folder
 import os
 assert use() and not use()
 os.chmod(folder(), 0o777)
@@ -248,7 +248,9 @@ assert use() and found == 2
 
 
 def test_every_folder_that_is_made_is_its_owners_alone_whatever_the_umask(run_python, tmp_path):
-    program = "import os; os.umask(int(sys.argv[1], 8))\nfrom numba_adam.kernels.cache import folder; print(folder())"
+    program = (
+        "import os; os.umask(int(sys.argv[1], 8))\nfrom numba_adam.cpu.kernels.cache import folder; print(folder())"
+    )
     for umask in ("000", "022", "277"):
         home = tmp_path / umask
         home.mkdir()

@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import pytest
 
-from numba_adam import codecs
-from numba_adam.conversion import convert
-from numba_adam.kernels import formats as compiled
+from numba_adam.cpu.conversion import convert
+from numba_adam.cpu.kernels import formats as compiled
+from numba_adam.numerics import codecs
 
 CODES = np.arange(65_536, dtype=np.uint16)
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import numba_adam as na
+from numba_adam.cpu.kernels.threads import ELEMENTS_PER_TASK
 from numba_adam.errors import DtypeError
-from numba_adam.kernels.threads import ELEMENTS_PER_TASK
 
 SIZES = (1, 127, 129, 1000, 1025, 2500)
 HYPERPARAMETERS = {

@@ -8,9 +8,9 @@ import eight_bit_reference as reference
 import numpy as np
 import pytest
 
-from numba_adam import codecs
-from numba_adam.conversion import decode, encode
-from numba_adam.eight_bit import EightBit
+from numba_adam.cpu.conversion import decode, encode
+from numba_adam.numerics import codecs
+from numba_adam.numerics.eight_bit import EightBit
 
 NEAREST = codecs.threshold_of(codecs.TO_NEAREST)
 SIZES = (0, 1, 2, 127, 128, 129, 255, 256, 1000, 1023, 1024, 1025, 2500)

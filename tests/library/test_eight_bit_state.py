@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.conversion import decode, encode
-from numba_adam.eight_bit import EightBit
+from numba_adam.cpu.conversion import decode, encode
 from numba_adam.errors import StateDictError
+from numba_adam.numerics.eight_bit import EightBit
 
 SHAPES = [(30, 40), (129,), (), (0, 3)]
 ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from constants_reference import FLOORS, as_real, fold
 
-from numba_adam import element, folding
-from numba_adam.hyperparameters import Hyperparameters
+from numba_adam.numerics import element
+from numba_adam.settings import folding
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 STEPS = (1, 2, 3, 7, 64, 1000, 123_457)
 SETS = [

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import numba_adam as na
+from numba_adam.cpu.kernels import gather
 from numba_adam.errors import ArrayError, DtypeError, LayoutError, ShapeError, UnsupportedArrayError
-from numba_adam.kernels import gather
 
 SHAPE = (3, 4)
 
@@ -213,7 +213,7 @@ def test_an_array_that_is_reshaped_between_steps_is_seen_as_it_is_now():
 @pytest.mark.parametrize("answer", [True, False])
 def test_machines_on_which_array_objects_look_otherwise_ask_every_array(answer, monkeypatch):
     """Without the quick look: the same bits, the same refusals."""
-    import numba_adam.table as table
+    import numba_adam.cpu.table as table
 
     assert gather.usable() is True  # on every machine that runs these tests so far
     monkeypatch.setattr(table, "usable", lambda: answer)

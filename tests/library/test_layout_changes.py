@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam import table as tables
+from numba_adam.cpu import table as tables
 from numba_adam.errors import ArrayError, DtypeError, LayoutError, ShapeError, StateDictError
 
 

@@ -11,8 +11,8 @@ import pytest
 
 import numba_adam as na
 from numba_adam.errors import StateDictError
-from numba_adam.formats import BFLOAT16, dtype_of
 from numba_adam.interop import from_flat_arrays, to_flat_arrays
+from numba_adam.numerics.formats import BFLOAT16, dtype_of
 
 KINDS = {
     "float32": ("float32", {}),

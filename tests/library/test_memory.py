@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.eight_bit import EightBit, blocks_of
-from numba_adam.hyperparameters import Hyperparameters
-from numba_adam.scaling import Scaling
-from numba_adam.table import Extras, UpdateTable
+from numba_adam.cpu.table import Extras, UpdateTable
+from numba_adam.numerics.eight_bit import EightBit, blocks_of
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.scaling import Scaling
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 GUARD_BYTES = 256

@@ -13,7 +13,7 @@ import pytest
 
 import numba_adam as na
 from numba_adam.errors import HyperparameterError, StateDictError
-from numba_adam.formats import BFLOAT16, dtype_of
+from numba_adam.numerics.formats import BFLOAT16, dtype_of
 
 # The house imports it nowhere; what others do with it to an optimizer is what is tested here.
 pickle = importlib.import_module("pickle")

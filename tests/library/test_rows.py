@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from reference import adam_step
 
 import numba_adam as na
-from numba_adam.row_history import RowHistory
-from numba_adam.rows import adam_catch_up_rows, adam_update_rows
+from numba_adam.rows.functional import adam_catch_up_rows, adam_update_rows
+from numba_adam.rows.history import RowHistory
 
 WIDTHS = [(), (1,), (3,), (16,), (17,), (2, 5), (1_500,)]
 VARIANTS = {

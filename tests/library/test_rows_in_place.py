@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.kernels.rows_in_place import PIECE
-from numba_adam.rows import adam_update_rows
+from numba_adam.rows.functional import adam_update_rows
+from numba_adam.rows.kernels.in_place import PIECE
 
 WIDTHS = [1, 15, 16, 17, 31, 32, 33, 48, PIECE, PIECE + 16, 2 * PIECE + 5]
 OPTIONS = {"lr": 0.03, "weight_decay": 0.1, "eps": 1e-6, "grad_scale": 0.5}

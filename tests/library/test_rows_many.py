@@ -10,8 +10,8 @@ import pytest
 
 import numba_adam as na
 from numba_adam.errors import ShapeError
-from numba_adam.kernels.rows_parts import cuts, tally
-from numba_adam.rows import adam_update_rows
+from numba_adam.rows.functional import adam_update_rows
+from numba_adam.rows.kernels.partition import cuts, tally
 
 COUNT, WIDTH = 40_000, 8  # of a table
 OPTIONS = {"lr": 0.03, "weight_decay": 0.1, "eps": 1e-6, "grad_scale": 0.5}

@@ -16,8 +16,8 @@ from numba_adam.errors import (
     ShapeError,
     UnsupportedArrayError,
 )
-from numba_adam.row_history import RowHistory
-from numba_adam.rows import adam_catch_up_rows, adam_update_rows
+from numba_adam.rows.functional import adam_catch_up_rows, adam_update_rows
+from numba_adam.rows.history import RowHistory
 
 
 def read_only(array):

@@ -12,7 +12,7 @@ import pytest
 
 import numba_adam as na
 from numba_adam.errors import HyperparameterError
-from numba_adam.options import Options
+from numba_adam.settings.options import Options
 
 
 class Convertible:

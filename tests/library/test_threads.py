@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.kernels import threads as own
+from numba_adam.cpu.kernels import threads as own
 
 SIZE = 100_000  # on all threads
 STEPS = 6
@@ -90,7 +90,7 @@ for _ in range(40):
     twin.step([grads[0]])
 assert bits(optimizer) == bits(twin)
 assert optimizer.state[0]["step"] == 40
-from numba_adam.kernels.threads import threading_layer
+from numba_adam.cpu.kernels.threads import threading_layer
 print(threading_layer())
 """
 )
@@ -204,7 +204,7 @@ def test_set_num_threads_holds_for_its_own_thread(run_python):
         + """
 expected = alone(0)
 numba.set_num_threads(1)
-from numba_adam.kernels import threads
+from numba_adam.cpu.kernels import threads
 found = []
 thread = threading.Thread(target=lambda: found.append((threads.thread_count(), alone(0) == expected)))
 thread.start(); thread.join()

@@ -9,8 +9,9 @@ from numba_adam.errors import HyperparameterError
 
 KINDS = ("float32", "float64", "formats", "rows")
 
-SETUP = """
+SETUP = r"""
 import itertools
+import re
 import sys
 import numpy as np
 import numba_adam as na
@@ -19,7 +20,7 @@ from numba.core.dispatcher import Dispatcher
 
 
 def loaded():
-    kernels = [each for name, module in list(sys.modules.items()) if name.startswith("numba_adam.kernels")
+    kernels = [each for name, module in list(sys.modules.items()) if re.match(r"numba_adam\.(cpu|rows)\.kernels", name)
                for each in vars(module).values() if isinstance(each, Dispatcher)]
     return {f"{k.py_func.__module__}.{k.py_func.__name__}": len(k.overloads) for k in kernels}
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numba_adam.errors import DtypeError, HyperparameterError, InvalidRequestError
-from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps import convert
 from numba_adam.ps.v1 import model_pb2
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 RATES = st.floats(0, 1, exclude_max=True)
 NUMBERS = st.floats(0, 1e300)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from numba_adam import errors
-from numba_adam.client.retry import Backoff
+from numba_adam.client.transport.retry import Backoff
 from numba_adam.errors import ServiceError
 from numba_adam.ps.errors import TABLE
 from numba_adam.ps.v1.error_pb2 import Reason

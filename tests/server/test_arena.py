@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.hyperparameters import Hyperparameters
-from numba_adam.server.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
-from numba_adam.server.machine import Content, Machine, PushKey
-from numba_adam.server.model import Model, Push
-from numba_adam.server.spec import Spec, Tensor
+from numba_adam.server.model.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
+from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.runtime.model import Model, Push
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

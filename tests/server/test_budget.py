@@ -4,7 +4,7 @@ import pytest
 
 from numba_adam.errors import BudgetExceededError, TransferTooLargeError
 from numba_adam.ps.errors import detail_of
-from numba_adam.server.budget import SMALL_CHANGE_BYTES, SlotPool
+from numba_adam.server.runtime.budget import SMALL_CHANGE_BYTES, SlotPool
 
 GRAIN = 1 << 16
 

@@ -8,17 +8,17 @@ import grpc
 import numpy as np
 import pytest
 
+from numba_adam.cpu.table import UpdateTable
 from numba_adam.errors import ConfigurationError, InternalServerError, ServerUnavailableError
-from numba_adam.hyperparameters import Hyperparameters
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server import snapshot as snapshots
-from numba_adam.server.arena import Arena
 from numba_adam.server.embedded import Server
-from numba_adam.server.machine import Content, Machine, PushKey
-from numba_adam.server.model import Model, Push
-from numba_adam.server.spec import Spec, Tensor
-from numba_adam.table import UpdateTable
+from numba_adam.server.model.arena import Arena
+from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.runtime.model import Model, Push
+from numba_adam.server.storage import snapshot as snapshots
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 
 def block(folder, name="model"):

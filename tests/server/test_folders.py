@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from numba_adam import private_folder
 from numba_adam.errors import ConfigurationError
+from numba_adam.kernel_cache import private_folder
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
-from numba_adam.server.store import Store
+from numba_adam.server.storage.data_folder import Store
 
 
 @contextlib.contextmanager

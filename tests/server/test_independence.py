@@ -19,8 +19,8 @@ from safetensors import safe_open
 
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server import slices
 from numba_adam.server.embedded import Server
+from numba_adam.server.runtime import slices
 
 DEADLINE = 60  # seconds: generous, and never waited for unless something is wrong
 SIZE = 100_000  # elements: a snapshot of 1.2 MB, more than a FIFO takes

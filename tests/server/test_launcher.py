@@ -12,7 +12,7 @@ import pytest
 
 from numba_adam.errors import ServerUnavailableError
 from numba_adam.server.config import add_arguments
-from numba_adam.server.launcher import Launcher
+from numba_adam.server.runtime.launcher import Launcher
 
 DEADLINE = 60
 

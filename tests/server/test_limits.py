@@ -4,7 +4,7 @@ import pytest
 
 from numba_adam.errors import HyperparameterError
 from numba_adam.ps.v1 import model_pb2
-from numba_adam.server.spec import Spec
+from numba_adam.server.model.spec import Spec
 
 NOT_FOR_FLOAT32 = {"lr": 1e300, "eps": 1e-46, "beta2": 1 - 1e-9, "weight_decay": 1e39}
 

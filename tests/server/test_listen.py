@@ -12,8 +12,8 @@ import pytest
 from numba_adam.errors import ConfigurationError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
-from numba_adam.server import listen
 from numba_adam.server.embedded import Server
+from numba_adam.server.transport import listen
 
 FAMILIES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 

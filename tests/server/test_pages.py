@@ -10,7 +10,7 @@ from numba_adam.client import ParameterClient
 from numba_adam.errors import DeadlineExceededError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server import pages
+from numba_adam.server.runtime import pages
 
 ONE = {"x": np.zeros(1, np.float32)}
 
@@ -90,11 +90,11 @@ def test_descriptions_beyond_what_a_client_receives_are_listed_and_shown_all_the
 ):
     """`list_models`, `status` and the command failed with an error of gRPC's own, beyond 64 MiB; here beyond 1 MiB."""
     from numba_adam.cli import main
-    from numba_adam.client import lane
+    from numba_adam.client.transport import channel
 
     limit = 1 << 20
-    options = dict(lane._OPTIONS) | {"grpc.max_receive_message_length": limit}
-    monkeypatch.setattr(lane, "_OPTIONS", tuple(options.items()))
+    options = dict(channel._OPTIONS) | {"grpc.max_receive_message_length": limit}
+    monkeypatch.setattr(channel, "_OPTIONS", tuple(options.items()))
     monkeypatch.setattr(pages, "WHOLE_BYTES", limit)
     long = described_at_length(2500)  # 650 kB
     names = [f"m{number}" for number in range(3)]

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from numba_adam.server.permits import Permits
+from numba_adam.server.transport.permits import Permits
 
 DEADLINE = 60
 

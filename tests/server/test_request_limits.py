@@ -11,8 +11,8 @@ from numba_adam.ps import framing
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server.budget import SMALL_CHANGE_BYTES, SlotPool
-from numba_adam.server.requests import Requests
+from numba_adam.server.runtime.budget import SMALL_CHANGE_BYTES, SlotPool
+from numba_adam.server.transport.requests import Requests
 
 
 @pytest.fixture

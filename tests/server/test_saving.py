@@ -15,7 +15,7 @@ import pytest
 from numba_adam.errors import SnapshotError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
-from numba_adam.server.store import Store
+from numba_adam.server.storage.data_folder import Store
 
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir")
 
@@ -26,8 +26,8 @@ import json, os, shutil, sys
 from pathlib import Path
 import numpy as np
 from numba_adam.server import snapshot as snapshots
-from numba_adam.server.snapshot import Snapshot
-from numba_adam.server.store import Store
+from numba_adam.server.storage.snapshot import Snapshot
+from numba_adam.server.storage.data_folder import Store
 
 folder, operation, calls = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
 GROUPS = ("param", "exp_avg", "exp_avg_sq")

@@ -14,7 +14,7 @@ import numba_adam as na
 from numba_adam.ps.v1 import model_pb2, transfer_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server.service import METHODS
+from numba_adam.server.transport.service import METHODS
 
 HYPER = {"lr": 0.05, "weight_decay": 0.01}
 

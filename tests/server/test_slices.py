@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.hyperparameters import Hyperparameters
-from numba_adam.server import slices
-from numba_adam.server.arena import Arena
-from numba_adam.server.launcher import Launcher
-from numba_adam.server.slices import SlicedUpdate
-from numba_adam.server.spec import Spec, Tensor
+from numba_adam.server.model.arena import Arena
+from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.runtime import slices
+from numba_adam.server.runtime.launcher import Launcher
+from numba_adam.server.runtime.slices import SlicedUpdate
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 SIZES = (700, 0, 1, 2048, 5000, 3)  # the fifth lies in several slices, and one slice holds several tensors
 

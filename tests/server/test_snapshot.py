@@ -9,12 +9,12 @@ import pytest
 from safetensors import safe_open
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
-from numba_adam.hyperparameters import Hyperparameters
-from numba_adam.server import snapshot as snapshots
-from numba_adam.server.arena import Arena
-from numba_adam.server.machine import Content, Machine, PushKey
-from numba_adam.server.snapshot import Snapshot
-from numba_adam.server.spec import Spec, Tensor
+from numba_adam.server.model.arena import Arena
+from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.storage import snapshot as snapshots
+from numba_adam.server.storage.snapshot import Snapshot
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

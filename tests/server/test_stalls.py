@@ -9,7 +9,7 @@ import pytest
 
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
-from numba_adam.server.watch import LEAST_BYTES, Allowance
+from numba_adam.server.transport.watch import LEAST_BYTES, Allowance
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from numba_adam.errors import ModelNotFoundError, RewoundError
-from numba_adam.hyperparameters import Hyperparameters
-from numba_adam.server.arena import Arena
-from numba_adam.server.machine import Content, Machine, PushKey
-from numba_adam.server.model import Model, Push
-from numba_adam.server.spec import Spec, Tensor
+from numba_adam.server.model.arena import Arena
+from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.runtime.model import Model, Push
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 DEADLINE = 60
 

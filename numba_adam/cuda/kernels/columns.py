@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import formats
 from numba_adam.cuda.kernels.layout import Lanes, Layout
+from numba_adam.numerics.bind import bind
 
 # What `bind` fills in for a layout.
 _load: Any = None

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam import codecs
-from numba_adam.binding import bind
-from numba_adam.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, grid
 from numba_adam.cuda.kernels.formats import codec
-from numba_adam.eight_bit import BLOCK
-from numba_adam.folding import without_floors
+from numba_adam.numerics import codecs
+from numba_adam.numerics.bind import bind
+from numba_adam.numerics.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
+from numba_adam.numerics.eight_bit import BLOCK
+from numba_adam.settings.folding import without_floors
 
 # What `bind` fills in for a layout.
 _update_lane: Any = None

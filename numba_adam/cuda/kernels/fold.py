@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam import folding
-from numba_adam.binding import bind
-from numba_adam.codecs import DITHER_TURN
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.formats import codec
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
 from numba_adam.cuda.kernels.norm import LARGEST, SCALE, SUM
-from numba_adam.folding import Settings
+from numba_adam.numerics.bind import bind
+from numba_adam.numerics.codecs import DITHER_TURN
+from numba_adam.settings import folding
+from numba_adam.settings.folding import Settings
 
 cuda = seam.cuda
 

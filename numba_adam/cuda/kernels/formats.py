@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam import codecs
-from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.layout import EIGHT_BIT
+from numba_adam.numerics import codecs
+from numba_adam.numerics.bind import bind
 
 LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by what is computed in
 STOCHASTIC = "bfloat16, rounded at random"

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
 from numba_adam.cuda.kernels.columns import columns
 from numba_adam.cuda.kernels.layout import CHUNK, CONSTANTS, KEYS_BYTES, Keys, Lanes, Layout, Place
-from numba_adam.folding import Constants
+from numba_adam.numerics.bind import bind
+from numba_adam.settings.folding import Constants
 
 cuda = seam.cuda
 

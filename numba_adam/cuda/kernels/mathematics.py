@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba_adam import element
-from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels.layout import Layout
+from numba_adam.numerics import element
+from numba_adam.numerics.bind import bind
 
 
 def mathematics(layout: Layout) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The sum of squares of many gradients, on the GPU, bit for bit the CPU's.
 
-The order is that of `numba_adam.kernels.norm`: blocks of BLOCK elements of an array; within a block element i is added
+The order is that of the CPU's `norm`: blocks of BLOCK elements of an array; within a block element i is added
 to lane i % LANES, by a thread of its own; then the lanes are added one after the other, and so are the blocks. The
 largest magnitude is found on the way.
 
@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam import folding
-from numba_adam.binding import bind
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
+from numba_adam.numerics.bind import bind
+from numba_adam.settings import folding
 
 cuda = seam.cuda
 
-BLOCK = 8192  # elements; as in numba_adam.kernels.job
-SUM_LANES = 16  # as in numba_adam.kernels.intrinsics
+BLOCK = 8192  # elements; as in numba_adam.cpu.kernels.job
+SUM_LANES = 16  # as in numba_adam.cpu.kernels.intrinsics
 ROW = 2 * SUM_LANES  # of a block: the lanes' sums, then their largest magnitudes
 
 # Places in the totals, float64.

@@ -10,8 +10,8 @@ from numba_adam import Hyperparameters
 from numba_adam.cuda import borrow_cuda
 from numba_adam.cuda.memory import download, uploaded
 from numba_adam.cuda.table import CudaTable
-from numba_adam.eight_bit import EightBit
 from numba_adam.errors import DtypeError
+from numba_adam.numerics.eight_bit import EightBit
 
 HERE = borrow_cuda(Interface(np.ones(1, "f4")), name="an array")  # whatever lies on the GPU
 BLOCKS = ((1,), (127,), (128,), (129,), (3, 87), (0,), ())  # shorter than a block, one, a little more, and several

@@ -5,14 +5,14 @@ import pytest
 from lending import Interface
 
 from numba_adam import Hyperparameters
+from numba_adam.cpu.part import Member
 from numba_adam.cuda import borrow_cuda
 from numba_adam.cuda.part import cuda_parts
-from numba_adam.devices import check_same_place, parts_of
 from numba_adam.errors import UnsupportedArrayError
-from numba_adam.options import Options
-from numba_adam.param_groups import ParamGroup
-from numba_adam.part import Member
-from numba_adam.scaling import AS_THEY_ARE
+from numba_adam.optim.backends import check_same_place, parts_of
+from numba_adam.settings.options import Options
+from numba_adam.settings.param_groups import ParamGroup
+from numba_adam.settings.scaling import AS_THEY_ARE
 
 
 def members_of(*lent):

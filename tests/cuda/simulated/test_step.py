@@ -9,7 +9,7 @@ from lending import Interface, on_gpu
 import numba_adam as na
 from numba_adam import Hyperparameters
 from numba_adam.cuda.table import CudaTable
-from numba_adam.scaling import scaling
+from numba_adam.settings.scaling import scaling
 
 SIZES = (9000, 3, 0, 41)
 

@@ -1,0 +1,1 @@
+"""The CPU backend: the update of arrays in this host's memory."""

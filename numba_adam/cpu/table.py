@@ -1,0 +1,416 @@
+"""Arrays that are updated together, in one kernel launch, where they lie. The one caller of the update kernels.
+
+The optimizer classes, the functional form and the parameter server all stand on `UpdateTable`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam.cpu.conversion import format_number
+from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, threads, update
+from numba_adam.cpu.kernels.gather import kinds, usable
+from numba_adam.cpu.kernels.job import (
+    COLUMNS,
+    IS_PLAIN,
+    IS_STOCHASTIC,
+    OPTIONS,
+    OWNER,
+    SCALE,
+    SEED,
+    ZERO_GRAD,
+    Job,
+    empty_plan,
+    pack,
+)
+from numba_adam.cpu.kernels.prepare import prepare, prepare_gathered
+from numba_adam.errors import DtypeError
+from numba_adam.interop import borrow
+from numba_adam.interop.arrays import Extents, Watched, check_shape, check_unchanged, watched
+from numba_adam.interop.axes import Axes, as_given, in_memory_order
+from numba_adam.numerics.array import Array
+from numba_adam.numerics.eight_bit import EightBit
+from numba_adam.numerics.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
+from numba_adam.settings.folding import LARGEST_GRADIENT, settings
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.options import TOO_NARROW
+from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
+
+# What messages call the columns, and the gradients.
+LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "low_precision", "grads")
+MASTER_LABELS = (*LABELS[:5], "params", LABELS[6])  # where the copies are the parameters, and these master copies
+_OWN_DTYPES = (np.dtype(np.uint8),)
+_ITEM_BYTES = np.array(ITEM_BYTES, dtype=np.int64)
+
+
+class Extras(NamedTuple):
+    """What a step does beside the update, and how it rounds."""
+
+    emas: Sequence[Array | None] | None = None  # moving averages of the weights, one for each parameter
+    copies: Sequence[Array | None] | None = None  # low-precision copies of the new parameters
+    ema_decay: float = 0.0
+    is_stochastic: bool = False  # whether bfloat16 arrays are rounded at random
+    seed: int = 0
+    numbers: Sequence[int] | None = None  # the parameters' places in their optimizer; None: 0, 1, 2, ...
+
+
+NO_EXTRAS = Extras()
+
+
+class UpdateTable:
+    """Parameters and their moments, ready to be updated. One thread at a time may use a table.
+
+    The table keeps references to its arrays, and weak ones that pin them: NumPy resizes no array that has one, not even
+    with `refcheck=False`, so their memory stays where it is.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Array],
+        exp_avgs: Sequence[Array | EightBit],
+        exp_avg_sqs: Sequence[Array | EightBit],
+        max_exp_avg_sqs: Sequence[Array | EightBit | None] | None = None,
+        *,
+        hyperparameters: Sequence[Hyperparameters],
+        groups: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+        extents: Extents | None = None,
+        labels: Sequence[str] = LABELS,
+        extras: Extras = NO_EXTRAS,
+        axes: Sequence[Axes | None] | None = None,
+        owners: Sequence[Watched | None] | None = None,
+    ) -> None:
+        """Check the arrays and note where they lie.
+
+        Args:
+            params: C-contiguous writable arrays of any shapes, float32, float64, bfloat16 or float16.
+            exp_avgs: first moments, one for each parameter, of its shape: float32, float64, bfloat16 or in 8 bits.
+            exp_avg_sqs: second moments, likewise.
+            max_exp_avg_sqs: largest second moments (AMSGrad), None for parameters without; None: none has one.
+            hyperparameters: those of each group.
+            groups: the group of each parameter. Default: all are of group 0.
+            names: what error messages call the parameters. Default: their indices.
+            extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
+            labels: what error messages call each kind of array, before its name.
+            extras: what is to be done beside.
+            axes: for each parameter the order in memory of the axes that its gradient has, where these arrays are views
+                of the caller's with the axes in that order; None: C order. Default: None for all.
+            owners: for each parameter the caller's array object, if there is one, which must stay as it is. Default:
+                the parameters.
+
+        Raises:
+            ArrayError: an array does not fit; the message names it.
+        """
+        self._labels = labels
+        self._names = list(names) if names is not None else [f"[{index}]" for index in range(len(params))]
+        self._params = list(params)
+        nothing: list[None] = [None] * len(params)
+        self._columns: list[Sequence[Array | EightBit | None]] = [
+            self._params,
+            list(exp_avgs),
+            list(exp_avg_sqs),
+            list(max_exp_avg_sqs or nothing),
+            list(extras.emas or nothing),
+            list(extras.copies or nothing),
+        ]
+        self._extras = extras
+        self.dtype = self._check()
+        self._range = self._range_of_moments()
+        self._axes = list(axes or nothing)
+        self._shapes = [as_given(param, order).shape for param, order in zip(self._params, self._axes, strict=True)]
+        self._extents = extents or Extents(*self._written())
+        self._owners = self._watched(0) if owners is None else list(owners)
+        self._copies = self._watched(5)
+        pinned = [owner.array for owner in self._owners if owner is not None]
+        self._pins = [weakref.ref(array) for array in (*self._written()[0], *pinned)]
+        self._job = self._make_job(hyperparameters, groups or [0] * len(params))
+        self._places = pack(self._job)
+        self._views: list[Array | None] = []
+        self._copied: list[Array] = []  # gradients of which the step works on copies, to be set to zero
+
+    def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
+        """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
+        self._job.settings[group] = settings(hyperparameters, self._range, self._extras.ema_decay)
+
+    def update(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> None:
+        """Make one step, in place; nothing is changed if a gradient does not fit.
+
+        Args:
+            grads: one gradient for each parameter, of its shape, in any format; None leaves that parameter out.
+            steps: (parameters,) int64: updates made so far; counted up where there is a gradient.
+            scaling: what is done to the gradients first; they are not measured here.
+
+        Raises:
+            ArrayError: a gradient does not fit; the message names it.
+        """
+        self.launch(self.prepare(grads, steps, scaling), steps)
+
+    def prepare(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> int:
+        """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
+        job, like = self._job, self._job.constants
+        job.options[ZERO_GRAD] = scaling.zero_grad
+        if self._copied:
+            self._copied = []
+        if len(self._params) == 1:
+            job.objects[0] = id(grads[0])
+        else:
+            job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
+        count = prepare(self._places, like, steps, scaling.factor, scaling.clip_value) if usable() else -1
+        if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
+            self._check_owners()
+            self._views = [self._view_of(index, grad, scaling) for index, grad in enumerate(grads)]
+            job.grads[:] = [_address(view) for view in self._views]
+            job.grad_formats[:] = [0 if view is None else _format(view) for view in self._views]
+            count = prepare_gathered(self._places, like, steps, scaling.factor, scaling.clip_value)
+        return int(count)
+
+    def prepare_again(self, steps: Array, scaling: Scaling) -> None:
+        """Plan the step that `prepare` planned with another scaling."""
+        prepare_gathered(self._places, self._job.constants, steps, scaling.factor, scaling.clip_value)
+
+    def sum_of_squares(self, count: int) -> float:
+        """Return the sum of squares of the gradients that `prepare` found."""
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+        if tasks == 1:
+            return float(norm.sum_of_squares_serial(self._places, like, count))
+        with threads.launch_lock:
+            return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
+
+    def look_again(self, count: int, scale: float) -> tuple[float, float]:
+        """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
+        total, largest = norm.look_again(self._places, self._job.constants, count, scale)
+        return float(total), float(largest)
+
+    @property
+    def largest_gradient(self) -> float:
+        """The limit from which on a gradient's square overflows the second moment."""
+        return LARGEST_GRADIENT[self._range]
+
+    def accumulate(self, count: int, sums: Array) -> None:
+        """Add the gradients that `prepare` found to sums; they must still be alive.
+
+        Args:
+            count: what `prepare` returned.
+            sums: (parameters,) uint64: where each parameter's sum lies, of its shape and of the computing dtype.
+        """
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+        if tasks == 1:
+            accumulate.accumulate_serial(self._places, like, sums, count)
+        else:
+            with threads.launch_lock:
+                accumulate.accumulate_parallel(self._places, like, sums, count, tasks)
+        self._views = []
+
+    def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:
+        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+        job, rows = self._job, self._job.rows[:count]
+        begins = job.grads[rows]
+        sizes = job.lengths[rows] * _ITEM_BYTES[job.grad_formats[rows]]
+        return begins, begins + sizes.astype(np.uint64), [f"{self._labels[6]}{self._names[row]}" for row in rows]
+
+    def launch(self, count: int, steps: Array) -> None:
+        """Make the step that `prepare` planned; its gradients must still be alive."""
+        run(self._job, self._places, steps, count)
+        if self._copied:
+            self._set_to_zero()
+        self._views = []
+
+    def _set_to_zero(self) -> None:
+        """Set the gradients to zero of which the step worked on copies."""
+        for grad in self._copied:
+            grad.fill(0)
+        self._copied = []
+
+    def _check(self) -> str:
+        """Check every array against its parameter, and the parameters against each other; return the compute dtype."""
+        for each, name in zip(*self._written(), strict=True):
+            if each.dtype not in _OWN_DTYPES:  # what the library made itself needs no more asking
+                borrow(each, name=name, writable=True, narrow=True)
+        for column, label in zip(self._columns[1:], self._labels[1:6], strict=True):
+            for array, param, name in zip(column, self._params, self._names, strict=True):
+                if array is not None:
+                    check_shape(
+                        array.codes if isinstance(array, EightBit) else array,
+                        f"{label}{name}",
+                        param,
+                        f"{self._labels[0]}{name}",
+                    )
+        dtypes = [
+            compute_dtype([_format(column[k]) for column in self._columns[:4] if column[k] is not None], self._names[k])
+            for k in range(len(self._params))
+        ]
+        if len(set(dtypes)) != 1:
+            raise DtypeError(f"params are computed in {' and '.join(sorted(set(dtypes)))}: they must all be in one")
+        return dtypes[0]
+
+    def _range_of_moments(self) -> str:
+        """Return the dtype whose range every moment has: its floors keep subnormal numbers out of all of them."""
+        moments = (array for column in self._columns[1:4] for array in column if array is not None)
+        return "float64" if all(_format(moment) == FLOAT64 for moment in moments) else "float32"
+
+    def _written(self) -> tuple[list[Array], list[str]]:
+        """Return every array that an update writes, and what to call it."""
+        return written(self._columns, self._names, self._labels)
+
+    def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> Job:
+        """Return what the kernels work on."""
+        shapes, count = self._shapes, len(self._params)
+        given = [as_given(param, order) for param, order in zip(self._params, self._axes, strict=True)]
+        formats = np.zeros((count, COLUMNS), dtype=np.int64)
+        formats[:, : len(self._columns)] = np.transpose([[_format(array) for array in c] for c in self._columns])
+        extras = self._extras
+        return Job(
+            table=self._addresses(),
+            formats=formats,
+            plain=np.array([self._is_plain(k) for k in range(count)], dtype=np.int64),
+            numbers=np.array(extras.numbers if extras.numbers is not None else range(count), dtype=np.int64),
+            options=_options(extras),
+            lengths=np.array([param.size for param in self._params], dtype=np.int64),
+            groups=np.array(groups, dtype=np.int64),
+            settings=np.array([settings(entry, self._range, extras.ema_decay) for entry in hyperparameters]),
+            kinds=kinds(),
+            shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
+            strides=np.array(
+                [*(stride // each.itemsize for each in given for stride in each.strides), 0], dtype=np.int64
+            ),
+            starts=np.cumsum([0, *map(len, shapes)], dtype=np.int64),
+            begins=self._extents.begins,
+            ends=self._extents.ends,
+            owners=_rows(self._owners),
+            copies=_rows(copy for copy in self._copies if copy is not None),
+            **empty_plan(count, self.dtype),
+        )
+
+    def _addresses(self) -> Array:
+        """Return the job's table: where each array lies, and the scales of those in 8 bits."""
+        table = np.zeros((len(self._params), COLUMNS), dtype=np.uint64)
+        for column, arrays in enumerate(self._columns):
+            for k, array in enumerate(arrays):
+                if isinstance(array, EightBit):
+                    table[k, column], table[k, column + SCALE] = _address(array.codes), _address(array.scales)
+                else:
+                    table[k, column] = _address(array)
+        return table
+
+    def _is_plain(self, index: int) -> bool:
+        """Say whether all arrays of a parameter have the dtype in which is computed, and nothing is done beside."""
+        *moments, ema, copy = (column[index] for column in self._columns)
+        return ema is None and copy is None and all(array is None or array.dtype == self.dtype for array in moments)
+
+    def _check_owners(self) -> None:
+        """Refuse an array of the caller's that was made read-only, or was given other attributes."""
+        for owner in (*self._owners, *self._copies):
+            if owner is None:
+                continue
+            check_unchanged(owner)
+            if not owner.array.flags.writeable:
+                borrow(owner.array, name=owner.name, writable=True, narrow=True, any_order=True)
+
+    def _watched(self, column: int) -> list[Watched | None]:
+        """Return what the arrays of a column say of themselves now; they may be the caller's own."""
+        pairs = zip(self._columns[column], self._names, strict=True)
+        label = self._labels[column]
+        return [watched(array, f"{label}{name}") if isinstance(array, np.ndarray) else None for array, name in pairs]
+
+    def _view_of(self, index: int, grad: Any, scaling: Scaling) -> Array | None:
+        """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""
+        if grad is None:
+            return None
+        name = f"{self._labels[6]}{self._names[index]}"
+        view = borrow(grad, name=name, writable=scaling.zero_grad, narrow=True, any_order=True)
+        if view.shape != self._shapes[index]:
+            param = as_given(self._params[index], self._axes[index])
+            check_shape(view, name, param, f"{self._labels[0]}{self._names[index]}")
+        self._extents.check_apart(view, name)
+        turned: Array = in_memory_order(view, self._axes[index])
+        if turned.flags.c_contiguous:
+            return turned
+        if scaling.zero_grad:
+            self._copied.append(view)
+        return np.ascontiguousarray(turned)
+
+
+def written(
+    columns: Sequence[Sequence[Array | EightBit | None]], names: Sequence[str], labels: Sequence[str] = LABELS
+) -> tuple[list[Array], list[str]]:
+    """Return the arrays of a table's columns, and what to call each."""
+    pairs = [
+        pair
+        for label, column in zip(labels, columns, strict=False)
+        for array, name in zip(column, names, strict=True)
+        for pair in _memory_of(array, f"{label}{name}")
+    ]
+    return [array for array, _ in pairs], [name for _, name in pairs]
+
+
+def compute_dtype(formats: Sequence[int], name: str) -> str:
+    """Return the dtype in which a parameter with arrays of these formats is updated.
+
+    Args:
+        formats: of the parameter, then of its moments.
+        name: what messages call the parameter.
+
+    Raises:
+        DtypeError: the formats cannot be mixed.
+    """
+    if FLOAT16 in formats[1:]:
+        raise DtypeError(f"the state of params{name} is float16, needed is float32, float64 or bfloat16: {TOO_NARROW}")
+    if FLOAT64 not in formats:
+        return "float32"
+    narrow = [NAMES[format_] for format_ in formats if format_ not in (FLOAT32, FLOAT64)]
+    if narrow:
+        raise DtypeError(
+            f"params{name} is {NAMES[formats[0]]} with a state of {NAMES[formats[1]]}: float64 goes with float64 and "
+            f"float32, not with {narrow[0]}; choose another state_dtype"
+        )
+    return "float64"
+
+
+def _memory_of(array: Array | EightBit | None, name: str) -> list[tuple[Array, str]]:
+    """Return the arrays of which a moment consists, and what to call them."""
+    if array is None:
+        return []
+    if isinstance(array, EightBit):
+        return [(array.codes, name), (array.scales, f"{name}'s scales")]
+    return [(array, name)]
+
+
+def _format(array: Array | EightBit | None) -> int:
+    """Return an array's format; that of a missing one is never asked for."""
+    return FLOAT32 if array is None else format_number(array)
+
+
+def run(job: Job, places: Array, steps: Array, count: int) -> None:
+    """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
+    tasks = threads.tasks_for(job.offsets[count])
+    kernels = update if job.options[IS_PLAIN] else mixed_formats
+    if tasks == 1:
+        kernels.update_serial(places, job.constants, steps, count)
+        return
+    with threads.launch_lock:
+        kernels.update_parallel(places, job.constants, steps, count, tasks)
+
+
+def _rows(owners: Iterable[Watched | None]) -> Array:
+    """Return what a job says of array objects that must stay as they are."""
+    rows = [
+        (0, 0, 0, 0) if owner is None else (id(owner.array), owner.address, id(owner.dtype), owner.dtype.itemsize)
+        for owner in owners
+    ]
+    return np.array(rows, dtype=np.uint64).reshape(-1, OWNER)
+
+
+def _options(extras: Extras) -> Array:
+    """Return a job's options."""
+    options = np.zeros(OPTIONS, dtype=np.int64)
+    options[IS_STOCHASTIC], options[SEED] = extras.is_stochastic, extras.seed
+    return options
+
+
+def _address(array: Array | None) -> int:
+    """Return where an array's elements lie: 0 without an array, and anything else for an empty one."""
+    return 0 if array is None else int(array.ctypes.data) or 1

@@ -1,0 +1,78 @@
+"""Gradients of several micro-batches, summed on a GPU until a step is made of them. Nothing waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from numba_adam.cpu.accumulator import Accumulated
+from numba_adam.cuda.arrays import CudaArray
+from numba_adam.cuda.batches import Batch, Work, batches, launch
+from numba_adam.cuda.kernels import accumulate
+from numba_adam.cuda.kernels.layout import Place
+from numba_adam.cuda.memory import Array, Buffer, buffer_of, clear, zeros
+from numba_adam.interop.axes import Axes, as_given
+
+_SUM, _GRAD = Place._fields.index("param"), Place._fields.index("grad")
+
+
+class CudaAccumulated(Accumulated):
+    """The sums of some parameters' gradients on a GPU, in the dtype in which these are computed."""
+
+    def __init__(self, params: Sequence[CudaArray], dtype: str, axes: Sequence[Axes | None]) -> None:
+        """Make room for them, with zeros; arguments as for `Accumulated`."""
+        self._axes = list(axes)
+        self._arrays = [zeros(param.shape, dtype, param.device, param.stream) for param in params]
+        self._have = [False] * len(params)
+
+    def on(self, stream: int) -> list[CudaArray]:
+        """Return the sums' arrays, of which a stream is going to write the next ones."""
+        self._arrays = [replace(array, stream=stream) for array in self._arrays]
+        return self._arrays
+
+    def grads(self) -> list[Any]:
+        """Return the sum of each parameter's gradients, None where it had none."""
+        triples = zip(self._arrays, self._have, self._axes, strict=True)
+        return [as_given(array, axes) if have else None for array, have, axes in triples]
+
+    def begin_anew(self, are_zero: bool) -> None:
+        """Forget which parameters had a gradient; queue zeros for the sums, unless a step has done so."""
+        for array, have in zip(self._arrays, self._have, strict=True):
+            if have and not are_zero:
+                clear(array)
+        self._have = [False] * len(self._have)
+
+
+class Additions:
+    """How a table's gradients are added to sums: what is launched, and what it works on."""
+
+    def __init__(self, work: Work, real: str, stream: int) -> None:
+        """Take the memory; `work` is the update's, `real` what is computed in."""
+        self._real, self._table = real, np.zeros_like(work.table)
+        nothing = buffer_of(np.zeros(1, dtype=np.int64), work.places.device, stream)
+        self._nothing = nothing  # an addition is never left out
+        places = Buffer(work.table.shape, "int64", work.places.device)
+        self._work = work._replace(table=self._table, places=places, skip=nothing.address)
+        self._batches: dict[tuple[str, ...], list[Batch]] = {}
+
+    def add(self, sums: Sequence[CudaArray], grads: Array, formats: tuple[str, ...], stream: int) -> None:
+        """Queue the addition.
+
+        Args:
+            sums: one for each of the table's parameters.
+            grads: (parameters,) int64: where the gradients lie, 0 without one.
+            formats: their formats, "" without one.
+            stream: the stream.
+        """
+        wanted = np.array([[array.address for array in sums], grads], dtype=np.int64)
+        if not np.array_equal(wanted, self._table[[_SUM, _GRAD]]):
+            self._table[[_SUM, _GRAD]] = wanted
+            self._work.places.upload(self._table, stream)
+        if formats not in self._batches:
+            layouts = [accumulate.layout(self._real, number) if number else None for number in formats]
+            self._batches[formats] = batches(layouts, self._work.sizes, self._work.places.device, stream)
+        for batch in self._batches[formats]:
+            launch(accumulate.kernels(batch.layout), batch, self._work, stream)

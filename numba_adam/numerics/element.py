@@ -1,0 +1,97 @@
+"""Adam's mathematics for one element. No formula of the update stands anywhere else. Imports NumPy alone.
+
+The functions are plain Python: called with NumPy scalars they run as they stand, and the kernels compile the same
+source. They hold no numbers: every constant comes in `c`, because one float64 literal would turn float32 code into
+float64. A product that is added to something is written `product(a, b)`: on a GPU that name is bound to a
+multiplication that no compiler may fuse with the addition.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numba_adam.settings.folding import Constants
+
+Real = Any  # a NumPy scalar, or what a compiler makes of it
+
+
+def product(a: Real, b: Real) -> Real:
+    """Return a * b, rounded before anything else happens to it."""
+    return a * b
+
+
+def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constants) -> tuple[Real, Real]:
+    """Return (exp_avg, exp_avg_sq), the two moving averages, after a gradient: reading the compasses.
+
+    Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
+
+    Args:
+        param: the parameter, which weight decay of the L2 kind adds to the gradient.
+        grad: its gradient.
+        exp_avg: first moment, where we've been: the running mean of the gradients.
+        exp_avg_sq: second moment, how bumpy the road is: the running mean of their squares.
+        c: the folded constants, of the arrays' dtype.
+
+    Every operation is rounded on its own (no fused multiply-add, no reordering), so the order below is the order
+    of the bits. A moment below its floor becomes zero: a state that decays for thousands of steps without a gradient
+    would else wander through subnormal numbers, which many CPUs handle a hundred times more slowly.
+
+    As long as the first moment is not zero, the second one is at least `least_exp_avg_sq`, four times its floor. So it
+    is never smaller than exact arithmetic has it, however small the gradients are, and the update is never larger. What
+    decays without gradients loses less than a floor, and it takes 1.4 / (1 - beta2) such steps to decay from
+    `least_exp_avg_sq` to the floor: losses do not add up.
+
+    The branches ask for constants, so compilers take them out of the loop: what is not asked for costs nothing, and an
+    infinite parameter without decay leaves its moments alone.
+    """
+    grad = product(c.grad_scale, grad)
+    if c.clip_value != c.zero:
+        grad = c.clip_value if grad > c.clip_value else grad
+        grad = -c.clip_value if grad < -c.clip_value else grad
+    if c.weight_decay != c.zero:
+        grad = grad + product(c.weight_decay, param)
+    exp_avg = product(c.beta1, exp_avg) + product(c.one_minus_beta1, grad)
+    exp_avg_sq = product(c.beta2, exp_avg_sq) + product(product(c.one_minus_beta2, grad), grad)
+    is_lost = abs(exp_avg) < c.exp_avg_floor
+    exp_avg = c.zero if is_lost else exp_avg
+    exp_avg_sq = c.zero if exp_avg_sq < c.exp_avg_sq_floor else exp_avg_sq
+    raised = c.least_exp_avg_sq if exp_avg_sq < c.least_exp_avg_sq else exp_avg_sq
+    exp_avg_sq = exp_avg_sq if is_lost else raised  # so written, it is one masked instruction
+    return exp_avg, exp_avg_sq
+
+
+def largest(max_exp_avg_sq: Real, exp_avg_sq: Real) -> Real:
+    """Return the largest second moment so far: AMSGrad's terrain (Reddi et al. 2018). A NaN stays one."""
+    return max_exp_avg_sq if max_exp_avg_sq >= exp_avg_sq else exp_avg_sq
+
+
+def adapt(param: Real, exp_avg: Real, terrain: Real, c: Constants) -> Real:
+    """Return the parameter after the adaptive step.
+
+    The efficient order of Kingma & Ba, section 2: the bias corrections are the same for every element, so they
+    are folded into `c.step_size` and `c.eps`.
+
+    Args:
+        param: the parameter.
+        exp_avg: first moment, already updated.
+        terrain: second moment, already updated, or with AMSGrad the largest so far.
+        c: the folded constants, of the arrays' dtype.
+    """
+    denom = np.sqrt(terrain) + c.eps
+    if c.decoupled_decay != c.zero:
+        param = param - product(c.decoupled_decay, param)
+    return param - product(c.step_size, exp_avg) / denom
+
+
+def average(ema: Real, param: Real, c: Constants) -> Real:
+    """Return the exponential moving average of the weights (Polyak & Juditsky 1992) after a step.
+
+    Args:
+        ema: the average so far.
+        param: the parameter, already updated.
+        c: the folded constants, of the arrays' dtype.
+    """
+    return product(c.ema_decay, ema) + product(c.one_minus_ema_decay, param)

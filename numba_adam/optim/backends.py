@@ -1,0 +1,120 @@
+"""Parameters on GPUs beside those in this host's memory: each is borrowed, and updated, where it lies.
+
+A CUDA package is imported only where there is an array on a GPU. Knows no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numba_adam.cpu.conversion import format_number
+from numba_adam.cpu.part import Member, Part
+from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
+from numba_adam.errors import HyperparameterError, UnsupportedArrayError
+from numba_adam.interop import borrow
+from numba_adam.interop.axes import axes_of, in_memory_order
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.limits import check_factor, check_held
+from numba_adam.settings.options import Options
+from numba_adam.settings.scaling import Scaling
+
+
+def borrow_param(param: Any, name: str) -> Any:
+    """Return a parameter's memory: a NumPy view, or a CudaArray where it lies on a GPU.
+
+    Raises:
+        ArrayError: it cannot be updated in place; the message says what to do.
+    """
+    if is_on_cuda(param):
+        return borrow_cuda(param, name=name, writable=True, any_order=True)
+    # A view of our own: what is done to the caller's array object, such as `array.shape = ...`, does not change it.
+    return borrow(param, name=name, writable=True, narrow=True, any_order=True).view()
+
+
+def check_same_place(new: Any, name: str, old: Any) -> None:
+    """Refuse a parameter that has gone from this host's memory to a GPU, or from one GPU to another, or back.
+
+    Raises:
+        UnsupportedArrayError: it has; its state stayed where it was.
+    """
+    if _place(new) != _place(old):
+        raise UnsupportedArrayError(
+            f"{name} is {_place(new)}, and was {_place(old)} when the optimizer was made: make another optimizer, and "
+            "load_state_dict(old.state_dict()) into it"
+        )
+
+
+def parts_of(members: Sequence[Member], options: Options) -> list[Part]:
+    """Divide parameters by where they lie and by the dtype in which they are computed.
+
+    Raises:
+        CudaUnavailableError: one is on a GPU, and there is no CUDA package, or no driver.
+        DtypeError: one is on a GPU, and the options are not for that.
+    """
+    by_dtype: dict[str, list[Member]] = {}
+    for member in members:
+        if not isinstance(member.param, CudaArray):
+            by_dtype.setdefault(options.computed_in(format_number(member.param)), []).append(member)
+    parts = [Part(group, options) for group in by_dtype.values()]
+    on_gpus = [member for member in members if isinstance(member.param, CudaArray)]
+    if on_gpus:
+        from numba_adam.cuda.part import cuda_parts  # needs a CUDA package
+
+        parts += cuda_parts(on_gpus, options)
+    return parts
+
+
+def check_loss_scale(parts: Sequence[Part]) -> None:
+    """Refuse a loss scale on a GPU where not all parameters are computed together on one.
+
+    Raises:
+        HyperparameterError: they are not.
+    """
+    if len(parts) > 1 or not isinstance(parts[0].params[0], CudaArray):
+        raise HyperparameterError(
+            "loss_scale is an array on a GPU: that needs all parameters on that GPU, computed in one precision; give "
+            "it as a float"
+        )
+
+
+def update_on_cuda(
+    arrays: Sequence[Any], hyperparameters: Hyperparameters, step: int, grad_scale: float, labels: Sequence[str]
+) -> None:
+    """Queue one step of one parameter on a GPU.
+
+    Args:
+        arrays: grad, param, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq.
+        hyperparameters: those of this step.
+        step: 1 for the first.
+        grad_scale: multiplies the gradient.
+        labels: what messages call the columns of a table.
+
+    Raises:
+        ArrayError: an array does not fit; the message names it. Nothing was changed.
+        CudaUnavailableError: there is no CUDA package, or no driver.
+        HyperparameterError: the dtype that is computed in cannot hold a number. Nothing was changed.
+    """
+    from numba_adam.cuda.table import CudaTable  # needs a CUDA package
+
+    views = [
+        borrow_cuda(array, name=name, writable=True, any_order=True)
+        for array, name in zip(arrays[1:], labels, strict=False)
+    ]
+    axes = axes_of(views[0])
+    table = CudaTable(
+        *([in_memory_order(view, axes)] for view in views),
+        hyperparameters=[hyperparameters],
+        names=[""],
+        labels=labels,
+        steps=[step - 1],
+        axes=[axes],
+        caller=arrays[1],
+    )
+    check_held(hyperparameters, table.dtype)
+    check_factor(grad_scale, table.dtype, f"grad_scale={grad_scale!r}")
+    table.step([arrays[0]], Scaling(grad_scale))
+
+
+def _place(array: Any) -> str:
+    return f"on GPU {array.device}" if isinstance(array, CudaArray) else "in this host's memory"

@@ -1,0 +1,81 @@
+"""Bring the gradients of a step into the order of the parameters. Knows no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from numba_adam.errors import NamesError
+from numba_adam.settings.param_groups import is_array, is_pair
+
+
+def in_order(grads: object, count: int, names: Sequence[str], single: bool) -> list[object]:
+    """Return one gradient, or None, for each parameter.
+
+    Args:
+        grads: what `Adam.step` was given.
+        count: number of parameters.
+        names: their names, empty when they have none.
+        single: whether the optimizer was made for one bare array.
+
+    Raises:
+        NamesError: the form differs from the parameters', or a gradient is missing or one too many.
+    """
+    if single:
+        return [_one(grads)]
+    if names:
+        return _by_name(grads, names)
+    if isinstance(grads, Mapping) or is_array(grads) or not isinstance(grads, Sequence):
+        raise NamesError(
+            f"grads is {_a(grads)}: the parameters were given as a list, so give a list of {count} gradients "
+            "in the same order, with None where there is none"
+        )
+    if len(grads) != count:
+        raise NamesError(f"{len(grads)} gradients for {count} parameters: give one for each, or None")
+    return list(grads)
+
+
+def _one(grad: object) -> object:
+    if type(grad) is not np.ndarray and isinstance(grad, (list, tuple, Mapping)):
+        raise NamesError(f"grads is {_a(grad)}: the parameter was given as one array, so give one array")
+    return grad
+
+
+def _by_name(grads: object, names: Sequence[str]) -> list[object]:
+    if not isinstance(grads, Mapping):
+        grads = _mapping_of(grads)
+    if len(grads) == len(names):
+        try:
+            return [grads[name] for name in names]
+        except KeyError:
+            pass
+    missing = [name for name in names if name not in grads]
+    if missing:
+        raise NamesError(
+            f"grads has no {missing[0]!r}: give a gradient for every parameter, or None to leave it as it is"
+        )
+    known = set(names)
+    unknown = [name for name in grads if name not in known]
+    raise NamesError(f"grads has {unknown[0]!r}: no parameter has that name, only {_listed(names)}")
+
+
+def _mapping_of(grads: object) -> dict[str, object]:
+    """Return the gradients of an iterable of pairs (name, gradient) by their names."""
+    entries: list[Any] = list(grads) if isinstance(grads, Iterable) and not is_array(grads) else [None]
+    if not all(is_pair(entry) for entry in entries):
+        raise NamesError(f"grads is {_a(grads)}: the parameters have names, so give a dict with the same names")
+    by_name = dict(entries)
+    if len(by_name) < len(entries):
+        raise NamesError(f"grads has {len(entries)} pairs with {len(by_name)} names: give each gradient once")
+    return by_name
+
+
+def _a(value: object) -> str:
+    return "one array" if is_array(value) else f"a {type(value).__name__}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:8]))
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

@@ -1,0 +1,171 @@
+"""What an optimizer says of itself to `copy.deepcopy` and to pickle, and how another is made of that. Imports neither.
+
+The parameters are given as the very arrays, so that a copy of a model and its optimizer is one of both together, whose
+optimizer updates the copied model. Locks, launch plans and views are made anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from functools import partial
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_adam.cpu.part import Part
+from numba_adam.cuda.arrays import CudaArray
+from numba_adam.errors import HyperparameterError, StateDictError
+from numba_adam.interop.axes import as_given, in_memory_order
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.options import Options
+from numba_adam.settings.param_groups import ParamGroup, Schedule
+
+_FORMAT = 1
+_KEPT = ("masters", "emas", "own_copies")
+
+
+class Said(NamedTuple):
+    """What an optimizer is made of, read back."""
+
+    groups: list[ParamGroup]
+    options: Options
+    is_single: bool
+    state_dict: dict[str, Any]
+
+
+class PickledSchedule:
+    """A schedule on its way. One that pickle cannot name is refused there with advice; deepcopy takes any."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        """Hold the schedule."""
+        self.schedule = schedule
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PickledSchedule:
+        return PickledSchedule(deepcopy(self.schedule, memo))
+
+    def __reduce_ex__(self, protocol: object) -> tuple[type[PickledSchedule], tuple[Schedule]]:
+        _check_named(self.schedule)
+        return PickledSchedule, (self.schedule,)
+
+
+def dump(
+    groups: Sequence[ParamGroup], options: Options, parts: Sequence[Part], state: Mapping[int, Any], *, is_single: bool
+) -> dict[str, Any]:
+    """Return all that another optimizer needs to go on with the same bits, in plain containers.
+
+    Raises:
+        TypeError: a parameter cannot be copied.
+    """
+    for part in parts:
+        for member in part.members:
+            _check_copyable(member.given, member.param, f"params{member.label}")
+    return {
+        "format": _FORMAT,
+        "groups": [_group(group) for group in groups],
+        "options": asdict(options),
+        "is_single": is_single,
+        "state": {index: dict(entry) for index, entry in state.items()},
+        "kept": {
+            name: _by_place(parts, [_as_given(part, getattr(part.kept, name)) for part in parts]) for name in _KEPT
+        },
+        "sums": _by_place(parts, [part.accumulated.grads() if part.accumulated else [] for part in parts]),
+    }
+
+
+def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
+    """Return what `dump` said.
+
+    Raises:
+        StateDictError: another version of this library said it.
+    """
+    if said.get("format") != _FORMAT:
+        raise StateDictError(
+            f"this optimizer was pickled in format {said.get('format')!r}, needed is {_FORMAT}: another version of "
+            "numba-adam wrote it; use state_dict() between versions"
+        )
+    groups, entries, first = [], [], 0
+    for entry in said["groups"]:
+        hyperparameters, schedule = Hyperparameters(**entry["hyperparameters"]), entry["schedule"]
+        names, schedule = entry["names"], schedule and schedule.schedule
+        groups.append(ParamGroup(entry["params"], names, hyperparameters, schedule, owned, entry["notes"]))
+        entries.append({**entry["hyperparameters"], "params": list(range(first, first + len(entry["params"])))})
+        first += len(entry["params"])
+    state_dict = {"state": said["state"], "param_groups": entries}
+    return Said(groups, Options(**said["options"]), said["is_single"], state_dict)
+
+
+def restore(parts: Sequence[Part], said: Mapping[str, Any]) -> None:
+    """Give parts the averages, copies and sums that `dump` said; the first two as the very arrays, where they fit."""
+    for part in parts:
+        kept = [[said["kept"][name].get(place) for place in part.places] for name in _KEPT]
+        part.kept.adopt(*(_in_memory_order(part, arrays) for arrays in kept))
+        grads = [said["sums"].get(place) for place in part.places]
+        if any(grad is not None for grad in grads):
+            sums = part.make_sums()
+            for own, grad in zip(sums.sums, grads, strict=True):
+                if grad is not None:
+                    np.copyto(own, grad)
+            sums.note(grads)
+
+
+def _group(group: ParamGroup) -> dict[str, Any]:
+    names = group.get("param_names")
+    return {
+        "params": list(group["params"]),
+        "names": None if names is None else list(names),
+        "hyperparameters": asdict(group.hyperparameters),
+        "schedule": None if group.schedule is None else PickledSchedule(group.schedule),
+        "notes": group.notes,
+    }
+
+
+def _as_given(part: Part, arrays: Sequence[Any]) -> list[Any]:
+    """Return a part's arrays with the axes of its parameters as they were given."""
+    return [None if array is None else as_given(array, axes) for array, axes in zip(arrays, part.axes, strict=True)]
+
+
+def _in_memory_order(part: Part, arrays: Sequence[Any]) -> list[Any]:
+    """Return arrays with the axes of a part's parameters as these lie in memory."""
+    pairs = zip(arrays, part.axes, strict=True)
+    return [None if array is None else in_memory_order(array, axes) for array, axes in pairs]
+
+
+def _by_place(parts: Sequence[Part], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:
+    """Return what parts have for their parameters, by the parameters' places; without those that have nothing."""
+    return {
+        place: array
+        for part, column in zip(parts, columns, strict=True)
+        for place, array in zip(part.places, column, strict=False)
+        if array is not None
+    }
+
+
+def _check_copyable(given: object, param: object, name: str) -> None:
+    """Refuse a parameter of which there would be no copy."""
+    if isinstance(param, CudaArray):
+        where, remedy = "in a GPU's memory", "make another optimizer over arrays of its own, and load_state_dict"
+    elif isinstance(given, memoryview):
+        where, remedy = "a memoryview", "give a NumPy array over the same memory: np.asarray(x)"
+    else:
+        return
+    raise TypeError(f"{name} is {where}: such an optimizer cannot be copied or pickled; {remedy}")
+
+
+def _check_named(schedule: Any) -> None:
+    """Refuse a function that pickle could not find again by its name."""
+    function = schedule.func if isinstance(schedule, partial) else schedule
+    if not isinstance(function, FunctionType):
+        return
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is not function:
+        raise HyperparameterError(
+            f"lr={function.__qualname__!r} is a schedule that cannot be pickled, for no module has it under that name: "
+            "use a function at the top level of a module, or an object with __call__; or save state_dict(), which has "
+            "the last learning rate as a number"
+        )

@@ -1,0 +1,388 @@
+"""The decisions of one model, as a deterministic state machine: order, duplicates, versions, staleness.
+
+Values go in and decisions come out: no gRPC, no clock, no threads, no disk, no random numbers, no arrays. The same
+calls in the same order give the same state, before a restart and after it. May import the error tree and the check
+of records alone.
+
+A push is named by (state id, worker id, epoch, sequence). Within one session (one epoch of a worker) pushes are
+accepted in order without gaps, so one number says which are in; the answers of the last few are kept, with digests of
+the content that they were given to, and given again to the same content. A rejection of a push's content is an answer
+too. Whatever is refused without an answer leaves no trace.
+
+An opening of a session is named by its nonce, and says the newest epoch that its caller knew of: one that arrives after
+a newer session was opened changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from numba_adam.errors import (
+    InvalidRequestError,
+    RewoundError,
+    SequenceError,
+    SequenceReusedError,
+    SessionFencedError,
+    SessionUnknownError,
+    SnapshotError,
+)
+from numba_adam.server.model.records import check_keys, check_value
+
+_KEYS = ("state_id", "version", "steps", "last_epoch", "sessions")
+_SESSION_KEYS = ("worker_id", "epoch", "last_sequence", "answers")
+_OPTIONAL_KEYS = (
+    "first_version",
+    "forgotten_epoch",
+)  # left out where they are 0, as a session's nonce where it has none
+_REASONS = (4, 5)  # REASON_PUSH_MISMATCH and REASON_NON_FINITE: for no other is a push rejected
+
+
+class Limits(NamedTuple):
+    """How much a machine remembers."""
+
+    kept_answers: int = 64
+    """Answers kept for retries, of each session."""
+
+    most_sessions: int = 1024
+    """Workers whose session is kept; beyond it the one that has been idle for longest is forgotten."""
+
+    longest_text: int = 500
+    """Characters that a rejection's text is cut to."""
+
+    most_text: int = 1 << 20
+    """Characters of all kept texts together; beyond it a rejection's text is not kept."""
+
+
+SESSION_BYTES = 42_000
+"""About how much a session takes with all the answers that it keeps, here and in the record of the newest snapshot."""
+
+_NOT_KEPT = "rejected; the server keeps so many texts of rejections already that it does not keep this one"
+LIMITS = Limits()
+
+
+class PushKey(NamedTuple):
+    """Names one push."""
+
+    state_id: str
+    """State that the gradient was computed for."""
+
+    worker_id: str
+    """The worker."""
+
+    epoch: int
+    """The worker's session."""
+
+    sequence: int
+    """Number of the push within the session, from 1."""
+
+
+class Content(NamedTuple):
+    """Digests of what a push says beside its name."""
+
+    header: str
+    """Of what its header says: base version, dtype, arrays, sizes, kind of checksum."""
+
+    payload: str | None = None
+    """The checksum of its payload. None: not known yet, or an answer that did not depend on it."""
+
+
+class Accepted(NamedTuple):
+    """The answer to a push that became a step."""
+
+    version: int
+    """Version that it made."""
+
+    staleness: int
+    """Versions between the parameters it was computed from and those it was applied to."""
+
+
+class Rejected(NamedTuple):
+    """The answer to a push whose content cannot be applied."""
+
+    reason: int
+    """A Reason of the protocol."""
+
+    message: str
+    """What was given, what is needed, what to do."""
+
+
+Answer = Accepted | Rejected
+
+
+class Kept(NamedTuple):
+    """An answer that was given."""
+
+    answer: Answer
+    """The answer."""
+
+    content: Content | None
+    """What it was given to. None: not known, because a snapshot of format 1 did not say."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known of one worker."""
+
+    epoch: int
+    """The newest epoch given to it."""
+
+    nonce: str = ""
+    """Names the opening that it came of; empty where that had no name."""
+
+    last_sequence: int = 0
+    """The last push that was answered."""
+
+    answers: dict[int, Kept] = field(default_factory=dict)
+    """The newest answers by sequence number, oldest first."""
+
+
+class Machine:
+    """One model's sessions, version and steps.
+
+    Args:
+        state_id: names its line of history.
+        tensor_count: number of arrays, each of which counts its own steps.
+        limits: how much it remembers.
+    """
+
+    def __init__(self, state_id: str, tensor_count: int, limits: Limits = LIMITS) -> None:
+        self._limits = limits
+        self.state_id = state_id
+        self.version = 0
+        self.first_version = 0
+        """Version at which this line of history began."""
+
+        self.steps = [0] * tensor_count
+        self.sessions: dict[str, Session] = {}
+        self.last_epoch = 0
+        """The newest epoch given to any worker."""
+
+        self._forgotten_epoch = 0  # the newest of a session that was forgotten
+        self._text_length = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """About how much memory the sessions take once each has all the answers that it keeps."""
+        return len(self.sessions) * SESSION_BYTES + 2 * self._text_length
+
+    def open_session(self, worker_id: str, nonce: str = "", seen_epoch: int = 0) -> int:
+        """Open a session and return its epoch: higher than any before it, of whichever worker.
+
+        Epochs count over all workers, so that a worker that was forgotten never gets one it had before.
+
+        Args:
+            worker_id: the worker.
+            nonce: names the opening; with that of the worker's session, that one's epoch is returned. Empty, as from
+                clients of the first release: a new session is opened, come what may.
+            seen_epoch: the newest epoch that the caller knows of.
+
+        Raises:
+            SessionFencedError: a session of the worker is open that the caller did not know of.
+            SessionUnknownError: there may have been one, which was forgotten.
+            InvalidRequestError: no such epoch has been given yet.
+        """
+        session = self.sessions.get(worker_id)
+        if nonce:
+            if session is not None and session.nonce == nonce:
+                return session.epoch
+            self._check_seen(worker_id, session, seen_epoch)
+        self.last_epoch += 1
+        if session is not None:
+            self._drop_session(worker_id)
+        self.sessions[worker_id] = Session(self.last_epoch, nonce)
+        while len(self.sessions) > self._limits.most_sessions:
+            self._forgotten_epoch = max(self._forgotten_epoch, self._drop_session(next(iter(self.sessions))).epoch)
+        return self.last_epoch
+
+    def begin_anew(self, state_id: str) -> None:
+        """Begin a new line of history here: what came after this version is lost."""
+        self.state_id = state_id
+        self.first_version = self.version
+
+    def check_state(self, state_id: str) -> None:
+        """Refuse what was meant for another state.
+
+        Raises:
+            RewoundError: the model's state is not that one.
+        """
+        if state_id != self.state_id:
+            raise RewoundError(
+                f"state_id={state_id[:64]!r}: the model's state is {self.state_id!r}, at version {self.version} (it "
+                "went back to a snapshot, or was created anew); open a new session and pull"
+            )
+
+    def judge(self, push: PushKey, base_version: int, content: Content) -> Kept | None:
+        """Return the answer that was given to a push, or None for one whose turn it is. Changes nothing.
+
+        While the payload's checksum is not known, an answer that was given to some payload is returned all the same:
+        it counts once the checksum has been judged too.
+
+        Raises:
+            SequenceReusedError: the answer was given to other content.
+            RewoundError: it was meant for another state.
+            SessionUnknownError: no such session is open.
+            SessionFencedError: a newer session of the same worker is open.
+            SequenceError: its answer is no longer kept, or one before it is missing.
+            InvalidRequestError: its base version has not been made yet.
+        """
+        self.check_state(push.state_id)
+        session = self._session(push)
+        if 1 <= push.sequence <= session.last_sequence:
+            return self._kept(session, push, content)
+        if push.sequence != session.last_sequence + 1:
+            raise SequenceError(
+                f"sequence={push.sequence}: the next push of worker {push.worker_id!r} is {session.last_sequence + 1}; "
+                "pushes of a session come in order, without gaps"
+            )
+        if base_version > self.version:
+            raise InvalidRequestError(
+                f"base_version={base_version}: the model is at version {self.version}; give the version that was pulled"
+            )
+        return None
+
+    def accept(self, push: PushKey, base_version: int, present: Sequence[bool], content: Content) -> Accepted:
+        """Count a push, whose turn it is, as the next version, and a step of each array flagged in `present`."""
+        answer = Accepted(self.version + 1, self.version - base_version)
+        self._record(push, Kept(answer, content))
+        self.steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
+        self.version = answer.version
+        return answer
+
+    def reject(self, push: PushKey, reason: int, message: str, content: Content) -> Rejected:
+        """Answer a push, whose turn it is, with a rejection: its number is used up, nothing else changes."""
+        text = message if len(message) <= self._limits.longest_text else message[: self._limits.longest_text] + " ..."
+        if self._text_length + len(text) > self._limits.most_text:
+            text = _NOT_KEPT
+        answer = Rejected(reason, text)
+        self._record(push, Kept(answer, content))
+        return answer
+
+    def to_record(self) -> dict[str, Any]:
+        """Return everything as plain values that JSON can hold."""
+        return {
+            "state_id": self.state_id,
+            "version": self.version,
+            **({"first_version": self.first_version} if self.first_version else {}),
+            "steps": list(self.steps),
+            "last_epoch": self.last_epoch,
+            **({"forgotten_epoch": self._forgotten_epoch} if self._forgotten_epoch else {}),
+            "sessions": [
+                {
+                    "worker_id": worker_id,
+                    "epoch": session.epoch,
+                    **({"nonce": session.nonce} if session.nonce else {}),
+                    "last_sequence": session.last_sequence,
+                    "answers": [
+                        [sequence, *kept.answer, *(kept.content or ())] for sequence, kept in session.answers.items()
+                    ],
+                }
+                for worker_id, session in self.sessions.items()
+            ],
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], limits: Limits = LIMITS) -> Machine:
+        """Return the machine that `to_record` wrote down, in this version or an earlier one.
+
+        Raises:
+            SnapshotError: it says something that this version does not know.
+        """
+        check_keys(record, "the record of a model's pushes", _KEYS, _OPTIONAL_KEYS)
+        machine = cls(record["state_id"], len(record["steps"]), limits)
+        machine.version = record["version"]
+        machine.first_version = record.get("first_version", 0)
+        machine.steps = list(record["steps"])
+        machine.last_epoch = record["last_epoch"]
+        machine._forgotten_epoch = record.get("forgotten_epoch", 0)
+        for item in record["sessions"]:
+            check_keys(item, "a session's record", _SESSION_KEYS, ("nonce",))
+            answers = {sequence: _kept(*rest) for sequence, *rest in item["answers"]}
+            nonce, last = item.get("nonce", ""), item["last_sequence"]
+            machine.sessions[item["worker_id"]] = Session(item["epoch"], nonce, last, answers)
+            machine._text_length += sum(map(_text_length, answers.values()))
+        return machine
+
+    def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
+        """Refuse an opening whose caller did not know of all that was decided for its worker."""
+        if seen_epoch > self.last_epoch:
+            raise InvalidRequestError(
+                f"seen_epoch={seen_epoch}: the newest epoch of this state is {self.last_epoch}; give one that was seen"
+            )
+        advice = f"to take over, open again with seen_epoch={self.last_epoch}"
+        if session is not None and session.epoch > seen_epoch:
+            raise SessionFencedError(
+                f"worker {worker_id!r}, seen_epoch={seen_epoch}: epoch {session.epoch} has been opened since (does a "
+                f"second process use this worker_id?); {advice}"
+            )
+        if session is None and self._forgotten_epoch > seen_epoch:
+            raise SessionUnknownError(
+                f"worker {worker_id!r}, seen_epoch={seen_epoch}: sessions up to epoch {self._forgotten_epoch} have "
+                f"been forgotten, and one of them may have been this worker's; {advice}"
+            )
+
+    def _session(self, push: PushKey) -> Session:
+        session = self.sessions.get(push.worker_id)
+        if session is None or push.epoch > session.epoch:
+            raise SessionUnknownError(
+                f"worker {push.worker_id[:200]!r}, epoch {push.epoch}: no such session is open; open one, then push"
+            )
+        if push.epoch < session.epoch:
+            raise SessionFencedError(
+                f"worker {push.worker_id!r}, epoch {push.epoch}: epoch {session.epoch} has taken over; only the newest "
+                "session of a worker may push (does a second process use this worker_id?)"
+            )
+        return session
+
+    def _kept(self, session: Session, push: PushKey, content: Content) -> Kept:
+        kept = session.answers.get(push.sequence)
+        if kept is None:
+            raise SequenceError(
+                f"sequence={push.sequence}: answered long ago, and only the last {self._limits.kept_answers} answers "
+                f"are kept; the next push is {session.last_sequence + 1}"
+            )
+        if kept.content is not None and not _is_same(kept.content, content):
+            raise SequenceReusedError(
+                f"sequence={push.sequence}: this number was answered for a push of other content; this one was not "
+                "applied. Open a new session for it: a retry sends the same gradients under the same header"
+            )
+        return kept
+
+    def _record(self, push: PushKey, kept: Kept) -> None:
+        """Keep an answer, and move the worker to the end of those that may be forgotten."""
+        session = self.sessions.pop(push.worker_id)
+        self.sessions[push.worker_id] = session
+        session.last_sequence = push.sequence
+        session.answers[push.sequence] = kept
+        self._text_length += _text_length(kept)
+        if len(session.answers) > self._limits.kept_answers:
+            self._text_length -= _text_length(session.answers.pop(next(iter(session.answers))))
+
+    def _drop_session(self, worker_id: str) -> Session:
+        session = self.sessions.pop(worker_id)
+        self._text_length -= sum(map(_text_length, session.answers.values()))
+        return session
+
+
+def _text_length(kept: Kept) -> int:
+    """Return how much of a text is kept for an answer."""
+    if not isinstance(kept.answer, Rejected) or kept.answer.message == _NOT_KEPT:
+        return 0
+    return len(kept.answer.message)
+
+
+def _kept(*values: Any) -> Kept:
+    """Return a kept answer: two values, and the two of its content where they were written down (from format 2 on)."""
+    if len(values) not in (2, 4):
+        raise SnapshotError(f"an answer's record has {len(values)} values, and this numba-adam knows 2 or 4")
+    first, second, *content = values
+    if isinstance(second, str):
+        check_value(first, "the reason of a rejection", _REASONS)
+    answer = Rejected(first, second) if isinstance(second, str) else Accepted(first, second)
+    return Kept(answer, Content(*content) if content else None)
+
+
+def _is_same(kept: Content, given: Content) -> bool:
+    """Say whether nothing that is known of two contents differs."""
+    return kept.header == given.header and (None in (kept.payload, given.payload) or kept.payload == given.payload)

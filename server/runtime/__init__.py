@@ -1,0 +1,1 @@
+"""The models of a running server: pushes and pulls, the threads that apply and save, the memory budget."""

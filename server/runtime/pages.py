@@ -1,0 +1,99 @@
+"""Answers about many models, in pages that stay small however long the models' descriptions are.
+
+Imports the error table and the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from numba_adam.errors import InvalidRequestError
+from numba_adam.ps.errors import refusal
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.server.model.spec import is_model_name
+from numba_adam.server.runtime.model import Model
+
+LARGEST_PAGE = 1000
+"""Models in one page, however many are asked for."""
+
+PAGE_BYTES = 1 << 20
+"""A page ends before it is larger, unless it holds one model alone."""
+
+WHOLE_BYTES = 64 << 20
+"""The most that an answer without pages may take: what our client receives."""
+
+_M = TypeVar("_M", bound=Message)
+
+
+class PageRequest(Protocol):
+    """What a request says about pages."""
+
+    page_size: int
+    page_token: str
+
+
+class Page(NamedTuple, Generic[_M]):
+    """Some of the models."""
+
+    messages: list[_M]
+    """Their descriptions, by name."""
+
+    next_page_token: str
+    """Asks for what follows; empty: nothing does."""
+
+
+def page_of(models: Iterable[Model], request: PageRequest, describe: Callable[[Model], _M]) -> Page[_M]:
+    """Return the page that a request asks for.
+
+    Args:
+        models: all models, by name.
+        request: its page_size 0 asks for all in one answer.
+        describe: returns a model's description.
+
+    Raises:
+        InvalidRequestError: a page size or a token that cannot be.
+        TransferTooLargeError: all in one answer are more than a client receives.
+    """
+    if request.page_size < 0:
+        raise InvalidRequestError(f"page_size={request.page_size}: it must be at least 0")
+    token = request.page_token
+    if token and not is_model_name(token):
+        raise InvalidRequestError(
+            f"page_token={token[:80]!r}: give the next_page_token of the answer before, unchanged"
+        )
+    messages: list[_M] = []
+    size, last = 0, ""
+    for model in models:
+        if model.spec.name <= token:
+            continue
+        message = describe(model)
+        size += message.ByteSize()
+        if request.page_size and messages and (len(messages) >= _most(request.page_size) or size > PAGE_BYTES):
+            return Page(messages, last)
+        if not request.page_size and size > WHOLE_BYTES:
+            raise refusal(
+                Reason.REASON_TOO_LARGE,
+                f"page_size=0: the descriptions of all models take more than {WHOLE_BYTES} bytes; ask for pages",
+            )
+        messages.append(message)
+        last = model.spec.name
+    return Page(messages, "")
+
+
+def status_of(model: Model) -> pb.ModelStatus:
+    """Return what has happened to a model."""
+    return pb.ModelStatus(
+        model=model.to_proto(),
+        pushes_applied=model.counters.applied,
+        pushes_repeated=model.counters.repeated,
+        pushes_rejected=model.counters.rejected,
+        workers=len(model.machine.sessions),
+    )
+
+
+def _most(page_size: int) -> int:
+    return min(page_size, LARGEST_PAGE)

@@ -1,0 +1,135 @@
+"""The update over a model's flat arrays, in slices of a few milliseconds: nobody waits for a whole large update.
+
+The update is element-wise, so the cuts change no bit. Imports NumPy, the library's update, the arena, the spec and the
+launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from numba_adam.cpu.kernels.threads import ELEMENTS_PER_TASK
+from numba_adam.cpu.table import UpdateTable
+from numba_adam.server.model.arena import Arena, FlatArray, split
+from numba_adam.server.model.spec import Spec
+from numba_adam.server.runtime.launcher import Launcher
+
+MOST_ELEMENTS = 1 << 22  # of one slice; never less than half of it where there are several, which keeps the prefetch
+_GRAIN = 512  # elements: slices begin at whole cache lines
+_FEWEST_ELEMENTS = 2 * ELEMENTS_PER_TASK  # fewer are done sooner than another thread is woken
+
+
+class Piece(NamedTuple):
+    """The part of one tensor that lies in a slice."""
+
+    tensor: int
+    """Index of the tensor."""
+
+    begin: int
+    """Its first element, counted within the tensor."""
+
+    end: int
+    """The one after the last."""
+
+
+class Slice:
+    """Some consecutive elements of all state arrays.
+
+    Args:
+        spec: the model.
+        arena: its memory.
+        begin: the first element.
+        end: the one after the last.
+    """
+
+    def __init__(self, spec: Spec, arena: Arena, begin: int, end: int) -> None:
+        self._range = slice(begin, end)
+        self._pieces = list(_pieces(arena.sizes, begin, end))
+        columns = [array[begin:end] for array in arena.state_arrays().values()]
+        sizes = [piece.end - piece.begin for piece in self._pieces]
+        self._whole = UpdateTable(*([column] for column in columns), hyperparameters=[spec.hyperparameters])
+        self._by_tensor = UpdateTable(
+            *(split(column, sizes) for column in columns), hyperparameters=[spec.hyperparameters]
+        )
+
+    def update_whole(self, gradient: FlatArray, step: int) -> None:
+        """Make a step where all tensors have a gradient and have made as many steps."""
+        self._whole.update([gradient[self._range]], np.array([step]))
+
+    def update_by_tensor(self, gradients: Sequence[FlatArray | None], steps: Sequence[int]) -> None:
+        """Make a step of the tensors that have a gradient."""
+        pieces = [(gradients[piece.tensor], piece) for piece in self._pieces]
+        cut = [None if gradient is None else gradient[piece.begin : piece.end] for gradient, piece in pieces]
+        self._by_tensor.update(cut, np.array([steps[piece.tensor] for piece in self._pieces]))
+
+
+class SlicedUpdate:
+    """The update over one model's arrays. One thread at a time may use it.
+
+    Args:
+        spec: the model.
+        arena: its memory.
+        launcher: runs what is worth several threads; None: the calling thread does.
+    """
+
+    def __init__(self, spec: Spec, arena: Arena, launcher: Launcher | None) -> None:
+        self._spec = spec
+        self._launcher = launcher
+        self._slices = [Slice(spec, arena, begin, end) for begin, end in _cuts(arena.element_count)]
+
+    def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> None:
+        """Make one step.
+
+        Args:
+            present: for each tensor, whether there is a gradient for it.
+            gradient: the present tensors' elements, one after the other.
+            steps: updates that each tensor has made so far.
+        """
+        slices = self._updated(present, gradient, steps)
+        if self._launcher is not None and self._is_worth_a_launch(gradient.size, self._launcher):
+            self._launcher.run(slices)
+        else:
+            for _ in slices:
+                pass
+
+    def _is_worth_a_launch(self, elements: int, launcher: Launcher) -> bool:
+        """Return whether several threads would be done sooner; a small update does not wait for a large one's slice."""
+        if launcher.threads == 1 or elements < _FEWEST_ELEMENTS:
+            return False
+        return len(self._slices) > 1 or launcher.is_idle
+
+    def _updated(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> Iterator[None]:
+        """Update slice by slice, and yield after each."""
+        is_whole = all(present) and len(set(steps)) == 1  # the usual push: the whole vector is one array
+        gradients = [] if is_whole else self._gradients(present, gradient)
+        for each in self._slices:
+            if is_whole:
+                each.update_whole(gradient, steps[0])
+            else:
+                each.update_by_tensor(gradients, steps)
+            yield
+
+    def _gradients(self, present: Sequence[bool], gradient: FlatArray) -> list[FlatArray | None]:
+        """Return one gradient for each tensor, None for the absent."""
+        sizes = [tensor.size for tensor, is_present in zip(self._spec.tensors, present, strict=True) if is_present]
+        views = iter(split(gradient, sizes))
+        return [next(views) if is_present else None for is_present in present]
+
+
+def _cuts(elements: int) -> Iterator[tuple[int, int]]:
+    """Yield where slices of nearly equal size begin and end."""
+    count = -(-elements // MOST_ELEMENTS)
+    size = -(-elements // (count * _GRAIN)) * _GRAIN if count else 1
+    for begin in range(0, elements, size):
+        yield begin, min(begin + size, elements)
+
+
+def _pieces(sizes: Sequence[int], begin: int, end: int) -> Iterator[Piece]:
+    """Yield the pieces of tensors that lie between two elements."""
+    for tensor, (first, last) in enumerate(pairwise(accumulate(sizes, initial=0))):
+        if first < end and last > begin and first < last:
+            yield Piece(tensor, max(begin - first, 0), min(end, last) - first)

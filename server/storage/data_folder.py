@@ -1,0 +1,362 @@
+"""The data folder: which models there are, which snapshot of each is the newest, and which one still holds.
+
+    DIR/lock                            held by flock while a server runs; says the folder's format
+    DIR/run                             the run that began last: its id and the names of the models
+    DIR/manifest                        written at a clean stop, gone while a server runs: each model's last snapshot
+    DIR/models/NAME/00000007.snapshot   one model's snapshots, numbered as they were written
+
+A snapshot is written beside its name, fsynced, renamed and the folder fsynced; only then does the oldest go. A model
+carries on under its state id only where the manifest describes the very file that is its newest snapshot; anything
+else is a rewind. Imports the snapshot format, the manifest and the error tree.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from numba_adam.errors import ConfigurationError, CorruptSnapshotError, SnapshotError
+from numba_adam.server.model.spec import check_model_name, is_model_name
+from numba_adam.server.storage import snapshot as snapshots
+from numba_adam.server.storage.durable import (
+    TEMPORARY,
+    check_file,
+    check_folder,
+    make_folder,
+    replace,
+    sync_folder,
+    write_new,
+)
+from numba_adam.server.storage.last_run import LOCK_TEXT, Past
+from numba_adam.server.storage.manifest import LastSnapshot, Manifest, Run
+from numba_adam.server.storage.snapshot import Arrays, Snapshot
+
+_log = logging.getLogger(__name__)
+_SNAPSHOT_NAME = re.compile(r"([0-9]{8,})\.snapshot")
+_GRAVE_NAME = re.compile(r"\.deleted-[0-9a-f]{16}-(.+)")
+_DELETED = ".deleted-"
+_DAMAGED = ".damaged"
+
+
+class Restored(NamedTuple):
+    """A model's state as it was found on disk."""
+
+    snapshot: Snapshot
+    """The records."""
+
+    why_rewound: str
+    """Why this may not be the model's last state; "" where it is."""
+
+
+class _Newest(NamedTuple):
+    """A model's newest snapshot, as this process wrote or read it."""
+
+    number: int
+    xxh3_64: str
+
+
+class Store:
+    """A data folder, held by this process alone until `close`.
+
+    Args:
+        folder: created if it is not there.
+        kept: snapshots kept of each model.
+
+    Raises:
+        ConfigurationError: another server holds it, it cannot be written, others may write to it, or another release
+            wrote it.
+    """
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self.folder = folder.resolve()  # wherever this process goes later
+        self._models = self.folder / "models"
+        self._kept = kept
+        self._newest: dict[str, _Newest] = {}
+        self._names: set[str] = set()
+        self._run_id = ""  # until the run begins
+        self._changing = threading.Lock()
+        self._is_closed = False
+        try:
+            is_new = self._make()
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self._not_writable(error) from error
+        try:
+            self._take_lock()
+            self._check_ours()
+            self._past = Past(self.folder, None if is_new else os.pread(self._lock, 100, 0))
+            if is_new:
+                self._mark()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def model_names(self) -> list[str]:
+        """Return the names of the models, sorted.
+
+        Raises:
+            SnapshotError: one that must be there is not.
+        """
+        names = sorted(path.name for path in self._models.iterdir() if path.is_dir())
+        strange = [name for name in names if not is_model_name(name) and not name.startswith(_DELETED)]
+        if strange:
+            _log.warning("%s: %s: not the name of a model, left alone", self._models, ", ".join(map(repr, strange)))
+        found = {name for name in names if is_model_name(name)} - set(self._half_made())
+        there = {name for name in found if _numbers(self._models / name)}
+        missing = (found | self._past.names) - self._buried() - there
+        if missing:
+            raise SnapshotError(
+                f"data_dir={str(self.folder)!r}: there is no snapshot of {', '.join(map(repr, sorted(missing)))} in "
+                f"{str(self._models)!r}; put the folder back from a backup, or, to start without the model, remove "
+                "what is left of its folder and the files 'run' and 'manifest' (the others then get new state ids)"
+            )
+        return sorted(found)
+
+    def begin(self) -> None:
+        """Begin a run: from now on a crash is a crash. Nothing may be served or written before.
+
+        Raises:
+            ConfigurationError: the folder cannot be written.
+        """
+        self._names = set(self.model_names())
+        run_id = secrets.token_hex(16)
+        try:
+            self._write_run(run_id)
+            self._mark()
+            for name in ("manifest", "running"):
+                (self.folder / name).unlink(missing_ok=True)
+            sync_folder(self.folder)
+            self._sweep()
+        except OSError as error:
+            raise self._not_writable(error) from error
+        self._run_id = run_id
+
+    def write(self, name: str, capture: Callable[[int], int]) -> int:
+        """Write a model's next snapshot and return its size; it is on disk when this returns.
+
+        Args:
+            name: the model.
+            capture: called with the descriptor of an empty file; writes the snapshot and returns its size.
+        """
+        self._check_held()
+        folder = self._folder(name)
+        make_folder(folder)
+        numbers = _numbers(folder)
+        number = max(numbers, default=0) + 1
+        path = _path(folder, number)
+        temporary = path.with_suffix(TEMPORARY)
+        size = write_new(temporary, capture)
+        newest = _Newest(number, snapshots.fingerprint(temporary))
+        temporary.rename(path)
+        sync_folder(folder)
+        with self._changing:
+            self._newest[name] = newest
+            self._list(name)
+        for old in sorted([*numbers, number])[: -self._kept]:
+            _path(folder, old).unlink()
+        return size
+
+    def restore(self, name: str, arrays_for: Callable[[Snapshot], Arrays]) -> Restored:
+        """Read the newest snapshot that holds.
+
+        A damaged one is renamed and stays for whoever wants to look at it.
+
+        Raises:
+            CorruptSnapshotError: not one of the model's snapshots holds.
+            SnapshotError: one cannot be read at all.
+        """
+        folder = self._folder(name)
+        damaged: list[str] = []
+        for number in sorted(_numbers(folder), reverse=True):
+            path = _path(folder, number)
+            try:
+                found = snapshots.read(path, arrays_for)
+                last = _describe(path, number, found)
+            except CorruptSnapshotError as error:
+                _log.error("model %s: %s; falling back to the snapshot before it", name, error)
+                damaged.append(str(error))
+                continue
+            except OSError as error:  # it may be whole: going back behind it is not for us to decide
+                raise SnapshotError(
+                    f"model {name!r}: snapshot {str(path)!r} cannot be read ({error}); make it readable, or move it "
+                    "away to go back to the one before it"
+                ) from error
+            _set_aside(folder, number)
+            self._newest[name] = _Newest(number, last.xxh3_64)
+            return Restored(found, "a newer snapshot is damaged" if damaged else self._past.why_rewound(name, last))
+        raise CorruptSnapshotError(
+            f"model {name!r}: no snapshot holds ({'; '.join(damaged) or 'there is none'}); restore the folder from a "
+            f"backup, or move {str(folder)!r} away to start without the model"
+        )
+
+    def holds(self, name: str) -> bool:
+        """Return whether the snapshot that this process wrote or read last is still there."""
+        return self._last(name) is not None
+
+    def delete(self, name: str) -> None:
+        """Remove a model's folder; after a crash it is either whole or gone."""
+        self._check_held()
+        folder = self._folder(name)
+        if folder.exists():
+            grave = self._models / f"{_DELETED}{secrets.token_hex(8)}-{name}"
+            folder.rename(grave)
+            sync_folder(self._models)
+            with self._changing:
+                self._newest.pop(name, None)
+                self._unlist(name)
+            shutil.rmtree(grave)
+
+    def close(self, saved: Collection[str] = ()) -> bool:
+        """Let the folder go; where no run has begun, as it was found.
+
+        Args:
+            saved: the models whose last state is in their newest snapshot; the next start carries on with them.
+
+        Returns:
+            True when those snapshots are there.
+
+        Raises:
+            OSError: that could not be written down; the next start will take it for a crash.
+        """
+        if self._is_closed:
+            return True
+        self._is_closed = True
+        try:
+            if not self._run_id:
+                return True
+            self._check_held()
+            found = {name: last for name in saved if (last := self._last(name))}
+            replace(self.folder / "manifest", Manifest(self._run_id, found).write)
+            return len(found) == len(saved)
+        finally:
+            os.close(self._lock)
+
+    def _folder(self, name: str) -> Path:
+        return self._models / check_model_name(name)
+
+    def _make(self) -> bool:
+        """Make the folder where there is none; return whether it has no lock yet."""
+        make_folder(self.folder)
+        check_folder(self.folder)
+        make_folder(self._models)
+        return not (self.folder / "lock").exists()
+
+    def _mark(self) -> None:
+        """Say the folder's format in the lock file, and have no other user read or write it."""
+        os.fchmod(self._lock, 0o600)
+        os.pwrite(self._lock, LOCK_TEXT, 0)
+        os.fsync(self._lock)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"data_dir={str(self.folder)!r}: another server holds it; stop that one or give this one its own folder"
+            ) from error
+
+    def _check_held(self) -> None:
+        """Refuse to write where there is another folder now.
+
+        Raises:
+            OSError: the folder was moved, removed or unmounted while it was held.
+        """
+        path = self.folder / "lock"
+        if not os.path.samestat(path.stat(), os.fstat(self._lock)):
+            raise OSError(f"{str(path)!r} is not the file that this server has locked: there is another folder now")
+
+    def _check_ours(self) -> None:
+        """Refuse a folder where others may write to anything that a server reads or writes."""
+        folders = [path for path in self._models.iterdir() if is_model_name(path.name) and path.is_dir()]
+        for folder in (self._models, *folders):
+            check_folder(folder)
+        for name in ("lock", "run", "manifest", "deletions"):
+            check_file(self.folder / name)
+        for folder in folders:
+            for path in folder.iterdir():
+                check_file(path)
+
+    def _half_made(self) -> list[str]:
+        """Return the models whose creation a crash cut short: none was ever acknowledged."""
+        folders = [path for path in self._models.iterdir() if path.is_dir() and self._past.names_all]
+        empty = [path.name for path in folders if all(item.suffix == TEMPORARY for item in path.iterdir())]
+        return [name for name in empty if is_model_name(name) and name not in self._past.names]
+
+    def _buried(self) -> set[str]:
+        """Return the models whose deletion a crash cut short."""
+        graves = (_GRAVE_NAME.fullmatch(path.name) for path in self._models.iterdir())
+        return {grave.group(1) for grave in graves if grave}
+
+    def _sweep(self) -> None:
+        """Remove what a crash left half-done: it was never acknowledged."""
+        half_made = self._half_made()
+        for path in self._models.iterdir():
+            if path.name.startswith(_DELETED):
+                shutil.rmtree(path)
+            elif path.is_dir() and is_model_name(path.name):
+                for left in path.glob(f"*{TEMPORARY}"):
+                    left.unlink()
+                if path.name in half_made:
+                    path.rmdir()
+
+    def _list(self, name: str) -> None:
+        """Have a new model's name in the run: a start without it is refused from now on."""
+        if name not in self._names:
+            self._names.add(name)
+            self._write_run(self._run_id)
+
+    def _unlist(self, name: str) -> None:
+        if name in self._names:
+            self._names.remove(name)
+            self._write_run(self._run_id)
+
+    def _write_run(self, run_id: str) -> None:
+        replace(self.folder / "run", Run(run_id, tuple(sorted(self._names))).write)
+
+    def _last(self, name: str) -> LastSnapshot | None:
+        """Return what the manifest says of a model; None where its newest snapshot is gone or another one."""
+        newest = self._newest.get(name)
+        if newest is None:
+            return None
+        path = _path(self._folder(name), newest.number)
+        try:
+            last = _describe(path, newest.number, snapshots.read_records(path))
+        except OSError as error:
+            _log.error("model %s: its newest snapshot is gone (%s)", name, error)
+            return None
+        return last if last.xxh3_64 == newest.xxh3_64 else None
+
+    def _not_writable(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(f"data_dir={str(self.folder)!r}: it must be a folder this user can write ({error})")
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}.snapshot"
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return the numbers of the snapshots in a folder."""
+    found = (_SNAPSHOT_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return [int(match.group(1)) for match in found if match]
+
+
+def _describe(path: Path, number: int, records: Snapshot) -> LastSnapshot:
+    """Return what a manifest says of a snapshot."""
+    machine, changed_ns = records.machine, path.stat().st_ctime_ns
+    return LastSnapshot(number, snapshots.fingerprint(path), changed_ns, machine["version"], machine["state_id"])
+
+
+def _set_aside(folder: Path, number: int) -> None:
+    """Rename the snapshots that are newer than the one that held."""
+    for newer in _numbers(folder):
+        if newer > number:
+            _path(folder, newer).rename(folder / f"{newer:08d}{_DAMAGED}")
+    sync_folder(folder)

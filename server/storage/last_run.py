@@ -1,0 +1,80 @@
+"""What the last run on a data folder left there, and whether a model's snapshot is the last of its history.
+
+Whatever cannot be shown to be the last is a rewind, and the reason is said. Imports the manifest and the error tree.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from numba_adam.errors import ConfigurationError
+from numba_adam.server.storage.manifest import FORMAT, LastSnapshot, check_format, read_manifest, read_run
+
+LOCK_TEXT = f"numba-adam data folder, format {FORMAT}\n".encode("ascii")
+"""What the lock file of a folder of this format says; that of the first format was empty."""
+
+_LOCK_TEXT = re.compile(rb"numba-adam data folder, format ([0-9]{1,9})\n")
+
+
+class Past:
+    """The past of a data folder.
+
+    Args:
+        folder: the data folder.
+        lock_text: what its lock file says; None where there was none.
+
+    Raises:
+        ConfigurationError: another release wrote it, or it cannot be read.
+    """
+
+    def __init__(self, folder: Path, lock_text: bytes | None) -> None:
+        _check_lock_text(lock_text, folder / "lock")
+        run, manifest = read_run(folder / "run"), read_manifest(folder / "manifest")
+        is_first_format = lock_text == b"" and not (folder / "run").exists() and not (folder / "manifest").exists()
+        known = run or manifest
+        self.names = frozenset(known.models if known else ())
+        """The models that must be there."""
+
+        self.names_all = is_first_format or known is not None
+        """Whether a model that has another name, and no snapshot yet, was never there for anyone."""
+
+        self._last = manifest.models if manifest else {}
+        self._is_left_clean = is_first_format and not (folder / "running").exists()
+        self._why_all = ""
+        if manifest is None:
+            self._why_all = "the server before was not stopped cleanly"
+            if (folder / "manifest").exists():
+                self._why_all = "the manifest of the last clean stop is damaged"
+        elif run is None:
+            self._why_all = "the record of the last server that ran here is missing or damaged"
+        elif run.run_id != manifest.run_id:
+            self._why_all = "the manifest was not written by the last server that ran here"
+
+    def why_rewound(self, name: str, found: LastSnapshot) -> str:
+        """Return why a model's newest snapshot may not be its last state; "" where it is."""
+        if self._is_left_clean:
+            return ""
+        if self._why_all:
+            return self._why_all
+        last = self._last.get(name)
+        if last is None:
+            return "its last state was not saved when the server stopped"
+        if found == last:
+            return ""
+        if found._replace(changed_ns=last.changed_ns) == last:
+            return "its snapshot is a copy, or was moved or changed since the server stopped"
+        return (
+            f"the server stopped at version {last.version} of state {last.state_id}, snapshot {last.number}, and the "
+            f"newest snapshot is {found.number}, of version {found.version} of state {found.state_id}"
+        )
+
+
+def _check_lock_text(text: bytes | None, path: Path) -> None:
+    """Refuse a folder of another format."""
+    if not text:
+        return
+    match = _LOCK_TEXT.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{str(path)!r} begins with {text[:80]!r}: this is not a numba-adam data folder")
+    check_format(int(match.group(1)), path)

@@ -1,0 +1,147 @@
+"""What a data folder says of itself: which models are in it, and how the last run of a server on it ended.
+
+    DIR/run        written at every start and whenever a model comes or goes: the run's random id, and the models
+    DIR/manifest   written at a clean stop: the same id, and which file holds the last state of each model
+
+A manifest counts only beside the run that wrote it, so an older one that is put back is found out. Each file is one
+line of JSON, and every bit of it is checked. Imports the checksum library, durable files and the error tree.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+from numba_adam.errors import ConfigurationError
+from numba_adam.server.storage.durable import write_all
+
+FORMAT = 2
+"""Format of data folders. The first had neither file: an empty file `running` stood there while a server ran."""
+
+_log = logging.getLogger(__name__)
+
+
+class LastSnapshot(NamedTuple):
+    """The file that holds a model's last state."""
+
+    number: int
+    """Its number."""
+
+    xxh3_64: str
+    """The checksum of its header, which holds the checksum of its data."""
+
+    changed_ns: int
+    """When the system last changed the file, its name or its owner: a copy of it never has the same."""
+
+    version: int
+    """Version of the model."""
+
+    state_id: str
+    """Its line of history."""
+
+
+class Run(NamedTuple):
+    """One run of a server on the folder."""
+
+    run_id: str
+    """Random."""
+
+    models: tuple[str, ...]
+    """The names of the models."""
+
+    def write(self, descriptor: int) -> int:
+        """Write it into an empty file; return the size."""
+        return _write(descriptor, "run", {"run_id": self.run_id, "models": self.models})
+
+
+class Manifest(NamedTuple):
+    """How a run ended: cleanly."""
+
+    run_id: str
+    """The run."""
+
+    models: Mapping[str, LastSnapshot]
+    """The models whose last state is on disk, by name."""
+
+    def write(self, descriptor: int) -> int:
+        """Write it into an empty file; return the size."""
+        models = {name: last._asdict() for name, last in self.models.items()}
+        return _write(descriptor, "manifest", {"run_id": self.run_id, "models": models})
+
+
+def read_run(path: Path) -> Run | None:
+    """Return the last run; None where the file is missing or damaged.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is of another format.
+    """
+    content = _read(path, "run")
+    return None if content is None else Run(content["run_id"], tuple(content["models"]))
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest; None where the file is missing or damaged.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is of another format.
+    """
+    content = _read(path, "manifest")
+    if content is None:
+        return None
+    return Manifest(content["run_id"], {name: LastSnapshot(**last) for name, last in content["models"].items()})
+
+
+def check_format(version: object, path: Path) -> None:
+    """Refuse what another release wrote.
+
+    Raises:
+        ConfigurationError: the format is not this one.
+    """
+    if version != FORMAT:
+        raise ConfigurationError(
+            f"{str(path)!r}: it is of a data folder of format {version!r}, and this numba-adam reads format {FORMAT}; "
+            "use the release that wrote it"
+        )
+
+
+def _write(descriptor: int, kind: str, content: Mapping[str, Any]) -> int:
+    return write_all(descriptor, _encode({"kind": kind, "format": FORMAT, **content}))
+
+
+def _encode(content: Mapping[str, Any]) -> bytes:
+    """Return a line of JSON whose last field is the checksum of the others."""
+    checksum = xxhash.xxh3_64_hexdigest(_dumps(content))
+    return _dumps({**content, "xxh3_64": checksum}) + b"\n"
+
+
+def _dumps(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+def _read(path: Path, kind: str) -> dict[str, Any] | None:
+    """Return a file's content; a damaged one is as good as none, and the log says so."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{str(path)!r} cannot be read ({error}); make it readable, or move it away: every model then goes back "
+            "to its newest snapshot under a new state id"
+        ) from error
+    try:
+        content: dict[str, Any] = json.loads(raw)
+        del content["xxh3_64"]
+        is_whole = _encode(content) == raw and content["kind"] == kind
+    except (KeyError, TypeError, ValueError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        _log.error("%s: it is damaged, and what it said is lost", path)
+        return None
+    check_format(content["format"], path)
+    return content

@@ -1,0 +1,267 @@
+"""The snapshot file, format version 2: a valid safetensors file in which every bit is checked.
+
+    8 bytes          length of the header, little-endian
+    header           JSON, padded with spaces so that the data starts at a multiple of 64
+    data             param/NAME of all tensors, then exp_avg/NAME, exp_avg_sq/NAME[, max_exp_avg_sq/NAME]
+
+The header begins with `__metadata__`, and that with the XXH3 of the header (its own 16 digits counted as zeros) and
+the XXH3 of the data. Then follow the format version, the model and the machine's record, as JSON.
+
+Version 1 is read too. It differs in the machine's record alone: its kept answers are without the digests of the pushes
+that they were given to, so that such a push is known again by its number only.
+
+`write` only writes: making the file durable is the store's work. `read` verifies everything before it returns and
+puts the data straight into the arrays it is given. Imports NumPy, the checksum library and the error tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from numba_adam.errors import CorruptSnapshotError, SnapshotError
+from numba_adam.server.model.records import check_keys, check_value
+from numba_adam.server.model.spec import Tensor
+
+FORMAT = "2"
+_READ = ("1", "2")
+_FORMAT_NAME = "numba-adam snapshot"
+_DTYPE_NAMES = {"float32": "F32", "float64": "F64"}
+_HASH_DIGITS = 16
+_ZEROS = b"0" * _HASH_DIGITS
+_START = b'{"__metadata__":{"header_xxh3_64":"'
+_BETWEEN = b'","data_xxh3_64":"'
+_HEADER_HASH_AT = 8 + len(_START)
+_DATA_HASH_AT = _HEADER_HASH_AT + _HASH_DIGITS + len(_BETWEEN)
+_DATA_ALIGNMENT = 64
+_LONGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_PIECE_BYTES = 1 << 22
+_METADATA = ("header_xxh3_64", "data_xxh3_64", "format", "format_version", "model", "machine")
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Snapshot(NamedTuple):
+    """What a snapshot says beside its arrays."""
+
+    model: dict[str, Any]
+    """The spec's record, with the request id that created the model."""
+
+    machine: dict[str, Any]
+    """The machine's record."""
+
+
+def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
+    """Write a snapshot into an empty file and return its size in bytes. Does not fsync.
+
+    Args:
+        descriptor: of the file, open for writing, at its beginning.
+        snapshot: the records.
+        arrays: name -> flat array of all tensors' elements.
+
+    Raises:
+        SnapshotError: its header would be too long to be read again.
+        OSError: the file cannot be written.
+    """
+    header = _header(snapshot, arrays)
+    if len(header) - 8 > _LONGEST_HEADER_BYTES:
+        raise SnapshotError(
+            f"model {snapshot.model['name']!r}: the description of its arrays and workers takes {len(header)} bytes, "
+            f"and a snapshot has room for {_LONGEST_HEADER_BYTES}; use fewer arrays or shorter names"
+        )
+    _write_all(descriptor, header)
+    data_hash = xxhash.xxh3_64()
+    size = len(header)
+    for array in arrays.values():
+        raw = array.view(np.uint8)
+        for start in range(0, len(raw), _PIECE_BYTES):
+            piece = raw[start : start + _PIECE_BYTES]
+            data_hash.update(piece.data)
+            if _is_zero(piece):  # a hole in the file: a new model's moments cost neither time nor space
+                os.lseek(descriptor, len(piece), os.SEEK_CUR)
+            else:
+                _write_all(descriptor, piece.data)
+        size += len(raw)
+    os.ftruncate(descriptor, size)
+    header[_DATA_HASH_AT : _DATA_HASH_AT + _HASH_DIGITS] = _digits(data_hash)
+    header[_HEADER_HASH_AT : _HEADER_HASH_AT + _HASH_DIGITS] = _digits(xxhash.xxh3_64(header))
+    os.pwrite(descriptor, header[: _DATA_HASH_AT + _HASH_DIGITS], 0)
+    return size
+
+
+def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays]) -> Snapshot:
+    """Read and verify a snapshot.
+
+    Args:
+        path: the file.
+        arrays_for: called once the header is known to be whole; returns the flat arrays to fill.
+
+    Raises:
+        CorruptSnapshotError: it is not a whole, unchanged snapshot. The arrays may have been written to.
+        SnapshotError: it is whole, and says something that this version does not know.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        header = _read_header(file.fileno(), path)
+        snapshot, described = _parse(header, path)
+        arrays = arrays_for(snapshot)
+        expected = _header(snapshot, arrays)
+        if _describe(json.loads(expected[8:])) != described:
+            raise _corrupt(path, "its list of tensors is not that of its model")
+        data_hash = xxhash.xxh3_64()
+        position = len(header)
+        for array in arrays.values():
+            position = _read_array(file.fileno(), array, position, data_hash, path)
+        if os.fstat(file.fileno()).st_size != position:
+            raise _corrupt(path, f"it has bytes after its end at {position}")
+        if header[_DATA_HASH_AT : _DATA_HASH_AT + _HASH_DIGITS] != _digits(data_hash):
+            raise _corrupt(path, "the data's checksum differs")
+        return snapshot
+
+
+def read_records(path: str | os.PathLike[str]) -> Snapshot:
+    """Read and verify a snapshot's header alone.
+
+    Raises:
+        CorruptSnapshotError, OSError: see read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        return _parse(_read_header(file.fileno(), path), path)[0]
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """Return the checksum of a snapshot's header, which holds that of its data: sixteen digits name it all."""
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), _HASH_DIGITS, _HEADER_HASH_AT).decode("ascii", "replace")
+
+
+def _header(snapshot: Snapshot, arrays: Arrays) -> bytearray:
+    """Return length and header, with zeros where the hashes go."""
+    metadata = {
+        "header_xxh3_64": _ZEROS.decode(),
+        "data_xxh3_64": _ZEROS.decode(),
+        "format": _FORMAT_NAME,
+        "format_version": FORMAT,
+        "model": _dumps(snapshot.model),
+        "machine": _dumps(snapshot.machine),
+    }
+    tensors = [Tensor(item["name"], tuple(item["shape"])) for item in snapshot.model["tensors"]]
+    text = _dumps({"__metadata__": metadata, **_entries(tensors, arrays)}).encode("ascii")
+    text += b" " * (-(8 + len(text)) % _DATA_ALIGNMENT)
+    return bytearray(struct.pack("<Q", len(text)) + text)
+
+
+def _entries(tensors: Sequence[Tensor], arrays: Arrays) -> dict[str, Any]:
+    """Return safetensors' description of each tensor."""
+    entries, start = {}, 0
+    for group, array in arrays.items():
+        dtype = _DTYPE_NAMES[array.dtype.name]
+        for tensor in tensors:
+            end = start + tensor.size * array.itemsize
+            entries[f"{group}/{tensor.name}"] = {
+                "dtype": dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [start, end],
+            }
+            start = end
+    return entries
+
+
+def _read_header(descriptor: int, path: str | os.PathLike[str]) -> bytes:
+    """Return length and header, once their checksum holds."""
+    first = os.pread(descriptor, 8, 0)
+    if len(first) < 8:
+        raise _corrupt(path, f"it ends after {len(first)} bytes, within its first field")
+    (length,) = struct.unpack("<Q", first)
+    if not _DATA_HASH_AT + _HASH_DIGITS - 8 <= length <= _LONGEST_HEADER_BYTES:
+        raise _corrupt(path, f"its header's length, {length}, cannot be")
+    header = first + _read_exactly(descriptor, length, 8)
+    if len(header) < 8 + length:
+        raise _corrupt(path, f"it ends at byte {len(header)}, within its header of {length} bytes")
+    said = header[_HEADER_HASH_AT : _HEADER_HASH_AT + _HASH_DIGITS]
+    blanked = header[:_HEADER_HASH_AT] + _ZEROS + header[_HEADER_HASH_AT + _HASH_DIGITS :]
+    if header[8:_HEADER_HASH_AT] != _START or said != _digits(xxhash.xxh3_64(blanked)):
+        raise _corrupt(path, "its header's checksum differs")
+    return header
+
+
+def _parse(header: bytes, path: str | os.PathLike[str]) -> tuple[Snapshot, dict[str, Any]]:
+    """Return the records in a header, and its list of tensors."""
+    try:
+        content = json.loads(header[8:])
+        metadata = content["__metadata__"]
+        version = metadata["format_version"]
+        if version not in _READ:
+            raise SnapshotError(
+                f"snapshot {os.fspath(path)!r}: its format version is {version!r}, and this numba-adam reads "
+                f"{' and '.join(map(repr, _READ))}: read it with the newer one that wrote it"
+            )
+        check_keys(metadata, f"snapshot {os.fspath(path)!r}: its metadata", _METADATA)
+        check_value(metadata["format"], f"snapshot {os.fspath(path)!r}: its format", (_FORMAT_NAME,))
+        return Snapshot(json.loads(metadata["model"]), json.loads(metadata["machine"])), _describe(content)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CorruptSnapshotError):
+            raise
+        raise _corrupt(path, f"its header is whole but makes no sense ({error!r})") from error
+
+
+def _describe(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in content.items() if name != "__metadata__"}
+
+
+def _read_array(
+    descriptor: int, array: npt.NDArray[Any], position: int, data_hash: xxhash.xxh3_64, path: str | os.PathLike[str]
+) -> int:
+    """Fill an array from the file and return the position after it."""
+    raw = array.view(np.uint8).data
+    for start in range(0, len(raw), _PIECE_BYTES):
+        piece = raw[start : start + _PIECE_BYTES]
+        done = 0
+        while done < len(piece):
+            count = os.preadv(descriptor, [piece[done:]], position)
+            if not count:
+                raise _corrupt(path, f"it ends at byte {position}, within its data")
+            done += count
+            position += count
+        data_hash.update(piece)
+    return position
+
+
+def _read_exactly(descriptor: int, length: int, position: int) -> bytes:
+    """Return `length` bytes from a position, or fewer where the file ends."""
+    parts = []
+    while length and (part := os.pread(descriptor, min(length, _PIECE_BYTES), position)):
+        parts.append(part)
+        position += len(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _is_zero(piece: npt.NDArray[np.uint8]) -> bool:
+    """Return whether all bytes are zero; two looks settle it for nearly everything else."""
+    return not (piece[0] or piece[-1] or piece.any())
+
+
+def _digits(digest: xxhash.xxh3_64) -> bytes:
+    return digest.hexdigest().encode("ascii")
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _corrupt(path: str | os.PathLike[str], what: str) -> CorruptSnapshotError:
+    return CorruptSnapshotError(f"snapshot {os.fspath(path)!r}: {what}")

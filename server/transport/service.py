@@ -1,0 +1,223 @@
+"""The gRPC edge: decode, call the host, encode; errors become statuses by the table of numba_adam.ps.errors.
+
+Requests that stream arrays are decoded by numba_adam.ps.framing, which borrows a chunk's bytes where the generated
+parser would copy them. Imports grpc and the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from numba_adam.errors import InvalidRequestError, NumbaAdamError
+from numba_adam.ps import framing
+from numba_adam.ps.checksum import SUPPORTED, new_checksum
+from numba_adam.ps.errors import to_status
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
+from numba_adam.server.runtime.host import Caller, Host
+from numba_adam.server.runtime.pull_copy import Image
+from numba_adam.server.runtime.receive import Parts
+from numba_adam.server.transport.gate import Calls, Context, Entry, Handler, end
+from numba_adam.server.transport.watch import Watch
+
+_log = logging.getLogger(__name__)
+
+_SENDING_BYTES = 1 << 22  # of chunks under way to all who pull, about
+_SMALLEST_CHUNK_BYTES = 1 << 16
+_PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
+
+
+class ParameterService:
+    """The calls of numba_adam.ps.v1.ParameterService; see the .proto files for what each does.
+
+    Args:
+        host: what they act on.
+        watch: ends transfers that have stopped.
+    """
+
+    def __init__(self, host: Host, watch: Watch) -> None:
+        self._host = host
+        self._watch = watch
+        self._describing = threading.Lock()  # a large description takes memory while it is made: one at a time
+        self._senders = 0
+        self._senders_lock = threading.Lock()
+
+    def create_model(self, request: Iterator[Any], _: Context) -> bytes:
+        """Create a model from a stream."""
+        header, parts = self._open(request)
+        model, created = self._host.create_model(header, parts)
+        with self._describing:
+            return pb.CreateModelResponse(model=model.to_proto(), created=created).SerializeToString()
+
+    def get_model(self, request: pb.GetModelRequest, _: Context) -> bytes:
+        """Describe a model."""
+        with self._describing:
+            return pb.GetModelResponse(model=self._host.model(request.model).to_proto()).SerializeToString()
+
+    def list_models(self, request: pb.ListModelsRequest, _: Context) -> bytes:
+        """Describe the models."""
+        with self._describing:
+            return self._host.list_models(request).SerializeToString()
+
+    def delete_model(self, request: pb.DeleteModelRequest, _: Context) -> pb.DeleteModelResponse:
+        """Delete a model."""
+        return pb.DeleteModelResponse(state=self._host.delete_model(request.model, request.state_id))
+
+    def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:
+        """Open a worker's session."""
+        opened, state = self._host.open_session(request)
+        return pb.OpenSessionResponse(epoch=opened.epoch, first_sequence=opened.next_sequence, state=state)
+
+    def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
+        """Take one gradient."""
+        return pb.PushResponse(ack=self._host.push(*self._open(request)))
+
+    def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
+        """Send the parameters."""
+        _check_kind(request.checksum_kind)
+        with self._host.pull(request, _caller(context)) as image:
+            yield from self._send(image, request.checksum_kind, pb.PullResponse, context)
+
+    def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
+        """Take one gradient and send the parameters that came of it."""
+        header, parts = self._open(request)
+        _check_kind(header.checksum_kind)
+        ack = self._host.push(header, parts)
+        yield from self._watch.send([pb.PushPullResponse(ack=ack)], context)
+        with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as image:
+            yield from self._send(image, header.checksum_kind, pb.PushPullResponse, context)
+
+    def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
+        """Write snapshots."""
+        return pb.SnapshotResponse(snapshots=self._host.snapshot(request.model))
+
+    def get_server_status(self, request: pb.GetServerStatusRequest, _: Context) -> bytes:
+        """Describe the server."""
+        with self._describing:
+            return self._host.status(request).SerializeToString()
+
+    def _send(
+        self, image: Image, kind: int, response: type[_PullAnswer], context: Context
+    ) -> Iterator[_PullAnswer | bytes]:
+        """Send an image; the more do so at a time, the smaller their chunks, of which each has some in memory."""
+        with self._senders_lock:
+            self._senders += 1
+            share = _SENDING_BYTES // self._senders
+        try:
+            chunk_bytes = min(framing.DEFAULT_CHUNK_BYTES, max(share, _SMALLEST_CHUNK_BYTES))
+            yield from self._watch.send(_pulled(image, kind, response, chunk_bytes), context)
+        finally:
+            with self._senders_lock:
+                self._senders -= 1
+
+    def _open(self, request: Iterator[Any]) -> tuple[Any, Parts]:
+        """Return the header of a stream, and the parts that follow it."""
+        first = next(request, None)
+        if not isinstance(first, Message) or first.WhichOneof("part") != "header":
+            raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream begins otherwise")
+        header: Any = getattr(first, "header")  # noqa: B009 - every transfer message has one, Message itself has not
+        return header, request
+
+
+class _Method(NamedTuple):
+    """How one call is decoded and run."""
+
+    decode: Callable[[bytes], Any]
+    run: Callable[..., Any]
+
+
+METHODS: dict[str, _Method] = {
+    "CreateModel": _Method(framing.decode_create_model_request, ParameterService.create_model),
+    "GetModel": _Method(pb.GetModelRequest.FromString, ParameterService.get_model),
+    "ListModels": _Method(pb.ListModelsRequest.FromString, ParameterService.list_models),
+    "DeleteModel": _Method(pb.DeleteModelRequest.FromString, ParameterService.delete_model),
+    "OpenSession": _Method(pb.OpenSessionRequest.FromString, ParameterService.open_session),
+    "Push": _Method(framing.decode_push_request, ParameterService.push),
+    "Pull": _Method(pb.PullRequest.FromString, ParameterService.pull),
+    "PushPull": _Method(framing.decode_push_pull_request, ParameterService.push_pull),
+    "Snapshot": _Method(pb.SnapshotRequest.FromString, ParameterService.snapshot),
+    "GetServerStatus": _Method(pb.GetServerStatusRequest.FromString, ParameterService.get_server_status),
+}
+"""Every call of the service, by its name in the protocol."""
+
+
+def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
+    """Return how the calls of the service are taken, by their paths."""
+    methods = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
+    return {
+        f"/{SERVICE_NAME}/{name}": Entry(calls.lane, _handler(service, calls, METHODS[name], call))
+        for name, call in methods.items()
+    }
+
+
+def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:
+    """Return gRPC's handler of one call, of the kind that its description asks for."""
+    run, decode, requests = method.run.__get__(service), method.decode, calls.requests
+
+    def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack) -> Any:
+        if not call.client_streaming:
+            return requests.parse_only(decode, first)
+        header = requests.parse_part(decode, first, held)
+        return chain([header], (requests.parse_part(decode, raw, held) for raw in rest))
+
+    def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
+        with _answering_errors(context), ExitStack() as held:
+            request = request_of(first, rest, held)  # before the call is served: it may be refused for what it is
+            with calls.served(context):
+                return calls.counted(framing.encode_message(run(request, context)), context)
+
+    def answers(first: bytes, rest: Iterator[bytes], context: Context) -> Iterator[bytes]:
+        with _answering_errors(context), ExitStack() as held:
+            request = request_of(first, rest, held)
+            with calls.served(context):
+                yield from map(framing.encode_message, run(request, context))
+
+    streams = bool(call.server_streaming)
+    return calls.handler(answers if streams else answer, answers_stream=streams)
+
+
+@contextlib.contextmanager
+def _answering_errors(context: Context) -> Iterator[None]:
+    """Have errors answered by the table."""
+    try:
+        yield
+    except grpc.RpcError:  # the caller is gone: nobody to answer
+        raise
+    except Exception as error:
+        if type(error) is Exception and not error.args:  # gRPC's own, of a call that was ended with its status
+            raise
+        if not isinstance(error, NumbaAdamError):
+            _log.error("a call failed with an error of the server's own", exc_info=error)
+        code, message, detail = to_status(error)
+        end(context, code, message, detail)
+
+
+def _caller(context: Context) -> Caller:
+    return Caller(context.time_remaining, lambda: not context.is_active(), context.add_callback)
+
+
+def _check_kind(kind: int) -> None:
+    if kind not in SUPPORTED:
+        raise InvalidRequestError(f"checksum_kind={kind}: it must be one of {SUPPORTED}")
+
+
+def _pulled(image: Image, kind: int, response: type[_PullAnswer], chunk_bytes: int) -> Iterator[_PullAnswer | bytes]:
+    """Return the messages that carry an image: header, chunks (already encoded), trailer."""
+    payload, checksum = image.bytes.data, new_checksum(kind)
+    header = pb.PullHeader(state=image.state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
+    yield response(header=header)
+    for offset in range(0, len(payload), chunk_bytes):
+        piece = payload[offset : offset + chunk_bytes]
+        checksum.update(piece)
+        yield framing.encode_chunk(offset, piece)
+    yield response(trailer=TransferTrailer(checksum=checksum.value()))

@@ -1,0 +1,187 @@
+"""The engine: one call at a time, in order, on the thread that calls, and an end that loses nothing."""
+
+import gc
+import os
+import signal
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from numba_adam.errors import ServerUnavailableError
+from numba_adam.server.runtime.apply_thread import Engine
+
+DEADLINE = 60  # seconds: generous, and never waited for unless something is wrong
+
+
+class InterruptionError(Exception):
+    """What a signal's handler raises."""
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+@pytest.fixture
+def held(engine, threads):
+    """An engine within a call that lasts until the event that comes with it is set."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hold():
+        begun.set()
+        assert over.wait(DEADLINE)
+
+    call = threads.submit(engine.call, hold)
+    assert begun.wait(DEADLINE)
+    yield over
+    over.set()
+    call.result(DEADLINE)
+
+
+def wait_until_queued(engine, count):
+    """Wait until so many calls wait; the test's timeout is its limit."""
+    pause = threading.Event()
+    while engine.waiting != count:
+        pause.wait(0.001)
+
+
+def test_a_call_runs_on_the_thread_that_makes_it(engine):
+    assert engine.call(threading.get_ident) == threading.get_ident()
+
+
+def test_two_calls_never_run_at_the_same_time(engine, threads):
+    inside, seen = [], []
+
+    def work(number):
+        inside.append(number)
+        threading.Event().wait(0)  # others get their chance
+        seen.append(list(inside))
+        inside.remove(number)
+
+    list(threads.map(lambda number: engine.call(work, number), range(200)))
+    assert len(seen) == 200
+    assert all(len(together) == 1 for together in seen)
+
+
+def test_calls_run_in_the_order_in_which_they_came(engine, threads, held):
+    order = []
+    calls = []
+    for number in range(10):
+        calls.append(threads.submit(engine.call, order.append, number))
+        wait_until_queued(engine, number + 1)
+    assert order == []
+    held.set()
+    for call in calls:
+        call.result(DEADLINE)
+    assert order == list(range(10))
+    assert engine.waiting == 0
+
+
+def test_an_error_comes_back_to_whoever_asked_and_the_next_one_has_its_turn(engine, threads, held):
+    wrong = threads.submit(engine.call, lambda: 1 // 0)
+    wait_until_queued(engine, 1)
+    right = threads.submit(engine.call, lambda: 7)
+    wait_until_queued(engine, 2)
+    held.set()
+    with pytest.raises(ZeroDivisionError):
+        wrong.result(DEADLINE)
+    assert right.result(DEADLINE) == 7
+    assert engine.call(lambda: 8) == 8
+
+
+def test_an_error_does_not_keep_a_gradients_memory(engine):
+    """Without the garbage collector's help: a rejected push must give its slot's memory back at once."""
+    gradient = np.zeros(10)
+    alive = weakref.ref(gradient)
+
+    def fail(_):
+        raise ValueError("no")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no"):
+            engine.call(fail, gradient)
+        engine.call(lambda: None)
+        del gradient
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_the_end_comes_after_what_was_handed_over_before_it(engine, threads, held):
+    done = []
+    calls = [threads.submit(engine.call, done.append, 1)]
+    wait_until_queued(engine, 1)
+    end = threads.submit(engine.stop)
+    wait_until_queued(engine, 2)
+    with pytest.raises(ServerUnavailableError, match="stopping"):
+        engine.call(done.append, 2)
+    assert not end.done()
+    held.set()
+    end.result(DEADLINE)
+    calls[0].result(DEADLINE)
+    assert done == [1]
+
+
+def test_after_the_end_it_says_that_the_server_is_stopping(engine):
+    assert engine.call(lambda: 1) == 1
+    engine.stop()
+    engine.stop()  # twice does no harm
+    with pytest.raises(ServerUnavailableError, match="stopping"):
+        engine.call(lambda: 1)
+
+
+@pytest.fixture
+def on_signal():
+    """Sets what happens when this process gets SIGUSR1."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda handler: signal.signal(signal.SIGUSR1, lambda *_: handler())
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt():
+    raise InterruptionError
+
+
+def test_a_call_that_is_interrupted_while_it_waits_leaves_the_queue(engine, threads, held, on_signal):
+    on_signal(interrupt)
+
+    def signal_once_queued():
+        wait_until_queued(engine, 1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    sender = threads.submit(signal_once_queued)
+    with pytest.raises(InterruptionError):
+        engine.call(lambda: None)
+    sender.result(DEADLINE)
+    assert engine.waiting == 0
+    held.set()
+    assert engine.call(lambda: 7) == 7
+
+
+def test_a_call_that_is_interrupted_as_its_turn_comes_hands_it_on(engine, threads, held, on_signal):
+    def interrupt_with_the_turn_given():
+        held.set()
+        wait_until_queued(engine, 0)
+        raise InterruptionError
+
+    on_signal(interrupt_with_the_turn_given)
+
+    def signal_once_queued():
+        wait_until_queued(engine, 1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    sender = threads.submit(signal_once_queued)
+    with pytest.raises(InterruptionError):
+        engine.call(lambda: None)
+    sender.result(DEADLINE)
+    assert threads.submit(engine.call, lambda: 7).result(DEADLINE) == 7

@@ -1,0 +1,118 @@
+"""Images for pulls: one version, whole, shared while it is the newest, and given back by the last who uses it."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from numba_adam.errors import ServerUnavailableError
+from numba_adam.server.model.arena import Arena
+from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.runtime.budget import SlotPool
+from numba_adam.server.runtime.model import Model, Push
+from numba_adam.server.runtime.pull_copy import Images
+from numba_adam.settings.hyperparameters import Hyperparameters
+
+DEADLINE = 60
+SIZE = 1 << 14  # elements: 64 KiB, one grain of the pool
+
+
+@pytest.fixture
+def pool():
+    return SlotPool(1 << 24)
+
+
+@pytest.fixture
+def images(pool):
+    return Images(pool)
+
+
+@pytest.fixture
+def model():
+    spec = Spec("model", "float32", (Tensor("x", (SIZE,)),), Hyperparameters(lr=0.1))
+    made = Model(spec, "r", Arena([SIZE], "float32"), Machine("s", 1))
+    made.arena.param[:] = 7
+    return made
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(4) as made:
+        yield made
+
+
+def push(model):
+    """Make one step."""
+    epoch = model.open_session("w").epoch
+    outcome = model.apply(
+        Push(PushKey("s", "w", epoch, 1), model.version, (True,), Content(1, 1)), np.ones(SIZE, np.float32)
+    )
+    assert outcome.answer.version == model.version
+
+
+def values(image):
+    """Return the one value that all elements of an image have."""
+    (value,) = set(image.bytes.view(np.float32).tolist())
+    return value
+
+
+def test_a_version_is_shared_and_the_last_user_gives_its_memory_back(images, model, pool):
+    first, second, third = images.take(model), images.take(model), images.take(model)
+    assert first is second is third
+    assert pool.used_bytes == 4 * SIZE
+    for image in (first, second):
+        images.release(image)
+        with pool.acquire(4 * SIZE, "another transfer") as slot:  # it must not get the memory that is being sent
+            slot.bytes[:] = 255
+            assert values(third) == 7.0
+    images.release(third)
+    pool.acquire(4 * SIZE, "another transfer").release()
+    assert pool.used_bytes <= 2 * 4 * SIZE
+
+
+def test_an_older_version_stays_as_it_was_and_a_newer_one_is_taken_anew(images, model):
+    older = images.take(model)
+    push(model)
+    newer = images.take(model)
+    assert (older.state.version, newer.state.version) == (0, 1)
+    assert values(older) == 7.0
+    assert values(newer) == model.arena.param[0] != 7.0
+
+
+def test_an_older_versions_end_leaves_the_newer_one_shared(images, model):
+    older = images.take(model)
+    push(model)
+    newer = images.take(model)
+    images.release(older)
+    assert images.take(model) is newer
+
+
+def test_an_image_waits_for_what_changes_the_model_and_whoever_comes_meanwhile_shares_it(images, model, threads, pool):
+    begun, over = threading.Event(), threading.Event()
+
+    def change():
+        begun.set()
+        assert over.wait(DEADLINE)
+        push(model)
+
+    changing = threads.submit(model.engine.call, change)
+    assert begun.wait(DEADLINE)
+    takers = [threads.submit(images.take, model) for _ in range(2)]
+    while model.engine.waiting == 0 or pool.used_bytes == 0:  # the test's timeout is its limit
+        assert not any(taker.done() for taker in takers)
+    over.set()
+    changing.result(DEADLINE)
+    first, second = (taker.result(DEADLINE) for taker in takers)
+    assert first is second
+    assert first.state.version == 1
+    assert pool.used_bytes == 4 * SIZE
+
+
+def test_an_image_that_cannot_be_made_leaves_no_memory_taken(images, model, pool):
+    model.engine.stop()
+    with pytest.raises(ServerUnavailableError):
+        images.take(model)
+    with pool.acquire(pool.budget_bytes, "all of it"):
+        assert pool.used_bytes == pool.budget_bytes

@@ -1,4 +1,4 @@
-"""The decisions of one model, as a deterministic state machine: order, duplicates, versions, staleness.
+"""The decisions of one model, deterministic: order, duplicates, versions, staleness.
 
 Values go in and decisions come out: no gRPC, no clock, no threads, no disk, no random numbers, no arrays. The same
 calls in the same order give the same state, before a restart and after it. May import the error tree and the check
@@ -40,7 +40,7 @@ _REASONS = (4, 5)  # REASON_PUSH_MISMATCH and REASON_NON_FINITE: for no other is
 
 
 class Limits(NamedTuple):
-    """How much a machine remembers."""
+    """How much a ledger remembers."""
 
     kept_answers: int = 64
     """Answers kept for retries, of each session."""
@@ -138,7 +138,7 @@ class Session:
     """The newest answers by sequence number, oldest first."""
 
 
-class Machine:
+class PushLedger:
     """One model's sessions, version and steps.
 
     Args:
@@ -196,7 +196,7 @@ class Machine:
             self._forgotten_epoch = max(self._forgotten_epoch, self._drop_session(next(iter(self.sessions))).epoch)
         return self.last_epoch
 
-    def begin_anew(self, state_id: str) -> None:
+    def rewind(self, state_id: str) -> None:
         """Begin a new line of history here: what came after this version is lost."""
         self.state_id = state_id
         self.first_version = self.version
@@ -283,26 +283,26 @@ class Machine:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], limits: Limits = LIMITS) -> Machine:
-        """Return the machine that `to_record` wrote down, in this version or an earlier one.
+    def from_record(cls, record: Mapping[str, Any], limits: Limits = LIMITS) -> PushLedger:
+        """Return the ledger that `to_record` wrote down, in this version or an earlier one.
 
         Raises:
             SnapshotError: it says something that this version does not know.
         """
         check_keys(record, "the record of a model's pushes", _KEYS, _OPTIONAL_KEYS)
-        machine = cls(record["state_id"], len(record["steps"]), limits)
-        machine.version = record["version"]
-        machine.first_version = record.get("first_version", 0)
-        machine.steps = list(record["steps"])
-        machine.last_epoch = record["last_epoch"]
-        machine._forgotten_epoch = record.get("forgotten_epoch", 0)
+        ledger = cls(record["state_id"], len(record["steps"]), limits)
+        ledger.version = record["version"]
+        ledger.first_version = record.get("first_version", 0)
+        ledger.steps = list(record["steps"])
+        ledger.last_epoch = record["last_epoch"]
+        ledger._forgotten_epoch = record.get("forgotten_epoch", 0)
         for item in record["sessions"]:
             check_keys(item, "a session's record", _SESSION_KEYS, ("nonce",))
             answers = {sequence: _kept(*rest) for sequence, *rest in item["answers"]}
             nonce, last = item.get("nonce", ""), item["last_sequence"]
-            machine.sessions[item["worker_id"]] = Session(item["epoch"], nonce, last, answers)
-            machine._text_length += sum(map(_text_length, answers.values()))
-        return machine
+            ledger.sessions[item["worker_id"]] = Session(item["epoch"], nonce, last, answers)
+            ledger._text_length += sum(map(_text_length, answers.values()))
+        return ledger
 
     def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
         """Refuse an opening whose caller did not know of all that was decided for its worker."""

@@ -1,6 +1,6 @@
 """What changes a model: one call at a time, in the order in which they came.
 
-A model has an engine of its own, so that none waits for another model's work. An engine has no thread: a call runs on
+A model has call queues of its own, so that none waits for another model's work. A queue has no thread: a call runs on
 the thread that makes it, once those before it are done. So models cost no threads, however many there are. The order
 of the calls is the order of versions. Imports the standard library and the error tree.
 """
@@ -18,7 +18,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Engine:
+class CallQueue:
     """Runs functions alone: whoever has waited for longest is next."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Engine:
         """Run a function alone and return what it returns, or raise what it raises.
 
         Raises:
-            ServerUnavailableError: the engine has stopped.
+            ServerUnavailableError: the queue has stopped.
         """
         self._enter()
         try:

@@ -36,12 +36,12 @@ from numba_adam.server.runtime.creation import is_ours
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Opened, Outcome, Push
 from numba_adam.server.runtime.model_errors import saying_epoch_of, saying_state_of
-from numba_adam.server.runtime.model_loader import Nursery
+from numba_adam.server.runtime.model_loader import ModelLoader
 from numba_adam.server.runtime.pages import page_of, status_of
-from numba_adam.server.runtime.pull_copy import Image, Images
+from numba_adam.server.runtime.pull_copy import PullCopies, PullCopy
 from numba_adam.server.runtime.receive import Parts, Reader, Receiver, receive
-from numba_adam.server.runtime.snapshot_thread import Archive
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
+from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.deletions import Deletion, Deletions
 from numba_adam.settings.folding import LARGEST_GRADIENT
 
@@ -84,18 +84,18 @@ class Host:
         self._waiters = threading.Semaphore(config.rpc_threads // 2)
         self.pool = SlotPool(config.memory_budget_bytes)
         self._launcher = Launcher(config.threads)
-        self._images = Images(self.pool)
-        self._store = Store(config.data_dir, config.snapshots_kept)
-        self._archive = Archive(
-            self._store, self.pool, config.snapshot_interval_seconds, config.snapshot_every_pushes, self.models
+        self._pull_copies = PullCopies(self.pool)
+        self._data_folder = DataFolder(config.data_dir, config.snapshots_kept)
+        self._snapshots = SnapshotWriter(
+            self._data_folder, self.pool, config.snapshot_interval_seconds, config.snapshot_every_pushes, self.models
         )
-        self._nursery = Nursery(self.pool, self._store, self._archive, self._launcher)
+        self._loader = ModelLoader(self.pool, self._data_folder, self._snapshots, self._launcher)
         try:
-            self._deletions = Deletions(self._store.folder)
-            for name in self._store.model_names():
-                self._models[name] = self._nursery.restore(name)
+            self._deletions = Deletions(self._data_folder.path)
+            for name in self._data_folder.model_names():
+                self._models[name] = self._loader.restore(name)
         except BaseException:
-            self._store.close()
+            self._data_folder.close()
             raise
         self._is_started = False
 
@@ -113,11 +113,11 @@ class Host:
                 self._launcher.threads,
             )
         try:
-            self._store.begin()
+            self._data_folder.begin()
         except BaseException:
-            self._store.close()
+            self._data_folder.close()
             raise
-        self._archive.start()
+        self._snapshots.start()
         self._is_started = True
 
     def begin_stop(self) -> None:
@@ -128,7 +128,7 @@ class Host:
 
     def save(self) -> dict[str, bool]:
         """Write a snapshot of every model that has changed since its last; return for each whether it is saved now."""
-        return self._archive.save_all(self.models())
+        return self._snapshots.save_all(self.models())
 
     def stop(self) -> bool:
         """Write the last snapshots and let the data folder go; False if one of them could not be written.
@@ -139,12 +139,12 @@ class Host:
         saved = {}
         if self._is_started:
             saved = self.save()
-        self._archive.stop()
+        self._snapshots.stop()
         for model in self.models():
-            model.engine.stop()
+            model.apply_queue.stop()
         self._launcher.stop()
         try:
-            are_there = self._store.close([name for name, is_saved in saved.items() if is_saved])
+            are_there = self._data_folder.close([name for name, is_saved in saved.items() if is_saved])
         except OSError:
             _log.exception("data folder %s: it could not be closed; is it still there?", self._config.data_dir)
             return False
@@ -186,7 +186,7 @@ class Host:
             if existing is not None:  # it came in this very moment
                 return existing, is_ours(existing, spec, header, parts)
             self._deletions.check(header)
-            model = self._nursery.create(spec, header, parts)
+            model = self._loader.create(spec, header, parts)
             with self._lock:
                 self._models[spec.name] = model
             return model, True
@@ -200,16 +200,16 @@ class Host:
         model = self.model(name)
         if state_id:
             with saying_state_of(model):
-                model.machine.check_state(state_id)
+                model.ledger.check_state(state_id)
         with self._claim(name) as existing:
             if existing is not model:
                 raise ModelNotFoundError(f"model {name!r}: the server has no such model")
-            self._deletions.note(name, Deletion(model.request_id, model.machine.state_id, model.version))
-            model.engine.call(model.mark_deleted)
+            self._deletions.note(name, Deletion(model.request_id, model.ledger.state_id, model.version))
+            model.apply_queue.call(model.mark_deleted)
             with self._lock:
                 del self._models[name]
             self.pool.release_model(name)
-            self._archive.delete(model)
+            self._snapshots.delete(model)
         _log.info("model %s: deleted at version %d", name, model.version)
         return model.state()
 
@@ -218,7 +218,7 @@ class Host:
 
         Raises:
             RewoundError: the model is in another state than the session is for.
-            SessionFencedError, SessionUnknownError: see Machine.open_session.
+            SessionFencedError, SessionUnknownError: see PushLedger.open_session.
         """
         model = self.model(request.model)
         with saying_state_of(model), saying_epoch_of(model):
@@ -226,8 +226,8 @@ class Host:
             nonce = request.nonce and check_random_id("nonce", request.nonce)
             if request.seen_epoch and not request.state_id:
                 raise InvalidRequestError(f"seen_epoch={request.seen_epoch}: give the state_id that it belongs to")
-            self._keep(model, one_more=worker_id not in model.machine.sessions)
-            opened = model.engine.call(model.open_session, worker_id, nonce, request.state_id, request.seen_epoch)
+            self._keep(model, one_more=worker_id not in model.ledger.sessions)
+            opened = model.apply_queue.call(model.open_session, worker_id, nonce, request.state_id, request.seen_epoch)
         _log.info(
             "model %s: worker %r opened session %d at version %d", request.model, worker_id, opened.epoch, model.version
         )
@@ -237,7 +237,7 @@ class Host:
         """Take one push and make it a step, or give the answer it was given before.
 
         Raises:
-            ServiceError: see Machine.judge and Receiver; PushRejectedError for content that cannot be applied.
+            ServiceError: see PushLedger.judge and Receiver; PushRejectedError for content that cannot be applied.
         """
         model = self.model(header.model)
         with saying_state_of(model):
@@ -245,7 +245,7 @@ class Host:
             if isinstance(outcome.answer, Rejected):
                 self._keep(model, must=True)
                 raise refusal(outcome.answer.reason, outcome.answer.message, sequence_recorded=True)
-            self._archive.note_push(model)
+            self._snapshots.note_push(model)
             return pb.PushAck(
                 version=outcome.answer.version,
                 state=model.state(),
@@ -253,8 +253,8 @@ class Host:
                 duplicate=outcome.duplicate,
             )
 
-    def pull(self, request: pb.PullRequest, caller: Caller) -> Image:
-        """Return an image of the parameters, at least as new as asked for.
+    def pull(self, request: pb.PullRequest, caller: Caller) -> PullCopy:
+        """Return a copy of the parameters, at least as new as asked for.
 
         Raises:
             RewoundError: the version asked for belongs to a state that is gone.
@@ -265,7 +265,7 @@ class Host:
         with saying_state_of(model):
             if request.min_version or request.state_id:
                 self._wait_for_version(model, request, caller)
-            return self._images.take(model)
+            return self._pull_copies.take(model)
 
     def snapshot(self, name: str) -> list[pb.SnapshotInfo]:
         """Write a snapshot of one model, or of all where the name is empty.
@@ -277,9 +277,9 @@ class Host:
         with self._waiting("a snapshot"):
             if name:
                 model = self.model(name)
-                written = [(model, self._archive.snapshot(model))]
+                written = [(model, self._snapshots.snapshot(model))]
             else:
-                written = self._archive.snapshot_all(self.models())
+                written = self._snapshots.snapshot_all(self.models())
         return [
             pb.SnapshotInfo(model=model.spec.name, state=state, size_bytes=size_bytes, duration_seconds=seconds)
             for model, (state, size_bytes, seconds) in written
@@ -351,12 +351,12 @@ class Host:
                 receiver = Receiver(target, model.arena.dtype, tensors, header.checksum_kind, "gradient", limit)
                 receive(parts, receiver)
                 push = push._replace(present=present, content=with_payload(content, receiver.checksum))
-                return model.engine.call(model.apply, push, target.view(model.arena.dtype))
+                return model.apply_queue.call(model.apply, push, target.view(model.arena.dtype))
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
-            return model.engine.call(model.reject, push, Reason.REASON_NON_FINITE, str(error))
+            return model.apply_queue.call(model.reject, push, Reason.REASON_NON_FINITE, str(error))
         except PushRejectedError as error:  # for what its header says, whatever the payload
-            return model.engine.call(model.reject, push, Reason.REASON_PUSH_MISMATCH, str(error))
+            return model.apply_queue.call(model.reject, push, Reason.REASON_PUSH_MISMATCH, str(error))
 
     @contextlib.contextmanager
     def _receiving(self, model: Model, key: PushKey) -> Iterator[None]:
@@ -403,7 +403,7 @@ class Host:
 
     def _wait_for_version(self, model: Model, request: pb.PullRequest, caller: Caller) -> None:
         """Wait for a version in the future."""
-        model.machine.check_state(request.state_id)
+        model.ledger.check_state(request.state_id)
         if model.version >= request.min_version:
             return
         with self._waiting(f"version {request.min_version}"):

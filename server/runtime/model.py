@@ -1,6 +1,6 @@
 """One model on the server: its spec, its memory, its decisions and the update over its arrays.
 
-What changes a model runs in its engine, alone; what only looks may come from any thread. Imports the files above it;
+Whatever changes a model runs in its apply queue, alone; reading is safe from any thread. Imports the files above it;
 never gRPC.
 """
 
@@ -16,9 +16,9 @@ from numba_adam.ps.v1 import model_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2 import PushHeader
 from numba_adam.server.model.arena import Arena, FlatArray
 from numba_adam.server.model.digests import content_of, describe
-from numba_adam.server.model.push_ledger import Answer, Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor, check_arrays
-from numba_adam.server.runtime.apply_thread import Engine
+from numba_adam.server.runtime.apply_thread import CallQueue
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate
 from numba_adam.server.storage.snapshot import Snapshot
@@ -81,8 +81,8 @@ class Model:
         spec: what it is.
         request_id: names the call that created it.
         arena: its memory; the parameters may still be on their way into it.
-        machine: its decisions.
-        saved: the machine's record in the newest snapshot; None before the first.
+        ledger: its decisions.
+        saved: the ledger's record in the newest snapshot; None before the first.
         launcher: runs large updates; None: the calling thread does.
     """
 
@@ -91,7 +91,7 @@ class Model:
         spec: Spec,
         request_id: str,
         arena: Arena,
-        machine: Machine,
+        ledger: PushLedger,
         saved: dict[str, Any] | None = None,
         launcher: Launcher | None = None,
     ) -> None:
@@ -101,25 +101,25 @@ class Model:
         """Digest of the initial values; empty where a snapshot of format 1 did not say."""
 
         self.arena = arena
-        self.machine = machine
+        self.ledger = ledger
         self.saved = saved
-        """The machine's record in the newest snapshot that is on disk."""
+        """The ledger's record in the newest snapshot that is on disk."""
 
-        self.tried_version = machine.version
+        self.tried_version = ledger.version
         """Version of the last snapshot that was begun, whether or not it was finished."""
 
         self.counters = Counters()
-        self.engine = Engine()
+        self.apply_queue = CallQueue()
         """What changes the model, and the copies that must not see half an update."""
 
-        self.filing = Engine()
+        self.snapshot_queue = CallQueue()
         """What writes or removes the model's snapshots."""
 
         self.pending_slot = threading.Lock()
         """Held by the transfer that uses the arena's own slot."""
 
-        self.imaging = threading.Lock()
-        """Held while an image for pulls is made."""
+        self.pull_copy_lock = threading.Lock()
+        """Held while a pull copy is made."""
 
         self._wire_tensors = spec.to_proto().tensors
         self._described = describe(spec.tensors)
@@ -131,7 +131,7 @@ class Model:
     @property
     def version(self) -> int:
         """Number of pushes applied."""
-        return self.machine.version
+        return self.ledger.version
 
     @property
     def snapshot_version(self) -> int:
@@ -141,15 +141,15 @@ class Model:
     @property
     def is_saved(self) -> bool:
         """Whether the newest snapshot on disk is the model as it is."""
-        return self.saved == self.machine.to_record()
+        return self.saved == self.ledger.to_record()
 
     def state(self) -> pb.StatePoint:
         """Return where the state stands."""
         with self._changed:
             return pb.StatePoint(
-                state_id=self.machine.state_id,
-                first_version=self.machine.first_version,
-                version=self.machine.version,
+                state_id=self.ledger.state_id,
+                first_version=self.ledger.first_version,
+                version=self.ledger.version,
                 snapshot_version=self.snapshot_version,
                 durability=pb.Durability.DURABILITY_MEMORY,
             )
@@ -177,7 +177,7 @@ class Model:
     @property
     def kept_bytes(self) -> int:
         """About how much memory the model takes beside its arrays, once its sessions have all the answers they keep."""
-        return self.spec.description_bytes + self.machine.kept_bytes
+        return self.spec.description_bytes + self.ledger.kept_bytes
 
     def to_proto(self) -> pb.Model:
         """Return the model as the protocol describes it."""
@@ -199,10 +199,10 @@ class Model:
             )
 
     def judge(self, key: PushKey, base_version: int, content: Content) -> Outcome | None:
-        """Return the answer a push has been given already, or None when its turn is now; see Machine.judge."""
+        """Return the answer a push has been given already, or None when its turn is now; see PushLedger.judge."""
         with self._changed:
             self.check_alive()
-            kept = self.machine.judge(key, base_version, content)
+            kept = self.ledger.judge(key, base_version, content)
             if kept is None:
                 return None
             depends_on_payload = kept.content is not None and kept.content.payload is not None
@@ -211,7 +211,7 @@ class Model:
             return outcome
 
     def open_session(self, worker_id: str, nonce: str = "", state_id: str = "", seen_epoch: int = 0) -> Opened:
-        """Open a worker's session, unless an earlier try did; see Machine.open_session. In the engine.
+        """Open a worker's session, unless an earlier try did; see PushLedger.open_session. In the apply queue.
 
         Args:
             worker_id: the worker.
@@ -225,12 +225,12 @@ class Model:
         with self._changed:
             self.check_alive()
             if state_id:
-                self.machine.check_state(state_id)
-            epoch = self.machine.open_session(worker_id, nonce, seen_epoch)
-            return Opened(epoch, self.machine.sessions[worker_id].last_sequence + 1)
+                self.ledger.check_state(state_id)
+            epoch = self.ledger.open_session(worker_id, nonce, seen_epoch)
+            return Opened(epoch, self.ledger.sessions[worker_id].last_sequence + 1)
 
     def apply(self, push: Push, gradient: FlatArray) -> Outcome:
-        """Make one step, unless an earlier try did. In the engine.
+        """Make one step, unless an earlier try did. In the apply queue.
 
         Args:
             push: the push.
@@ -241,30 +241,30 @@ class Model:
             return known
         self._update(push.present, gradient)
         with self._changed:
-            answer = self.machine.accept(push.key, push.base_version, push.present, push.content)
+            answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
             self.counters.applied += 1
             self._changed.notify_all()
         return Outcome(answer, duplicate=False)
 
     def reject(self, push: Push, reason: int, message: str) -> Outcome:
-        """Answer a push with a rejection, unless an earlier try has an answer. In the engine."""
+        """Answer a push with a rejection, unless an earlier try has an answer. In the apply queue."""
         known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
             return known
         with self._changed:
             self.counters.rejected += 1
-            return Outcome(self.machine.reject(push.key, reason, message, push.content), duplicate=False)
+            return Outcome(self.ledger.reject(push.key, reason, message, push.content), duplicate=False)
 
     def capture(self) -> Snapshot:
-        """Return the records of a snapshot. In the engine, as is copying the arrays that go with it."""
+        """Return the records of a snapshot. In the apply queue, as is copying the arrays that go with it."""
         self.check_alive()
         creation = {"request_id": self.request_id, **({"initial": self.initial} if self.initial else {})}
-        return Snapshot({**self.spec.to_record(), **creation}, self.machine.to_record())
+        return Snapshot({**self.spec.to_record(), **creation}, self.ledger.to_record())
 
     def note_snapshot(self, snapshot: Snapshot) -> None:
         """Say that a snapshot is on disk."""
         with self._changed:
-            self.saved = snapshot.machine
+            self.saved = snapshot.ledger
 
     def wait_for(
         self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None
@@ -276,13 +276,13 @@ class Model:
             ModelNotFoundError: the model was deleted.
         """
         with self._changed:
-            self.machine.check_state(state_id)
+            self.ledger.check_state(state_id)
             self._changed.wait_for(
-                lambda: self.machine.version >= min_version or self._is_deleted or is_over(),
+                lambda: self.ledger.version >= min_version or self._is_deleted or is_over(),
                 None if timeout_seconds is None else min(timeout_seconds, threading.TIMEOUT_MAX),
             )
             self.check_alive()
-            return self.machine.version >= min_version
+            return self.ledger.version >= min_version
 
     def wake(self) -> None:
         """Have everyone who waits look again."""
@@ -290,7 +290,7 @@ class Model:
             self._changed.notify_all()
 
     def mark_deleted(self) -> None:
-        """Refuse everything from now on. In the engine."""
+        """Refuse everything from now on. In the apply queue."""
         with self._changed:
             self._is_deleted = True
             self._changed.notify_all()
@@ -298,7 +298,7 @@ class Model:
     def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
         """Run the update over the arrays that have a gradient."""
         try:
-            self._sliced.run(present, gradient, self.machine.steps)
+            self._sliced.run(present, gradient, self.ledger.steps)
         except ServerUnavailableError:  # the launcher has stopped: nothing was updated
             raise
         except Exception as error:

@@ -17,7 +17,7 @@ def saying_epoch_of(model: Model) -> Iterator[None]:
         yield
     except (SessionFencedError, SessionUnknownError) as error:
         detail = to_status(error)[2]
-        detail.epoch = model.machine.last_epoch
+        detail.epoch = model.ledger.last_epoch
         error.detail = detail
         raise
 

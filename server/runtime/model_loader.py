@@ -1,7 +1,7 @@
 """How models begin: restored from their snapshots when the server starts, or created from a transfer.
 
-Either way a model's memory comes out of the budget, and nothing of it is left when that fails. Imports the archive, the
-store, the models and the receiver.
+Either way a model's memory comes out of the budget, and nothing of it is left when that fails. Imports the snapshot
+writer, the data folder, the models and the receiver.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.model.arena import Arena, layout
 from numba_adam.server.model.digests import initial_values
-from numba_adam.server.model.push_ledger import Machine
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.receive import Parts, Receiver, receive
-from numba_adam.server.runtime.snapshot_thread import Archive
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
+from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
 
 _log = logging.getLogger(__name__)
 
 
-class Nursery:
+class ModelLoader:
     """Makes models.
 
     Args:
         pool: where their memory comes from.
-        store: where their snapshots are.
-        archive: writes the first one.
+        data_folder: where their snapshots are.
+        snapshots: writes the first one.
         launcher: runs their large updates.
     """
 
-    def __init__(self, pool: SlotPool, store: Store, archive: Archive, launcher: Launcher) -> None:
+    def __init__(self, pool: SlotPool, data_folder: DataFolder, snapshots: SnapshotWriter, launcher: Launcher) -> None:
         self._pool = pool
-        self._store = store
-        self._archive = archive
+        self._data_folder = data_folder
+        self._snapshots = snapshots
         self._launcher = launcher
 
     def restore(self, name: str) -> Model:
@@ -53,44 +53,44 @@ class Nursery:
 
         Raises:
             ConfigurationError: the folder is another model's, or the budget is too small.
-            CorruptSnapshotError, SnapshotError: see Store.restore.
+            CorruptSnapshotError, SnapshotError: see DataFolder.restore.
         """
         arenas: list[Arena] = []
-        machines: list[Machine] = []
+        ledgers: list[PushLedger] = []
 
         def arrays_for(snapshot: Snapshot) -> Arrays:
             if snapshot.model["name"] != name:  # two models would write into the folder of one
                 raise ConfigurationError(
-                    f"data_dir={str(self._store.folder)!r}: the folder {name!r} in it holds snapshots of model "
+                    f"data_dir={str(self._data_folder.path)!r}: the folder {name!r} in it holds snapshots of model "
                     f"{snapshot.model['name']!r}; move it elsewhere (a copy needs a data folder of its own)"
                 )
             self._pool.release_model(name)  # of a newer snapshot that turned out to be damaged
             arenas.clear()
-            machines[:] = [Machine.from_record(snapshot.machine)]
+            ledgers[:] = [PushLedger.from_record(snapshot.ledger)]
             try:
                 arenas.append(self._new_arena(Spec.from_record(snapshot.model)))
             except BudgetExceededError as error:
                 raise ConfigurationError(
-                    f"memory_budget_bytes={self._pool.budget_bytes}: the models in {str(self._store.folder)!r} need "
-                    f"more ({error})"
+                    f"memory_budget_bytes={self._pool.budget_bytes}: the models in {str(self._data_folder.path)!r} "
+                    f"need more ({error})"
                 ) from error
             return arenas[0].state_arrays()
 
         start = time.monotonic()
-        snapshot, why_rewound = self._store.restore(name, arrays_for)
-        machine = machines[0]
+        snapshot, why_rewound = self._data_folder.restore(name, arrays_for)
+        ledger = ledgers[0]
         if why_rewound:
-            machine.begin_anew(_new_state_id())
+            ledger.rewind(_new_state_id())
             _log.warning(
                 "model %s: rewound to version %d: %s; whatever came after it is lost, and its state is now %s",
                 name,
-                machine.version,
+                ledger.version,
                 why_rewound,
-                machine.state_id,
+                ledger.state_id,
             )
-        _log.info("model %s: restored version %d in %.3f s", name, machine.version, time.monotonic() - start)
+        _log.info("model %s: restored version %d in %.3f s", name, ledger.version, time.monotonic() - start)
         spec = Spec.from_record(snapshot.model)
-        model = Model(spec, snapshot.model["request_id"], arenas[0], machine, snapshot.machine, self._launcher)
+        model = Model(spec, snapshot.model["request_id"], arenas[0], ledger, snapshot.ledger, self._launcher)
         model.initial = snapshot.model.get("initial", "")
         self._pool.keep(name, model.kept_bytes, "its sessions", must=True)
         return model
@@ -112,8 +112,8 @@ class Nursery:
             target = arena.param.view(np.uint8)
             receiver = Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value")
             receive(parts, receiver)
-            machine = Machine(_new_state_id(), len(spec.tensors))
-            model = Model(spec, header.request_id, arena, machine, launcher=self._launcher)
+            ledger = PushLedger(_new_state_id(), len(spec.tensors))
+            model = Model(spec, header.request_id, arena, ledger, launcher=self._launcher)
             model.initial = initial_values(header.checksum_kind, receiver.checksum)
             self._keep(model)
         except BaseException:
@@ -125,10 +125,10 @@ class Nursery:
     def _keep(self, model: Model) -> None:
         """Write a new model's first snapshot, or leave nothing of it."""
         try:
-            self._archive.begin(model)
+            self._snapshots.begin(model)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._archive.delete(model)
+                self._snapshots.delete(model)
             raise
 
     def _new_arena(self, spec: Spec) -> Arena:

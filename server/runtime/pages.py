@@ -91,7 +91,7 @@ def status_of(model: Model) -> pb.ModelStatus:
         pushes_applied=model.counters.applied,
         pushes_repeated=model.counters.repeated,
         pushes_rejected=model.counters.rejected,
-        workers=len(model.machine.sessions),
+        workers=len(model.ledger.sessions),
     )
 
 

@@ -14,10 +14,10 @@ from numba_adam.server.runtime.model import Model
 _PAGE_BYTES = 4096
 
 
-class Image:
+class PullCopy:
     """A copy of one version; a context manager that lets it go."""
 
-    def __init__(self, owner: Images, model: Model, slot: Slot) -> None:
+    def __init__(self, owner: PullCopies, model: Model, slot: Slot) -> None:
         self._owner = owner
         self._slot = slot
         self.model = model
@@ -29,7 +29,7 @@ class Image:
         """The parameters as they travel."""
         return self._slot.bytes
 
-    def __enter__(self) -> Image:
+    def __enter__(self) -> PullCopy:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,8 +40,8 @@ class Image:
         self._slot.release()
 
 
-class Images:
-    """Makes and shares images.
+class PullCopies:
+    """Makes and shares pull copies.
 
     Args:
         pool: where their memory comes from.
@@ -50,50 +50,50 @@ class Images:
     def __init__(self, pool: SlotPool) -> None:
         self._pool = pool
         self._lock = threading.Lock()
-        self._newest: dict[Model, Image] = {}
+        self._newest: dict[Model, PullCopy] = {}
 
-    def take(self, model: Model) -> Image:
-        """Return an image of the newest version.
+    def take(self, model: Model) -> PullCopy:
+        """Return a copy of the newest version.
 
         Raises:
             BudgetExceededError: there is no memory for it now.
         """
-        with model.imaging:  # whoever comes meanwhile shares what is being made
+        with model.pull_copy_lock:  # whoever comes meanwhile shares what is being made
             return self._share(model) or self._make(model)
 
-    def release(self, image: Image) -> None:
-        """Let an image go; its memory is given back by the last one who uses it."""
+    def release(self, pull_copy: PullCopy) -> None:
+        """Let a pull copy go; its memory is given back by the last one who uses it."""
         with self._lock:
-            image.users -= 1
-            if image.users:
+            pull_copy.users -= 1
+            if pull_copy.users:
                 return
-            if self._newest.get(image.model) is image:
-                del self._newest[image.model]
-        image.give_back()
+            if self._newest.get(pull_copy.model) is pull_copy:
+                del self._newest[pull_copy.model]
+        pull_copy.give_back()
 
-    def _make(self, model: Model) -> Image:
-        """Return a new image."""
+    def _make(self, model: Model) -> PullCopy:
+        """Return a new pull copy."""
         slot = self._pool.acquire(model.spec.nbytes, f"a pull of model {model.spec.name!r}")
         try:
-            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while the engine waits
-            image = model.engine.call(self._copy, model, slot)
+            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while the apply queue waits
+            pull_copy = model.apply_queue.call(self._copy, model, slot)
         except BaseException:
             slot.release()
             raise
         with self._lock:
-            self._newest[model] = image
-        return image
+            self._newest[model] = pull_copy
+        return pull_copy
 
-    def _share(self, model: Model) -> Image | None:
-        """Return the newest image, if it is still of the newest version."""
+    def _share(self, model: Model) -> PullCopy | None:
+        """Return the newest pull copy, if it is still of the newest version."""
         with self._lock:
-            image = self._newest.get(model)
-            if image is None or image.state.version != model.version:
+            pull_copy = self._newest.get(model)
+            if pull_copy is None or pull_copy.state.version != model.version:
                 return None
-            image.users += 1
-            return image
+            pull_copy.users += 1
+            return pull_copy
 
-    def _copy(self, model: Model, slot: Slot) -> Image:
-        """Copy the parameters, in the model's engine."""
+    def _copy(self, model: Model, slot: Slot) -> PullCopy:
+        """Copy the parameters, in the model's apply queue."""
         slot.bytes.view(model.arena.dtype)[:] = model.arena.param
-        return Image(self, model, slot)
+        return PullCopy(self, model, slot)

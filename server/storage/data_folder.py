@@ -35,7 +35,7 @@ from numba_adam.server.storage.durable import (
     sync_folder,
     write_new,
 )
-from numba_adam.server.storage.last_run import LOCK_TEXT, Past
+from numba_adam.server.storage.last_run import LOCK_TEXT, LastRun
 from numba_adam.server.storage.manifest import LastSnapshot, Manifest, Run
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
 
@@ -63,11 +63,11 @@ class _Newest(NamedTuple):
     xxh3_64: str
 
 
-class Store:
+class DataFolder:
     """A data folder, held by this process alone until `close`.
 
     Args:
-        folder: created if it is not there.
+        path: created if it is not there.
         kept: snapshots kept of each model.
 
     Raises:
@@ -75,9 +75,9 @@ class Store:
             wrote it.
     """
 
-    def __init__(self, folder: Path, kept: int) -> None:
-        self.folder = folder.resolve()  # wherever this process goes later
-        self._models = self.folder / "models"
+    def __init__(self, path: Path, kept: int) -> None:
+        self.path = path.resolve()  # wherever this process goes later
+        self._models = self.path / "models"
         self._kept = kept
         self._newest: dict[str, _Newest] = {}
         self._names: set[str] = set()
@@ -86,13 +86,13 @@ class Store:
         self._is_closed = False
         try:
             is_new = self._make()
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise self._not_writable(error) from error
         try:
             self._take_lock()
             self._check_ours()
-            self._past = Past(self.folder, None if is_new else os.pread(self._lock, 100, 0))
+            self._last_run = LastRun(self.path, None if is_new else os.pread(self._lock, 100, 0))
             if is_new:
                 self._mark()
         except BaseException:
@@ -111,10 +111,10 @@ class Store:
             _log.warning("%s: %s: not the name of a model, left alone", self._models, ", ".join(map(repr, strange)))
         found = {name for name in names if is_model_name(name)} - set(self._half_made())
         there = {name for name in found if _numbers(self._models / name)}
-        missing = (found | self._past.names) - self._buried() - there
+        missing = (found | self._last_run.names) - self._buried() - there
         if missing:
             raise SnapshotError(
-                f"data_dir={str(self.folder)!r}: there is no snapshot of {', '.join(map(repr, sorted(missing)))} in "
+                f"data_dir={str(self.path)!r}: there is no snapshot of {', '.join(map(repr, sorted(missing)))} in "
                 f"{str(self._models)!r}; put the folder back from a backup, or, to start without the model, remove "
                 "what is left of its folder and the files 'run' and 'manifest' (the others then get new state ids)"
             )
@@ -132,8 +132,8 @@ class Store:
             self._write_run(run_id)
             self._mark()
             for name in ("manifest", "running"):
-                (self.folder / name).unlink(missing_ok=True)
-            sync_folder(self.folder)
+                (self.path / name).unlink(missing_ok=True)
+            sync_folder(self.path)
             self._sweep()
         except OSError as error:
             raise self._not_writable(error) from error
@@ -191,7 +191,7 @@ class Store:
                 ) from error
             _set_aside(folder, number)
             self._newest[name] = _Newest(number, last.xxh3_64)
-            return Restored(found, "a newer snapshot is damaged" if damaged else self._past.why_rewound(name, last))
+            return Restored(found, "a newer snapshot is damaged" if damaged else self._last_run.why_rewound(name, last))
         raise CorruptSnapshotError(
             f"model {name!r}: no snapshot holds ({'; '.join(damaged) or 'there is none'}); restore the folder from a "
             f"backup, or move {str(folder)!r} away to start without the model"
@@ -234,7 +234,7 @@ class Store:
                 return True
             self._check_held()
             found = {name: last for name in saved if (last := self._last(name))}
-            replace(self.folder / "manifest", Manifest(self._run_id, found).write)
+            replace(self.path / "manifest", Manifest(self._run_id, found).write)
             return len(found) == len(saved)
         finally:
             os.close(self._lock)
@@ -244,10 +244,10 @@ class Store:
 
     def _make(self) -> bool:
         """Make the folder where there is none; return whether it has no lock yet."""
-        make_folder(self.folder)
-        check_folder(self.folder)
+        make_folder(self.path)
+        check_folder(self.path)
         make_folder(self._models)
-        return not (self.folder / "lock").exists()
+        return not (self.path / "lock").exists()
 
     def _mark(self) -> None:
         """Say the folder's format in the lock file, and have no other user read or write it."""
@@ -260,7 +260,7 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigurationError(
-                f"data_dir={str(self.folder)!r}: another server holds it; stop that one or give this one its own folder"
+                f"data_dir={str(self.path)!r}: another server holds it; stop that one or give this one its own folder"
             ) from error
 
     def _check_held(self) -> None:
@@ -269,7 +269,7 @@ class Store:
         Raises:
             OSError: the folder was moved, removed or unmounted while it was held.
         """
-        path = self.folder / "lock"
+        path = self.path / "lock"
         if not os.path.samestat(path.stat(), os.fstat(self._lock)):
             raise OSError(f"{str(path)!r} is not the file that this server has locked: there is another folder now")
 
@@ -279,16 +279,16 @@ class Store:
         for folder in (self._models, *folders):
             check_folder(folder)
         for name in ("lock", "run", "manifest", "deletions"):
-            check_file(self.folder / name)
+            check_file(self.path / name)
         for folder in folders:
             for path in folder.iterdir():
                 check_file(path)
 
     def _half_made(self) -> list[str]:
         """Return the models whose creation a crash cut short: none was ever acknowledged."""
-        folders = [path for path in self._models.iterdir() if path.is_dir() and self._past.names_all]
+        folders = [path for path in self._models.iterdir() if path.is_dir() and self._last_run.names_all]
         empty = [path.name for path in folders if all(item.suffix == TEMPORARY for item in path.iterdir())]
-        return [name for name in empty if is_model_name(name) and name not in self._past.names]
+        return [name for name in empty if is_model_name(name) and name not in self._last_run.names]
 
     def _buried(self) -> set[str]:
         """Return the models whose deletion a crash cut short."""
@@ -319,7 +319,7 @@ class Store:
             self._write_run(self._run_id)
 
     def _write_run(self, run_id: str) -> None:
-        replace(self.folder / "run", Run(run_id, tuple(sorted(self._names))).write)
+        replace(self.path / "run", Run(run_id, tuple(sorted(self._names))).write)
 
     def _last(self, name: str) -> LastSnapshot | None:
         """Return what the manifest says of a model; None where its newest snapshot is gone or another one."""
@@ -335,7 +335,7 @@ class Store:
         return last if last.xxh3_64 == newest.xxh3_64 else None
 
     def _not_writable(self, error: OSError) -> ConfigurationError:
-        return ConfigurationError(f"data_dir={str(self.folder)!r}: it must be a folder this user can write ({error})")
+        return ConfigurationError(f"data_dir={str(self.path)!r}: it must be a folder this user can write ({error})")
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -350,8 +350,8 @@ def _numbers(folder: Path) -> list[int]:
 
 def _describe(path: Path, number: int, records: Snapshot) -> LastSnapshot:
     """Return what a manifest says of a snapshot."""
-    machine, changed_ns = records.machine, path.stat().st_ctime_ns
-    return LastSnapshot(number, snapshots.fingerprint(path), changed_ns, machine["version"], machine["state_id"])
+    ledger, changed_ns = records.ledger, path.stat().st_ctime_ns
+    return LastSnapshot(number, snapshots.fingerprint(path), changed_ns, ledger["version"], ledger["state_id"])
 
 
 def _set_aside(folder: Path, number: int) -> None:

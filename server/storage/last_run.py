@@ -17,7 +17,7 @@ LOCK_TEXT = f"numba-adam data folder, format {FORMAT}\n".encode("ascii")
 _LOCK_TEXT = re.compile(rb"numba-adam data folder, format ([0-9]{1,9})\n")
 
 
-class Past:
+class LastRun:
     """The past of a data folder.
 
     Args:

@@ -5,12 +5,12 @@
     data             param/NAME of all tensors, then exp_avg/NAME, exp_avg_sq/NAME[, max_exp_avg_sq/NAME]
 
 The header begins with `__metadata__`, and that with the XXH3 of the header (its own 16 digits counted as zeros) and
-the XXH3 of the data. Then follow the format version, the model and the machine's record, as JSON.
+the XXH3 of the data. Then follow the format version, the model and the ledger's record, as JSON.
 
-Version 1 is read too. It differs in the machine's record alone: its kept answers are without the digests of the pushes
+Version 1 is read too. It differs in the ledger's record alone: its kept answers are without the digests of the pushes
 that they were given to, so that such a push is known again by its number only.
 
-`write` only writes: making the file durable is the store's work. `read` verifies everything before it returns and
+`write` only writes: making the file durable is the data folder's work. `read` verifies everything before it returns and
 puts the data straight into the arrays it is given. Imports NumPy, the checksum library and the error tree.
 """
 
@@ -54,8 +54,8 @@ class Snapshot(NamedTuple):
     model: dict[str, Any]
     """The spec's record, with the request id that created the model."""
 
-    machine: dict[str, Any]
-    """The machine's record."""
+    ledger: dict[str, Any]
+    """The ledger's record."""
 
 
 def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
@@ -150,7 +150,7 @@ def _header(snapshot: Snapshot, arrays: Arrays) -> bytearray:
         "format": _FORMAT_NAME,
         "format_version": FORMAT,
         "model": _dumps(snapshot.model),
-        "machine": _dumps(snapshot.machine),
+        "machine": _dumps(snapshot.ledger),
     }
     tensors = [Tensor(item["name"], tuple(item["shape"])) for item in snapshot.model["tensors"]]
     text = _dumps({"__metadata__": metadata, **_entries(tensors, arrays)}).encode("ascii")

@@ -24,7 +24,7 @@ from numba_adam.ps.errors import to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.server.runtime.host import Caller, Host
-from numba_adam.server.runtime.pull_copy import Image
+from numba_adam.server.runtime.pull_copy import PullCopy
 from numba_adam.server.runtime.receive import Parts
 from numba_adam.server.transport.gate import Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.watch import Watch
@@ -85,8 +85,8 @@ class ParameterService:
     def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
         """Send the parameters."""
         _check_kind(request.checksum_kind)
-        with self._host.pull(request, _caller(context)) as image:
-            yield from self._send(image, request.checksum_kind, pb.PullResponse, context)
+        with self._host.pull(request, _caller(context)) as pull_copy:
+            yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)
 
     def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Take one gradient and send the parameters that came of it."""
@@ -94,8 +94,8 @@ class ParameterService:
         _check_kind(header.checksum_kind)
         ack = self._host.push(header, parts)
         yield from self._watch.send([pb.PushPullResponse(ack=ack)], context)
-        with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as image:
-            yield from self._send(image, header.checksum_kind, pb.PushPullResponse, context)
+        with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as pull_copy:
+            yield from self._send(pull_copy, header.checksum_kind, pb.PushPullResponse, context)
 
     def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
@@ -107,15 +107,15 @@ class ParameterService:
             return self._host.status(request).SerializeToString()
 
     def _send(
-        self, image: Image, kind: int, response: type[_PullAnswer], context: Context
+        self, pull_copy: PullCopy, kind: int, response: type[_PullAnswer], context: Context
     ) -> Iterator[_PullAnswer | bytes]:
-        """Send an image; the more do so at a time, the smaller their chunks, of which each has some in memory."""
+        """Send a pull copy; the more do so at a time, the smaller their chunks, of which each has some in memory."""
         with self._senders_lock:
             self._senders += 1
             share = _SENDING_BYTES // self._senders
         try:
             chunk_bytes = min(framing.DEFAULT_CHUNK_BYTES, max(share, _SMALLEST_CHUNK_BYTES))
-            yield from self._watch.send(_pulled(image, kind, response, chunk_bytes), context)
+            yield from self._watch.send(_pulled(pull_copy, kind, response, chunk_bytes), context)
         finally:
             with self._senders_lock:
                 self._senders -= 1
@@ -211,10 +211,12 @@ def _check_kind(kind: int) -> None:
         raise InvalidRequestError(f"checksum_kind={kind}: it must be one of {SUPPORTED}")
 
 
-def _pulled(image: Image, kind: int, response: type[_PullAnswer], chunk_bytes: int) -> Iterator[_PullAnswer | bytes]:
-    """Return the messages that carry an image: header, chunks (already encoded), trailer."""
-    payload, checksum = image.bytes.data, new_checksum(kind)
-    header = pb.PullHeader(state=image.state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
+def _pulled(
+    pull_copy: PullCopy, kind: int, response: type[_PullAnswer], chunk_bytes: int
+) -> Iterator[_PullAnswer | bytes]:
+    """Return the messages that carry a pull copy: header, chunks (already encoded), trailer."""
+    payload, checksum = pull_copy.bytes.data, new_checksum(kind)
+    header = pb.PullHeader(state=pull_copy.state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
     yield response(header=header)
     for offset in range(0, len(payload), chunk_bytes):
         piece = payload[offset : offset + chunk_bytes]

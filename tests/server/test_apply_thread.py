@@ -1,4 +1,4 @@
-"""The engine: one call at a time, in order, on the thread that calls, and an end that loses nothing."""
+"""A call queue: one call at a time, in order, on the thread that calls, and an end that loses nothing."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from numba_adam.errors import ServerUnavailableError
-from numba_adam.server.runtime.apply_thread import Engine
+from numba_adam.server.runtime.apply_thread import CallQueue
 
 DEADLINE = 60  # seconds: generous, and never waited for unless something is wrong
 
@@ -21,8 +21,8 @@ class InterruptionError(Exception):
 
 
 @pytest.fixture
-def engine():
-    return Engine()
+def queue():
+    return CallQueue()
 
 
 @pytest.fixture
@@ -32,33 +32,33 @@ def threads():
 
 
 @pytest.fixture
-def held(engine, threads):
-    """An engine within a call that lasts until the event that comes with it is set."""
+def held(queue, threads):
+    """A call queue within a call that lasts until the event that comes with it is set."""
     begun, over = threading.Event(), threading.Event()
 
     def hold():
         begun.set()
         assert over.wait(DEADLINE)
 
-    call = threads.submit(engine.call, hold)
+    call = threads.submit(queue.call, hold)
     assert begun.wait(DEADLINE)
     yield over
     over.set()
     call.result(DEADLINE)
 
 
-def wait_until_queued(engine, count):
+def wait_until_queued(queue, count):
     """Wait until so many calls wait; the test's timeout is its limit."""
     pause = threading.Event()
-    while engine.waiting != count:
+    while queue.waiting != count:
         pause.wait(0.001)
 
 
-def test_a_call_runs_on_the_thread_that_makes_it(engine):
-    assert engine.call(threading.get_ident) == threading.get_ident()
+def test_a_call_runs_on_the_thread_that_makes_it(queue):
+    assert queue.call(threading.get_ident) == threading.get_ident()
 
 
-def test_two_calls_never_run_at_the_same_time(engine, threads):
+def test_two_calls_never_run_at_the_same_time(queue, threads):
     inside, seen = [], []
 
     def work(number):
@@ -67,38 +67,38 @@ def test_two_calls_never_run_at_the_same_time(engine, threads):
         seen.append(list(inside))
         inside.remove(number)
 
-    list(threads.map(lambda number: engine.call(work, number), range(200)))
+    list(threads.map(lambda number: queue.call(work, number), range(200)))
     assert len(seen) == 200
     assert all(len(together) == 1 for together in seen)
 
 
-def test_calls_run_in_the_order_in_which_they_came(engine, threads, held):
+def test_calls_run_in_the_order_in_which_they_came(queue, threads, held):
     order = []
     calls = []
     for number in range(10):
-        calls.append(threads.submit(engine.call, order.append, number))
-        wait_until_queued(engine, number + 1)
+        calls.append(threads.submit(queue.call, order.append, number))
+        wait_until_queued(queue, number + 1)
     assert order == []
     held.set()
     for call in calls:
         call.result(DEADLINE)
     assert order == list(range(10))
-    assert engine.waiting == 0
+    assert queue.waiting == 0
 
 
-def test_an_error_comes_back_to_whoever_asked_and_the_next_one_has_its_turn(engine, threads, held):
-    wrong = threads.submit(engine.call, lambda: 1 // 0)
-    wait_until_queued(engine, 1)
-    right = threads.submit(engine.call, lambda: 7)
-    wait_until_queued(engine, 2)
+def test_an_error_comes_back_to_whoever_asked_and_the_next_one_has_its_turn(queue, threads, held):
+    wrong = threads.submit(queue.call, lambda: 1 // 0)
+    wait_until_queued(queue, 1)
+    right = threads.submit(queue.call, lambda: 7)
+    wait_until_queued(queue, 2)
     held.set()
     with pytest.raises(ZeroDivisionError):
         wrong.result(DEADLINE)
     assert right.result(DEADLINE) == 7
-    assert engine.call(lambda: 8) == 8
+    assert queue.call(lambda: 8) == 8
 
 
-def test_an_error_does_not_keep_a_gradients_memory(engine):
+def test_an_error_does_not_keep_a_gradients_memory(queue):
     """Without the garbage collector's help: a rejected push must give its slot's memory back at once."""
     gradient = np.zeros(10)
     alive = weakref.ref(gradient)
@@ -109,22 +109,22 @@ def test_an_error_does_not_keep_a_gradients_memory(engine):
     gc.disable()
     try:
         with pytest.raises(ValueError, match="no"):
-            engine.call(fail, gradient)
-        engine.call(lambda: None)
+            queue.call(fail, gradient)
+        queue.call(lambda: None)
         del gradient
         assert alive() is None
     finally:
         gc.enable()
 
 
-def test_the_end_comes_after_what_was_handed_over_before_it(engine, threads, held):
+def test_the_end_comes_after_what_was_handed_over_before_it(queue, threads, held):
     done = []
-    calls = [threads.submit(engine.call, done.append, 1)]
-    wait_until_queued(engine, 1)
-    end = threads.submit(engine.stop)
-    wait_until_queued(engine, 2)
+    calls = [threads.submit(queue.call, done.append, 1)]
+    wait_until_queued(queue, 1)
+    end = threads.submit(queue.stop)
+    wait_until_queued(queue, 2)
     with pytest.raises(ServerUnavailableError, match="stopping"):
-        engine.call(done.append, 2)
+        queue.call(done.append, 2)
     assert not end.done()
     held.set()
     end.result(DEADLINE)
@@ -132,12 +132,12 @@ def test_the_end_comes_after_what_was_handed_over_before_it(engine, threads, hel
     assert done == [1]
 
 
-def test_after_the_end_it_says_that_the_server_is_stopping(engine):
-    assert engine.call(lambda: 1) == 1
-    engine.stop()
-    engine.stop()  # twice does no harm
+def test_after_the_end_it_says_that_the_server_is_stopping(queue):
+    assert queue.call(lambda: 1) == 1
+    queue.stop()
+    queue.stop()  # twice does no harm
     with pytest.raises(ServerUnavailableError, match="stopping"):
-        engine.call(lambda: 1)
+        queue.call(lambda: 1)
 
 
 @pytest.fixture
@@ -152,36 +152,36 @@ def interrupt():
     raise InterruptionError
 
 
-def test_a_call_that_is_interrupted_while_it_waits_leaves_the_queue(engine, threads, held, on_signal):
+def test_a_call_that_is_interrupted_while_it_waits_leaves_the_queue(queue, threads, held, on_signal):
     on_signal(interrupt)
 
     def signal_once_queued():
-        wait_until_queued(engine, 1)
+        wait_until_queued(queue, 1)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     sender = threads.submit(signal_once_queued)
     with pytest.raises(InterruptionError):
-        engine.call(lambda: None)
+        queue.call(lambda: None)
     sender.result(DEADLINE)
-    assert engine.waiting == 0
+    assert queue.waiting == 0
     held.set()
-    assert engine.call(lambda: 7) == 7
+    assert queue.call(lambda: 7) == 7
 
 
-def test_a_call_that_is_interrupted_as_its_turn_comes_hands_it_on(engine, threads, held, on_signal):
+def test_a_call_that_is_interrupted_as_its_turn_comes_hands_it_on(queue, threads, held, on_signal):
     def interrupt_with_the_turn_given():
         held.set()
-        wait_until_queued(engine, 0)
+        wait_until_queued(queue, 0)
         raise InterruptionError
 
     on_signal(interrupt_with_the_turn_given)
 
     def signal_once_queued():
-        wait_until_queued(engine, 1)
+        wait_until_queued(queue, 1)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     sender = threads.submit(signal_once_queued)
     with pytest.raises(InterruptionError):
-        engine.call(lambda: None)
+        queue.call(lambda: None)
     sender.result(DEADLINE)
-    assert threads.submit(engine.call, lambda: 7).result(DEADLINE) == 7
+    assert threads.submit(queue.call, lambda: 7).result(DEADLINE) == 7

@@ -8,7 +8,7 @@ import pytest
 
 import numba_adam as na
 from numba_adam.server.model.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
-from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor
 from numba_adam.server.runtime.model import Model, Push
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -69,7 +69,7 @@ def test_an_update_beyond_4_gib_lands_where_it_should():
     hole, size = 2**32 // 4 + 1000, 20_000
     arena = Arena([hole, size], "float32", sparse=True)
     spec = Spec("far", "float32", (Tensor("hole", (hole,)), Tensor("end", (size,))), Hyperparameters(lr=0.1))
-    model = Model(spec, "r", arena, Machine("s", 2))
+    model = Model(spec, "r", arena, PushLedger("s", 2))
     rng = np.random.default_rng(3)
     start, grad = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
     arena.param[hole:] = start

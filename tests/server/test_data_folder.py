@@ -7,47 +7,47 @@ import numpy as np
 import pytest
 
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError, InvalidRequestError, SnapshotError
-from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor
 from numba_adam.server.storage import snapshot as snapshots
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.snapshot import Snapshot
 from numba_adam.settings.hyperparameters import Hyperparameters
 
 
 @pytest.fixture
-def stores(tmp_path):
-    """Opens stores on one folder, begins their runs, and closes the last."""
+def data_folders(tmp_path):
+    """Opens data_folders on one folder, begins their runs, and closes the last."""
     opened = []
 
     def open_store(kept=3):
-        opened.append(Store(tmp_path / "data", kept))
+        opened.append(DataFolder(tmp_path / "data", kept))
         opened[-1].begin()
         return opened[-1]
 
     yield open_store
-    for store in opened:
-        store.close()
+    for data_folder in opened:
+        data_folder.close()
 
 
-def put(store, version, name="model"):
+def put(data_folder, version, name="model"):
     """Write a snapshot of a model whose version and parameters are `version`."""
     spec = Spec(name, "float32", (Tensor("x", (4,)),), Hyperparameters())
-    machine = Machine("s", 1)
-    epoch = machine.open_session("w")
+    ledger = PushLedger("s", 1)
+    epoch = ledger.open_session("w")
     for sequence in range(1, version + 1):
-        machine.accept(PushKey("s", "w", epoch, sequence), 0, (True,), Content("header", "payload"))
+        ledger.accept(PushKey("s", "w", epoch, sequence), 0, (True,), Content("header", "payload"))
     arrays = {group: np.full(4, version, np.float32) for group in ("param", "exp_avg", "exp_avg_sq")}
-    record = Snapshot({**spec.to_record(), "request_id": "r"}, machine.to_record())
-    return store.write(name, lambda descriptor: snapshots.write(descriptor, record, arrays))
+    record = Snapshot({**spec.to_record(), "request_id": "r"}, ledger.to_record())
+    return data_folder.write(name, lambda descriptor: snapshots.write(descriptor, record, arrays))
 
 
-def get(store, name="model"):
-    """Return the version that is found, and whether that is because the store has fallen back."""
+def get(data_folder, name="model"):
+    """Return the version that is found, and whether that is because the data_folder has fallen back."""
     arrays = {group: np.zeros(4, np.float32) for group in ("param", "exp_avg", "exp_avg_sq")}
-    found = store.restore(name, lambda _: arrays)
-    assert arrays["param"].tolist() == [found.snapshot.machine["version"]] * 4
-    return found.snapshot.machine["version"], found.why_rewound == "a newer snapshot is damaged"
+    found = data_folder.restore(name, lambda _: arrays)
+    assert arrays["param"].tolist() == [found.snapshot.ledger["version"]] * 4
+    return found.snapshot.ledger["version"], found.why_rewound == "a newer snapshot is damaged"
 
 
 def files(tmp_path, name="model"):
@@ -61,110 +61,110 @@ def damage(tmp_path, file, name="model"):
     path.write_bytes(whole)
 
 
-def test_the_newest_is_found_and_the_last_three_are_kept(stores, tmp_path):
-    store = stores()
+def test_the_newest_is_found_and_the_last_three_are_kept(data_folders, tmp_path):
+    data_folder = data_folders()
     for version in range(1, 6):
-        size = put(store, version)
-        assert get(store) == (version, False)
+        size = put(data_folder, version)
+        assert get(data_folder) == (version, False)
     assert files(tmp_path) == ["00000003.snapshot", "00000004.snapshot", "00000005.snapshot"]
     assert (tmp_path / "data" / "models" / "model" / "00000005.snapshot").stat().st_size == size
 
 
-def test_a_damaged_newest_falls_back_and_says_so(stores, tmp_path, caplog):
-    store = stores()
+def test_a_damaged_newest_falls_back_and_says_so(data_folders, tmp_path, caplog):
+    data_folder = data_folders()
     for version in (1, 2, 3):
-        put(store, version)
+        put(data_folder, version)
     damage(tmp_path, "00000003.snapshot")
     with caplog.at_level(logging.ERROR):
-        assert get(store) == (2, True)
+        assert get(data_folder) == (2, True)
     assert "00000003.snapshot" in caplog.text
     assert "falling back" in caplog.text
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot", "00000003.damaged"]
-    put(store, 7)
-    assert get(store) == (7, False)
+    put(data_folder, 7)
+    assert get(data_folder) == (7, False)
 
 
-def test_two_damaged_ones_fall_back_to_the_third(stores, tmp_path):
-    store = stores()
+def test_two_damaged_ones_fall_back_to_the_third(data_folders, tmp_path):
+    data_folder = data_folders()
     for version in (1, 2, 3):
-        put(store, version)
+        put(data_folder, version)
     damage(tmp_path, "00000003.snapshot")
     damage(tmp_path, "00000002.snapshot")
-    assert get(store) == (1, True)
+    assert get(data_folder) == (1, True)
 
 
-def test_a_newest_that_cannot_be_opened_is_a_clear_error_and_nothing_is_set_aside(stores, tmp_path):
-    store = stores()
-    put(store, 1)
+def test_a_newest_that_cannot_be_opened_is_a_clear_error_and_nothing_is_set_aside(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
     (tmp_path / "data" / "models" / "model" / "00000002.snapshot").mkdir()
     with pytest.raises(SnapshotError, match=r"00000002.snapshot' cannot be read .*; make it readable, or move it away"):
-        get(store)
+        get(data_folder)
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot"]
 
 
-def test_when_none_holds_the_error_names_all_and_nothing_is_removed(stores, tmp_path):
-    store = stores()
+def test_when_none_holds_the_error_names_all_and_nothing_is_removed(data_folders, tmp_path):
+    data_folder = data_folders()
     for version in (1, 2):
-        put(store, version)
+        put(data_folder, version)
         damage(tmp_path, f"0000000{version}.snapshot")
     with pytest.raises(CorruptSnapshotError, match="model 'model': no snapshot holds") as caught:
-        get(store)
+        get(data_folder)
     assert "00000001" in str(caught.value)
     assert "00000002" in str(caught.value)
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot"]
 
 
-def test_a_failed_write_leaves_what_was_there(stores, tmp_path):
-    store = stores()
-    put(store, 1)
+def test_a_failed_write_leaves_what_was_there(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
 
     def fail(descriptor):
         os.write(descriptor, b"half a snapsh")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        store.write("model", fail)
+        data_folder.write("model", fail)
     assert files(tmp_path) == ["00000001.snapshot"]
-    assert get(store) == (1, False)
+    assert get(data_folder) == (1, False)
 
 
-def test_the_next_start_sweeps_what_a_crash_left(stores, tmp_path):
-    store = stores()
-    put(store, 1)
+def test_the_next_start_sweeps_what_a_crash_left(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
     (tmp_path / "data" / "models" / "model" / "00000002.writing").write_bytes(b"half")
     (tmp_path / "data" / "models" / "never-acknowledged").mkdir()
     (tmp_path / "data" / "models" / "never-acknowledged" / "00000001.writing").write_bytes(b"half")
     (tmp_path / "data" / "models" / ".deleted-1234").mkdir()
     (tmp_path / "data" / "models" / ".deleted-1234" / "00000001.snapshot").write_bytes(b"old")
-    store.close()
-    assert stores().model_names() == ["model"]
+    data_folder.close()
+    assert data_folders().model_names() == ["model"]
     assert files(tmp_path) == ["00000001.snapshot"]
 
 
-def test_one_server_at_a_time(stores, tmp_path):
-    stores()
+def test_one_server_at_a_time(data_folders, tmp_path):
+    data_folders()
     with pytest.raises(ConfigurationError, match="another server holds it") as caught:
-        Store(tmp_path / "data", 3)
+        DataFolder(tmp_path / "data", 3)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_deleting_removes_the_folder(stores, tmp_path):
-    store = stores()
-    put(store, 1)
-    put(store, 1, name="other")
-    store.delete("model")
-    store.delete("model")
-    assert store.model_names() == ["other"]
+def test_deleting_removes_the_folder(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
+    put(data_folder, 1, name="other")
+    data_folder.delete("model")
+    data_folder.delete("model")
+    assert data_folder.model_names() == ["other"]
     assert sorted(os.listdir(tmp_path / "data" / "models")) == ["other"]
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "a\\b", ".hidden", "a\0b", "ü", "x" * 129, "a b"])
-def test_no_name_leaves_the_folder(stores, tmp_path, name):
-    store = stores()
+def test_no_name_leaves_the_folder(data_folders, tmp_path, name):
+    data_folder = data_folders()
     with pytest.raises(InvalidRequestError, match="model name"):
-        put(store, 1, name=name)
+        put(data_folder, 1, name=name)
     with pytest.raises(InvalidRequestError, match="model name"):
-        store.delete(name)
+        data_folder.delete(name)
     assert sorted(os.listdir(tmp_path)) == ["data"]
     assert sorted(os.listdir(tmp_path / "data")) == ["lock", "models", "run"]
 
@@ -172,10 +172,10 @@ def test_no_name_leaves_the_folder(stores, tmp_path, name):
 def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="must be a folder this user can write"):
-        Store(tmp_path / "file", 3)
+        DataFolder(tmp_path / "file", 3)
 
 
-def test_files_are_the_users_own(stores, tmp_path):
-    put(stores(), 1)
+def test_files_are_the_users_own(data_folders, tmp_path):
+    put(data_folders(), 1)
     for path in [*(tmp_path / "data").rglob("*.snapshot"), tmp_path / "data" / "lock"]:
         assert path.stat().st_mode & 0o077 == 0

@@ -14,7 +14,7 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.embedded import Server
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor
 from numba_adam.server.runtime.model import Model, Push
 from numba_adam.server.storage import snapshot as snapshots
@@ -128,7 +128,7 @@ def test_a_model_that_cannot_be_kept_is_not_created(config, server, peer, params
 def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatch):
     """No real way to make the kernel fail is known; the table stands in for one."""
     spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
-    model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
+    model = Model(spec, "r", Arena([4], "float32"), PushLedger("s", 1))
     epoch = model.open_session("w").epoch
     push = Push(PushKey("s", "w", epoch, 1), 0, (True,), Content("header", "payload"))
 
@@ -196,8 +196,8 @@ def test_what_comes_after_the_end_is_refused_and_never_waits(config):
     host = server._host
     spec = Spec("late", "float32", (Tensor("x", (4,)),), Hyperparameters())
     server.stop()
-    model = Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
-    for call in (lambda: host._archive.begin(model), lambda: host._archive.delete(model)):
+    model = Model(spec, "r", Arena([4], "float32"), PushLedger("s", 1))
+    for call in (lambda: host._snapshots.begin(model), lambda: host._snapshots.delete(model)):
         with pytest.raises(ServerUnavailableError, match="stopping"):
             call()
 

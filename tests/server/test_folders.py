@@ -13,7 +13,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.kernel_cache import private_folder
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.storage.data_folder import DataFolder
 
 
 @contextlib.contextmanager
@@ -96,10 +96,10 @@ def test_a_parent_from_which_others_could_move_it_away_is_refused(config, tmp_pa
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(ConfigurationError, match="anyone may rename what lies in"):
-        Store(tmp_path / "open" / "data", 3)
+        DataFolder(tmp_path / "open" / "data", 3)
     assert private_folder.why_unsafe(tmp_path / "open" / "data")
     (tmp_path / "open").chmod(0o1777)  # as /tmp is
-    Store(tmp_path / "open" / "data", 3).close()
+    DataFolder(tmp_path / "open" / "data", 3).close()
 
 
 @pytest.mark.parametrize("place", PLACES[1:])
@@ -163,13 +163,13 @@ def test_a_relative_folder_stays_where_it_was_when_the_program_goes_elsewhere(
 
 def test_a_link_in_the_place_of_a_file_that_is_being_written_is_not_followed(tmp_path):
     """Left there before the folder was ours alone."""
-    store = Store(tmp_path / "data", 3)
-    store.begin()
+    data_folder = DataFolder(tmp_path / "data", 3)
+    data_folder.begin()
     (tmp_path / "data" / "models" / "m").mkdir(mode=0o700)
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "data" / "models" / "m" / "00000001.writing").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic links"):
-        store.write("m", lambda descriptor: os.write(descriptor, b"x"))
-    store.close()
+        data_folder.write("m", lambda descriptor: os.write(descriptor, b"x"))
+    data_folder.close()
     assert (tmp_path / "victim").read_text() == "precious"
     shutil.rmtree(tmp_path / "data")

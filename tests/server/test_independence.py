@@ -138,13 +138,13 @@ def test_while_a_models_snapshot_waits_for_the_disk_the_model_itself_is_pushed_a
 def test_without_memory_for_a_copy_pushes_to_the_model_wait_and_none_is_lost(config, models, threads, refused):
     with Server(dataclasses.replace(config, memory_budget_bytes=NO_ROOM)) as server:
         peer, (a, _) = models(server, "a", "b")
-        engine = server._host.model("a").engine
+        apply_queue = server._host.model("a").apply_queue
         with disk_blocked(config.data_dir) as disk:
             snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
             disk.wait_until_full()
             push = threads.submit(a.push, ones())
             pause = threading.Event()
-            while engine.waiting == 0:  # the test's timeout is its limit
+            while apply_queue.waiting == 0:  # the test's timeout is its limit
                 pause.wait(0.001)
             assert not push.done()
         snapshot.result(DEADLINE)
@@ -218,7 +218,7 @@ def test_a_background_snapshot_that_waits_for_the_disk_holds_up_no_other_models(
 
 
 def test_pushes_that_come_while_a_snapshot_by_count_is_written_are_not_forgotten(config, models):
-    """Nobody pushes after it: the archive itself has to look again."""
+    """Nobody pushes after it: the snapshot writer itself has to look again."""
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer, (a,) = models(server, "a")
         with disk_blocked(config.data_dir) as disk:
@@ -236,10 +236,10 @@ def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, mod
         with disk_blocked(config.data_dir) as disk:
             snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
             disk.wait_until_full()
-            filing = server._host.model("a").filing
+            snapshot_queue = server._host.model("a").snapshot_queue
             deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
             pause = threading.Event()
-            while filing.waiting == 0:  # the test's timeout is its limit
+            while snapshot_queue.waiting == 0:  # the test's timeout is its limit
                 assert not deletion.done()
                 pause.wait(0.001)
             assert (config.data_dir / "models" / "a").exists()
@@ -251,13 +251,13 @@ def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, mod
 def test_two_snapshots_of_a_model_are_written_one_after_the_other(config, models, threads, refused):
     with Server(config) as server:
         peer, _ = models(server, "a")
-        filing = server._host.model("a").filing
+        snapshot_queue = server._host.model("a").snapshot_queue
         with disk_blocked(config.data_dir) as disk:
             first = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
             disk.wait_until_full()
             second = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
             pause = threading.Event()
-            while filing.waiting == 0:  # the test's timeout is its limit
+            while snapshot_queue.waiting == 0:  # the test's timeout is its limit
                 pause.wait(0.001)
             assert not second.done()
         first.result(DEADLINE)
@@ -271,15 +271,15 @@ def files(config, model):
 
 
 @contextlib.contextmanager
-def held(engine, threads):
-    """Keep an engine busy until the context ends."""
+def held(queue, threads):
+    """Keep a call queue busy until the context ends."""
     begun, over = threading.Event(), threading.Event()
 
     def hold():
         begun.set()
         assert over.wait(DEADLINE)
 
-    call = threads.submit(engine.call, hold)
+    call = threads.submit(queue.call, hold)
     assert begun.wait(DEADLINE)
     try:
         yield
@@ -294,10 +294,10 @@ def test_a_snapshot_waits_for_the_update_that_is_under_way_and_gives_its_memory_
         settings = dataclasses.replace(config, memory_budget_bytes=budget, data_dir=config.data_dir / str(budget))
         with Server(settings) as server:
             peer, _ = models(server, "a", "b")
-            engine, before = server._host.model("a").engine, server._host.pool.used_bytes
-            with held(engine, threads):
+            apply_queue, before = server._host.model("a").apply_queue, server._host.pool.used_bytes
+            with held(apply_queue, threads):
                 snapshot = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
-                while engine.waiting == 0:  # the test's timeout is its limit
+                while apply_queue.waiting == 0:  # the test's timeout is its limit
                     assert not snapshot.done()
             assert snapshot.result(DEADLINE).snapshots[0].state.version == 0
             assert server._host.pool.used_bytes == before
@@ -306,17 +306,17 @@ def test_a_snapshot_waits_for_the_update_that_is_under_way_and_gives_its_memory_
 def test_a_background_snapshot_is_left_out_when_another_came_first(config, models, threads):
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer, (a,) = models(server, "a")
-        host, filing = server._host, server._host.model("a").filing
+        host, snapshot_queue = server._host, server._host.model("a").snapshot_queue
         pause = threading.Event()
-        with held(filing, threads):
+        with held(snapshot_queue, threads):
             snapshot = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
-            while filing.waiting < 1:  # the test's timeout is its limit
+            while snapshot_queue.waiting < 1:  # the test's timeout is its limit
                 pause.wait(0.001)
             a.push(ones())
-            while filing.waiting < 2:  # the background's, for the push
+            while snapshot_queue.waiting < 2:  # the background's, for the push
                 pause.wait(0.001)
         assert snapshot.result(DEADLINE).snapshots[0].state.version == 1
-        while host._archive._asked_for:
+        while host._snapshots._asked_for:
             pause.wait(0.001)
         assert files(config, "a") == ["00000001.snapshot", "00000002.snapshot"]
 
@@ -337,12 +337,12 @@ def test_the_end_waits_for_a_snapshot_that_is_being_written(config, peers, threa
     server.start()
     peer = peers(server.address)
     peer.create(ones(), "a")
-    archive = server._host._archive
+    snapshots = server._host._snapshots
     with disk_blocked(config.data_dir) as disk:
         snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
         disk.wait_until_full()
-        stop = threads.submit(archive.stop)
-        while not archive._changed._waiters and not stop.done():  # the test's timeout is its limit
+        stop = threads.submit(snapshots.stop)
+        while not snapshots._changed._waiters and not stop.done():  # the test's timeout is its limit
             pass
         assert not stop.done()
     stop.result(DEADLINE)
@@ -455,16 +455,16 @@ def test_a_model_that_is_deleted_while_all_are_snapshotted_is_left_out(config, m
     """It was still there when the list was made, and its deletion came first."""
     with Server(config) as server:
         peer, _ = models(server, "a", "b")
-        filing = server._host.model("a").filing
+        snapshot_queue = server._host.model("a").snapshot_queue
         pause = threading.Event()
-        with held(filing, threads):
+        with held(snapshot_queue, threads):
             all_of_them = server._host.models()
             deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
-            while filing.waiting < 1:  # the test's timeout is its limit
+            while snapshot_queue.waiting < 1:  # the test's timeout is its limit
                 assert not deletion.done()
                 pause.wait(0.001)
-            everything = threads.submit(server._host._archive.snapshot_all, all_of_them)
-            while filing.waiting < 2:
+            everything = threads.submit(server._host._snapshots.snapshot_all, all_of_them)
+            while snapshot_queue.waiting < 2:
                 pause.wait(0.001)
         assert [model.spec.name for model, _ in everything.result(DEADLINE)] == ["b"]
         deletion.result(DEADLINE)

@@ -35,7 +35,7 @@ class Replay:
 
 
 def newest(folder):
-    """Return the hash and the machine's record of the newest snapshot."""
+    """Return the hash and the ledger's record of the newest snapshot."""
     path = max((folder / "models" / "model").glob("*.snapshot"))
     with safe_open(path, framework="np") as file:
         arrays = [file.get_tensor(f"{group}/x").tobytes() for group in ("param", "exp_avg", "exp_avg_sq")]
@@ -76,9 +76,9 @@ def test_every_state_that_comes_back_is_that_of_a_replay(tmp_path, processes, pe
             assert not thread.is_alive()
         assert ends == [grpc.StatusCode.UNAVAILABLE] * WORKERS
 
-        came_back, machine = newest(folder)
-        version, first = machine["version"], len(replay.history) + 1
-        for session in machine["sessions"]:  # what was applied and saved, but whose answer was lost in the kill
+        came_back, ledger = newest(folder)
+        version, first = ledger["version"], len(replay.history) + 1
+        for session in ledger["sessions"]:  # what was applied and saved, but whose answer was lost in the kill
             for sequence, made, *_ in session["answers"]:
                 if made >= first:  # an older one is of a session before the last kill
                     push = sent[session["worker_id"], sequence]

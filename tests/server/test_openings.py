@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from numba_adam.errors import SessionFencedError, SessionUnknownError
-from numba_adam.server.model.push_ledger import Limits, Machine
+from numba_adam.server.model.push_ledger import Limits, PushLedger
 
 WORKERS = ("a", "b", "c", "d")
 LIMITS = Limits(kept_answers=3, most_sessions=2)
@@ -28,7 +28,7 @@ class LateOpenings(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.machine = Machine("s", 1, LIMITS)
+        self.ledger = PushLedger("s", 1, LIMITS)
         self.in_the_network = []
         self.clock = 0
         self.holder = {}  # worker -> (epoch, nonce, when) of the session that was opened last
@@ -41,7 +41,7 @@ class LateOpenings(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS), has_looked=st.booleans())
     def a_process_sends_an_opening(self, worker, has_looked):
         """It may have looked at what there is, which says no more than that."""
-        seen_epoch = self.machine.last_epoch if has_looked else 0
+        seen_epoch = self.ledger.last_epoch if has_looked else 0
         self.in_the_network.append(Opening(worker, self.tick(), seen_epoch, self.clock))
 
     @precondition(lambda self: self.in_the_network)
@@ -49,18 +49,18 @@ class LateOpenings(RuleBasedStateMachine):
     def an_opening_arrives(self, data):
         opening = data.draw(st.sampled_from(self.in_the_network))
         held = self.holder.get(opening.worker)
-        before = self.machine.to_record()
+        before = self.ledger.to_record()
         self.tick()
         try:
-            epoch = self.machine.open_session(opening.worker, opening.nonce, opening.seen_epoch)
+            epoch = self.ledger.open_session(opening.worker, opening.nonce, opening.seen_epoch)
         except (SessionFencedError, SessionUnknownError):
-            assert self.machine.to_record() == before
+            assert self.ledger.to_record() == before
             is_retry = held is not None and opening.nonce == held[1]
-            assert not (is_retry and opening.worker in self.machine.sessions), "a retry gets the epoch of its first try"
+            assert not (is_retry and opening.worker in self.ledger.sessions), "a retry gets the epoch of its first try"
             return
         if held is not None and opening.nonce == held[1]:
             assert epoch == held[0]
-            assert self.machine.to_record() == before
+            assert self.ledger.to_record() == before
             return
         if held is not None:
             assert opening.sent_at > held[2], "a session was taken over by who did not know of it"
@@ -74,18 +74,18 @@ class LateOpenings(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(WORKERS))
         nonce = self.tick()
         try:
-            epoch = self.machine.open_session(worker, nonce, 0)
+            epoch = self.ledger.open_session(worker, nonce, 0)
         except (SessionFencedError, SessionUnknownError):
-            epoch = self.machine.open_session(worker, nonce, self.machine.last_epoch)
+            epoch = self.ledger.open_session(worker, nonce, self.ledger.last_epoch)
         self.holder[worker] = (epoch, nonce, self.clock)
 
     @rule()
     def the_server_restarts(self):
-        self.machine = Machine.from_record(json.loads(json.dumps(self.machine.to_record())), LIMITS)
+        self.ledger = PushLedger.from_record(json.loads(json.dumps(self.ledger.to_record())), LIMITS)
 
     @invariant()
     def the_session_that_is_kept_is_the_one_that_was_opened_last(self):
-        for worker, session in self.machine.sessions.items():
+        for worker, session in self.ledger.sessions.items():
             assert (session.epoch, session.nonce) == self.holder[worker][:2]
 
 

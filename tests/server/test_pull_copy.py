@@ -1,4 +1,4 @@
-"""Images for pulls: one version, whole, shared while it is the newest, and given back by the last who uses it."""
+"""PullCopies for pulls: one version, whole, shared while it is the newest, and given back by the last who uses it."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,11 @@ import pytest
 
 from numba_adam.errors import ServerUnavailableError
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.model import Model, Push
-from numba_adam.server.runtime.pull_copy import Images
+from numba_adam.server.runtime.pull_copy import PullCopies
 from numba_adam.settings.hyperparameters import Hyperparameters
 
 DEADLINE = 60
@@ -25,14 +25,14 @@ def pool():
 
 
 @pytest.fixture
-def images(pool):
-    return Images(pool)
+def pull_copies(pool):
+    return PullCopies(pool)
 
 
 @pytest.fixture
 def model():
     spec = Spec("model", "float32", (Tensor("x", (SIZE,)),), Hyperparameters(lr=0.1))
-    made = Model(spec, "r", Arena([SIZE], "float32"), Machine("s", 1))
+    made = Model(spec, "r", Arena([SIZE], "float32"), PushLedger("s", 1))
     made.arena.param[:] = 7
     return made
 
@@ -52,44 +52,46 @@ def push(model):
     assert outcome.answer.version == model.version
 
 
-def values(image):
-    """Return the one value that all elements of an image have."""
-    (value,) = set(image.bytes.view(np.float32).tolist())
+def values(pull_copy):
+    """Return the one value that all elements of a pull copy have."""
+    (value,) = set(pull_copy.bytes.view(np.float32).tolist())
     return value
 
 
-def test_a_version_is_shared_and_the_last_user_gives_its_memory_back(images, model, pool):
-    first, second, third = images.take(model), images.take(model), images.take(model)
+def test_a_version_is_shared_and_the_last_user_gives_its_memory_back(pull_copies, model, pool):
+    first, second, third = pull_copies.take(model), pull_copies.take(model), pull_copies.take(model)
     assert first is second is third
     assert pool.used_bytes == 4 * SIZE
-    for image in (first, second):
-        images.release(image)
+    for pull_copy in (first, second):
+        pull_copies.release(pull_copy)
         with pool.acquire(4 * SIZE, "another transfer") as slot:  # it must not get the memory that is being sent
             slot.bytes[:] = 255
             assert values(third) == 7.0
-    images.release(third)
+    pull_copies.release(third)
     pool.acquire(4 * SIZE, "another transfer").release()
     assert pool.used_bytes <= 2 * 4 * SIZE
 
 
-def test_an_older_version_stays_as_it_was_and_a_newer_one_is_taken_anew(images, model):
-    older = images.take(model)
+def test_an_older_version_stays_as_it_was_and_a_newer_one_is_taken_anew(pull_copies, model):
+    older = pull_copies.take(model)
     push(model)
-    newer = images.take(model)
+    newer = pull_copies.take(model)
     assert (older.state.version, newer.state.version) == (0, 1)
     assert values(older) == 7.0
     assert values(newer) == model.arena.param[0] != 7.0
 
 
-def test_an_older_versions_end_leaves_the_newer_one_shared(images, model):
-    older = images.take(model)
+def test_an_older_versions_end_leaves_the_newer_one_shared(pull_copies, model):
+    older = pull_copies.take(model)
     push(model)
-    newer = images.take(model)
-    images.release(older)
-    assert images.take(model) is newer
+    newer = pull_copies.take(model)
+    pull_copies.release(older)
+    assert pull_copies.take(model) is newer
 
 
-def test_an_image_waits_for_what_changes_the_model_and_whoever_comes_meanwhile_shares_it(images, model, threads, pool):
+def test_a_pull_copy_waits_for_what_changes_the_model_and_whoever_comes_meanwhile_shares_it(
+    pull_copies, model, threads, pool
+):
     begun, over = threading.Event(), threading.Event()
 
     def change():
@@ -97,10 +99,10 @@ def test_an_image_waits_for_what_changes_the_model_and_whoever_comes_meanwhile_s
         assert over.wait(DEADLINE)
         push(model)
 
-    changing = threads.submit(model.engine.call, change)
+    changing = threads.submit(model.apply_queue.call, change)
     assert begun.wait(DEADLINE)
-    takers = [threads.submit(images.take, model) for _ in range(2)]
-    while model.engine.waiting == 0 or pool.used_bytes == 0:  # the test's timeout is its limit
+    takers = [threads.submit(pull_copies.take, model) for _ in range(2)]
+    while model.apply_queue.waiting == 0 or pool.used_bytes == 0:  # the test's timeout is its limit
         assert not any(taker.done() for taker in takers)
     over.set()
     changing.result(DEADLINE)
@@ -110,9 +112,9 @@ def test_an_image_waits_for_what_changes_the_model_and_whoever_comes_meanwhile_s
     assert pool.used_bytes == 4 * SIZE
 
 
-def test_an_image_that_cannot_be_made_leaves_no_memory_taken(images, model, pool):
-    model.engine.stop()
+def test_a_pull_copy_that_cannot_be_made_leaves_no_memory_taken(pull_copies, model, pool):
+    model.apply_queue.stop()
     with pytest.raises(ServerUnavailableError):
-        images.take(model)
+        pull_copies.take(model)
     with pool.acquire(pool.budget_bytes, "all of it"):
         assert pool.used_bytes == pool.budget_bytes

@@ -1,4 +1,4 @@
-"""The pure state machine against a plain list model, under everything that a network and a crash can do."""
+"""The pure state ledger against a plain list model, under everything that a network and a crash can do."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from numba_adam.errors import (
     SessionUnknownError,
     SnapshotError,
 )
-from numba_adam.server.model.push_ledger import Accepted, Content, Limits, Machine, PushKey, Rejected
+from numba_adam.server.model.push_ledger import Accepted, Content, Limits, PushKey, PushLedger, Rejected
 
 WORKERS = ("a", "b", "c", "d")
 LIMITS = Limits(kept_answers=3, most_sessions=3)
@@ -26,15 +26,15 @@ MISMATCH = 4
 FIRST = Content("header", "payload")
 
 
-def deliver(machine, key, base_version, *, present=(True,), is_bad=False, content=FIRST):
-    """Do what the engine does with a push, and return the answer or the error's class."""
+def deliver(ledger, key, base_version, *, present=(True,), is_bad=False, content=FIRST):
+    """Do what the apply queue does with a push, and return the answer or the error's class."""
     try:
-        kept = machine.judge(key, base_version, content)
+        kept = ledger.judge(key, base_version, content)
         if kept is not None:
             return kept.answer
         if is_bad:
-            return machine.reject(key, MISMATCH, f"push {key.sequence} does not fit", content)
-        return machine.accept(key, base_version, present, content)
+            return ledger.reject(key, MISMATCH, f"push {key.sequence} does not fit", content)
+        return ledger.accept(key, base_version, present, content)
     except (RewoundError, SessionUnknownError, SessionFencedError, SequenceError, InvalidRequestError) as error:
         return type(error)
 
@@ -89,16 +89,16 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.machine = Machine("state0", 1, LIMITS)
+        self.ledger = PushLedger("state0", 1, LIMITS)
         self.model = ListModel()
         self.in_the_network = []  # every push that was ever sent; each may still arrive, any number of times
         self.ever_applied = []
         self.states = 0
-        self.saved = (self.machine.to_record(), copy.deepcopy(self.model))
+        self.saved = (self.ledger.to_record(), copy.deepcopy(self.model))
 
     @rule(worker=st.sampled_from(WORKERS))
     def open_session(self, worker):
-        epoch = self.machine.open_session(worker)
+        epoch = self.ledger.open_session(worker)
         self.model.epochs.append(worker)
         assert epoch == len(self.model.epochs)
         self.model.answers[epoch] = []
@@ -117,33 +117,33 @@ class ExactlyOnce(RuleBasedStateMachine):
     def send(self, data, is_bad, ahead, behind, content):
         epoch = data.draw(st.integers(1, len(self.model.epochs)))
         sequence = max(0, len(self.model.answers[epoch]) + ahead)
-        key = PushKey(self.machine.state_id, self.model.epochs[epoch - 1], epoch, sequence)
-        self.in_the_network.append((key, max(0, self.machine.version - behind), is_bad, content))
+        key = PushKey(self.ledger.state_id, self.model.epochs[epoch - 1], epoch, sequence)
+        self.in_the_network.append((key, max(0, self.ledger.version - behind), is_bad, content))
 
     @precondition(lambda self: self.in_the_network)
     @rule(data=st.data())
     def arrive(self, data):
         key, base_version, is_bad, content = data.draw(st.sampled_from(self.in_the_network))
-        before = self.machine.version
+        before = self.ledger.version
         expected = self.model.expect(key, base_version, is_bad, content)
-        assert deliver(self.machine, key, base_version, is_bad=is_bad, content=content) == expected
-        if self.machine.version != before:
+        assert deliver(self.ledger, key, base_version, is_bad=is_bad, content=content) == expected
+        if self.ledger.version != before:
             self.ever_applied.append(key)
 
     @rule()
     def snapshot(self):
-        self.saved = (json.loads(json.dumps(self.machine.to_record())), copy.deepcopy(self.model))
+        self.saved = (json.loads(json.dumps(self.ledger.to_record())), copy.deepcopy(self.model))
 
     @rule()
     def restart_cleanly(self):
-        self.machine = Machine.from_record(json.loads(json.dumps(self.machine.to_record())), LIMITS)
+        self.ledger = PushLedger.from_record(json.loads(json.dumps(self.ledger.to_record())), LIMITS)
 
     @rule()
     def crash(self):
         record, self.model = self.saved[0], copy.deepcopy(self.saved[1])
-        self.machine = Machine.from_record(record, LIMITS)
+        self.ledger = PushLedger.from_record(record, LIMITS)
         self.states += 1
-        self.machine.state_id = f"state{self.states}"
+        self.ledger.state_id = f"state{self.states}"
         self.model.state_number = self.states
 
     @invariant()
@@ -152,7 +152,7 @@ class ExactlyOnce(RuleBasedStateMachine):
 
     @invariant()
     def versions_have_no_gaps(self):
-        assert self.machine.version == len(self.model.applied) == self.machine.steps[0]
+        assert self.ledger.version == len(self.model.applied) == self.ledger.steps[0]
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
@@ -162,56 +162,56 @@ TestExactlyOnce.settings = settings(max_examples=SEQUENCES, stateful_step_count=
 
 
 @pytest.fixture
-def machine():
-    return Machine("s", 2, LIMITS)
+def ledger():
+    return PushLedger("s", 2, LIMITS)
 
 
 def key(epoch, sequence, *, state_id="s", worker="w"):
     return PushKey(state_id, worker, epoch, sequence)
 
 
-def test_first_answer_lost_later_ones_acknowledged_first_sent_again(machine):
-    epoch = machine.open_session("w")
-    answers = [deliver(machine, key(epoch, sequence), 0, present=(True, True)) for sequence in (1, 2, 3)]
+def test_first_answer_lost_later_ones_acknowledged_first_sent_again(ledger):
+    epoch = ledger.open_session("w")
+    answers = [deliver(ledger, key(epoch, sequence), 0, present=(True, True)) for sequence in (1, 2, 3)]
     assert [answer.version for answer in answers] == [1, 2, 3]
-    assert deliver(machine, key(epoch, 1), 0) == answers[0]
-    assert machine.version == 3
+    assert deliver(ledger, key(epoch, 1), 0) == answers[0]
+    assert ledger.version == 3
 
 
 @pytest.mark.parametrize("is_bad", [False, True], ids=["accepted", "rejected"])
 @pytest.mark.parametrize("other", [Content("header", "other"), Content("other", "payload"), Content("other")])
-def test_the_same_number_with_other_content_is_never_answered_as_applied(machine, is_bad, other):
-    epoch = machine.open_session("w")
-    answer = deliver(machine, key(epoch, 1), 0, present=(True, True), is_bad=is_bad, content=FIRST)
+def test_the_same_number_with_other_content_is_never_answered_as_applied(ledger, is_bad, other):
+    epoch = ledger.open_session("w")
+    answer = deliver(ledger, key(epoch, 1), 0, present=(True, True), is_bad=is_bad, content=FIRST)
     for _ in range(2):
-        before = machine.to_record()
-        assert deliver(machine, key(epoch, 1), 0, present=(True, True), content=other) is SequenceReusedError
-        assert machine.to_record() == before
-        assert deliver(machine, key(epoch, 1), 0, content=FIRST) == answer
-        machine = Machine.from_record(json.loads(json.dumps(before)), LIMITS)
+        before = ledger.to_record()
+        assert deliver(ledger, key(epoch, 1), 0, present=(True, True), content=other) is SequenceReusedError
+        assert ledger.to_record() == before
+        assert deliver(ledger, key(epoch, 1), 0, content=FIRST) == answer
+        ledger = PushLedger.from_record(json.loads(json.dumps(before)), LIMITS)
 
 
-def test_a_rejection_for_a_header_alone_holds_whatever_the_payload(machine):
-    epoch = machine.open_session("w")
-    answer = deliver(machine, key(epoch, 1), 0, is_bad=True, content=Content("header"))
-    machine = Machine.from_record(json.loads(json.dumps(machine.to_record())), LIMITS)
-    assert deliver(machine, key(epoch, 1), 0, content=Content("header", "any")) == answer
-    assert deliver(machine, key(epoch, 1), 0, content=Content("other", "any")) is SequenceReusedError
+def test_a_rejection_for_a_header_alone_holds_whatever_the_payload(ledger):
+    epoch = ledger.open_session("w")
+    answer = deliver(ledger, key(epoch, 1), 0, is_bad=True, content=Content("header"))
+    ledger = PushLedger.from_record(json.loads(json.dumps(ledger.to_record())), LIMITS)
+    assert deliver(ledger, key(epoch, 1), 0, content=Content("header", "any")) == answer
+    assert deliver(ledger, key(epoch, 1), 0, content=Content("other", "any")) is SequenceReusedError
 
 
-def test_an_answer_of_format_1_is_known_by_its_number_alone(machine):
+def test_an_answer_of_format_1_is_known_by_its_number_alone(ledger):
     """It was written down without digests: there is nothing to compare."""
-    epoch = machine.open_session("w")
-    answer = deliver(machine, key(epoch, 1), 0, present=(True, True))
-    record = machine.to_record()
+    epoch = ledger.open_session("w")
+    answer = deliver(ledger, key(epoch, 1), 0, present=(True, True))
+    record = ledger.to_record()
     record["sessions"][0]["answers"] = [each[:3] for each in record["sessions"][0]["answers"]]
-    machine = Machine.from_record(record, LIMITS)
-    assert machine.to_record() == record
-    assert deliver(machine, key(epoch, 1), 0, content=Content("other", "other")) == answer
+    ledger = PushLedger.from_record(record, LIMITS)
+    assert ledger.to_record() == record
+    assert deliver(ledger, key(epoch, 1), 0, content=Content("other", "other")) == answer
 
 
 def with_session(**changes):
-    record = Machine("s", 1).to_record()
+    record = PushLedger("s", 1).to_record()
     session = {"worker_id": "w", "epoch": 1, "last_sequence": 1, "answers": [[1, 1, 0]]} | changes
     return record | {"last_epoch": 1, "sessions": [session]}
 
@@ -219,7 +219,7 @@ def with_session(**changes):
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        (Machine("s", 1).to_record() | {"quorum": 3}, "has 'quorum', which this numba-adam does not know"),
+        (PushLedger("s", 1).to_record() | {"quorum": 3}, "has 'quorum', which this numba-adam does not know"),
         ({"state_id": "s"}, "lacks 'version', 'steps', 'last_epoch', 'sessions'"),
         (with_session(clock=5), "a session's record has 'clock'"),
         (with_session(answers=[[1, 99, "no"]]), "the reason of a rejection is 99, and this numba-adam knows 4 or 5"),
@@ -227,57 +227,57 @@ def with_session(**changes):
     ],
 )
 def test_a_record_that_says_what_is_not_known_is_refused_by_name(record, words):
-    Machine.from_record(with_session())
+    PushLedger.from_record(with_session())
     with pytest.raises(SnapshotError, match=words):
-        Machine.from_record(record)
+        PushLedger.from_record(record)
 
 
-def test_a_forgotten_worker_never_gets_an_old_epoch_again_after_a_snapshot_either(machine):
+def test_a_forgotten_worker_never_gets_an_old_epoch_again_after_a_snapshot_either(ledger):
     """What was acknowledged in its old session must not be taken for a push of the new one."""
-    forgotten = machine.open_session("w")
-    deliver(machine, key(forgotten, 1), 0, present=(True, True))
+    forgotten = ledger.open_session("w")
+    deliver(ledger, key(forgotten, 1), 0, present=(True, True))
     for name in ("x", "y", "z"):
-        newest = machine.open_session(name)
-    assert "w" not in machine.sessions
-    machine = Machine.from_record(json.loads(json.dumps(machine.to_record())), LIMITS)
-    assert deliver(machine, key(forgotten, 1), 0) is SessionUnknownError
-    assert machine.open_session("w") == newest + 1 > forgotten
-    assert deliver(machine, key(forgotten, 1), 0) is SessionFencedError
-    assert deliver(machine, key(newest + 1, 1), 0, present=(True, True)) == Accepted(2, 1)
+        newest = ledger.open_session(name)
+    assert "w" not in ledger.sessions
+    ledger = PushLedger.from_record(json.loads(json.dumps(ledger.to_record())), LIMITS)
+    assert deliver(ledger, key(forgotten, 1), 0) is SessionUnknownError
+    assert ledger.open_session("w") == newest + 1 > forgotten
+    assert deliver(ledger, key(forgotten, 1), 0) is SessionFencedError
+    assert deliver(ledger, key(newest + 1, 1), 0, present=(True, True)) == Accepted(2, 1)
 
 
-def test_absent_arrays_do_not_count_a_step(machine):
-    epoch = machine.open_session("w")
-    deliver(machine, key(epoch, 1), 0, present=(True, False))
-    deliver(machine, key(epoch, 2), 0, present=(True, True))
-    deliver(machine, key(epoch, 3), 0, present=(False, False))
-    assert machine.steps == [2, 1]
-    assert machine.version == 3
+def test_absent_arrays_do_not_count_a_step(ledger):
+    epoch = ledger.open_session("w")
+    deliver(ledger, key(epoch, 1), 0, present=(True, False))
+    deliver(ledger, key(epoch, 2), 0, present=(True, True))
+    deliver(ledger, key(epoch, 3), 0, present=(False, False))
+    assert ledger.steps == [2, 1]
+    assert ledger.version == 3
 
 
-def test_staleness_is_measured_from_the_base_version(machine):
-    epoch = machine.open_session("w")
+def test_staleness_is_measured_from_the_base_version(ledger):
+    epoch = ledger.open_session("w")
     for sequence in range(1, 4):
-        deliver(machine, key(epoch, sequence), 0, present=(True, True))
-    assert deliver(machine, key(epoch, 4), 1, present=(True, True)) == Accepted(version=4, staleness=2)
+        deliver(ledger, key(epoch, sequence), 0, present=(True, True))
+    assert deliver(ledger, key(epoch, 4), 1, present=(True, True)) == Accepted(version=4, staleness=2)
 
 
-def test_a_forgotten_worker_never_gets_an_old_epoch_again(machine):
-    first = machine.open_session("w")
+def test_a_forgotten_worker_never_gets_an_old_epoch_again(ledger):
+    first = ledger.open_session("w")
     for name in ("x", "y", "z"):
-        machine.open_session(name)
-    assert deliver(machine, key(first, 1), 0) is SessionUnknownError
-    assert machine.open_session("w") > first
-    assert deliver(machine, key(first, 1), 0) is SessionFencedError
+        ledger.open_session(name)
+    assert deliver(ledger, key(first, 1), 0) is SessionUnknownError
+    assert ledger.open_session("w") > first
+    assert deliver(ledger, key(first, 1), 0) is SessionFencedError
 
 
-def test_a_rejection_uses_up_its_number_and_changes_nothing_else(machine):
-    epoch = machine.open_session("w")
-    answer = deliver(machine, key(epoch, 1), 0, is_bad=True)
+def test_a_rejection_uses_up_its_number_and_changes_nothing_else(ledger):
+    epoch = ledger.open_session("w")
+    answer = deliver(ledger, key(epoch, 1), 0, is_bad=True)
     assert answer == Rejected(MISMATCH, "push 1 does not fit")
-    assert (machine.version, machine.steps) == (0, [0, 0])
-    assert deliver(machine, key(epoch, 1), 0) == answer
-    assert deliver(machine, key(epoch, 2), 0, present=(True, True)).version == 1
+    assert (ledger.version, ledger.steps) == (0, [0, 0])
+    assert deliver(ledger, key(epoch, 1), 0) == answer
+    assert deliver(ledger, key(epoch, 2), 0, present=(True, True)).version == 1
 
 
 @pytest.mark.parametrize(
@@ -289,107 +289,105 @@ def test_a_rejection_uses_up_its_number_and_changes_nothing_else(machine):
         (key(1, 0), ["sequence=0", "is 1"]),
     ],
 )
-def test_refusals_say_what_was_given_and_what_to_do(machine, push, words):
-    machine.open_session("w")
+def test_refusals_say_what_was_given_and_what_to_do(ledger, push, words):
+    ledger.open_session("w")
     with pytest.raises((RewoundError, SessionUnknownError, SequenceError)) as caught:
-        machine.judge(push, 0, Content("header", "payload"))
+        ledger.judge(push, 0, Content("header", "payload"))
     assert all(word in str(caught.value) for word in words)
-    assert machine.to_record() == Machine.from_record(machine.to_record(), LIMITS).to_record()
+    assert ledger.to_record() == PushLedger.from_record(ledger.to_record(), LIMITS).to_record()
 
 
 # ---- openings that come late, twice or after their successor ---------------------------------------------------------
 
 
-def test_the_same_nonce_gets_the_same_epoch_also_after_a_snapshot(machine):
-    epoch = machine.open_session("w", "a")
-    deliver(machine, key(epoch, 1), 0, present=(True, True))
+def test_the_same_nonce_gets_the_same_epoch_also_after_a_snapshot(ledger):
+    epoch = ledger.open_session("w", "a")
+    deliver(ledger, key(epoch, 1), 0, present=(True, True))
     for _ in range(2):
-        assert machine.open_session("w", "a") == epoch
-        assert deliver(machine, key(epoch, 1), 0) == Accepted(1, 0)
-        machine = Machine.from_record(json.loads(json.dumps(machine.to_record())), LIMITS)
+        assert ledger.open_session("w", "a") == epoch
+        assert deliver(ledger, key(epoch, 1), 0) == Accepted(1, 0)
+        ledger = PushLedger.from_record(json.loads(json.dumps(ledger.to_record())), LIMITS)
 
 
 @pytest.mark.parametrize("late", [("a", 0), ("b", 0), ("c", 1)], ids=["first", "second", "one that saw the first"])
-def test_an_opening_that_comes_after_a_newer_one_fences_nobody(machine, late):
-    first = machine.open_session("w", "a")
-    second = machine.open_session("w", "b2", first)
-    third = machine.open_session("w", "d", second)
-    before = machine.to_record()
+def test_an_opening_that_comes_after_a_newer_one_fences_nobody(ledger, late):
+    first = ledger.open_session("w", "a")
+    second = ledger.open_session("w", "b2", first)
+    third = ledger.open_session("w", "d", second)
+    before = ledger.to_record()
     for _ in range(2):
         with pytest.raises(SessionFencedError, match=f"epoch {third} has been opened since.*seen_epoch={third}$"):
-            machine.open_session("w", *late)
-        assert machine.to_record() == before
-        machine = Machine.from_record(json.loads(json.dumps(before)), LIMITS)
-    assert deliver(machine, key(third, 1), 0, present=(True, True)) == Accepted(1, 0)
+            ledger.open_session("w", *late)
+        assert ledger.to_record() == before
+        ledger = PushLedger.from_record(json.loads(json.dumps(before)), LIMITS)
+    assert deliver(ledger, key(third, 1), 0, present=(True, True)) == Accepted(1, 0)
 
 
-def test_who_has_seen_the_newest_epoch_takes_over(machine):
-    first = machine.open_session("w", "a")
-    other = machine.open_session("x", "o")
-    second = machine.open_session("w", "b", other)
+def test_who_has_seen_the_newest_epoch_takes_over(ledger):
+    first = ledger.open_session("w", "a")
+    other = ledger.open_session("x", "o")
+    second = ledger.open_session("w", "b", other)
     assert second > other > first
-    assert deliver(machine, key(first, 1), 0) is SessionFencedError
+    assert deliver(ledger, key(first, 1), 0) is SessionFencedError
 
 
-def test_an_opening_that_comes_after_its_workers_session_was_forgotten_fences_nobody(machine):
+def test_an_opening_that_comes_after_its_workers_session_was_forgotten_fences_nobody(ledger):
     """Else it would open an epoch above the one of the worker that lives, and fence it for ever."""
-    machine.open_session("w", "a")
+    ledger.open_session("w", "a")
     for name in ("x", "y", "z"):
-        newest = machine.open_session(name, name)
-    machine = Machine.from_record(json.loads(json.dumps(machine.to_record())), LIMITS)
+        newest = ledger.open_session(name, name)
+    ledger = PushLedger.from_record(json.loads(json.dumps(ledger.to_record())), LIMITS)
     with pytest.raises(SessionUnknownError, match=f"open again with seen_epoch={newest}$"):
-        machine.open_session("w", "late")
-    assert machine.open_session("w", "b", newest) == newest + 1
+        ledger.open_session("w", "late")
+    assert ledger.open_session("w", "b", newest) == newest + 1
 
 
-def test_what_was_forgotten_counts_by_its_newest_epoch_in_whatever_order_it_was_forgotten(machine):
+def test_what_was_forgotten_counts_by_its_newest_epoch_in_whatever_order_it_was_forgotten(ledger):
     """Workers are forgotten by how long they were idle, which is not the order of their epochs."""
-    epochs = {name: machine.open_session(name, name) for name in "wxy"}
-    deliver(machine, key(epochs["w"], 1, worker="w"), 0, present=(True, True))
-    machine.open_session("z", "z")
-    assert set(machine.sessions) == set("ywz")  # x, of epoch 2, was idle for longest
-    deliver(machine, key(epochs["y"], 1, worker="y"), 0, present=(True, True))
-    machine.open_session("v", "v", machine.last_epoch)
-    assert set(machine.sessions) == set("zyv")  # then w, of epoch 1
+    epochs = {name: ledger.open_session(name, name) for name in "wxy"}
+    deliver(ledger, key(epochs["w"], 1, worker="w"), 0, present=(True, True))
+    ledger.open_session("z", "z")
+    assert set(ledger.sessions) == set("ywz")  # x, of epoch 2, was idle for longest
+    deliver(ledger, key(epochs["y"], 1, worker="y"), 0, present=(True, True))
+    ledger.open_session("v", "v", ledger.last_epoch)
+    assert set(ledger.sessions) == set("zyv")  # then w, of epoch 1
     with pytest.raises(SessionUnknownError, match="sessions up to epoch 2 have been forgotten"):
-        machine.open_session("x", "late", 1)
+        ledger.open_session("x", "late", 1)
 
 
-def test_the_same_nonce_gets_its_own_epoch_and_not_the_newest_of_all(machine):
-    epoch = machine.open_session("w", "a")
-    machine.open_session("x", "b")
-    assert machine.open_session("w", "a") == epoch == machine.last_epoch - 1
+def test_the_same_nonce_gets_its_own_epoch_and_not_the_newest_of_all(ledger):
+    epoch = ledger.open_session("w", "a")
+    ledger.open_session("x", "b")
+    assert ledger.open_session("w", "a") == epoch == ledger.last_epoch - 1
 
 
-def test_an_epoch_that_was_not_given_yet_cannot_have_been_seen(machine):
-    machine.open_session("w", "a")
+def test_an_epoch_that_was_not_given_yet_cannot_have_been_seen(ledger):
+    ledger.open_session("w", "a")
     with pytest.raises(InvalidRequestError, match="seen_epoch=2: the newest epoch of this state is 1"):
-        machine.open_session("w", "b", 2)
+        ledger.open_session("w", "b", 2)
 
 
-def test_an_opening_without_a_name_opens_a_session_as_in_the_first_release(machine):
-    assert [machine.open_session("w") for _ in range(3)] == [1, 2, 3]
+def test_an_opening_without_a_name_opens_a_session_as_in_the_first_release(ledger):
+    assert [ledger.open_session("w") for _ in range(3)] == [1, 2, 3]
 
 
 def test_the_texts_of_rejections_are_cut_and_bounded_together():
     """Whoever sends what cannot be applied decides what the text says, but not how much of it is kept."""
     limits = Limits(kept_answers=3, most_sessions=2, longest_text=10, most_text=40)
-    machine = Machine("state", 1, limits)
+    ledger = PushLedger("state", 1, limits)
 
     def reject(worker, sequence, text):
-        return machine.reject(
-            PushKey("state", worker, machine.sessions[worker].epoch, sequence), 4, text, FIRST
-        ).message
+        return ledger.reject(PushKey("state", worker, ledger.sessions[worker].epoch, sequence), 4, text, FIRST).message
 
-    machine.open_session("a")
+    ledger.open_session("a")
     assert reject("a", 1, "x" * 10) == "x" * 10
     assert reject("a", 2, "y" * 11) == "y" * 10 + " ..."
     assert reject("a", 3, "z" * 100) == "z" * 10 + " ..."
     assert "it does not keep this one" in reject("a", 4, "w" * 10)  # of 38 characters, ten were forgotten just now
     assert reject("a", 5, "v" * 10) == "v" * 10
-    again = Machine.from_record(json.loads(json.dumps(machine.to_record())), limits)
-    assert again.kept_bytes == machine.kept_bytes
-    before = machine.kept_bytes
-    machine.open_session("a")
-    assert machine.kept_bytes < before
+    again = PushLedger.from_record(json.loads(json.dumps(ledger.to_record())), limits)
+    assert again.kept_bytes == ledger.kept_bytes
+    before = ledger.kept_bytes
+    ledger.open_session("a")
+    assert ledger.kept_bytes < before
     assert [reject("a", sequence, "u" * 10) for sequence in (1, 2, 3)] == ["u" * 10] * 3

@@ -15,7 +15,7 @@ import pytest
 from numba_adam.errors import SnapshotError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.storage.data_folder import DataFolder
 
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir")
 
@@ -27,56 +27,56 @@ from pathlib import Path
 import numpy as np
 from numba_adam.server import snapshot as snapshots
 from numba_adam.server.storage.snapshot import Snapshot
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.storage.data_folder import DataFolder
 
 folder, operation, calls = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
 GROUPS = ("param", "exp_avg", "exp_avg_sq")
 
-def put(store, name, version):
+def put(data_folder, name, version):
     model = {"name": name, "tensors": [{"name": "x", "shape": [4]}]}
     record = Snapshot(model, {"version": version, "state_id": "s"})
     arrays = {group: np.full(4, version, np.float32) for group in GROUPS}
-    store.write(name, lambda descriptor: snapshots.write(descriptor, record, arrays))
+    data_folder.write(name, lambda descriptor: snapshots.write(descriptor, record, arrays))
 
 def look(path):
-    store = Store(path, 1)
+    data_folder = DataFolder(path, 1)
     found = {}
-    for name in store.model_names():
+    for name in data_folder.model_names():
         arrays = {group: np.zeros(4, np.float32) for group in GROUPS}
-        restored = store.restore(name, lambda _: arrays)
-        assert arrays["param"].tolist() == [restored.snapshot.machine["version"]] * 4
-        found[name] = [restored.snapshot.machine["version"], restored.why_rewound == ""]
-    store.begin()
+        restored = data_folder.restore(name, lambda _: arrays)
+        assert arrays["param"].tolist() == [restored.snapshot.ledger["version"]] * 4
+        found[name] = [restored.snapshot.ledger["version"], restored.why_rewound == ""]
+    data_folder.begin()
     left = sorted(path.name for path in (path / "models").rglob("*"))
-    store.close(list(found))
+    data_folder.close(list(found))
     return found, left
 
 def before(path):
-    store = Store(path, 1)
-    store.begin()
-    put(store, "kept", 1)
-    put(store, "other", 1)
+    data_folder = DataFolder(path, 1)
+    data_folder.begin()
+    put(data_folder, "kept", 1)
+    put(data_folder, "other", 1)
     if operation in ("begin", "close"):
-        store.close(["kept", "other"])
+        data_folder.close(["kept", "other"])
     if operation != "begin":
-        store = store if operation != "close" else Store(path, 1)
+        data_folder = data_folder if operation != "close" else DataFolder(path, 1)
         if operation == "close":
-            for name in store.model_names():
-                store.restore(name, lambda _: {group: np.zeros(4, np.float32) for group in GROUPS})
-            store.begin()
-        return store
-    return Store(path, 1)
+            for name in data_folder.model_names():
+                data_folder.restore(name, lambda _: {group: np.zeros(4, np.float32) for group in GROUPS})
+            data_folder.begin()
+        return data_folder
+    return DataFolder(path, 1)
 
 DO = {
-    "create": lambda store: put(store, "new", 5),
-    "delete": lambda store: store.delete("other"),
-    "write": lambda store: put(store, "other", 2),
-    "begin": lambda store: store.begin(),
-    "close": lambda store: store.close(["kept", "other"]),
+    "create": lambda data_folder: put(data_folder, "new", 5),
+    "delete": lambda data_folder: data_folder.delete("other"),
+    "write": lambda data_folder: put(data_folder, "other", 2),
+    "begin": lambda data_folder: data_folder.begin(),
+    "close": lambda data_folder: data_folder.close(["kept", "other"]),
 }
 
 def crash(path, number):
-    store, left = before(path), [number]
+    data_folder, left = before(path), [number]
     for name in calls:
         def counted(*args, real=getattr(os, name), **kwargs):
             left[0] -= 1
@@ -84,7 +84,7 @@ def crash(path, number):
                 os._exit(9)
             return real(*args, **kwargs)
         setattr(os, name, counted)
-    DO[operation](store)
+    DO[operation](data_folder)
     os._exit(0)
 
 number, status, found = 0, 1, []
@@ -172,18 +172,18 @@ def recorded(monkeypatch, tmp_path):
     return notes
 
 
-def put(store, name="model"):
-    return store.write(name, lambda descriptor: os.write(descriptor, b"12345678" * 100))
+def put(data_folder, name="model"):
+    return data_folder.write(name, lambda descriptor: os.write(descriptor, b"12345678" * 100))
 
 
 def test_a_snapshot_is_durable_before_the_oldest_goes(tmp_path, recorded):
-    store = Store(tmp_path / "data", 2)
-    store.begin()
-    put(store)
-    put(store)
+    data_folder = DataFolder(tmp_path / "data", 2)
+    data_folder.begin()
+    put(data_folder)
+    put(data_folder)
     recorded.clear()
-    put(store)
-    store.close()
+    put(data_folder)
+    data_folder.close()
     assert recorded[:5] == [
         ("write", "models/model/00000003.writing"),
         ("fsync", "models/model/00000003.writing"),
@@ -195,10 +195,10 @@ def test_a_snapshot_is_durable_before_the_oldest_goes(tmp_path, recorded):
 
 def test_a_new_model_is_durable_before_its_name_is(tmp_path, recorded):
     """A name without a snapshot would keep the next server from starting."""
-    store = Store(tmp_path / "data", 2)
-    store.begin()
+    data_folder = DataFolder(tmp_path / "data", 2)
+    data_folder.begin()
     recorded.clear()
-    put(store)
+    put(data_folder)
     assert recorded == [
         ("mkdir", "models/model"),
         ("fsync", "models"),
@@ -211,14 +211,14 @@ def test_a_new_model_is_durable_before_its_name_is(tmp_path, recorded):
         ("rename", "run.writing", "run"),
         ("fsync", "."),
     ]
-    store.close()
+    data_folder.close()
 
 
 def test_a_run_begins_before_the_manifest_goes_and_the_manifest_comes_last(tmp_path, recorded):
-    store = Store(tmp_path / "data", 2)
-    store.begin()
+    data_folder = DataFolder(tmp_path / "data", 2)
+    data_folder.begin()
     recorded.clear()
-    store.close()
+    data_folder.close()
     manifest = [
         ("write", "manifest.writing"),
         ("fsync", "manifest.writing"),
@@ -226,9 +226,9 @@ def test_a_run_begins_before_the_manifest_goes_and_the_manifest_comes_last(tmp_p
         ("fsync", "."),
     ]
     assert recorded == manifest
-    store = Store(tmp_path / "data", 2)
+    data_folder = DataFolder(tmp_path / "data", 2)
     assert recorded == manifest  # what only looks changes nothing
-    store.begin()
+    data_folder.begin()
     assert recorded[4:] == [
         ("write", "run.writing"),
         ("fsync", "run.writing"),
@@ -239,15 +239,15 @@ def test_a_run_begins_before_the_manifest_goes_and_the_manifest_comes_last(tmp_p
         ("unlink", "manifest"),
         ("fsync", "."),
     ]
-    store.close()
+    data_folder.close()
 
 
 def test_a_model_is_out_of_the_way_before_its_name_goes_and_its_files_go_last(tmp_path, recorded):
-    store = Store(tmp_path / "data", 2)
-    store.begin()
-    put(store)
+    data_folder = DataFolder(tmp_path / "data", 2)
+    data_folder.begin()
+    put(data_folder)
     recorded.clear()
-    store.delete("model")
+    data_folder.delete("model")
     grave = recorded[0][2]
     assert grave.startswith("models/.deleted-")
     assert recorded[:6] == [
@@ -259,32 +259,32 @@ def test_a_model_is_out_of_the_way_before_its_name_goes_and_its_files_go_last(tm
         ("fsync", "."),
     ]
     assert {kind for kind, *_ in recorded[6:]} == {"unlink", "rmdir"}
-    store.close()
+    data_folder.close()
 
 
 def test_models_that_come_and_go_at_the_same_time_are_all_written_down(tmp_path):
-    store = Store(tmp_path / "data", 2)
-    store.begin()
+    data_folder = DataFolder(tmp_path / "data", 2)
+    data_folder.begin()
     names = [f"model-{number}" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: put(store, name), names))
-        list(pool.map(store.delete, names[::3]))
-    store.close()
+        list(pool.map(lambda name: put(data_folder, name), names))
+        list(pool.map(data_folder.delete, names[::3]))
+    data_folder.close()
     there = sorted(set(names) - set(names[::3]))
-    store = Store(tmp_path / "data", 2)
-    assert store.model_names() == there
+    data_folder = DataFolder(tmp_path / "data", 2)
+    assert data_folder.model_names() == there
     for name in there:
         (tmp_path / "data" / "models" / name).rename(tmp_path / name)
     with pytest.raises(SnapshotError) as caught:
-        store.model_names()
-    store.close()
+        data_folder.model_names()
+    data_folder.close()
     assert [name for name in names if repr(name) in str(caught.value)] == sorted(there, key=names.index)
 
 
 def test_with_one_snapshot_kept_a_failed_write_costs_none(tmp_path):
-    store = Store(tmp_path / "data", 1)
-    store.begin()
-    put(store)
+    data_folder = DataFolder(tmp_path / "data", 1)
+    data_folder.begin()
+    put(data_folder)
 
     def fail(descriptor):
         os.write(descriptor, b"half")
@@ -292,11 +292,11 @@ def test_with_one_snapshot_kept_a_failed_write_costs_none(tmp_path):
 
     for _ in range(3):
         with pytest.raises(OSError, match="No space left"):
-            store.write("model", fail)
+            data_folder.write("model", fail)
         assert [path.name for path in (tmp_path / "data" / "models" / "model").iterdir()] == ["00000001.snapshot"]
-    put(store)
+    put(data_folder)
     assert [path.name for path in (tmp_path / "data" / "models" / "model").iterdir()] == ["00000002.snapshot"]
-    store.close()
+    data_folder.close()
 
 
 def test_what_came_after_the_last_snapshot_without_a_new_version_is_saved_too(config, peers, params, grads_of):

@@ -43,7 +43,7 @@ def digest(server):
 
     def hashed(name="model"):
         model = server._host.model(name)
-        content = hashlib.sha256(repr({**model.machine.to_record(), "sessions": None}).encode())
+        content = hashlib.sha256(repr({**model.ledger.to_record(), "sessions": None}).encode())
         for array in model.arena.state_arrays().values():
             content.update(array)
         return content.hexdigest()

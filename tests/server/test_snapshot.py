@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.snapshot import Snapshot
@@ -26,14 +26,14 @@ def example(*, amsgrad=True, dtype="float32", nonce="nonce-0"):
     arena = Arena([tensor.size for tensor in tensors], dtype, amsgrad=amsgrad)
     for number, array in enumerate(arena.state_arrays().values()):
         array[:] = [number + index / 8 for index in range(5)]
-    machine = Machine("0123456789abcdef0123456789abcdef", 3)
-    epoch = machine.open_session("worker-0", nonce)
-    machine.open_session("worker-1")
+    ledger = PushLedger("0123456789abcdef0123456789abcdef", 3)
+    epoch = ledger.open_session("worker-0", nonce)
+    ledger.open_session("worker-1")
     contents = (Content("00000000000000a1", "00000000000000b1"), Content("00000000000000a2", "00000000000000b2"))
-    machine.accept(PushKey(machine.state_id, "worker-0", epoch, 1), 0, (True, True, False), contents[0])
-    machine.reject(PushKey(machine.state_id, "worker-0", epoch, 2), 5, "gradient 'scalar' holds nan", contents[1])
-    machine.reject(PushKey(machine.state_id, "worker-0", epoch, 3), 4, "gradient 'weight' is missing", Content("a3"))
-    return Snapshot({**spec.to_record(), "request_id": "request-1"}, machine.to_record()), arena
+    ledger.accept(PushKey(ledger.state_id, "worker-0", epoch, 1), 0, (True, True, False), contents[0])
+    ledger.reject(PushKey(ledger.state_id, "worker-0", epoch, 2), 5, "gradient 'scalar' holds nan", contents[1])
+    ledger.reject(PushKey(ledger.state_id, "worker-0", epoch, 3), 4, "gradient 'weight' is missing", Content("a3"))
+    return Snapshot({**spec.to_record(), "request_id": "request-1"}, ledger.to_record()), arena
 
 
 def write(path, snapshot, arena):
@@ -72,7 +72,7 @@ def test_what_is_written_is_read(tmp_path, amsgrad, dtype):
     write(tmp_path / "s", snapshot, arena)
     found, found_arena = read(tmp_path / "s")
     assert found == snapshot
-    assert Machine.from_record(found.machine).to_record() == snapshot.machine
+    assert PushLedger.from_record(found.ledger).to_record() == snapshot.ledger
     assert Spec.from_record(found.model).to_record() == {k: v for k, v in snapshot.model.items() if k != "request_id"}
     for name, array in arena.state_arrays().items():
         assert found_arena.state_arrays()[name].tobytes() == array.tobytes()
@@ -201,7 +201,7 @@ def test_large_arrays_are_written_and_read_in_pieces(tmp_path, monkeypatch):
     rng = np.random.default_rng(11)
     for array in arena.state_arrays().values():
         array[:] = rng.standard_normal(10_001)
-    write(tmp_path / "s", Snapshot({**spec.to_record(), "request_id": "r"}, Machine("s", 1).to_record()), arena)
+    write(tmp_path / "s", Snapshot({**spec.to_record(), "request_id": "r"}, PushLedger("s", 1).to_record()), arena)
     assert read(tmp_path / "s")[1].exp_avg_sq.tobytes() == arena.exp_avg_sq.tobytes()
 
 
@@ -211,7 +211,7 @@ def test_zeros_take_no_space_and_negative_zero_is_not_zero(tmp_path, monkeypatch
     spec = Spec("model", "float32", (Tensor("x", (size,)),), Hyperparameters())
     arena = Arena([size], "float32")
     arena.param[5] = -0.0
-    snapshot = Snapshot({**spec.to_record(), "request_id": "r"}, Machine("s", 1).to_record())
+    snapshot = Snapshot({**spec.to_record(), "request_id": "r"}, PushLedger("s", 1).to_record())
     written = write(tmp_path / "s", snapshot, arena)
     status = (tmp_path / "s").stat()
     assert status.st_size == written > 3 * 4 * size
@@ -224,11 +224,11 @@ def test_zeros_take_no_space_and_negative_zero_is_not_zero(tmp_path, monkeypatch
 def test_the_golden_file_of_format_1_is_still_read():
     snapshot, arena = read(GOLDEN / "snapshot-v1.safetensors")
     expected, expected_arena = example(nonce="")
-    session = expected.machine["sessions"][-1]
+    session = expected.ledger["sessions"][-1]
     session["answers"] = [answer[:3] for answer in session["answers"][:2]]  # without digests
     session["last_sequence"] = 2
     assert snapshot == expected
-    assert Machine.from_record(snapshot.machine).to_record() == expected.machine
+    assert PushLedger.from_record(snapshot.ledger).to_record() == expected.ledger
     for name, array in expected_arena.state_arrays().items():
         assert arena.state_arrays()[name].tobytes() == array.tobytes()
 

@@ -93,7 +93,7 @@ def test_a_puller_that_stops_reading_gives_its_copy_back(peer, server):
     session = peer.session()
     answers = peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1))
     assert next(answers).header.total_bytes == 4 * size
-    while server._host._images._newest:  # the copy is let go of while nobody reads
+    while server._host._pull_copies._newest:  # the copy is let go of while nobody reads
         assert session.peer.state().version == 0
     with pytest.raises(grpc.RpcError) as caught:
         list(answers)

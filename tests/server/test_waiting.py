@@ -8,7 +8,7 @@ import pytest
 
 from numba_adam.errors import ModelNotFoundError, RewoundError
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, Machine, PushKey
+from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec, Tensor
 from numba_adam.server.runtime.model import Model, Push
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -19,7 +19,7 @@ DEADLINE = 60
 @pytest.fixture
 def model():
     spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
-    return Model(spec, "r", Arena([4], "float32"), Machine("s", 1))
+    return Model(spec, "r", Arena([4], "float32"), PushLedger("s", 1))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_version_that_is_there_is_not_waited_for(model):
 
 def test_a_deletion_wakes_those_who_wait(model, waiting):
     waiter = waiting(1)
-    model.engine.call(model.mark_deleted)
+    model.apply_queue.call(model.mark_deleted)
     with pytest.raises(ModelNotFoundError, match="it was deleted"):
         waiter.result(DEADLINE)
 

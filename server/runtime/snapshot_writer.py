@@ -1,8 +1,8 @@
 """Snapshots of models: on request, by timer, and after so many pushes.
 
-A model's snapshots are written one after the other; none waits for those of another model. What a snapshot holds is
-copied in the model's engine, if the budget can spare the memory, and written beside it: pushes wait for the copy, not
-for the disk. Without the memory they wait until it stands in the page cache. Imports the store, the budget and the
+A model's snapshots are written one after the other, and never wait for another model's. The state is copied in the
+model's apply queue and written outside it, so pushes wait for the copy and not for the disk. Where the budget has no
+memory for a copy, pushes wait until the state stands in the page cache. Imports the data folder, the budget and the
 models.
 """
 
@@ -24,7 +24,7 @@ from numba_adam.server.model.arena import FlatArray
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.storage import snapshot as snapshots
-from numba_adam.server.storage.data_folder import Store
+from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ class Written(NamedTuple):
     """From the start of writing until it was durable."""
 
 
-class Archive:
+class SnapshotWriter:
     """Keeps models on disk.
 
     Args:
-        store: the data folder.
+        data_folder: the data folder.
         pool: where memory for copies comes from.
         interval_seconds: snapshots of models that moved, so often; 0: never.
         every_pushes: a snapshot after so many pushes; 0: never.
@@ -61,13 +61,13 @@ class Archive:
 
     def __init__(
         self,
-        store: Store,
+        data_folder: DataFolder,
         pool: SlotPool,
         interval_seconds: float,
         every_pushes: int,
         models: Callable[[], Iterable[Model]],
     ) -> None:
-        self._store = store
+        self._data_folder = data_folder
         self._pool = pool
         self._interval_seconds = interval_seconds
         self._every_pushes = every_pushes
@@ -76,7 +76,7 @@ class Archive:
         self._calls = 0  # those that are under way
         self._is_stopped = False
         self._asked_for: set[Model] = set()
-        self._writers = ThreadPoolExecutor(_MOST_WRITERS, "numba-adam-archive")
+        self._writers = ThreadPoolExecutor(_MOST_WRITERS, "numba-adam-snapshots")
         self._timer = threading.Thread(target=self._run, name="numba-adam-timer", daemon=True)
 
     def start(self) -> None:
@@ -102,7 +102,7 @@ class Archive:
             ModelNotFoundError: the model was deleted.
         """
         with self._call():
-            return model.filing.call(self._write, model, self._capture)
+            return model.snapshot_queue.call(self._write, model, self._capture)
 
     def snapshot_all(self, models: Iterable[Model]) -> list[tuple[Model, Written]]:
         """Write a snapshot of each model, beside each other; those that are deleted meanwhile are left out.
@@ -125,7 +125,7 @@ class Archive:
     def begin(self, model: Model) -> None:
         """Write the first snapshot of a model that nobody knows yet: nothing changes it, so nothing is copied."""
         with self._call():
-            model.filing.call(self._write, model, _capture_in_place)
+            model.snapshot_queue.call(self._write, model, _capture_in_place)
 
     def save(self, model: Model) -> None:
         """Write a snapshot unless the newest one is there and is the model as it is.
@@ -133,7 +133,7 @@ class Archive:
         Raises:
             SnapshotError, ModelNotFoundError: see snapshot.
         """
-        if not (model.engine.call(lambda: model.is_saved) and self._store.holds(model.spec.name)):
+        if not (model.apply_queue.call(lambda: model.is_saved) and self._data_folder.holds(model.spec.name)):
             self.snapshot(model)
 
     def save_all(self, models: Sequence[Model]) -> dict[str, bool]:
@@ -162,7 +162,7 @@ class Archive:
         """
         try:
             with self._call():
-                model.filing.call(self._store.delete, model.spec.name)
+                model.snapshot_queue.call(self._data_folder.delete, model.spec.name)
         except ServiceError:
             raise
         except OSError as error:
@@ -219,7 +219,7 @@ class Archive:
         """Write a snapshot that nobody waits for."""
         try:
             with self._call():
-                model.filing.call(self._write_if_moved, model)
+                model.snapshot_queue.call(self._write_if_moved, model)
         except (ModelNotFoundError, ServerUnavailableError):  # deleted, or stopped, meanwhile
             pass
         except Exception:  # whatever it is, the models' later snapshots must be asked for
@@ -234,7 +234,7 @@ class Archive:
             self._write(model, self._capture)
 
     def _write(self, model: Model, capture: Callable[[Model, int], tuple[Snapshot, int]]) -> Written:
-        """Write a snapshot and wait until it is durable. In the model's `filing`.
+        """Write a snapshot and wait until it is durable. In the model's snapshot queue.
 
         Args:
             model: the model.
@@ -251,7 +251,7 @@ class Archive:
             return size
 
         try:
-            size = self._store.write(model.spec.name, write)
+            size = self._data_folder.write(model.spec.name, write)
         except ServiceError:  # some are OSErrors too
             raise
         except OSError as error:
@@ -270,10 +270,10 @@ class Archive:
         arrays = model.arena.state_arrays()
         slot = self._pool.spare(sum(array.nbytes for array in arrays.values()))
         if slot is None:
-            return model.engine.call(_capture_in_place, model, descriptor)
+            return model.apply_queue.call(_capture_in_place, model, descriptor)
         try:
             slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while pushes wait
-            snapshot, copies = model.engine.call(_copy, model, slot.bytes.view(model.arena.dtype))
+            snapshot, copies = model.apply_queue.call(_copy, model, slot.bytes.view(model.arena.dtype))
             return snapshot, snapshots.write(descriptor, snapshot, copies)
         finally:
             slot.discard()
@@ -286,7 +286,7 @@ def _capture_in_place(model: Model, descriptor: int) -> tuple[Snapshot, int]:
 
 
 def _copy(model: Model, target: FlatArray) -> tuple[Snapshot, dict[str, FlatArray]]:
-    """Copy a model's state; in its engine."""
+    """Copy a model's state; in its apply queue."""
     snapshot, arrays = model.capture(), model.arena.state_arrays()
     copies = dict(zip(arrays, np.split(target, len(arrays)), strict=True))
     for name, copy in copies.items():

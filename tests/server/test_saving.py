@@ -25,7 +25,7 @@ CRASHES = """
 import json, os, shutil, sys
 from pathlib import Path
 import numpy as np
-from numba_adam.server import snapshot as snapshots
+from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.snapshot import Snapshot
 from numba_adam.server.storage.data_folder import DataFolder
 

@@ -16,7 +16,8 @@ from numba_adam.cpu.kernels.gather import kinds, usable
 from numba_adam.cpu.kernels.job import COLUMNS, OPTIONS, OWNER, Job, empty_plan, pack
 from numba_adam.cpu.table import run
 from numba_adam.numerics.array import Array
-from numba_adam.settings.folding import FLOORS, Settings, settings
+from numba_adam.numerics.constants import FLOORS, Settings
+from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.limits import check_factor, check_held
 

@@ -24,7 +24,7 @@ from numba_adam.interop.arrays import Extents, Watched, in_memory
 from numba_adam.interop.axes import Axes, as_given
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
-from numba_adam.settings.folding import PLAIN_SQUARES, is_too_large, scale_of_squares
+from numba_adam.numerics.norm import PLAIN_SQUARES, is_too_large, scale_of_squares
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup

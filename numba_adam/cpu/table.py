@@ -35,7 +35,8 @@ from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
-from numba_adam.settings.folding import LARGEST_GRADIENT, settings
+from numba_adam.numerics.norm import LARGEST_GRADIENT
+from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import TOO_NARROW
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling

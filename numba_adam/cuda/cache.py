@@ -25,7 +25,7 @@ from numba_adam.kernel_cache import location
 from numba_adam.kernel_cache.files import Forgiving, Place
 
 _log = logging.getLogger("numba_adam")
-_SOURCES = ("numerics/*.py", "settings/folding.py")
+_SOURCES = ("numerics/*.py",)
 _CUDA_SOURCES = ("cuda/seam.py", "cuda/cache.py", "cuda/kernels/*.py")
 _LIBRARIES = ("nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvrtc", "nvidia-cuda-nvcc", "pynvjitlink")
 _COMPILERS = (

@@ -29,7 +29,7 @@ import numpy as np
 from numba_adam.cuda import cache
 from numba_adam.errors import CudaUnavailableError
 from numba_adam.installing import CUDA_PACKAGE
-from numba_adam.numerics import codecs, element
+from numba_adam.numerics import operations
 from numba_adam.numerics.bind import bind
 
 
@@ -127,8 +127,8 @@ def _configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
 SEGMENT = 16  # neighbouring threads that tell each other what they found; half of those that a GPU runs together
 
 if SIMULATED:
-    product = product64 = element.product
-    bits_of, from_bits = codecs.bits_of, codecs.from_bits
+    product = product64 = operations.product
+    bits_of, from_bits = operations.bits_of, operations.from_bits
     arithmetic: ModuleType = np
     # The simulator lends its `cuda` to kernels alone; this is what the functions that these call need of it.
     within: Any = SimpleNamespace(local=SimpleNamespace(array=np.zeros))

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.numerics.operations import bits_of, from_bits, product
+
 Float32 = Any  # a float32: a NumPy scalar, or what a compiler makes of it
 Code = Any  # an unsigned integer of the format's width
 Word = Any  # a uint32
@@ -39,21 +41,6 @@ _FLOAT16_SIGN = np.uint32(0x8000)
 _FLOAT16_INFINITY = np.uint32(0x7C00)
 _FLOAT16_NAN = np.uint32(0x7E00)
 _FLOAT16_UNIT = np.float32(2.0**-24)  # the smallest number of the format
-
-
-def bits_of(value: Float32) -> Word:
-    """Return a float32's bits."""
-    return np.float32(value).view(np.uint32)
-
-
-def from_bits(bits: Word) -> Float32:
-    """Return the float32 with these bits."""
-    return np.uint32(bits).view(np.float32)
-
-
-def product(a: Float32, b: Float32) -> Float32:
-    """Return a * b, rounded before anything else happens to it; on a GPU bound to what says so, as in `element`."""
-    return a * b
 
 
 def single(value: Any) -> Float32:

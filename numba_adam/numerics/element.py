@@ -1,26 +1,22 @@
-"""Adam's mathematics for one element. No formula of the update stands anywhere else. Imports NumPy alone.
+"""Adam's mathematics for one element. No formula of the update stands anywhere else.
 
-The functions are plain Python: called with NumPy scalars they run as they stand, and the kernels compile the same
-source. They hold no numbers: every constant comes in `c`, because one float64 literal would turn float32 code into
-float64. A product that is added to something is written `product(a, b)`: on a GPU that name is bound to a
-multiplication that no compiler may fuse with the addition.
+The functions are plain Python: with NumPy scalars they run as they stand, and kernels compile the same source. They
+contain no number: every constant comes in `c`, because one float64 literal would turn float32 code into float64. A
+product that is added to something is written `product(a, b)`, which no compiler may fuse with the addition.
+
+Imports NumPy and its neighbours in `numerics`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numba_adam.settings.folding import Constants
+from numba_adam.numerics.constants import Constants
+from numba_adam.numerics.operations import product
 
-Real = Any  # a NumPy scalar, or what a compiler makes of it
-
-
-def product(a: Real, b: Real) -> Real:
-    """Return a * b, rounded before anything else happens to it."""
-    return a * b
+Real = Any  # a NumPy scalar, or its compiled counterpart
 
 
 def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constants) -> tuple[Real, Real]:

@@ -11,7 +11,8 @@ import numpy as np
 from numba_adam.errors import HyperparameterError
 from numba_adam.functional import _step as step_number
 from numba_adam.numerics.array import Array
-from numba_adam.settings.folding import FLOORS, Settings, settings
+from numba_adam.numerics.constants import FLOORS, Settings
+from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.limits import check_held
 
@@ -25,7 +26,7 @@ class Schedule(NamedTuple):
     """The settings of every step, as the kernels read them."""
 
     first_steps: Array  # (e,) int64, ascending: the step from which each entry holds
-    settings: Array  # (e, 11) float64: `folding.Settings`
+    settings: Array  # (e, 11) float64: `Settings`
 
 
 class RowHistory:

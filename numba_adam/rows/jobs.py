@@ -9,12 +9,13 @@ import numpy as np
 from numba_adam.cpu.kernels import threads
 from numba_adam.errors import HyperparameterError
 from numba_adam.numerics.array import Array
+from numba_adam.numerics.constants import Constants, Settings
 from numba_adam.rows import scratch
 from numba_adam.rows.history import RowHistory, Schedule, check_constant, note_call, row_history
 from numba_adam.rows.kernels import in_place, replay_plan
 from numba_adam.rows.kernels import replay as kernel
 from numba_adam.rows.tables import NOTHING, Table, address
-from numba_adam.settings.folding import Constants, Settings, settings
+from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 
 _FROM_THE_FIRST = np.ones(1, dtype=np.int64)

@@ -23,6 +23,7 @@ from numba_adam.errors import (
     PushRejectedError,
     ServerUnavailableError,
 )
+from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.ps.errors import refusal
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
@@ -43,7 +44,6 @@ from numba_adam.server.runtime.receive import Parts, Reader, Receiver, receive
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.deletions import Deletion, Deletions
-from numba_adam.settings.folding import LARGEST_GRADIENT
 
 _log = logging.getLogger(__name__)
 _RETRY_MILLISECONDS = 50

@@ -281,7 +281,7 @@ def made_of():
             left += imported(source)
     assert {
         "numerics/element.py",
-        "settings/folding.py",
+        "numerics/constants.py",
         "numerics/codecs.py",
         "cuda/seam.py",
         "cuda/kernels/columns.py",

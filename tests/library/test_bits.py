@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_constants import constants_of
 from updates import HYPERPARAMETERS, SIZES, STEPS, cut, data, digest_of, digests, train
 
 import numba_adam as na
 from numba_adam.cpu.kernels.ranges import TILE
 from numba_adam.cpu.kernels.threads import ELEMENTS_PER_TASK
 from numba_adam.numerics import element
-from numba_adam.settings.folding import Constants, fold
+from numba_adam.numerics.constants import Constants
 
 SCRIPT = Path(__file__).with_name("updates.py")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -79,7 +80,7 @@ def test_plain_python(dtype, name):
     state = [(p, dtype.type(0), dtype.type(0), dtype.type(0)) for p in param]
     amsgrad = hyperparameters.get("amsgrad", False)
     for step, grad in enumerate(grads, 1):
-        folded = fold(na.Hyperparameters(**hyperparameters), step, dtype.name, 0.7)
+        folded = constants_of(na.Hyperparameters(**hyperparameters), step, dtype.name, 0.7)
         c = Constants(*map(dtype.type, folded))
         state = [plain_update(*row, g, amsgrad, c) for row, g in zip(state, grad, strict=True)]
     assert all(type(number) is dtype.type for row in state for number in row)

@@ -1,4 +1,4 @@
-"""One element's mathematics and the folding of its constants, as plain Python: no kernel, so that it takes no time.
+"""One element's mathematics, its constants and the norm, as plain Python: without a kernel they take no time.
 
 What the kernels make of the same functions is compared with other oracles in the other files; this one notices what a
 changed sign, order or limit does (`make mutants`).
@@ -13,8 +13,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from constants_reference import FLOORS, as_real, fold
+from step_constants import constants_of
 
-from numba_adam.numerics import element
+from numba_adam.numerics import constants, element, operations
+from numba_adam.numerics import norm as norms
 from numba_adam.settings import folding
 from numba_adam.settings.hyperparameters import Hyperparameters
 
@@ -44,29 +46,29 @@ def exact_correction(beta: float, step: int) -> Fraction:
 def test_the_bias_correction_is_that_of_exact_arithmetic(beta):
     for step in (*range(1, 40), 100, 1000):
         exact = exact_correction(beta, step)
-        error = abs(Fraction(folding.bias_correction(beta, step)) - exact) / exact
+        error = abs(Fraction(constants.bias_correction(beta, step)) - exact) / exact
         assert error < 4 * 2.0**-53, (beta, step)
-    assert folding.bias_correction(beta, 0) == 0.0
+    assert constants.bias_correction(beta, 0) == 0.0
 
 
 @pytest.mark.parametrize("hyperparameters", SETS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_constants_are_those_of_the_oracle(hyperparameters, dtype):
     for step, (grad_scale, clip_value) in itertools.product(STEPS, SCALES):
-        ours = folding.fold(Hyperparameters(**hyperparameters), step, dtype, grad_scale, clip_value)
+        ours = constants_of(Hyperparameters(**hyperparameters), step, dtype, grad_scale, clip_value)
         theirs = fold(hyperparameters, step, dtype, grad_scale, clip_value)
         assert ours._asdict() == {**theirs._asdict(), "ema_decay": 0.0, "one_minus_ema_decay": 1.0, "zero": 0.0}
 
 
 def test_the_averages_decay_is_folded_too():
     s = folding.settings(Hyperparameters(), "float32", 0.75)
-    c = folding.correct(s, 1.0, 1.0, 1.0, 0.0)
+    c = constants.correct(s, 1.0, 1.0, 1.0, 0.0)
     assert (c.ema_decay, c.one_minus_ema_decay) == (0.75, 0.25)
 
 
 def test_constants_without_floors_are_the_others():
-    c = folding.Constants(*map(float, range(1, 16)), 0.0)
-    bare = folding.without_floors(c, 77.0)
+    c = constants.Constants(*map(float, range(1, 16)), 0.0)
+    bare = constants.without_floors(c, 77.0)
     left_out = {"exp_avg_floor": 0.0, "exp_avg_sq_floor": 0.0, "least_exp_avg_sq": 0.0, "eps": 77.0}
     assert bare._asdict() == {**c._asdict(), **left_out}
 
@@ -111,8 +113,8 @@ def states(real):
 def test_an_elements_update_has_the_oracles_bits(real, hyperparameters):
     dtype, zero = np.dtype(real), real(0)
     for step, scales in zip((1, 3, 1000), SCALES, strict=True):
-        plain = folding.fold(Hyperparameters(**hyperparameters), step, dtype.name, *scales)
-        ours = folding.Constants(*map(real, plain))
+        plain = constants_of(Hyperparameters(**hyperparameters), step, dtype.name, *scales)
+        ours = constants.Constants(*map(real, plain))
         theirs = as_real(fold(hyperparameters, step, dtype.name, *scales), dtype)
         with np.errstate(under="ignore"):
             for param, grad, exp_avg, exp_avg_sq in states(real):
@@ -125,7 +127,7 @@ def test_an_elements_update_has_the_oracles_bits(real, hyperparameters):
 def test_a_moment_at_its_floor_is_kept_and_one_below_is_zero(real):
     first, second = map(real, FLOORS[np.dtype(real).name][::-1])
     c = as_real(fold({"betas": (0.5, 0.5)}, 1, np.dtype(real).name), np.dtype(real))
-    ours = folding.Constants(*c, real(0), real(1), real(0))
+    ours = constants.Constants(*c, real(0), real(1), real(0))
     below = real(0.75)
     with np.errstate(under="ignore"):
         assert element.moments(real(0), real(0), 2 * first, real(1), ours) == (first, real(0.5))
@@ -136,12 +138,12 @@ def test_a_moment_at_its_floor_is_kept_and_one_below_is_zero(real):
 
 
 def test_nothing_is_scaled_or_clipped_unless_asked_for():
-    plain = folding.fold(Hyperparameters(), 3, "float32")
-    assert plain == folding.fold(Hyperparameters(), 3, "float32", 1.0, 0.0)
+    plain = constants_of(Hyperparameters(), 3, "float32")
+    assert plain == constants_of(Hyperparameters(), 3, "float32", 1.0, 0.0)
 
 
 def test_the_average_of_weights(real):
-    c = folding.Constants(*[real(0)] * 16)._replace(ema_decay=real(0.75), one_minus_ema_decay=real(0.25))
+    c = constants.Constants(*[real(0)] * 16)._replace(ema_decay=real(0.75), one_minus_ema_decay=real(0.25))
     assert element.average(real(2), real(10), c) == real(4)
 
 
@@ -153,7 +155,7 @@ def test_the_largest_second_moment_stays_and_a_nan_too(real):
 
 
 def test_products_are_products():
-    assert element.product(3.0, 5.0) == folding.product(3.0, 5.0) == 15.0
+    assert operations.product(3.0, 5.0) == 15.0
 
 
 # --- clipping by the norm ---
@@ -162,48 +164,48 @@ def test_products_are_products():
 def test_the_clip_factor_is_pytorchs():
     """torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1."""
     for norm, factor, max_norm in itertools.product((0.5, 1.0, 3.0), (1.0, 0.5, -2.0), (1.0, 0.9, 6.0)):
-        measured, clipped = folding.measured(norm**2, factor, max_norm, folding.PLAIN_SQUARES)
+        measured, clipped = norms.measured(norm**2, factor, max_norm, norms.PLAIN_SQUARES)
         total = norm * abs(factor)
         assert measured == total
         assert clipped == pytest.approx(factor * min(1.0, max_norm / (total + 1e-6)), rel=1e-15)
-    assert folding.measured(1.0, 1.0, 1.0, 1.0)[1] == 1.0 / (1.0 + 1e-6)
-    assert folding.measured(1.0, 1.0, 1.0 + 1e-6, 1.0)[1] == 1.0
-    assert folding.measured(4.0, 3.0, math.inf, 1.0) == (6.0, 3.0)
+    assert norms.measured(1.0, 1.0, 1.0, 1.0)[1] == 1.0 / (1.0 + 1e-6)
+    assert norms.measured(1.0, 1.0, 1.0 + 1e-6, 1.0)[1] == 1.0
+    assert norms.measured(4.0, 3.0, math.inf, 1.0) == (6.0, 3.0)
 
 
-@pytest.mark.parametrize(("norm", "scale"), [(3e200, folding.OF_LARGE), (3e-200, folding.OF_SMALL)])
+@pytest.mark.parametrize(("norm", "scale"), [(3e200, norms.OF_LARGE), (3e-200, norms.OF_SMALL)])
 def test_scaled_squares_give_the_same_norm_and_factor(norm, scale):
     for factor, max_norm in itertools.product((1.0, -0.5), (1.0, 1e190)):
-        measured, clipped = folding.measured((norm * scale) ** 2, factor, max_norm, scale)
+        measured, clipped = norms.measured((norm * scale) ** 2, factor, max_norm, scale)
         total = norm * abs(factor)
         assert measured == pytest.approx(total, rel=1e-15)
         assert clipped == pytest.approx(factor * min(1.0, max_norm / (total + 1e-6)), rel=1e-15)
 
 
 def test_which_sums_of_squares_need_a_scale():
-    assert folding.scale_of_squares(1.0) == folding.scale_of_squares(2.0**-900) == folding.PLAIN_SQUARES == 1.0
-    assert folding.scale_of_squares(math.nextafter(2.0**-900, 0.0)) == folding.scale_of_squares(0.0) == folding.OF_SMALL
-    assert folding.scale_of_squares(math.inf) == folding.scale_of_squares(math.nan) == folding.OF_LARGE
-    assert folding.scale_of_squares(1.7e308) == 1.0
+    assert norms.scale_of_squares(1.0) == norms.scale_of_squares(2.0**-900) == norms.PLAIN_SQUARES == 1.0
+    assert norms.scale_of_squares(math.nextafter(2.0**-900, 0.0)) == norms.scale_of_squares(0.0) == norms.OF_SMALL
+    assert norms.scale_of_squares(math.inf) == norms.scale_of_squares(math.nan) == norms.OF_LARGE
+    assert norms.scale_of_squares(1.7e308) == 1.0
     # The largest and the smallest number keep their squares, a billion of them too.
-    for number, scale in ((1.7e308, folding.OF_LARGE), (2.0**-450, folding.OF_SMALL)):
+    for number, scale in ((1.7e308, norms.OF_LARGE), (2.0**-450, norms.OF_SMALL)):
         assert math.isfinite((number * scale) ** 2 * 1e9)
-    for number, scale in ((2.0**500, folding.OF_LARGE), (5e-324, folding.OF_SMALL)):
+    for number, scale in ((2.0**500, norms.OF_LARGE), (5e-324, norms.OF_SMALL)):
         assert (number * scale) ** 2 > 2.0**-1022
 
 
 def test_which_gradients_have_squares_that_cannot_be_held():
-    limit = folding.LARGEST_GRADIENT["float32"]
+    limit = norms.LARGEST_GRADIENT["float32"]
     below = math.nextafter(limit, 0.0)
-    assert folding.is_too_large(limit, 1.0, 0.0, limit)
-    assert folding.is_too_large(limit / 2, -2.0, 0.0, limit)
-    assert not folding.is_too_large(below, 1.0, 0.0, limit)
-    assert not folding.is_too_large(limit, 0.5, 0.0, limit)
-    assert not folding.is_too_large(limit, 1.0, 1.0, limit)
-    assert folding.is_too_large(limit, 1.0, limit, limit)
-    assert folding.LARGEST_GRADIENT == {"float32": 2.0**64 - 2.0**44, "float64": 2.0**512 - 2.0**492}
+    assert norms.is_too_large(limit, 1.0, 0.0, limit)
+    assert norms.is_too_large(limit / 2, -2.0, 0.0, limit)
+    assert not norms.is_too_large(below, 1.0, 0.0, limit)
+    assert not norms.is_too_large(limit, 0.5, 0.0, limit)
+    assert not norms.is_too_large(limit, 1.0, 1.0, limit)
+    assert norms.is_too_large(limit, 1.0, limit, limit)
+    assert norms.LARGEST_GRADIENT == {"float32": 2.0**64 - 2.0**44, "float64": 2.0**512 - 2.0**492}
     for name, dtype in (("float32", np.float32), ("float64", np.float64)):
-        largest = dtype(folding.LARGEST_GRADIENT[name])
+        largest = dtype(norms.LARGEST_GRADIENT[name])
         with np.errstate(over="ignore"):
             assert np.isfinite(largest * largest)
             assert np.isinf(largest * dtype(1.0001) * largest * dtype(1.0001))

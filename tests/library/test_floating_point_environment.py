@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.settings.folding import FLOORS
+from numba_adam.numerics.constants import FLOORS
 
 MACHINE = platform.machine().lower()
 # Where the control word stands in glibc's fenv_t, and the bits that flush subnormals: FTZ and DAZ, or FZ.

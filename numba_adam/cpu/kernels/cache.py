@@ -15,7 +15,7 @@ from numba.core import caching, config
 from numba_adam.kernel_cache import location
 from numba_adam.kernel_cache.files import Forgiving, Place
 
-_SOURCES = ("numerics/*.py", "settings/folding.py", "cpu/kernels/*.py", "rows/kernels/*.py")
+_SOURCES = ("numerics/*.py", "cpu/kernels/*.py", "rows/kernels/*.py")
 
 
 # Settings from the environment that change the machine code, and that no key of Numba's has.

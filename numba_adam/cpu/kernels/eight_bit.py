@@ -14,8 +14,9 @@ from numba_adam.cpu.kernels.intrinsics import array_at
 from numba_adam.numerics import codecs, eight_bit
 from numba_adam.numerics.codecs import RATIO_SPAN, ROOT_SPAN
 from numba_adam.numerics.eight_bit import BLOCK
+from numba_adam.numerics.operations import product
 
-_names = {"bits_of": bits_of, "from_bits": from_bits, "product": inlined(codecs.product)}
+_names = {"bits_of": bits_of, "from_bits": from_bits, "product": inlined(product)}
 widen_root = inlined(bind(codecs.widen_root, **_names))
 widen_ratio = inlined(bind(codecs.widen_ratio, **_names))
 _narrow_root = inlined(bind(codecs.narrow_root, **_names))

@@ -10,15 +10,15 @@ from numba_adam.cpu.kernels.compile import apart, bind, inline, inlined
 from numba_adam.cpu.kernels.formats import narrow_bfloat16
 from numba_adam.cpu.kernels.prefetch import STRETCH, ask_ahead
 from numba_adam.numerics import element
-from numba_adam.settings import folding
-from numba_adam.settings.folding import Constants
+from numba_adam.numerics.constants import Constants, without_floors
+from numba_adam.numerics.operations import product
 
-_product = inline(element.product)
+_product = inline(product)
 moments = inline(bind(element.moments, product=_product))
 _largest = inline(element.largest)
 adapt = inline(bind(element.adapt, product=_product))
 _average = inline(bind(element.average, product=_product))
-floorless = inlined(folding.without_floors)
+floorless = inlined(without_floors)
 
 
 @apart

@@ -12,7 +12,7 @@ import numpy as np
 
 from numba_adam.cpu.kernels.compile import inline
 from numba_adam.cpu.kernels.intrinsics import array_at
-from numba_adam.settings.folding import Constants, Settings
+from numba_adam.numerics.constants import Constants, Settings
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     options: Array  # (OPTIONS,) int64
     lengths: Array  # (n,) int64: number of elements
     groups: Array  # (n,) int64: which row of `settings` holds
-    settings: Array  # (g, 11) float64: `folding.Settings`
+    settings: Array  # (g, 11) float64: `Settings`
 
     # What a gradient must be, and the memory it must not share.
     kinds: Array  # uint64: address of None, of the type ndarray, of the dtypes, see `gather.kinds`
@@ -61,7 +61,7 @@ class Job(NamedTuple):
     offsets: Array  # (n + 1,) int64: where each begins when all elements are counted through
     blocks: Array  # (n + 1,) int64: where each begins when blocks of BLOCK elements are counted through
     which: Array  # (n,) int64: the row of `constants` for each
-    constants: Array  # (n, 16) of the arrays' dtype: `folding.Constants`
+    constants: Array  # (n, 16) of the arrays' dtype: `Constants`
 
 
 def pack(job: Job) -> Array:

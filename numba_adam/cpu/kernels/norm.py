@@ -16,9 +16,10 @@ from numba_adam.cpu.kernels.formats import Source, opened
 from numba_adam.cpu.kernels.intrinsics import LANES, enter_ieee, lane_squares, leave_ieee, settled
 from numba_adam.cpu.kernels.job import BLOCK, unpack
 from numba_adam.cpu.kernels.search import count_below
-from numba_adam.settings import folding
+from numba_adam.numerics.norm import measured
+from numba_adam.numerics.operations import product
 
-_measured = inline(bind(folding.measured, product=inline(folding.product)))
+_measured = inline(bind(measured, product=inline(product)))
 
 
 @inline
@@ -153,7 +154,7 @@ def unscaled(factor, loss_scale):  # type: ignore[no-untyped-def]
 
 @kernel
 def measure(sums_of_squares, factor, max_norm, scale):  # type: ignore[no-untyped-def]
-    """Return what `folding.measured` says of the sums' sum. Compiled, so that it is rounded as the rest is."""
+    """Return what `numerics.norm.measured` says of the sums' sum. Compiled, so that it is rounded as the rest is."""
     before = enter_ieee()
     norm, clipped = _measured(_in_order(sums_of_squares), settled(factor), settled(max_norm), settled(scale))
     norm, clipped = settled(norm), settled(clipped)

@@ -10,11 +10,11 @@ from numba_adam.cpu.kernels.formats import native
 from numba_adam.cpu.kernels.gather import are_as_before, gather
 from numba_adam.cpu.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.job import BLOCK, IS_LARGE, IS_PLAIN, LARGE, ZERO_GRAD, unpack
-from numba_adam.settings import folding
-from numba_adam.settings.folding import Settings
+from numba_adam.numerics.constants import Settings, bias_correction, correct
+from numba_adam.numerics.operations import product
 
-_bias_correction = inline(bind(folding.bias_correction, product=inline(folding.product)))
-_correct = inline(folding.correct)
+_bias_correction = inline(bind(bias_correction, product=inline(product)))
+_correct = inline(correct)
 
 
 @inline

@@ -7,7 +7,7 @@ from typing import Any
 from numba_adam.cpu.kernels.compile import inline
 from numba_adam.cpu.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.search import count_below
-from numba_adam.settings.folding import Constants
+from numba_adam.numerics.constants import Constants
 
 TILE = 512  # elements: threads meet at multiples of so many of an array, and blocks that share a scale are not cut
 

@@ -22,8 +22,8 @@ from numba_adam.cuda.kernels.formats import codec
 from numba_adam.numerics import codecs
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
+from numba_adam.numerics.constants import without_floors
 from numba_adam.numerics.eight_bit import BLOCK
-from numba_adam.settings.folding import without_floors
 
 # What `bind` fills in for a layout.
 _update_lane: Any = None

@@ -19,8 +19,8 @@ from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
 from numba_adam.cuda.kernels.norm import LARGEST, SCALE, SUM
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.codecs import DITHER_TURN
-from numba_adam.settings import folding
-from numba_adam.settings.folding import Settings
+from numba_adam.numerics.constants import Settings, bias_correction, correct
+from numba_adam.numerics.norm import is_too_large, measured
 
 cuda = seam.cuda
 
@@ -33,7 +33,7 @@ _STREAMS = _DITHER  # of a step: param, exp_avg, exp_avg_sq, max_exp_avg_sq, as 
 _WORD = np.uint64(0xFFFFFFFF)
 
 # Places in the treatment, float64: what is done to the gradients of a step.
-FACTOR, CLIP_VALUE, MAX_NORM, LIMIT = range(4)  # LIMIT: of folding.LARGEST_GRADIENT
+FACTOR, CLIP_VALUE, MAX_NORM, LIMIT = range(4)  # LIMIT: of numerics.norm.LARGEST_GRADIENT
 TREATMENT = 4
 
 # Places in a record, of 8 bytes each: what a step did.
@@ -93,8 +93,8 @@ def _settings_at(address):  # type: ignore[no-untyped-def]
 
 
 _INFINITY = math.inf
-_measured = seam.device(bind(folding.measured, product=seam.product64))
-_is_too_large = seam.device(bind(folding.is_too_large, product=seam.product64))
+_measured = seam.device(bind(measured, product=seam.product64))
+_is_too_large = seam.device(bind(is_too_large, product=seam.product64))
 _row_of_settings = seam.device(_settings_at)
 
 
@@ -191,8 +191,8 @@ def kernel(real: str) -> Any:
             _fold,
             _real_bytes=row["_real_bytes"],
             _store_constants=seam.device(bind(_constants_to, **row)),
-            _bias_correction=seam.device(bind(folding.bias_correction, **names)),
-            _correct=seam.device(bind(folding.correct, **names)),
+            _bias_correction=seam.device(bind(bias_correction, **names)),
+            _correct=seam.device(bind(correct, **names)),
             _store_keys=store_keys,
         ),
         "fold",

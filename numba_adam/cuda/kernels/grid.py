@@ -15,7 +15,7 @@ from numba_adam.cuda.kernels import access, formats
 from numba_adam.cuda.kernels.columns import columns
 from numba_adam.cuda.kernels.layout import CHUNK, CONSTANTS, KEYS_BYTES, Keys, Lanes, Layout, Place
 from numba_adam.numerics.bind import bind
-from numba_adam.settings.folding import Constants
+from numba_adam.numerics.constants import Constants
 
 cuda = seam.cuda
 

@@ -18,7 +18,7 @@ import numpy as np
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
 from numba_adam.numerics.bind import bind
-from numba_adam.settings import folding
+from numba_adam.numerics.norm import scale_of_squares
 
 cuda = seam.cuda
 
@@ -33,7 +33,7 @@ TOTALS = 3
 _load_int64 = access.scalar("int64")[0]
 _load_float64, _store_float64 = access.scalar("float64")
 _product = seam.product64
-_scale_of_squares = seam.device(folding.scale_of_squares)
+_scale_of_squares = seam.device(scale_of_squares)
 
 # What `bind` fills in.
 _load_one: Any = None

@@ -21,12 +21,12 @@ from numba_adam.cpu.kernels.element import adapt, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.prefetch import prefetch
 from numba_adam.numerics import element
+from numba_adam.numerics.constants import Constants
 from numba_adam.rows.kernels.disjoint import load, store
 from numba_adam.rows.kernels.grouping import Groups, first_outside, grouped, pairs_of, room_of, whole
 from numba_adam.rows.kernels.partition import cuts, deal, lay_out, tally
 from numba_adam.rows.kernels.replay import EXP_AVG, EXP_AVG_SQ, GRAD, MAX_EXP_AVG_SQ, PARAM
 from numba_adam.rows.kernels.short_copy import copy
-from numba_adam.settings.folding import Constants
 
 PIECE = 1024  # elements of a row that are updated in one go, by one thread
 _BLOCK = 16  # elements whose loop has a length that the compiler knows
@@ -200,7 +200,7 @@ def update_in_place_serial(addresses, rows, count, constants, width, room, sums)
         addresses: as `Push` has it.
         rows: (k,) int64, in any order.
         count: number of rows of the table; times k below 2**61.
-        constants: (16,) of the arrays' dtype: `folding.Constants` of the step.
+        constants: (16,) of the arrays' dtype: `Constants` of the step.
         width: elements of a row.
         room: (ROOM * k + tasks,) int64 or more, overwritten.
         sums: (tasks, PIECE) of the arrays' dtype, overwritten.

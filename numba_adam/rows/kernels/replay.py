@@ -22,8 +22,8 @@ from numba_adam.cpu.kernels.compile import inlined, kernel, parallel_kernel
 from numba_adam.cpu.kernels.element import adam, amsgrad, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.prefetch import prefetch
+from numba_adam.numerics.constants import Constants
 from numba_adam.rows.kernels.short_copy import copy
-from numba_adam.settings.folding import Constants
 
 PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, GRAD, ZEROS = range(6)  # in `Plan.addresses`; in a scratch, with ZEROS
 _COLUMNS = 4  # of these are the table's own
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     starts: Any  # (k + 1,) int64: where each one's places begin in `order`; empty: no gradients, a replay alone
     order: Any  # int64: rows of grad_rows
     begins: Any  # (k,) int64: the first step to replay for each row; empty: none for any
-    constants: Any  # (steps, 16): `folding.Constants` of each step to replay, then of the update
+    constants: Any  # (steps, 16): `Constants` of each step to replay, then of the update
     first: Any  # int64: the step of the first row of `constants`
     end: Any  # int64: the step before which the replay ends: the update's own
     width: Any  # elements of a row

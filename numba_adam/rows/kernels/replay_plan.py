@@ -12,15 +12,15 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from numba_adam.cpu.kernels.compile import bind, inline, kernel
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.search import count_below
+from numba_adam.numerics.constants import Settings, bias_correction, correct
+from numba_adam.numerics.operations import product
 from numba_adam.rows.kernels.replay import EXP_AVG, EXP_AVG_SQ
-from numba_adam.settings import folding
-from numba_adam.settings.folding import Settings
 
 _SETTINGS = len(Settings._fields)
 _WORTH_A_LOOK = 32  # steps missed from which it pays to look whether the row is at rest
 
-_bias_correction = inline(bind(folding.bias_correction, product=inline(folding.product)))
-_correct = inline(folding.correct)
+_bias_correction = inline(bind(bias_correction, product=inline(product)))
+_correct = inline(correct)
 
 
 @inline
@@ -82,10 +82,10 @@ def write_constants(first_steps, settings, first, grad_scale, constants):  # typ
 
     Args:
         first_steps: (e,) int64, ascending: the step from which each entry of the history holds; none is behind `first`.
-        settings: (e, 11) float64: `folding.Settings` of each.
+        settings: (e, 11) float64: `Settings` of each.
         first: the first of the steps.
         grad_scale: float64: multiplies every gradient.
-        constants: (steps, 16) of the arrays' dtype, filled: `folding.Constants` of each step.
+        constants: (steps, 16) of the arrays' dtype, filled: `Constants` of each step.
     """
     before = enter_ieee()
     entry = count_below(first_steps, first + 1) - 1

@@ -65,7 +65,8 @@ class ServerConfig:
     threads: int = _setting(
         0,
         "threads that apply a large update; 0 means all that Numba has: one for each processor, or NUMBA_NUM_THREADS. "
-        "A larger number takes no more than these, and a line at the start says so.",
+        "A larger number takes no more than these, and a line at the start says so. While small models are pushed or "
+        "pulled, one processor stays free for them.",
         0,
     )
     rpc_threads: int = _setting(64, "calls served at the same time.", 4, _MOST_CALLS)

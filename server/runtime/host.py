@@ -240,7 +240,7 @@ class Host:
             ServiceError: see PushLedger.judge and Receiver; PushRejectedError for content that cannot be applied.
         """
         model = self.model(header.model)
-        with saying_state_of(model):
+        with saying_state_of(model), self._small_call(model):
             outcome = self._push(model, header, parts)
             if isinstance(outcome.answer, Rejected):
                 self._keep(model, must=True)
@@ -265,7 +265,8 @@ class Host:
         with saying_state_of(model):
             if request.min_version or request.state_id:
                 self._wait_for_version(model, request, caller)
-            return self._pull_copies.take(model)
+            with self._small_call(model):
+                return self._pull_copies.take(model)
 
     def snapshot(self, name: str) -> list[pb.SnapshotInfo]:
         """Write a snapshot of one model, or of all where the name is empty.
@@ -313,6 +314,17 @@ class Host:
         self.pool.keep(
             model.spec.name, nbytes, f"model {model.spec.name!r}: what it keeps beside its arrays", must=must
         )
+
+    @contextlib.contextmanager
+    def _small_call(self, model: Model) -> Iterator[None]:
+        """Have large updates give way to the body, if the model is small."""
+        if model.is_small:
+            self._launcher.note_small_call()
+        try:
+            yield
+        finally:
+            if model.is_small:
+                self._launcher.note_small_call()
 
     @contextlib.contextmanager
     def _claim(self, name: str) -> Iterator[Model | None]:

@@ -134,6 +134,11 @@ class Model:
         return self.ledger.version
 
     @property
+    def is_small(self) -> bool:
+        """Whether an update of it is a single slice."""
+        return self._sliced.is_short
+
+    @property
     def snapshot_version(self) -> int:
         """Version that the newest snapshot on disk holds."""
         return int(self.saved["version"]) if self.saved else 0

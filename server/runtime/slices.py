@@ -81,6 +81,11 @@ class SlicedUpdate:
         self._launcher = launcher
         self._slices = [Slice(spec, arena, begin, end) for begin, end in _cuts(arena.element_count)]
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it is a single slice."""
+        return len(self._slices) <= 1
+
     def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> None:
         """Make one step.
 
@@ -100,7 +105,7 @@ class SlicedUpdate:
         """Return whether several threads would be done sooner; a small update does not wait for a large one's slice."""
         if launcher.threads == 1 or elements < _FEWEST_ELEMENTS:
             return False
-        return len(self._slices) > 1 or launcher.is_idle
+        return not self.is_short or launcher.is_idle
 
     def _updated(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> Iterator[None]:
         """Update slice by slice, and yield after each."""

@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numba
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -378,6 +379,32 @@ def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(con
         over.set()
         held.result(DEADLINE)
         assert push.result(DEADLINE).version == 1
+
+
+@pytest.mark.parametrize("call", ["push", "pull", "push_pull"])
+def test_large_updates_give_way_to_calls_about_small_models_and_not_to_their_own_kind(config, peers, call):
+    """What a large update's slices would take is seen from slices of our own; time passes when the test says so."""
+    with Server(config) as server:
+        peer, launcher = peers(server.address), server._host._launcher
+        found, seconds = [], 0.0
+        launcher._clock = lambda: seconds
+        calls = {
+            "push": lambda name, grads: peer.session(name).push(grads),
+            "pull": lambda name, _: peer.pull(name),
+            "push_pull": lambda name, grads: peer.push_pull(peer.session(name), grads),
+        }
+
+        def slices_of_a_large_update():
+            found.append(numba.get_num_threads())
+            yield
+
+        for name, size in (("large", slices.MOST_ELEMENTS + 1), ("small", 1_000)):
+            peer.create({"x": np.zeros(size, np.float32)}, name, lr=0.1)
+            calls[call](name, ones(size))
+            launcher.run(slices_of_a_large_update())
+        seconds = 1.0
+        launcher.run(slices_of_a_large_update())
+        assert found == [launcher.threads, launcher.fewer_threads, launcher.threads]
 
 
 def test_many_models_need_no_more_threads_than_few_and_a_stopped_server_has_none(config, peers):

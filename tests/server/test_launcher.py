@@ -2,6 +2,8 @@
 
 import argparse
 import gc
+import os
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ import pytest
 
 from numba_adam.errors import ServerUnavailableError
 from numba_adam.server.config import add_arguments
+from numba_adam.server.runtime import launcher as launching
 from numba_adam.server.runtime.launcher import Launcher
 
 DEADLINE = 60
@@ -22,6 +25,48 @@ def launcher():
     running = Launcher(1)
     yield running
     running.stop()
+
+
+class Clocked:
+    """A launcher of all threads, and the clock it goes by."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.launcher = Launcher(0, lambda: self.seconds)
+
+    def pass_time(self):
+        """Let so much time pass that no further small call is expected."""
+        self.seconds += 1.0
+
+    def found(self, look, before=()):
+        """Return what each of some slices finds.
+
+        Args:
+            look: called in each slice.
+            before: called before each slice but the first, in order.
+        """
+        found = []
+
+        def job():
+            for act in (lambda: None, *before):
+                act()
+                found.append(look())
+                yield
+
+        self.launcher.run(job())
+        return found
+
+
+@pytest.fixture
+def clocked():
+    made = Clocked()
+    yield made
+    made.launcher.stop()
+
+
+def priority():
+    """Return the niceness of this thread, or of its process where threads have none."""
+    return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def wait_until(condition):
@@ -104,10 +149,13 @@ def test_an_error_in_a_slice_comes_back_and_other_jobs_go_on(launcher):
     assert log == [("next", 0)]
 
 
-def test_an_error_does_not_keep_a_gradients_memory(launcher):
+@pytest.mark.parametrize("small_calls", [False, True])
+def test_an_error_does_not_keep_a_gradients_memory(clocked, small_calls):
     """Without the garbage collector's help."""
     gradient = np.zeros(10)
     alive = weakref.ref(gradient)
+    if small_calls:
+        clocked.launcher.note_small_call()
 
     def wrong(_):
         raise ZeroDivisionError
@@ -116,8 +164,8 @@ def test_an_error_does_not_keep_a_gradients_memory(launcher):
     gc.disable()
     try:
         with pytest.raises(ZeroDivisionError):
-            launcher.run(wrong(gradient))
-        launcher.run(iter(()))
+            clocked.launcher.run(wrong(gradient))
+        clocked.launcher.run(iter(()))
         del gradient
         assert alive() is None
     finally:
@@ -164,3 +212,72 @@ def test_more_threads_than_there_are_are_said_at_the_start_and_in_the_help(tmp_p
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert "A larger number takes no more than these" in " ".join(parser.format_help().split())
+
+
+def test_while_small_calls_come_slices_leave_a_processor_free_and_take_all_again_after(clocked):
+    everything, fewer = clocked.launcher.threads, clocked.launcher.fewer_threads
+    assert fewer == max(1, min(everything, numba.config.NUMBA_DEFAULT_NUM_THREADS - 1))
+    assert clocked.found(numba.get_num_threads) == [everything]
+    clocked.launcher.note_small_call()
+    assert clocked.found(numba.get_num_threads, [lambda: None]) == [fewer, fewer]
+    clocked.pass_time()
+    assert clocked.found(numba.get_num_threads, [lambda: None]) == [everything, everything]
+
+
+def test_a_small_call_in_the_middle_of_a_large_update_counts_from_the_next_slice_on(clocked):
+    steps = [clocked.launcher.note_small_call, lambda: None, clocked.pass_time, lambda: None]
+    main, *threads = clocked.found(threading.get_ident, steps)  # what a slice does counts for the one after it
+    assert threads[0] == main == threads[3]
+    assert threads[1] == threads[2] != main
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priorities of threads")
+def test_slices_beside_small_calls_have_a_lower_priority_and_others_keep_theirs(clocked):
+    usual = priority()
+    assert clocked.found(priority) == [usual]
+    clocked.launcher.note_small_call()
+    assert clocked.found(priority) == [min(usual + 5, 19)]
+    clocked.pass_time()
+    assert clocked.found(priority) == [usual]
+    assert priority() == usual
+
+
+def test_where_threads_have_no_priorities_none_is_set(clocked, monkeypatch):
+    usual = priority()
+    monkeypatch.setattr(launching, "_HAS_THREAD_PRIORITIES", False)
+    clocked.launcher.note_small_call()
+    assert clocked.found(priority) == [usual]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priorities of threads")
+def test_a_sandbox_that_forbids_priorities_does_not_stop_updates(clocked, monkeypatch):
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise PermissionError
+
+    monkeypatch.setattr(launching.os, "setpriority", refuse)
+    clocked.launcher.note_small_call()
+    assert clocked.found(numba.get_num_threads, [lambda: None]) == [clocked.launcher.fewer_threads] * 2
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
+def test_an_error_in_a_slice_beside_small_calls_comes_back(clocked, error):
+    clocked.launcher.note_small_call()
+
+    def fail():
+        raise error
+
+    with pytest.raises(error):
+        clocked.found(threading.get_ident, [fail])
+    assert clocked.launcher.is_idle
+    assert len(clocked.found(threading.get_ident, [lambda: None])) == 2
+
+
+def test_when_the_interpreter_is_about_to_exit_slices_go_on_where_they_are(clocked):
+    """Then no executor takes work any more, as after its shutdown."""
+    main, _ = clocked.found(threading.get_ident, [clocked.launcher._background.shutdown])
+    clocked.launcher.note_small_call()
+    assert clocked.found(threading.get_ident, [lambda: None]) == [main, main]

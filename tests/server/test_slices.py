@@ -1,5 +1,7 @@
 """The update in slices: the bits of one update over everything, wherever slices and tensors end."""
 
+import itertools
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -126,3 +128,31 @@ def test_what_is_launched_has_the_bits_of_what_is_not(launcher, elements):
     for step in (1, 2):
         na.adam_update(param, gradient, exp_avg, exp_avg_sq, step, lr=0.01, weight_decay=0.1)
     np.testing.assert_array_equal(there.param, param)
+
+
+def test_slices_have_the_same_bits_with_fewer_threads_between(monkeypatch):
+    """Small calls come and go between slices."""
+    monkeypatch.setattr(slices, "MOST_ELEMENTS", 65_536)
+    elements, seconds = 300_000, itertools.count()
+    changing = Launcher(2, lambda: next(seconds) * 0.02)
+    found = []
+
+    def noting():
+        found.append(threading.get_ident())
+        if len(found) % 4 == 1:
+            changing.note_small_call()
+
+    update, arena, (param,) = make((elements,), launcher=changing)
+    for each in update._slices:
+        whole = each.update_whole
+        each.update_whole = lambda *given, whole=whole: (noting(), whole(*given))
+    gradient = np.random.default_rng(2).standard_normal(elements, dtype=np.float32)
+    for step in range(3):
+        update.run((True,), gradient, [step])
+    changing.stop()
+    assert len(set(found)) == 2
+    exp_avg, exp_avg_sq = np.zeros_like(param), np.zeros_like(param)
+    for step in (1, 2, 3):
+        na.adam_update(param, gradient, exp_avg, exp_avg_sq, step, lr=0.01, weight_decay=0.1)
+    for made, wanted in zip((arena.param, arena.exp_avg, arena.exp_avg_sq), (param, exp_avg, exp_avg_sq), strict=True):
+        np.testing.assert_array_equal(made, wanted)

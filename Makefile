@@ -100,6 +100,7 @@ oldest: $(OLDEST)/.made  ## a test file for each public feature, on the oldest v
 
 bench: $(BENCH)/.made  ## run the benchmarks against their peers and write benchmarks/results (about 20 minutes)
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
+	$(BENCH)/bin/python -m benchmarks.table --write
 	$(BENCH)/bin/python -m benchmarks.plot
 
 evidence: $(BENCH)/.made  ## train with 8-bit state beside its peers and write benchmarks/results (about 12 minutes)

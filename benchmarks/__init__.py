@@ -4,8 +4,8 @@
     python -m benchmarks --only flat,many         the cases whose names begin so
     python -m benchmarks --quick                  a short try with smaller arrays, not fit for publishing
     python -m benchmarks --list                   the cases and what is asked of each
-    python -m benchmarks.table --write README.md  the newest results as the README's table
-    python -m benchmarks.plot                     the newest results as the README's plot, in docs/
+    python -m benchmarks.table --write            the newest results as the tables of README.md and benchmarks/README.md
+    python -m benchmarks.plot                     the newest results as a plot, docs/scaling-*.svg
 
 A timing is a ratio: two contestants take turns (A B A B ...) in one process that runs nothing else, and what counts is
 the median of the ratios of neighbouring turns, with its quartiles. Every case runs in a process of its own, so that no
@@ -22,8 +22,8 @@ library's idle threads disturb a comparison that it has no part in.
     machine.py      what everything ran on
     results.py      a run as a file
     report.py       a run as text
-    table.py        a run as the README's table
-    plot.py         a run's curves as the README's plot
+    table.py        a run as the tables of the two READMEs
+    plot.py         a run's curves as a plot
 
 Where a step uses up what it is given, as PyTorch's unscaling does, what it is given is made anew before every step of
 both contestants, and not timed. Contestants that work in formats of their own cannot agree to the last digit: there the

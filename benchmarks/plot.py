@@ -1,4 +1,4 @@
-"""The README's plot, drawn from a result file: `python -m benchmarks.plot [RESULT] [--write FOLDER]`.
+"""The plot of benchmarks/README.md, drawn from a result file: `python -m benchmarks.plot [RESULT] [--write FOLDER]`.
 
 Time per parameter over size. The newest complete run is taken unless one is named, and its curves come from the theme
 `curves`. Two files are written, scaling-light.svg and scaling-dark.svg, for light and dark pages; the same run gives
@@ -156,7 +156,9 @@ def _style(whose: str, formats: list[str], peers: list[str], theme: Theme) -> di
 
 def main() -> None:
     """Draw the plot and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description="Draw the README's plot.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plot", description="Draw the plot of benchmarks/README.md."
+    )
     parser.add_argument("result", nargs="?", type=Path, help="a result file; default: the newest complete run")
     parser.add_argument("--write", type=Path, default=FOLDER, metavar="FOLDER", help="where to (%(default)s)")
     arguments = parser.parse_args()

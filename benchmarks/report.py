@@ -1,4 +1,4 @@
-"""A run as text: one row of cells for each case, used by the printed report and by the README's table."""
+"""A run as text: one row of cells for each case, used by the printed report and by the tables of the documents."""
 
 from __future__ import annotations
 

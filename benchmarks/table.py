@@ -1,6 +1,10 @@
-"""The README's table, made from a result file: `python -m benchmarks.table [RESULT] [--write README.md]`.
+"""The tables of README.md and benchmarks/README.md, made from a result file.
 
-Without --write the table is printed. The newest complete run is taken unless one is named.
+    python -m benchmarks.table              print the full table of the newest complete run
+    python -m benchmarks.table RESULT       print that of another run
+    python -m benchmarks.table --write      put both tables between the markers of the two documents
+
+README.md shows a few cases, `HIGHLIGHTS`; benchmarks/README.md shows all.
 """
 
 from __future__ import annotations
@@ -14,10 +18,19 @@ from benchmarks.report import HEADINGS, Row, row
 from benchmarks.results import Outcome, Run, load, newest
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+ROOT = Path(__file__).resolve().parent.parent
+HIGHLIGHTS = (
+    "flat/50m/numpy",
+    "many/1000x1000/torch",
+    "phase/50m/torch",
+    "formats/8bit/bitsandbytes",
+    "rows/torch",
+    "service/push",
+)
 
 
 def markdown(run: Run, source: str) -> str:
-    """Return a run as Markdown: what it was made on, the table, what was not measured.
+    """Return the full table of a run, for benchmarks/README.md: machine, versions, bars, comparisons.
 
     Args:
         run: the run.
@@ -26,20 +39,43 @@ def markdown(run: Run, source: str) -> str:
     return "\n\n".join((_preamble(run, source), *_tables(run.outcomes)))
 
 
+def highlights(run: Run, source: str) -> str:
+    """Return the short table of a run, for README.md: the machine, and the cases of `HIGHLIGHTS`.
+
+    Args:
+        run: the run.
+        source: name of its file, without folder and suffix.
+
+    Raises:
+        ValueError: the run lacks one of the cases.
+    """
+    outcomes = {outcome.name: outcome for outcome in run.outcomes}
+    missing = [name for name in HIGHLIGHTS if name not in outcomes]
+    if missing:
+        raise ValueError(f"the run {source} has no case {missing[0]!r}: run all benchmarks, or change HIGHLIGHTS")
+    headings = HEADINGS._replace(figure="ratio [quartiles]")
+    rows = [row(outcomes[name])[:5] for name in HIGHLIGHTS]
+    measured = (
+        f"Measured on {run.started[:10]} on one machine: {run.machine['CPU']}, {run.settings.threads} threads for "
+        f"every contestant, {run.machine['memory']} of memory, {run.machine['system']}. A ratio is our time divided by "
+        f"theirs: below 1, ours is faster."
+    )
+    return f"{_table(headings[:5], rows)}\n\n{measured}"
+
+
 def _preamble(run: Run, source: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items() if version != "not installed")
     return (
-        f"{run.machine['CPU']}, {run.settings.threads} threads for everybody, {run.machine['memory']} of memory, "
-        f"{run.machine['system']}; {versions}; {run.started[:10]}. "
-        "Figures are medians of interleaved pairs with their quartiles: ours divided by theirs, unless they carry a "
-        "unit or are called a share. "
-        f"Made with `python -m benchmarks`; every pair is in [{source}.json](benchmarks/results/{source}.json), "
-        f"the output in [{source}.txt](benchmarks/results/{source}.txt)."
+        f"Machine: {run.machine['CPU']}, {run.settings.threads} threads for every contestant, {run.machine['memory']} "
+        f"of memory, {run.machine['system']}. Versions: {versions}. Date: {run.started[:10]}.\n\n"
+        "A figure is the median of interleaved pairs, with its quartiles: our time divided by theirs, unless it has a "
+        "unit or its case is called a share. "
+        f"[{source}.json](results/{source}.json) holds every pair, [{source}.txt](results/{source}.txt) the output."
     )
 
 
 def _tables(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """Return what was asked for first, then the comparisons for information."""
+    """Return the cases with a bar first, then the comparisons for information."""
     asked = [row(outcome) for outcome in outcomes if outcome.bar]
     others = [row(outcome) for outcome in outcomes if not outcome.bar]
     tables = [_table(HEADINGS, asked)] if asked else []
@@ -66,19 +102,26 @@ def replaced(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
+def documents(run: Run, source: str, root: Path = ROOT) -> dict[Path, str]:
+    """Return the two documents with the tables of a run in them, by their paths."""
+    tables = {root / "README.md": highlights(run, source), root / "benchmarks/README.md": markdown(run, source)}
+    return {path: replaced(path.read_text(), table) for path, table in tables.items()}
+
+
 def main() -> None:
-    """Print the table, or write it into a file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Make the README's table.")
+    """Print the full table, or write both into the documents."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Make the documents' tables.")
     parser.add_argument("result", nargs="?", type=Path, help="a result file; default: the newest complete run")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md and benchmarks/README.md")
     arguments = parser.parse_args()
     try:
         path = arguments.result or newest()
-        table = markdown(load(path), path.stem)
-        if arguments.write:
-            arguments.write.write_text(replaced(arguments.write.read_text(), table))
-        else:
-            print(table)
+        run = load(path)
+        if not arguments.write:
+            print(markdown(run, path.stem))
+            return
+        for document, text in documents(run, path.stem).items():
+            document.write_text(text)
     except (OSError, ValueError) as error:
         sys.exit(f"benchmarks.table: {error}")
 

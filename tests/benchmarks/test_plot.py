@@ -1,4 +1,4 @@
-"""The README's plot: two pictures of one run, which hold what the run holds."""
+"""The plot of benchmarks/README.md: two pictures of one run, which hold what the run holds."""
 
 from pathlib import Path
 from xml.etree import ElementTree

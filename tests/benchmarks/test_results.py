@@ -1,4 +1,4 @@
-"""Results as files, as text and as the README's table."""
+"""Results as files, as text and as the tables of the documents."""
 
 from pathlib import Path
 
@@ -137,7 +137,26 @@ def test_every_case_stands_in_the_table() -> None:
     rows = [line for line in lines if line.startswith("| one array of 1 million ")]
     assert len(rows) == len(EVERYTHING.outcomes)
     assert any("missing: torch does not run here" in line for line in rows)
-    assert "(benchmarks/results/run.json)" in lines[0]
+    assert "(results/run.json)" in lines[2]
+
+
+def test_the_short_table_holds_the_highlights_and_names_the_machine() -> None:
+    chosen = [outcome(name=name, bar=None) for name in table.HIGHLIGHTS]
+    lines = table.highlights(run_of(outcome(title="another"), *chosen), "run").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:-2]] == ["| one array of 1 million"] * 6
+    assert "| torch | 300 us | 400 us | 0.75 [0.625, 0.875] |" in lines[2]
+    assert all(word in lines[-1] for word in ("a CPU", "1 GB", "a system", "2026-11-23"))
+
+
+def test_a_run_without_a_highlight_makes_no_short_table() -> None:
+    with pytest.raises(ValueError, match=table.HIGHLIGHTS[0]):
+        table.highlights(EVERYTHING, "run")
+
+
+def test_the_documents_hold_the_tables_of_the_newest_run() -> None:
+    newest = results.newest()
+    for path, text in table.documents(results.load(newest), newest.stem).items():
+        assert path.read_text() == text, f"{path.name}: run `python -m benchmarks.table --write`"
 
 
 def test_the_table_replaces_what_stands_between_the_markers() -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").glob("*.md")]
+)
 QUOTATION = re.compile(r"^\[`([^`]+)`\]\(([^)#]+)#L(\d+)\)\n```python\n(.*?)```", re.MULTILINE | re.DOTALL)
 NAMED_TEST = re.compile(r"\[`(test_\w+)`\]\(([^)]+)\)")
 ANCHORED_TEST = re.compile(r"\]\(([^)#\s]+\.py)#(test_\w+)\)")
-LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)|\bsrc(?:set)?=\"([^\"]+)\"")
 
 
 def name(path: Path) -> str:
@@ -41,7 +43,8 @@ def test_how_adam_works_quotes_all_four_steps():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(document):
-    broken = [target for target in LINK.findall(document.read_text()) if not (document.parent / target).exists()]
+    targets = [link or picture for link, picture in LINK.findall(document.read_text())]
+    broken = [target for target in targets if not (document.parent / target).exists()]
     assert broken == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -25,20 +26,19 @@ def durability_name(number: int, where: str) -> str:
     Raises:
         ConfigurationError: not set, or unknown to this version: what it promises is not for us to guess.
     """
-    return _enum_name(model_pb2.Durability, "durability", number, where)
+    return _name(convert.DURABILITIES, "durability", number, where)
 
 
 def mode_name(number: int, where: str) -> str:
     """Return "async" for MODE_ASYNC, and so on; raises as `durability_name` does."""
-    return _enum_name(model_pb2.Mode, "mode", number, where)
+    return _name(convert.MODES, "mode", number, where)
 
 
-def _enum_name(enum: Any, field: str, number: int, where: str) -> str:
-    known = {value: str(name).removeprefix(f"{field.upper()}_").lower() for name, value in enum.items() if value}
+def _name(known: Mapping[int, StrEnum], field: str, number: int, where: str) -> str:
     if number not in known:
-        choices = ", ".join(f"{name} ({value})" for value, name in known.items())
+        choices = ", ".join(f"{choice} ({value})" for value, choice in known.items())
         raise ConfigurationError(f"{where}: {field}={number}, and this client knows {choices}; update numba-adam here")
-    return known[number]
+    return known[number].value
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
-from numba_adam.server.runtime.host import Host
+from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.transport.descriptors import room_for_connections
 from numba_adam.server.transport.gate import Calls, Gate
 from numba_adam.server.transport.health import Health
@@ -43,13 +43,13 @@ class Server:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._host = Host(config)
+        self._runtime = Runtime(config)
         self._watch = Watch(config.stall_seconds)
         self._health = Health(self._watch)
         self._calls = Calls(
-            self._host.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
+            self._runtime.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
         )
-        service = entries(ParameterService(self._host, self._watch), self._calls)
+        service = entries(ParameterService(self._runtime, self._watch), self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)})
         self._grpc = grpc.server(self._calls.lane.executor, [self._gate], options=_options(config))
@@ -63,11 +63,11 @@ class Server:
             ConfigurationError: the address is taken.
         """
         host, _ = check_loopback(self._config.listen)
-        self._host.start()
+        self._runtime.start()
         try:
             port = self._bind()
         except ConfigurationError:
-            self._host.stop()
+            self._runtime.stop()
             raise
         self._grpc.start()
         self._watch.start()
@@ -83,19 +83,19 @@ class Server:
             True when every model's last state is on disk.
         """
         if not self.address:  # it never served
-            return self._host.stop()
+            return self._runtime.stop()
         self._health.stop()
-        self._host.begin_stop()
+        self._runtime.begin_stop()
         deadline = time.monotonic() + self._config.stop_deadline_seconds
         self._grpc.stop(self._config.stop_deadline_seconds)  # no new calls; does not wait
-        self._host.save()  # whoever loses patience with us now costs nobody what was acknowledged before
+        self._runtime.save()  # whoever loses patience with us now costs nobody what was acknowledged before
         self._calls.in_flight.wait_until_none(deadline - time.monotonic())
         while not self._grpc.stop(0).wait(_STOP_TRY_SECONDS):  # idle connections would keep it for all its grace
             _log.warning("gRPC has not stopped yet")
         self._gate.stop()
         self._calls.requests.stop()
         self._watch.stop()
-        is_clean = self._host.stop()
+        is_clean = self._runtime.stop()
         _log.info("stopped")
         return is_clean
 

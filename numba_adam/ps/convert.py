@@ -5,15 +5,17 @@ May import NumPy and the generated messages; never grpc or Numba.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import DtypeError, InvalidRequestError
-from numba_adam.ps.v1.model_pb2 import Dtype, EpsMode, Hyperparameters, ModelSpec, TensorSpec
+from numba_adam.ps import detail
+from numba_adam.ps.modes import Durability, Mode
+from numba_adam.ps.v1 import model_pb2
+from numba_adam.ps.v1.model_pb2 import Dtype, EpsMode, Hyperparameters, StatePoint, TensorSpec
 from numba_adam.settings.hyperparameters import EpsMode as EpsModeName
 from numba_adam.settings.hyperparameters import Hyperparameters as PlainHyperparameters
 
@@ -27,6 +29,14 @@ _EPS_MODES: dict[int, EpsModeName] = {
     EpsMode.EPS_MODE_HAT: "hat",
     EpsMode.EPS_MODE_ALGORITHM1: "algorithm1",
 }
+MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC}
+"""The modes of this version, by the protocol's number."""
+
+DURABILITIES: dict[int, Durability] = {model_pb2.DURABILITY_MEMORY: Durability.MEMORY}
+"""The durabilities of this version, by the protocol's number."""
+
+_MODE_NUMBERS = {mode: number for number, mode in MODES.items()}
+_DURABILITY_NUMBERS = {durability: number for number, durability in DURABILITIES.items()}
 _NUMBERS = ("lr", "eps", "weight_decay")
 _FLAGS = ("decoupled_weight_decay", "maximize", "amsgrad")
 
@@ -60,21 +70,6 @@ def tensor_specs(arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[TensorSpec]
     return [TensorSpec(name=name, shape=array.shape) for name, array in arrays.items()]
 
 
-def element_count(spec: TensorSpec) -> int:
-    """Return the number of elements of one array: 1 for a scalar, 0 where an extent is 0."""
-    return math.prod(spec.shape)
-
-
-def total_elements(specs: Iterable[TensorSpec]) -> int:
-    """Return the number of elements of all arrays together, exactly, however large."""
-    return sum(map(element_count, specs))
-
-
-def total_bytes(specs: Iterable[TensorSpec], dtype: int) -> int:
-    """Return the payload size of arrays of one Dtype."""
-    return total_elements(specs) * dtype_from_proto(dtype).itemsize
-
-
 def hyperparameters_from_proto(message: Hyperparameters) -> PlainHyperparameters:
     """Return checked hyperparameters; what is not set takes its default.
 
@@ -104,38 +99,22 @@ def hyperparameters_to_proto(plain: PlainHyperparameters) -> Hyperparameters:
     return Hyperparameters(beta1=plain.betas[0], beta2=plain.betas[1], eps_mode=mode, **numbers, **flags)
 
 
-def spec_differences(have: ModelSpec, want: ModelSpec) -> list[str]:
-    """Return what differs between a model that exists and one that is asked for, one readable line each.
-
-    A value that is not set counts as its default.
-    """
-    lines = _tensor_differences(have, want)
-    if have.dtype != want.dtype:
-        lines.append(f"dtype: the model has {_dtype_name(have.dtype)}, asked for {_dtype_name(want.dtype)}")
-    old, new = hyperparameters_from_proto(have.hyperparameters), hyperparameters_from_proto(want.hyperparameters)
-    for field in PlainHyperparameters.__dataclass_fields__:
-        if getattr(old, field) != getattr(new, field):
-            lines.append(f"{field}: the model has {getattr(old, field)!r}, asked for {getattr(new, field)!r}")
-    for field in ("mode", "durability"):  # not set means the first one
-        if (getattr(have, field) or 1) != (getattr(want, field) or 1):
-            lines.append(f"{field}: the model has {getattr(have, field)}, asked for {getattr(want, field)}")
-    return lines
+def mode_to_proto(mode: Mode) -> Any:
+    """Return the protocol's number of a mode."""
+    return _MODE_NUMBERS[mode]
 
 
-def _dtype_name(dtype: int) -> str:
-    return _DTYPES[dtype].name if dtype in _DTYPES else str(dtype)
+def durability_to_proto(durability: Durability) -> Any:
+    """Return the protocol's number of a durability."""
+    return _DURABILITY_NUMBERS[durability]
 
 
-def _tensor_differences(have: ModelSpec, want: ModelSpec) -> list[str]:
-    old = {spec.name: tuple(spec.shape) for spec in have.tensors}
-    new = {spec.name: tuple(spec.shape) for spec in want.tensors}
-    lines = [f"array {name!r}: the model does not have it" for name in new if name not in old]
-    lines += [f"array {name!r}: the model has it, it was not given" for name in old if name not in new]
-    lines += [
-        f"array {name!r}: the model has shape {old[name]}, asked for {shape}"
-        for name, shape in new.items()
-        if name in old and old[name] != shape
-    ]
-    if not lines and list(old) != list(new):
-        lines.append(f"order of the arrays: the model has {list(old)}, asked for {list(new)}")
-    return lines
+def state_to_proto(state: detail.StatePoint) -> StatePoint:
+    """Return the message that says where a state stands."""
+    return StatePoint(
+        state_id=state.state_id,
+        version=state.version,
+        first_version=state.first_version,
+        snapshot_version=state.snapshot_version,
+        durability=durability_to_proto(state.durability) if state.durability else None,
+    )

@@ -1,7 +1,7 @@
 """The one error table: Reason on the wire <-> exception class <-> gRPC status code, used by both ends.
 
 A server turns an exception into a status with `to_status`; the client turns the status back into an exception of the
-same class with `from_rpc_error`. May import grpc and the generated messages; never NumPy or Numba.
+same class with `from_rpc_error`. May import grpc, the generated messages and NumPy; never Numba.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError
 
 from numba_adam import errors
 from numba_adam.errors import NumbaAdamError, ServiceError
+from numba_adam.ps import convert
+from numba_adam.ps.detail import Detail, StatePoint, with_detail
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
-from numba_adam.ps.v1.model_pb2 import StatePoint
 
 DETAIL_KEY = "numba-adam-error-bin"
 """The trailing metadata entry that carries the serialised ErrorDetail."""
@@ -97,18 +98,19 @@ def refusal(
         state: where the model's state stands; None where the call named no model that exists.
     """
     error = next(row.error for row in TABLE if row.reason == reason)(message)
-    error.detail = ErrorDetail(
-        reason=reason,  # type: ignore[arg-type]  # enums are plain numbers at run time
+    return with_detail(
+        error,
         sequence_recorded=sequence_recorded,
         retry_after_milliseconds=retry_after_milliseconds,
         state=state,
     )
-    return error
 
 
 def detail_of(error: BaseException) -> ErrorDetail | None:
-    """Return the ErrorDetail that travels with an exception, or None."""
+    """Return the ErrorDetail that came, or will go, with an exception; None where there is none."""
     detail = getattr(error, "detail", None)
+    if isinstance(detail, Detail) and isinstance(error, ServiceError):
+        return _encode(_row_of(error).reason, detail)
     return detail if isinstance(detail, ErrorDetail) else None
 
 
@@ -147,7 +149,18 @@ def _row_of(error: ServiceError) -> Row:
 
 
 def _detail(reason: int) -> ErrorDetail:
-    return ErrorDetail(reason=reason)  # type: ignore[arg-type]
+    return _encode(reason, Detail())
+
+
+def _encode(reason: int, detail: Detail) -> ErrorDetail:
+    """Return the message that carries a detail."""
+    return ErrorDetail(
+        reason=reason,  # type: ignore[arg-type]  # enums are plain numbers at run time
+        sequence_recorded=detail.sequence_recorded,
+        retry_after_milliseconds=detail.retry_after_milliseconds,
+        state=None if detail.state is None else convert.state_to_proto(detail.state),
+        epoch=detail.epoch,
+    )
 
 
 def _class_of(detail: ErrorDetail | None, code: grpc.StatusCode) -> type[ServiceError]:

@@ -1,7 +1,7 @@
-"""Digests by which a push that comes again is told from another one under the same number.
+"""Digests that tell a repeated push from another push under the same number.
 
-The header's digest is written down in snapshots and compared after an update of the server: it depends on the values
-of the fields alone, never on how a version of protobuf encodes them. Imports the checksum library.
+Snapshots hold the header's digest, and a newer server compares it. So it depends on the values of the fields alone,
+never on how a version of protobuf encodes them. Imports the checksum library.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import xxhash
 
-from numba_adam.ps.v1.parameter_service_pb2 import PushHeader
 from numba_adam.server.model.push_ledger import Content
-from numba_adam.server.model.spec import Tensor
+from numba_adam.server.model.requests import PushRequest
+from numba_adam.server.model.tensors import Tensor
 
 
 def describe(tensors: Iterable[Tensor]) -> bytes:
@@ -21,25 +21,25 @@ def describe(tensors: Iterable[Tensor]) -> bytes:
     return _encoded([[tensor.name, list(tensor.shape)] for tensor in tensors])
 
 
-def content_of(header: PushHeader, arrays: bytes) -> Content:
-    """Return the digest of what a header says beside the push's name.
+def content_of(push: PushRequest, arrays: bytes) -> Content:
+    """Return the digest of what a push's header says beside the push's key.
 
     Args:
-        header: the header.
+        push: the header.
         arrays: `describe` of its arrays.
     """
-    absent = sorted(header.absent)  # a set: its order says nothing, and may differ between two tries
-    others = (header.base_version, header.dtype, header.total_bytes, header.checksum_kind, absent)
+    absent = sorted(push.absent)  # a set: its order means nothing, and may differ between two tries
+    others = (push.base_version, push.dtype, push.total_bytes, push.checksum_kind, absent)
     return Content(xxhash.xxh3_64_hexdigest(_encoded(others) + arrays))
 
 
 def with_payload(content: Content, checksum: int) -> Content:
-    """Return the content of a push whose payload has come, too."""
+    """Return the content of a push whose payload has arrived, too."""
     return content._replace(payload=f"{checksum:016x}")
 
 
 def initial_values(checksum_kind: int, checksum: int) -> str:
-    """Return the digest of a new model's initial values, to be kept beside the id of the request that sent them."""
+    """Return the digest of a new model's initial values. It is kept beside the id of the request that sent them."""
     return f"{checksum_kind}:{checksum:016x}"
 
 

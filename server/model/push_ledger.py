@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 from numba_adam.errors import (
     InvalidRequestError,
+    NonFiniteError,
+    PushRejectedError,
     RewoundError,
     SequenceError,
     SequenceReusedError,
@@ -36,7 +38,15 @@ _OPTIONAL_KEYS = (
     "first_version",
     "forgotten_epoch",
 )  # left out where they are 0, as a session's nonce where it has none
-_REASONS = (4, 5)  # REASON_PUSH_MISMATCH and REASON_NON_FINITE: for no other is a push rejected
+
+PUSH_MISMATCH = 4
+"""The reason of a rejection because the push does not fit the model, as the protocol and snapshots number it."""
+
+NON_FINITE = 5
+"""The same, because of a NaN, an infinity, or a value whose square overflows."""
+
+REJECTIONS: Mapping[int, type[PushRejectedError]] = {PUSH_MISMATCH: PushRejectedError, NON_FINITE: NonFiniteError}
+"""The errors that rejections are raised as, by reason."""
 
 
 class Limits(NamedTuple):
@@ -378,7 +388,7 @@ def _kept(*values: Any) -> Kept:
         raise SnapshotError(f"an answer's record has {len(values)} values, and this numba-adam knows 2 or 4")
     first, second, *content = values
     if isinstance(second, str):
-        check_value(first, "the reason of a rejection", _REASONS)
+        check_value(first, "the reason of a rejection", tuple(REJECTIONS))
     answer = Rejected(first, second) if isinstance(second, str) else Accepted(first, second)
     return Kept(answer, Content(*content) if content else None)
 

@@ -1,12 +1,12 @@
-"""Errors that say, for programs, where the model stands that they are about. Imports the error table and the models."""
+"""Errors that say, for programs, where the model stands that they are about. Imports the models."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from numba_adam.errors import NumbaAdamError, SessionFencedError, SessionUnknownError
-from numba_adam.ps.errors import to_status
+from numba_adam.errors import ServiceError, SessionFencedError, SessionUnknownError
+from numba_adam.ps.detail import with_detail
 from numba_adam.server.runtime.model import Model
 
 
@@ -16,9 +16,7 @@ def saying_epoch_of(model: Model) -> Iterator[None]:
     try:
         yield
     except (SessionFencedError, SessionUnknownError) as error:
-        detail = to_status(error)[2]
-        detail.epoch = model.ledger.last_epoch
-        error.detail = detail
+        with_detail(error, epoch=model.ledger.last_epoch)
         raise
 
 
@@ -27,8 +25,6 @@ def saying_state_of(model: Model) -> Iterator[None]:
     """Have errors carry where the model's state stands."""
     try:
         yield
-    except NumbaAdamError as error:
-        detail = to_status(error)[2]
-        detail.state.CopyFrom(model.state())
-        error.detail = detail  # type: ignore[attr-defined]  # only ServiceErrors declare it
+    except ServiceError as error:
+        with_detail(error, state=model.state())
         raise

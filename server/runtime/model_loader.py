@@ -13,13 +13,11 @@ import time
 
 import numpy as np
 
-from numba_adam.errors import BudgetExceededError, ConfigurationError, InvalidRequestError
-from numba_adam.ps.errors import refusal
-from numba_adam.ps.v1 import parameter_service_pb2 as pb
-from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.errors import BudgetExceededError, ConfigurationError, InvalidRequestError, TransferTooLargeError
 from numba_adam.server.model.arena import Arena, layout
 from numba_adam.server.model.digests import initial_values
 from numba_adam.server.model.push_ledger import PushLedger
+from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.launcher import Launcher
@@ -95,7 +93,7 @@ class ModelLoader:
         self._pool.keep(name, model.kept_bytes, "its sessions", must=True)
         return model
 
-    def create(self, spec: Spec, header: pb.CreateModelHeader, parts: Parts) -> Model:
+    def create(self, creation: Creation, parts: Parts) -> Model:
         """Take a new model's initial values and write its first snapshot; return it, to be shown to others.
 
         Raises:
@@ -103,18 +101,19 @@ class ModelLoader:
             BudgetExceededError: there is no memory for it.
             SnapshotError: the snapshot could not be written.
         """
-        if header.total_bytes != spec.nbytes:
+        spec = creation.spec
+        if creation.total_bytes != spec.nbytes:
             raise InvalidRequestError(
-                f"total_bytes={header.total_bytes}: these arrays have {spec.nbytes} bytes of {spec.dtype}"
+                f"total_bytes={creation.total_bytes}: these arrays have {spec.nbytes} bytes of {spec.dtype}"
             )
         arena = self._new_arena(spec)
         try:
             target = arena.param.view(np.uint8)
-            receiver = Receiver(target, arena.dtype, spec.tensors, header.checksum_kind, "initial value")
+            receiver = Receiver(target, arena.dtype, spec.tensors, creation.checksum_kind, "initial value")
             receive(parts, receiver)
             ledger = PushLedger(_new_state_id(), len(spec.tensors))
-            model = Model(spec, header.request_id, arena, ledger, launcher=self._launcher)
-            model.initial = initial_values(header.checksum_kind, receiver.checksum)
+            model = Model(spec, creation.request_id, arena, ledger, launcher=self._launcher)
+            model.initial = initial_values(creation.checksum_kind, receiver.checksum)
             self._keep(model)
         except BaseException:
             self._pool.release_model(spec.name)
@@ -145,7 +144,7 @@ class ModelLoader:
             raise
         except MemoryError as error:
             self._pool.release_model(spec.name)
-            raise refusal(Reason.REASON_TOO_LARGE, f"model {spec.name!r}: {error}") from error
+            raise TransferTooLargeError(f"model {spec.name!r}: {error}") from error
 
 
 def _new_state_id() -> str:

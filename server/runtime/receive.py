@@ -21,7 +21,7 @@ from numba_adam.cpu.kernels.finite import first_beyond
 from numba_adam.errors import CorruptTransferError, InvalidRequestError, NonFiniteError
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.framing import Chunk
-from numba_adam.server.model.spec import Tensor
+from numba_adam.server.model.tensors import Tensor
 
 Parts = Iterable[Chunk | Message]
 """What a stream still holds behind its header."""

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from numba_adam.errors import ModelNotFoundError, ServerUnavailableError, ServiceError, SnapshotError
-from numba_adam.ps.v1 import model_pb2 as pb
+from numba_adam.ps.detail import StatePoint
 from numba_adam.server.model.arena import FlatArray
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.model import Model
@@ -38,7 +38,7 @@ _PAGE_BYTES = 4096
 class Written(NamedTuple):
     """A snapshot that is on disk."""
 
-    state: pb.StatePoint
+    state: StatePoint
     """State and version that it holds."""
 
     size_bytes: int
@@ -258,7 +258,7 @@ class SnapshotWriter:
             raise SnapshotError(f"model {model.spec.name!r}: its snapshot could not be written ({error})") from error
         model.note_snapshot(captured[0])
         state = model.state()
-        state.version = state.snapshot_version  # it may have moved on
+        state = state._replace(version=state.snapshot_version)  # the model may have moved on
         written = Written(state, size, time.monotonic() - start)
         _log.info(
             "model %s: snapshot of version %d, %d bytes, took %.3f s", model.spec.name, state.version, *written[1:]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError, SnapshotError
-from numba_adam.server.model.spec import check_model_name, is_model_name
+from numba_adam.server.model.names import check_model_name, is_model_name
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.durable import (
     TEMPORARY,

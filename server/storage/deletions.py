@@ -3,7 +3,8 @@
     DIR/deletions       JSON: the newest deletions, the oldest first; one for each name
 
 The file is written beside its name, fsynced and renamed. One that cannot be written or read costs the memory of a
-restart, never a deletion or a start. Imports the generated messages, the check of records and the error tree.
+restart, never a deletion or a start. Imports the requests, the check of
+records and the error tree.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from numba_adam.errors import ModelNotFoundError, SnapshotError
-from numba_adam.ps.errors import refusal
-from numba_adam.ps.v1 import parameter_service_pb2 as pb
-from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.ps.v1.model_pb2 import StatePoint
+from numba_adam.errors import ModelNotFoundError, RewoundError, SnapshotError
+from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.server.model.records import check_keys, check_value
+from numba_adam.server.model.requests import Creation
 from numba_adam.server.storage.durable import replace, write_all
 
 _log = logging.getLogger(__name__)
@@ -68,29 +67,28 @@ class Deletions:
             except OSError as error:  # a full disk: deleting is what helps
                 _log.warning("%s: %s; until the next deletion, a restart forgets this one", self._path, error)
 
-    def check(self, header: pb.CreateModelHeader) -> None:
+    def check(self, creation: Creation) -> None:
         """Refuse a creation whose caller did not know of a deletion.
 
         Raises:
             ModelNotFoundError: it was carried out by an earlier try, and the model was deleted since.
             RewoundError: the caller did not know of the last deletion under this name.
         """
-        name = header.spec.name
+        name, after = creation.spec.name, creation.after_state_id
         with self._lock:
             last = self._by_name.get(name)
         if last is None:
             return
-        if last.request_id == header.request_id:
+        if last.request_id == creation.request_id:
             raise ModelNotFoundError(
                 f"model {name!r}: this request created it, and it was deleted since; create it with a new request_id"
             )
-        if header.HasField("after_state_id") and header.after_state_id != last.state_id:
-            raise refusal(
-                Reason.REASON_REWOUND,
-                f"model {name!r}, after_state_id={header.after_state_id[:64]!r}: the model of that name in state "
-                f"{last.state_id!r} was deleted since; to create it anew, send that as after_state_id",
-                state=StatePoint(state_id=last.state_id, version=last.version),
+        if after is not None and after != last.state_id:
+            error = RewoundError(
+                f"model {name!r}, after_state_id={after[:64]!r}: the model of that name in state {last.state_id!r} was "
+                "deleted since; to create it anew, send that as after_state_id"
             )
+            raise with_detail(error, state=StatePoint(last.state_id, last.version))
 
     def _read(self) -> dict[str, Deletion]:
         try:

@@ -28,7 +28,7 @@ import xxhash
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
 from numba_adam.server.model.records import check_keys, check_value
-from numba_adam.server.model.spec import Tensor
+from numba_adam.server.model.tensors import Tensor
 
 FORMAT = "2"
 _READ = ("1", "2")

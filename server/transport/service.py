@@ -1,7 +1,7 @@
-"""The gRPC edge: decode, call the host, encode; errors become statuses by the table of numba_adam.ps.errors.
+"""The gRPC edge: decode, call the runtime, encode; errors become statuses by the table of numba_adam.ps.errors.
 
 Requests that stream arrays are decoded by numba_adam.ps.framing, which borrows a chunk's bytes where the generated
-parser would copy them. Imports grpc and the host.
+parser would copy them. Imports grpc and the runtime.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ import grpc
 from google.protobuf.message import Message
 
 from numba_adam.errors import InvalidRequestError, NumbaAdamError
-from numba_adam.ps import framing
+from numba_adam.ps import convert, framing
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.errors import to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
-from numba_adam.server.runtime.host import Caller, Host
+from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pull_copy import PullCopy
+from numba_adam.server.runtime.pulls import Caller
 from numba_adam.server.runtime.receive import Parts
+from numba_adam.server.runtime.runtime import Runtime
+from numba_adam.server.runtime.sessions import open_session
+from numba_adam.server.transport import messages
 from numba_adam.server.transport.gate import Calls, Context, Entry, Handler, end
+from numba_adam.server.transport.pages import page_of
 from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -41,13 +46,14 @@ class ParameterService:
     """The calls of numba_adam.ps.v1.ParameterService; see the .proto files for what each does.
 
     Args:
-        host: what they act on.
+        runtime: what they act on.
         watch: ends transfers that have stopped.
     """
 
-    def __init__(self, host: Host, watch: Watch) -> None:
-        self._host = host
+    def __init__(self, runtime: Runtime, watch: Watch) -> None:
+        self._runtime = runtime
         self._watch = watch
+        self._headers = messages.PushHeaders()
         self._describing = threading.Lock()  # a large description takes memory while it is made: one at a time
         self._senders = 0
         self._senders_lock = threading.Lock()
@@ -55,56 +61,72 @@ class ParameterService:
     def create_model(self, request: Iterator[Any], _: Context) -> bytes:
         """Create a model from a stream."""
         header, parts = self._open(request)
-        model, created = self._host.create_model(header, parts)
+        model, created = self._runtime.lifecycle.create(messages.creation_from_proto(header), parts)
         with self._describing:
-            return pb.CreateModelResponse(model=model.to_proto(), created=created).SerializeToString()
+            return pb.CreateModelResponse(model=messages.model_to_proto(model), created=created).SerializeToString()
 
     def get_model(self, request: pb.GetModelRequest, _: Context) -> bytes:
         """Describe a model."""
         with self._describing:
-            return pb.GetModelResponse(model=self._host.model(request.model).to_proto()).SerializeToString()
+            model = self._runtime.registry.get(request.model)
+            return pb.GetModelResponse(model=messages.model_to_proto(model)).SerializeToString()
 
     def list_models(self, request: pb.ListModelsRequest, _: Context) -> bytes:
         """Describe the models."""
         with self._describing:
-            return self._host.list_models(request).SerializeToString()
+            page = page_of(self._runtime.registry.all(), request, messages.model_to_proto)
+            answer = pb.ListModelsResponse(models=page.messages, next_page_token=page.next_page_token)
+            return answer.SerializeToString()
 
     def delete_model(self, request: pb.DeleteModelRequest, _: Context) -> pb.DeleteModelResponse:
         """Delete a model."""
-        return pb.DeleteModelResponse(state=self._host.delete_model(request.model, request.state_id))
+        state = self._runtime.lifecycle.delete(request.model, request.state_id)
+        return pb.DeleteModelResponse(state=convert.state_to_proto(state))
 
     def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:
         """Open a worker's session."""
-        opened, state = self._host.open_session(request)
-        return pb.OpenSessionResponse(epoch=opened.epoch, first_sequence=opened.next_sequence, state=state)
+        model = self._runtime.registry.get(request.model)
+        return messages.opened_to_proto(*open_session(model, messages.opening_from_proto(request), self._runtime.pool))
 
     def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
         """Take one gradient."""
-        return pb.PushResponse(ack=self._host.push(*self._open(request)))
+        return pb.PushResponse(ack=self._push(*self._open(request)))
 
     def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
         """Send the parameters."""
         _check_kind(request.checksum_kind)
-        with self._host.pull(request, _caller(context)) as pull_copy:
+        model = self._runtime.registry.get(request.model)
+        pulled = self._runtime.pulls.pull(model, _caller(context), request.state_id, request.min_version)
+        with pulled as pull_copy:
             yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)
 
     def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Take one gradient and send the parameters that came of it."""
         header, parts = self._open(request)
         _check_kind(header.checksum_kind)
-        ack = self._host.push(header, parts)
+        ack = self._push(header, parts)
         yield from self._watch.send([pb.PushPullResponse(ack=ack)], context)
-        with self._host.pull(pb.PullRequest(model=header.model), _caller(context)) as pull_copy:
+        model = self._runtime.registry.get(header.model)
+        with self._runtime.pulls.pull(model, _caller(context)) as pull_copy:
             yield from self._send(pull_copy, header.checksum_kind, pb.PushPullResponse, context)
 
     def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
-        return pb.SnapshotResponse(snapshots=self._host.snapshot(request.model))
+        return messages.snapshots_to_proto(self._runtime.snapshot_requests.write(request.model))
 
     def get_server_status(self, request: pb.GetServerStatusRequest, _: Context) -> bytes:
         """Describe the server."""
         with self._describing:
-            return self._host.status(request).SerializeToString()
+            page = page_of(self._runtime.registry.all(), request, messages.model_status_to_proto)
+            answer = messages.status_to_proto(self._runtime.status(), page.messages, page.next_page_token)
+            return answer.SerializeToString()
+
+    def _push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
+        """Take one gradient; return the acknowledgement."""
+        model = self._runtime.registry.get(header.model)
+        with saying_state_of(model):
+            request = self._headers.from_proto(header, model)
+        return messages.pushed_to_proto(self._runtime.pushes.push(model, request, parts))
 
     def _send(
         self, pull_copy: PullCopy, kind: int, response: type[_PullAnswer], context: Context
@@ -216,7 +238,8 @@ def _pulled(
 ) -> Iterator[_PullAnswer | bytes]:
     """Return the messages that carry a pull copy: header, chunks (already encoded), trailer."""
     payload, checksum = pull_copy.bytes.data, new_checksum(kind)
-    header = pb.PullHeader(state=pull_copy.state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
+    state = convert.state_to_proto(pull_copy.state)
+    header = pb.PullHeader(state=state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
     yield response(header=header)
     for offset in range(0, len(payload), chunk_bytes):
         piece = payload[offset : offset + chunk_bytes]

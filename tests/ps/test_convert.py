@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from numba_adam.errors import DtypeError, HyperparameterError, InvalidRequestError
 from numba_adam.ps import convert
+from numba_adam.ps.detail import StatePoint
+from numba_adam.ps.modes import Durability, Mode
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.settings.hyperparameters import Hyperparameters
 
@@ -55,40 +57,32 @@ def test_dtypes():
         convert.dtype_to_proto(np.float16)
 
 
-def test_sizes_are_exact_however_large():
-    specs = convert.tensor_specs({"a": np.zeros((2, 3)), "b": np.zeros(()), "c": np.zeros((0, 7))})
-    assert [convert.element_count(spec) for spec in specs] == [6, 1, 0]
-    assert convert.total_elements(specs) == 7
-    assert convert.total_bytes(specs, model_pb2.Dtype.DTYPE_FLOAT64) == 56
-    huge = model_pb2.TensorSpec(name="x", shape=[2**63, 2**63])
-    assert convert.total_bytes([huge, huge], model_pb2.Dtype.DTYPE_FLOAT32) == 2**129
+def test_names_and_shapes_of_arrays_are_described_in_order():
+    specs = convert.tensor_specs({"b": np.zeros((2, 3)), "a": np.zeros(())})
+    assert [(spec.name, tuple(spec.shape)) for spec in specs] == [("b", (2, 3)), ("a", ())]
 
 
-def spec(**changes: object) -> model_pb2.ModelSpec:
-    tensors = [model_pb2.TensorSpec(name="w", shape=[2, 3]), model_pb2.TensorSpec(name="b", shape=[4])]
-    return model_pb2.ModelSpec(**{"name": "m", "dtype": 1, "tensors": tensors, **changes})
+def test_every_mode_and_durability_of_the_protocol_is_known():
+    assert {number: model_pb2.Mode.Name(number) for number in convert.MODES} == {
+        number: name for name, number in model_pb2.Mode.items() if number
+    }
+    assert {number: model_pb2.Durability.Name(number) for number in convert.DURABILITIES} == {
+        number: name for name, number in model_pb2.Durability.items() if number
+    }
+    assert set(convert.MODES.values()) == set(Mode)
+    assert set(convert.DURABILITIES.values()) == set(Durability)
+    for mode in Mode:
+        assert convert.MODES[convert.mode_to_proto(mode)] is mode
+        assert model_pb2.Mode.Name(convert.mode_to_proto(mode)) == f"MODE_{mode.value.upper()}"
+    for durability in Durability:
+        assert convert.DURABILITIES[convert.durability_to_proto(durability)] is durability
+        assert model_pb2.Durability.Name(convert.durability_to_proto(durability)) == f"DURABILITY_{durability.upper()}"
 
 
-def test_equal_specs_have_no_differences_and_defaults_count():
-    explicit = spec(hyperparameters=model_pb2.Hyperparameters(lr=0.001, eps_mode=1), mode=1, durability=1)
-    assert convert.spec_differences(spec(), explicit) == []
-
-
-def test_every_difference_is_named():
-    other = spec(
-        dtype=2,
-        tensors=[model_pb2.TensorSpec(name="w", shape=[3, 2]), model_pb2.TensorSpec(name="v", shape=[4])],
-        hyperparameters=model_pb2.Hyperparameters(beta1=0.5, amsgrad=True),
+def test_a_state_arrives_as_it_was():
+    state = StatePoint("ab" * 16, 7, first_version=3, snapshot_version=5, durability=Durability.MEMORY)
+    message = convert.state_to_proto(state)
+    assert message == model_pb2.StatePoint(
+        state_id="ab" * 16, version=7, first_version=3, snapshot_version=5, durability=1
     )
-    assert convert.spec_differences(spec(), other) == [
-        "array 'v': the model does not have it",
-        "array 'b': the model has it, it was not given",
-        "array 'w': the model has shape (2, 3), asked for (3, 2)",
-        "dtype: the model has float32, asked for float64",
-        "betas: the model has (0.9, 0.999), asked for (0.5, 0.999)",
-        "amsgrad: the model has False, asked for True",
-    ]
-    swapped = spec(tensors=list(reversed(spec().tensors)))
-    assert convert.spec_differences(spec(), swapped) == [
-        "order of the arrays: the model has ['w', 'b'], asked for ['b', 'w']"
-    ]
+    assert convert.state_to_proto(StatePoint("a", 1)).durability == model_pb2.DURABILITY_UNSPECIFIED

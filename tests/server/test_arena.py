@@ -9,7 +9,8 @@ import pytest
 import numba_adam as na
 from numba_adam.server.model.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
 from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
-from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.model import Model, Push
 from numba_adam.settings.hyperparameters import Hyperparameters
 

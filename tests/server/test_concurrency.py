@@ -58,7 +58,7 @@ def test_the_state_is_that_of_a_replay_in_version_order(config, peers):
             peers(server.address).create({"x": start}, exist_ok=True, lr=0.01, weight_decay=0.1)
             list(pool.map(lambda worker: work(server.address, worker, numbers), range(WORKERS)))  # noqa: B023
             pulled = peers(server.address).pull()
-            arena = server._host.model("model").arena
+            arena = server._runtime.registry.get("model").arena
             found = sha256(pulled.arrays["x"], arena.exp_avg, arena.exp_avg_sq)
 
     assert sorted(order) == list(range(1, WORKERS * (2 * PUSHES - 1) + 1))
@@ -169,10 +169,10 @@ def test_beyond_the_budget_transfers_are_told_to_come_again(tight, peers, refuse
 def test_pullers_of_one_version_share_one_copy(server, peers):
     peer = peers(server.address)
     peer.create({"x": np.zeros(1 << 20, np.float32)})
-    before = server._host.pool.used_bytes
+    before = server._runtime.pool.used_bytes
     calls = [peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1)) for _ in range(8)]
     assert all(next(call).header.state.version == 0 for call in calls)
-    assert server._host.pool.used_bytes - before == 1 << 22
+    assert server._runtime.pool.used_bytes - before == 1 << 22
     for call in calls:
         assert sum(len(answer.chunk.data) for answer in call) == 1 << 22
 
@@ -199,7 +199,7 @@ def half_sent(session, grads):
 
 def wait_for_transfers(server, count):
     """Wait until the server receives so many pushes; the test's timeout is its limit."""
-    while len(server._host._transfers) != count:
+    while len(server._runtime.pushes.receiving) != count:
         threading.Event().wait(0.001)
 
 
@@ -233,25 +233,25 @@ def test_a_session_that_is_fenced_while_its_push_is_received_changes_nothing(ser
 def test_pushes_one_after_the_other_need_the_models_own_memory_only(server, peer):
     x = {"x": np.ones(1 << 18, np.float32)}
     peer.create(x)
-    session, before = peer.session(), server._host.pool.used_bytes
+    session, before = peer.session(), server._runtime.pool.used_bytes
     for _ in range(3):
         session.push(x)
-    assert server._host.pool.used_bytes == before
+    assert server._runtime.pool.used_bytes == before
 
 
 def test_waits_for_a_version_that_are_over_leave_room_for_others(config, server, peer):
     """As many one after the other as calls are served at the same time."""
     peer.create({"x": np.ones(4, np.float32)})
-    session, waiters = peer.session(), server._host._waiters
-    all_free = waiters._value
+    session, waiters = peer.session(), server._runtime.waiters
+    all_free = waiters.free
     for version in range(1, config.rpc_threads + 1):
         request = pb.PullRequest(model="model", min_version=version, state_id=session.state_id, checksum_kind=1)
         answers = peer.stub.Pull(request, timeout=60)
-        while waiters._value == all_free and not answers.done():  # the test's timeout is its limit
+        while waiters.free == all_free and not answers.done():  # the test's timeout is its limit
             threading.Event().wait(0.001)
         session.push({"x": np.ones(4, np.float32)})
         assert next(answers).header.state.version == version
-    assert waiters._value == all_free
+    assert waiters.free == all_free
 
 
 def test_a_server_whose_threads_are_all_busy_still_says_that_it_serves(config, peers, params, grads_of):
@@ -270,7 +270,7 @@ def test_a_server_whose_threads_are_all_busy_still_says_that_it_serves(config, p
 
         sessions = [peer.session(worker_id=f"w{number}") for number in range(4)]
         pushes = [peer.stub.Push.future(slowly(session)) for session in sessions]
-        while len(server._host._transfers) < 4:  # the test's timeout is its limit
+        while len(server._runtime.pushes.receiving) < 4:  # the test's timeout is its limit
             finish.wait(0.01)
         stub = health_pb2_grpc.HealthStub(peer.channel)
         request = health_pb2.HealthCheckRequest()

@@ -8,7 +8,8 @@ import pytest
 
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError, InvalidRequestError, SnapshotError
 from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
-from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.snapshot import Snapshot

@@ -15,7 +15,8 @@ from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.embedded import Server
 from numba_adam.server.model.arena import Arena
 from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
-from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.model import Model, Push
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -118,11 +119,11 @@ def test_an_error_that_nobody_foresaw_ends_neither_the_snapshots_nor_those_of_th
 
 
 def test_a_model_that_cannot_be_kept_is_not_created(config, server, peer, params, refused):
-    before = server._host.pool.used_bytes
+    before = server._runtime.pool.used_bytes
     block(config.data_dir)
     assert refused(lambda: peer.create(params)).detail.reason == Reason.REASON_SNAPSHOT
     assert not peer.stub.ListModels(pb.ListModelsRequest()).models
-    assert server._host.pool.used_bytes == before
+    assert server._runtime.pool.used_bytes == before
 
 
 def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatch):
@@ -193,11 +194,11 @@ def test_what_comes_after_the_end_is_refused_and_never_waits(config):
     """A call that outlived the deadline for stopping may still be on its way to the disk."""
     server = Server(config)
     server.start()
-    host = server._host
+    runtime = server._runtime
     spec = Spec("late", "float32", (Tensor("x", (4,)),), Hyperparameters())
     server.stop()
     model = Model(spec, "r", Arena([4], "float32"), PushLedger("s", 1))
-    for call in (lambda: host._snapshots.begin(model), lambda: host._snapshots.delete(model)):
+    for call in (lambda: runtime.snapshots.begin(model), lambda: runtime.snapshots.delete(model)):
         with pytest.raises(ServerUnavailableError, match="stopping"):
             call()
 

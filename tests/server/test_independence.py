@@ -139,7 +139,7 @@ def test_while_a_models_snapshot_waits_for_the_disk_the_model_itself_is_pushed_a
 def test_without_memory_for_a_copy_pushes_to_the_model_wait_and_none_is_lost(config, models, threads, refused):
     with Server(dataclasses.replace(config, memory_budget_bytes=NO_ROOM)) as server:
         peer, (a, _) = models(server, "a", "b")
-        apply_queue = server._host.model("a").apply_queue
+        apply_queue = server._runtime.registry.get("a").apply_queue
         with disk_blocked(config.data_dir) as disk:
             snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
             disk.wait_until_full()
@@ -237,7 +237,7 @@ def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, mod
         with disk_blocked(config.data_dir) as disk:
             snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
             disk.wait_until_full()
-            snapshot_queue = server._host.model("a").snapshot_queue
+            snapshot_queue = server._runtime.registry.get("a").snapshot_queue
             deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
             pause = threading.Event()
             while snapshot_queue.waiting == 0:  # the test's timeout is its limit
@@ -252,7 +252,7 @@ def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, mod
 def test_two_snapshots_of_a_model_are_written_one_after_the_other(config, models, threads, refused):
     with Server(config) as server:
         peer, _ = models(server, "a")
-        snapshot_queue = server._host.model("a").snapshot_queue
+        snapshot_queue = server._runtime.registry.get("a").snapshot_queue
         with disk_blocked(config.data_dir) as disk:
             first = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
             disk.wait_until_full()
@@ -295,19 +295,19 @@ def test_a_snapshot_waits_for_the_update_that_is_under_way_and_gives_its_memory_
         settings = dataclasses.replace(config, memory_budget_bytes=budget, data_dir=config.data_dir / str(budget))
         with Server(settings) as server:
             peer, _ = models(server, "a", "b")
-            apply_queue, before = server._host.model("a").apply_queue, server._host.pool.used_bytes
+            apply_queue, before = server._runtime.registry.get("a").apply_queue, server._runtime.pool.used_bytes
             with held(apply_queue, threads):
                 snapshot = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
                 while apply_queue.waiting == 0:  # the test's timeout is its limit
                     assert not snapshot.done()
             assert snapshot.result(DEADLINE).snapshots[0].state.version == 0
-            assert server._host.pool.used_bytes == before
+            assert server._runtime.pool.used_bytes == before
 
 
 def test_a_background_snapshot_is_left_out_when_another_came_first(config, models, threads):
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer, (a,) = models(server, "a")
-        host, snapshot_queue = server._host, server._host.model("a").snapshot_queue
+        runtime, snapshot_queue = server._runtime, server._runtime.registry.get("a").snapshot_queue
         pause = threading.Event()
         with held(snapshot_queue, threads):
             snapshot = threads.submit(peer.stub.Snapshot, pb.SnapshotRequest(model="a"))
@@ -317,7 +317,7 @@ def test_a_background_snapshot_is_left_out_when_another_came_first(config, model
             while snapshot_queue.waiting < 2:  # the background's, for the push
                 pause.wait(0.001)
         assert snapshot.result(DEADLINE).snapshots[0].state.version == 1
-        while host._snapshots._asked_for:
+        while runtime.snapshots._asked_for:
             pause.wait(0.001)
         assert files(config, "a") == ["00000001.snapshot", "00000002.snapshot"]
 
@@ -338,7 +338,7 @@ def test_the_end_waits_for_a_snapshot_that_is_being_written(config, peers, threa
     server.start()
     peer = peers(server.address)
     peer.create(ones(), "a")
-    snapshots = server._host._snapshots
+    snapshots = server._runtime.snapshots
     with disk_blocked(config.data_dir) as disk:
         snapshot = threads.submit(refused, lambda: peer.stub.Snapshot(pb.SnapshotRequest(model="a")))
         disk.wait_until_full()
@@ -365,7 +365,7 @@ def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(con
             assert over.wait(DEADLINE)
             yield
 
-        launcher = server._host._launcher
+        launcher = server._runtime.launcher
         held = threads.submit(launcher.run, slice_without_end())
         assert begun.wait(DEADLINE)
         push = threads.submit(peer.session("large").push, ones(large))
@@ -385,7 +385,7 @@ def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(con
 def test_large_updates_give_way_to_calls_about_small_models_and_not_to_their_own_kind(config, peers, call):
     """What a large update's slices would take is seen from slices of our own; time passes when the test says so."""
     with Server(config) as server:
-        peer, launcher = peers(server.address), server._host._launcher
+        peer, launcher = peers(server.address), server._runtime.launcher
         found, seconds = [], 0.0
         launcher._clock = lambda: seconds
         calls = {
@@ -468,29 +468,29 @@ def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_being_sa
     _, sessions = models(server, "a", "b", "c")
     for session in sessions:
         session.push(ones())
-    host = server._host
+    registry = server._runtime.registry
     with disk_blocked(config.data_dir) as disk:
         stop = threads.submit(server.stop)
         disk.wait_until_full()
-        while [host.model(name).snapshot_version for name in "bc"] != [1, 1]:  # the test's timeout is its limit
+        while [registry.get(name).snapshot_version for name in "bc"] != [1, 1]:  # the test's timeout is its limit
             assert not stop.done()
     assert stop.result(DEADLINE)  # the disk took the second try
-    assert host.model("a").snapshot_version == 1
+    assert registry.get("a").snapshot_version == 1
 
 
 def test_a_model_that_is_deleted_while_all_are_snapshotted_is_left_out(config, models, threads):
     """It was still there when the list was made, and its deletion came first."""
     with Server(config) as server:
         peer, _ = models(server, "a", "b")
-        snapshot_queue = server._host.model("a").snapshot_queue
+        snapshot_queue = server._runtime.registry.get("a").snapshot_queue
         pause = threading.Event()
         with held(snapshot_queue, threads):
-            all_of_them = server._host.models()
+            all_of_them = server._runtime.registry.all()
             deletion = threads.submit(peer.stub.DeleteModel, pb.DeleteModelRequest(model="a"))
             while snapshot_queue.waiting < 1:  # the test's timeout is its limit
                 assert not deletion.done()
                 pause.wait(0.001)
-            everything = threads.submit(server._host._snapshots.snapshot_all, all_of_them)
+            everything = threads.submit(server._runtime.snapshots.snapshot_all, all_of_them)
             while snapshot_queue.waiting < 2:
                 pause.wait(0.001)
         assert [model.spec.name for model, _ in everything.result(DEADLINE)] == ["b"]

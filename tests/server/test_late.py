@@ -41,7 +41,7 @@ class Halted:
             yield from rest
 
         self.call = peer.stub.Push.future(slowly())
-        while not server._host._transfers:  # the test's timeout is its limit
+        while not server._runtime.pushes.receiving:  # the test's timeout is its limit
             peer.state()
 
     def finish(self):
@@ -81,7 +81,7 @@ def test_a_model_that_is_deleted_while_its_push_is_received_takes_nothing(server
 def forget(server, peer, worker):
     """Have other workers open sessions until the server forgets this one; return how many it took."""
     opened = 0
-    while worker.worker_id in server._host.model("model").ledger.sessions:
+    while worker.worker_id in server._runtime.registry.get("model").ledger.sessions:
         peer.stub.OpenSession(pb.OpenSessionRequest(model="model", worker_id=f"other-{opened}"))
         opened += 1
     return opened

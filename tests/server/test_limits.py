@@ -5,12 +5,13 @@ import pytest
 from numba_adam.errors import HyperparameterError
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.server.model.spec import Spec
+from numba_adam.server.transport.messages import spec_from_proto
 
 NOT_FOR_FLOAT32 = {"lr": 1e300, "eps": 1e-46, "beta2": 1 - 1e-9, "weight_decay": 1e39}
 
 
 def described(dtype: model_pb2.Dtype, **hyperparameters: float) -> Spec:
-    return Spec.from_proto(
+    return spec_from_proto(
         model_pb2.ModelSpec(
             name="model",
             dtype=dtype,

@@ -74,6 +74,6 @@ def test_every_mutation_gets_an_answer_that_means_something(tmp_path, seed):
                 list(answers)
             trace = (seed, number, exchange["what"], [raw.hex() for raw in requests])
             assert answers.code() in MEANT, (answers.details(), trace)
-        assert server._host.pool.used_bytes <= config.memory_budget_bytes
+        assert server._runtime.pool.used_bytes <= config.memory_budget_bytes
     with Server(config) as server, grpc.insecure_channel(server.address) as channel:  # and what it saved is whole
-        assert server._host.models()
+        assert server._runtime.registry.all()

@@ -10,7 +10,7 @@ from numba_adam.client import ParameterClient
 from numba_adam.errors import DeadlineExceededError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server.runtime import pages
+from numba_adam.server.transport import pages
 
 ONE = {"x": np.zeros(1, np.float32)}
 

@@ -11,7 +11,7 @@ from numba_adam.ps.checksum import CRC32C, XXH3_64, new_checksum
 from numba_adam.ps.framing import Chunk
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
-from numba_adam.server.model.spec import Tensor
+from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.receive import Receiver, receive
 
 TENSORS = (Tensor("first", (2, 3)), Tensor("empty", (0,)), Tensor("second", (4,)))

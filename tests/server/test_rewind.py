@@ -145,7 +145,7 @@ def test_every_flipped_bit_of_manifest_and_run_is_found(config, train, peers):
         for bit in range(8 * len(whole)):
             flip(config.data_dir / name, bit)
             server = Server(config)
-            state_id = server._host.model("model").state().state_id
+            state_id = server._runtime.registry.get("model").state().state_id
             assert server.stop()
             assert state_id != worker.state_id, bit
             (config.data_dir / name).write_bytes(whole)
@@ -158,7 +158,7 @@ def test_every_truncation_of_the_manifest_is_found(config, train):
     for size in range(len(whole)):
         (config.data_dir / "manifest").write_bytes(whole[:size])
         server = Server(config)
-        state_id = server._host.model("model").state().state_id
+        state_id = server._runtime.registry.get("model").state().state_id
         assert server.stop()
         assert state_id != worker.state_id, size
 

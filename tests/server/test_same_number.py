@@ -156,7 +156,7 @@ def test_two_tries_at_once_with_other_content_apply_one_of_them(server, peer, wo
         yield from rest
 
     push = peer.stub.Push.future(slowly())
-    while not server._host._transfers:  # the test's timeout is its limit
+    while not server._runtime.pushes.receiving:  # the test's timeout is its limit
         peer.state()
     other = {name: -grad for name, grad in grads.items()}
     reasons = {Reason.REASON_IN_PROGRESS}

@@ -42,7 +42,7 @@ def digest(server):
     """Return a function that hashes everything a model consists of, decisions included."""
 
     def hashed(name="model"):
-        model = server._host.model(name)
+        model = server._runtime.registry.get(name)
         content = hashlib.sha256(repr({**model.ledger.to_record(), "sessions": None}).encode())
         for array in model.arena.state_arrays().values():
             content.update(array)
@@ -369,12 +369,12 @@ def test_models_that_make_no_sense_are_refused(peer, refused, wire, spec, header
 
 
 def test_initial_values_that_are_not_finite_leave_nothing_behind(peer, params, refused, config, server):
-    before = server._host.pool.used_bytes
+    before = server._runtime.pool.used_bytes
     bad = params | {"bias": np.full(70, np.inf, np.float32)}
     refusal = refused(lambda: peer.create(bad))
     assert refusal.detail.reason == Reason.REASON_NON_FINITE
     assert "initial value 'bias' holds inf at element 0" in refusal.message
-    assert server._host.pool.used_bytes == before
+    assert server._runtime.pool.used_bytes == before
     assert not list((config.data_dir / "models").iterdir())
     assert peer.create(params).created
 

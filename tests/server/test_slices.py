@@ -9,7 +9,8 @@ import pytest
 
 import numba_adam as na
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.spec import Spec, Tensor
+from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime import slices
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate

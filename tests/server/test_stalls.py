@@ -69,12 +69,12 @@ def test_only_a_mebibyte_buys_a_peer_more_time():
 
 
 def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):
-    before = server._host.pool.used_bytes
+    before = server._runtime.pool.used_bytes
     never = threading.Event()
     header = pb.CreateModelHeader(request_id="r", total_bytes=344, checksum_kind=1)
     header.spec.CopyFrom(peer.create(params, name="other").model.spec)
     header.spec.name = "model"
-    used = server._host.pool.used_bytes
+    used = server._runtime.pool.used_bytes
 
     def half():
         yield pb.CreateModelRequest(header=header)
@@ -83,7 +83,7 @@ def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):
     assert peer.stub.CreateModel.future(half()).exception(60).code() == grpc.StatusCode.CANCELLED
     never.set()
     assert peer.create(params).created
-    assert server._host.pool.used_bytes - used == used - before
+    assert server._runtime.pool.used_bytes - used == used - before
 
 
 def test_a_puller_that_stops_reading_gives_its_copy_back(peer, server):
@@ -93,7 +93,7 @@ def test_a_puller_that_stops_reading_gives_its_copy_back(peer, server):
     session = peer.session()
     answers = peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1))
     assert next(answers).header.total_bytes == 4 * size
-    while server._host._pull_copies._newest:  # the copy is let go of while nobody reads
+    while server._runtime.pulls.copies._newest:  # the copy is let go of while nobody reads
         assert session.peer.state().version == 0
     with pytest.raises(grpc.RpcError) as caught:
         list(answers)

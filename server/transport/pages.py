@@ -1,6 +1,6 @@
 """Answers about many models, in pages that stay small however long the models' descriptions are.
 
-Imports the error table and the models.
+Imports protobuf and the models.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from numba_adam.errors import InvalidRequestError
-from numba_adam.ps.errors import refusal
-from numba_adam.ps.v1 import parameter_service_pb2 as pb
-from numba_adam.ps.v1.error_pb2 import Reason
-from numba_adam.server.model.spec import is_model_name
+from numba_adam.errors import InvalidRequestError, TransferTooLargeError
+from numba_adam.server.model.names import is_model_name
 from numba_adam.server.runtime.model import Model
 
 LARGEST_PAGE = 1000
@@ -75,24 +72,12 @@ def page_of(models: Iterable[Model], request: PageRequest, describe: Callable[[M
         if request.page_size and messages and (len(messages) >= _most(request.page_size) or size > PAGE_BYTES):
             return Page(messages, last)
         if not request.page_size and size > WHOLE_BYTES:
-            raise refusal(
-                Reason.REASON_TOO_LARGE,
-                f"page_size=0: the descriptions of all models take more than {WHOLE_BYTES} bytes; ask for pages",
+            raise TransferTooLargeError(
+                f"page_size=0: the descriptions of all models take more than {WHOLE_BYTES} bytes; ask for pages"
             )
         messages.append(message)
         last = model.spec.name
     return Page(messages, "")
-
-
-def status_of(model: Model) -> pb.ModelStatus:
-    """Return what has happened to a model."""
-    return pb.ModelStatus(
-        model=model.to_proto(),
-        pushes_applied=model.counters.applied,
-        pushes_repeated=model.counters.repeated,
-        pushes_rejected=model.counters.rejected,
-        workers=len(model.ledger.sessions),
-    )
 
 
 def _most(page_size: int) -> int:

@@ -1,0 +1,134 @@
+"""What callers ask of a model, as plain values; and whether a push fits the model it names.
+
+`numba_adam.server.transport.messages` makes these values from the protocol's messages. Imports the error tree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from numba_adam.errors import PushRejectedError
+from numba_adam.server.model.push_ledger import PushKey
+from numba_adam.server.model.spec import DTYPE_NUMBERS, Spec
+from numba_adam.server.model.tensors import Tensor
+
+
+class Creation(NamedTuple):
+    """A request to create a model."""
+
+    spec: Spec
+    """What the model is to be."""
+
+    request_id: str
+    """Names the request; a retry has the same."""
+
+    exist_ok: bool
+    """Whether an equal model that exists is as good."""
+
+    after_state_id: str | None
+    """The state of the last model of that name that the caller knew of. None: the caller does not say."""
+
+    total_bytes: int
+    """Size of the initial values."""
+
+    checksum_kind: int
+    """A ChecksumKind of the protocol."""
+
+
+class Opening(NamedTuple):
+    """A request to open a worker's session."""
+
+    worker_id: str
+    """The worker."""
+
+    nonce: str
+    """Names the opening; a retry has the same. Empty: it has no name."""
+
+    state_id: str
+    """The state that the session is for; empty: any."""
+
+    seen_epoch: int
+    """The newest epoch that the caller knows of."""
+
+
+class PushRequest(NamedTuple):
+    """What a push says before its payload."""
+
+    key: PushKey
+    """Names the push."""
+
+    base_version: int
+    """Version of the parameters that the gradient was computed from."""
+
+    dtype: int
+    """Element type of the payload, by its number; see DTYPE_NUMBERS."""
+
+    tensors: Sequence[Tensor]
+    """The arrays in the payload; the spec's own tuple where they are the model's, which is quick to check."""
+
+    absent: Sequence[str]
+    """Names of the arrays that have no gradient."""
+
+    total_bytes: int
+    """Size of the payload."""
+
+    checksum_kind: int
+    """A ChecksumKind of the protocol."""
+
+
+def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:
+    """Return for each array of the model whether the push has a gradient for it.
+
+    Raises:
+        PushRejectedError: dtype, names, shapes or the declared size do not fit the model.
+    """
+    if push.dtype != DTYPE_NUMBERS[spec.dtype]:
+        raise PushRejectedError(f"dtype={push.dtype}: model {spec.name!r} has {spec.dtype}; convert the gradients")
+    if push.tensors is spec.tensors and not push.absent:
+        _check_size(spec, spec.element_count, push.total_bytes)
+        return (True,) * len(spec.tensors)
+    given = _given_shapes(spec, push)
+    for tensor in spec.tensors:
+        if tensor.name in given and given[tensor.name] != tensor.shape:
+            raise PushRejectedError(
+                f"gradient {tensor.name!r} has shape {given[tensor.name]}: model {spec.name!r} has {tensor.shape}"
+            )
+    order = [tensor.name for tensor in spec.tensors if tensor.name in given]
+    if list(given) != order:
+        raise PushRejectedError(f"gradients come in the order {_some(given)}: model {spec.name!r} has {_some(order)}")
+    _check_size(spec, sum(tensor.size for tensor in spec.tensors if tensor.name in given), push.total_bytes)
+    return tuple(tensor.name in given for tensor in spec.tensors)
+
+
+def _check_size(spec: Spec, element_count: int, total_bytes: int) -> None:
+    needed = element_count * spec.numpy_dtype.itemsize
+    if total_bytes != needed:
+        raise PushRejectedError(f"total_bytes={total_bytes}: these arrays have {needed} bytes of {spec.dtype}")
+
+
+def _given_shapes(spec: Spec, push: PushRequest) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the payload's arrays, once every array of the model is named exactly once."""
+    names = [tensor.name for tensor in push.tensors] + list(push.absent)
+    known = {tensor.name for tensor in spec.tensors}
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise PushRejectedError(f"gradient {_some(strange)}: model {spec.name!r} has only {_some(sorted(known))}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise PushRejectedError(f"gradient {_some(twice)}: named more than once; name each array once")
+    named = set(names)
+    missing = [tensor.name for tensor in spec.tensors if tensor.name not in named]
+    if missing:
+        raise PushRejectedError(
+            f"gradient {_some(missing)} is missing: model {spec.name!r} needs one for each array, or its name in absent"
+        )
+    return dict(push.tensors)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return a few names, quoted, for a message."""
+    listed = list(names)
+    text = ", ".join(repr(name[:80]) for name in listed[:5])
+    return text + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -1,0 +1,134 @@
+"""Pushes: judge the header, receive the gradient, apply it or reject it. Imports the models and the receiver.
+
+A push runs on the thread of its call. Only the last stop, the step itself, waits for other pushes to the same model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from numba_adam.errors import NonFiniteError, PushInProgressError, PushRejectedError
+from numba_adam.ps.detail import StatePoint, with_detail
+from numba_adam.server.model.digests import with_payload
+from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
+from numba_adam.server.model.requests import PushRequest, present_arrays
+from numba_adam.server.runtime.budget import Bytes, SlotPool
+from numba_adam.server.runtime.launcher import Launcher
+from numba_adam.server.runtime.model import Model, Outcome, Push
+from numba_adam.server.runtime.model_errors import saying_state_of
+from numba_adam.server.runtime.receive import Parts, Reader, Receiver, receive
+from numba_adam.server.runtime.sessions import count_memory
+from numba_adam.server.runtime.small_calls import small_call
+from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
+from numba_adam.settings.folding import LARGEST_GRADIENT
+
+_RETRY_MILLISECONDS = 50
+
+
+class Pushed(NamedTuple):
+    """The answer to a push that became a step, now or on an earlier try."""
+
+    version: int
+    """Version that it made."""
+
+    staleness: int
+    """Versions between the parameters it was computed from and those it was applied to."""
+
+    is_duplicate: bool
+    """True when an earlier try was given this answer already."""
+
+    state: StatePoint
+    """Where the model's state stands now."""
+
+
+class Pushes:
+    """Takes pushes to all models.
+
+    Args:
+        pool: where memory for gradients comes from.
+        launcher: gives way to pushes to small models.
+        snapshots: is told of each step.
+    """
+
+    def __init__(self, pool: SlotPool, launcher: Launcher, snapshots: SnapshotWriter) -> None:
+        self._pool = pool
+        self._launcher = launcher
+        self._snapshots = snapshots
+        self._lock = threading.Lock()
+        self.receiving: set[tuple[Model, PushKey]] = set()
+        """Pushes whose payload is being received."""
+
+    def push(self, model: Model, request: PushRequest, parts: Parts) -> Pushed:
+        """Take one push and make it a step, or give the answer that an earlier try was given.
+
+        Raises:
+            ServiceError: see PushLedger.judge and Receiver; PushRejectedError for content that cannot be applied.
+        """
+        with saying_state_of(model), small_call(model, self._launcher):
+            answer, is_duplicate, _ = self._outcome(model, request, parts)
+            if isinstance(answer, Rejected):
+                count_memory(model, self._pool, must=True)
+                raise with_detail(REJECTIONS[answer.reason](answer.message), sequence_recorded=True)
+            self._snapshots.note_push(model)
+            return Pushed(answer.version, answer.staleness, is_duplicate, model.state())
+
+    def _outcome(self, model: Model, request: PushRequest, parts: Parts) -> Outcome:
+        """Return the answer an earlier try was given, or the answer to this one."""
+        key, base_version = request.key, request.base_version
+        content = model.content_of(request)
+        known = model.judge(key, base_version, content)
+        if known is not None and known.awaits_payload:
+            reader = Reader(request.total_bytes, request.checksum_kind)
+            receive(parts, reader)
+            known = model.judge(key, base_version, with_payload(content, reader.checksum))
+        if known is not None:
+            return known
+        push = Push(key, base_version, (), content)
+        try:
+            present = present_arrays(model.spec, request)
+            with self._receiving(model, key), self._staging(model, request.total_bytes) as target:
+                limit = LARGEST_GRADIENT[model.spec.dtype]
+                receiver = Receiver(
+                    target, model.arena.dtype, request.tensors, request.checksum_kind, "gradient", limit
+                )
+                receive(parts, receiver)
+                push = push._replace(present=present, content=with_payload(content, receiver.checksum))
+                return model.apply_queue.call(model.apply, push, target.view(model.arena.dtype))
+        except NonFiniteError as error:
+            push = push._replace(content=with_payload(content, receiver.checksum))
+            return model.apply_queue.call(model.reject, push, NON_FINITE, str(error))
+        except PushRejectedError as error:  # for what its header says, whatever the payload
+            return model.apply_queue.call(model.reject, push, PUSH_MISMATCH, str(error))
+
+    @contextlib.contextmanager
+    def _receiving(self, model: Model, key: PushKey) -> Iterator[None]:
+        """Refuse a second try of the same push while the first is being received."""
+        with self._lock:
+            if (model, key) in self.receiving:
+                error = PushInProgressError(
+                    f"sequence={key.sequence}: this push is being received on another stream; try again"
+                )
+                raise with_detail(error, retry_after_milliseconds=_RETRY_MILLISECONDS)
+            self.receiving.add((model, key))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.receiving.discard((model, key))
+
+    @contextlib.contextmanager
+    def _staging(self, model: Model, nbytes: int) -> Iterator[Bytes]:
+        """Yield memory for a gradient: the arena's own slot if it is free, else one from the pool."""
+        if model.pending_slot.acquire(blocking=False):
+            try:
+                yield model.arena.pending.view(np.uint8)[:nbytes]
+            finally:
+                model.pending_slot.release()
+            return
+        with self._pool.acquire(nbytes, f"a push to model {model.spec.name!r}") as slot:
+            yield slot.bytes

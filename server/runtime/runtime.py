@@ -1,0 +1,149 @@
+"""A server without its network, put together from the files beside it: what starts, saves and stops.
+
+Calls come from many threads. Imports everything above it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+from numba_adam.server.config import ServerConfig
+from numba_adam.server.runtime.budget import SlotPool
+from numba_adam.server.runtime.launcher import Launcher
+from numba_adam.server.runtime.lifecycle import Lifecycle
+from numba_adam.server.runtime.model_loader import ModelLoader
+from numba_adam.server.runtime.pulls import Pulls
+from numba_adam.server.runtime.pushes import Pushes
+from numba_adam.server.runtime.registry import Registry
+from numba_adam.server.runtime.snapshot_requests import SnapshotRequests
+from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
+from numba_adam.server.runtime.waiters import Waiters
+from numba_adam.server.storage.data_folder import DataFolder
+from numba_adam.server.storage.deletions import Deletions
+
+_log = logging.getLogger(__name__)
+
+
+class Status(NamedTuple):
+    """What a server holds and has done, beside its models."""
+
+    uptime_seconds: float
+    """Time since it started."""
+
+    memory_used_bytes: int
+    """Bytes that models and transfers hold."""
+
+    memory_budget_bytes: int
+    """Bytes that they may hold."""
+
+    threading_layer: str
+    """Numba's threading layer; empty before the first push."""
+
+    threads: int
+    """Threads that apply a large update."""
+
+
+class Runtime:
+    """Everything a server holds.
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ConfigurationError: the data folder cannot be used.
+        CorruptSnapshotError: a model has snapshots, and none of them is intact.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._is_started = False
+        self.registry = Registry()
+        self.pool = SlotPool(config.memory_budget_bytes)
+        self.launcher = Launcher(config.threads)
+        self.waiters = Waiters(config.rpc_threads // 2)
+        self._data_folder = DataFolder(config.data_dir, config.snapshots_kept)
+        self.snapshots = SnapshotWriter(
+            self._data_folder,
+            self.pool,
+            config.snapshot_interval_seconds,
+            config.snapshot_every_pushes,
+            self.registry.all,
+        )
+        self.snapshot_requests = SnapshotRequests(self.registry, self.snapshots, self.waiters)
+        self.pushes = Pushes(self.pool, self.launcher, self.snapshots)
+        self.pulls = Pulls(self.pool, self.launcher, self.waiters)
+        loader = ModelLoader(self.pool, self._data_folder, self.snapshots, self.launcher)
+        try:
+            deletions = Deletions(self._data_folder.path)
+            for name in self._data_folder.model_names():
+                self.registry.add(loader.restore(name))
+        except BaseException:
+            self._data_folder.close()
+            raise
+        self.lifecycle = Lifecycle(self.registry, loader, self.snapshots, deletions, self.pool)
+
+    def start(self) -> None:
+        """Begin a run on the data folder, and start the background threads.
+
+        Raises:
+            ConfigurationError: the data folder cannot be written.
+        """
+        if self._config.threads > self.launcher.threads:
+            _log.warning(
+                "threads=%d: large updates run on %d, which are all that Numba has here; threads=0 takes them all, and "
+                "NUMBA_NUM_THREADS sets how many there are",
+                self._config.threads,
+                self.launcher.threads,
+            )
+        try:
+            self._data_folder.begin()
+        except BaseException:
+            self._data_folder.close()
+            raise
+        self.snapshots.start()
+        self._is_started = True
+
+    def begin_stop(self) -> None:
+        """Tell the calls that wait for a version that the server is stopping."""
+        self.pulls.begin_stop()
+        for model in self.registry.all():
+            model.wake()
+
+    def save(self) -> dict[str, bool]:
+        """Write a snapshot of every model that has changed since its last; return for each whether it is saved now."""
+        return self.snapshots.save_all(self.registry.all())
+
+    def stop(self) -> bool:
+        """Write the last snapshots and release the data folder; False if one of them could not be written.
+
+        A server that never started leaves the data folder as it was.
+        """
+        self.begin_stop()
+        saved = {}
+        if self._is_started:
+            saved = self.save()
+        self.snapshots.stop()
+        for model in self.registry.all():
+            model.apply_queue.stop()
+        self.launcher.stop()
+        try:
+            are_there = self._data_folder.close([name for name, is_saved in saved.items() if is_saved])
+        except OSError:
+            _log.exception("data folder %s: it could not be closed; is it still there?", self._config.data_dir)
+            return False
+        return are_there and all(saved.values())
+
+    def status(self) -> Status:
+        """Return what the server holds and has done, beside its models."""
+        from numba_adam.cpu.kernels.threads import threading_layer
+
+        return Status(
+            uptime_seconds=time.monotonic() - self._started,
+            memory_used_bytes=self.pool.used_bytes,
+            memory_budget_bytes=self.pool.budget_bytes,
+            threading_layer=threading_layer(),
+            threads=self.launcher.threads,
+        )

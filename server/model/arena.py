@@ -4,8 +4,8 @@
     4096             param
     ...              exp_avg, exp_avg_sq, max_exp_avg_sq (with AMSGrad), pending (one staged gradient)
 
-Each array starts at a multiple of 64 bytes, a cache line. The mapping is shared although it has no name yet: what
-will read it from other processes finds the layout that it needs.
+Each array starts at a multiple of 64 bytes, a cache line. The mapping is shared although it has no name yet, so that
+other processes can map it later without a change of the layout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ FORMAT = 1
 HEADER_BYTES = 4096
 ALIGNMENT = 64
 _HEADER = struct.Struct("<8sIIQ5Q")  # magic, format, itemsize, element count, offsets (0: the array is not there)
-_NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux; Python's mmap module has no name for it
 
 FlatArray = npt.NDArray[Any]
 
@@ -39,7 +38,7 @@ class Layout(NamedTuple):
 
 
 def layout(element_count: int, itemsize: int, *, amsgrad: bool = False) -> Layout:
-    """Return the layout of a model with so many elements."""
+    """Return the layout of a model with that many elements."""
     names = ["param", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []), "pending"]
     offsets, position = {}, HEADER_BYTES
     for name in names:
@@ -55,22 +54,18 @@ class Arena:
         sizes: number of elements of each tensor, in the model's order.
         dtype: element type.
         amsgrad: whether there is a `max_exp_avg_sq`.
-        sparse: do not ask the system to set memory aside for pages that were never touched.
 
     Raises:
-        MemoryError: the system has not so much memory.
+        MemoryError: the system does not have that much memory.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], dtype: npt.DTypeLike, *, amsgrad: bool = False, sparse: bool = False
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], dtype: npt.DTypeLike, *, amsgrad: bool = False) -> None:
         self.dtype = np.dtype(dtype)
         self.sizes = tuple(sizes)
         self.element_count = sum(self.sizes)
         self.layout = layout(self.element_count, self.dtype.itemsize, amsgrad=amsgrad)
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | (_NO_RESERVE if sparse else 0)
         try:
-            self._mapping = mmap.mmap(-1, self.layout.total_bytes, flags=flags)
+            self._mapping = mmap.mmap(-1, self.layout.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"no {self.layout.total_bytes} bytes of memory for a model's arrays: {error}") from error
         self._write_header()

@@ -1,16 +1,16 @@
-"""The decisions of one model, deterministic: order, duplicates, versions, staleness.
+"""The decisions about the pushes to one model: order, duplicates, versions, staleness.
 
-Values go in and decisions come out: no gRPC, no clock, no threads, no disk, no random numbers, no arrays. The same
-calls in the same order give the same state, before a restart and after it. May import the error tree and the check
-of records alone.
+Deterministic: values go in, decisions come out. There is no gRPC, clock, thread, disk, random number or array. The
+same calls in the same order give the same state, before a restart and after it. Imports the error tree and the check
+of records.
 
 A push is named by (state id, worker id, epoch, sequence). Within one session (one epoch of a worker) pushes are
-accepted in order without gaps, so one number says which are in; the answers of the last few are kept, with digests of
-the content that they were given to, and given again to the same content. A rejection of a push's content is an answer
-too. Whatever is refused without an answer leaves no trace.
+accepted in order without gaps, so one number says which were answered. The ledger keeps the last answers of each
+session, with digests of the content that they answered, and gives the same answer to the same content again. A
+rejection of a push's content is an answer too. A refusal without an answer changes nothing.
 
-An opening of a session is named by its nonce, and says the newest epoch that its caller knew of: one that arrives after
-a newer session was opened changes nothing.
+The opening of a session is named by its nonce, and says the newest epoch that its caller knew of. An opening that
+arrives after a newer session was opened changes nothing.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class Limits(NamedTuple):
     """How much a ledger remembers."""
 
     kept_answers: int = 64
-    """Answers kept for retries, of each session."""
+    """Answers kept for retries, per session."""
 
     most_sessions: int = 1024
-    """Workers whose session is kept; beyond it the one that has been idle for longest is forgotten."""
+    """Sessions kept, one per worker; beyond this number the one that was idle for longest is forgotten."""
 
     longest_text: int = 500
-    """Characters that a rejection's text is cut to."""
+    """Characters kept of a rejection's text."""
 
     most_text: int = 1 << 20
-    """Characters of all kept texts together; beyond it a rejection's text is not kept."""
+    """Characters of all kept texts together; beyond this number a rejection's text is not kept."""
 
 
 SESSION_BYTES = 42_000
-"""About how much a session takes with all the answers that it keeps, here and in the record of the newest snapshot."""
+"""About how much memory a session with all its answers takes, here and in the record of the newest snapshot."""
 
 _NOT_KEPT = "rejected; the server keeps so many texts of rejections already that it does not keep this one"
 LIMITS = Limits()
@@ -89,13 +89,13 @@ class PushKey(NamedTuple):
 
 
 class Content(NamedTuple):
-    """Digests of what a push says beside its name."""
+    """Digests of a push, without its key."""
 
     header: str
-    """Of what its header says: base version, dtype, arrays, sizes, kind of checksum."""
+    """Digest of the header: base version, dtype, arrays, sizes, kind of checksum."""
 
     payload: str | None = None
-    """The checksum of its payload. None: not known yet, or an answer that did not depend on it."""
+    """Checksum of the payload. None: it is not known yet, or the answer did not depend on it."""
 
 
 class Accepted(NamedTuple):
@@ -122,13 +122,13 @@ Answer = Accepted | Rejected
 
 
 class Kept(NamedTuple):
-    """An answer that was given."""
+    """An answer that is kept for retries."""
 
     answer: Answer
     """The answer."""
 
     content: Content | None
-    """What it was given to. None: not known, because a snapshot of format 1 did not say."""
+    """The content that it answered. None: not known, because a snapshot of format 1 did not say."""
 
 
 @dataclass(slots=True)
@@ -136,23 +136,23 @@ class Session:
     """What is known of one worker."""
 
     epoch: int
-    """The newest epoch given to it."""
+    """Its epoch."""
 
     nonce: str = ""
-    """Names the opening that it came of; empty where that had no name."""
+    """Names the opening that made it; empty where the opening had no name."""
 
     last_sequence: int = 0
-    """The last push that was answered."""
+    """Sequence number of the last push that was answered."""
 
     answers: dict[int, Kept] = field(default_factory=dict)
-    """The newest answers by sequence number, oldest first."""
+    """The newest answers by sequence number, the oldest first."""
 
 
 class PushLedger:
     """One model's sessions, version and steps.
 
     Args:
-        state_id: names its line of history.
+        state_id: names the model's line of history.
         tensor_count: number of arrays, each of which counts its own steps.
         limits: how much it remembers.
     """
@@ -184,14 +184,14 @@ class PushLedger:
 
         Args:
             worker_id: the worker.
-            nonce: names the opening; with that of the worker's session, that one's epoch is returned. Empty, as from
-                clients of the first release: a new session is opened, come what may.
+            nonce: names the opening. If it made the worker's session, that session's epoch is returned. Empty, as from
+                clients of the first release: a new session is opened in any case.
             seen_epoch: the newest epoch that the caller knows of.
 
         Raises:
-            SessionFencedError: a session of the worker is open that the caller did not know of.
-            SessionUnknownError: there may have been one, which was forgotten.
-            InvalidRequestError: no such epoch has been given yet.
+            SessionFencedError: the worker has a session that the caller did not know of.
+            SessionUnknownError: the worker may have had one, which was forgotten.
+            InvalidRequestError: `seen_epoch` has not been given to any worker yet.
         """
         session = self.sessions.get(worker_id)
         if nonce:
@@ -207,15 +207,15 @@ class PushLedger:
         return self.last_epoch
 
     def rewind(self, state_id: str) -> None:
-        """Begin a new line of history here: what came after this version is lost."""
+        """Start a new line of history at this version; whatever came after it is lost."""
         self.state_id = state_id
         self.first_version = self.version
 
     def check_state(self, state_id: str) -> None:
-        """Refuse what was meant for another state.
+        """Refuse a request that was meant for another state.
 
         Raises:
-            RewoundError: the model's state is not that one.
+            RewoundError: the model is in another state.
         """
         if state_id != self.state_id:
             raise RewoundError(
@@ -224,18 +224,18 @@ class PushLedger:
             )
 
     def judge(self, push: PushKey, base_version: int, content: Content) -> Kept | None:
-        """Return the answer that was given to a push, or None for one whose turn it is. Changes nothing.
+        """Return the answer that a push was given before, or None where it is the next one. Changes nothing.
 
-        While the payload's checksum is not known, an answer that was given to some payload is returned all the same:
-        it counts once the checksum has been judged too.
+        While the payload's checksum is not known, the answer is returned for any payload. It is valid only once the
+        push is judged again with the checksum.
 
         Raises:
-            SequenceReusedError: the answer was given to other content.
-            RewoundError: it was meant for another state.
+            SequenceReusedError: the number was answered for other content.
+            RewoundError: the push was meant for another state.
             SessionUnknownError: no such session is open.
             SessionFencedError: a newer session of the same worker is open.
-            SequenceError: its answer is no longer kept, or one before it is missing.
-            InvalidRequestError: its base version has not been made yet.
+            SequenceError: its answer is no longer kept, or a push before it is missing.
+            InvalidRequestError: its base version does not exist yet.
         """
         self.check_state(push.state_id)
         session = self._session(push)
@@ -253,7 +253,7 @@ class PushLedger:
         return None
 
     def accept(self, push: PushKey, base_version: int, present: Sequence[bool], content: Content) -> Accepted:
-        """Count a push, whose turn it is, as the next version, and a step of each array flagged in `present`."""
+        """Count the next push as a new version, and as a step of each array flagged in `present`."""
         answer = Accepted(self.version + 1, self.version - base_version)
         self._record(push, Kept(answer, content))
         self.steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
@@ -261,7 +261,7 @@ class PushLedger:
         return answer
 
     def reject(self, push: PushKey, reason: int, message: str, content: Content) -> Rejected:
-        """Answer a push, whose turn it is, with a rejection: its number is used up, nothing else changes."""
+        """Answer the next push with a rejection: its number is used up, nothing else changes."""
         text = message if len(message) <= self._limits.longest_text else message[: self._limits.longest_text] + " ..."
         if self._text_length + len(text) > self._limits.most_text:
             text = _NOT_KEPT
@@ -294,7 +294,7 @@ class PushLedger:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], limits: Limits = LIMITS) -> PushLedger:
-        """Return the ledger that `to_record` wrote down, in this version or an earlier one.
+        """Return the ledger that `to_record` wrote, in this version or an earlier one.
 
         Raises:
             SnapshotError: it says something that this version does not know.
@@ -315,7 +315,7 @@ class PushLedger:
         return ledger
 
     def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
-        """Refuse an opening whose caller did not know of all that was decided for its worker."""
+        """Refuse an opening whose caller missed a session of its worker."""
         if seen_epoch > self.last_epoch:
             raise InvalidRequestError(
                 f"seen_epoch={seen_epoch}: the newest epoch of this state is {self.last_epoch}; give one that was seen"
@@ -360,7 +360,7 @@ class PushLedger:
         return kept
 
     def _record(self, push: PushKey, kept: Kept) -> None:
-        """Keep an answer, and move the worker to the end of those that may be forgotten."""
+        """Keep an answer, and make the worker the last one to be forgotten."""
         session = self.sessions.pop(push.worker_id)
         self.sessions[push.worker_id] = session
         session.last_sequence = push.sequence
@@ -376,14 +376,14 @@ class PushLedger:
 
 
 def _text_length(kept: Kept) -> int:
-    """Return how much of a text is kept for an answer."""
+    """Return how many characters of text are kept for an answer."""
     if not isinstance(kept.answer, Rejected) or kept.answer.message == _NOT_KEPT:
         return 0
     return len(kept.answer.message)
 
 
 def _kept(*values: Any) -> Kept:
-    """Return a kept answer: two values, and the two of its content where they were written down (from format 2 on)."""
+    """Return a kept answer from its record: two values, and from format 2 on the two of its content."""
     if len(values) not in (2, 4):
         raise SnapshotError(f"an answer's record has {len(values)} values, and this numba-adam knows 2 or 4")
     first, second, *content = values
@@ -394,5 +394,5 @@ def _kept(*values: Any) -> Kept:
 
 
 def _is_same(kept: Content, given: Content) -> bool:
-    """Say whether nothing that is known of two contents differs."""
+    """Return whether two contents are equal, as far as both are known."""
     return kept.header == given.header and (None in (kept.payload, given.payload) or kept.payload == given.payload)

@@ -1,4 +1,4 @@
-"""Records read back from files: what this version does not know is refused by name, never dropped or guessed.
+"""Checks of records read from files: an unknown key or value is refused by name, never dropped or guessed.
 
 Imports the error tree.
 """

@@ -1,13 +1,13 @@
-"""The data folder: which models there are, which snapshot of each is the newest, and which one still holds.
+"""The data folder: which models there are, and the newest intact snapshot of each.
 
     DIR/lock                            held by flock while a server runs; says the folder's format
     DIR/run                             the run that began last: its id and the names of the models
     DIR/manifest                        written at a clean stop, gone while a server runs: each model's last snapshot
     DIR/models/NAME/00000007.snapshot   one model's snapshots, numbered as they were written
 
-A snapshot is written beside its name, fsynced, renamed and the folder fsynced; only then does the oldest go. A model
-carries on under its state id only where the manifest describes the very file that is its newest snapshot; anything
-else is a rewind. Imports the snapshot format, the manifest and the error tree.
+A snapshot is written to a temporary file, fsynced and renamed, and the folder is fsynced. Only then is the oldest
+snapshot deleted. A model keeps its state id only where the manifest describes its newest snapshot file exactly;
+otherwise the model is rewound. Imports the snapshot format, the manifest and the error tree.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _DAMAGED = ".damaged"
 
 
 class Restored(NamedTuple):
-    """A model's state as it was found on disk."""
+    """A model's state, read from disk."""
 
     snapshot: Snapshot
     """The records."""
 
     why_rewound: str
-    """Why this may not be the model's last state; "" where it is."""
+    """Why this may not be the model's last state; empty where it is."""
 
 
 class _Newest(NamedTuple):
@@ -76,7 +76,7 @@ class DataFolder:
     """
 
     def __init__(self, path: Path, kept: int) -> None:
-        self.path = path.resolve()  # wherever this process goes later
+        self.path = path.resolve()  # the process may change its working folder later
         self._models = self.path / "models"
         self._kept = kept
         self._newest: dict[str, _Newest] = {}
@@ -121,7 +121,7 @@ class DataFolder:
         return sorted(found)
 
     def begin(self) -> None:
-        """Begin a run: from now on a crash is a crash. Nothing may be served or written before.
+        """Begin a run: from now on, a stop without `close` counts as a crash. Call it before anything is written.
 
         Raises:
             ConfigurationError: the folder cannot be written.
@@ -165,12 +165,10 @@ class DataFolder:
         return size
 
     def restore(self, name: str, arrays_for: Callable[[Snapshot], Arrays]) -> Restored:
-        """Read the newest snapshot that holds.
-
-        A damaged one is renamed and stays for whoever wants to look at it.
+        """Read the newest intact snapshot. Damaged ones are renamed and kept.
 
         Raises:
-            CorruptSnapshotError: not one of the model's snapshots holds.
+            CorruptSnapshotError: none of the model's snapshots is intact.
             SnapshotError: one cannot be read at all.
         """
         folder = self._folder(name)
@@ -184,7 +182,7 @@ class DataFolder:
                 _log.error("model %s: %s; falling back to the snapshot before it", name, error)
                 damaged.append(str(error))
                 continue
-            except OSError as error:  # it may be whole: going back behind it is not for us to decide
+            except OSError as error:  # it may be intact: only a person may decide to go back further
                 raise SnapshotError(
                     f"model {name!r}: snapshot {str(path)!r} cannot be read ({error}); make it readable, or move it "
                     "away to go back to the one before it"
@@ -215,16 +213,16 @@ class DataFolder:
             shutil.rmtree(grave)
 
     def close(self, saved: Collection[str] = ()) -> bool:
-        """Let the folder go; where no run has begun, as it was found.
+        """Release the folder. Where no run has begun, nothing in it changes.
 
         Args:
-            saved: the models whose last state is in their newest snapshot; the next start carries on with them.
+            saved: the models whose last state is in their newest snapshot; the next start continues them.
 
         Returns:
             True when those snapshots are there.
 
         Raises:
-            OSError: that could not be written down; the next start will take it for a crash.
+            OSError: the manifest could not be written; the next start will treat this as a crash.
         """
         if self._is_closed:
             return True
@@ -250,7 +248,7 @@ class DataFolder:
         return not (self.path / "lock").exists()
 
     def _mark(self) -> None:
-        """Say the folder's format in the lock file, and have no other user read or write it."""
+        """Write the folder's format to the lock file, and deny it to other users."""
         os.fchmod(self._lock, 0o600)
         os.pwrite(self._lock, LOCK_TEXT, 0)
         os.fsync(self._lock)
@@ -264,7 +262,7 @@ class DataFolder:
             ) from error
 
     def _check_held(self) -> None:
-        """Refuse to write where there is another folder now.
+        """Refuse to write after the folder was replaced.
 
         Raises:
             OSError: the folder was moved, removed or unmounted while it was held.
@@ -296,7 +294,7 @@ class DataFolder:
         return {grave.group(1) for grave in graves if grave}
 
     def _sweep(self) -> None:
-        """Remove what a crash left half-done: it was never acknowledged."""
+        """Remove what a crash left unfinished; it was never acknowledged."""
         half_made = self._half_made()
         for path in self._models.iterdir():
             if path.name.startswith(_DELETED):
@@ -308,7 +306,7 @@ class DataFolder:
                     path.rmdir()
 
     def _list(self, name: str) -> None:
-        """Have a new model's name in the run: a start without it is refused from now on."""
+        """Add a new model's name to the run record: a later start without the model is refused."""
         if name not in self._names:
             self._names.add(name)
             self._write_run(self._run_id)
@@ -322,7 +320,7 @@ class DataFolder:
         replace(self.path / "run", Run(run_id, tuple(sorted(self._names))).write)
 
     def _last(self, name: str) -> LastSnapshot | None:
-        """Return what the manifest says of a model; None where its newest snapshot is gone or another one."""
+        """Return the manifest's entry of a model; None where its newest snapshot is gone or was replaced."""
         newest = self._newest.get(name)
         if newest is None:
             return None
@@ -349,7 +347,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _describe(path: Path, number: int, records: Snapshot) -> LastSnapshot:
-    """Return what a manifest says of a snapshot."""
+    """Return the manifest's entry of a snapshot."""
     ledger, changed_ns = records.ledger, path.stat().st_ctime_ns
     return LastSnapshot(number, snapshots.fingerprint(path), changed_ns, ledger["version"], ledger["state_id"])
 

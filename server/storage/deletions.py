@@ -1,9 +1,9 @@
-"""Which models were deleted, so that a creation that arrives late does not bring one of them back.
+"""Which models were deleted, so that a creation that arrives late does not restore one of them.
 
     DIR/deletions       JSON: the newest deletions, the oldest first; one for each name
 
-The file is written beside its name, fsynced and renamed. One that cannot be written or read costs the memory of a
-restart, never a deletion or a start. Imports the requests, the check of
+The file is written to a temporary file, fsynced and renamed. If it cannot be written or read, a restart forgets the
+deletions; no deletion and no start fails for it. Imports the requests, the check of
 records and the error tree.
 """
 
@@ -24,14 +24,14 @@ from numba_adam.server.storage.durable import replace, write_all
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 MOST = 1024
-"""Names whose deletion is remembered; beyond it the oldest is forgotten."""
+"""Deletions that are remembered; beyond this number the oldest is forgotten."""
 
 
 class Deletion(NamedTuple):
     """The last deletion of a model of one name."""
 
     request_id: str
-    """Named the call that had created it."""
+    """Named the request that had created it."""
 
     state_id: str
     """Its state when it was deleted."""
@@ -56,7 +56,7 @@ class Deletions:
         self._by_name = self._read()
 
     def note(self, name: str, deletion: Deletion) -> None:
-        """Remember a deletion that is about to be made."""
+        """Remember a deletion; called just before the model is deleted."""
         with self._lock:
             self._by_name.pop(name, None)
             self._by_name[name] = deletion
@@ -64,14 +64,14 @@ class Deletions:
                 del self._by_name[next(iter(self._by_name))]
             try:
                 self._write()
-            except OSError as error:  # a full disk: deleting is what helps
+            except OSError as error:  # a full disk: the deletion itself frees space
                 _log.warning("%s: %s; until the next deletion, a restart forgets this one", self._path, error)
 
     def check(self, creation: Creation) -> None:
         """Refuse a creation whose caller did not know of a deletion.
 
         Raises:
-            ModelNotFoundError: it was carried out by an earlier try, and the model was deleted since.
+            ModelNotFoundError: an earlier try created the model, and it was deleted since.
             RewoundError: the caller did not know of the last deletion under this name.
         """
         name, after = creation.spec.name, creation.after_state_id

@@ -1,6 +1,6 @@
-"""Folders and files that are this user's alone, and that are on disk once these functions return.
+"""Folders and files that only this user can write, and that are on disk once these functions return.
 
-Imports the rule for private folders, which the cache of kernels has too, and the error tree.
+Imports the rule for private folders, which it shares with the kernel cache, and the error tree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ADVICE = (
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where they are missing: for this user alone, whatever the umask."""
+    """Create a folder and its missing parents, for this user alone, whatever the umask."""
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     if missing:
         private_folder.make(path)
@@ -32,7 +32,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_new(path: Path, write: Callable[[int], int]) -> int:
-    """Create a file, have it written, and fsync it; leave nothing behind when that fails.
+    """Create a file, write it with `write`, and fsync it. On failure the file is removed.
 
     Args:
         path: a file of that name is overwritten.
@@ -52,7 +52,7 @@ def write_new(path: Path, write: Callable[[int], int]) -> int:
 
 
 def write_all(descriptor: int, raw: bytes) -> int:
-    """Write bytes, however many calls that takes; return how many they are."""
+    """Write all bytes, in as many calls as it takes; return their number."""
     view = memoryview(raw)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -60,7 +60,7 @@ def write_all(descriptor: int, raw: bytes) -> int:
 
 
 def replace(path: Path, write: Callable[[int], int]) -> None:
-    """Put a new file in the place of another: after a crash it is the one or the other, whole."""
+    """Replace a file atomically: after a crash it is the old one or the new one, whole."""
     temporary = path.with_name(path.name + TEMPORARY)
     write_new(temporary, write)
     temporary.rename(path)
@@ -68,7 +68,7 @@ def replace(path: Path, write: Callable[[int], int]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
+    """Fsync a folder, so that the names in it are on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -77,7 +77,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that others may write to or put another in the place of.
+    """Refuse a folder that other users may write to or replace.
 
     Args:
         path: without symbolic links above it.
@@ -102,7 +102,7 @@ def check_file(path: Path) -> None:
         return
     if stat.S_ISLNK(status.st_mode):
         raise ConfigurationError(f"data_dir: {str(path)!r} is a symbolic link; put the file itself there")
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a pipe would block
         raise ConfigurationError(
             f"data_dir: {str(path)!r} is no file, with mode {stat.filemode(status.st_mode)}; move it away"
         )

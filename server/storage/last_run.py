@@ -1,6 +1,7 @@
-"""What the last run on a data folder left there, and whether a model's snapshot is the last of its history.
+"""What the last run of a server left in the data folder, and whether a model's newest snapshot is its last state.
 
-Whatever cannot be shown to be the last is a rewind, and the reason is said. Imports the manifest and the error tree.
+A snapshot that is not provably the last state is a rewind, for a stated reason. Imports the manifest and the error
+tree.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.storage.manifest import FORMAT, LastSnapshot, check_format, read_manifest, read_run
 
 LOCK_TEXT = f"numba-adam data folder, format {FORMAT}\n".encode("ascii")
-"""What the lock file of a folder of this format says; that of the first format was empty."""
+"""Content of the lock file in a folder of this format. In the first format it was empty."""
 
 _LOCK_TEXT = re.compile(rb"numba-adam data folder, format ([0-9]{1,9})\n")
 
 
 class LastRun:
-    """The past of a data folder.
+    """What the last run left in a data folder.
 
     Args:
         folder: the data folder.
-        lock_text: what its lock file says; None where there was none.
+        lock_text: content of its lock file; None where there was none.
 
     Raises:
         ConfigurationError: another release wrote it, or it cannot be read.
@@ -37,7 +38,7 @@ class LastRun:
         """The models that must be there."""
 
         self.names_all = is_first_format or known is not None
-        """Whether a model that has another name, and no snapshot yet, was never there for anyone."""
+        """Whether `names` is complete: a folder of another name without a snapshot was never a model to anyone."""
 
         self._last = manifest.models if manifest else {}
         self._is_left_clean = is_first_format and not (folder / "running").exists()
@@ -52,7 +53,7 @@ class LastRun:
             self._why_all = "the manifest was not written by the last server that ran here"
 
     def why_rewound(self, name: str, found: LastSnapshot) -> str:
-        """Return why a model's newest snapshot may not be its last state; "" where it is."""
+        """Return why a model's newest snapshot may not be its last state; empty where it is."""
         if self._is_left_clean:
             return ""
         if self._why_all:

@@ -1,10 +1,10 @@
-"""What a data folder says of itself: which models are in it, and how the last run of a server on it ended.
+"""The records of a data folder: which models are in it, and how the last run of a server on it ended.
 
-    DIR/run        written at every start and whenever a model comes or goes: the run's random id, and the models
+    DIR/run        written at every start and when a model is created or deleted: the run's random id, and the models
     DIR/manifest   written at a clean stop: the same id, and which file holds the last state of each model
 
-A manifest counts only beside the run that wrote it, so an older one that is put back is found out. Each file is one
-line of JSON, and every bit of it is checked. Imports the checksum library, durable files and the error tree.
+A manifest is valid only beside the run record with the same id, so an older one that was put back is detected. Each
+file is one line of JSON with a checksum. Imports the checksum library, durable files and the error tree.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LastSnapshot(NamedTuple):
     """The checksum of its header, which holds the checksum of its data."""
 
     changed_ns: int
-    """When the system last changed the file, its name or its owner: a copy of it never has the same."""
+    """The file's ctime: when its content, name or owner last changed. A copy has another."""
 
     version: int
     """Version of the model."""
@@ -97,7 +97,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def check_format(version: object, path: Path) -> None:
-    """Refuse what another release wrote.
+    """Refuse a data folder that another release wrote.
 
     Raises:
         ConfigurationError: the format is not this one.
@@ -124,7 +124,7 @@ def _dumps(content: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path, kind: str) -> dict[str, Any] | None:
-    """Return a file's content; a damaged one is as good as none, and the log says so."""
+    """Return a file's content. A damaged file counts as missing, and is logged."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

@@ -4,14 +4,15 @@
     header           JSON, padded with spaces so that the data starts at a multiple of 64
     data             param/NAME of all tensors, then exp_avg/NAME, exp_avg_sq/NAME[, max_exp_avg_sq/NAME]
 
-The header begins with `__metadata__`, and that with the XXH3 of the header (its own 16 digits counted as zeros) and
-the XXH3 of the data. Then follow the format version, the model and the ledger's record, as JSON.
+The header begins with `__metadata__`. Its first entry is the XXH3 of the header (its own 16 digits counted as zeros),
+its second the XXH3 of the data. Then follow the format version, the model's record and the push ledger's record, as
+JSON. The ledger's record has the key "machine", its name in the first release.
 
-Version 1 is read too. It differs in the ledger's record alone: its kept answers are without the digests of the pushes
-that they were given to, so that such a push is known again by its number only.
+Version 1 is read too. It differs in the ledger's record alone: the kept answers have no digests of the pushes that they
+answered, so a repeated push is recognized by its number only.
 
-`write` only writes: making the file durable is the data folder's work. `read` verifies everything before it returns and
-puts the data straight into the arrays it is given. Imports NumPy, the checksum library and the error tree.
+`write` only writes; the data folder makes the file durable. `read` verifies everything before it returns, and reads
+the data straight into the arrays it is given. Imports NumPy, the checksum library and the error tree.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Snapshot(NamedTuple):
-    """What a snapshot says beside its arrays."""
+    """A snapshot without its arrays."""
 
     model: dict[str, Any]
-    """The spec's record, with the request id that created the model."""
+    """The spec's record, with the id of the request that created the model."""
 
     ledger: dict[str, Any]
     """The ledger's record."""
@@ -84,7 +85,7 @@ def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
         for start in range(0, len(raw), _PIECE_BYTES):
             piece = raw[start : start + _PIECE_BYTES]
             data_hash.update(piece.data)
-            if _is_zero(piece):  # a hole in the file: a new model's moments cost neither time nor space
+            if _is_zero(piece):  # a hole in the file: a new model's moments take no time and no space
                 os.lseek(descriptor, len(piece), os.SEEK_CUR)
             else:
                 _write_all(descriptor, piece.data)
@@ -101,11 +102,11 @@ def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays])
 
     Args:
         path: the file.
-        arrays_for: called once the header is known to be whole; returns the flat arrays to fill.
+        arrays_for: called once the header is verified; returns the flat arrays to fill.
 
     Raises:
-        CorruptSnapshotError: it is not a whole, unchanged snapshot. The arrays may have been written to.
-        SnapshotError: it is whole, and says something that this version does not know.
+        CorruptSnapshotError: it is damaged or cut off. The arrays may have been written to.
+        SnapshotError: it is intact, and says something that this version does not know.
         OSError: the file cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
@@ -137,13 +138,13 @@ def read_records(path: str | os.PathLike[str]) -> Snapshot:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the checksum of a snapshot's header, which holds that of its data: sixteen digits name it all."""
+    """Return the checksum of a snapshot's header. The header holds the data's checksum, so this identifies both."""
     with open(path, "rb", buffering=0) as file:
         return os.pread(file.fileno(), _HASH_DIGITS, _HEADER_HASH_AT).decode("ascii", "replace")
 
 
 def _header(snapshot: Snapshot, arrays: Arrays) -> bytearray:
-    """Return length and header, with zeros where the hashes go."""
+    """Return length and header, with zeros in place of the hashes."""
     metadata = {
         "header_xxh3_64": _ZEROS.decode(),
         "data_xxh3_64": _ZEROS.decode(),
@@ -175,7 +176,7 @@ def _entries(tensors: Sequence[Tensor], arrays: Arrays) -> dict[str, Any]:
 
 
 def _read_header(descriptor: int, path: str | os.PathLike[str]) -> bytes:
-    """Return length and header, once their checksum holds."""
+    """Return length and header after verifying their checksum."""
     first = os.pread(descriptor, 8, 0)
     if len(first) < 8:
         raise _corrupt(path, f"it ends after {len(first)} bytes, within its first field")
@@ -251,7 +252,7 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def _is_zero(piece: npt.NDArray[np.uint8]) -> bool:
-    """Return whether all bytes are zero; two looks settle it for nearly everything else."""
+    """Return whether all bytes are zero. The first and the last byte decide nearly all other cases."""
     return not (piece[0] or piece[-1] or piece.any())
 
 

@@ -22,22 +22,22 @@ _HEAPS = 2
 def serve(config: ServerConfig) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP; call it from the main thread.
 
-    SIGHUP is what a program gets whose terminal closes; under nohup, which has it ignored, it stays ignored.
+    A program gets SIGHUP when its terminal closes. Under nohup, SIGHUP stays ignored.
 
-    Once ready, one line on stdout says so: "numba-adam: serving on HOST:PORT".
+    When the server is ready, it prints one line on stdout: "numba-adam: serving on HOST:PORT".
 
     Returns:
         Exit status: 0 when every model's last state is on disk, else 1.
 
     Raises:
         ConfigurationError: the data folder or the address cannot be used.
-        CorruptSnapshotError: a model has snapshots, and none of them holds.
+        CorruptSnapshotError: a model has snapshots, and none of them is intact.
     """
-    # OpenMP's threads must not spin between two updates: the next gradient is being received on those cores.
+    # OpenMP's threads must not spin between two updates: the same cores receive the next gradient.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     raise_limit()
     _share_heaps()
-    with _told() as wait:
+    with _stop_signals() as wait:
         server = Server(config)
         server.start()
         sys.stdout.write(f"numba-adam: serving on {server.address}\n")
@@ -48,20 +48,20 @@ def serve(config: ServerConfig) -> int:
 
 
 def _share_heaps() -> None:
-    """Have the C library keep few heaps for all threads: each keeps the memory of its fullest moment.
+    """Let all threads share two heaps of the C library; each heap keeps the memory of its peak.
 
-    glibc would keep eight for each core. With two, pushes and pulls take no longer.
+    By default glibc makes eight heaps per core. With two, pushes and pulls take no longer.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, with other means
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such setting
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[Callable[[], signal.Signals]]:
-    """Yield what waits until the server is told to stop, by a signal that has come or comes.
+def _stop_signals() -> Iterator[Callable[[], signal.Signals]]:
+    """Yield a function that waits for a signal to stop, and returns it.
 
-    The system may hand a signal to any thread, at a moment when the main thread is about to wait for a lock: Python
-    would not wake it. A byte in a pipe does.
+    The system may deliver a signal to any thread while the main thread is about to wait for a lock; Python would not
+    wake the main thread then. A byte in a pipe wakes it always.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -85,6 +85,6 @@ def _told() -> Iterator[Callable[[], signal.Signals]]:
 
 
 def _signals() -> list[signal.Signals]:
-    """Return the signals that tell the server to stop."""
+    """Return the signals that stop the server."""
     hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hang_up]

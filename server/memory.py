@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, or less where a control group limits it; and sizes as text.
+"""How much memory this process may use: all of the computer's, or its control group's limit. Sizes as text.
 
 Imports the standard library.
 """
@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
     """Return a number of bytes that was written with or without a unit.
 
     Raises:
-        ValueError: it is no whole number of bytes.
+        ValueError: the text is not a whole number of bytes.
 
     >>> parse_size("8GiB"), parse_size("1.5 MB"), parse_size("4096")
     (8589934592, 1500000, 4096)
@@ -32,15 +32,15 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match.group(2).lower() or "b") if match else None
     if match is None or unit is None:
-        raise ValueError(f"{text!r} is no size")
+        raise ValueError(f"{text!r} is not a size")
     size = Decimal(match.group(1)) * unit
     if size != int(size):
-        raise ValueError(f"{text!r} is no whole number of bytes")
+        raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)
 
 
 def usable_bytes(proc: Path = Path("/proc")) -> int:
-    """Return how much memory this process may use: the machine's, or its control group's limit if that is lower.
+    """Return how much memory this process may use: the computer's, or its control group's limit if that is lower.
 
     Args:
         proc: where the system describes processes.
@@ -50,11 +50,11 @@ def usable_bytes(proc: Path = Path("/proc")) -> int:
 
 
 def _group_limits(process: Path) -> Iterator[int]:
-    """Yield the limits of a process's control groups, of version 1 and 2, and of all groups that they are in."""
+    """Yield the limits of a process's control groups, versions 1 and 2, and of their parent groups."""
     try:
         groups = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
         mounts = [line.split(" ") for line in (process / "mountinfo").read_text().splitlines()]
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for fields in mounts:
         root, mounted_at = fields[3], Path(_unescaped(fields[4]))
@@ -67,7 +67,7 @@ def _group_limits(process: Path) -> Iterator[int]:
 
 
 def _within(root: str, path: str) -> PurePosixPath:
-    """Return a group's path below a mount that shows the groups below `root`; a container may see its own as all."""
+    """Return a group's path below a mount that shows the groups below `root`; in a container it may be the root."""
     try:
         return PurePosixPath(path).relative_to(root)
     except ValueError:
@@ -75,19 +75,19 @@ def _within(root: str, path: str) -> PurePosixPath:
 
 
 def _limits_up_to(mounted_at: Path, group: PurePosixPath, names: tuple[str, ...]) -> Iterator[int]:
-    """Yield the limits in a group's folder and in those above it."""
+    """Yield the limits in a group's folder and in its parents."""
     for folder in [group, *group.parents]:
         for name in names:
             try:
                 text = (mounted_at / folder / name).read_text().strip()
-            except OSError:  # the topmost group has no limit
+            except OSError:  # the root group has no limit
                 continue
-            if text.isdecimal() and int(text) > 0:  # "max" is none
+            if text.isdecimal() and int(text) > 0:  # "max": no limit
                 yield int(text)
 
 
 def _unescaped(path: str) -> str:
-    r"""Return a path as mountinfo means it: it writes a space as \040.
+    r"""Return a path without mountinfo's escapes: it writes a space as \040.
 
     >>> _unescaped(r"/a\040b")
     '/a b'

@@ -1,4 +1,4 @@
-"""Whether a model that exists is what a creation asks for. Imports the models, the receiver and the error tree."""
+"""Decides whether an existing model satisfies a request to create one. Imports the models and the receiver."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numba_adam.server.runtime.receive import Parts, Reader, receive
 
 
 def is_ours(model: Model, creation: Creation, parts: Parts) -> bool:
-    """Return whether an earlier try of this call created the model; False where it existed and may.
+    """Return whether an earlier try of this request created the model; False where another did and that is allowed.
 
     Raises:
-        ModelExistsError: the model differs, or may not exist.
+        ModelExistsError: the model differs, or the request does not allow one that exists.
     """
     is_retry = model.request_id == creation.request_id
-    if is_retry and not model.initial:  # created by a version that kept no digest: the name must do
+    if is_retry and not model.initial:  # that version kept no digest: the id has to suffice
         return True
     with saying_state_of(model):
         if lines := differences(model.spec, creation.spec):
@@ -32,7 +32,7 @@ def is_ours(model: Model, creation: Creation, parts: Parts) -> bool:
 
 
 def _check_initial_values(model: Model, creation: Creation, parts: Parts) -> None:
-    """Refuse a creation that has the name of an earlier one and not its initial values."""
+    """Refuse a creation with the id of an earlier one and other initial values."""
     reader = Reader(creation.total_bytes, creation.checksum_kind)
     receive(parts, reader)
     if initial_values(creation.checksum_kind, reader.checksum) != model.initial:

@@ -1,4 +1,4 @@
-"""One model on the server: its spec, its memory, its decisions and the update over its arrays.
+"""One model on the server: its spec, its memory, its push ledger and the update over its arrays.
 
 Whatever changes a model runs in its apply queue, alone; reading is safe from any thread. Imports the files above it;
 never gRPC.
@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 
 
 class Push(NamedTuple):
-    """A push, as far as decisions need it."""
+    """A push that was received."""
 
     key: PushKey
-    """Its name."""
+    """Names it."""
 
     base_version: int
     """Version of the parameters that the gradient was computed from."""
@@ -39,11 +39,11 @@ class Push(NamedTuple):
     """For each array of the model, whether there is a gradient for it."""
 
     content: Content
-    """What it says beside that, as digests."""
+    """Digests of its content."""
 
 
 class Outcome(NamedTuple):
-    """What became of a push."""
+    """The answer to a push, and where it comes from."""
 
     answer: Answer
     """Accepted or rejected."""
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     """True when an earlier try was given this answer already."""
 
     awaits_payload: bool = False
-    """True when it stands only if the payload is the earlier one's, which is yet to be compared."""
+    """True when the answer is valid only if the payload equals the earlier one, which is not compared yet."""
 
 
 class Opened(NamedTuple):
@@ -66,7 +66,7 @@ class Opened(NamedTuple):
 
 
 class Counters:
-    """What has happened since the server started."""
+    """Pushes since the server started, by what was done with them."""
 
     def __init__(self) -> None:
         self.applied = 0
@@ -78,10 +78,10 @@ class Model:
     """One model.
 
     Args:
-        spec: what it is.
-        request_id: names the call that created it.
-        arena: its memory; the parameters may still be on their way into it.
-        ledger: its decisions.
+        spec: its description.
+        request_id: names the request that created it.
+        arena: its memory.
+        ledger: its sessions, version and steps.
         saved: the ledger's record in the newest snapshot; None before the first.
         launcher: runs large updates; None: the calling thread does.
     """
@@ -98,7 +98,7 @@ class Model:
         self.spec = spec
         self.request_id = request_id
         self.initial = ""
-        """Digest of the initial values; empty where a snapshot of format 1 did not say."""
+        """Digest of the initial values; empty where a snapshot of format 1 has none."""
 
         self.arena = arena
         self.ledger = ledger
@@ -106,14 +106,14 @@ class Model:
         """The ledger's record in the newest snapshot that is on disk."""
 
         self.tried_version = ledger.version
-        """Version of the last snapshot that was begun, whether or not it was finished."""
+        """Version of the last snapshot that was started, finished or not."""
 
         self.counters = Counters()
         self.apply_queue = CallQueue()
-        """What changes the model, and the copies that must not see half an update."""
+        """Runs what changes the model, and what copies its arrays: no copy sees half an update."""
 
         self.snapshot_queue = CallQueue()
-        """What writes or removes the model's snapshots."""
+        """Runs what writes or removes the model's snapshots."""
 
         self.pending_slot = threading.Lock()
         """Held by the transfer that uses the arena's own slot."""
@@ -168,10 +168,10 @@ class Model:
         return self.spec.description_bytes + self.ledger.kept_bytes
 
     def check_alive(self) -> None:
-        """Refuse what is asked of a model that is no more.
+        """Refuse a call to a model that is deleted or broken.
 
         Raises:
-            ModelNotFoundError: it was deleted.
+            ModelNotFoundError: the model was deleted.
             InternalServerError: an update failed half-way.
         """
         if self._is_deleted:
@@ -183,7 +183,7 @@ class Model:
             )
 
     def judge(self, key: PushKey, base_version: int, content: Content) -> Outcome | None:
-        """Return the answer a push has been given already, or None when its turn is now; see PushLedger.judge."""
+        """Return the answer that a push was given before, or None where it is the next one; see PushLedger.judge."""
         with self._changed:
             self.check_alive()
             kept = self.ledger.judge(key, base_version, content)
@@ -195,12 +195,12 @@ class Model:
             return outcome
 
     def open_session(self, worker_id: str, nonce: str = "", state_id: str = "", seen_epoch: int = 0) -> Opened:
-        """Open a worker's session, unless an earlier try did; see PushLedger.open_session. In the apply queue.
+        """Open a worker's session unless an earlier try did; see PushLedger.open_session. Runs in the apply queue.
 
         Args:
             worker_id: the worker.
             nonce: names the opening; empty: it has no name.
-            state_id: the state it is for; empty: any.
+            state_id: the state that the session is for; empty: any.
             seen_epoch: the newest epoch that the caller knows of.
 
         Raises:
@@ -214,7 +214,7 @@ class Model:
             return Opened(epoch, self.ledger.sessions[worker_id].last_sequence + 1)
 
     def apply(self, push: Push, gradient: FlatArray) -> Outcome:
-        """Make one step, unless an earlier try did. In the apply queue.
+        """Make one step unless an earlier try did. Runs in the apply queue.
 
         Args:
             push: the push.
@@ -231,7 +231,7 @@ class Model:
         return Outcome(answer, duplicate=False)
 
     def reject(self, push: Push, reason: int, message: str) -> Outcome:
-        """Answer a push with a rejection, unless an earlier try has an answer. In the apply queue."""
+        """Answer a push with a rejection unless an earlier try has an answer. Runs in the apply queue."""
         known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
             return known
@@ -240,20 +240,20 @@ class Model:
             return Outcome(self.ledger.reject(push.key, reason, message, push.content), duplicate=False)
 
     def capture(self) -> Snapshot:
-        """Return the records of a snapshot. In the apply queue, as is copying the arrays that go with it."""
+        """Return the records of a snapshot. Runs in the apply queue, with the copy of the arrays."""
         self.check_alive()
         creation = {"request_id": self.request_id, **({"initial": self.initial} if self.initial else {})}
         return Snapshot({**self.spec.to_record(), **creation}, self.ledger.to_record())
 
     def note_snapshot(self, snapshot: Snapshot) -> None:
-        """Say that a snapshot is on disk."""
+        """Note that a snapshot is on disk."""
         with self._changed:
             self.saved = snapshot.ledger
 
     def wait_for(
         self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None
     ) -> bool:
-        """Wait until the model is at a version; False when `is_over` or the time passes before.
+        """Wait until the model reaches a version; return False when `is_over` or the timeout comes first.
 
         Raises:
             RewoundError: the version belongs to another state.
@@ -269,12 +269,12 @@ class Model:
             return self.ledger.version >= min_version
 
     def wake(self) -> None:
-        """Have everyone who waits look again."""
+        """Make every waiting call check its condition again."""
         with self._changed:
             self._changed.notify_all()
 
     def mark_deleted(self) -> None:
-        """Refuse everything from now on. In the apply queue."""
+        """Refuse every call from now on. Runs in the apply queue."""
         with self._changed:
             self._is_deleted = True
             self._changed.notify_all()

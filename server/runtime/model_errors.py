@@ -1,4 +1,4 @@
-"""Errors that say, for programs, where the model stands that they are about. Imports the models."""
+"""Adds a model's state to the errors about it, so that programs can read it. Imports the models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numba_adam.server.runtime.model import Model
 
 @contextlib.contextmanager
 def saying_epoch_of(model: Model) -> Iterator[None]:
-    """Have refusals of an opening carry the newest epoch."""
+    """Add the newest epoch to refusals of an opening."""
     try:
         yield
     except (SessionFencedError, SessionUnknownError) as error:
@@ -22,7 +22,7 @@ def saying_epoch_of(model: Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saying_state_of(model: Model) -> Iterator[None]:
-    """Have errors carry where the model's state stands."""
+    """Add the model's state to errors."""
     try:
         yield
     except ServiceError as error:

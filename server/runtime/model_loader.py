@@ -1,6 +1,6 @@
-"""How models begin: restored from their snapshots when the server starts, or created from a transfer.
+"""Models are restored from their snapshots when the server starts, or made from a transfer.
 
-Either way a model's memory comes out of the budget, and nothing of it is left when that fails. Imports the snapshot
+Their memory counts in the budget. When a model cannot be made, its memory and files are released. Imports the snapshot
 writer, the data folder, the models and the receiver.
 """
 
@@ -47,7 +47,7 @@ class ModelLoader:
         self._launcher = launcher
 
     def restore(self, name: str) -> Model:
-        """Return a model as its newest snapshot that holds says it was.
+        """Return a model as it was in its newest intact snapshot.
 
         Raises:
             ConfigurationError: the folder is another model's, or the budget is too small.
@@ -57,12 +57,12 @@ class ModelLoader:
         ledgers: list[PushLedger] = []
 
         def arrays_for(snapshot: Snapshot) -> Arrays:
-            if snapshot.model["name"] != name:  # two models would write into the folder of one
+            if snapshot.model["name"] != name:  # two models would write to one folder
                 raise ConfigurationError(
                     f"data_dir={str(self._data_folder.path)!r}: the folder {name!r} in it holds snapshots of model "
                     f"{snapshot.model['name']!r}; move it elsewhere (a copy needs a data folder of its own)"
                 )
-            self._pool.release_model(name)  # of a newer snapshot that turned out to be damaged
+            self._pool.release_model(name)  # taken for a newer snapshot that is damaged
             arenas.clear()
             ledgers[:] = [PushLedger.from_record(snapshot.ledger)]
             try:
@@ -94,10 +94,10 @@ class ModelLoader:
         return model
 
     def create(self, creation: Creation, parts: Parts) -> Model:
-        """Take a new model's initial values and write its first snapshot; return it, to be shown to others.
+        """Receive a new model's initial values and write its first snapshot; return the model.
 
         Raises:
-            InvalidRequestError: the transfer makes no sense.
+            InvalidRequestError: the transfer is malformed.
             BudgetExceededError: there is no memory for it.
             SnapshotError: the snapshot could not be written.
         """
@@ -122,7 +122,7 @@ class ModelLoader:
         return model
 
     def _keep(self, model: Model) -> None:
-        """Write a new model's first snapshot, or leave nothing of it."""
+        """Write a new model's first snapshot; on failure remove its folder."""
         try:
             self._snapshots.begin(model)
         except BaseException:
@@ -131,7 +131,7 @@ class ModelLoader:
             raise
 
     def _new_arena(self, spec: Spec) -> Arena:
-        """Return memory for a model, out of the budget."""
+        """Return memory for a model, counted in the budget."""
         sizes = [tensor.size for tensor in spec.tensors]
         amsgrad = spec.hyperparameters.amsgrad
         needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad).total_bytes

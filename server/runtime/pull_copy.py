@@ -1,7 +1,7 @@
-"""One version of a model's parameters, whole, for those who pull it.
+"""Copies of a model's parameters, each of one version, for the calls that pull it.
 
-It is copied between two updates, shared by everyone who wants that version, and given back when the last one has sent
-it: a slow puller holds up nobody. Imports the budget and the models.
+A copy is made between two updates and shared by all calls that pull the same version. Its memory is released when the
+last of them has sent it, so a slow caller delays nobody. Imports the budget and the models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PAGE_BYTES = 4096
 
 
 class PullCopy:
-    """A copy of one version; a context manager that lets it go."""
+    """A copy of one version; a context manager that releases it."""
 
     def __init__(self, owner: PullCopies, model: Model, slot: Slot) -> None:
         self._owner = owner
@@ -36,7 +36,7 @@ class PullCopy:
         self._owner.release(self)
 
     def give_back(self) -> None:
-        """Give the memory back; by the owner, once nobody uses it."""
+        """Release the memory. Only the owner calls it, once nobody uses the copy."""
         self._slot.release()
 
 
@@ -58,11 +58,11 @@ class PullCopies:
         Raises:
             BudgetExceededError: there is no memory for it now.
         """
-        with model.pull_copy_lock:  # whoever comes meanwhile shares what is being made
+        with model.pull_copy_lock:  # a second caller waits and shares the copy
             return self._share(model) or self._make(model)
 
     def release(self, pull_copy: PullCopy) -> None:
-        """Let a pull copy go; its memory is given back by the last one who uses it."""
+        """Stop using a pull copy; the last user releases its memory."""
         with self._lock:
             pull_copy.users -= 1
             if pull_copy.users:
@@ -75,7 +75,7 @@ class PullCopies:
         """Return a new pull copy."""
         slot = self._pool.acquire(model.spec.nbytes, f"a pull of model {model.spec.name!r}")
         try:
-            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while the apply queue waits
+            slot.bytes[::_PAGE_BYTES] = 0  # touch fresh pages here, not in the apply queue
             pull_copy = model.apply_queue.call(self._copy, model, slot)
         except BaseException:
             slot.release()
@@ -94,6 +94,6 @@ class PullCopies:
             return pull_copy
 
     def _copy(self, model: Model, slot: Slot) -> PullCopy:
-        """Copy the parameters, in the model's apply queue."""
+        """Copy the parameters. Runs in the model's apply queue."""
         slot.bytes.view(model.arena.dtype)[:] = model.arena.param
         return PullCopy(self, model, slot)

@@ -29,9 +29,7 @@ from numba_adam.server.storage.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
-_MOST_WRITERS = (
-    32  # snapshots written at the same time that nobody's own call writes: threads of a server with many models
-)
+_MOST_WRITERS = 32  # threads that write snapshots in the background, or of all models at once
 _PAGE_BYTES = 4096
 
 
@@ -49,14 +47,14 @@ class Written(NamedTuple):
 
 
 class SnapshotWriter:
-    """Keeps models on disk.
+    """Writes and removes snapshots.
 
     Args:
         data_folder: the data folder.
         pool: where memory for copies comes from.
-        interval_seconds: snapshots of models that moved, so often; 0: never.
-        every_pushes: a snapshot after so many pushes; 0: never.
-        models: returns the models there are.
+        interval_seconds: time between snapshots of a model that changes; 0: no timer.
+        every_pushes: number of pushes to a model after which it gets a snapshot; 0: no such number.
+        models: returns all models.
     """
 
     def __init__(
@@ -73,9 +71,9 @@ class SnapshotWriter:
         self._every_pushes = every_pushes
         self._models = models
         self._changed = threading.Condition()
-        self._calls = 0  # those that are under way
+        self._calls = 0  # under way
         self._is_stopped = False
-        self._asked_for: set[Model] = set()
+        self._queued: set[Model] = set()
         self._writers = ThreadPoolExecutor(_MOST_WRITERS, "numba-adam-snapshots")
         self._timer = threading.Thread(target=self._run, name="numba-adam-timer", daemon=True)
 
@@ -85,7 +83,7 @@ class SnapshotWriter:
             self._timer.start()
 
     def stop(self) -> None:
-        """Refuse what comes from now on, and return once everything that is under way is done."""
+        """Refuse new calls, and return once those under way are done."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
@@ -105,7 +103,7 @@ class SnapshotWriter:
             return model.snapshot_queue.call(self._write, model, self._capture)
 
     def snapshot_all(self, models: Iterable[Model]) -> list[tuple[Model, Written]]:
-        """Write a snapshot of each model, beside each other; those that are deleted meanwhile are left out.
+        """Write a snapshot of each model, in parallel; models that are deleted meanwhile are left out.
 
         Raises:
             SnapshotError: the first that could not be written; the others are written all the same.
@@ -123,12 +121,12 @@ class SnapshotWriter:
         return written
 
     def begin(self, model: Model) -> None:
-        """Write the first snapshot of a model that nobody knows yet: nothing changes it, so nothing is copied."""
+        """Write the first snapshot of a new model. Nothing changes it yet, so nothing is copied."""
         with self._call():
             model.snapshot_queue.call(self._write, model, _capture_in_place)
 
     def save(self, model: Model) -> None:
-        """Write a snapshot unless the newest one is there and is the model as it is.
+        """Write a snapshot unless the newest one holds the model as it is now.
 
         Raises:
             SnapshotError, ModelNotFoundError: see snapshot.
@@ -137,11 +135,11 @@ class SnapshotWriter:
             self.snapshot(model)
 
     def save_all(self, models: Sequence[Model]) -> dict[str, bool]:
-        """Save each model, beside each other; return for each that is not deleted meanwhile whether it is saved now."""
+        """Save each model, in parallel; return for each that is not deleted meanwhile whether it is saved now."""
         saved = {}
         try:
             calls = self._each(self.save, models)
-        except ServerUnavailableError:  # nothing is written any more
+        except ServerUnavailableError:  # the writer has stopped
             return {model.spec.name: False for model in models}
         for model, call in calls:
             try:
@@ -149,7 +147,7 @@ class SnapshotWriter:
                 saved[model.spec.name] = True
             except ModelNotFoundError:
                 continue
-            except Exception:  # whatever it is, the other models are saved
+            except Exception:  # the other models must be saved, whatever it is
                 _log.exception("model %s: no last snapshot", model.spec.name)
                 saved[model.spec.name] = False
         return saved
@@ -158,7 +156,7 @@ class SnapshotWriter:
         """Remove a model's folder.
 
         Raises:
-            SnapshotError: it could not be removed, or not for good.
+            SnapshotError: the folder could not be removed.
         """
         try:
             with self._call():
@@ -171,7 +169,7 @@ class SnapshotWriter:
     def note_push(self, model: Model) -> None:
         """Ask for a snapshot in the background if the model has moved far enough from its last one."""
         if self._every_pushes and model.version - model.tried_version >= self._every_pushes:
-            self._ask_for(model)
+            self._queue_snapshot(model)
 
     def _each(self, function: Callable[[Model], _R], models: Iterable[Model]) -> list[tuple[Model, Future[_R]]]:
         """Call a function with each model on the writers' threads; return once all calls are over."""
@@ -182,7 +180,7 @@ class SnapshotWriter:
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[None]:
-        """Have `stop` wait for what is under way."""
+        """Make `stop` wait for the body."""
         with self._changed:
             if self._is_stopped:
                 raise ServerUnavailableError("the server is stopping; try again when it is back")
@@ -194,17 +192,17 @@ class SnapshotWriter:
                 self._calls -= 1
                 self._changed.notify_all()
 
-    def _ask_for(self, model: Model) -> None:
-        """Have a snapshot written in the background, unless one is asked for or being written there already."""
+    def _queue_snapshot(self, model: Model) -> None:
+        """Write a snapshot in the background, unless one is queued or being written there already."""
         with self._changed:
-            if self._is_stopped or model in self._asked_for:
+            if self._is_stopped or model in self._queued:
                 return
-            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit, and nobody has stopped us
+            with contextlib.suppress(RuntimeError):  # the interpreter exits, and `stop` was never called
                 self._writers.submit(self._write_quietly, model)
-                self._asked_for.add(model)
+                self._queued.add(model)
 
     def _run(self) -> None:
-        """Ask for snapshots of the models that moved, once in each interval."""
+        """Queue snapshots of the models that changed, once in each interval."""
         due = time.monotonic() + self._interval_seconds
         while True:
             with self._changed:
@@ -212,29 +210,29 @@ class SnapshotWriter:
                     return
             for model in self._models():
                 if model.version != model.snapshot_version:
-                    self._ask_for(model)
+                    self._queue_snapshot(model)
             due = time.monotonic() + self._interval_seconds
 
     def _write_quietly(self, model: Model) -> None:
-        """Write a snapshot that nobody waits for."""
+        """Write a snapshot in the background: log errors, raise none."""
         try:
             with self._call():
                 model.snapshot_queue.call(self._write_if_moved, model)
         except (ModelNotFoundError, ServerUnavailableError):  # deleted, or stopped, meanwhile
             pass
-        except Exception:  # whatever it is, the models' later snapshots must be asked for
+        except Exception:  # later snapshots must still be queued, whatever it is
             _log.exception("model %s: no snapshot was written; the one before it stays", model.spec.name)
         with self._changed:
-            self._asked_for.discard(model)
-        self.note_push(model)  # pushes that came in while it was written asked for nothing
+            self._queued.discard(model)
+        self.note_push(model)  # pushes during the write queued nothing
 
     def _write_if_moved(self, model: Model) -> None:
-        """Write a snapshot unless another came first."""
+        """Write a snapshot unless another call has just written one."""
         if model.version != model.snapshot_version:
             self._write(model, self._capture)
 
     def _write(self, model: Model, capture: Callable[[Model, int], tuple[Snapshot, int]]) -> Written:
-        """Write a snapshot and wait until it is durable. In the model's snapshot queue.
+        """Write a snapshot and wait until it is durable. Runs in the model's snapshot queue.
 
         Args:
             model: the model.
@@ -266,13 +264,13 @@ class SnapshotWriter:
         return written
 
     def _capture(self, model: Model, descriptor: int) -> tuple[Snapshot, int]:
-        """Copy a model's state and write the copy; without memory for one, have pushes wait while it is written."""
+        """Copy a model's state and write the copy. Without memory for a copy, pushes wait during the write."""
         arrays = model.arena.state_arrays()
         slot = self._pool.spare(sum(array.nbytes for array in arrays.values()))
         if slot is None:
             return model.apply_queue.call(_capture_in_place, model, descriptor)
         try:
-            slot.bytes[::_PAGE_BYTES] = 0  # fresh pages are touched here, not while pushes wait
+            slot.bytes[::_PAGE_BYTES] = 0  # touch fresh pages here, not while pushes wait
             snapshot, copies = model.apply_queue.call(_copy, model, slot.bytes.view(model.arena.dtype))
             return snapshot, snapshots.write(descriptor, snapshot, copies)
         finally:
@@ -280,13 +278,13 @@ class SnapshotWriter:
 
 
 def _capture_in_place(model: Model, descriptor: int) -> tuple[Snapshot, int]:
-    """Write a model's state as it lies there; nothing may change it meanwhile."""
+    """Write a model's state straight from its arena; nothing may change it meanwhile."""
     snapshot = model.capture()
     return snapshot, snapshots.write(descriptor, snapshot, model.arena.state_arrays())
 
 
 def _copy(model: Model, target: FlatArray) -> tuple[Snapshot, dict[str, FlatArray]]:
-    """Copy a model's state; in its apply queue."""
+    """Copy a model's state. Runs in its apply queue."""
     snapshot, arrays = model.capture(), model.arena.state_arrays()
     copies = dict(zip(arrays, np.split(target, len(arrays)), strict=True))
     for name, copy in copies.items():

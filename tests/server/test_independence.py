@@ -317,7 +317,7 @@ def test_a_background_snapshot_is_left_out_when_another_came_first(config, model
             while snapshot_queue.waiting < 2:  # the background's, for the push
                 pause.wait(0.001)
         assert snapshot.result(DEADLINE).snapshots[0].state.version == 1
-        while runtime.snapshots._asked_for:
+        while runtime.snapshots._queued:
             pause.wait(0.001)
         assert files(config, "a") == ["00000001.snapshot", "00000002.snapshot"]
 

@@ -51,7 +51,7 @@ def test_a_push_that_names_more_arrays_than_a_model_can_have_leaves_no_trace(wor
 def test_an_array_of_more_than_32_dimensions_is_refused_by_number(worker, grads, refused):
     tensor = model_pb2.TensorSpec(name="weight", shape=[1] * 100_000)
     refusal = refused(lambda: worker.push(grads, tensors=[tensor]))
-    assert refusal.message == "array 'weight' has 100000 dimensions: at most 32 can be"
+    assert refusal.message == "array 'weight' has 100000 dimensions: at most 32 are allowed"
     assert worker.push(grads).version == 1
 
 

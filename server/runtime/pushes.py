@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_adam.errors import NonFiniteError, PushInProgressError, PushRejectedError
+from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.server.model.digests import with_payload
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
@@ -25,7 +26,6 @@ from numba_adam.server.runtime.receive import Parts, Reader, Receiver, receive
 from numba_adam.server.runtime.sessions import count_memory
 from numba_adam.server.runtime.small_calls import small_call
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
-from numba_adam.settings.folding import LARGEST_GRADIENT
 
 _RETRY_MILLISECONDS = 50
 

@@ -48,20 +48,20 @@ class Relay:
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.insecure_channel(target)
-        self._fate: dict[str, tuple[bool, grpc.StatusCode]] = {}
+        self._fate: dict[str, list[tuple[bool, grpc.StatusCode | None]]] = {}
         self.late: list[Late] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers((self,))
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
-    def lose_request(self, method: str, code: grpc.StatusCode) -> None:
-        """Have the next call of a method not reach the server, and fail."""
-        self._fate[method] = (False, code)
+    def lose_request(self, method: str, code: grpc.StatusCode, after: int = 0) -> None:
+        """Have the next call of a method, after so many that pass, not reach the server, and fail."""
+        self._fate[method] = [(True, None)] * after + [(False, code)]
 
     def lose_answer(self, method: str, code: grpc.StatusCode) -> None:
         """Have the next call of a method reach the server, and fail all the same."""
-        self._fate[method] = (True, code)
+        self._fate[method] = [(True, code)]
 
     def deliver(self, late: Late, address: str) -> ServiceError | None:
         """Send the messages of a call; return the error that it is answered with, if it is one."""
@@ -77,7 +77,8 @@ class Relay:
         method = details.method.rsplit("/", 1)[1]
 
         def relay(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            arrives, code = self._fate.pop(method, (True, None))
+            fates = self._fate.get(method)
+            arrives, code = fates.pop(0) if fates else (True, None)
             sent = Late(method)
             for request in requests:
                 sent.messages.append(request)
@@ -366,6 +367,39 @@ def test_a_late_opening_of_an_older_process_does_not_take_over(world):
     assert isinstance(refusal, SessionFencedError)
     assert refusal.detail.epoch == 2
     assert third.push(world.grads()).version == 3
+
+
+def test_a_process_that_looked_does_not_take_over_from_one_that_came_since(world):
+    """It saw the first process's session, gave up, and tries once more when a third process is at work."""
+    world.direct.create_model(world.name, world.arrays)
+    world.connect(world.address, "w").open_model(world.name).push(world.grads())
+    second = world.handle()
+    world.relay.lose_request("OpenSession", GIVE_UP, after=1)
+    with pytest.raises(ServiceError, match="lost on the way"):
+        second.push(world.grads())
+    assert opening(world.relay.late[0]).seen_epoch == 1
+    third = world.connect(world.address, "w").open_model(world.name)
+    third.push(world.grads())
+    with pytest.raises(SessionFencedError):
+        second.push(world.grads())
+    assert third.push(world.grads()).version == 3
+
+
+def test_an_opening_without_an_answer_is_not_sent_again_for_another_state(world):
+    """The model was created anew after its first try: its name, and what it saw, belong to the state before."""
+    world.direct.create_model(world.name, world.arrays)
+    model = world.handle()
+    model.push(world.grads())
+    world.relay.lose_request("Push", GIVE_UP)
+    world.relay.lose_request("OpenSession", GIVE_UP)
+    for _ in range(2):
+        with pytest.raises(ServiceError, match="lost on the way"):
+            model.push(world.grads())
+    is_deleted(world)
+    world.direct.create_model(world.name, world.arrays)
+    model.pull()
+    assert [model.push(world.grads()).version for _ in range(2)] == [1, 2]
+    assert opening(world.relay.late[1]).seen_epoch == 1
 
 
 def test_an_opening_of_the_first_release_is_served_as_it_was(world):

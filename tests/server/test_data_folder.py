@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -180,3 +181,101 @@ def test_files_are_the_users_own(data_folders, tmp_path):
     put(data_folders(), 1)
     for path in [*(tmp_path / "data").rglob("*.snapshot"), tmp_path / "data" / "lock"]:
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_is_no_model_is_left_alone_and_said_once(data_folders, tmp_path, caplog):
+    data_folder = data_folders()
+    put(data_folder, 1)
+    data_folder.close()
+    models = tmp_path / "data" / "models"
+    for folder in ("not a model", ".deleted-1234"):
+        (models / folder).mkdir(mode=0o700)
+        (models / folder / "00000001.writing").touch(mode=0o600)
+    (models / "notes").touch(mode=0o600)
+    assert data_folders().model_names() == ["model"]
+    assert "'not a model': not the name of a model, left alone" in caplog.text
+    assert ".deleted" not in caplog.text
+    assert sorted(os.listdir(models)) == ["model", "not a model", "notes"]
+    assert os.listdir(models / "not a model") == ["00000001.writing"]
+
+
+def test_a_deletion_that_a_crash_cut_short_is_carried_out(data_folders, tmp_path):
+    """The run still names the model, and its files are out of the way already."""
+    data_folder = data_folders()
+    put(data_folder, 1)
+    put(data_folder, 1, name="other")
+    data_folder.close()
+    models = tmp_path / "data" / "models"
+    (models / "model").rename(models / f".deleted-{'0' * 16}-model")
+    assert get(data_folders(), "other") == (1, False)
+    assert os.listdir(models) == ["other"]
+
+
+def test_a_known_model_whose_folder_is_empty_is_missed(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
+    data_folder.close()
+    (tmp_path / "data" / "models" / "model" / "00000001.snapshot").rename(tmp_path / "away")
+    with pytest.raises(SnapshotError, match="no snapshot of 'model'"):
+        data_folders()
+    assert (tmp_path / "data" / "models" / "model").is_dir()
+
+
+def test_the_newest_snapshot_is_held_until_it_goes_or_changes(data_folders, tmp_path, caplog):
+    data_folder = data_folders()
+    assert not data_folder.holds("model")
+    put(data_folder, 1)
+    put(data_folder, 2)
+    assert data_folder.holds("model")
+    folder = tmp_path / "data" / "models" / "model"
+    newest = folder / "00000002.snapshot"
+    whole = newest.read_bytes()
+    newest.write_bytes((folder / "00000001.snapshot").read_bytes())
+    assert not data_folder.holds("model")
+    newest.unlink()
+    assert not data_folder.holds("model")
+    assert "its newest snapshot is gone" in caplog.text
+    assert not data_folder.close(["model"])
+    newest.write_bytes(whole)
+    newest.chmod(0o600)
+    data_folder = data_folders()
+    assert get(data_folder) == (2, False)
+    assert data_folder.holds("model")
+    assert data_folder.close(["model"])
+    assert data_folder.close(["model"])  # once more: there is nothing left to do
+
+
+def test_a_folder_that_was_only_looked_at_is_let_go_as_it_was_found(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
+    data_folder.close()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    assert DataFolder(tmp_path / "data", 3).close()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
+def test_nothing_is_written_where_another_folder_lies_now(data_folders, tmp_path):
+    data_folder = data_folders()
+    put(data_folder, 1)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "data")
+    for change in (lambda: put(data_folder, 2), lambda: data_folder.delete("model"), data_folder.close):
+        with pytest.raises(OSError, match="is not the file that this server has locked"):
+            change()
+    assert files(tmp_path) == ["00000001.snapshot"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["lock", "models", "run"]
+
+
+@pytest.mark.parametrize(
+    "name", ["models", "models/model", "models/model/00000001.snapshot", "lock", "run", "manifest"]
+)
+def test_what_others_may_write_to_is_refused_by_name(data_folders, tmp_path, name):
+    data_folder = data_folders()
+    put(data_folder, 1)
+    data_folder.close()
+    path = tmp_path / "data" / name
+    path.chmod(path.stat().st_mode | 0o020)
+    with pytest.raises(ConfigurationError, match=path.name):
+        data_folders()
+    path.chmod(path.stat().st_mode & ~0o020)
+    assert get(data_folders()) == (1, False)

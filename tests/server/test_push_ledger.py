@@ -18,7 +18,7 @@ from numba_adam.errors import (
     SessionUnknownError,
     SnapshotError,
 )
-from numba_adam.server.model.push_ledger import Accepted, Content, Limits, PushKey, PushLedger, Rejected
+from numba_adam.server.model.push_ledger import SESSION_BYTES, Accepted, Content, Limits, PushKey, PushLedger, Rejected
 
 WORKERS = ("a", "b", "c", "d")
 LIMITS = Limits(kept_answers=3, most_sessions=3)
@@ -284,9 +284,11 @@ def test_a_rejection_uses_up_its_number_and_changes_nothing_else(ledger):
     ("push", "words"),
     [
         (key(1, 1, state_id="gone"), ["gone", "version 0", "pull"]),
+        (key(1, 1, state_id="x" * 99), [f"state_id='{'x' * 64}': "]),
         (key(1, 1, worker="stranger"), ["stranger", "open one"]),
-        (key(1, 3), ["sequence=3", "next push", "is 1"]),
-        (key(1, 0), ["sequence=0", "is 1"]),
+        (key(1, 1, worker="y" * 999), [f"worker '{'y' * 200}', "]),
+        (key(1, 3), ["sequence=3", "next push", "is 1", "in order"]),
+        (key(1, 0), ["sequence=0", "is 1", "in order"]),
     ],
 )
 def test_refusals_say_what_was_given_and_what_to_do(ledger, push, words):
@@ -369,6 +371,53 @@ def test_an_epoch_that_was_not_given_yet_cannot_have_been_seen(ledger):
 
 def test_an_opening_without_a_name_opens_a_session_as_in_the_first_release(ledger):
     assert [ledger.open_session("w") for _ in range(3)] == [1, 2, 3]
+
+
+def test_who_has_seen_what_was_forgotten_opens_a_session(ledger):
+    """Nothing newer than what it saw can have been its own worker's."""
+    epoch = ledger.open_session("w", "a")
+    for name in ("x", "y", "z"):
+        newest = ledger.open_session(name, name)
+    assert ledger.open_session("w", "b", epoch) == newest + 1
+
+
+# ---- what is kept, and how much of it --------------------------------------------------------------------------------
+
+
+def test_the_record_of_a_new_model_says_no_more_than_it_must():
+    record = PushLedger("s", 2).to_record()
+    assert record == {"state_id": "s", "version": 0, "steps": [0, 0], "last_epoch": 0, "sessions": []}
+
+
+def test_what_was_answered_longer_ago_than_is_kept_says_which_push_is_next(ledger):
+    epoch = ledger.open_session("w")
+    for sequence in range(1, 5):
+        deliver(ledger, key(epoch, sequence), 0, present=(True, True))
+    with pytest.raises(SequenceError, match=r"sequence=1: .* last 3 answers are kept; the next push is 5$"):
+        ledger.judge(key(epoch, 1), 0, FIRST)
+
+
+def test_as_much_is_kept_as_the_wire_document_says():
+    assert Limits() == (64, 1024, 500, 1 << 20)
+
+
+def test_the_memory_of_sessions_and_texts_is_counted():
+    """The server's budget has no other way to know of it."""
+    ledger = PushLedger("state", 1, Limits(kept_answers=2, most_text=20))
+    assert ledger.kept_bytes == 0
+    epochs = {name: ledger.open_session(name) for name in ("w", "x")}
+    assert ledger.kept_bytes == 2 * SESSION_BYTES
+
+    def reject(sequence, length):
+        message = ledger.reject(key(epochs["w"], sequence), MISMATCH, "x" * length, FIRST).message
+        return message == "x" * length, ledger.kept_bytes - 2 * SESSION_BYTES
+
+    ledger.accept(key(epochs["x"], 1, worker="x"), 0, (True,), FIRST)
+    assert ledger.kept_bytes == 2 * SESSION_BYTES
+    assert reject(1, 15) == (True, 30)
+    assert reject(2, 6) == (False, 30)  # the server's own words for a text that it does not keep cost nothing
+    assert reject(3, 20) == (False, 0)  # the first is forgotten once this one is answered
+    assert reject(4, 20) == (True, 40)
 
 
 def test_the_texts_of_rejections_are_cut_and_bounded_together():

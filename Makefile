@@ -109,10 +109,11 @@ evidence: $(BENCH)/.made  ## train with 8-bit state beside its peers and write b
 proto: $(PROTO)/.made  ## generate numba_adam/ps/v1 from proto/
 	$(PROTO)/bin/python tools/generate_proto.py
 
-format: $(VENV)/.dev  ## let ruff put the code into the house's layout, and the documents' quotations in their places
+format: $(VENV)/.dev  ## format the code, correct the documents' quotations of it, and redraw the tree of folders
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/python tools/fix_quotations.py
+	$(VENV)/bin/python tools/draw_tree.py
 
 clean:  ## remove the virtual environments and everything else that can be made again
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -279,3 +279,15 @@ def test_what_others_may_write_to_is_refused_by_name(data_folders, tmp_path, nam
         data_folders()
     path.chmod(path.stat().st_mode & ~0o020)
     assert get(data_folders()) == (1, False)
+
+
+@pytest.mark.parametrize("name", ["run.writing", "running"])
+def test_a_run_that_cannot_begin_is_a_clear_error(data_folders, tmp_path, name):
+    """Something that is no file lies where one is written or removed."""
+    data_folder = data_folders()
+    data_folder.close()
+    (tmp_path / "data" / name).mkdir()
+    data_folder = DataFolder(tmp_path / "data", 3)
+    with pytest.raises(ConfigurationError, match="must be a folder this user can write"):
+        data_folder.begin()
+    data_folder.close()

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from numba_adam import errors, interop
-    from numba_adam.cpu.part import StepResult
     from numba_adam.errors import NumbaAdamError
     from numba_adam.functional import adam_update
     from numba_adam.optimizer import Adam, AdamW
     from numba_adam.rows.functional import adam_catch_up_rows, adam_update_rows
     from numba_adam.rows.history import RowHistory
     from numba_adam.settings.hyperparameters import Hyperparameters
+    from numba_adam.settings.results import StepResult
     from numba_adam.warmup import warmup
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _HOME = {
     "Hyperparameters": "numba_adam.settings.hyperparameters",
     "NumbaAdamError": "numba_adam.errors",
     "RowHistory": "numba_adam.rows.history",
-    "StepResult": "numba_adam.cpu.part",
+    "StepResult": "numba_adam.settings.results",
     "adam_catch_up_rows": "numba_adam.rows.functional",
     "adam_update": "numba_adam.functional",
     "adam_update_rows": "numba_adam.rows.functional",

@@ -7,15 +7,15 @@ import numpy as np
 from numba_adam.cpu.fast_path import update_one
 from numba_adam.cpu.table import UpdateTable
 from numba_adam.cuda.arrays import is_on_cuda
-from numba_adam.errors import HyperparameterError, LayoutError
+from numba_adam.errors import LayoutError
 from numba_adam.interop import borrow, count_writes
 from numba_adam.interop.arrays import check_shape
 from numba_adam.interop.axes import Axes, axes_of, in_memory_order
 from numba_adam.numerics.array import Array
 from numba_adam.optim.backends import update_on_cuda
-from numba_adam.settings.hyperparameters import LAST_STEP, EpsMode, Hyperparameters
+from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters, step_number
 from numba_adam.settings.limits import check_factor, check_held
-from numba_adam.settings.scalars import real, whole
+from numba_adam.settings.scalars import real
 from numba_adam.settings.scaling import Scaling
 
 
@@ -79,7 +79,7 @@ def adam_update(
     arrays = [grad, param, exp_avg, exp_avg_sq, *([] if max_exp_avg_sq is None else [max_exp_avg_sq])]
     amsgrad = max_exp_avg_sq is not None
     hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
-    number, scale = _step(step), real("grad_scale", grad_scale)
+    number, scale = step_number(step), real("grad_scale", grad_scale)
     if update_one(arrays, hyperparameters, number, scale):
         return
     labels = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "", "", "grad")
@@ -110,11 +110,3 @@ def _turned(array: Array, name: str, param: Array, axes: Axes | None) -> Array:
             f"strides {param.strides}; make it with numpy.empty_like(param), or copy into such an array"
         )
     return turned
-
-
-def _step(value: object) -> int:
-    """Return the step number; refuse what is not a whole number from 1 on."""
-    step = whole("step", value)
-    if not 1 <= step <= LAST_STEP:
-        raise HyperparameterError(f"step={step}: it must be from 1, which is the first update, to 2**53")
-    return step

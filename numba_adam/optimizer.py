@@ -9,34 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
-import numpy as np
-
-from numba_adam.cpu.accumulator import WHAT_IS_ACCUMULATED, Accumulation, check_accumulation, factor
-from numba_adam.cpu.conversion import format_number
 from numba_adam.cpu.kernels.threads import step_lock
-from numba_adam.cpu.part import Member, MixedParts, StepResult, accumulate, was_applied
-from numba_adam.errors import HyperparameterError, LayoutError, NamesError
+from numba_adam.errors import NamesError
 from numba_adam.interop import count_writes
-from numba_adam.interop.arrays import Extents, check_like, watched
-from numba_adam.interop.axes import as_given, axes_of, in_memory_order
-from numba_adam.interop.writes import CountedWrites
 from numba_adam.optim import pickling, state_dicts
-from numba_adam.optim.backends import borrow_param, check_loss_scale, check_same_place, parts_of
-from numba_adam.optim.gradients import in_order
-from numba_adam.optim.watching import Watch
-from numba_adam.settings.fixed import HYPERPARAMETER_NAMES, FixedDict, FixedList, check_attribute
+from numba_adam.optim.accumulation import ACCUMULATED, Accumulation, check_accumulation, share, sums_of
+from numba_adam.optim.backends import check_loss_scale
+from numba_adam.optim.parameters import Parameters
+from numba_adam.optim.scaling import scaling
+from numba_adam.optim.stepping import accumulate, check_apart, launch, make_ready, plan
+from numba_adam.settings.contract import Part
+from numba_adam.settings.fixed import HYPERPARAMETER_NAMES, FixedDict, check_attribute
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.settings.options import CopyDtype, Options, Rounding, StateDtype
-from numba_adam.settings.param_groups import (
-    ParamGroup,
-    ParamGroups,
-    Schedule,
-    follow_schedules,
-    groups_of,
-    is_array,
-    separated,
-)
-from numba_adam.settings.scaling import Scaling, scaling
+from numba_adam.settings.param_groups import ParamGroup, ParamGroups, Schedule, groups_of, is_array, separated
+from numba_adam.settings.results import StepResult, may_have_written
+from numba_adam.settings.scaling import Scaling
 
 _FIXED_STATE = (
     "opt.state only shows the state: write into its arrays, as in opt.state['w']['exp_avg'][...] = 0, or load another "
@@ -138,22 +126,15 @@ class Adam:
     def _build(self, groups: list[ParamGroup], options: Options, *, is_single: bool) -> None:
         """Take the parameters, and make all that a step needs."""
         others = vars(self).keys() - getattr(self, "_own", frozenset())
-        self._param_groups, self._options, self._single = ParamGroups(groups), options, is_single
-        self._names: list[str] = [name for group in self.param_groups for name in group.get("param_names", ())]
-        self._members = self._borrow_all()
-        self._watch = Watch(member.given for member in self._members)
-        self._writes = CountedWrites(member.given for member in self._members)
-        Extents([each.param for each in self._members], [f"params{each.label}" for each in self._members])
-        self._narrowest = self._tell_groups()
-        self._parts = parts_of(self._members, self._options)
-        self._stepper = self._parts[0] if len(self._parts) == 1 else MixedParts(self._parts)
+        self._param_groups, self._options = ParamGroups(groups), options
+        self._parameters = Parameters(self._param_groups, options, is_single=is_single)
         self._accumulations = 0
         self._lock = step_lock()
         self._own = frozenset({"_own", *vars(self)} - others)
 
     def step(
         self,
-        grads: object = WHAT_IS_ACCUMULATED,
+        grads: object = ACCUMULATED,
         *,
         grad_scale: float = 1.0,
         loss_scale: Any = None,
@@ -196,13 +177,14 @@ class Adam:
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
             HyperparameterError: a number is out of range.
         """
-        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad, self._narrowest)
+        parameters = self._parameters
+        treatment = scaling(grad_scale, loss_scale, max_grad_norm, clip_value, zero_grad, parameters.narrowest)
         check_accumulation(accumulation)
         if treatment.loss_scale is not None:
-            check_loss_scale(self._parts)
-        if grads is WHAT_IS_ACCUMULATED:
+            check_loss_scale(parameters.parts)
+        if grads is ACCUMULATED:
             return self._step_accumulated(treatment, accumulation)
-        ordered = in_order(grads, len(self._members), self._names, self._single)
+        ordered = parameters.in_order(grads)
         with self._lock:
             if self._accumulations:
                 raise NamesError(
@@ -210,9 +192,35 @@ class Adam:
                     "and then step() without gradients, or drop_accumulated() before"
                 )
             result = self._step(ordered, treatment)
-            if zero_grad and was_applied(result):
+            if zero_grad and may_have_written(result):
                 count_writes(ordered)
             return result
+
+    def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
+        """Make a step with one gradient, or None, for each parameter in order; the lock is held."""
+        parts = self._made_ready()
+        plans = plan(parts, grads, treatment)
+        if treatment.zero_grad:
+            check_apart(parts, plans)
+        result = launch(parts, plans, treatment)
+        self._parameters.count_writes(result, grads)
+        return result
+
+    def _made_ready(self) -> list[Part[Any]]:
+        """Return the parts, ready for a step: bound to the parameters' memory, with the hyperparameters of the step."""
+        parameters = self._parameters
+        parameters.rebind(self._accumulations)
+        parameters.follow_schedules()
+        make_ready(parameters.parts)
+        return parameters.parts
+
+    def _step_accumulated(self, treatment: Scaling, accumulation: Accumulation) -> StepResult:
+        """Make a step with the accumulated gradients, and start their sums again, whether or not it is applied."""
+        with self._lock:
+            factor = treatment.factor * share(accumulation, self._accumulations)
+            result = self._step(sums_of(self._parameters.parts), treatment._replace(factor=factor, zero_grad=True))
+            self._reset_accumulators(result)
+        return result
 
     def accumulate(self, grads: object) -> None:
         """Add the gradients of a micro-batch to sums, of which `step()` without gradients makes one update.
@@ -227,37 +235,22 @@ class Adam:
             ArrayError: a gradient does not fit; the message names it. Nothing was changed.
             NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
         """
-        ordered = in_order(grads, len(self._members), self._names, self._single)
+        parameters = self._parameters
+        ordered = parameters.in_order(grads)
         with self._lock:
-            if self._watch.kinds:
-                self._follow()
-            accumulate(self._parts, ordered)
+            parameters.rebind(self._accumulations)
+            accumulate(parameters.parts, ordered)
             self._accumulations += 1
 
     def drop_accumulated(self) -> None:
         """Forget what was accumulated since the last step."""
         with self._lock:
-            self._accumulate_anew()
+            self._reset_accumulators(None)
 
-    def _step_accumulated(self, treatment: Scaling, accumulation: Accumulation) -> StepResult:
-        """Make a step with what was accumulated, and begin anew, whether or not it is applied."""
-        with self._lock:
-            share = factor(accumulation, self._accumulations)
-            sums = {
-                place: array
-                for part in self._parts
-                if part.accumulated is not None
-                for place, array in zip(part.places, part.accumulated.grads(), strict=True)
-            }
-            treatment = treatment._replace(factor=treatment.factor * share, zero_grad=True)
-            result = self._step([sums.get(place) for place in range(len(self._members))], treatment)
-            self._accumulate_anew(result)
-        return result
-
-    def _accumulate_anew(self, result: StepResult | None = None) -> None:
-        """Begin to accumulate anew, after a step with this result or without one; the lock is held."""
-        for part in self._parts:
-            part.accumulate_anew(result)
+    def _reset_accumulators(self, result: StepResult | None) -> None:
+        """Start the sums of gradients again, after a step with this result, or without one; the lock is held."""
+        for part in self._parameters.parts:
+            part.reset_accumulator(result)
         self._accumulations = 0
 
     @property
@@ -275,7 +268,7 @@ class Adam:
         Raises:
             HyperparameterError: the optimizer keeps none.
         """
-        return self._kept("emas", "ema_decay=0.999")
+        return self._parameters.copies("emas", "ema_decay=0.999")
 
     @property
     def low_precision(self) -> Any:
@@ -284,7 +277,7 @@ class Adam:
         Raises:
             HyperparameterError: the optimizer keeps none.
         """
-        return self._kept("copies", 'low_precision_copy="bfloat16"')
+        return self._parameters.copies("rounded", 'low_precision_copy="bfloat16"')
 
     @property
     def state(self) -> dict[str | int, dict[str, Any]]:
@@ -294,7 +287,7 @@ class Adam:
         are copied to NumPy, which waits.
         """
         states = self._states()
-        keys: Sequence[str | int] = self._names or range(len(states))
+        keys: Sequence[str | int] = self._parameters.names or range(len(states))
         pairs = zip(keys, states, strict=True)
         return FixedDict({key: FixedDict(state, _FIXED_STATE) for key, state in pairs if state}, _FIXED_STATE)
 
@@ -329,12 +322,10 @@ class Adam:
             StateDictError: it does not fit the parameters; the message says where. Nothing was changed.
             HyperparameterError: it holds a hyperparameter that is out of range. Nothing was changed.
         """
-        loaded = state_dicts.parse(state_dict, self.param_groups, [member.shown for member in self._members])
+        params = [member.shown for member in self._parameters.members]
+        loaded = state_dicts.parse(state_dict, self.param_groups, params)
         with self._lock:
-            for part in self._parts:
-                part.check_whole([loaded.states[member.place] for member in part.members])
-            for part in self._parts:
-                part.set_states([loaded.states[member.place] for member in part.members])
+            self._parameters.load(loaded.states)
             for group, held, notes in zip(self.param_groups, loaded.hyperparameters, loaded.notes, strict=True):
                 group.take_over(held, notes)
 
@@ -357,8 +348,11 @@ class Adam:
             TypeError: a parameter is on a GPU, or a memoryview.
         """
         with self._lock:
-            state = state_dicts.dump(self.param_groups, self._states())["state"]
-            said = pickling.dump(self.param_groups, self._options, self._parts, state, is_single=self._single)
+            parameters = self._parameters
+            state = state_dicts.dump(self.param_groups, parameters.states())["state"]
+            said = pickling.dump(
+                self.param_groups, self._options, parameters.parts, state, is_single=parameters.is_single
+            )
         own = {name: value for name, value in vars(self).items() if name not in self._own}
         attributes = {name: value for name, value in own.items() if not hasattr(type(self), name)}  # no wrapped methods
         return {**said, "accumulations": self._accumulations, "attributes": attributes}
@@ -372,7 +366,7 @@ class Adam:
         groups, options, is_single, state_dict = pickling.parse(said, self._OWNED)
         self._build(groups, options, is_single=is_single)
         self.load_state_dict(state_dict)
-        pickling.restore(self._parts, said)
+        pickling.restore(self._parameters.parts, said)
         self._accumulations = said["accumulations"]
         vars(self).update(said["attributes"])
 
@@ -388,106 +382,15 @@ class Adam:
         )
 
     def __repr__(self) -> str:
-        elements = sum(member.param.size for member in self._members)
+        members = self._parameters.members
+        elements = sum(member.param.size for member in members)
         groups = [{key: group[key] for key in HYPERPARAMETER_NAMES} for group in self.param_groups]
-        return f"{type(self).__name__}({len(self._members)} arrays, {elements:,} parameters, {groups})"
-
-    def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
-        """Make a step; the lock is held."""
-        if self._watch.kinds:
-            self._follow()
-        scheduled = [group for group in self.param_groups if group.schedule is not None]
-        if scheduled:
-            steps = [1 + max(part.last_step(group) for part in self._parts) for group in scheduled]
-            follow_schedules(scheduled, steps)
-        result = self._stepper.step(grads, treatment)
-        if self._writes.kinds and was_applied(result):
-            self._writes.count(grads)
-        return result
+        return f"{type(self).__name__}({len(members)} arrays, {elements:,} parameters, {groups})"
 
     def _states(self) -> list[dict[str, Any]]:
         """Return every parameter's state, in order."""
         with self._lock:
-            by_index = {
-                member.place: part.state_of(position)
-                for part in self._parts
-                for position, member in enumerate(part.members)
-            }
-        return [by_index[index] for index in range(len(self._members))]
-
-    def _kept(self, name: str, option: str) -> Any:
-        """Return the arrays of one kind that are kept for all parameters, in the form of `params`."""
-        by_place = {
-            member.place: None if array is None else as_given(array, member.axes)
-            for part in self._parts
-            for member, array in zip(part.members, getattr(part.kept, name), strict=True)
-        }
-        if any(array is None for array in by_place.values()):
-            raise HyperparameterError(f"this optimizer keeps no such arrays: make it with {option}")
-        arrays = [by_place[place] for place in range(len(by_place))]
-        if self._single:
-            return arrays[0]
-        advice = "these arrays are the optimizer's own and cannot be replaced: write into them"
-        if self._names:
-            return FixedDict(dict(zip(self._names, arrays, strict=True)), advice)
-        return FixedList(arrays, advice)
-
-    def _follow(self) -> None:
-        """Borrow anew what was given other memory since: updating the old would move nothing that anybody sees."""
-        if not self._watch.sees_a_change():
-            return
-        members = self._borrow_all()
-        for new, old in zip(members, self._members, strict=True):
-            check_same_place(new.param, f"params{new.label}", old.param)
-            check_like(new.shown, f"params{new.label}", old.shown, "the memory it had before")
-        turned = [new.label for new, old in zip(members, self._members, strict=True) if new.axes != old.axes]
-        if turned:
-            self._reorder(members, turned[0])
-        self._members, self._watch = members, Watch(member.given for member in members)
-        for part in self._parts:
-            part.follow([members[place] for place in part.places])
-
-    def _reorder(self, members: list[Member], label: str) -> None:
-        """Let the state of parameters have the axes that these have now: as in PyTorch, an element keeps its index.
-
-        Args:
-            members: the parameters as they are now.
-            label: what messages call one of those whose axes lie in another order.
-        """
-        if self._accumulations:
-            raise LayoutError(
-                f"params{label} has its axes in memory in another order than when gradients were accumulated: set it "
-                "back, or drop_accumulated() before the next step"
-            )
-        saved = state_dicts.dump(self.param_groups, self._states())
-        states = state_dicts.parse(saved, self.param_groups, [member.shown for member in members]).states
-        parts = parts_of(members, self._options)
-        for part in parts:
-            part.set_states([states[place] for place in part.places])
-        self._parts = parts
-        self._stepper = parts[0] if len(parts) == 1 else MixedParts(parts)
-
-    def _tell_groups(self) -> str:
-        """Tell every group what its parameters are computed in; return the narrowest dtype of all."""
-        dtypes = [self._options.computed_in(format_number(member.param)) for member in self._members]
-        for group in self.param_groups:
-            pairs = zip(dtypes, self._members, strict=True)
-            group.compute_in(dtype for dtype, member in pairs if member.group is group)
-        return min(dtypes)  # "float32" comes before "float64"
-
-    def _borrow_all(self) -> list[Member]:
-        """Borrow the memory of every parameter."""
-        pairs = [(group, param) for group in self.param_groups for param in group["params"]]
-        members = []
-        for index, (group, param) in enumerate(pairs):
-            label = "" if self._single else f"[{self._names[index]!r}]" if self._names else f"[{index}]"
-            name = f"params{label}"
-            view = borrow_param(param, name)
-            self._options.check(label, format_number(view))
-            axes = axes_of(view)
-            owner = watched(param, name) if isinstance(param, np.ndarray) else None
-            members.append(Member(index, label, in_memory_order(view, axes), group, param, axes, owner))
-        return members
+            return self._parameters.states()
 
 
 class AdamW(Adam):

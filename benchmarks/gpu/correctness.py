@@ -15,7 +15,7 @@ from benchmarks.gpu.device import Array, on_gpu, to_host
 from numba_adam import Hyperparameters
 from numba_adam.cuda import CudaArray, seam
 from numba_adam.cuda.table import CudaTable
-from numba_adam.settings.scaling import scaling
+from numba_adam.optim.scaling import scaling
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "Adam": {},
@@ -245,11 +245,12 @@ def _captured(torch: Any) -> Finding:
         param, grad, exp_avg, exp_avg_sq = (torch.from_numpy(array).cuda() for array in arrays)
         table = CudaTable([param.requires_grad_()], [exp_avg], [exp_avg_sq], hyperparameters=[Hyperparameters()])
         table.step([grad])
+        plan = table.plan([grad])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, stream=stream):
-            table.launch()
+            table.launch(plan)
         for _ in range(replays):
             graph.replay()
         torch.cuda.synchronize()

@@ -6,8 +6,8 @@ import numpy as np
 
 from numba_adam.cpu.kernels import convert as kernels
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import EightBit
-from numba_adam.numerics.formats import EIGHT_BIT, FLOAT64, format_of
+from numba_adam.numerics.eight_bit import EightBit, format_number
+from numba_adam.numerics.formats import FLOAT64
 
 
 def convert(source: Array, target: Array) -> None:
@@ -37,15 +37,6 @@ def decode(exp_avg: EightBit | None, exp_avg_sq: EightBit) -> tuple[Array, Array
     first, second = (np.zeros(exp_avg_sq.shape, dtype=np.float32) for _ in range(2))
     kernels.decode(_places(exp_avg), _places(exp_avg_sq), first.reshape(-1), second.reshape(-1))
     return first, second
-
-
-def format_number(array: Array | EightBit) -> int:
-    """Return the format of an array of ours."""
-    if isinstance(array, EightBit):
-        return EIGHT_BIT
-    format_ = format_of(array.dtype)
-    assert format_ is not None
-    return format_
 
 
 def _flat_float32(array: Array) -> Array:

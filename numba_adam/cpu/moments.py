@@ -1,14 +1,14 @@
-"""The arrays of a parameter's state: zeros to begin with, and placed so that a step is quick. May import NumPy.
+"""Moments in this host's memory: zeros at first, loaded from state dicts, and placed so that a step is fast.
 
-A step reads and writes a parameter's arrays side by side. Where they lie at the same distance from a page's beginning,
-as large allocations do, their addresses agree in the low bits, which is what a CPU compares when it asks whether a load
-waits for an earlier store: every load seems to. So each of them begins at another place within its page.
+A step reads and writes a parameter's arrays side by side. Large allocations begin at the same offset within a page, so
+the low bits of their addresses agree. A CPU compares these bits to find out whether a load must wait for an earlier
+store: every load would seem to. So each array here begins at another offset within its page. May import NumPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +17,18 @@ from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import NAMES, dtype_of
+from numba_adam.settings.step_arrays import Moments
 
 Moment = Array | EightBit
 
 _PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
-_APART_BYTES = 21 * _CACHE_LINE_BYTES  # a third of a page, for param, exp_avg, exp_avg_sq; a fourth is near the first
-_LARGE_BYTES = 32_768  # smaller arrays stay in the innermost cache whatever their places
-
-
-class Moments(NamedTuple):
-    """The state of a part's parameters beside their steps, array by array."""
-
-    exp_avgs: list[Moment]
-    exp_avg_sqs: list[Moment]
-    max_exp_avg_sqs: list[Moment | None]
+_APART_BYTES = 21 * _CACHE_LINE_BYTES  # a third of a page: param, exp_avg, exp_avg_sq; the fourth is near the first
+_LARGE_BYTES = 32_768  # smaller arrays stay in the L1 cache at any offset
 
 
 def zeros(params: Sequence[Array], formats: Sequence[str], moment: int) -> list[Moment]:
-    """Return a moment for each parameter, zero everywhere; the system gives it no memory before it is touched.
+    """Return a moment for each parameter, zero everywhere. The system allocates its pages when they are first written.
 
     Args:
         params: the parameters.
@@ -45,8 +38,20 @@ def zeros(params: Sequence[Array], formats: Sequence[str], moment: int) -> list[
     return [_zeros(param, name, moment) for param, name in zip(params, formats, strict=True)]
 
 
-def copied(state: Mapping[str, Any], param: Array, name: str) -> tuple[Moment, Moment, Moment | None]:
-    """Return copies of a parameter's three moments, each in a format by its name; zeros before the first step.
+def load_moments(states: Sequence[Mapping[str, Any]], params: Sequence[Any], formats: Sequence[str]) -> Moments:
+    """Return copies of the moments in state dicts, each in a format by its name; zeros before the first step.
+
+    Args:
+        states: one for each parameter, as `in_memory_order` returned them; or empty.
+        params: the parameters.
+        formats: the name of the format of each parameter's moments.
+    """
+    triples = [_loaded(*each) for each in zip(states, params, formats, strict=True)]
+    return Moments(*(list(column) for column in zip(*triples, strict=True)))
+
+
+def _loaded(state: Mapping[str, Any], param: Array, name: str) -> tuple[Moment, Moment, Moment | None]:
+    """Return copies of one parameter's three moments.
 
     Args:
         state: with "exp_avg", "exp_avg_sq" and perhaps "max_exp_avg_sq", in any format; or empty.
@@ -64,8 +69,8 @@ def copied(state: Mapping[str, Any], param: Array, name: str) -> tuple[Moment, M
     return _in_floats(first, param, name, 1), _in_floats(second, param, name, 2), third
 
 
-def turned(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]:
-    """Return what a state dict says of a parameter with the axes of its memory; arrays of another order are copied.
+def state_in_memory_order(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]:
+    """Return a parameter's state with the parameter's order of axes in memory; arrays of another order are copied.
 
     Args:
         state: arrays with the parameter's shape, and moments in 8 bits whose codes have the axes that "axes" says.
@@ -76,7 +81,7 @@ def turned(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]:
     codes = state["exp_avg_sq"].codes if isinstance(state.get("exp_avg_sq"), EightBit) else None
     if codes is not None and not in_memory_order(as_given(codes, own), axes).flags.c_contiguous:
         state |= _in_floats_of(state, own)  # their blocks have other elements
-    return {name: _one_turned(value, own, axes) for name, value in state.items()}
+    return {name: _turned(value, own, axes) for name, value in state.items()}
 
 
 def _in_floats_of(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def _in_floats_of(state: Mapping[str, Any], axes: Axes | None) -> dict[str, Any]
     return {name: as_given(array, axes) for name, array in floats.items()}
 
 
-def _one_turned(value: Any, own: Axes | None, axes: Axes | None) -> Any:
+def _turned(value: Any, own: Axes | None, axes: Axes | None) -> Any:
     if isinstance(value, EightBit):
         return EightBit(in_memory_order(as_given(value.codes, own), axes), value.scales)
     if not isinstance(value, np.ndarray):
@@ -103,9 +108,9 @@ def _decoded(first: Any, second: Moment) -> tuple[Array | None, Array]:
 
 
 def _in_floats(array: Array, param: Array, name: str, moment: int) -> Array:
-    room = room_beside(param, dtype_of(NAMES.index(name)), moment)
-    convert(array, room)
-    return room
+    own = zeros_beside(param, dtype_of(NAMES.index(name)), moment)
+    convert(array, own)
+    return own
 
 
 def _in_8_bits(
@@ -121,23 +126,23 @@ def _in_8_bits(
 
 def converted(param: Array, name: str) -> Array:
     """Return a copy of a parameter, rounded to a format by its name."""
-    copy = room_beside(param, dtype_of(NAMES.index(name)), 0)
+    copy = zeros_beside(param, dtype_of(NAMES.index(name)), 0)
     convert(param, copy)
     return copy
 
 
-def room_beside(param: Array, dtype: np.dtype[np.generic], place: int) -> Array:
-    """Return zeros of a parameter's shape that begin `place` thirds of a page behind it, as seen within a page."""
+def zeros_beside(param: Array, dtype: np.dtype[np.generic], thirds: int) -> Array:
+    """Return zeros of a parameter's shape. Within a page they begin `thirds` thirds of a page behind the parameter."""
     size = param.size * dtype.itemsize
     if size < _LARGE_BYTES:
         return np.zeros(param.shape, dtype)
-    room = np.zeros(size + _PAGE_BYTES, dtype=np.uint8)
-    wanted = param.ctypes.data // _CACHE_LINE_BYTES * _CACHE_LINE_BYTES + place * _APART_BYTES
-    skip = (wanted - room.ctypes.data) % _PAGE_BYTES
-    return room[skip : skip + size].view(dtype).reshape(param.shape)
+    memory = np.zeros(size + _PAGE_BYTES, dtype=np.uint8)
+    wanted = param.ctypes.data // _CACHE_LINE_BYTES * _CACHE_LINE_BYTES + thirds * _APART_BYTES
+    skip = (wanted - memory.ctypes.data) % _PAGE_BYTES
+    return memory[skip : skip + size].view(dtype).reshape(param.shape)
 
 
 def _zeros(param: Array, name: str, moment: int) -> Moment:
     if name == "8bit":
         return EightBit.zeros(param.shape)
-    return room_beside(param, dtype_of(NAMES.index(name)), moment)
+    return zeros_beside(param, dtype_of(NAMES.index(name)), moment)

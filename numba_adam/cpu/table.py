@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.cpu.conversion import format_number
 from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, threads, update
 from numba_adam.cpu.kernels.gather import kinds, usable
 from numba_adam.cpu.kernels.job import (
@@ -33,33 +32,25 @@ from numba_adam.interop import borrow
 from numba_adam.interop.arrays import Extents, Watched, check_shape, check_unchanged, watched
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import EightBit
+from numba_adam.numerics.eight_bit import EightBit, format_number
 from numba_adam.numerics.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
 from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import TOO_NARROW
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
+from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, written
 
-# What messages call the columns, and the gradients.
-LABELS = ("params", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "low_precision", "grads")
-MASTER_LABELS = (*LABELS[:5], "params", LABELS[6])  # where the copies are the parameters, and these master copies
 _OWN_DTYPES = (np.dtype(np.uint8),)
 _ITEM_BYTES = np.array(ITEM_BYTES, dtype=np.int64)
 
 
-class Extras(NamedTuple):
-    """What a step does beside the update, and how it rounds."""
+class Plan(NamedTuple):
+    """A step whose gradients were validated: the kernels' part of it lies in the table's job until the next plan."""
 
-    emas: Sequence[Array | None] | None = None  # moving averages of the weights, one for each parameter
-    copies: Sequence[Array | None] | None = None  # low-precision copies of the new parameters
-    ema_decay: float = 0.0
-    is_stochastic: bool = False  # whether bfloat16 arrays are rounded at random
-    seed: int = 0
-    numbers: Sequence[int] | None = None  # the parameters' places in their optimizer; None: 0, 1, 2, ...
-
-
-NO_EXTRAS = Extras()
+    grad_count: int  # how many parameters have a gradient
+    borrowed: Sequence[Array | None] = ()  # views whose memory some frameworks lend only as long as the views live
+    copied: Sequence[Array] = ()  # gradients whose copies the step reads: `launch` sets these to zero
 
 
 class UpdateTable:
@@ -130,8 +121,6 @@ class UpdateTable:
         self._pins = [weakref.ref(array) for array in (*self._written()[0], *pinned)]
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
         self._places = pack(self._job)
-        self._views: list[Array | None] = []
-        self._copied: list[Array] = []  # gradients of which the step works on copies, to be set to zero
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
@@ -148,42 +137,50 @@ class UpdateTable:
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
-        self.launch(self.prepare(grads, steps, scaling), steps)
+        self.launch(self.plan(grads, steps, scaling), steps)
 
-    def prepare(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> int:
-        """Check the gradients and plan the step; return what `launch` takes. Arguments as for `update`."""
-        job, like = self._job, self._job.constants
+    def plan(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> Plan:
+        """Validate the gradients, and plan a step with them. Arguments as for `update`."""
+        job = self._job
         job.options[ZERO_GRAD] = scaling.zero_grad
-        if self._copied:
-            self._copied = []
         if len(self._params) == 1:
             job.objects[0] = id(grads[0])
         else:
             job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
-        count = prepare(self._places, like, steps, scaling.factor, scaling.clip_value) if usable() else -1
-        if count < 0:  # one does not fit, or it is no plain NumPy array: ask one by one
-            self._check_owners()
-            self._views = [self._view_of(index, grad, scaling) for index, grad in enumerate(grads)]
-            job.grads[:] = [_address(view) for view in self._views]
-            job.grad_formats[:] = [0 if view is None else _format(view) for view in self._views]
-            count = prepare_gathered(self._places, like, steps, scaling.factor, scaling.clip_value)
-        return int(count)
+        if usable():
+            count = prepare(self._places, job.constants, steps, scaling.factor, scaling.clip_value)
+            if count >= 0:
+                return Plan(count)
+        return self._plan_one_by_one(grads, steps, scaling)  # one does not fit, or is not a plain NumPy array
 
-    def prepare_again(self, steps: Array, scaling: Scaling) -> None:
-        """Plan the step that `prepare` planned with another scaling."""
-        prepare_gathered(self._places, self._job.constants, steps, scaling.factor, scaling.clip_value)
+    def _plan_one_by_one(self, grads: Sequence[Any], steps: Array, scaling: Scaling) -> Plan:
+        """Borrow each gradient by its own protocol, and plan the step."""
+        self._check_owners()
+        views = [self._borrowed(index, grad, is_written=scaling.zero_grad) for index, grad in enumerate(grads)]
+        read = [self._in_memory_order(index, view) for index, view in enumerate(views)]
+        self._job.grads[:] = [_address(array) for array in read]
+        self._job.grad_formats[:] = [0 if array is None else _format(array) for array in read]
+        pairs = zip(views, read, strict=True)
+        copied = [view for view, array in pairs if view is not None and _address(view) != _address(array)]
+        return self.replan(Plan(0, read, copied if scaling.zero_grad else ()), steps, scaling)
 
-    def sum_of_squares(self, count: int) -> float:
-        """Return the sum of squares of the gradients that `prepare` found."""
-        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+    def replan(self, plan: Plan, steps: Array, scaling: Scaling) -> Plan:
+        """Return the plan of the same step with another scaling."""
+        job = self._job
+        count = prepare_gathered(self._places, job.constants, steps, scaling.factor, scaling.clip_value)
+        return plan._replace(grad_count=count)
+
+    def sum_of_squares(self, plan: Plan) -> float:
+        """Return the sum of squares of the plan's gradients."""
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[plan.grad_count])
         if tasks == 1:
-            return float(norm.sum_of_squares_serial(self._places, like, count))
+            return float(norm.sum_of_squares_serial(self._places, like, plan.grad_count))
         with threads.launch_lock:
-            return float(norm.sum_of_squares_parallel(self._places, like, count, tasks))
+            return float(norm.sum_of_squares_parallel(self._places, like, plan.grad_count, tasks))
 
-    def look_again(self, count: int, scale: float) -> tuple[float, float]:
+    def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
-        total, largest = norm.look_again(self._places, self._job.constants, count, scale)
+        total, largest = norm.look_again(self._places, self._job.constants, plan.grad_count, scale)
         return float(total), float(largest)
 
     @property
@@ -191,40 +188,32 @@ class UpdateTable:
         """The limit from which on a gradient's square overflows the second moment."""
         return LARGEST_GRADIENT[self._range]
 
-    def accumulate(self, count: int, sums: Array) -> None:
-        """Add the gradients that `prepare` found to sums; they must still be alive.
+    def accumulate(self, plan: Plan, sums: Array) -> None:
+        """Add the plan's gradients to sums.
 
         Args:
-            count: what `prepare` returned.
-            sums: (parameters,) uint64: where each parameter's sum lies, of its shape and of the computing dtype.
+            plan: from `plan`; its gradients must still be alive.
+            sums: (parameters,) uint64: the address of each parameter's sum, of its shape and of the compute dtype.
         """
-        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[count])
+        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[plan.grad_count])
         if tasks == 1:
-            accumulate.accumulate_serial(self._places, like, sums, count)
-        else:
-            with threads.launch_lock:
-                accumulate.accumulate_parallel(self._places, like, sums, count, tasks)
-        self._views = []
+            accumulate.accumulate_serial(self._places, like, sums, plan.grad_count)
+            return
+        with threads.launch_lock:
+            accumulate.accumulate_parallel(self._places, like, sums, plan.grad_count, tasks)
 
-    def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:
-        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
-        job, rows = self._job, self._job.rows[:count]
+    def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
+        """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
+        job, rows = self._job, self._job.rows[: plan.grad_count]
         begins = job.grads[rows]
         sizes = job.lengths[rows] * _ITEM_BYTES[job.grad_formats[rows]]
         return begins, begins + sizes.astype(np.uint64), [f"{self._labels[6]}{self._names[row]}" for row in rows]
 
-    def launch(self, count: int, steps: Array) -> None:
-        """Make the step that `prepare` planned; its gradients must still be alive."""
-        run(self._job, self._places, steps, count)
-        if self._copied:
-            self._set_to_zero()
-        self._views = []
-
-    def _set_to_zero(self) -> None:
-        """Set the gradients to zero of which the step worked on copies."""
-        for grad in self._copied:
+    def launch(self, plan: Plan, steps: Array) -> None:
+        """Make the planned step; its gradients must still be alive."""
+        run(self._job, self._places, steps, plan.grad_count)
+        for grad in plan.copied:
             grad.fill(0)
-        self._copied = []
 
     def _check(self) -> str:
         """Check every array against its parameter, and the parameters against each other; return the compute dtype."""
@@ -317,35 +306,24 @@ class UpdateTable:
         label = self._labels[column]
         return [watched(array, f"{label}{name}") if isinstance(array, np.ndarray) else None for array, name in pairs]
 
-    def _view_of(self, index: int, grad: Any, scaling: Scaling) -> Array | None:
-        """Borrow a gradient, and check it. Some frameworks lend memory that lives no longer than the view."""
+    def _borrowed(self, index: int, grad: Any, *, is_written: bool) -> Array | None:
+        """Borrow a gradient, and validate it."""
         if grad is None:
             return None
         name = f"{self._labels[6]}{self._names[index]}"
-        view = borrow(grad, name=name, writable=scaling.zero_grad, narrow=True, any_order=True)
+        view = borrow(grad, name=name, writable=is_written, narrow=True, any_order=True)
         if view.shape != self._shapes[index]:
             param = as_given(self._params[index], self._axes[index])
             check_shape(view, name, param, f"{self._labels[0]}{self._names[index]}")
         self._extents.check_apart(view, name)
-        turned: Array = in_memory_order(view, self._axes[index])
-        if turned.flags.c_contiguous:
-            return turned
-        if scaling.zero_grad:
-            self._copied.append(view)
-        return np.ascontiguousarray(turned)
+        return view
 
-
-def written(
-    columns: Sequence[Sequence[Array | EightBit | None]], names: Sequence[str], labels: Sequence[str] = LABELS
-) -> tuple[list[Array], list[str]]:
-    """Return the arrays of a table's columns, and what to call each."""
-    pairs = [
-        pair
-        for label, column in zip(labels, columns, strict=False)
-        for array, name in zip(column, names, strict=True)
-        for pair in _memory_of(array, f"{label}{name}")
-    ]
-    return [array for array, _ in pairs], [name for _, name in pairs]
+    def _in_memory_order(self, index: int, grad: Array | None) -> Array | None:
+        """Return a gradient with the axes of its parameter's memory in C order: a view, or a copy where it must be."""
+        if grad is None:
+            return None
+        turned: Array = in_memory_order(grad, self._axes[index])
+        return turned if turned.flags.c_contiguous else np.ascontiguousarray(turned)
 
 
 def compute_dtype(formats: Sequence[int], name: str) -> str:
@@ -369,15 +347,6 @@ def compute_dtype(formats: Sequence[int], name: str) -> str:
             f"float32, not with {narrow[0]}; choose another state_dtype"
         )
     return "float64"
-
-
-def _memory_of(array: Array | EightBit | None, name: str) -> list[tuple[Array, str]]:
-    """Return the arrays of which a moment consists, and what to call them."""
-    if array is None:
-        return []
-    if isinstance(array, EightBit):
-        return [(array.codes, name), (array.scales, f"{name}'s scales")]
-    return [(array, name)]
 
 
 def _format(array: Array | EightBit | None) -> int:

@@ -1,4 +1,4 @@
-"""Gradients of several micro-batches, summed on a GPU until a step is made of them. Nothing waits."""
+"""Gradients of several micro-batches, summed on a GPU until a step is made with them. Nothing waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.cpu.accumulator import Accumulated
 from numba_adam.cuda.arrays import CudaArray
 from numba_adam.cuda.batches import Batch, Work, batches, launch
 from numba_adam.cuda.kernels import accumulate
@@ -19,28 +18,38 @@ from numba_adam.interop.axes import Axes, as_given
 _SUM, _GRAD = Place._fields.index("param"), Place._fields.index("grad")
 
 
-class CudaAccumulated(Accumulated):
-    """The sums of some parameters' gradients on a GPU, in the dtype in which these are computed."""
+class CudaAccumulator:
+    """The sums of some parameters' gradients on a GPU, in the compute dtype; fulfils `contract.Accumulator`."""
 
     def __init__(self, params: Sequence[CudaArray], dtype: str, axes: Sequence[Axes | None]) -> None:
-        """Make room for them, with zeros; arguments as for `Accumulated`."""
+        """Allocate the sums, zero everywhere.
+
+        Args:
+            params: the parameters, their axes in C order.
+            dtype: of the sums.
+            axes: the order in memory of the axes of each gradient.
+        """
         self._axes = list(axes)
-        self._arrays = [zeros(param.shape, dtype, param.device, param.stream) for param in params]
+        self._sums = [zeros(param.shape, dtype, param.device, param.stream) for param in params]
         self._have = [False] * len(params)
 
     def on(self, stream: int) -> list[CudaArray]:
-        """Return the sums' arrays, of which a stream is going to write the next ones."""
-        self._arrays = [replace(array, stream=stream) for array in self._arrays]
-        return self._arrays
+        """Return the sums, which a stream is going to write next."""
+        self._sums = [replace(array, stream=stream) for array in self._sums]
+        return self._sums
+
+    def note(self, grads: Sequence[Any]) -> None:
+        """Note which parameters had a gradient."""
+        self._have = [have or grad is not None for have, grad in zip(self._have, grads, strict=True)]
 
     def grads(self) -> list[Any]:
         """Return the sum of each parameter's gradients, None where it had none."""
-        triples = zip(self._arrays, self._have, self._axes, strict=True)
+        triples = zip(self._sums, self._have, self._axes, strict=True)
         return [as_given(array, axes) if have else None for array, have, axes in triples]
 
-    def begin_anew(self, are_zero: bool) -> None:
-        """Forget which parameters had a gradient; queue zeros for the sums, unless a step has done so."""
-        for array, have in zip(self._arrays, self._have, strict=True):
+    def reset(self, *, are_zero: bool) -> None:
+        """Forget which parameters had a gradient. Queue zeros for the sums, unless a step has done so."""
+        for array, have in zip(self._sums, self._have, strict=True):
             if have and not are_zero:
                 clear(array)
         self._have = [False] * len(self._have)

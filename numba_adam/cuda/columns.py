@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.cpu.table import written
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda
 from numba_adam.cuda.kernels.layout import COLUMNS, EIGHT_BIT, Lanes, Layout, Place
 from numba_adam.cuda.memory import Array
 from numba_adam.errors import DtypeError, UnsupportedArrayError
 from numba_adam.interop.arrays import check_like
 from numba_adam.numerics.eight_bit import EightBit
+from numba_adam.settings.step_arrays import written
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 

@@ -9,9 +9,9 @@ import weakref
 
 import numpy as np
 
-from numba_adam.cpu.part import StepResult
 from numba_adam.cuda.kernels.fold import NORM, RECORD, SKIP
 from numba_adam.cuda.memory import Buffer
+from numba_adam.settings.results import StepResult
 
 _ROOM = 64  # steps whose outcomes are kept at the same time
 

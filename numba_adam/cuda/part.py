@@ -1,254 +1,219 @@
-"""The parameters of an optimizer that lie on one GPU and are computed in one precision, their state, and their step.
+"""The GPU backend: the parameters that lie on one GPU and are computed in one dtype, their state, and their step.
 
-It stands beside the CPU's `Part` and has its face, with the state on the GPU. What it says of the state is copied
-to NumPy.
+Fulfils `settings/contract.py`. A step is queued on the caller's stream, and nothing waits for it. These wait: reading
+the state, or a measured step's result; a norm over several parts; and a learning rate schedule, after steps that may
+have been left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from numba_adam.cpu.copies import Kept, following
-from numba_adam.cpu.moments import Moments
-from numba_adam.cpu.part import Member, Part, StepResult, check_apart, make_tables
 from numba_adam.cuda import seam
-from numba_adam.cuda.accumulator import CudaAccumulated
+from numba_adam.cuda.accumulator import CudaAccumulator
 from numba_adam.cuda.arrays import CudaArray
-from numba_adam.cuda.memory import Array, download, upload, uploaded, zero_moment
+from numba_adam.cuda.copies import load_copies, make_copies, note_stream, rebind_copies, uploaded_beside
+from numba_adam.cuda.memory import Array, download, zero_moment
 from numba_adam.cuda.outcomes import PendingResult
-from numba_adam.cuda.table import CudaTable
+from numba_adam.cuda.table import CudaTable, Plan
 from numba_adam.interop.arrays import Extents
-from numba_adam.numerics.formats import BFLOAT16, NAMES, dtype_of
+from numba_adam.numerics.eight_bit import format_number
+from numba_adam.numerics.formats import BFLOAT16, dtype_of
+from numba_adam.settings.contract import HostState, SelfMeasuringPart
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
-from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
+from numba_adam.settings.results import StepResult
+from numba_adam.settings.scaling import Scaling
+from numba_adam.settings.step_arrays import Extras, Moments, StepArrays
 
 
-class CudaPart(Part):
-    """Parameters on one GPU. A step is queued on the caller's stream, and nobody waits for it.
+class CudaPart(SelfMeasuringPart[Plan]):
+    """CudaArrays on one GPU, with their state beside them."""
 
-    Waiting is asked for by who reads: the state, a judged step's result, the norm over several parts; and by a learning
-    rate that is a function of the step, after steps that may have been left out.
-    """
+    accumulator: CudaAccumulator | None
+    _counts: Array
+    _are_known: bool  # whether `_counts` has all steps; else the table on the GPU does
 
-    _table: CudaTable | None  # type: ignore[assignment]
+    def __init__(self, members: Sequence[Member], options: Options, host: HostState) -> None:
+        """Take the parameters, already validated.
 
-    def __init__(self, members: Sequence[Member], options: Options) -> None:
-        """Take the parameters; they have been checked.
+        Args:
+            members: the parameters.
+            options: of the optimizer.
+            host: makes and converts state in this host's memory.
 
         Raises:
             CudaUnavailableError: there is no GPU that can be used.
         """
         seam.require_gpu()
-        self._counts, self._is_counted = np.zeros(len(members), dtype=np.int64), True
-        self._has_grad = np.zeros(len(members), dtype=bool)
-        super().__init__(members, options)
+        super().__init__(members, options, make_copies([member.param for member in members], options, host))
+        self._host, self._copies_stream = host, -1
+        self._table: CudaTable | None = None
 
     @property
     def steps(self) -> Array:
-        """Updates made so far; waits where it is not known here."""
-        if not self._is_counted:
+        """(members,) int64: the number of updates of each parameter; waits where only the GPU knows it."""
+        if not self._are_known:
             assert self._table is not None
-            self._counts, self._is_counted = self._table.steps, True
+            self._counts, self._are_known = self._table.steps, True
         return self._counts
 
     @steps.setter
     def steps(self, steps: Array) -> None:
-        self._counts, self._is_counted = steps, True
+        self._counts, self._are_known = steps, True
 
-    def make_table(self, columns: Sequence[Sequence[Any]], extents: Extents) -> None:
-        """Make the table over what `draft` returned; no gradient may share memory with `extents`."""
-        params, exp_avgs, exp_avg_sqs, largest, emas, copies = columns
-        steps, self._known = self.steps, [run.group.hyperparameters for run in self._runs]
+    def build_table(self, arrays: StepArrays, extents: Extents) -> None:
+        """Make the table of these arrays."""
+        roster = self.roster
         self._table = CudaTable(
-            params,
-            exp_avgs,
-            exp_avg_sqs,
-            largest,
-            hyperparameters=self._known,
-            groups=self._groups(),
-            names=self.labels,
+            arrays.params,
+            arrays.exp_avgs,
+            arrays.exp_avg_sqs,
+            arrays.max_exp_avg_sqs,
+            hyperparameters=roster.hyperparameters,
+            groups=roster.groups,
+            names=roster.labels,
             extents=extents,
             labels=self.column_labels,
-            emas=emas,
-            ema_decay=self.options.ema_decay or 0.0,
-            copies=copies,
-            steps=list(steps),
-            places=self.places,
-            rounding=self.options.rounding,
-            seed=self.options.seed,
-            caller=self.members[0].given,
-            axes=self.axes,
+            extras=Extras.of(self.options, arrays, roster.places),
+            steps=list(self.steps),
+            caller=roster.members[0].given,
+            axes=roster.axes,
         )
 
-    def step(self, grads: Sequence[Any], scaling: Scaling) -> StepResult:
-        """Queue one step, or change nothing if a gradient does not fit."""
-        if not self.is_ready():
-            make_tables([self])
-        count = self.prepare(grads, scaling)
-        if scaling.zero_grad:
-            check_apart([self], [count])
-        return self._launch(measure=scaling.is_measured)
-
-    def make_sums(self) -> CudaAccumulated:
-        """Return the sums that gradients are added to, made when they are first needed."""
-        if self.accumulated is None:
-            real = self.options.computed_in(_format(self.params[0]))
-            self.accumulated = CudaAccumulated(self.params, real, self.axes)
-        assert isinstance(self.accumulated, CudaAccumulated)
-        return self.accumulated
-
-    def accumulate(self, count: int, grads: Sequence[Any]) -> None:  # noqa: ARG002
-        """Queue the addition of the gradients that `prepare` found to their sums."""
+    def set_hyperparameters(self, index: int, hyperparameters: Hyperparameters) -> None:
+        """Let the next steps of a run of the roster use other hyperparameters."""
         assert self._table is not None
-        sums = self.make_sums()
-        self._table.accumulate(sums.on(self._table.stream))
-        sums.note(grads)
+        self._table.set_hyperparameters(index, hyperparameters)
 
-    def accumulate_anew(self, result: StepResult | None = None) -> None:
-        """Begin to accumulate anew, as `Part.accumulate_anew`; a result that the GPU only knows is not waited for."""
-        if self.accumulated is not None and self._table is not None:
-            self.make_sums().on(self._table.stream)
-        super().accumulate_anew(None if isinstance(result, PendingResult) else result)
+    def new_moments(self) -> Moments:
+        """Return the state before the first step."""
+        pairs = list(zip(self.roster.params, self.state_formats, strict=True))
+        first, second = ([zero_moment(param, format_) for param, format_ in pairs] for _ in range(2))
+        return Moments(first, second, [None] * len(pairs))
 
-    def prepare(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE) -> int:
-        """Check the gradients and plan the step; return how many there are."""
+    def new_largest(self, position: int) -> Any:
+        """Return a new max_exp_avg_sq of one parameter."""
+        return zero_moment(self.roster.params[position], self.state_formats[position])
+
+    def plan(self, grads: Sequence[Any], scaling: Scaling) -> Plan:
+        """Validate the gradients, and plan a step with them."""
         assert self._table is not None
-        count = self._table.prepare(grads, scaling, loss_scale=scaling.loss_scale, zero_grad=scaling.zero_grad)
-        self._has_grad = np.array([grad is not None for grad in grads])
-        return count
+        return self._table.plan(grads, scaling)
 
-    def prepare_again(self, scaling: Scaling) -> None:
-        """Plan the step that `prepare` planned with another scaling."""
+    def replan(self, plan: Plan, scaling: Scaling) -> Plan:
+        """Return the plan of the same step with another scaling."""
         assert self._table is not None
-        self._table.prepare_again(scaling)
+        return self._table.replan(plan, scaling)
 
-    def extents_of_grads(self, count: int) -> tuple[Array, Array, list[str]]:  # noqa: ARG002
-        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+    def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
+        """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
         assert self._table is not None
-        return self._table.extents_of_grads()
+        return self._table.extents_of_grads(plan)
 
-    def sum_of_squares(self, count: int) -> float:  # noqa: ARG002
-        """Return the sum of squares of the gradients that `prepare` found; waits for it."""
+    def sum_of_squares(self, plan: Plan) -> float:
+        """Return the sum of squares of the plan's gradients; waits for it."""
         assert self._table is not None
-        return self._table.sum_of_squares()
+        return self._table.sum_of_squares(plan)
 
-    def look_again(self, count: int, scale: float) -> tuple[float, float]:  # noqa: ARG002
+    def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest; waits for it."""
         assert self._table is not None
-        return self._table.look_again(scale)
+        return self._table.look_again(plan, scale)
 
-    def launch(self, count: int) -> None:  # noqa: ARG002
-        """Queue the step that `prepare` planned."""
-        self._launch(measure=False)
+    def launch(self, plan: Plan) -> None:
+        """Queue the planned step."""
+        self._launch(plan, measure=False)
 
-    def follow(self, members: Sequence[Member]) -> None:
-        """Take the same parameters in other memory of their GPU; they have been checked. Their state stays."""
-        self.steps = self.steps  # the table that counts them goes
-        super().follow(members)
+    def launch_measured(self, plan: Plan) -> StepResult:
+        """Queue the planned step, which measures its gradients on the GPU and decides there."""
+        return self._launch(plan, measure=True)
+
+    def _launch(self, plan: Plan, *, measure: bool) -> StepResult:
+        """Queue the planned step, and note what is known of it."""
+        assert self._table is not None
+        self._moments = self._drafted
+        result = self._table.launch(plan, measure=measure)
+        if isinstance(result, PendingResult):
+            self._are_known = False
+        elif self._are_known:
+            self._counts = self._counts + np.array([grad is not None for grad in plan.given])
+        if self._copies_stream != self._table.stream:
+            self._copies_stream = self._table.stream
+            note_stream(self.copies, self._copies_stream)
+        return result
+
+    @property
+    def dtype(self) -> str:
+        """The compute dtype: "float32" or "float64"."""
+        assert self._table is not None
+        return self._table.dtype
+
+    @property
+    def largest_gradient(self) -> float:
+        """The limit from which on a gradient's square overflows the second moment."""
+        assert self._table is not None
+        return self._table.largest_gradient
+
+    def make_accumulator(self) -> None:
+        """Allocate the sums of gradients, unless there are some."""
+        if self.accumulator is None:
+            params = self.roster.params
+            dtype = self.options.computed_in(format_number(params[0]))
+            self.accumulator = CudaAccumulator(params, dtype, self.roster.axes)
+
+    def accumulate(self, plan: Plan, grads: Sequence[Any]) -> None:
+        """Queue the addition of the plan's gradients to their sums."""
+        assert self._table is not None
+        assert self.accumulator is not None
+        self._table.accumulate(plan, self.accumulator.on(self._table.stream))
+        self.accumulator.note(grads)
+
+    def reset_accumulator(self, result: StepResult | None) -> None:
+        """Start the sums again from zero; a result that only the GPU knows is not waited for."""
+        if self.accumulator is None:
+            return
+        if self._table is not None:
+            self.accumulator.on(self._table.stream)
+        is_known = result is not None and not isinstance(result, PendingResult)
+        self.accumulator.reset(are_zero=is_known and result is not None and result.applied)
 
     def state_of(self, position: int) -> dict[str, Any]:
-        """Return one parameter's state, with PyTorch's keys, as NumPy arrays; empty before its first step. Waits."""
+        """Return one parameter's state as NumPy arrays, all of them copies; waits."""
         state = super().state_of(position)
         return {
             key: self._shown(value) if isinstance(value, CudaArray) else value.copy() for key, value in state.items()
         }
 
-    def set_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Replace every parameter's state; the arrays are copied. An empty dict is the state before the first step."""
-        super().set_states(states)
-        assert self._moments is not None
-        self._moments = Moments(*(_uploaded(column, self.params) for column in self._moments))
-
-    def _launch(self, *, measure: bool) -> StepResult:
-        assert self._table is not None
-        self._moments = self._drafted
-        result = self._table.launch(measure=measure)
-        if self._table.is_judged:
-            self._is_counted = False
-        elif self._is_counted:
-            self._counts = self._counts + self._has_grad
-        assert isinstance(self.kept, CudaKept)
-        self.kept.on(self._table.stream)
-        return result
-
-    def _shown(self, array: Any) -> Array:
+    def _shown(self, array: CudaArray) -> Array:
         """Return a copy of an array of ours in this host's memory, once all steps are done."""
         stream = array.stream if self._table is None else self._table.stream
         values = download(replace(array, stream=stream))
         return values.view(dtype_of(BFLOAT16)) if array.format == "bfloat16" else values
 
-    def _make_kept(self) -> Kept:
-        return CudaKept(self.params, self.options)
-
-    def _new(self, params: Sequence[Any], formats: Sequence[str], moment: int) -> list[Any]:  # noqa: ARG002
-        """Return a moment for each parameter, zero everywhere."""
-        return [zero_moment(param, name) for param, name in zip(params, formats, strict=True)]
-
-
-class CudaKept(Kept):
-    """What is kept for parameters on a GPU, there; made and loaded by way of this host's memory."""
-
-    def __init__(self, params: Sequence[Any], options: Options) -> None:
-        """Make the arrays, from the parameters as they are."""
-        has_any = options.master_weights or options.ema_decay is not None or options.low_precision_copy is not None
-        super().__init__([download(param) for param in params] if has_any else params, options)
-        self._params, self._stream = list(params), -1
-        self._place(self)
-
-    def beside(self, params: Sequence[Any]) -> Kept:
-        """Return what is kept for the same parameters in other memory, as `Kept.beside`."""
-        other, masters = copy(self), zip(list[Any](self.masters), params, strict=True)
-        other._params = list(params)
-        other.masters = [
-            None if master is None else uploaded(following(download(master), download(param)), param)
-            for master, param in masters
-        ]
-        return other
-
     def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what state dicts say, as `Kept.set_states`: the arrays stay the same ones."""
-        host = Kept([download(param) for param in list[Any](self._params)], self._options)
-        host.set_states(states)
-        pairs: Any = ((self.masters, host.masters), (self.emas, host.emas), (self.own_copies, host.own_copies))
-        for own, new in pairs:
-            for array, values in zip(own, new, strict=True):
-                if array is not None:
-                    upload(array, values)
+        """Replace every parameter's state; the arrays are copied."""
+        params = self.roster.params
+        states = [self._host.in_memory_order(*each) for each in zip(states, self.roster.axes, strict=True)]
+        loaded = self._host.load_moments(states, params, self.state_formats)
+        self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
+        load_copies(self.copies, states, self.options, self._host)
+        self._moments = Moments(*(uploaded_beside(column, params) for column in loaded))
+        self._drop_table()
 
-    def on(self, stream: int) -> None:
-        """Note the stream on which the arrays are written: who borrows them waits for that."""
-        if stream == self._stream:
-            return
-        self._stream, kept = stream, list[Any]((self.masters, self.emas, self.own_copies))
-        for arrays in kept:
-            arrays[:] = [None if array is None else replace(array, stream=stream) for array in arrays]
+    def rebind(self, members: Sequence[Member]) -> None:
+        """Use the same parameters in other memory of their GPU."""
+        self.steps = self.steps  # read before the table that counts them is dropped
+        self.roster = Roster(members)
+        rebind_copies(self.copies, self.roster.params, self._host)
+        self._copies_stream = -1
+        self._drop_table()
 
-    def _place(self, host: Kept) -> None:
-        """Take copies of another's arrays, on the GPU."""
-        self._stream = -1
-        self.masters, self.emas, self.own_copies = (
-            _uploaded(arrays, self._params) for arrays in (host.masters, host.emas, host.own_copies)
-        )
-
-
-def cuda_parts(members: Sequence[Member], options: Options) -> list[Part]:
-    """Divide parameters on GPUs by GPU and precision: one part for each."""
-    found: dict[tuple[int, str], list[Member]] = {}
-    for member in members:
-        found.setdefault((member.param.device, options.computed_in(_format(member.param))), []).append(member)
-    return [CudaPart(group, options) for group in found.values()]
-
-
-def _uploaded(arrays: Sequence[Any], params: Sequence[Any]) -> list[Any]:
-    """Return a copy of each array beside its parameter; None stays None."""
-    pairs = zip(arrays, params, strict=True)
-    return [None if array is None else uploaded(array, param) for array, param in pairs]
-
-
-def _format(array: CudaArray) -> int:
-    return NAMES.index(array.format)
+    def _drop_table(self) -> None:
+        """Let the next step make a table of its own."""
+        self._table, self._known = None, []

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.cpu.part import APPLIED, StepResult
-from numba_adam.cpu.table import LABELS
 from numba_adam.cuda import seam
 from numba_adam.cuda.accumulator import Additions
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, quick_layout
@@ -34,7 +32,9 @@ from numba_adam.numerics.codecs import stream_key
 from numba_adam.numerics.norm import LARGEST_GRADIENT, PLAIN_SQUARES
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.results import APPLIED, StepResult
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
+from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras
 
 _GRAD = Place._fields.index("grad")
 _ROUNDED_AT_RANDOM = (
@@ -43,6 +43,22 @@ _ROUNDED_AT_RANDOM = (
     "exp_avg_sq",
     "max_exp_avg_sq",
 )  # where they are bfloat16, and it is asked for
+
+
+class Plan(NamedTuple):
+    """A step whose gradients were validated. Addresses and numbers are on the GPU already, until the next plan."""
+
+    given: Sequence[Any]  # the gradients
+    layouts: Sequence[object]  # how each lay, from `quick_layout`, for the next plan to compare
+    borrowed: Sequence[CudaArray | None]  # the gradients' memory
+    loss_scale: int = 0  # the address of one float32 that divides every gradient as well; 0: none
+    found_inf: int = 0  # the address of one float32 that leaves the step out where it is not 0; 0: none
+    zero_grad: bool = False  # whether the step sets the gradients to zero
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The format of each gradient; "" without one."""
+        return tuple("" if view is None else view.format for view in self.borrowed)
 
 
 class CudaTable:
@@ -64,13 +80,8 @@ class CudaTable:
         names: Sequence[str] | None = None,
         extents: Extents | None = None,
         labels: Sequence[str] = LABELS,
-        emas: Sequence[Any] | None = None,
-        ema_decay: float = 0.0,
-        copies: Sequence[Any] | None = None,
+        extras: Extras = NO_EXTRAS,
         steps: Sequence[int] | None = None,
-        places: Sequence[int] | None = None,
-        rounding: str = "nearest",
-        seed: int = 0,
         contract: bool = False,
         caller: Any = None,
         axes: Sequence[Axes | None] | None = None,
@@ -88,13 +99,8 @@ class CudaTable:
             names: what error messages call the parameters. Default: their indices.
             extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
             labels: what error messages call each kind of array, before its name.
-            emas: moving averages of the parameters, None for parameters without.
-            ema_decay: their decay rate.
-            copies: narrower images of the new parameters, written in the same pass, None for parameters without.
+            extras: optional work fused into the pass, and how it rounds.
             steps: updates made so far. Default: none.
-            places: which of the optimizer's parameters each one is, for the random numbers. Default: in order.
-            rounding: how bfloat16 parameters and moments are rounded: "nearest" or "stochastic".
-            seed: of the random numbers, and of the dither of moments in 8 bits.
             caller: the array of the caller's that says which stream is current. Default: the first parameter.
             axes: for each parameter the order in memory of the axes that its gradient has, where these arrays are the
                 caller's with the axes in that order; None: C order. Default: None for all.
@@ -107,94 +113,78 @@ class CudaTable:
         seam.require_gpu()
         count = len(params)
         none = [None] * count
-        given = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or none, emas or none, copies or none)
+        given = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or none, extras.emas or none, extras.copies or none)
         self._columns = Columns(given, names or [f"[{index}]" for index in range(count)], labels)
         self._caller = params[0] if caller is None else caller
         self._axes = list(axes or none)
         self._shapes = [as_given(*pair).shape for pair in zip(self._columns.params, self._axes, strict=True)]
-        self._is_stochastic, self._contract, self._zero_grad = rounding == "stochastic", contract, False
+        self._extras, self._contract = extras, contract
         self.dtype, self.device, self.stream = self._columns.dtype, self._columns.device, self._stream_now()
-        self._seed, self._ema_decay = seed, ema_decay
         self._extents = extents or Extents(*self._columns.written())
-        rows = [settings(entry, self._columns.range, ema_decay) for entry in hyperparameters]
+        rows = [settings(entry, self._columns.range, extras.ema_decay) for entry in hyperparameters]
         self._settings_now = np.array(rows)
-        self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places or range(count)))
-        self._borrowed: list[CudaArray | None] = [None] * count
-        self._given: list[Any] = [None] * count
-        self._layouts: list[object] = [None] * count  # of what was given, for the next step to compare
+        places = range(count) if extras.numbers is None else extras.numbers
+        self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places))
+        self._last_plan = Plan(none, none, none)
         self._batches: dict[tuple[bool, tuple[str, ...]], list[Batch]] = {}
         self._squares: Squares | None = None
         self._additions: Additions | None = None
-        self._device_scalars = (0, 0)
         self._treatment_now: tuple[float, ...] = ()
         self.is_judged = False
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        row = settings(hyperparameters, self._columns.range, self._ema_decay)
+        row = settings(hyperparameters, self._columns.range, self._extras.ema_decay)
         if tuple(self._settings_now[group]) != tuple(row):
             self._settings_now[group] = row
             self._settings.upload(self._settings_now, self.stream)
 
-    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, **options: Any) -> StepResult:
-        """Queue one step; nothing is changed if a gradient does not fit. Arguments as for `prepare`."""
-        self.prepare(grads, scaling, **options)
-        return self.launch(measure=scaling.is_measured)
+    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, *, found_inf: Any = None) -> StepResult:
+        """Queue one step; nothing is changed if a gradient does not fit. Arguments as for `plan`."""
+        return self.launch(self.plan(grads, scaling, found_inf=found_inf), measure=scaling.is_measured)
 
-    def prepare(
-        self,
-        grads: Sequence[Any],
-        scaling: Scaling = AS_THEY_ARE,
-        *,
-        loss_scale: Any = None,
-        found_inf: Any = None,
-        zero_grad: bool = False,
-    ) -> int:
-        """Check the gradients and plan the step; return how many arrays have one.
+    def plan(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, *, found_inf: Any = None) -> Plan:
+        """Validate the gradients, and plan a step with them.
 
         Args:
             grads: one gradient for each parameter, of its shape, on its GPU; None leaves that parameter out.
-            scaling: what is done to the gradients first.
-            loss_scale: a float32 scalar on the GPU that divides every gradient as well.
+            scaling: the treatment of the gradients; its loss scale is a float32 scalar on the GPU.
             found_inf: a float32 scalar on the GPU; when it is not 0 the step is left out, as GradScaler asks.
-            zero_grad: set the gradients to zero in the same pass, unless the step is left out.
 
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
-        layouts = [quick_layout(grad) for grad in grads]
-        views = [self._view_of(index, grad, layouts[index], writable=zero_grad) for index, grad in enumerate(grads)]
-        scalars = [self._scalar(loss_scale, "loss_scale"), self._scalar(found_inf, "found_inf")]
+        layouts, writable = [quick_layout(grad) for grad in grads], scaling.zero_grad
+        views = [self._view_of(index, grad, layouts[index], writable=writable) for index, grad in enumerate(grads)]
+        scalars = self._scalar(scaling.loss_scale, "loss_scale"), self._scalar(found_inf, "found_inf")
         self.stream = self._stream_now()
         addresses = np.array([0 if view is None else view.address or 1 for view in views], dtype=np.int64)
         if not np.array_equal(addresses, self._table[_GRAD]):
             self._table[_GRAD] = addresses
             self._places.upload(self._table, self.stream)
-        self._borrowed, self._given = views, list(grads)
-        self._layouts = layouts
-        self._device_scalars, self._zero_grad = (scalars[0], scalars[1]), zero_grad
-        self.prepare_again(scaling)
-        return int(np.count_nonzero(addresses))
+        self._last_plan = Plan(list(grads), layouts, views, *scalars, scaling.zero_grad)
+        return self.replan(self._last_plan, scaling)
 
-    def prepare_again(self, scaling: Scaling) -> None:
-        """Plan the step that `prepare` planned with another scaling."""
+    def replan(self, plan: Plan, scaling: Scaling) -> Plan:
+        """Return the plan of the same step with another scaling."""
         treatment = (scaling.factor, scaling.clip_value, scaling.max_norm, self.largest_gradient)
         if treatment != self._treatment_now:
             self._treatment_now = treatment
             self._treatment.upload(np.array(treatment), self.stream)
+        return plan
 
-    def sum_of_squares(self) -> float:
-        """Return the sum of squares of the gradients that `prepare` found; waits for it."""
+    def sum_of_squares(self, plan: Plan) -> float:
+        """Return the sum of squares of the plan's gradients; waits for it."""
         with on(self.device):
-            totals = self._sum(again=False)
+            totals = self._sum(plan, again=False)
         return float(totals.download(self.stream)[SUM])
 
-    def look_again(self, scale: float) -> tuple[float, float]:
+    def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return what the last `sum_of_squares` had, each gradient multiplied by `scale`, and the largest magnitude."""
         assert self._squares is not None
         if scale != PLAIN_SQUARES:
             with on(self.device):
-                self._squares.sum_scaled(scale, self._grads(), self._lengths.address, self._read_as(), self.stream)
+                self._squares.sum_scaled(scale, self._grads(), self._lengths.address, _read_as(plan), self.stream)
         totals = self._squares.totals.download(self.stream)
         return float(totals[SUM]), float(totals[LARGEST])
 
@@ -203,21 +193,23 @@ class CudaTable:
         """The limit from which on a gradient's square overflows the second moment."""
         return LARGEST_GRADIENT[self._columns.range]
 
-    def accumulate(self, sums: Sequence[CudaArray]) -> None:
-        """Queue the addition of the gradients that `prepare` found to sums; no step is made of them.
+    def accumulate(self, plan: Plan, sums: Sequence[CudaArray]) -> None:
+        """Queue the addition of the plan's gradients to sums; no step is made with them.
 
         Args:
-            sums: one for each parameter, of its shape and of the dtype in which is computed.
+            plan: from `plan`.
+            sums: one for each parameter, of its shape and of the compute dtype.
         """
         with on(self.device):
             if self._additions is None:
                 self._additions = Additions(self._work(), self.dtype, self.stream)
-            self._additions.add(sums, self._table[_GRAD], self._formats(), self.stream)
+            self._additions.add(sums, self._table[_GRAD], plan.formats, self.stream)
 
-    def launch(self, *, measure: bool = False) -> StepResult:
-        """Queue the step that `prepare` planned.
+    def launch(self, plan: Plan, *, measure: bool = False) -> StepResult:
+        """Queue the planned step. It may be queued again, by a CUDA graph for instance, as long as no other is planned.
 
         Args:
+            plan: from `plan`.
             measure: read the gradients first, on the GPU: clip their norm, and leave the step out if one is not finite.
 
         Returns:
@@ -225,20 +217,20 @@ class CudaTable:
         """
         pending = self._records.next(self.stream, has_norm=measure)
         with on(self.device):
-            self._fold(self._sum(again=True).address if measure else 0)
-            for batch in self._batches_of_now():
+            self._fold(plan, self._sum(plan, again=True).address if measure else 0)
+            for batch in self._batches_of(plan):
                 launch(update.kernels(batch.layout), batch, self._work(), self.stream)
-        self.is_judged = measure or self._device_scalars[1] != 0
+        self.is_judged = measure or plan.found_inf != 0
         return pending if self.is_judged else APPLIED
 
     def outcome(self) -> StepResult:
         """Return what the last step did, or the last replay of it; waits only where that is decided on the GPU."""
         return self._records.last() if self.is_judged else APPLIED
 
-    def extents_of_grads(self) -> tuple[Array, Array, list[str]]:
-        """Return where each gradient that `prepare` found begins and ends, and what messages call it."""
+    def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
+        """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
         names = self._columns.names
-        found = [(view, name) for view, name in zip(self._borrowed, names, strict=True) if view is not None]
+        found = [(view, name) for view, name in zip(plan.borrowed, names, strict=True) if view is not None]
         begins = np.array([view.address for view, _ in found], dtype=np.uint64)
         sizes = np.array([view.nbytes for view, _ in found], dtype=np.uint64)
         return begins, begins + sizes, [f"{self._columns.labels[6]}{name}" for _, name in found]
@@ -276,15 +268,16 @@ class CudaTable:
     def _make_dithers(self, places: list[int]) -> Buffer:
         """Return the dithers of moments in 8 bits before the first step: they turn from there."""
         numbers: Any = np.array(places, dtype=np.uint64)
-        keys = [stream_key(self._seed, 0, numbers, column) for column in fold.DITHERED]
+        keys = [stream_key(self._extras.seed, 0, numbers, column) for column in fold.DITHERED]
         return buffer_of(np.stack(keys, axis=1), self.device, self.stream)
 
     def _view_of(self, index: int, grad: Any, layout: object, *, writable: bool) -> CudaArray | None:
-        """Borrow a gradient, and check it. One that was seen before and lies where it lay is not asked again."""
+        """Borrow a gradient, and validate it. The last step's gradient in the same memory is already validated."""
         if grad is None:
             return None
-        if not writable and grad is self._given[index] and layout is not None and layout == self._layouts[index]:
-            return self._borrowed[index]
+        last = self._last_plan
+        if not writable and grad is last.given[index] and layout is not None and layout == last.layouts[index]:
+            return last.borrowed[index]
         labels, called, shape = self._columns.labels, self._columns.names[index], self._shapes[index]
         name = f"{labels[6]}{called}"
         view = borrow_cuda(grad, name=name, writable=writable, any_order=True)
@@ -314,25 +307,23 @@ class CudaTable:
             raise ShapeError(f"{name} has shape {view.shape} and dtype {view.format}: it must be one float32")
         return view.address
 
-    def _formats(self) -> tuple[str, ...]:
-        """Return the formats of the gradients that `prepare` found, "" without one."""
-        return tuple("" if view is None else view.format for view in self._borrowed)
-
-    def _batches_of_now(self) -> list[Batch]:
-        """Return what is to be launched for gradients of these formats."""
-        formats = self._formats()
-        key = (self._zero_grad, formats)
+    def _batches_of(self, plan: Plan) -> list[Batch]:
+        """Return the launches of a plan."""
+        formats = plan.formats
+        key = (plan.zero_grad, formats)
         if key not in self._batches:
-            layouts = [self._layout_of(row, number) if number else None for row, number in enumerate(formats)]
+            layouts = [
+                self._layout_of(row, number, plan.zero_grad) if number else None for row, number in enumerate(formats)
+            ]
             self._batches[key] = batches(layouts, self._sizes, self.device, self.stream)
         return self._batches[key]
 
-    def _layout_of(self, row: int, grad: str) -> Layout:
+    def _layout_of(self, row: int, grad: str, zero_grad: bool) -> Layout:
         """Return what a row's kernel is compiled for."""
         columns = {**self._columns.rows[row], "grad": grad}
-        if self._is_stochastic:
+        if self._extras.is_stochastic:
             columns |= {name: STOCHASTIC for name in _ROUNDED_AT_RANDOM if columns.get(name) == "bfloat16"}
-        return Layout(**columns, zero_grad=self._zero_grad, contract=self._contract)
+        return Layout(**columns, zero_grad=zero_grad, contract=self._contract)
 
     def _work(self) -> Work:
         """Return what an update works on."""
@@ -343,21 +334,16 @@ class CudaTable:
         """Return where the gradients' addresses lie on the GPU."""
         return self._places.address + 8 * _GRAD * len(self._sizes)
 
-    def _read_as(self) -> list[str]:
-        """Return the formats that gradients are read as; any for those that are not there."""
-        return [number or "float32" for number in self._formats()]
-
-    def _sum(self, *, again: bool) -> Buffer:
+    def _sum(self, plan: Plan, *, again: bool) -> Buffer:
         """Queue the sum of squares of all gradients; return where norm.TOTALS are going to lie. See `Squares.sum`."""
         if self._squares is None:
             self._squares = Squares(self._sizes, self.device, self.stream, has_doubles=self.dtype == "float64")
-        self._squares.sum(self._grads(), self._lengths.address, self._read_as(), self.stream, again=again)
+        self._squares.sum(self._grads(), self._lengths.address, _read_as(plan), self.stream, again=again)
         return self._squares.totals
 
-    def _fold(self, totals: int) -> None:
+    def _fold(self, plan: Plan, totals: int) -> None:
         """Queue the folding of the step's constants; `totals` is where the sum of squares lies, 0 without one."""
         count = len(self._sizes)
-        loss_scale, found_inf = self._device_scalars
         step = fold.Step(
             settings=self._settings.address,
             groups=self._groups.address,
@@ -367,13 +353,18 @@ class CudaTable:
             keys=self._keys.address,
             treatment=self._treatment.address,
             totals=totals,
-            loss_scale=loss_scale,
-            found_inf=found_inf,
+            loss_scale=plan.loss_scale,
+            found_inf=plan.found_inf,
             record=self._records.address,
             places=self._numbers.address,
-            is_stochastic=int(self._is_stochastic),
+            is_stochastic=int(self._extras.is_stochastic),
             dithers=0 if self._dithers is None else self._dithers.address,
         )
         threads = min(128, count)
-        arguments = (tuple(step), count, self._seed)
+        arguments = (tuple(step), count, self._extras.seed)
         queue(fold.kernel(self.dtype), math.ceil(count / threads), threads, self.device, self.stream, *arguments)
+
+
+def _read_as(plan: Plan) -> list[str]:
+    """Return the formats that gradients are read as; any for those that are not there."""
+    return [number or "float32" for number in plan.formats]

@@ -1,4 +1,4 @@
-"""Parameters on GPUs beside those in this host's memory: each is borrowed, and updated, where it lies.
+"""The choice of a backend: every parameter is borrowed and updated in the memory that it lies in.
 
 A CUDA package is imported only where there is an array on a GPU. Knows no framework.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from numba_adam.cpu.conversion import format_number
-from numba_adam.cpu.part import Member, Part
+from numba_adam.cpu.part import HOST_STATE, CpuPart
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
 from numba_adam.errors import HyperparameterError, UnsupportedArrayError
 from numba_adam.interop import borrow
 from numba_adam.interop.axes import axes_of, in_memory_order
+from numba_adam.numerics.eight_bit import format_number
+from numba_adam.settings.contract import Part
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.limits import check_factor, check_held
+from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.scaling import Scaling
 
@@ -45,33 +47,39 @@ def check_same_place(new: Any, name: str, old: Any) -> None:
         )
 
 
-def parts_of(members: Sequence[Member], options: Options) -> list[Part]:
-    """Divide parameters by where they lie and by the dtype in which they are computed.
+def parts_of(members: Sequence[Member], options: Options) -> list[Part[Any]]:
+    """Divide parameters by the memory that they lie in and by their compute dtype.
 
     Raises:
         CudaUnavailableError: one is on a GPU, and there is no CUDA package, or no driver.
         DtypeError: one is on a GPU, and the options are not for that.
     """
-    by_dtype: dict[str, list[Member]] = {}
-    for member in members:
-        if not isinstance(member.param, CudaArray):
-            by_dtype.setdefault(options.computed_in(format_number(member.param)), []).append(member)
-    parts = [Part(group, options) for group in by_dtype.values()]
+    on_host = [member for member in members if not isinstance(member.param, CudaArray)]
     on_gpus = [member for member in members if isinstance(member.param, CudaArray)]
+    parts: list[Part[Any]] = [CpuPart(group, options) for group in _divided(on_host, options)]
     if on_gpus:
-        from numba_adam.cuda.part import cuda_parts  # needs a CUDA package
+        from numba_adam.cuda.part import CudaPart  # needs a CUDA package
 
-        parts += cuda_parts(on_gpus, options)
+        parts += [CudaPart(group, options, HOST_STATE) for group in _divided(on_gpus, options)]
     return parts
 
 
-def check_loss_scale(parts: Sequence[Part]) -> None:
-    """Refuse a loss scale on a GPU where not all parameters are computed together on one.
+def _divided(members: Sequence[Member], options: Options) -> list[list[Member]]:
+    """Return the members of each memory and compute dtype, in the order in which these come first."""
+    found: dict[tuple[str, str], list[Member]] = {}
+    for member in members:
+        key = _place(member.param), options.computed_in(format_number(member.param))
+        found.setdefault(key, []).append(member)
+    return list(found.values())
+
+
+def check_loss_scale(parts: Sequence[Part[Any]]) -> None:
+    """Refuse a loss scale on a GPU, unless one part on a GPU has all parameters.
 
     Raises:
         HyperparameterError: they are not.
     """
-    if len(parts) > 1 or not isinstance(parts[0].params[0], CudaArray):
+    if len(parts) > 1 or not isinstance(parts[0].roster.params[0], CudaArray):
         raise HyperparameterError(
             "loss_scale is an array on a GPU: that needs all parameters on that GPU, computed in one precision; give "
             "it as a float"

@@ -14,18 +14,19 @@ from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from numba_adam.cpu.part import Part
+from numba_adam.cpu.copies import adopt_copies
+from numba_adam.cpu.part import CpuPart
 from numba_adam.cuda.arrays import CudaArray
 from numba_adam.errors import HyperparameterError, StateDictError
 from numba_adam.interop.axes import as_given, in_memory_order
+from numba_adam.settings.contract import Part
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup, Schedule
+from numba_adam.settings.step_arrays import Copies
 
 _FORMAT = 1
-_KEPT = ("masters", "emas", "own_copies")
+_COPIES = {"masters": "masters", "emas": "emas", "own_copies": "low_precision"}  # pickled name: column of Copies
 
 
 class Said(NamedTuple):
@@ -53,7 +54,12 @@ class PickledSchedule:
 
 
 def dump(
-    groups: Sequence[ParamGroup], options: Options, parts: Sequence[Part], state: Mapping[int, Any], *, is_single: bool
+    groups: Sequence[ParamGroup],
+    options: Options,
+    parts: Sequence[Part[Any]],
+    state: Mapping[int, Any],
+    *,
+    is_single: bool,
 ) -> dict[str, Any]:
     """Return all that another optimizer needs to go on with the same bits, in plain containers.
 
@@ -61,7 +67,7 @@ def dump(
         TypeError: a parameter cannot be copied.
     """
     for part in parts:
-        for member in part.members:
+        for member in part.roster.members:
             _check_copyable(member.given, member.param, f"params{member.label}")
     return {
         "format": _FORMAT,
@@ -70,9 +76,10 @@ def dump(
         "is_single": is_single,
         "state": {index: dict(entry) for index, entry in state.items()},
         "kept": {
-            name: _by_place(parts, [_as_given(part, getattr(part.kept, name)) for part in parts]) for name in _KEPT
+            name: _by_place(parts, [_as_given(part, getattr(part.copies, column)) for part in parts])
+            for name, column in _COPIES.items()
         },
-        "sums": _by_place(parts, [part.accumulated.grads() if part.accumulated else [] for part in parts]),
+        "sums": _by_place(parts, [part.accumulator.grads() if part.accumulator else [] for part in parts]),
     }
 
 
@@ -98,18 +105,22 @@ def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
     return Said(groups, Options(**said["options"]), said["is_single"], state_dict)
 
 
-def restore(parts: Sequence[Part], said: Mapping[str, Any]) -> None:
+def restore(parts: Sequence[Part[Any]], said: Mapping[str, Any]) -> None:
     """Give parts the averages, copies and sums that `dump` said; the first two as the very arrays, where they fit."""
     for part in parts:
-        kept = [[said["kept"][name].get(place) for place in part.places] for name in _KEPT]
-        part.kept.adopt(*(_in_memory_order(part, arrays) for arrays in kept))
-        grads = [said["sums"].get(place) for place in part.places]
+        assert isinstance(part, CpuPart)  # as `dump` saw to
+        kept = [_in_memory_order(part, _of_part(part, said["kept"][name])) for name in _COPIES]
+        adopt_copies(part.copies, Copies(part.roster.params, *kept))
+        grads = _of_part(part, said["sums"])
         if any(grad is not None for grad in grads):
-            sums = part.make_sums()
-            for own, grad in zip(sums.sums, grads, strict=True):
-                if grad is not None:
-                    np.copyto(own, grad)
-            sums.note(grads)
+            part.make_accumulator()
+            assert part.accumulator is not None
+            part.accumulator.restore(grads)
+
+
+def _of_part(part: Part[Any], by_place: Mapping[int, Any]) -> list[Any]:
+    """Return what there is for each parameter of a part; None where there is nothing."""
+    return [by_place.get(place) for place in part.roster.places]
 
 
 def _group(group: ParamGroup) -> dict[str, Any]:
@@ -123,23 +134,25 @@ def _group(group: ParamGroup) -> dict[str, Any]:
     }
 
 
-def _as_given(part: Part, arrays: Sequence[Any]) -> list[Any]:
+def _as_given(part: Part[Any], arrays: Sequence[Any]) -> list[Any]:
     """Return a part's arrays with the axes of its parameters as they were given."""
-    return [None if array is None else as_given(array, axes) for array, axes in zip(arrays, part.axes, strict=True)]
+    return [
+        None if array is None else as_given(array, axes) for array, axes in zip(arrays, part.roster.axes, strict=True)
+    ]
 
 
-def _in_memory_order(part: Part, arrays: Sequence[Any]) -> list[Any]:
+def _in_memory_order(part: Part[Any], arrays: Sequence[Any]) -> list[Any]:
     """Return arrays with the axes of a part's parameters as these lie in memory."""
-    pairs = zip(arrays, part.axes, strict=True)
+    pairs = zip(arrays, part.roster.axes, strict=True)
     return [None if array is None else in_memory_order(array, axes) for array, axes in pairs]
 
 
-def _by_place(parts: Sequence[Part], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:
+def _by_place(parts: Sequence[Part[Any]], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:
     """Return what parts have for their parameters, by the parameters' places; without those that have nothing."""
     return {
         place: array
         for part, column in zip(parts, columns, strict=True)
-        for place, array in zip(part.places, column, strict=False)
+        for place, array in zip(part.roster.places, column, strict=False)
         if array is not None
     }
 

@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 
 from numba_adam.errors import HyperparameterError
-from numba_adam.functional import _step as step_number
 from numba_adam.interop import count_writes
 from numba_adam.numerics.array import Array
 from numba_adam.rows import scratch
@@ -23,7 +22,7 @@ from numba_adam.rows.tables import (
     distinct_rows,
     row_numbers,
 )
-from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
+from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters, step_number
 from numba_adam.settings.limits import check_factor, check_held
 from numba_adam.settings.scalars import real
 

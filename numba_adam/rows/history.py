@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.errors import HyperparameterError
-from numba_adam.functional import _step as step_number
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.constants import FLOORS, Settings
 from numba_adam.settings.folding import settings
-from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.hyperparameters import Hyperparameters, step_number
 from numba_adam.settings.limits import check_held
 
 _REMEDY = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from numba_adam.errors import HyperparameterError
-from numba_adam.settings.scalars import flag, real
+from numba_adam.settings.scalars import flag, real, whole
 
 EpsMode = Literal["hat", "algorithm1"]
 EPS_MODES: tuple[EpsMode, ...] = ("hat", "algorithm1")
@@ -59,6 +59,18 @@ class Hyperparameters:
             raise HyperparameterError(f"eps_mode={self.eps_mode!r}: it must be {' or '.join(map(repr, EPS_MODES))}")
         for name in ("decoupled_weight_decay", "maximize", "amsgrad"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
+
+
+def step_number(value: object) -> int:
+    """Return the number of an update, 1 for the first; refuse anything else.
+
+    Raises:
+        HyperparameterError: it is not a whole number from 1 to 2**53.
+    """
+    step = whole("step", value)
+    if not 1 <= step <= LAST_STEP:
+        raise HyperparameterError(f"step={step}: it must be from 1, which is the first update, to 2**53")
+    return step
 
 
 def _non_negative(name: str, value: object) -> float:

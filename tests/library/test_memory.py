@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.cpu.table import Extras, UpdateTable
+from numba_adam.cpu.table import UpdateTable
 from numba_adam.numerics.eight_bit import EightBit, blocks_of
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.scaling import Scaling
+from numba_adam.settings.step_arrays import Extras
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 GUARD_BYTES = 256
@@ -109,12 +110,11 @@ def stays_within(sizes, name, shift=0, weight_decay=0.0):
     steps = np.zeros(len(sizes), np.int64)
     hyperparameters = [Hyperparameters(weight_decay=weight_decay, amsgrad=amsgrad)]
     table = UpdateTable(*columns, hyperparameters=hyperparameters, extras=extras)
-    count = table.prepare(grads, steps)
-    table.accumulate(count, np.array([array.ctypes.data for array in sums], np.uint64))
+    table.accumulate(table.plan(grads, steps), np.array([array.ctypes.data for array in sums], np.uint64))
     for _ in range(2):
-        count = table.prepare(grads, steps, Scaling(**treatment))
-        table.sum_of_squares(count)
-        table.launch(count, steps)
+        plan = table.plan(grads, steps, Scaling(**treatment))
+        table.sum_of_squares(plan)
+        table.launch(plan, steps)
     assert steps.tolist() == [2] * len(sizes)
     for total, gradient in zip(sums, grads, strict=True):
         assert (total == 0.5).all()

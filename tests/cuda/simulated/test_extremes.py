@@ -11,6 +11,7 @@ import numba_adam as na
 from numba_adam import Hyperparameters
 from numba_adam.cuda import batches
 from numba_adam.cuda.table import CudaTable
+from numba_adam.settings.step_arrays import Extras
 
 
 def both(params, grads, steps=1, call=None, **options):
@@ -62,8 +63,8 @@ def test_a_copy_at_an_odd_offset(skip):
         on_gpu(param),
         on_gpu(np.zeros(75, "f4")),
         on_gpu(np.zeros(75, "f4")),
-        copies=on_gpu(copy),
         hyperparameters=[Hyperparameters()],
+        extras=Extras(copies=on_gpu(copy)),
     )
     table.step(on_gpu(draw(75, 2)))
     assert copy.tolist() == param.astype(ml_dtypes.bfloat16).view(np.uint16).tolist()

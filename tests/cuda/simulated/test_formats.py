@@ -9,6 +9,8 @@ from lending import Interface, on_gpu
 from numba_adam import Hyperparameters
 from numba_adam.cuda.table import CudaTable
 from numba_adam.functional import adam_update
+from numba_adam.settings.scaling import Scaling
+from numba_adam.settings.step_arrays import Extras
 
 SIZE = 43
 OPTIONS = {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}
@@ -51,9 +53,8 @@ def updated(param, grad, exp_avg, exp_avg_sq, step=1):
 
 
 def one_table(param, exp_avg, exp_avg_sq, **extras):
-    return CudaTable(
-        on_gpu(param), on_gpu(exp_avg), on_gpu(exp_avg_sq), hyperparameters=[Hyperparameters(**OPTIONS)], **extras
-    )
+    columns = on_gpu(param), on_gpu(exp_avg), on_gpu(exp_avg_sq)
+    return CudaTable(*columns, hyperparameters=[Hyperparameters(**OPTIONS)], extras=Extras(**extras))
 
 
 @pytest.mark.parametrize(("param_is", "grad_is", "state_is"), list(product(FORMATS, FORMATS, FORMATS)))
@@ -103,7 +104,7 @@ def test_the_gradient_is_zeroed_where_asked():
     moments = [[np.zeros(SIZE, "f4") for _ in params] for _ in range(2)]
     expected = [updated(p, loaded(g, n), 0 * p, 0 * p)[0] for p, g, n in zip(params, grads, FORMATS, strict=False)]
     table = CudaTable(on_gpu(*params), *(on_gpu(*m) for m in moments), hyperparameters=[Hyperparameters(**OPTIONS)])
-    table.step(on_gpu(*grads), zero_grad=True)
+    table.step(on_gpu(*grads), Scaling(zero_grad=True))
     assert [grad.tolist() for grad in grads] == [[0] * SIZE] * 2
     assert [param.tolist() for param in params] == [each.tolist() for each in expected]
 
@@ -112,7 +113,7 @@ def stochastic(seed, param, cut):
     """Round new bfloat16 parameters at random; return them, updated in pieces of other tables' shapes."""
     pieces = [stored(param, "bfloat16")[:cut], stored(param, "bfloat16")[cut:]] if cut else [stored(param, "bfloat16")]
     moments = [[np.zeros(piece.size, "f4") for piece in pieces] for _ in range(2)]
-    options = {"hyperparameters": [Hyperparameters(lr=1e-3)], "rounding": "stochastic", "seed": seed}
+    options = {"hyperparameters": [Hyperparameters(lr=1e-3)], "extras": Extras(is_stochastic=True, seed=seed)}
     table = CudaTable(on_gpu(*pieces), *(on_gpu(*column) for column in moments), **options)
     table.step(on_gpu(*(np.ones(piece.size, "f4") for piece in pieces)))
     return [loaded(piece, "bfloat16") for piece in pieces]

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 from lending import Interface
 
+import numba_adam as na
 from numba_adam import Hyperparameters
-from numba_adam.cpu.part import Member
 from numba_adam.cuda import borrow_cuda
-from numba_adam.cuda.part import cuda_parts
 from numba_adam.errors import UnsupportedArrayError
 from numba_adam.optim.backends import check_same_place, parts_of
+from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup
-from numba_adam.settings.scaling import AS_THEY_ARE
 
 
 def members_of(*lent):
@@ -27,29 +26,27 @@ def test_parameters_are_divided_by_gpu_and_precision():
     places = [(0, "f4"), (1, "f4"), (0, "u2"), (0, "f8"), (1, "f2"), (None, "f4")]
     arrays = [np.zeros(3, dtype) if device is None else (np.zeros(3, dtype), device) for device, dtype in places]
     lent = [each if isinstance(each, np.ndarray) else Interface(each[0], device=each[1]) for each in arrays]
-    assert [part.places for part in parts_of(members_of(*lent), Options())] == [[5], [0, 2], [1, 4], [3]]
+    assert [part.roster.places for part in parts_of(members_of(*lent), Options())] == [[5], [0, 2], [1, 4], [3]]
     every = parts_of(members_of(*lent[:2], lent[5]), Options(state_dtype="float64"))
-    assert [part.places for part in every] == [[2], [0], [1]]
+    assert [part.roster.places for part in every] == [[2], [0], [1]]
 
 
 @pytest.mark.parametrize("value_changes", [False, True])
-def test_a_part_follows_its_parameters_to_other_memory(value_changes):
-    """As PyTorch's do with `tensor.data = ...`; a master copy stays where the parameter still is its image."""
+def test_a_parameter_is_followed_to_other_memory(value_changes):
+    """As PyTorch's do with `tensor.data = ...`; a master weight stays where it still rounds to its parameter."""
     numbers, grad = np.full(4, 0x3F80, "u2"), np.full(4, 1e-3, "f4")
     twins = []
     for moves in (False, True):
-        param = numbers.copy()
-        (part,) = cuda_parts(members_of(Interface(param)), Options(master_weights=True, ema_decay=0.5))
-        part.step([Interface(grad)], AS_THEY_ARE)
+        lent = Interface(numbers.copy())
+        optimizer = na.Adam([lent], lr=0.1, master_weights=True, ema_decay=0.5)
+        optimizer.step([Interface(grad)])
         if value_changes:
-            param[0] = 0x4000
+            lent.array[0] = 0x4000
         if moves or value_changes:
-            moved = param.copy()
-            part.follow(members_of(Interface(moved)))
-            param[...] = 0
-            param = moved
-        part.step([Interface(grad)], AS_THEY_ARE)
-        twins.append((param, part.state_of(0)))
+            before, lent.array = lent.array, lent.array.copy()
+            before[...] = 0
+        optimizer.step([Interface(grad)])
+        twins.append((lent.array, optimizer.state[0]))
     (one, one_state), (other, other_state) = twins
     assert one.tolist() == other.tolist()
     assert one_state["step"] == other_state["step"] == 2

@@ -9,7 +9,8 @@ from lending import Interface, on_gpu
 import numba_adam as na
 from numba_adam import Hyperparameters
 from numba_adam.cuda.table import CudaTable
-from numba_adam.settings.scaling import scaling
+from numba_adam.optim.scaling import scaling
+from numba_adam.settings.scaling import Scaling
 
 SIZES = (9000, 3, 0, 41)
 
@@ -42,9 +43,9 @@ def test_a_clipped_step_has_the_cpus_bits_and_norm(dtype):
 def test_the_sum_of_squares_has_the_cpus_bits():
     params, grads = draw(1), draw(2)
     table, _ = table_of(params)
-    table.prepare(on_gpu(grads[0], None, grads[2], grads[3]))
+    plan = table.plan(on_gpu(grads[0], None, grads[2], grads[3]))
     result = na.Adam([param.copy() for param in params]).step([grads[0], None, *grads[2:]], max_grad_norm=1e9)
-    assert math.sqrt(table.sum_of_squares()) == result.grad_norm
+    assert math.sqrt(table.sum_of_squares(plan)) == result.grad_norm
 
 
 def test_clipping_by_value_has_the_cpus_bits():
@@ -84,7 +85,7 @@ def test_the_loss_scale_and_the_flag_may_live_on_the_gpu():
     for is_found in (0, 1, 0):
         found[...] = is_found
         scale *= 2
-        table.step(on_gpu(*grads), loss_scale=Interface(scale), found_inf=Interface(found))
+        table.step(on_gpu(*grads), Scaling(loss_scale=Interface(scale)), found_inf=Interface(found))
         assert table.outcome().applied is not bool(is_found)
         if not is_found:
             cpu.step(grads, grad_scale=1 / scale[0].item())
@@ -98,9 +99,9 @@ def test_a_replayed_step_counts_itself():
     copies = [param.copy() for param in params]
     table, _ = table_of(params)
     cpu = na.Adam(copies, lr=0.01)
-    table.prepare(on_gpu(*grads))
+    plan = table.plan(on_gpu(*grads))
     for _ in range(4):
-        table.launch()
+        table.launch(plan)
         cpu.step(grads)
     assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
     assert table.steps.tolist() == [4, 4, 4, 4]
@@ -123,9 +124,9 @@ def test_a_step_left_out_leaves_the_gradients_too():
     grads[1][0] = np.nan
     table, _ = table_of(params)
     before = [grad.copy() for grad in grads]
-    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None), zero_grad=True)
+    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None, zero_grad=True))
     assert all(np.array_equal(grad, old, equal_nan=True) for grad, old in zip(grads, before, strict=True))
     grads[1][0] = 1
-    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None), zero_grad=True)
+    table.step(on_gpu(*grads), scaling(1.0, 4.0, None, None, zero_grad=True))
     assert not any(grad.any() for grad in grads)
     assert table.outcome().applied

@@ -1,0 +1,56 @@
+"""Steps that measure their gradients first: the global norm, clipping by it, and no step where one is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numba_adam.cpu.kernels.norm import measure
+from numba_adam.numerics.norm import PLAIN_SQUARES, is_too_large, scale_of_squares
+from numba_adam.settings.contract import Part
+from numba_adam.settings.results import StepResult
+from numba_adam.settings.scaling import Scaling
+
+Pairs = list[tuple[Part[Any], Any]]  # each part with its plan
+
+
+def launch_if_finite(parts: Sequence[Part[Any]], plans: Sequence[Any], scaling: Scaling) -> StepResult:
+    """Make the planned step with its global norm clipped, unless a gradient, or its square, is not finite."""
+    pairs = list(zip(parts, plans, strict=True))
+    sums, scale = _sums_of_squares(pairs)
+    norm, factor = measure(np.array(sums), scaling.factor, scaling.max_norm, scale)
+    if not all(map(math.isfinite, sums)) or _overflows(pairs, scaling, factor, min(norm, scaling.max_norm)):
+        return StepResult(applied=False, grad_norm=norm)
+    for part, plan in pairs:
+        part.launch(plan if factor == scaling.factor else part.replan(plan, scaling._replace(factor=factor)))
+    return StepResult(applied=True, grad_norm=norm)
+
+
+def _sums_of_squares(pairs: Pairs) -> tuple[list[float], float]:
+    """Return the sum of squares of each part's gradients, and the factor that these were multiplied by before.
+
+    float64 gradients whose squares overflow, or lose digits, are scaled and read again.
+    """
+    sums = [part.sum_of_squares(plan) for part, plan in pairs]
+    scale = scale_of_squares(sum(sums)) if any(part.dtype == "float64" for part, _ in pairs) else PLAIN_SQUARES
+    if scale == PLAIN_SQUARES:
+        return sums, scale
+    return [
+        part.look_again(plan, scale)[0] if part.dtype == "float64" else total * scale * scale  # exact for float32
+        for (part, plan), total in zip(pairs, sums, strict=True)
+    ], scale
+
+
+def _overflows(pairs: Pairs, scaling: Scaling, factor: float, bound: float) -> bool:
+    """Return whether the square of a gradient that is multiplied by `factor` overflows its second moment.
+
+    The gradients are read again only where `bound`, which no gradient's magnitude exceeds, is near the limit.
+    """
+    return any(
+        2.0 * bound >= part.largest_gradient
+        and is_too_large(part.look_again(plan, PLAIN_SQUARES)[1], factor, scaling.clip_value, part.largest_gradient)
+        for part, plan in pairs
+    )

@@ -6,8 +6,9 @@ import numpy as np
 
 from numba_adam.cpu.kernels import convert as kernels
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import EightBit, format_number
+from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import FLOAT64
+from numba_adam.settings.step_arrays import format_number
 
 
 def convert(source: Array, target: Array) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 from numba_adam.cpu.conversion import convert
 from numba_adam.cpu.moments import converted
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import format_number
 from numba_adam.numerics.formats import NAMES
 from numba_adam.settings.options import Options
-from numba_adam.settings.step_arrays import Copies
+from numba_adam.settings.step_arrays import Copies, format_number
 
 
 def make_copies(params: Sequence[Array], options: Options) -> Copies:

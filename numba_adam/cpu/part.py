@@ -16,14 +16,13 @@ from numba_adam.cpu.moments import load_moments, state_in_memory_order, zeros
 from numba_adam.cpu.table import Plan, UpdateTable
 from numba_adam.interop.arrays import Extents
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import format_number
 from numba_adam.settings.contract import HostState, Part
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import Extras, Moments, StepArrays
+from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, format_number
 
 HOST_STATE = HostState(make_copies, load_copies, renewed_master, state_in_memory_order, load_moments)
 

@@ -32,14 +32,14 @@ from numba_adam.interop import borrow
 from numba_adam.interop.arrays import Extents, Watched, check_shape, check_unchanged, watched
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import EightBit, format_number
+from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
 from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import TOO_NARROW
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
-from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, written
+from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, format_number, written
 
 _OWN_DTYPES = (np.dtype(np.uint8),)
 _ITEM_BYTES = np.array(ITEM_BYTES, dtype=np.int64)

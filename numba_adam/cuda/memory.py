@@ -15,8 +15,9 @@ import numpy as np
 from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray, stored_as
 from numba_adam.interop.axes import as_given, axes_of
-from numba_adam.numerics.eight_bit import EightBit, blocks_of, format_number
+from numba_adam.numerics.eight_bit import EightBit, blocks_of
 from numba_adam.numerics.formats import EIGHT_BIT, NAMES
+from numba_adam.settings.step_arrays import format_number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

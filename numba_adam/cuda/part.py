@@ -21,7 +21,6 @@ from numba_adam.cuda.memory import Array, download, zero_moment
 from numba_adam.cuda.outcomes import PendingResult
 from numba_adam.cuda.table import CudaTable, Plan
 from numba_adam.interop.arrays import Extents
-from numba_adam.numerics.eight_bit import format_number
 from numba_adam.numerics.formats import BFLOAT16, dtype_of
 from numba_adam.settings.contract import HostState, SelfMeasuringPart
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -29,7 +28,7 @@ from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import Extras, Moments, StepArrays
+from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, format_number
 
 
 class CudaPart(SelfMeasuringPart[Plan]):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.formats import EIGHT_BIT, format_of
 
 BLOCK = 128  # elements that share a scale; the array's last block may be shorter
 
@@ -47,12 +46,3 @@ class EightBit:
 def blocks_of(size: int) -> int:
     """Return how many blocks so many elements have."""
     return -(-size // BLOCK)
-
-
-def format_number(array: Any) -> int:
-    """Return the format of an array that was validated, or of a moment in 8 bits."""
-    if isinstance(array, EightBit):
-        return EIGHT_BIT
-    format_ = format_of(array.dtype)
-    assert format_ is not None
-    return format_

@@ -13,13 +13,13 @@ from numba_adam.cuda.arrays import CudaArray, borrow_cuda, is_on_cuda
 from numba_adam.errors import HyperparameterError, UnsupportedArrayError
 from numba_adam.interop import borrow
 from numba_adam.interop.axes import axes_of, in_memory_order
-from numba_adam.numerics.eight_bit import format_number
 from numba_adam.settings.contract import Part
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.limits import check_factor, check_held
 from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.scaling import Scaling
+from numba_adam.settings.step_arrays import format_number
 
 
 def borrow_param(param: Any, name: str) -> Any:

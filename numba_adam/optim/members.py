@@ -8,11 +8,11 @@ import numpy as np
 
 from numba_adam.interop.arrays import watched
 from numba_adam.interop.axes import axes_of, in_memory_order
-from numba_adam.numerics.eight_bit import format_number
 from numba_adam.optim.backends import borrow_param
 from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroups
+from numba_adam.settings.step_arrays import format_number
 
 
 def borrow_members(groups: ParamGroups, labels: Sequence[str], options: Options) -> list[Member]:

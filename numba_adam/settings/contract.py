@@ -23,14 +23,14 @@ from numba_adam.errors import StateDictError
 from numba_adam.interop.arrays import Extents
 from numba_adam.interop.axes import Axes, as_given
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.eight_bit import EightBit, format_number
+from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import LABELS, MASTER_LABELS, Copies, Moments, StepArrays
+from numba_adam.settings.step_arrays import LABELS, MASTER_LABELS, Copies, Moments, StepArrays, format_number
 
 Plan = TypeVar("Plan")
 

@@ -1,4 +1,4 @@
-"""Adam as one function on four arrays, for callers who keep the state themselves. Knows no framework."""
+"""Adam as one function on four arrays, for callers that keep the state themselves. Knows no framework."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def adam_update(
         >>> param.round(6)
         array([0.5, 1.5, 1. ])
 
-    Arrays on a GPU are updated there, all of them on the same one; for more than a few steps `Adam` is quicker there,
-    since it keeps what a step needs on the GPU. A number may also be a NumPy scalar or a one-element array of any
-    framework.
+    Arrays on a GPU are updated there; all of them must be on the same one. For more than a few steps `Adam` is faster
+    there, because it keeps on the GPU what a step needs. A number may also be a NumPy scalar or a one-element array of
+    any framework.
 
     Args:
         param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16; dense, writable, of any
             shape. The axes may lie in memory in any order.
-        grad: their gradient, of the same shape and of any of these dtypes; not changed. One whose axes lie in memory in
-            another order is copied first (on a GPU it is refused).
+        grad: their gradient, of the same shape and of any of these dtypes; not changed. With another order of axes in
+            memory it is copied first; on a GPU it is refused.
         exp_avg: first moment, of the same shape and order of axes: float32, float64 or bfloat16; zeros before the first
             step.
         exp_avg_sq: second moment, likewise.
@@ -101,7 +101,7 @@ def adam_update(
 
 
 def _turned(array: Array, name: str, param: Array, axes: Axes | None) -> Array:
-    """Return an array with the axes of its parameter's memory in C order; refuse one of another order."""
+    """Return an array as a view in C order, where its axes have the order of its parameter's; refuse another order."""
     check_shape(array, name, param, "param")
     turned: Array = in_memory_order(array, axes)
     if not turned.flags.c_contiguous:

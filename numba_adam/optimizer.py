@@ -1,7 +1,7 @@
-"""Adam and AdamW: parameters, their state, and the step. May import everything in the library but no framework.
+"""Adam and AdamW: PyTorch's interface of param groups, a step, and state dicts. Imports no framework.
 
-The update itself stands in `element`; what this file adds is PyTorch's face: param groups, state made on first use,
-state dicts.
+One step is `Adam._step`: make ready, plan, check, launch. `numba_adam/optim/` has what each of these does to all
+parameters, the backends what it does to theirs, and `numerics/element.py` the update of one element.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba_adam.optim.accumulation import ACCUMULATED, Accumulation, check_accum
 from numba_adam.optim.backends import check_loss_scale
 from numba_adam.optim.parameters import Parameters
 from numba_adam.optim.scaling import scaling
-from numba_adam.optim.stepping import accumulate, check_apart, launch, make_ready, plan
+from numba_adam.optim.stepping import accumulate, check, launch, make_ready, plan
 from numba_adam.settings.contract import Part
 from numba_adam.settings.fixed import HYPERPARAMETER_NAMES, FixedDict, check_attribute
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
@@ -33,11 +33,11 @@ _FIXED_STATE = (
 
 
 class Adam:
-    """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980) over arrays that are updated in place, where they lie.
+    """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980), which updates arrays of any framework in place.
 
-    Every parameter has a state, made on its first step: `step` (an int64 array without dimensions), `exp_avg` and
-    `exp_avg_sq` (zeros of the parameter's shape, in the format that `state_dtype` says), `max_exp_avg_sq` with AMSGrad,
-    the scales of those in 8 bits, and `master_param` and `ema` where they are kept.
+    The first step makes each parameter's state: `step` (an int64 array without dimensions), `exp_avg` and `exp_avg_sq`
+    (zeros of the parameter's shape, in the format `state_dtype`), `max_exp_avg_sq` with AMSGrad, the scales of moments
+    in 8 bits, and `master_param` and `ema` where the options ask for them.
 
         >>> import numpy as np
         >>> import numba_adam as na
@@ -50,10 +50,10 @@ class Adam:
 
     The same gradients in the same order give the same bits on any CPU and any number of threads.
 
-    What is set on an optimizer and would not be read is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
+    An assignment that nothing would read is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
 
-    `copy.deepcopy` and pickle take an optimizer along with its arrays and tensors, those on a GPU excepted: the copy
-    goes on with the same bits, and updates the arrays that were copied with it.
+    `copy.deepcopy` and pickle copy an optimizer together with its arrays and tensors, unless these are on a GPU. The
+    copy goes on with the same bits, and updates the arrays that were copied with it.
     """
 
     _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that the class says, and no group and no state dict
@@ -124,7 +124,7 @@ class Adam:
         self._build(groups_of(params, defaults, schedule, self._OWNED), options, is_single=is_array(params))
 
     def _build(self, groups: list[ParamGroup], options: Options, *, is_single: bool) -> None:
-        """Take the parameters, and make all that a step needs."""
+        """Take the parameters, and divide them among the backends."""
         others = vars(self).keys() - getattr(self, "_own", frozenset())
         self._param_groups, self._options = ParamGroups(groups), options
         self._parameters = Parameters(self._param_groups, options, is_single=is_single)
@@ -145,31 +145,32 @@ class Adam:
     ) -> StepResult:
         """Update every parameter that has a gradient, in place.
 
-        A parameter that was given other memory since the last step, or other strides (`tensor.data = ...`), is
-        followed: as in PyTorch, an element keeps its state by its index. With other strides, the arrays of `state`,
+        A parameter whose storage was replaced since the last step (`tensor.data = ...`) is re-borrowed, also with other
+        strides. As in PyTorch, an element keeps its state by its index. With other strides, the arrays of `state`,
         `ema` and `low_precision` are new ones.
 
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
-                groups), or a dict or pairs (name, gradient) with the same names; each of its parameter's shape, of any
-                of the dtypes that a parameter may have. One whose axes lie in memory in another order than its
-                parameter's is copied first (on a GPU it is refused). None in place of an array leaves that parameter
-                and its state as they are. Left out: what was accumulated, see `accumulate`.
+                groups), or a dict or pairs (name, gradient) with the same names. Each has its parameter's shape, and
+                any dtype that a parameter may have. A gradient whose order of axes in memory differs from its
+                parameter's is copied first; on a GPU it is refused. None leaves that parameter and its state as they
+                are. Default: the gradients that `accumulate` has summed.
             grad_scale: multiplies every gradient.
-            loss_scale: divides every gradient, in the pass that updates. Given this, the gradients are read once
-                before, and if one is not finite, or its square is not, the whole step is left out. A float; or where
-                all parameters are on one GPU, one float32 there, which is read there.
-            max_grad_norm: largest global norm over all gradients; larger ones are scaled down to it. Needs the same one
-                read before, and leaves the step out as `loss_scale` does. Infinity only measures the norm.
+            loss_scale: divides every gradient, in the pass that updates. The gradients are read once before; if one is
+                not finite, or its square is not, the whole step is skipped. A float; or one float32 on a GPU, where all
+                parameters are on that GPU, which reads it.
+            max_grad_norm: largest global norm over all gradients; gradients with a larger one are scaled down to it.
+                The gradients are read once before, and the step is skipped, as for `loss_scale`. Infinity measures the
+                norm and clips nothing.
             clip_value: largest magnitude of an element of a gradient, after scaling.
-            zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is left
-                out leaves them too.
-            accumulation: whether a step with what was accumulated takes the "mean" over the calls of `accumulate`, or
-                the "sum".
+            zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is skipped
+                leaves them as they are.
+            accumulation: whether a step with accumulated gradients takes their "mean" over the calls of `accumulate`,
+                or their "sum".
 
         Returns:
-            a StepResult: whether the step was applied, and the norm when it was measured. Where that is decided on a
-            GPU, reading the result waits for it; the step itself waits for nothing.
+            whether the step was applied, and the norm when it was measured. Where a GPU decides that, reading the
+            result waits for the GPU; the step itself waits for nothing.
 
         Raises:
             ArrayError: a gradient does not fit, or a parameter has become read-only or another kind of array; the
@@ -198,16 +199,15 @@ class Adam:
 
     def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
         """Make a step with one gradient, or None, for each parameter in order; the lock is held."""
-        parts = self._made_ready()
+        parts = self._make_ready()
         plans = plan(parts, grads, treatment)
-        if treatment.zero_grad:
-            check_apart(parts, plans)
+        check(parts, plans, treatment)
         result = launch(parts, plans, treatment)
         self._parameters.count_writes(result, grads)
         return result
 
-    def _made_ready(self) -> list[Part[Any]]:
-        """Return the parts, ready for a step: bound to the parameters' memory, with the hyperparameters of the step."""
+    def _make_ready(self) -> list[Part[Any]]:
+        """Return the parts, bound to the parameters' memory, with the hyperparameters and the state of this step."""
         parameters = self._parameters
         parameters.rebind(self._accumulations)
         parameters.follow_schedules()
@@ -223,10 +223,10 @@ class Adam:
         return result
 
     def accumulate(self, grads: object) -> None:
-        """Add the gradients of a micro-batch to sums, of which `step()` without gradients makes one update.
+        """Add the gradients of a micro-batch to sums; `step()` without gradients makes one update with the sums.
 
-        The sums are kept in the dtype in which is computed, float32 or float64, and take as much memory as one moment
-        in it. They are zeroed by the step, in its pass.
+        The sums have the compute dtype, float32 or float64, and take as much memory as one moment of it. The step sets
+        them to zero in its pass.
 
         Args:
             grads: as for `step`.
@@ -243,7 +243,7 @@ class Adam:
             self._accumulations += 1
 
     def drop_accumulated(self) -> None:
-        """Forget what was accumulated since the last step."""
+        """Forget the gradients accumulated since the last step."""
         with self._lock:
             self._reset_accumulators(None)
 

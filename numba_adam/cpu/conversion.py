@@ -1,4 +1,4 @@
-"""An array's elements in another format. The one caller of the conversion kernels."""
+"""Arrays converted to another number format. The only caller of the conversion kernels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def encode(exp_avg: Array | None, exp_avg_sq: Array) -> tuple[EightBit, EightBit
     """Return both moments in 8 bits, each rounded to the nearest code.
 
     Args:
-        exp_avg: first moment, in floats of any format; None to encode a second moment alone, which is then returned
-            twice.
+        exp_avg: first moment, in floats of any format; None encodes a second moment alone, and returns it twice.
         exp_avg_sq: second moment, likewise, of the same shape.
     """
     first = EightBit.zeros(exp_avg_sq.shape) if exp_avg is not None else None
@@ -41,13 +40,13 @@ def decode(exp_avg: EightBit | None, exp_avg_sq: EightBit) -> tuple[Array, Array
 
 
 def _flat_float32(array: Array) -> Array:
-    """Return a copy of an array's elements in float32, in one line."""
+    """Return a float32 copy of an array, with one axis."""
     copy = np.empty(array.size, dtype=np.float32)
     convert(np.ascontiguousarray(array).reshape(-1), copy)
     return copy
 
 
 def _places(moment: EightBit | None) -> Array:
-    """Return where codes and scales lie; zeros without a moment."""
+    """Return the addresses of codes and scales; zeros without a moment."""
     pair = (0, 0) if moment is None else (moment.codes.ctypes.data, moment.scales.ctypes.data)
     return np.array(pair, dtype=np.uint64)

@@ -1,6 +1,6 @@
-"""One step of one parameter whose arrays are plain NumPy arrays: the quick way of `adam_update`. Uses the kernels.
+"""The fast path of `adam_update`: one step of one parameter whose arrays are plain NumPy arrays.
 
-What it needs beside the arrays is made once for each thread and dtype, and filled anew by every step.
+Each thread has one job for each dtype, which every step fills again. `UpdateTable` serves all other arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numba_adam.settings.limits import check_factor, check_held
 
 
 class _Slot(NamedTuple):
-    """A job of one parameter, its arrays still unknown."""
+    """A job of one parameter; each step fills in its arrays."""
 
     dtype: str
     job: Job

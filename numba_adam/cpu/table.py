@@ -1,6 +1,6 @@
-"""Arrays that are updated together, in one kernel launch, where they lie. The one caller of the update kernels.
+"""Arrays that one kernel launch updates together, in place. The only caller of the update kernels.
 
-The optimizer classes, the functional form and the parameter server all stand on `UpdateTable`.
+The optimizer classes, `adam_update` and the parameter server all use `UpdateTable`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ITEM_BYTES = np.array(ITEM_BYTES, dtype=np.int64)
 
 
 class Plan(NamedTuple):
-    """A step whose gradients were validated: the kernels' part of it lies in the table's job until the next plan."""
+    """A step whose gradients were validated. What the kernels need stands in the table's job, until the next plan."""
 
     grad_count: int  # how many parameters have a gradient
     borrowed: Sequence[Array | None] = ()  # views whose memory some frameworks lend only as long as the views live
@@ -54,10 +54,10 @@ class Plan(NamedTuple):
 
 
 class UpdateTable:
-    """Parameters and their moments, ready to be updated. One thread at a time may use a table.
+    """Parameters and their moments, ready for steps. One thread at a time may use a table.
 
-    The table keeps references to its arrays, and weak ones that pin them: NumPy resizes no array that has one, not even
-    with `refcheck=False`, so their memory stays where it is.
+    The table keeps references to its arrays, and weak references that pin their memory: NumPy does not resize an array
+    that has a weak reference, not even with `refcheck=False`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class UpdateTable:
         axes: Sequence[Axes | None] | None = None,
         owners: Sequence[Watched | None] | None = None,
     ) -> None:
-        """Check the arrays and note where they lie.
+        """Validate the arrays and note their addresses.
 
         Args:
             params: C-contiguous writable arrays of any shapes, float32, float64, bfloat16 or float16.
@@ -88,11 +88,11 @@ class UpdateTable:
             names: what error messages call the parameters. Default: their indices.
             extents: all memory that no gradient may share. Default: that of these arrays, which must be separate.
             labels: what error messages call each kind of array, before its name.
-            extras: what is to be done beside.
-            axes: for each parameter the order in memory of the axes that its gradient has, where these arrays are views
-                of the caller's with the axes in that order; None: C order. Default: None for all.
-            owners: for each parameter the caller's array object, if there is one, which must stay as it is. Default:
-                the parameters.
+            extras: optional work fused into the pass, and how it rounds.
+            axes: for each parameter the order in memory of the axes of the caller's array, of which the array here is a
+                view in C order; its gradients have the caller's order. None: C order. Default: None for all.
+            owners: for each parameter the caller's array object, whose attributes must not change. Default: the
+                parameters.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -131,8 +131,8 @@ class UpdateTable:
 
         Args:
             grads: one gradient for each parameter, of its shape, in any format; None leaves that parameter out.
-            steps: (parameters,) int64: updates made so far; counted up where there is a gradient.
-            scaling: what is done to the gradients first; they are not measured here.
+            steps: (parameters,) int64: updates so far; counted up where there is a gradient.
+            scaling: the treatment of the gradients; nothing is measured here.
 
         Raises:
             ArrayError: a gradient does not fit; the message names it.
@@ -216,9 +216,9 @@ class UpdateTable:
             grad.fill(0)
 
     def _check(self) -> str:
-        """Check every array against its parameter, and the parameters against each other; return the compute dtype."""
+        """Validate every array against its parameter, and the parameters together; return the compute dtype."""
         for each, name in zip(*self._written(), strict=True):
-            if each.dtype not in _OWN_DTYPES:  # what the library made itself needs no more asking
+            if each.dtype not in _OWN_DTYPES:  # the library made those itself
                 borrow(each, name=name, writable=True, narrow=True)
         for column, label in zip(self._columns[1:], self._labels[1:6], strict=True):
             for array, param, name in zip(column, self._params, self._names, strict=True):
@@ -238,7 +238,7 @@ class UpdateTable:
         return dtypes[0]
 
     def _range_of_moments(self) -> str:
-        """Return the dtype whose range every moment has: its floors keep subnormal numbers out of all of them."""
+        """Return the dtype whose range every moment has: its floors keep all moments out of the subnormal numbers."""
         moments = (array for column in self._columns[1:4] for array in column if array is not None)
         return "float64" if all(_format(moment) == FLOAT64 for moment in moments) else "float32"
 
@@ -276,7 +276,7 @@ class UpdateTable:
         )
 
     def _addresses(self) -> Array:
-        """Return the job's table: where each array lies, and the scales of those in 8 bits."""
+        """Return the job's table: the address of each array, and of the scales of moments in 8 bits."""
         table = np.zeros((len(self._params), COLUMNS), dtype=np.uint64)
         for column, arrays in enumerate(self._columns):
             for k, array in enumerate(arrays):
@@ -287,12 +287,12 @@ class UpdateTable:
         return table
 
     def _is_plain(self, index: int) -> bool:
-        """Say whether all arrays of a parameter have the dtype in which is computed, and nothing is done beside."""
+        """Return whether all arrays of a parameter have the compute dtype, and it has no fused extra work."""
         *moments, ema, copy = (column[index] for column in self._columns)
         return ema is None and copy is None and all(array is None or array.dtype == self.dtype for array in moments)
 
     def _check_owners(self) -> None:
-        """Refuse an array of the caller's that was made read-only, or was given other attributes."""
+        """Refuse an array of the caller's that became read-only, or whose attributes were changed."""
         for owner in (*self._owners, *self._copies):
             if owner is None:
                 continue
@@ -301,7 +301,7 @@ class UpdateTable:
                 borrow(owner.array, name=owner.name, writable=True, narrow=True, any_order=True)
 
     def _watched(self, column: int) -> list[Watched | None]:
-        """Return what the arrays of a column say of themselves now; they may be the caller's own."""
+        """Return the attributes that the arrays of a column have now; these may be the caller's own."""
         pairs = zip(self._columns[column], self._names, strict=True)
         label = self._labels[column]
         return [watched(array, f"{label}{name}") if isinstance(array, np.ndarray) else None for array, name in pairs]
@@ -327,7 +327,7 @@ class UpdateTable:
 
 
 def compute_dtype(formats: Sequence[int], name: str) -> str:
-    """Return the dtype in which a parameter with arrays of these formats is updated.
+    """Return the compute dtype of a parameter with arrays of these formats.
 
     Args:
         formats: of the parameter, then of its moments.
@@ -350,7 +350,7 @@ def compute_dtype(formats: Sequence[int], name: str) -> str:
 
 
 def _format(array: Array | EightBit | None) -> int:
-    """Return an array's format; that of a missing one is never asked for."""
+    """Return an array's format; any for a missing one, whose format nothing reads."""
     return FLOAT32 if array is None else format_number(array)
 
 
@@ -366,7 +366,7 @@ def run(job: Job, places: Array, steps: Array, count: int) -> None:
 
 
 def _rows(owners: Iterable[Watched | None]) -> Array:
-    """Return what a job says of array objects that must stay as they are."""
+    """Return a job's rows about array objects whose attributes must not change."""
     rows = [
         (0, 0, 0, 0) if owner is None else (id(owner.array), owner.address, id(owner.dtype), owner.dtype.itemsize)
         for owner in owners
@@ -382,5 +382,5 @@ def _options(extras: Extras) -> Array:
 
 
 def _address(array: Array | None) -> int:
-    """Return where an array's elements lie: 0 without an array, and anything else for an empty one."""
+    """Return the address of an array's elements: 0 without an array, and never 0 for an empty one."""
     return 0 if array is None else int(array.ctypes.data) or 1

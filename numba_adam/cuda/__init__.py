@@ -12,8 +12,9 @@
     squares      the sum of squares of a table's gradients
     accumulator  sums of gradients, and how they are added to
     table        CudaTable: arrays that are updated together, in one launch
-    outcomes     what steps did that are judged on the GPU
-    part         CudaPart: an optimizer's parameters on one GPU, with their state; optim's `backends` makes them
+    outcomes     results of steps that the GPU decides
+    copies       master weights, moving averages and low-precision copies
+    part         CudaPart: an optimizer's parameters on one GPU, with their state; fulfils settings/contract.py
     kernels/     what is compiled
 
 Importing this package imports neither Numba nor a framework. Nothing here has run on a GPU yet: the kernels are proven

@@ -1,6 +1,6 @@
-"""What steps did that are judged on the GPU: written there by the step itself, and read when somebody asks.
+"""Results of steps that the GPU decides: the step writes its result there, and it is read when the caller asks.
 
-So a step that is left out for a gradient that is not finite needs nobody to wait for it.
+So nothing waits for a step that is skipped because a gradient is not finite.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from numba_adam.cuda.kernels.fold import NORM, RECORD, SKIP
 from numba_adam.cuda.memory import Buffer
 from numba_adam.settings.results import StepResult
 
-_ROOM = 64  # steps whose outcomes are kept at the same time
+_RECORDS = 64  # steps whose results are kept at the same time
 
 
 class PendingResult(StepResult):
-    """What a step did, asked of the GPU when it is first read, which waits for it."""
+    """What a step did; the first read waits for the GPU."""
 
     __slots__ = ("__weakref__", "_place", "_records", "_result")
     _place: int
@@ -25,7 +25,7 @@ class PendingResult(StepResult):
     _result: StepResult | None
 
     def __init__(self, records: Records, place: int) -> None:
-        """Note where the answer is going to lie."""
+        """Note which record the step is going to write."""
         object.__setattr__(self, "_records", records)
         object.__setattr__(self, "_place", place)
         object.__setattr__(self, "_result", None)
@@ -59,19 +59,19 @@ class Records:
     """The records of the last steps of a table, in a ring."""
 
     def __init__(self, device: int) -> None:
-        """Make room for them on a GPU."""
-        self._buffer = Buffer((_ROOM, RECORD), "int64", device)
-        self._streams = [0] * _ROOM
-        self._has_norm = [False] * _ROOM
-        self._unread: list[weakref.ref[PendingResult] | None] = [None] * _ROOM
+        """Allocate the records on a GPU."""
+        self._buffer = Buffer((_RECORDS, RECORD), "int64", device)
+        self._streams = [0] * _RECORDS
+        self._has_norm = [False] * _RECORDS
+        self._unread: list[weakref.ref[PendingResult] | None] = [None] * _RECORDS
         self._place = 0
 
     def next(self, stream: int, *, has_norm: bool) -> PendingResult:
         """Return the result of the step that is going to be queued on a stream.
 
-        It takes the place of one that is old: where that is still in use and was never read, it is read now.
+        It reuses an old record. Where the result of that is still in use and was never read, it is read now.
         """
-        self._place = (self._place + 1) % _ROOM
+        self._place = (self._place + 1) % _RECORDS
         former = self._unread[self._place]
         if former is not None and (result := former()) is not None:
             result.read()
@@ -82,15 +82,15 @@ class Records:
 
     @property
     def address(self) -> int:
-        """Where the record of the step that `next` announced last lies."""
+        """The address of the record of the step that `next` announced last."""
         return self._buffer.address + 8 * RECORD * self._place
 
     def last(self) -> StepResult:
-        """Return what the step that was announced last did; of a captured one, its last replay. Waits."""
+        """Return what the step that was announced last did; of a captured step, its last replay. Waits."""
         return self.read(self._place)
 
     def read(self, place: int) -> StepResult:
-        """Return what a record says; waits until it is written."""
+        """Read a record; waits until it is written."""
         record = self._buffer.download(self._streams[place])[place]
         norm = float(record.view(np.float64)[NORM]) if self._has_norm[place] else None
         return StepResult(int(record[SKIP]) == 0, norm)

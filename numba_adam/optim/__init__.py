@@ -1,1 +1,14 @@
-"""What an optimizer adds to its backends: the choice of one, gradients in order, state dicts."""
+"""The optimizer over its backends: which backend has which parameter, the steps of a step, state dicts.
+
+backends      the choice of a backend for each parameter
+members       the parameters, borrowed
+watching      a cheap look whether a parameter's storage was replaced
+parameters    all of an optimizer's parameters, and the parts of the backends that update them
+gradients     the gradients of a step, in the order of the parameters
+scaling       the arguments of a step that treat the gradients
+stepping      make ready, plan, check, launch
+measuring     steps that measure their gradients first
+accumulation  steps with accumulated gradients
+state_dicts   state dicts in PyTorch's nesting
+pickling      the contents of an optimizer for copy.deepcopy and pickle
+"""

@@ -1,4 +1,4 @@
-"""Bring the gradients of a step into the order of the parameters. Knows no kernel."""
+"""The gradients of a step, brought into the order of the parameters. Knows no kernel."""
 
 from __future__ import annotations
 

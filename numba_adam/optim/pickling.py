@@ -1,7 +1,7 @@
-"""What an optimizer says of itself to `copy.deepcopy` and to pickle, and how another is made of that. Imports neither.
+"""The contents of an optimizer for `copy.deepcopy` and pickle, and an optimizer made from them. Imports neither.
 
-The parameters are given as the very arrays, so that a copy of a model and its optimizer is one of both together, whose
-optimizer updates the copied model. Locks, launch plans and views are made anew.
+The parameters stand in them as the arrays themselves. So a model and its optimizer are copied together, and the copied
+optimizer updates the copied model. Locks, launch plans and views are made again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COPIES = {"masters": "masters", "emas": "emas", "own_copies": "low_precision"} 
 
 
 class Said(NamedTuple):
-    """What an optimizer is made of, read back."""
+    """The contents of an optimizer, read back."""
 
     groups: list[ParamGroup]
     options: Options
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 class PickledSchedule:
-    """A schedule on its way. One that pickle cannot name is refused there with advice; deepcopy takes any."""
+    """A schedule to be copied or pickled. deepcopy takes any; pickle refuses one that it could not find by its name."""
 
     def __init__(self, schedule: Schedule) -> None:
         """Hold the schedule."""
@@ -84,10 +84,10 @@ def dump(
 
 
 def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
-    """Return what `dump` said.
+    """Read what `dump` returned.
 
     Raises:
-        StateDictError: another version of this library said it.
+        StateDictError: another version of this library wrote it.
     """
     if said.get("format") != _FORMAT:
         raise StateDictError(
@@ -106,7 +106,7 @@ def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
 
 
 def restore(parts: Sequence[Part[Any]], said: Mapping[str, Any]) -> None:
-    """Give parts the averages, copies and sums that `dump` said; the first two as the very arrays, where they fit."""
+    """Give parts the averages, copies and sums of a `dump`: the first two as the same arrays, where they fit."""
     for part in parts:
         assert isinstance(part, CpuPart)  # as `dump` saw to
         kept = [_in_memory_order(part, _of_part(part, said["kept"][name])) for name in _COPIES]
@@ -119,7 +119,7 @@ def restore(parts: Sequence[Part[Any]], said: Mapping[str, Any]) -> None:
 
 
 def _of_part(part: Part[Any], by_place: Mapping[int, Any]) -> list[Any]:
-    """Return what there is for each parameter of a part; None where there is nothing."""
+    """Return the array of each parameter of a part; None where there is none."""
     return [by_place.get(place) for place in part.roster.places]
 
 
@@ -148,7 +148,7 @@ def _in_memory_order(part: Part[Any], arrays: Sequence[Any]) -> list[Any]:
 
 
 def _by_place(parts: Sequence[Part[Any]], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:
-    """Return what parts have for their parameters, by the parameters' places; without those that have nothing."""
+    """Return the arrays of parts by their parameters' places, without those that are None."""
     return {
         place: array
         for part, column in zip(parts, columns, strict=True)
@@ -158,7 +158,7 @@ def _by_place(parts: Sequence[Part[Any]], columns: Sequence[Sequence[Any]]) -> d
 
 
 def _check_copyable(given: object, param: object, name: str) -> None:
-    """Refuse a parameter of which there would be no copy."""
+    """Refuse a parameter that cannot be copied."""
     if isinstance(param, CudaArray):
         where, remedy = "in a GPU's memory", "make another optimizer over arrays of its own, and load_state_dict"
     elif isinstance(given, memoryview):
@@ -169,7 +169,7 @@ def _check_copyable(given: object, param: object, name: str) -> None:
 
 
 def _check_named(schedule: Any) -> None:
-    """Refuse a function that pickle could not find again by its name."""
+    """Refuse a function that pickle could not find by its name."""
     function = schedule.func if isinstance(schedule, partial) else schedule
     if not isinstance(function, FunctionType):
         return

@@ -1,10 +1,10 @@
-"""State dicts in PyTorch's nesting, with NumPy arrays: written, and read with every check. Knows no kernel.
+"""State dicts in PyTorch's nesting, with NumPy arrays: written, read, and validated. Knows no kernel.
 
     {"state": {0: {"step": array(3), "exp_avg": array, "exp_avg_sq": array}, ...},
      "param_groups": [{"lr": 0.001, ..., "params": [0, 1, ...]}]}
 
-The numbers in "params" are the keys in "state". As in PyTorch, what stands in "state" is the state itself, the step as
-well, and "param_groups" is a copy.
+The numbers in "params" are the keys in "state". As in PyTorch, "state" holds the optimizer's own arrays, the step among
+them, and "param_groups" is a copy.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Loaded(NamedTuple):
-    """What a state dict says, checked."""
+    """The contents of a state dict, validated."""
 
     states: list[dict[str, Any]]  # one for each parameter, in order; empty where there is none
     hyperparameters: list[Hyperparameters]  # one for each group
-    notes: list[dict[str, Any]]  # what each group has besides
+    notes: list[dict[str, Any]]  # the other keys of each group
 
 
 def dump(groups: Sequence[ParamGroup], states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _check_keys(keys: Sequence[Any], by_key: Mapping[Any, Any]) -> None:
 
 
 def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGroup]) -> None:
-    """Refuse the same names in another order: each state would go to another's array. New names are no mistake."""
+    """Refuse the same names in another order: each state would go to another array. New names are accepted."""
     for index, entry in enumerate(entries):
         names = entry.get("param_names") or []
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
@@ -119,7 +119,7 @@ def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGro
 
 
 def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> tuple[Hyperparameters, dict[str, Any]]:
-    """Return a group's hyperparameters and notes; what the entry does not say stays as it is, but for eps_mode."""
+    """Return a group's hyperparameters and notes. What the entry lacks stays as it is, except eps_mode."""
     silent = (*FIXED, *PYTORCHS, *group.owned)
     said = {key: plain(value) for key, value in entry.items() if key in HYPERPARAMETER_NAMES and key not in silent}
     notes = {key: deepcopy(value) for key, value in entry.items() if key not in (*HYPERPARAMETER_NAMES, *silent)}
@@ -176,7 +176,7 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
 
 
 def _axes(state: Mapping[str, Any], where: str, param: Array) -> Axes | None:
-    """Return the axes along which the blocks of codes follow each other; None for C order."""
+    """Return the order of axes in which the blocks of codes follow each other; None for C order."""
     given = state.get("axes")
     if given is None:
         return None
@@ -205,7 +205,7 @@ def _read(array: Any, name: str) -> Array:
 
 
 def _in_c_order(array: Array) -> Array:
-    """Return an array in C order: itself where it is. What is loaded is copied later."""
+    """Return an array in C order: itself, or a copy. Loading copies it later."""
     return array if array.flags.c_contiguous else np.array(array, order="C")
 
 

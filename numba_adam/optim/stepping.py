@@ -52,12 +52,14 @@ def plan(parts: Parts, grads: Sequence[Any], scaling: Scaling) -> Plans:
     return [part.plan(own, scaling) for part, own in zip(parts, _divided(grads, parts), strict=True)]
 
 
-def check_apart(parts: Parts, plans: Plans) -> None:
-    """Refuse gradients that share memory: a step that sets one to zero would change the other before it is read.
+def check(parts: Parts, plans: Plans, scaling: Scaling) -> None:
+    """Refuse gradients that share memory where the step sets them to zero: it would zero one before it reads the other.
 
     Raises:
-        OverlapError: two of them do.
+        OverlapError: two gradients share memory. Nothing was changed.
     """
+    if not scaling.zero_grad:
+        return
     pairs = zip(parts, plans, strict=True)
     begins, ends, names = zip(*(part.extents_of_grads(plan) for part, plan in pairs), strict=True)
     in_memory(np.concatenate(begins), np.concatenate(ends), [name for several in names for name in several])

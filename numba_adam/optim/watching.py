@@ -1,6 +1,6 @@
-"""Parameters whose owners may give them other memory or another layout between steps, as `tensor.data = ...` does.
+"""Parameters whose storage may be replaced between steps, as `tensor.data = ...` does: a cheap look before each step.
 
-NumPy arrays are not among them: the kernels look at their objects. Knows no framework.
+NumPy arrays need none: the kernels look at their objects. Knows no framework.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from numba_adam.interop.dispatch import layouts_function
 class _Kind(NamedTuple):
     """The parameters of one kind."""
 
-    layouts: Callable[[Sequence[Any]], object]  # says their addresses, shapes, strides and dtypes
+    layouts: Callable[[Sequence[Any]], object]  # returns their addresses, shapes, strides and dtypes
     params: list[Any]
-    seen: object  # what it said when they were borrowed
+    seen: object  # the layouts when they were borrowed
 
 
 class Watch:
-    """Some parameters, and how each lay in memory when they were borrowed."""
+    """Some parameters, and their layouts in memory when they were borrowed."""
 
     def __init__(self, params: Iterable[object]) -> None:
-        """Note how they lie; those that never change are passed over."""
+        """Note their layouts; skip parameters whose storage cannot be replaced."""
         found: dict[Callable[[Sequence[Any]], object], list[object]] = {}
         for param in params:
             layouts = _layouts_on_gpu if is_on_cuda(param) else layouts_function(param)
             if layouts is not None:
                 found.setdefault(layouts, []).append(param)
         self.kinds = [_Kind(layouts, of_kind, layouts(of_kind)) for layouts, of_kind in found.items()]
-        """None where there is nothing to look at."""
+        """Empty where there is nothing to look at."""
 
     def sees_a_change(self) -> bool:
-        """Say whether one of them lies otherwise now, or cannot be borrowed any more."""
+        """Return whether one of them has another layout now, or cannot be borrowed any more."""
         try:
             return any(layouts(params) != seen for layouts, params, seen in self.kinds)
         except ArrayError:

@@ -1,1 +1,16 @@
-"""What the user sets: hyperparameters, param groups, options, the treatment of a step's gradients; all checked here."""
+"""The settings of an optimizer and of a step, all validated here, and the contract that every backend fulfils.
+
+From the bottom up:
+
+    scalars          numbers as callers have them: Python's, NumPy's, one-element arrays
+    hyperparameters  Adam's hyperparameters, one frozen record
+    limits           what a compute dtype can hold of them
+    options          what an optimizer keeps beside the parameters, and in which formats
+    group_keys, fixed, param_groups    param groups, as in PyTorch
+    folding          hyperparameters as the numbers that kernels fold into constants
+    scaling          the treatment of one step's gradients
+    results          what a step did
+    step_arrays      the arrays that a step writes, and the work fused into its pass
+    members          the parameters that one backend updates together
+    contract         what a backend does for them, and in which order
+"""

@@ -8,4 +8,6 @@ copies       master weights, moving averages and low-precision copies
 accumulator  sums of gradients
 conversion   arrays in another number format
 kernels/     what Numba compiles
+
+May import everything below, and never `cuda`.
 """

@@ -11,4 +11,6 @@ measuring     steps that measure their gradients first
 accumulation  steps with accumulated gradients
 state_dicts   state dicts in PyTorch's nesting
 pickling      the contents of an optimizer for copy.deepcopy and pickle
+
+May import everything in the library but `rows` and the public interface.
 """

@@ -13,4 +13,6 @@ From the bottom up:
     step_arrays      the arrays that a step writes, and the work fused into its pass
     members          the parameters that one backend updates together
     contract         what a backend does for them, and in which order
+
+May import `numerics`, `interop` and the errors.
 """

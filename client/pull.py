@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from google.protobuf.message import Message
+
 from numba_adam.client.info import durability_name
 from numba_adam.client.layout import Layout, Parameters
 from numba_adam.client.progress import Progress
@@ -19,7 +21,7 @@ from numba_adam.client.transport.retry import Deadline
 from numba_adam.errors import ConfigurationError, CorruptTransferError, InvalidRequestError, RewoundError
 from numba_adam.ps.checksum import SUPPORTED, XXH3_64
 from numba_adam.ps.errors import detail_of
-from numba_adam.ps.framing import Chunk
+from numba_adam.ps.transfer import receive
 from numba_adam.ps.v1.model_pb2 import StatePoint
 from numba_adam.ps.v1.parameter_service_pb2 import PullHeader, PullRequest
 
@@ -93,22 +95,15 @@ def read_parameters(messages: Iterator[Any], layout: Layout, out: Parameters | N
     else:
         parameters = out
         download = Download(parameters.values(), header.total_bytes, header.checksum_kind, report)
-    for message in messages:
-        if isinstance(message, Chunk):
-            download.take(message)
-            continue
-        if message.WhichOneof("part") != "trailer":
-            raise CorruptTransferError("a message of the stream is neither a chunk nor its trailer")
-        download.finish(message.trailer.checksum)
-        return Pulled(parameters, header.state)
-    raise CorruptTransferError("the stream ended without its trailer")
+    receive(messages, download)
+    return Pulled(parameters, header.state)
 
 
 def _header(messages: Iterator[Any], layout: Layout) -> PullHeader:
     first = next(messages, None)
-    if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "header":
+    if not isinstance(first, Message) or first.WhichOneof("part") != "header":
         raise CorruptTransferError("the stream does not begin with its header")
-    header: PullHeader = first.header
+    header: PullHeader = first.header  # type: ignore[attr-defined]  # every transfer message has one
     durability_name(header.state.durability, "the parameters' state")
     if header.checksum_kind not in SUPPORTED:
         raise ConfigurationError(

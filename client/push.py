@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
+from google.protobuf.message import Message
+
 from numba_adam import errors
 from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
 from numba_adam.client.layout import Gradients, Layout
@@ -23,7 +25,6 @@ from numba_adam.errors import CorruptTransferError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
-from numba_adam.ps.framing import Chunk
 from numba_adam.ps.v1.parameter_service_pb2 import PushAck, PushHeader, PushRequest
 
 _log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Push:
 def _first_ack(answers: Iterator[Any]) -> PushAck:
     """Return the acknowledgement that a PushPull answer begins with."""
     first = next(answers, None)
-    if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "ack":
+    if not isinstance(first, Message) or first.WhichOneof("part") != "ack":
         raise CorruptTransferError("the answer does not begin with an acknowledgement")
-    ack: PushAck = first.ack
+    ack: PushAck = first.ack  # type: ignore[attr-defined]  # every answer of this call has one
     return ack

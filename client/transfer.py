@@ -13,7 +13,8 @@ import numpy.typing as npt
 from numba_adam.client.progress import Progress
 from numba_adam.errors import CorruptTransferError
 from numba_adam.ps.checksum import new_checksum
-from numba_adam.ps.framing import DEFAULT_CHUNK_BYTES, Chunk, encode_chunk, encode_trailer
+from numba_adam.ps.framing import DEFAULT_CHUNK_BYTES, encode_chunk, encode_trailer
+from numba_adam.ps.transfer import Chunk, Reader
 
 _NOTHING = memoryview(bytearray())
 
@@ -83,53 +84,44 @@ class Upload:
         yield encode_trailer(checksum.value())
 
 
-class Download:
-    """One incoming transfer, written into place chunk by chunk."""
+class Download(Reader):
+    """One incoming transfer, written into arrays chunk by chunk.
+
+    Args:
+        arrays: C-contiguous; the payload fills them one after the other.
+        total_bytes: the declared size.
+        checksum_kind: a ChecksumKind of the protocol.
+        report: called after each chunk.
+    """
+
+    malformed = CorruptTransferError
 
     def __init__(
         self, arrays: Iterable[npt.NDArray[Any]], total_bytes: int, checksum_kind: int, report: Progress
     ) -> None:
+        super().__init__(total_bytes, checksum_kind)
         self._places = [bytes_of(array) for array in arrays]
-        self._total, self._report = total_bytes, report
-        self._checksum = new_checksum(checksum_kind)
-        self._offset = 0
+        self._report = report
         self._place = self._start = 0  # the place that the next byte goes to, and where in it
 
     def take(self, chunk: Chunk) -> None:
-        """Check where a chunk stands, and put it there.
+        """Check a chunk, copy it into place and report it.
 
         Raises:
-            CorruptTransferError: it does not follow the one before, or reaches beyond the end.
+            CorruptTransferError: it does not follow the one before, is empty, or exceeds the declared size.
         """
-        stop = self._offset + chunk.data.nbytes
-        if chunk.offset != self._offset or stop > self._total:
-            raise CorruptTransferError(
-                f"a chunk covers bytes {chunk.offset} to {chunk.offset + chunk.data.nbytes} of {self._total}, "
-                f"needed is one from {self._offset} on"
-            )
-        self._checksum.update(chunk.data)
-        self._put(chunk.data)
-        self._offset = stop
-        self._report(stop, self._total)
+        super().take(chunk)
+        self._report(self.received_bytes, self.total_bytes)
 
-    def finish(self, checksum: int) -> None:
-        """See that all bytes came, and that they are those that were sent.
-
-        Raises:
-            CorruptTransferError: some are missing, or the checksum differs.
-        """
-        if self._offset != self._total:
-            raise CorruptTransferError(f"{self._offset} bytes came, needed are the {self._total} that were declared")
-        if checksum != self._checksum.value():
-            raise CorruptTransferError(f"the checksum is {self._checksum.value():#x}, the sender's is {checksum:#x}")
-
-    def _put(self, data: memoryview) -> None:
-        while data.nbytes:
+    def _put(self, data: memoryview) -> memoryview:
+        rest = data
+        while rest.nbytes:
             place = self._places[self._place]
             room = place.nbytes - self._start
-            part = data[:room]
+            part = rest[:room]
             place[self._start : self._start + part.nbytes] = part
             self._start += part.nbytes
-            data = data[room:]
+            rest = rest[room:]
             if part.nbytes == room:
                 self._place, self._start = self._place + 1, 0
+        return data

@@ -11,10 +11,11 @@ May import the generated messages and protobuf; never gRPC, NumPy or Numba.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import Message
 
+from numba_adam.ps.transfer import Chunk, Trailer
 from numba_adam.ps.v1.parameter_service_pb2 import (
     CreateModelRequest,
     PullResponse,
@@ -36,16 +37,6 @@ _DATA_TAG = 0x12  # of a TensorChunk: field 2, length-delimited
 _LONGEST_VARINT = 9  # bytes our reader takes: 63 bits; the generated parser takes longer ones
 
 _M = TypeVar("_M", CreateModelRequest, PushRequest, PushPullRequest, PullResponse, PushPullResponse)
-
-
-class Chunk(NamedTuple):
-    """A run of payload bytes, borrowed from the message it came in."""
-
-    offset: int
-    """Position of the first byte within the payload."""
-
-    data: memoryview
-    """The bytes."""
 
 
 def encode_chunk(offset: int, *data: ReadableBuffer) -> bytes:
@@ -127,11 +118,11 @@ def read_chunk(raw: bytes) -> Chunk | None:
     return Chunk(offset, memoryview(raw)[at:]) if size == len(raw) - at else None
 
 
-def _decoder(message_type: type[_M]) -> Callable[[bytes], _M | Chunk]:
+def _decoder(message_type: type[_M]) -> Callable[[bytes], _M | Chunk | Trailer]:
     """Return a decoder of one kind of transfer message."""
 
-    def decode(raw: bytes) -> _M | Chunk:
-        """Return the message, or the chunk in it.
+    def decode(raw: bytes) -> _M | Chunk | Trailer:
+        """Return the message, or the chunk or trailer in it.
 
         Raises:
             google.protobuf.message.DecodeError: the bytes are no such message.
@@ -140,9 +131,10 @@ def _decoder(message_type: type[_M]) -> Callable[[bytes], _M | Chunk]:
         if chunk is not None:
             return chunk
         message = message_type.FromString(raw)
-        if message.WhichOneof("part") != "chunk":
-            return message
-        return Chunk(message.chunk.offset, memoryview(message.chunk.data))
+        part = message.WhichOneof("part")
+        if part == "chunk":
+            return Chunk(message.chunk.offset, memoryview(message.chunk.data))
+        return Trailer(message.trailer.checksum) if part == "trailer" else message
 
     return decode
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from numba_adam.errors import ModelExistsError
+from numba_adam.ps.transfer import Parts, Reader, receive
 from numba_adam.server.model.digests import initial_values
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import differences
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
-from numba_adam.server.runtime.receive import Parts, Reader, receive
 
 
 def is_ours(model: Model, creation: Creation, parts: Parts) -> bool:

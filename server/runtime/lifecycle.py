@@ -6,13 +6,13 @@ import logging
 
 from numba_adam.errors import ModelNotFoundError
 from numba_adam.ps.detail import StatePoint
+from numba_adam.ps.transfer import Parts
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.creation import is_ours
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.model_loader import ModelLoader
-from numba_adam.server.runtime.receive import Parts
 from numba_adam.server.runtime.registry import Registry
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.deletions import Deletion, Deletions

@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from numba_adam.errors import BudgetExceededError, ConfigurationError, InvalidRequestError, TransferTooLargeError
+from numba_adam.ps.transfer import Parts, receive
 from numba_adam.server.model.arena import Arena, layout
 from numba_adam.server.model.digests import initial_values
 from numba_adam.server.model.push_ledger import PushLedger
@@ -22,7 +23,7 @@ from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
-from numba_adam.server.runtime.receive import Parts, Receiver, receive
+from numba_adam.server.runtime.receive import Receiver
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.snapshot import Arrays, Snapshot

@@ -15,6 +15,7 @@ import numpy as np
 from numba_adam.errors import NonFiniteError, PushInProgressError, PushRejectedError
 from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.ps.detail import StatePoint, with_detail
+from numba_adam.ps.transfer import Parts, Reader, receive
 from numba_adam.server.model.digests import with_payload
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
 from numba_adam.server.model.requests import PushRequest, present_arrays
@@ -22,7 +23,7 @@ from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Outcome, Push
 from numba_adam.server.runtime.model_errors import saying_state_of
-from numba_adam.server.runtime.receive import Parts, Reader, Receiver, receive
+from numba_adam.server.runtime.receive import Receiver
 from numba_adam.server.runtime.sessions import count_memory
 from numba_adam.server.runtime.small_calls import small_call
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter

@@ -21,12 +21,12 @@ from numba_adam.errors import InvalidRequestError, NumbaAdamError
 from numba_adam.ps import convert, framing
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.errors import to_status
+from numba_adam.ps.transfer import Parts
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pull_copy import PullCopy
 from numba_adam.server.runtime.pulls import Caller
-from numba_adam.server.runtime.receive import Parts
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
 from numba_adam.server.transport import messages

@@ -166,5 +166,5 @@ def test_a_part_of_a_stream_that_is_not_known_is_refused(newer, connect, model):
 
     newer.changes["Pull"] = forget_the_part
     quick = connect(newer.address, timeout_seconds=1.0).open_model("m")
-    with pytest.raises(CorruptTransferError, match="neither a chunk nor its trailer"):
+    with pytest.raises(CorruptTransferError, match="neither a chunk nor a trailer"):
         quick.pull()

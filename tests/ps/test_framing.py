@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numba_adam.ps import framing
-from numba_adam.ps.framing import Chunk, encode_chunk, encode_message
+from numba_adam.ps.framing import encode_chunk, encode_message
+from numba_adam.ps.transfer import Chunk, Trailer
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.transfer_pb2 import TensorChunk, TransferTrailer
 
@@ -33,6 +34,8 @@ def oracle(message_type: type[Message], raw: bytes) -> object:
         return "refused"
     if message.WhichOneof("part") == "chunk":
         return ("chunk", message.chunk.offset, message.chunk.data)
+    if message.WhichOneof("part") == "trailer":
+        return Trailer(message.trailer.checksum)
     return message
 
 

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from numba_adam.errors import CorruptTransferError, InvalidRequestError, NonFiniteError
 from numba_adam.ps.checksum import CRC32C, XXH3_64, new_checksum
-from numba_adam.ps.framing import Chunk
+from numba_adam.ps.transfer import Chunk, Trailer, receive
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
-from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.server.model.tensors import Tensor
-from numba_adam.server.runtime.receive import Receiver, receive
+from numba_adam.server.runtime.receive import Receiver
 
 TENSORS = (Tensor("first", (2, 3)), Tensor("empty", (0,)), Tensor("second", (4,)))
 VALUES = np.arange(10, dtype=np.float32)
@@ -123,7 +122,7 @@ def test_an_unknown_kind_of_checksum_is_refused(kind):
 
 def test_an_empty_payload_needs_no_checksum():
     taker = Receiver(np.zeros(0, np.uint8), np.dtype("float32"), (), 0, "gradient")
-    receive([pb.PushRequest(trailer=TransferTrailer())], taker)
+    receive([Trailer(0)], taker)
     with pytest.raises(InvalidRequestError, match="goes beyond the 0 bytes declared"):
         taker.take(chunk(0, b"x"))
 
@@ -133,8 +132,8 @@ def test_an_empty_payload_needs_no_checksum():
     [
         ([], "ended before its trailer"),
         ([chunk(0, VALUES.tobytes())], "ended before its trailer"),
-        ([pb.PushRequest(header=pb.PushHeader())], "none of the last two"),
-        ([chunk(0, VALUES.tobytes()), pb.PushRequest()], "none of the last two"),
+        ([pb.PushRequest(header=pb.PushHeader())], "neither a chunk nor a trailer"),
+        ([chunk(0, VALUES.tobytes()), pb.PushRequest()], "neither a chunk nor a trailer"),
     ],
 )
 def test_parts_come_in_their_order(parts, words):

@@ -95,7 +95,7 @@ class ServiceError(NumbaAdamError):
     """The parameter server, on either side of the wire."""
 
     detail: object = None
-    """The ErrorDetail message that came, or will go, with it; `numba_adam.ps.errors.detail_of` returns it typed."""
+    """What came, or will go, with it beside the message; `numba_adam.ps.errors.detail_of` returns it as a message."""
 
 
 class ConfigurationError(ServiceError, ValueError):

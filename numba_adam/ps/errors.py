@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from numba_adam import errors
 from numba_adam.errors import NumbaAdamError, ServiceError
 from numba_adam.ps import convert
-from numba_adam.ps.detail import Detail, StatePoint, with_detail
+from numba_adam.ps.detail import Detail
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 
 DETAIL_KEY = "numba-adam-error-bin"
@@ -78,32 +78,6 @@ _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
     grpc.StatusCode.UNAUTHENTICATED: errors.ConfigurationError,
     grpc.StatusCode.PERMISSION_DENIED: errors.ConfigurationError,
 }
-
-
-def refusal(
-    reason: int,
-    message: str,
-    *,
-    sequence_recorded: bool = False,
-    retry_after_milliseconds: int = 0,
-    state: StatePoint | None = None,
-) -> ServiceError:
-    """Return the exception for a reason, with its detail set, for the server to raise.
-
-    Args:
-        reason: a Reason other than UNSPECIFIED.
-        message: what was given, what is needed, what to do.
-        sequence_recorded: whether this answer uses up the push's sequence number.
-        retry_after_milliseconds: advice to wait; 0: none.
-        state: where the model's state stands; None where the call named no model that exists.
-    """
-    error = next(row.error for row in TABLE if row.reason == reason)(message)
-    return with_detail(
-        error,
-        sequence_recorded=sequence_recorded,
-        retry_after_milliseconds=retry_after_milliseconds,
-        state=state,
-    )
 
 
 def detail_of(error: BaseException) -> ErrorDetail | None:

@@ -1,8 +1,8 @@
-"""How many bytes the server may hold, and the pooled slots in which transfers are staged.
+"""The memory budget, and the pooled slots that transfers are received into.
 
-Admission is by the size that a transfer declares, before any of its payload is accepted. Slots that are given back
-stay mapped, because touching fresh pages costs more than the copy into them; they count as held, and make room when
-something else needs it. Imports the error tree, the error table and NumPy.
+A transfer is admitted by the size that it declares, before any of its payload is accepted. A released slot stays
+mapped, because touching fresh pages costs more than the copy into them. It counts as held until something else needs
+the memory. Imports the error tree and NumPy.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from collections.abc import Hashable
 import numpy as np
 import numpy.typing as npt
 
-from numba_adam.errors import ServiceError
-from numba_adam.ps.errors import refusal
-from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.errors import BudgetExceededError, ServiceError, TransferTooLargeError
+from numba_adam.ps.detail import with_detail
 
 Bytes = npt.NDArray[np.uint8]
 
 SMALL_CHANGE_BYTES = 1 << 24
-"""So much of what is no array (descriptions, sessions, texts, headers) fits beside any budget, and is not counted."""
+"""Descriptions, sessions, texts and headers do not count in the budget until all together take more than this."""
 
-_GRAIN_BYTES = 1 << 16  # slots come in multiples of it, so that transfers of nearly the same size share them
-_BYTES_PER_MILLISECOND = 1 << 20  # about what a transfer moves in that time: the advice to come back grows with size
+_GRAIN_BYTES = 1 << 16  # slot sizes are multiples of it, so that transfers of nearly the same size share slots
+_BYTES_PER_MILLISECOND = 1 << 20  # about the speed of a transfer: the advised pause grows with the size
 _SHORTEST_RETRY_MILLISECONDS = 20
 _LONGEST_RETRY_MILLISECONDS = 5000
 
@@ -45,17 +44,17 @@ class Slot:
         self.release()
 
     def release(self) -> None:
-        """Give the memory back. Whoever still looks at it sees another transfer's bytes."""
+        """Return the memory to the pool, where the next transfer overwrites it."""
         self._pool._give_back(self._memory)
 
     def discard(self) -> None:
-        """Give the memory back to the system."""
+        """Return the memory to the system."""
         self._pool._let_go(self._memory)
         self._memory = self.bytes = np.empty(0, np.uint8)
 
 
 class SlotPool:
-    """The byte budget: models hold a part of it for as long as they live, transfers for as long as they take.
+    """The byte budget, shared by models and transfers.
 
     Args:
         budget_bytes: the most that may be held.
@@ -77,14 +76,13 @@ class SlotPool:
             return self._used()
 
     def admit_model(self, name: str, arena_bytes: int, transfer_bytes: int) -> None:
-        """Set memory aside for a model, for as long as it lives.
+        """Count a model's memory until `release_model`.
 
-        Beside all models there stays room for one transfer of the largest, so that no model can be created that
-        could never be pulled.
+        Beside all models, one transfer of the largest must fit: every model that is created can be pulled.
 
         Raises:
             TransferTooLargeError: the model alone does not fit the budget.
-            BudgetExceededError: it does not fit beside the others, or not now.
+            BudgetExceededError: it does not fit beside what is held now.
         """
         with self._lock:
             if arena_bytes + _in_grains(transfer_bytes) > self.budget_bytes:
@@ -94,19 +92,19 @@ class SlotPool:
             self._models[name] = (arena_bytes, transfer_bytes)
 
     def release_model(self, name: str) -> None:
-        """Take back what was set aside for a model."""
+        """Stop counting a model's memory."""
         with self._lock:
             self._models.pop(name, None)
             self._set_kept(name, 0)
 
     def keep(self, owner: Hashable, nbytes: int, what: str, *, must: bool = False) -> None:
-        """Say how much an owner keeps that is no array, from now on; only what all keep beyond small change counts.
+        """Set how much memory an owner takes beside arrays. The total counts beyond SMALL_CHANGE_BYTES.
 
         Args:
-            owner: a model's name, or whatever else names it; `release_model` and 0 bytes end it.
+            owner: a model's name, or any other key; `release_model` or 0 bytes end the count.
             nbytes: how much.
             what: names it in an error message.
-            must: it is there already, and cannot be refused.
+            must: the memory is taken already and cannot be refused.
 
         Raises:
             TransferTooLargeError: it is larger than the whole budget.
@@ -124,7 +122,7 @@ class SlotPool:
             raise self._exceeded(f"{what} of {nbytes} bytes", nbytes)
 
     def _leaves_room(self, nbytes: int = 0, transfer_bytes: int = 0) -> bool:
-        """Return whether, with so many bytes more, there is room for one transfer of the largest model."""
+        """Return whether one transfer of the largest model still fits after `nbytes` more are held."""
         largest = max([transfer_bytes, *(transfer for _, transfer in self._models.values())])
         return self._lasting() + nbytes + _in_grains(largest) <= self.budget_bytes
 
@@ -157,7 +155,7 @@ class SlotPool:
         return Slot(self, memory, nbytes)
 
     def reserve(self, nbytes: int) -> bool:
-        """Count bytes that are held elsewhere, if there is room for them."""
+        """Count bytes that are held elsewhere, if they fit; return whether they do."""
         with self._lock:
             if not self._leaves_room(nbytes) or not self._make_room(nbytes):
                 return False
@@ -165,19 +163,19 @@ class SlotPool:
             return True
 
     def give_back(self, nbytes: int) -> None:
-        """Count bytes no longer that `reserve` counted."""
+        """Stop counting bytes that `reserve` counted."""
         with self._lock:
             self._in_use_bytes -= nbytes
 
     def spare(self, nbytes: int) -> Slot | None:
-        """Return a slot for something that can do without; None if it would leave less room than it takes."""
+        """Return a slot for optional use; None where it would take more than half of the free memory."""
         with self._lock:
             room = self.budget_bytes - self._used() + sum(memory.nbytes for memory in self._free)
         if 2 * nbytes > room:
             return None
         try:
             return self.acquire(nbytes, "a copy")
-        except ServiceError:  # others were faster
+        except ServiceError:  # another call took the memory
             return None
 
     def _give_back(self, memory: Bytes) -> None:
@@ -191,12 +189,12 @@ class SlotPool:
             self._in_use_bytes -= memory.nbytes
 
     def _take_free(self, size: int) -> Bytes | None:
-        """Return a free slot that is large enough and not wastefully so."""
+        """Return a free slot of at least this size and at most a quarter more."""
         fitting = [index for index, memory in enumerate(self._free) if size <= memory.nbytes <= size + size // 4]
         return self._free.pop(min(fitting, key=lambda index: self._free[index].nbytes)) if fitting else None
 
     def _make_room(self, size: int) -> bool:
-        """Let free slots go until `size` more bytes fit; False when even that is not enough."""
+        """Unmap free slots until `size` more bytes fit; return whether they do."""
         while self._free and self._used() + size > self.budget_bytes:
             self._free.pop(0)
         return self._used() + size <= self.budget_bytes
@@ -208,33 +206,31 @@ class SlotPool:
         models = sum(arena for arena, _ in self._models.values())
         return models + max(0, self._kept_bytes - SMALL_CHANGE_BYTES)
 
-    def _too_large(self, what: str) -> ServiceError:
-        return refusal(
-            Reason.REASON_TOO_LARGE,
+    def _too_large(self, what: str) -> TransferTooLargeError:
+        return TransferTooLargeError(
             f"{what}: the server's whole memory budget is {self.budget_bytes} bytes; "
-            "start it with a larger --memory-budget-bytes",
+            "start it with a larger --memory-budget-bytes"
         )
 
-    def _exceeded(self, what: str, nbytes: int) -> ServiceError:
+    def _exceeded(self, what: str, nbytes: int) -> BudgetExceededError:
         wait = _SHORTEST_RETRY_MILLISECONDS + nbytes // _BYTES_PER_MILLISECOND
-        return refusal(
-            Reason.REASON_BUDGET,
-            f"{what}: {self._used()} of the server's {self.budget_bytes} bytes are taken; try again later",
-            retry_after_milliseconds=min(wait, _LONGEST_RETRY_MILLISECONDS),
+        error = BudgetExceededError(
+            f"{what}: {self._used()} of the server's {self.budget_bytes} bytes are taken; try again later"
         )
+        return with_detail(error, retry_after_milliseconds=min(wait, _LONGEST_RETRY_MILLISECONDS))
 
 
 def _in_grains(nbytes: int) -> int:
-    """Return how much a slot for so many bytes takes."""
+    """Return the size of a slot for that many bytes."""
     return -(-nbytes // _GRAIN_BYTES) * _GRAIN_BYTES
 
 
 def _map(size: int) -> Bytes:
-    """Return fresh memory, in huge pages where the system has them."""
+    """Return fresh memory, in huge pages where the system offers them."""
     if not size:
         return np.empty(0, np.uint8)
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them: ordinary pages do
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapping, np.uint8)

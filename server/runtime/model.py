@@ -18,7 +18,7 @@ from numba_adam.server.model.digests import content_of, describe
 from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLedger
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.spec import Spec
-from numba_adam.server.runtime.apply_thread import CallQueue
+from numba_adam.server.runtime.call_queue import CallQueue
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate
 from numba_adam.server.storage.snapshot import Snapshot

@@ -9,8 +9,7 @@ import pytest
 from numba_adam import errors
 from numba_adam.client.transport.retry import Backoff, Deadline, pause_seconds, retry, worth_another_try
 from numba_adam.errors import BudgetExceededError, ServerUnavailableError, ServiceError
-from numba_adam.ps.errors import refusal
-from numba_adam.ps.v1.error_pb2 import Reason
+from numba_adam.ps.detail import with_detail
 
 
 class Clock:
@@ -53,7 +52,7 @@ def gone(count: int) -> list[ServerUnavailableError]:
 
 
 def busy(milliseconds: int) -> ServiceError:
-    return refusal(Reason.REASON_BUDGET, "memory is taken", retry_after_milliseconds=milliseconds)
+    return with_detail(errors.BudgetExceededError("memory is taken"), retry_after_milliseconds=milliseconds)
 
 
 def test_it_tries_until_it_succeeds():
@@ -198,7 +197,7 @@ LASTING = [
     errors.TransferTooLargeError("x"),
     errors.ConfigurationError("x"),
     errors.ServiceError("x"),
-    refusal(Reason.REASON_INTERNAL, "a bug of the server's"),
+    with_detail(errors.InternalServerError("a bug of the server's")),
 ]
 
 

@@ -35,6 +35,9 @@ NUMBA = (
     "server/runtime/launcher.py",
 )
 INTEROP = ("numba_adam/interop/", "numba_adam/demo/")
+# The server's folders that speak plain values, and the modules that know the protocol's messages.
+PLAIN = ("server/model/", "server/storage/", "server/runtime/")
+MESSAGES = {"numba_adam.ps.v1", "numba_adam.ps.convert", "numba_adam.ps.errors", "numba_adam.ps.framing"}
 
 
 def loaded_by(program: str) -> set[str]:
@@ -60,6 +63,12 @@ def below(module: str, packages: set[str]) -> bool:
         ),
         ("import numba_adam.interop", HEAVY | FRAMEWORKS | WIRE),
         ("import numba_adam.server.config", HEAVY | FRAMEWORKS | WIRE),
+        (
+            "import importlib, pkgutil, numba_adam.server.model as model, numba_adam.server.storage as storage\n"
+            "for path, name in ((model.__path__, model.__name__), (storage.__path__, storage.__name__)):\n"
+            "    for module in pkgutil.iter_modules(path, f'{name}.'): importlib.import_module(module.name)",
+            HEAVY | FRAMEWORKS | WIRE,
+        ),
         (
             "import importlib, pkgutil, numba_adam.client as client\n"
             "for module in pkgutil.walk_packages(client.__path__, 'numba_adam.client.'):\n"
@@ -111,3 +120,14 @@ def test_nothing_imports_the_folders_by_their_bare_names(sources) -> None:
         if below(name, {"server", "client", "tests"}) or name.startswith(".")
     ]
     assert bare == []
+
+
+def test_below_its_transport_the_server_knows_no_message(sources) -> None:
+    strangers = [
+        f"{source.path}:{line}: {name}"
+        for source in sources
+        if source.path.startswith(PLAIN)
+        for name, line in source.imports()
+        if below(name, MESSAGES | WIRE)
+    ]
+    assert strangers == []

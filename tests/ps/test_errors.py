@@ -10,9 +10,11 @@ import pytest
 
 from numba_adam import errors
 from numba_adam.errors import NumbaAdamError, ServiceError
-from numba_adam.ps.errors import DETAIL_KEY, TABLE, detail_of, from_rpc_error, refusal, to_status
+from numba_adam.ps.detail import StatePoint, with_detail
+from numba_adam.ps.errors import DETAIL_KEY, TABLE, detail_of, from_rpc_error, to_status
+from numba_adam.ps.modes import Durability
+from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
-from numba_adam.ps.v1.model_pb2 import StatePoint
 
 
 def below(cls: type) -> set[type]:
@@ -66,7 +68,7 @@ def test_every_reason_has_a_line():
 
 @pytest.mark.parametrize("reason", [number for number in Reason.values() if number])
 def test_every_reason_comes_out_as_the_class_it_names(reason):
-    made = refusal(reason, "why")
+    made = next(row.error for row in TABLE if row.reason == reason)("why")
     received = across(made)
     assert type(received) is type(made)
     assert str(received) == "why"
@@ -96,11 +98,24 @@ def test_the_codes_are_those_that_the_protocol_names():
 
 
 def test_the_detail_travels_whole():
-    state = StatePoint(state_id="ab" * 16, version=7, snapshot_version=5)
-    made = refusal(Reason.REASON_BUDGET, "busy", retry_after_milliseconds=250, state=state)
+    state = StatePoint("ab" * 16, 7, first_version=2, snapshot_version=5, durability=Durability.MEMORY)
+    message = model_pb2.StatePoint(
+        state_id="ab" * 16, version=7, first_version=2, snapshot_version=5, durability=model_pb2.DURABILITY_MEMORY
+    )
+    made = with_detail(errors.BudgetExceededError("busy"), retry_after_milliseconds=250, state=state)
     received = detail_of(across(made))
-    assert (received.retry_after_milliseconds, received.state, received.sequence_recorded) == (250, state, False)
-    assert detail_of(across(refusal(Reason.REASON_NON_FINITE, "nan", sequence_recorded=True))).sequence_recorded
+    assert received == detail_of(made)
+    assert (received.reason, received.retry_after_milliseconds) == (Reason.REASON_BUDGET, 250)
+    assert (received.state, received.sequence_recorded, received.epoch) == (message, False, 0)
+    assert detail_of(across(with_detail(errors.NonFiniteError("nan"), sequence_recorded=True))).sequence_recorded
+    assert detail_of(across(with_detail(errors.SessionFencedError("late"), epoch=9))).epoch == 9
+
+
+def test_values_are_added_to_a_detail_and_the_others_stay():
+    made = with_detail(errors.BudgetExceededError("busy"), retry_after_milliseconds=250)
+    assert with_detail(made, epoch=3) is made
+    received = detail_of(across(made))
+    assert (received.retry_after_milliseconds, received.epoch) == (250, 3)
 
 
 @pytest.mark.parametrize("cls", sorted(below(NumbaAdamError) - below(ServiceError), key=lambda cls: cls.__name__))

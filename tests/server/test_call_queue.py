@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from numba_adam.errors import ServerUnavailableError
-from numba_adam.server.runtime.apply_thread import CallQueue
+from numba_adam.server.runtime.call_queue import CallQueue
 
 DEADLINE = 60  # seconds: generous, and never waited for unless something is wrong
 

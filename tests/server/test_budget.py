@@ -3,7 +3,7 @@
 import pytest
 
 from numba_adam.errors import BudgetExceededError, TransferTooLargeError
-from numba_adam.ps.errors import detail_of
+from numba_adam.ps.errors import to_status
 from numba_adam.server.runtime.budget import SMALL_CHANGE_BYTES, SlotPool
 
 GRAIN = 1 << 16
@@ -33,7 +33,7 @@ def test_a_full_budget_refuses_and_says_when_to_come_back():
         with pytest.raises(BudgetExceededError, match="of 65537 bytes: 65536 of the server's 131072 bytes") as caught:
             pool.acquire(GRAIN + 1, "a push")
         assert not isinstance(caught.value, TransferTooLargeError)
-        assert detail_of(caught.value).retry_after_milliseconds > 0
+        assert to_status(caught.value)[2].retry_after_milliseconds > 0
     pool.acquire(GRAIN + 1, "a push").release()
 
 
@@ -48,7 +48,7 @@ def test_free_slots_make_room_for_other_sizes():
 def test_what_is_larger_than_everything_is_told_so():
     with pytest.raises(TransferTooLargeError, match="whole memory budget is 131072 bytes") as caught:
         SlotPool(2 * GRAIN).acquire(2 * GRAIN + 1, "a pull")
-    assert detail_of(caught.value).retry_after_milliseconds == 0
+    assert to_status(caught.value)[2].retry_after_milliseconds == 0
 
 
 def test_models_count_until_they_are_released():
@@ -117,7 +117,7 @@ def test_what_is_kept_leaves_room_for_the_largest_transfer():
     pool.admit_model("m", 2 * GRAIN, 3 * GRAIN - 1)
     with pytest.raises(BudgetExceededError, match="sessions of") as caught:
         pool.keep("s", SMALL_CHANGE_BYTES + 5 * GRAIN + 1, "sessions")
-    assert detail_of(caught.value).retry_after_milliseconds > 0
+    assert to_status(caught.value)[2].retry_after_milliseconds > 0
     assert not pool.reserve(5 * GRAIN + 1)
     assert pool.used_bytes == 2 * GRAIN
     pool.keep("s", SMALL_CHANGE_BYTES + 5 * GRAIN, "sessions")

@@ -3,8 +3,8 @@
     pip install -e '.[demo]'        in a clone of numba-adam
     python examples/digits.py
 
-The server keeps the parameters and Adam's state. Each worker computes gradients on its own half of scikit-learn's
-handwritten digits and pushes them; what comes back are the newest parameters, with the other worker's steps in them.
+The server keeps the parameters and Adam's state. Each worker computes gradients on its half of scikit-learn's
+handwritten digits and pushes them. The answer holds the newest parameters, with the steps of the other worker.
 """
 
 import argparse
@@ -23,13 +23,13 @@ HIDDEN, BATCH = 256, 64
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return pixels (n, 64) between 0 and 1, digits (n,), and which images are kept for the test."""
+    """Return pixels (n, 64) between 0 and 1, digits (n,), and a mask (n,) of the test images."""
     data = load_digits()
     return (data.data / 16).astype(np.float32), data.target, np.arange(len(data.target)) % 5 == 0
 
 
 def initial() -> dict[str, np.ndarray]:
-    """Return the parameters that training starts from. Any names, any shapes; all float32, or all float64."""
+    """Return the initial parameters. Names and shapes are free; all are float32, or all float64."""
     random = np.random.default_rng(0)
     return {
         "w1": (random.standard_normal((64, HIDDEN)) * np.sqrt(2 / 64)).astype(np.float32),
@@ -46,7 +46,7 @@ def forward(params: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, n
 
 
 def gradients(params: dict[str, np.ndarray], x: np.ndarray, digits: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the gradient of the mean cross-entropy. PyTorch or JAX could compute it as well: push their arrays."""
+    """Return the gradient of the mean cross-entropy. You may also push gradients from PyTorch or JAX."""
     hidden, scores = forward(params, x)
     by_scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     by_scores /= by_scores.sum(axis=1, keepdims=True)
@@ -57,15 +57,15 @@ def gradients(params: dict[str, np.ndarray], x: np.ndarray, digits: np.ndarray) 
 
 
 def work(address: str, index: int, steps: int) -> None:
-    """Be one worker: pull, compute, push, until the model has made so many steps."""
+    """Run one worker: pull, compute, push, until the model has reached a number of steps."""
     x, digits, test = load()
     x, digits = x[~test][index::2], digits[~test][index::2]
     random = np.random.default_rng(index)
     with ParameterClient(address, worker_id=f"worker-{index}") as client:
-        # Both workers run this line. One creates the model, the other gets the same one.
+        # Both workers run this line. The first creates the model, the other opens it.
         model = client.create_model("digits", initial(), lr=2e-3, exist_ok=True)
-        # Nothing else in this program knows of crashes: calls are tried again until the server is back, and when it
-        # had to go back to its last snapshot, the client opens a new session, pulls, and calls this.
+        # Only this line is about crashes. The client retries calls until the server is back. If the server went back to
+        # its last snapshot, the client opens a new session, pulls, and calls this function.
         model.on_rewind(lambda version: print(f"worker {index}: the server is back, at version {version}", flush=True))
         params = model.pull()
         while model.version < steps:
@@ -74,7 +74,7 @@ def work(address: str, index: int, steps: int) -> None:
 
 
 def serve(address: str, folder: str, snapshot_every: int) -> tuple[subprocess.Popen[str], str]:
-    """Start a server, wait until it is ready, and return the process and the address."""
+    """Start a server, wait until it is ready, and return its process and its address."""
     options = ["--listen", address, "--data-dir", folder, "--snapshot-every-pushes", str(snapshot_every)]
     process = subprocess.Popen(
         [sys.executable, "-m", "numba_adam", "serve", *options], stdout=subprocess.PIPE, text=True
@@ -87,8 +87,8 @@ def serve(address: str, folder: str, snapshot_every: int) -> tuple[subprocess.Po
 
 
 def main(steps: int) -> None:
-    """Train, with a crash in the middle, and test."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for the workers: matrices this small are slower with more threads
+    """Train with a crash in the middle, then test."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # in the workers: more threads slow such small matrices down
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         server, address = serve("127.0.0.1:0", folder, steps // 5)
@@ -98,9 +98,9 @@ def main(steps: int) -> None:
                 worker.start()
 
             with ParameterClient(address) as client:
-                # As the workers do: whoever is first creates the model.
+                # The same line as in the workers: whoever comes first creates the model.
                 model = client.create_model("digits", initial(), lr=2e-3, exist_ok=True)
-                model.pull(min_version=steps // 2)  # returns when the model has got so far
+                model.pull(min_version=steps // 2)  # waits for this version
                 server.kill()  # SIGKILL: no time to save anything
                 server.wait()
                 print(f"the server was killed after version {model.version}", flush=True)
@@ -110,7 +110,7 @@ def main(steps: int) -> None:
                     worker.join()
                 params = model.pull()
         finally:
-            server.terminate()  # SIGTERM: it takes a last snapshot
+            server.terminate()  # SIGTERM: the server saves a last snapshot
             server.wait()
 
     x, digits, test = load()

@@ -1,7 +1,7 @@
-"""The service in ten lines: the same line, fitted through a parameter server.
+"""The service in ten lines: fit a straight line through a parameter server.
 
-Start one in another terminal first:   numba-adam serve --data-dir /tmp/adam
-Then run this, in as many terminals as you like at once: all of them train the one model.
+First start a server in another terminal:   numba-adam serve --data-dir /tmp/adam
+Then run this program, in several terminals at once if you like. All of them train the same model.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What it costs to begin: the import, and the first update of a process whose kernels an earlier one has compiled."""
+"""What it costs to begin: the import, and the first update, with compiled kernels in the cache and without."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ param, grad = (torch.from_numpy(random.standard_normal({elements}, dtype=np.floa
 param.grad = grad
 torch.optim.Adam([param], fused=True).step()
 """
+_COMPILATION = """
+import os, tempfile, time
+with tempfile.TemporaryDirectory() as folder:
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    import numpy as np
+    import numba_adam as na
+    param, grad = np.ones({elements}, dtype=np.float32), np.ones({elements}, dtype=np.float32)
+    optimizer = na.Adam(param)
+    begin = time.perf_counter()
+    optimizer.step(grad)
+    seconds = time.perf_counter() - begin
+print(seconds)
+"""
+_COMPILATIONS = 3  # they take seconds each
 # Numba reports every compilation as an event; loading from its cache is none.
 _SECOND_STEP = """
 import numpy as np
@@ -68,6 +82,13 @@ def _first_update_torch(elements: int, settings: Settings) -> Measurement:
     return Measurement(_pairs(ours, peer, settings), {"elements": f"{elements:,}", "cache": "warm"})
 
 
+def _compilation(elements: int, settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
+    pairs: list[tuple[float, float | None]] = [
+        (float(answer_of(_COMPILATION.format(elements=elements))), None) for _ in range(_COMPILATIONS)
+    ]
+    return Measurement(pairs, {"elements": f"{elements:,}", "cache": "empty"})
+
+
 def _second_step(settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
     pairs: list[tuple[float, float | None]] = [
         (float(answer_of(_SECOND_STEP.format(elements=elements))), None) for elements in (1_000, 1_000_000)
@@ -103,6 +124,12 @@ CASES: tuple[Case, ...] = (
         title="new process: imports, first update of 1 million, end",
         peer=torch_fused.NAME,
         run=functools.partial(_first_update_torch, 1_000_000),
+    ),
+    Case(
+        name="start/compilation",
+        title="first step of 1 million that compiles its kernels, imports not counted",
+        quantity=Quantity.VALUE,
+        run=functools.partial(_compilation, 1_000_000),
     ),
     Case(
         name="start/second-step",

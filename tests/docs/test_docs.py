@@ -20,7 +20,12 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if ">>> " in d.read_text()], ids=name)
+def with_marks(document: Path):
+    """Return a document as a parameter; one that trains a network is slow."""
+    return pytest.param(document, marks=[pytest.mark.slow] if "import digits" in document.read_text() else [])
+
+
+@pytest.mark.parametrize("document", [with_marks(d) for d in DOCUMENTS if ">>> " in d.read_text()], ids=name)
 def test_examples_run(document):
     results = doctest.testfile(str(document), module_relative=False)
     assert results.attempted > 0

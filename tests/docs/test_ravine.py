@@ -57,6 +57,7 @@ def adam(start, gradient, steps: int, lr: float) -> np.ndarray:
     return np.array(places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_committed_picture_is_what_the_script_draws(ravine, fresh, theme):
     committed, drawn = ElementTree.parse(ROOT / f"docs/ravine-{theme}.svg"), fresh[f"ravine-{theme}.svg"]

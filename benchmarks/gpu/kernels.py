@@ -44,8 +44,8 @@ SMALL: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "lanes float64": (partial(norm.lanes_kernel, "float64"), norm.LANES_ARGUMENTS),
     "lanes bfloat16": (partial(norm.lanes_kernel, "bfloat16"), norm.LANES_ARGUMENTS),
     "lanes float16": (partial(norm.lanes_kernel, "float16"), norm.LANES_ARGUMENTS),
-    "blocks": (lambda: norm.blocks_kernel, norm.BLOCKS_ARGUMENTS),
-    "total": (lambda: norm.total_kernel, norm.TOTAL_ARGUMENTS),
+    "blocks": (norm.blocks_kernel, norm.BLOCKS_ARGUMENTS),
+    "total": (norm.total_kernel, norm.TOTAL_ARGUMENTS),
 }
 ROOM = 16  # int64, of which the arguments that ask for nothing say where they lie
 

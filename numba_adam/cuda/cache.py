@@ -1,9 +1,9 @@
 """The GPU kernels' machine code, kept between processes. Imports Numba; `seam` hands it the CUDA package's classes.
 
-The package's own cache names files after the function that is compiled, its file and its line. Our kernels are one
-function for all layouts, bound to other names each time, so here the name is the kernel's identity: what it does, and
-every field of what it is compiled for. The GPU's compute capability and the toolkit's version are in the index of each
-file, where the package's own cache has them too.
+The package's own cache names files after the function that is compiled, its file and its line, and puts a hash of what
+the function's closure holds into their index. Our kernels are closures: one function for all layouts, and what they
+hold is pickled differently in every process. So here the name is the kernel's identity: what it does, and all that its
+builder was given. The GPU's compute capability and the toolkit's version are in the index, as in the package's cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import logging
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import llvmlite
@@ -122,6 +122,7 @@ def _cache_class(package: ModuleType) -> Any:
 
         def __init__(self, py_func: Any, name: str) -> None:
             self._impl_class = lambda _: Implementation(name)
-            super().__init__(py_func)
+            # The package's key: of the bytecode, without the closure, whose pickle differs in every process.
+            super().__init__(SimpleNamespace(__code__=py_func.__code__, __closure__=None))
 
     return KernelCache

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module, util
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ParamSpec, cast
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from numba_adam.errors import CudaUnavailableError
 from numba_adam.installing import CUDA_PACKAGE
 from numba_adam.numerics import operations
 from numba_adam.numerics.bind import bind
+
+_Arguments = ParamSpec("_Arguments")
 
 
 def _choose() -> tuple[str, ModuleType]:
@@ -96,12 +98,12 @@ def _understood(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kernel(function: Callable[..., Any], *identity: object) -> Any:
-    """Compile an entry point, at its first launch, unless an earlier process has; `configured` makes it ready for one.
+    """Compile an entry point at its first launch, or load it from the cache; `configured` makes it ready for a launch.
 
     Args:
         function: the entry point.
-        identity: all that tells it from other kernels: its name, then what it is compiled for. Where another process
-            has kept a kernel of the same identity, its machine code is taken for this one's.
+        identity: its name, then all that it is compiled for. An earlier process' machine code is loaded where the
+            identity is equal, so it must tell apart any two kernels that differ. `kernel_builder` sees to that.
     """
     if SIMULATED:
         return cuda.jit(function)
@@ -109,6 +111,24 @@ def kernel(function: Callable[..., Any], *identity: object) -> Any:
     dispatchers = "numba_cuda_mlir.descriptor" if TAKES_MLIR else "numba.cuda.dispatcher"
     cache.keep(made, import_module(dispatchers), *identity)
     return made
+
+
+def kernel_builder(name: str) -> Callable[[Callable[_Arguments, Any]], Callable[_Arguments, Any]]:
+    """Make kernels of a function that returns an entry point: one for each combination of its arguments.
+
+    The entry point is a closure. All that it captures comes from the function's arguments and from our sources, so
+    `name` and the arguments identify the kernel in the cache. They must have a `repr` that is equal in every process.
+    """
+
+    def decorate(build: Callable[_Arguments, Any]) -> Callable[_Arguments, Any]:
+        @functools.cache
+        @functools.wraps(build)
+        def made(*arguments: Any) -> Any:
+            return kernel(build(*arguments), name, *arguments)  # type: ignore[call-arg]
+
+        return cast("Callable[_Arguments, Any]", made)
+
+    return decorate
 
 
 def configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:

@@ -59,9 +59,9 @@ class Squares:
             grid = math.ceil((after - first) * norm.SUM_LANES / threads)
             queue(norm.lanes_kernel(number), grid, threads, self._device, stream, *arguments)
         sums = self._sums.address
-        queue(norm.blocks_kernel, math.ceil(count / threads), threads, self._device, stream, sums, count, totals)
+        queue(norm.blocks_kernel(), math.ceil(count / threads), threads, self._device, stream, sums, count, totals)
         what = (sums, count, self.totals.address, int(is_first), int(self._has_doubles))
-        queue(norm.total_kernel, 1, 1, self._device, stream, *what)
+        queue(norm.total_kernel(), 1, 1, self._device, stream, *what)
 
     def _blocks_by_format(self, formats: Sequence[str]) -> list[tuple[str, int, int]]:
         """Return neighbouring blocks whose gradients have one format: it, the first block, the one after the last."""

@@ -1,17 +1,13 @@
-"""Gradients added to sums on a GPU: the update's ways through memory, with another thing done on the way."""
+"""Gradients added to sums on a GPU: memory is passed over as in the update, with an addition for each element."""
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
-from numba_adam.cuda.kernels import grid, update
+from numba_adam.cuda import seam
+from numba_adam.cuda.kernels import grid
 from numba_adam.cuda.kernels.grid import Kernels
 from numba_adam.cuda.kernels.layout import Layout
-
-
-def _add(reals, k, c):  # type: ignore[no-untyped-def]
-    """Add one of the gradients at work to its sum, which has the parameter's place."""
-    reals.param[k] = reals.param[k] + reals.grad[k]
 
 
 def layout(real: str, grad: str) -> Layout:
@@ -19,8 +15,22 @@ def layout(real: str, grad: str) -> Layout:
     return Layout(param=real, grad=grad, exp_avg="", exp_avg_sq="")
 
 
-@functools.cache
 def kernels(layout: Layout) -> Kernels:
-    """Return the kernels that add; their arguments are those of the update's. They compile at their first launch."""
-    names = grid.compiled(grid.basics(layout), {"_update_lane": _add, "_update_group": update.group})
-    return grid.kernels(names, "accumulate", layout)
+    """Return the kernels that add; they take the update's arguments. They are compiled at their first launch."""
+    return Kernels(_flat(layout), _table(layout))
+
+
+@seam.kernel_builder("accumulate-flat")
+def _flat(layout: Layout) -> Any:
+    return grid.flat(layout, grid.span(layout, _add_lane))
+
+
+@seam.kernel_builder("accumulate-table")
+def _table(layout: Layout) -> Any:
+    return grid.table(layout, grid.span(layout, _add_lane))
+
+
+@seam.device
+def _add_lane(reals, k, c):  # type: ignore[no-untyped-def]
+    """Add one of the gradients at work to its sum, which is in the parameter's column."""
+    reals.param[k] = reals.param[k] + reals.grad[k]

@@ -1,135 +1,156 @@
 """The columns of a group of neighbouring elements: from memory into a thread's registers, and back.
 
-A thread asks for all of a group's columns by wide loads before it waits for any. Where a group is not whole, or lies at
-no multiple of 16 bytes, elements move one by one.
+A thread issues wide loads for all of a group's columns before it waits for any of them. A group that is not whole, or
+not aligned to 16 bytes, moves element by element.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import formats
 from numba_adam.cuda.kernels.layout import Lanes, Layout
-from numba_adam.numerics.bind import bind
-
-# What `bind` fills in for a layout.
-_load: Any = None
-_store: Any = None
-_load_param = _load_grad = _load_exp_avg = _load_exp_avg_sq = _load_max_exp_avg_sq = _load_ema = _load
-_load_one_param = _load_one_grad = _load_one_exp_avg = _load_one_exp_avg_sq = _load
-_load_one_max_exp_avg_sq = _load_one_ema = _load
-_store_param = _store_grad = _store_exp_avg = _store_exp_avg_sq = _store_max_exp_avg_sq = _store_ema = _store
-_store_one_param = _store_one_grad = _store_one_exp_avg = _store_one_exp_avg_sq = _store
-_store_one_max_exp_avg_sq = _store_one_ema = _store_copy = _store_one_copy = _store
-_decode_param = _decode_grad = _decode_exp_avg = _decode_exp_avg_sq = _decode_max_exp_avg_sq = _decode_ema = _load
-_encode_param = _encode_grad = _encode_exp_avg = _encode_exp_avg_sq = _encode_max_exp_avg_sq = _store
-_encode_ema = _encode_copy = _store
-_PARAM = _GRAD = _EXP_AVG = _EXP_AVG_SQ = _MAX_EXP_AVG_SQ = _EMA = _COPY = 4  # bytes of an element; 0: no column
 
 
-def _read(place, index, reals, codes):  # type: ignore[no-untyped-def]
-    """Read a whole group by loads of 16 bytes, element `index` being the first lane's."""
-    _load_param(place.param + index * _PARAM, reals.param, codes.param)
-    _load_grad(place.grad + index * _GRAD, reals.grad, codes.grad)
-    _load_exp_avg(place.exp_avg + index * _EXP_AVG, reals.exp_avg, codes.exp_avg)
-    _load_exp_avg_sq(place.exp_avg_sq + index * _EXP_AVG_SQ, reals.exp_avg_sq, codes.exp_avg_sq)
-    _load_max_exp_avg_sq(place.max_exp_avg_sq + index * _MAX_EXP_AVG_SQ, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-    _load_ema(place.ema + index * _EMA, reals.ema, codes.ema)
+class Columns(NamedTuple):
+    """What moves the columns of a layout, compiled."""
+
+    load_group: Any  # (place, index, reals, codes): a whole group; element `index` is the first lane's
+    load_element: Any  # (place, index, k, reals, codes): element `index` into lane k
+    store_group: Any  # (place, index, reals, codes)
+    store_element: Any  # (place, index, k, reals, codes)
+    decode: Any  # (reals, codes): all lanes
+    encode: Any  # (reals, codes, keys, index): all lanes
+    first_group: Any  # (place, begin): the first element whose group is aligned, -1 where there is none
 
 
-def _read_one(place, i, k, reals, codes):  # type: ignore[no-untyped-def]
-    """Read element i into lane k."""
-    _load_one_param(place.param + i * _PARAM, k, reals.param, codes.param)
-    _load_one_grad(place.grad + i * _GRAD, k, reals.grad, codes.grad)
-    _load_one_exp_avg(place.exp_avg + i * _EXP_AVG, k, reals.exp_avg, codes.exp_avg)
-    _load_one_exp_avg_sq(place.exp_avg_sq + i * _EXP_AVG_SQ, k, reals.exp_avg_sq, codes.exp_avg_sq)
-    _load_one_max_exp_avg_sq(place.max_exp_avg_sq + i * _MAX_EXP_AVG_SQ, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-    _load_one_ema(place.ema + i * _EMA, k, reals.ema, codes.ema)
-
-
-def _write(place, index, reals, codes):  # type: ignore[no-untyped-def]
-    """Write a whole group by stores of 16 bytes."""
-    _store_param(place.param + index * _PARAM, reals.param, codes.param)
-    _store_exp_avg(place.exp_avg + index * _EXP_AVG, reals.exp_avg, codes.exp_avg)
-    _store_exp_avg_sq(place.exp_avg_sq + index * _EXP_AVG_SQ, reals.exp_avg_sq, codes.exp_avg_sq)
-    _store_max_exp_avg_sq(place.max_exp_avg_sq + index * _MAX_EXP_AVG_SQ, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-    _store_ema(place.ema + index * _EMA, reals.ema, codes.ema)
-    _store_copy(place.copy + index * _COPY, reals.param, codes.copy)
-    _store_grad(place.grad + index * _GRAD, reals.grad, codes.grad)
-
-
-def _write_one(place, i, k, reals, codes):  # type: ignore[no-untyped-def]
-    """Write lane k as element i."""
-    _store_one_param(place.param + i * _PARAM, k, reals.param, codes.param)
-    _store_one_exp_avg(place.exp_avg + i * _EXP_AVG, k, reals.exp_avg, codes.exp_avg)
-    _store_one_exp_avg_sq(place.exp_avg_sq + i * _EXP_AVG_SQ, k, reals.exp_avg_sq, codes.exp_avg_sq)
-    _store_one_max_exp_avg_sq(place.max_exp_avg_sq + i * _MAX_EXP_AVG_SQ, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-    _store_one_ema(place.ema + i * _EMA, k, reals.ema, codes.ema)
-    _store_one_copy(place.copy + i * _COPY, k, reals.param, codes.copy)
-    _store_one_grad(place.grad + i * _GRAD, k, reals.grad, codes.grad)
-
-
-def _decode_all(reals, codes):  # type: ignore[no-untyped-def]
-    _decode_param(reals.param, codes.param)
-    _decode_grad(reals.grad, codes.grad)
-    _decode_exp_avg(reals.exp_avg, codes.exp_avg)
-    _decode_exp_avg_sq(reals.exp_avg_sq, codes.exp_avg_sq)
-    _decode_max_exp_avg_sq(reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-    _decode_ema(reals.ema, codes.ema)
-
-
-def _encode_all(reals, codes, keys, index):  # type: ignore[no-untyped-def]
-    _encode_param(reals.param, codes.param, keys.param, index)
-    _encode_exp_avg(reals.exp_avg, codes.exp_avg, keys.exp_avg, index)
-    _encode_exp_avg_sq(reals.exp_avg_sq, codes.exp_avg_sq, keys.exp_avg_sq, index)
-    _encode_max_exp_avg_sq(reals.max_exp_avg_sq, codes.max_exp_avg_sq, keys.max_exp_avg_sq, index)
-    _encode_ema(reals.ema, codes.ema, keys.param, index)
-    _encode_copy(reals.param, codes.copy, keys.param, index)
-    _encode_grad(reals.grad, codes.grad, keys.param, index)
-
-
-def _aligned_element(place, begin):  # type: ignore[no-untyped-def]
-    """Return the first element from `begin` on, less than LANES away, that may begin a group of wide accesses.
-
-    There every column lies at a multiple of 16 bytes; -1 if there is none.
-    """
-    first = begin + ((-(place.param + begin * _PARAM)) & 15) // _PARAM
-    low = (place.param + first * _PARAM) | (place.grad + first * _GRAD)
-    low |= (place.exp_avg + first * _EXP_AVG) | (place.exp_avg_sq + first * _EXP_AVG_SQ)
-    low |= (place.max_exp_avg_sq + first * _MAX_EXP_AVG_SQ) | (place.ema + first * _EMA)
-    low |= place.copy + first * _COPY
-    return np.int64(-1) if low & 15 else first
-
-
-def _memory(layout: Layout) -> dict[str, Any]:
-    """Return how the columns of a layout are read and written, and how wide they are."""
+@functools.cache
+def columns(layout: Layout) -> Columns:
+    """Return what moves the columns of a layout."""
     known = formats.formats(layout.real)
-    names: dict[str, Any] = {}
-    for name in Lanes._fields:
-        entry = known[getattr(layout, name)]
-        if name == "copy" and layout.param == "float32":  # a copy of the parameter as it is stored
-            entry = formats.formats(layout.real, by_way_of_float32=True)[layout.copy]
-        written = entry if layout.zero_grad or name != "grad" else known[""]
-        names[f"_{name.upper()}"] = entry.item_bytes
-        names[f"_load_{name}"], names[f"_load_one_{name}"] = entry.column.load, entry.column.load_one
-        names[f"_store_{name}"], names[f"_store_one_{name}"] = written.column.store, written.column.store_one
-        names[f"_decode_{name}"], names[f"_encode_{name}"] = entry.decode, written.encode
-    return names
+    read = Lanes(*[known[getattr(layout, name)] for name in Lanes._fields])
+    if layout.param == "float32":  # a copy of the parameter as it is stored
+        read = read._replace(copy=formats.formats(layout.real, by_way_of_float32=True)[layout.copy])
+    written = read if layout.zero_grad else read._replace(grad=known[""])
+    return Columns(
+        load_group=_load_group(read),
+        load_element=_load_element(read),
+        store_group=_store_group(written),
+        store_element=_store_element(written),
+        decode=_decode(read),
+        encode=_encode(written),
+        first_group=_first_group(read),
+    )
 
 
-def columns(layout: Layout) -> dict[str, Any]:
-    """Return what moves a layout's columns, compiled, by the names under which kernels know it."""
-    names = _memory(layout)
-    pieces: dict[str, Any] = {
-        "_load_group": _read,
-        "_load_element": _read_one,
-        "_store_group": _write,
-        "_store_element": _write_one,
-        "_decode_group": _decode_all,
-        "_encode_group": _encode_all,
-        "_first_group": _aligned_element,
-    }
-    return {name: seam.device(bind(function, **names)) for name, function in pieces.items()}
+def _load_group(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, _ = (column.load for column in columns)
+
+    @seam.device
+    def load_group(place, index, reals, codes):  # type: ignore[no-untyped-def]
+        param(place.param, index, reals.param, codes.param)
+        grad(place.grad, index, reals.grad, codes.grad)
+        exp_avg(place.exp_avg, index, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(place.exp_avg_sq, index, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(place.max_exp_avg_sq, index, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(place.ema, index, reals.ema, codes.ema)
+
+    return load_group
+
+
+def _load_element(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, _ = (column.load_element for column in columns)
+
+    @seam.device
+    def load_element(place, index, k, reals, codes):  # type: ignore[no-untyped-def]
+        param(place.param, index, k, reals.param, codes.param)
+        grad(place.grad, index, k, reals.grad, codes.grad)
+        exp_avg(place.exp_avg, index, k, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(place.exp_avg_sq, index, k, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(place.max_exp_avg_sq, index, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(place.ema, index, k, reals.ema, codes.ema)
+
+    return load_element
+
+
+def _store_group(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.store for column in columns)
+
+    @seam.device
+    def store_group(place, index, reals, codes):  # type: ignore[no-untyped-def]
+        param(place.param, index, reals.param, codes.param)
+        exp_avg(place.exp_avg, index, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(place.exp_avg_sq, index, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(place.max_exp_avg_sq, index, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(place.ema, index, reals.ema, codes.ema)
+        copy(place.copy, index, reals.param, codes.copy)
+        grad(place.grad, index, reals.grad, codes.grad)
+
+    return store_group
+
+
+def _store_element(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.store_element for column in columns)
+
+    @seam.device
+    def store_element(place, index, k, reals, codes):  # type: ignore[no-untyped-def]
+        param(place.param, index, k, reals.param, codes.param)
+        exp_avg(place.exp_avg, index, k, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(place.exp_avg_sq, index, k, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(place.max_exp_avg_sq, index, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(place.ema, index, k, reals.ema, codes.ema)
+        copy(place.copy, index, k, reals.param, codes.copy)
+        grad(place.grad, index, k, reals.grad, codes.grad)
+
+    return store_element
+
+
+def _decode(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, _ = (column.decode for column in columns)
+
+    @seam.device
+    def decode(reals, codes):  # type: ignore[no-untyped-def]
+        param(reals.param, codes.param)
+        grad(reals.grad, codes.grad)
+        exp_avg(reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(reals.ema, codes.ema)
+
+    return decode
+
+
+def _encode(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.encode for column in columns)
+
+    @seam.device
+    def encode(reals, codes, keys, index):  # type: ignore[no-untyped-def]
+        param(reals.param, codes.param, keys.param, index)
+        exp_avg(reals.exp_avg, codes.exp_avg, keys.exp_avg, index)
+        exp_avg_sq(reals.exp_avg_sq, codes.exp_avg_sq, keys.exp_avg_sq, index)
+        max_exp_avg_sq(reals.max_exp_avg_sq, codes.max_exp_avg_sq, keys.max_exp_avg_sq, index)
+        ema(reals.ema, codes.ema, keys.param, index)
+        copy(reals.param, codes.copy, keys.param, index)
+        grad(reals.grad, codes.grad, keys.param, index)
+
+    return encode
+
+
+def _first_group(columns: Lanes) -> Any:
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.item_bytes for column in columns)
+
+    @seam.device
+    def first_group(place, begin):  # type: ignore[no-untyped-def]
+        """Return the first element from `begin` on, less than LANES away, where every column is aligned to 16 bytes."""
+        first = begin + ((-(place.param + begin * param)) & 15) // param
+        low = (place.param + first * param) | (place.grad + first * grad)
+        low |= (place.exp_avg + first * exp_avg) | (place.exp_avg_sq + first * exp_avg_sq)
+        low |= (place.max_exp_avg_sq + first * max_exp_avg_sq) | (place.ema + first * ema)
+        low |= place.copy + first * copy
+        return np.int64(-1) if low & 15 else first
+
+    return first_group

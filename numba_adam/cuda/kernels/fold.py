@@ -6,7 +6,6 @@ This is float64 arithmetic, for one row per array; the update's kernels hold non
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import numpy as np
 
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
-from numba_adam.cuda.kernels.formats import codec
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
+from numba_adam.cuda.kernels.mathematics import codec
 from numba_adam.cuda.kernels.norm import LARGEST, SCALE, SUM
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.codecs import DITHER_TURN
@@ -65,16 +64,7 @@ class Step(NamedTuple):
     dithers: Any  # (count, 2) uint32: of moments in 8 bits before the first step, see DITHERED; 0: there are none
 
 
-# What `bind` fills in.
-_store_real: Any = None
-_bias_correction: Any = None
-_correct: Any = None
-_stream_key: Any = None
-_store_keys: Any = None
-_store_constants: Any = None
-_real_bytes = 4
-
-
+@seam.device
 def _settings_at(address):  # type: ignore[no-untyped-def]
     """Return a row of settings by their names."""
     return Settings(
@@ -93,12 +83,15 @@ def _settings_at(address):  # type: ignore[no-untyped-def]
 
 
 _INFINITY = math.inf
-_measured = seam.device(bind(measured, product=seam.product64))
-_is_too_large = seam.device(bind(is_too_large, product=seam.product64))
-_row_of_settings = seam.device(_settings_at)
+_measured, _is_too_large, _bias_correction, _correct = (
+    seam.device(bind(function, product=seam.product64))
+    for function in (measured, is_too_large, bias_correction, correct)
+)
+_stream_key = codec("stream_key")
 
 
-def _treat(step):  # type: ignore[no-untyped-def]
+@seam.device
+def _treated(step):  # type: ignore[no-untyped-def]
     """Return the factor of the gradients, their norm, and whether the step is to be left out."""
     factor = _load_float64(step.treatment + FACTOR * 8)
     if step.loss_scale != 0:
@@ -115,10 +108,8 @@ def _treat(step):  # type: ignore[no-untyped-def]
     return clipped, norm, is_left_out
 
 
-_treated = seam.device(_treat)
-
-
-def _keys(step, row, number, seed):  # type: ignore[no-untyped-def]
+@seam.device
+def _store_keys(step, row, number, seed):  # type: ignore[no-untyped-def]
     """Write the keys of an array's random numbers in update `number`."""
     address = step.keys + row * KEYS_BYTES
     if step.is_stochastic != 0:
@@ -132,72 +123,65 @@ def _keys(step, row, number, seed):  # type: ignore[no-untyped-def]
             _store_uint32(address + (_DITHER + column) * 4, np.uint32(turned & _WORD))
 
 
-def _constants_to(address, c):  # type: ignore[no-untyped-def]
-    """Write the constants at an address, one by one: numba-cuda-mlir goes through no named tuple."""
-    _store_real(address, c[0])
-    _store_real(address + _real_bytes, c[1])
-    _store_real(address + _real_bytes * 2, c[2])
-    _store_real(address + _real_bytes * 3, c[3])
-    _store_real(address + _real_bytes * 4, c[4])
-    _store_real(address + _real_bytes * 5, c[5])
-    _store_real(address + _real_bytes * 6, c[6])
-    _store_real(address + _real_bytes * 7, c[7])
-    _store_real(address + _real_bytes * 8, c[8])
-    _store_real(address + _real_bytes * 9, c[9])
-    _store_real(address + _real_bytes * 10, c[10])
-    _store_real(address + _real_bytes * 11, c[11])
-    _store_real(address + _real_bytes * 12, c[12])
-    _store_real(address + _real_bytes * 13, c[13])
-    _store_real(address + _real_bytes * 14, c[14])
-    _store_real(address + _real_bytes * 15, c[15])
+def _store_constants(real: str) -> Any:
+    store, item_bytes = access.scalar(real)[1], np.dtype(real).itemsize
+
+    @seam.device
+    def store_constants(address, c):  # type: ignore[no-untyped-def]
+        """Write the constants at an address, one by one: numba-cuda-mlir goes through no named tuple."""
+        store(address, c[0])
+        store(address + item_bytes, c[1])
+        store(address + item_bytes * 2, c[2])
+        store(address + item_bytes * 3, c[3])
+        store(address + item_bytes * 4, c[4])
+        store(address + item_bytes * 5, c[5])
+        store(address + item_bytes * 6, c[6])
+        store(address + item_bytes * 7, c[7])
+        store(address + item_bytes * 8, c[8])
+        store(address + item_bytes * 9, c[9])
+        store(address + item_bytes * 10, c[10])
+        store(address + item_bytes * 11, c[11])
+        store(address + item_bytes * 12, c[12])
+        store(address + item_bytes * 13, c[13])
+        store(address + item_bytes * 14, c[14])
+        store(address + item_bytes * 15, c[15])
+
+    return store_constants
 
 
-def _fold(parts, count, seed):  # type: ignore[no-untyped-def]
-    """Write the constants of every array that has a gradient, and count its step; one thread for each.
-
-    Args:
-        parts: the addresses of Step's parts, in their order.
-        count: how many arrays there are.
-        seed: of the random numbers.
-    """
-    step = Step(
-        parts[0], parts[1], parts[2], parts[3], parts[4], parts[5],
-        parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12], parts[13],
-    )  # fmt: skip
-    row = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
-    factor, norm, is_left_out = _treated(step)
-    if row == 0:
-        _store_float64(step.record + NORM * 8, norm)
-        _store_int64(step.record + SKIP * 8, np.int64(1) if is_left_out else np.int64(0))
-    if row < count and not is_left_out and _load_int64(step.grads + row * 8) != 0:
-        number = _load_int64(step.steps + row * 8) + 1
-        s = _row_of_settings(step.settings + _load_int64(step.groups + row * 8) * (SETTINGS * 8))
-        corrections = (_bias_correction(s.beta1, number), _bias_correction(s.beta2, number))
-        clip_value = _load_float64(step.treatment + CLIP_VALUE * 8)
-        address = step.constants + row * (CONSTANTS * _real_bytes)
-        _store_constants(address, _correct(s, corrections[0], corrections[1], factor, clip_value))
-        _store_keys(step, row, number, seed)
-        _store_int64(step.steps + row * 8, number)
-
-
-@functools.cache
+@seam.kernel_builder("fold")
 def kernel(real: str) -> Any:
     """Return the kernel that folds for updates computed in `real`, "float32" or "float64"."""
-    names = {"product": seam.product64}
-    store_keys = seam.device(bind(_keys, _stream_key=codec("stream_key")))
-    row = {"_real_bytes": np.dtype(real).itemsize, "_store_real": access.scalar(real)[1]}
-    return seam.kernel(
-        bind(
-            _fold,
-            _real_bytes=row["_real_bytes"],
-            _store_constants=seam.device(bind(_constants_to, **row)),
-            _bias_correction=seam.device(bind(bias_correction, **names)),
-            _correct=seam.device(bind(correct, **names)),
-            _store_keys=store_keys,
-        ),
-        "fold",
-        real,
-    )
+    store_constants, item_bytes = _store_constants(real), np.dtype(real).itemsize
+
+    def fold(parts, count, seed):  # type: ignore[no-untyped-def]
+        """Write the constants of every array that has a gradient, and count its step; one thread for each.
+
+        Args:
+            parts: the addresses of Step's parts, in their order.
+            count: how many arrays there are.
+            seed: of the random numbers.
+        """
+        step = Step(
+            parts[0], parts[1], parts[2], parts[3], parts[4], parts[5],
+            parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12], parts[13],
+        )  # fmt: skip
+        row = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+        factor, norm, is_left_out = _treated(step)
+        if row == 0:
+            _store_float64(step.record + NORM * 8, norm)
+            _store_int64(step.record + SKIP * 8, np.int64(1) if is_left_out else np.int64(0))
+        if row < count and not is_left_out and _load_int64(step.grads + row * 8) != 0:
+            number = _load_int64(step.steps + row * 8) + 1
+            s = _settings_at(step.settings + _load_int64(step.groups + row * 8) * (SETTINGS * 8))
+            corrections = (_bias_correction(s.beta1, number), _bias_correction(s.beta2, number))
+            clip_value = _load_float64(step.treatment + CLIP_VALUE * 8)
+            address = step.constants + row * (CONSTANTS * item_bytes)
+            store_constants(address, _correct(s, corrections[0], corrections[1], factor, clip_value))
+            _store_keys(step, row, number, seed)
+            _store_int64(step.steps + row * 8, number)
+
+    return fold
 
 
 ARGUMENTS = ("14 int64", "int64", "int64")

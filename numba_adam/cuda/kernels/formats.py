@@ -1,14 +1,13 @@
-"""Number formats on a GPU: what lies in memory, and the way from there to numbers and back.
+"""Number formats on a GPU: how a column's elements move between memory and registers, decoded and encoded.
 
-A kernel that computes in float32 takes 8 elements at a time, one that computes in float64 takes 4: its lanes. Formats
-that are narrower than what any GPU's language computes in pass through `codes`, lanes of 16 bits. Moments in 8 bits
-stay codes here: what they mean, a whole block says, see `eight_bit`.
+A thread of a float32 kernel takes 8 elements at a time, one of a float64 kernel takes 4: its lanes. 16-bit formats
+pass through `codes`, lanes of uint16, because PTX does not compute in them on every GPU. 8-bit moments stay codes
+here: their values depend on their block's scale, see `eight_bit`.
 """
 
 from __future__ import annotations
 
 import functools
-from inspect import isfunction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,38 +15,22 @@ import numpy as np
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.layout import EIGHT_BIT
-from numba_adam.numerics import codecs
-from numba_adam.numerics.bind import bind
+from numba_adam.cuda.kernels.mathematics import codec
 
-LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by what is computed in
+LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by compute dtype
 STOCHASTIC = "bfloat16, rounded at random"
 
 
-@functools.cache
-def codec(name: str) -> Any:
-    """Return a function of `codecs`, compiled, and with it those of its neighbours that it calls."""
-    if name in ("bits_of", "from_bits", "product"):
-        return getattr(seam, name)
-    function = getattr(codecs, name)
-    called = [other for other in function.__code__.co_names if isfunction(getattr(codecs, other, None))]
-    return seam.device(bind(function, **{other: codec(other) for other in called}))
-
-
-class Format(NamedTuple):
-    """One number format."""
+class ColumnFormat(NamedTuple):
+    """How a column of one number format is read and written. A column begins at the address `begin`."""
 
     item_bytes: int  # 0: no column at all
-    column: access.Column
+    load: Any  # (begin, index, reals, codes): all lanes, of which the first is element `index`; 16-byte loads
+    store: Any  # (begin, index, reals, codes)
+    load_element: Any  # (begin, index, k, reals, codes): element `index` into lane k
+    store_element: Any  # (begin, index, k, reals, codes)
     decode: Any  # (reals, codes): all lanes
-    encode: Any  # (reals, codes, key, index): all lanes, of which the first is element `index` of its array
-
-
-# What `bind` fills in.
-_LANES = 8
-_widen: Any = None
-_narrow: Any = None
-_single: Any = np.float32  # makes a float32 of what is computed in
-_random_bits: Any = None
+    encode: Any  # (reals, codes, key, index): all lanes, of which the first is element `index`
 
 
 @seam.device
@@ -60,49 +43,78 @@ def _encode_nothing(reals, codes, key, index):  # type: ignore[no-untyped-def]
     pass
 
 
-def _decode(reals, codes):  # type: ignore[no-untyped-def]
-    for k in range(_LANES):
-        reals[k] = _widen(codes[k])
+def _column(dtype: str, lanes: int, decode: Any = _decode_nothing, encode: Any = _encode_nothing) -> ColumnFormat:
+    """Return the format of columns whose elements are stored as a dtype, "" for no column."""
+    item_bytes = np.dtype(dtype).itemsize if dtype else 0
+    load_lanes, store_lanes, load_lane, store_lane = access.column(dtype, lanes)
+
+    @seam.device
+    def load(begin, index, reals, codes):  # type: ignore[no-untyped-def]
+        load_lanes(begin + index * item_bytes, reals, codes)
+
+    @seam.device
+    def store(begin, index, reals, codes):  # type: ignore[no-untyped-def]
+        store_lanes(begin + index * item_bytes, reals, codes)
+
+    @seam.device
+    def load_element(begin, index, k, reals, codes):  # type: ignore[no-untyped-def]
+        load_lane(begin + index * item_bytes, k, reals, codes)
+
+    @seam.device
+    def store_element(begin, index, k, reals, codes):  # type: ignore[no-untyped-def]
+        store_lane(begin + index * item_bytes, k, reals, codes)
+
+    return ColumnFormat(item_bytes, load, store, load_element, store_element, decode, encode)
 
 
-def _encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
-    for k in range(_LANES):
-        codes[k] = _narrow(_single(reals[k]))
+def _decoder(lanes: int, widen: Any) -> Any:
+    @seam.device
+    def decode(reals, codes):  # type: ignore[no-untyped-def]
+        for k in range(lanes):
+            reals[k] = widen(codes[k])
+
+    return decode
 
 
-def _encode_stochastic(reals, codes, key, index):  # type: ignore[no-untyped-def]
-    for k in range(_LANES):
-        codes[k] = _narrow(np.float32(reals[k]), _random_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
+def _encoder(lanes: int, narrow: Any, to_float32: Any) -> Any:
+    @seam.device
+    def encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
+        for k in range(lanes):
+            codes[k] = narrow(to_float32(reals[k]))
+
+    return encode
+
+
+def _stochastic_encoder(lanes: int) -> Any:
+    narrow, random_bits = codec("narrow_bfloat16_stochastic"), codec("random_bits")
+
+    @seam.device
+    def encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
+        for k in range(lanes):
+            codes[k] = narrow(np.float32(reals[k]), random_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
+
+    return encode
 
 
 @functools.cache
-def formats(real: str, *, by_way_of_float32: bool = False) -> dict[str, Format]:
-    """Return all formats by name.
+def formats(real: str, *, by_way_of_float32: bool = False) -> dict[str, ColumnFormat]:
+    """Return all formats by name; "" is no column.
 
     Args:
-        real: what a kernel computes in, "float32" or "float64"; "" is no column.
+        real: the compute dtype, "float32" or "float64".
         by_way_of_float32: whether a float64 is rounded to float32 before it is rounded to 16 bits, and not once.
     """
     lanes = LANES[real]
-    single = np.float32 if real == "float32" or by_way_of_float32 else codec("single")
-
-    def bound(function: Any, **names: Any) -> Any:
-        return seam.device(bind(function, _LANES=lanes, _single=single, **names))
-
-    def native(dtype: str) -> Format:
-        item_bytes = np.dtype(dtype).itemsize if dtype else 0
-        return Format(item_bytes, access.column(dtype, lanes), _decode_nothing, _encode_nothing)
-
-    codes = access.column("uint16", lanes)
-    decode_bfloat16 = bound(_decode, _widen=codec("widen_bfloat16"))
-    decode_float16 = bound(_decode, _widen=codec("widen_float16"))
-    at_random = {"_narrow": codec("narrow_bfloat16_stochastic"), "_random_bits": codec("random_bits")}
+    to_float32 = np.float32 if real == "float32" or by_way_of_float32 else codec("single")
+    from_bfloat16, from_float16 = _decoder(lanes, codec("widen_bfloat16")), _decoder(lanes, codec("widen_float16"))
+    to_bfloat16 = _encoder(lanes, codec("narrow_bfloat16"), to_float32)
+    to_float16 = _encoder(lanes, codec("narrow_float16"), to_float32)
     return {
-        "": native(""),
-        "float32": native("float32"),
-        "float64": native("float64"),
-        "bfloat16": Format(2, codes, decode_bfloat16, bound(_encode, _narrow=codec("narrow_bfloat16"))),
-        "float16": Format(2, codes, decode_float16, bound(_encode, _narrow=codec("narrow_float16"))),
-        EIGHT_BIT: Format(1, access.column("uint8", lanes), _decode_nothing, _encode_nothing),
-        STOCHASTIC: Format(2, codes, decode_bfloat16, bound(_encode_stochastic, **at_random)),
+        "": _column("", lanes),
+        "float32": _column("float32", lanes),
+        "float64": _column("float64", lanes),
+        "bfloat16": _column("uint16", lanes, from_bfloat16, to_bfloat16),
+        "float16": _column("uint16", lanes, from_float16, to_float16),
+        EIGHT_BIT: _column("uint8", lanes),
+        STOCHASTIC: _column("uint16", lanes, from_bfloat16, _stochastic_encoder(lanes)),
     }

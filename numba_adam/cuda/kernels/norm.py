@@ -10,14 +10,12 @@ overflow or lose digits, the second one is that of scaled ones; else the second 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
-from numba_adam.numerics.bind import bind
 from numba_adam.numerics.norm import scale_of_squares
 
 cuda = seam.cuda
@@ -35,53 +33,60 @@ _load_float64, _store_float64 = access.scalar("float64")
 _product = seam.product64
 _scale_of_squares = seam.device(scale_of_squares)
 
-# What `bind` fills in.
-_load_one: Any = None
-_decode: Any = None
-_item_bytes = 4
-_REAL: Any = np.float32
-_LANES = 8
 
-
-def _scale_to_come(totals):  # type: ignore[no-untyped-def]
+@seam.device
+def _scale_of(totals):  # type: ignore[no-untyped-def]
     """Return what gradients are multiplied by: 1 at first, when `totals` is 0; then 1 only if no sum is needed."""
     return float(_load_float64(totals + SCALE * 8)) if totals != 0 else 1.0
 
 
-_scale_of = seam.device(_scale_to_come)
+@seam.kernel_builder("lanes")
+def lanes_kernel(grad: str) -> Any:
+    """Return the kernel that sums the lanes of gradients of a format."""
+    dtype = "float64" if grad == "float64" else "float32"
+    real, lane_count = getattr(np, dtype), formats.LANES[dtype]
+    entry = formats.formats(dtype)[grad]
+    load_element, decode = entry.load_element, entry.decode
+
+    def sum_lanes(grads, lengths, blocks, block_count, sums, totals):  # type: ignore[no-untyped-def]
+        """Sum the squares of every lane of every block; 16 neighbouring threads take a block's.
+
+        Args:
+            grads: where (count,) int64 lie: addresses of the gradients, 0 without one.
+            lengths: where (count,) int64 lie: numbers of elements.
+            blocks: where (block_count, 2) int64 lie: an array, and the element of it at which the block begins.
+            block_count: how many blocks there are.
+            sums: where (block_count, ROW) float64 lie: written.
+            totals: where the TOTALS of the first sum lie; 0: this is the first.
+        """
+        thread = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+        reals, codes = cuda.local.array(lane_count, real), cuda.local.array(lane_count, np.uint16)
+        block, lane = thread // SUM_LANES, thread % SUM_LANES
+        scale = _scale_of(totals)
+        if block < block_count and (totals == 0 or scale != 1.0):
+            row, begin = _load_int64(blocks + block * 16), _load_int64(blocks + block * 16 + 8)
+            grad = _load_int64(grads + row * 8)
+            end = min(begin + BLOCK, _load_int64(lengths + row * 8)) if grad != 0 else begin
+            total, largest = 0.0, 0.0
+            for index in range(begin + lane, end, SUM_LANES):
+                load_element(grad, index, 0, reals, codes)
+                decode(reals, codes)
+                value = float(reals[0])
+                magnitude = abs(value)
+                largest = magnitude if magnitude > largest else largest
+                value = _product(value, scale)
+                total = total + _product(value, value)
+            address = sums + (block * ROW + lane) * 8
+            _store_float64(address, total)
+            _store_float64(address + SUM_LANES * 8, largest)
+
+    return sum_lanes
 
 
-def _sum_lanes(grads, lengths, blocks, block_count, sums, totals):  # type: ignore[no-untyped-def]
-    """Sum the squares of every lane of every block; 16 neighbouring threads take a block's.
-
-    Args:
-        grads: where (count,) int64 lie: addresses of the gradients, 0 without one.
-        lengths: where (count,) int64 lie: numbers of elements.
-        blocks: where (block_count, 2) int64 lie: an array, and the element of it at which the block begins.
-        block_count: how many blocks there are.
-        sums: where (block_count, ROW) float64 lie: written.
-        totals: where the TOTALS of the first sum lie; 0: this is the first.
-    """
-    thread = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
-    reals, codes = cuda.local.array(_LANES, _REAL), cuda.local.array(_LANES, np.uint16)
-    block, lane = thread // SUM_LANES, thread % SUM_LANES
-    scale = _scale_of(totals)
-    if block < block_count and (totals == 0 or scale != 1.0):
-        row, begin = _load_int64(blocks + block * 16), _load_int64(blocks + block * 16 + 8)
-        grad = _load_int64(grads + row * 8)
-        end = min(begin + BLOCK, _load_int64(lengths + row * 8)) if grad != 0 else begin
-        total, largest = 0.0, 0.0
-        for index in range(begin + lane, end, SUM_LANES):
-            _load_one(grad + index * _item_bytes, 0, reals, codes)
-            _decode(reals, codes)
-            value = float(reals[0])
-            magnitude = abs(value)
-            largest = magnitude if magnitude > largest else largest
-            value = _product(value, scale)
-            total = total + _product(value, value)
-        address = sums + (block * ROW + lane) * 8
-        _store_float64(address, total)
-        _store_float64(address + SUM_LANES * 8, largest)
+@seam.kernel_builder("blocks")
+def blocks_kernel() -> Any:
+    """Return the kernel that adds each block's lanes."""
+    return _sum_blocks
 
 
 def _sum_blocks(sums, block_count, totals):  # type: ignore[no-untyped-def]
@@ -102,6 +107,12 @@ def _sum_blocks(sums, block_count, totals):  # type: ignore[no-untyped-def]
             largest = magnitude if magnitude > largest else largest
         _store_float64(address, total)
         _store_float64(address + SUM_LANES * 8, largest)
+
+
+@seam.kernel_builder("total")
+def total_kernel() -> Any:
+    """Return the kernel that adds the blocks' sums."""
+    return _sum_all
 
 
 def _sum_all(sums, block_count, totals, is_first, has_doubles):  # type: ignore[no-untyped-def]
@@ -128,18 +139,6 @@ def _sum_all(sums, block_count, totals, is_first, has_doubles):  # type: ignore[
         if is_first != 0:
             _store_float64(totals + SCALE * 8, _scale_of_squares(result) if has_doubles != 0 else 1.0)
 
-
-@functools.cache
-def lanes_kernel(grad: str) -> Any:
-    """Return the kernel that sums the lanes of gradients of a format."""
-    real = "float64" if grad == "float64" else "float32"
-    entry = formats.formats(real)[grad]
-    names = {"_REAL": getattr(np, real), "_LANES": formats.LANES[real], "_item_bytes": entry.item_bytes}
-    return seam.kernel(bind(_sum_lanes, **names, _load_one=entry.column.load_one, _decode=entry.decode), "lanes", grad)
-
-
-blocks_kernel = seam.kernel(_sum_blocks, "blocks")
-total_kernel = seam.kernel(_sum_all, "total")
 
 LANES_ARGUMENTS = ("int64",) * 6
 BLOCKS_ARGUMENTS = ("int64",) * 3

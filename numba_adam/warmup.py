@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from numba_adam.optimizer import Adam
 
 _SMALL, _LARGE = 2_000, 70_000  # elements: one thread, and as many as there are
+_ON_GPU = 64  # elements: a GPU's kernels are the same for every size
+_CUDA_STATES: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((dtype, {}) for dtype in ("float32", "float64", "bfloat16", "float16")),
+    *((dtype, {"state_dtype": "8bit"}) for dtype in ("float32", "bfloat16")),
+)
 _TABLES = ((2, 16), (2, _LARGE), (_LARGE // 8, 8))  # one thread; several, with few rows and with many
 
 
@@ -96,9 +101,19 @@ def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]
 
 
 def _cuda() -> None:
-    from numba_adam.cuda.warm import warm  # needs a CUDA package
+    """Make steps in every format on the current GPU: of one array and of two, with and without clipping."""
+    from numba_adam.cuda import seam  # needs a CUDA package
+    from numba_adam.cuda.memory import current_device, zeros
+    from numba_adam.cuda.streams import LEGACY
+    from numba_adam.optimizer import Adam
 
-    warm()
+    seam.require_gpu()
+    place = current_device(), LEGACY
+    for (dtype, options), count in itertools.product(_CUDA_STATES, (1, 2)):
+        params, grads = ([zeros((_ON_GPU,), dtype, *place) for _ in range(count)] for _ in range(2))
+        optimizer = Adam(params, **options)
+        optimizer.step(grads)
+        assert optimizer.step(grads, max_grad_norm=1.0).applied  # waits for the GPU
 
 
 _KINDS: dict[str, Callable[[], None]] = {

@@ -1,7 +1,4 @@
-"""What `access` writes for LLVM, written in MLIR, which numba-cuda-mlir's code generator takes instead.
-
-Imported by `access`, where that is the package taken; imports it.
-"""
+"""Loads and stores written in MLIR, for numba-cuda-mlir, which this imports."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from numba_cuda_mlir._mlir.dialects import arith, llvm, memref
 from numba_cuda_mlir.lowering_utilities import index_of
 
 from numba_adam.cuda import seam
-from numba_adam.cuda.kernels.access import CODES, WIDE_BYTES, Column
+from numba_adam.cuda.kernels.access_types import CODES, WIDE_BYTES, Access
 
 
 def _integer(bits: int) -> Any:
@@ -38,7 +35,11 @@ def _place(address: Any, skip: int = 0) -> Any:
 
 
 def scalar(dtype: str) -> tuple[Any, Any]:
-    """Return load(address) -> number and store(address, number), as `access.scalar`."""
+    """Return load(address) -> number and store(address, number).
+
+    Args:
+        dtype: of the number: "float32", "float64", "uint32" or "int64".
+    """
     types, kind_of, item_bytes = seam.types, functools.partial(_element, dtype), np.dtype(dtype).itemsize
     number = getattr(types, dtype)
 
@@ -61,13 +62,18 @@ def scalar(dtype: str) -> tuple[Any, Any]:
     return load, store
 
 
-def column(dtype: str, lanes: int) -> Column:
-    """Return how columns of a dtype are read and written, as `access.column`."""
+def lanes_of(dtype: str, lanes: int) -> Access:
+    """Return how a thread's lanes are loaded and stored.
+
+    Args:
+        dtype: of the elements: "float32", "float64", "uint16", "uint8", or "" for a column that does not exist.
+        lanes: how many elements a thread takes at a time.
+    """
     if not dtype:
-        return Column(*[_move(lambda *_: None, (), has_lane=has_lane) for has_lane in (False, False, True, True)])
+        return Access(*[_move(lambda *_: None, (), has_lane=has_lane) for has_lane in (False, False, True, True)])
     load, store = (functools.partial(function, dtype) for function in (_load, _store))
     all_lanes = range(lanes)
-    return Column(
+    return Access(
         _move(load, all_lanes, has_lane=False),
         _move(store, all_lanes, has_lane=False),
         _move(load, (), has_lane=True),

@@ -46,7 +46,7 @@ def _encode_nothing(reals, codes, key, index):  # type: ignore[no-untyped-def]
 def _column(dtype: str, lanes: int, decode: Any = _decode_nothing, encode: Any = _encode_nothing) -> ColumnFormat:
     """Return the format of columns whose elements are stored as a dtype, "" for no column."""
     item_bytes = np.dtype(dtype).itemsize if dtype else 0
-    load_lanes, store_lanes, load_lane, store_lane = access.column(dtype, lanes)
+    load_lanes, store_lanes, load_lane, store_lane = access.lanes_of(dtype, lanes)
 
     @seam.device
     def load(begin, index, reals, codes):  # type: ignore[no-untyped-def]

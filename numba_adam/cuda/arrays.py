@@ -1,6 +1,6 @@
-"""borrow_cuda(): where an array lies on a GPU. May import NumPy, `numba_adam.errors` and its neighbours.
+"""borrow_cuda(): the address of an array in a GPU's memory. It copies nothing and waits for nothing.
 
-Nothing is copied, and nothing waits: neither this process nor the GPU.
+May import NumPy, `numba_adam.errors` and its neighbours.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class CudaArray:
     """An array in a GPU's memory, dense."""
 
     address: int
-    """Where it lies; a multiple of its element's bytes."""
+    """Its first byte in the GPU's memory; a multiple of its element's bytes."""
 
     shape: tuple[int, ...]
     """Its extents."""
 
     format: str
-    """"float32", "float64", "float16" or "bfloat16"; "8bit" for codes of our own."""
+    """"float32", "float64", "float16" or "bfloat16"; "8bit" for the codes of an 8-bit moment."""
 
     device: int
     """The number of its GPU."""
@@ -49,7 +49,7 @@ class CudaArray:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy's dtype of an element; uint16 for bfloat16, whose bits they are; uint8 for codes."""
+        """NumPy's dtype of an element: uint16 for bfloat16 (its bits), uint8 for codes."""
         return np.dtype(stored_as(self.format))
 
     @property
@@ -74,7 +74,7 @@ class CudaArray:
 
     @property
     def flags(self) -> SimpleNamespace:
-        """Whether it lies in C order, as NumPy's arrays say it."""
+        """`flags.c_contiguous`, as NumPy's arrays have it."""
         return SimpleNamespace(c_contiguous=self.given_strides is None)
 
     def transpose(self, axes: tuple[int, ...]) -> CudaArray:
@@ -84,7 +84,7 @@ class CudaArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """What other libraries borrow it by: `cupy.asarray(array)`; bfloat16 as its bits."""
+        """The protocol by which other libraries borrow it: `cupy.asarray(array)`; bfloat16 as its bits."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -96,17 +96,17 @@ class CudaArray:
 
     @property
     def ctypes(self) -> SimpleNamespace:
-        """Where it lies, as NumPy's arrays say it: what compares places asks either kind alike."""
+        """`ctypes.data`, as NumPy's arrays have it, so that overlap checks treat both kinds alike."""
         return SimpleNamespace(data=self.address)
 
 
 def stored_as(number: str) -> str:
-    """Return what NumPy calls an element of a format."""
+    """Return the name of the NumPy dtype that stores a format."""
     return _STORED.get(number, number)
 
 
 def is_on_cuda(array: object) -> bool:
-    """Say whether an array lies in a GPU's memory. Imports nothing, waits for nothing."""
+    """Say whether an array is in a GPU's memory. Imports nothing, waits for nothing."""
     if isinstance(array, (np.ndarray, np.generic)):
         return False
     if isinstance(array, CudaArray) or dlpack.device_of(array) is not None:
@@ -115,7 +115,7 @@ def is_on_cuda(array: object) -> bool:
 
 
 def quick_layout(array: Any) -> object:
-    """Return an array's address, shape, strides and dtype where that can be asked cheaply; None else."""
+    """Return an array's address, shape, strides and dtype where reading them is cheap; None else."""
     if hasattr(array, "data_ptr"):
         return array.data_ptr(), array.shape, array.stride(), array.dtype
     pointer = getattr(getattr(array, "data", None), "ptr", None)
@@ -123,25 +123,25 @@ def quick_layout(array: Any) -> object:
 
 
 def borrow_cuda(array: Any, *, name: str, writable: bool = False, any_order: bool = False) -> CudaArray:
-    """Return where an array lies, without copying it and without waiting.
+    """Return the memory of an array, without copying it and without waiting.
 
     Args:
         array: anything on a CUDA GPU with `__cuda_array_interface__` or DLPack: a CuPy array, a PyTorch tensor;
             float32, float64, float16 or bfloat16 (or the bits of bfloat16 as uint16), C-contiguous.
         name: what error messages call it, such as "params['w']".
-        writable: whether it is going to be written to.
-        any_order: whether the axes of the array may lie in memory in any order, as long as it is dense.
+        writable: whether the caller will write to it.
+        any_order: whether the array's axes may be in any order in memory, as long as it is dense.
 
     Raises:
-        UnsupportedArrayError: there is no memory to borrow, or it is not on a CUDA GPU.
-        DtypeError: none of the dtypes above.
-        LayoutError: not C-contiguous (or not dense), not aligned or not in native byte order.
-        ReadOnlyError: `writable`, and the memory must not be written to.
+        UnsupportedArrayError: the array lends no memory, or is not on a CUDA GPU.
+        DtypeError: its dtype is none of the above.
+        LayoutError: it is not C-contiguous (or not dense), not aligned or not in native byte order.
+        ReadOnlyError: `writable` is set, and the memory is read-only.
     """
     if isinstance(array, CudaArray):
         return _in_order(array, name, any_order=any_order)
     _check_kind(array, name, writable=writable)
-    # Tensors that record gradients lend nothing: what is written there is none of their business.
+    # A tensor that records gradients lends nothing; autograd need not see the writes.
     plain = array.detach() if hasattr(array, "detach") else array
     interface = _interface_of(plain)
     if interface is not None and interface["typestr"] in _FORMATS:
@@ -158,13 +158,13 @@ def _check_kind(array: object, name: str, *, writable: bool) -> None:
         raise _cannot(array, name, "it is not in the memory of a CUDA GPU")
     if writable and type(array).__module__.partition(".")[0] in _IMMUTABLE:
         raise ReadOnlyError(
-            f"{name} ({_kind(array)}) never changes, needed is memory that can be updated in place; make an array of "
-            "another framework of it and keep that: cupy.array(x)"
+            f"{name} ({_kind(array)}): expected memory that can be updated in place, got an immutable array. Make and "
+            "keep a copy in another framework: cupy.array(x)"
         )
 
 
 def _interface_of(array: Any) -> dict[str, Any] | None:
-    """Return the CUDA array interface, None where there is none; some raise for the dtypes that it cannot say."""
+    """Return the CUDA array interface; None where there is none, or where it raises for a dtype it does not know."""
     try:
         interface: dict[str, Any] | None = getattr(array, "__cuda_array_interface__", None)
     except (TypeError, RuntimeError):
@@ -176,8 +176,8 @@ def _from_interface(array: Any, interface: dict[str, Any], name: str, *, writabl
     address, is_read_only = interface["data"]
     if writable and is_read_only:
         raise ReadOnlyError(
-            f"{name} ({_kind(array)}) is read-only, needed is memory that can be updated in place; make a copy and "
-            "keep that: x.copy()"
+            f"{name} ({_kind(array)}): expected memory that can be updated in place, got a read-only array. Make and "
+            "keep a copy: x.copy()"
         )
     if interface.get("mask") is not None:
         raise _cannot(array, name, "it is masked")
@@ -204,23 +204,23 @@ def _from_dlpack(array: Any, name: str) -> CudaArray:
 
 
 def _with_strides(array: CudaArray, strides: Any) -> CudaArray:
-    """Return an array with the strides that were lent, in bytes; None for C-contiguous."""
+    """Return an array with the strides it was lent with, in bytes; None for C-contiguous."""
     given = None if strides is None else _strides_unless_c(array.shape, tuple(strides), array.dtype.itemsize)
     return replace(array, given_strides=given)
 
 
 def _in_order(array: CudaArray, name: str, *, any_order: bool) -> CudaArray:
-    """Refuse memory that an update could not use as it lies."""
+    """Refuse memory that an update cannot use."""
     if array.given_strides is not None and not (any_order and is_dense(array)):
         needed = "contiguous memory, its axes in any order" if any_order else "C-contiguous memory"
         raise LayoutError(
-            f"{name} ({_kind(array.owner)}) of shape {array.shape} has strides {array.strides}, needed is {needed}; "
-            "make a compact copy: cupy.ascontiguousarray(x), x.contiguous()"
+            f"{name} ({_kind(array.owner)}): expected {needed}, got strides {array.strides} of shape {array.shape}. "
+            "Make a compact copy: cupy.ascontiguousarray(x), x.contiguous()"
         )
     if array.address % array.dtype.itemsize:
         raise LayoutError(
-            f"{name} ({_kind(array.owner)}) starts at address {array.address:#x}, needed is a multiple of "
-            f"{array.dtype.itemsize}; make an aligned copy: x.copy()"
+            f"{name} ({_kind(array.owner)}): expected an address that is a multiple of {array.dtype.itemsize}, got "
+            f"{array.address:#x}. Make an aligned copy: x.copy()"
         )
     return array
 
@@ -231,7 +231,7 @@ def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _strides_unless_c(shape: tuple[int, ...], strides: tuple[int, ...], item_bytes: int) -> tuple[int, ...] | None:
-    """Return strides in bytes; None where they are those of C order along all axes of more than one element."""
+    """Return strides in bytes; None where all axes of more than one element have the strides of C order."""
     compact = tuple(item_bytes * stride for stride in _c_strides(shape))
     is_c = 0 in shape or all(
         extent == 1 or one == other for extent, one, other in zip(shape, strides, compact, strict=True)
@@ -240,7 +240,7 @@ def _strides_unless_c(shape: tuple[int, ...], strides: tuple[int, ...], item_byt
 
 
 def _device_of(array: Any) -> int:
-    """Return the number of an array's GPU; the current one where the array does not say."""
+    """Return the number of an array's GPU; the current one where the array states none."""
     said = dlpack.device_of(array)
     if said is not None:
         return said
@@ -256,10 +256,10 @@ def _kind(array: object) -> str:
 
 def _cannot(array: object, name: str, why: str) -> UnsupportedArrayError:
     return UnsupportedArrayError(
-        f"{name} ({_kind(array)}) cannot be borrowed ({why}), needed is an array in the memory of a CUDA GPU that "
-        "lends it; make one: cupy.asarray(x)"
+        f"{name} ({_kind(array)}): expected an array that lends memory of a CUDA GPU, got one that does not: {why}. "
+        "Make one: cupy.asarray(x)"
     )
 
 
 def _wrong_dtype(name: str, array: object, dtype: str) -> DtypeError:
-    return DtypeError(f"{name} ({_kind(array)}) has dtype {dtype}, needed is {_NEEDED}; convert it")
+    return DtypeError(f"{name} ({_kind(array)}): expected {_NEEDED}, got dtype {dtype}. Convert it")

@@ -1,4 +1,4 @@
-"""Arrays sorted by what their kernels are compiled for, and the launches: one for each kind, however many they are."""
+"""Arrays grouped by layout, and their launches: one for each layout, for any number of arrays."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Batch(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a launch works on."""
+    """A launch plan: the addresses and sizes that a launch works through."""
 
-    table: Array  # (COLUMNS, arrays) int64: where everything lies, in the order of Place
+    table: Array  # (COLUMNS, arrays) int64: all addresses, in the order of Place
     places: Buffer  # the same, on the GPU
     sizes: Sequence[int]  # numbers of elements
     lengths: Buffer  # the same, (arrays,) int64 on the GPU
     constants: Buffer  # (arrays, CONSTANTS)
     keys: Buffer  # (arrays, KEYS) uint32
-    skip: int  # where an int64 lies that is not 0 when nothing is to be done
+    skip: int  # the address of an int64 that is not 0 when the launch must do nothing
 
 
 def batches(layouts: Sequence[Layout | None], lengths: Sequence[int], device: int, stream: int) -> list[Batch]:
-    """Return what is to be launched, given each array's layout, None to leave it out."""
+    """Return the batches to launch, given each array's layout; None leaves an array out."""
     by_layout: dict[Layout, list[int]] = {}
     for row, layout in enumerate(layouts):
         if layout is not None and lengths[row]:
@@ -46,13 +46,13 @@ def batches(layouts: Sequence[Layout | None], lengths: Sequence[int], device: in
 
 
 def pieces(rows: Sequence[int], lengths: Sequence[int], size: int, device: int, stream: int) -> Buffer:
-    """Return arrays cut into pieces: (pieces, 2) int64, an array and where the piece begins in it."""
+    """Return arrays cut into pieces: (pieces, 2) int64, an array and the piece's first element."""
     found = [(row, begin) for row in rows for begin in range(0, lengths[row], size)]
     return buffer_of(np.array(found, dtype=np.int64).reshape(-1, 2), device, stream)
 
 
 def launch(kernels: Kernels, batch: Batch, work: Work, stream: int) -> None:
-    """Queue what kernels do to a batch."""
+    """Queue kernels on a batch."""
     device, count = work.places.device, work.table.shape[1]
     if len(batch.rows) == 1:
         row = batch.rows[0]

@@ -1,9 +1,9 @@
-"""The GPU kernels' machine code, kept between processes. Imports Numba; `seam` hands it the CUDA package's classes.
+"""The on-disk cache of the GPU kernels' machine code. Imports Numba; `seam` passes in the CUDA package's classes.
 
-The package's own cache names files after the function that is compiled, its file and its line, and puts a hash of what
-the function's closure holds into their index. Our kernels are closures: one function for all layouts, and what they
-hold is pickled differently in every process. So here the name is the kernel's identity: what it does, and all that its
-builder was given. The GPU's compute capability and the toolkit's version are in the index, as in the package's cache.
+The package's own cache names a file after the function, its source file and its line, and hashes the function's closure
+into the file's index. Our kernels are closures of compiled functions, and these pickle differently in every process. So
+here a file is named by the kernel's identity: its name, and every argument of its builder. The GPU's compute capability
+and the toolkit's version are in the index, as in the package's own cache.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COMPILERS = (
 
 @functools.cache
 def sources() -> location.Sources:
-    """Return what the machine code depends on beside the GPU and its toolkit, see above."""
+    """Return what the machine code depends on, except the GPU and its toolkit."""
     versions = (numba.__version__, llvmlite.__version__, np.__version__, *map(_version, _COMPILERS))
     return location.Sources(_SOURCES + _CUDA_SOURCES, *versions)
 
@@ -52,35 +52,35 @@ def _version(distribution: str) -> str:
 
 @functools.cache
 def folder() -> Path | None:
-    """Return the folder for these sources, made if need be; None where there is none that can be trusted."""
+    """Return the folder for these sources, made if needed; None where no folder can be trusted."""
     return location.folder(sources(), config.CACHE_DIR)
 
 
 def keep(dispatcher: Any, package: ModuleType, *identity: object) -> None:
-    """Have a kernel loaded from the folder, and kept there when it had to be compiled.
+    """Load a kernel from the folder at its first launch, or compile it and save it there.
 
     Args:
-        dispatcher: what the CUDA package made of it.
-        package: the module that has the package's dispatchers and their caches.
-        identity: all that tells it from other kernels; the first is its name.
+        dispatcher: the kernel, as the CUDA package made it.
+        package: the module of the package's dispatchers and their caches.
+        identity: the kernel's name, then everything it is compiled for.
     """
     made = _cache_class(package)
     if made is None or folder() is None:
         return
-    # Options that change the machine code can come from the environment: debugging, link-time optimisation.
+    # The environment can set options that change the machine code: debugging, link-time optimization.
     options = (sorted(dispatcher.targetoptions.items()), package.config.FORCE_CUDA_CC)
     digest = hashlib.sha256(repr((identity, options)).encode()).hexdigest()
     dispatcher._cache = made(dispatcher.py_func, f"{identity[0]}-{digest[:32]}")
 
 
 class _Sealed:
-    """How a kernel becomes what is written: mixed into the package's implementation, and called by its cache."""
+    """Writes a kernel with a seal and checks that when it loads: mixed into the package's implementation."""
 
     def __init__(self, name: str) -> None:
         self._locator, self._filename_base = Place(folder(), sources()), name
 
     def reduce(self, kernel: Any) -> dict[str, Any]:
-        """Return what is written."""
+        """Return what the file will contain."""
         states = super().reduce(kernel)  # type: ignore[misc]
         return {"states": states, "seal": self._seal(kernel, kernel.codegen)}
 
@@ -88,16 +88,16 @@ class _Sealed:
         """Return the kernel, on the GPU.
 
         Raises:
-            ValueError: it is damaged, or another process wrote its own in its place.
+            ValueError: the file is damaged, or another process has written another kernel there.
         """
         kernel = super().rebuild(target_context, written["states"])  # type: ignore[misc]
         if written["seal"] != self._seal(kernel, target_context.codegen()):
             raise ValueError(f"{self._filename_base} holds another kernel, or a damaged one")
-        kernel.bind()  # what the driver refuses is to be refused here, where it costs a compilation
+        kernel.bind()  # here, so that machine code that the driver refuses costs a compilation and no step
         return kernel
 
     def _seal(self, kernel: Any, codegen: Any) -> str:
-        """Return a digest of the machine code, of what it is called with, and of what it is made for."""
+        """Return a digest of the machine code, its signature, and the GPU and toolkit that it is for."""
         made_for = (self._filename_base, codegen.magic_tuple(), kernel.entry_name, str(kernel.signature))
         digest = hashlib.sha256(repr(made_for).encode())
         for cubin in kernel.library._cubin_cache.values():
@@ -107,7 +107,7 @@ class _Sealed:
 
 @functools.cache
 def _cache_class(package: ModuleType) -> Any:
-    """Return the package's cache, mixed with ours; None where it has none that could be."""
+    """Return the package's cache, mixed with ours; None where it has none that fits."""
     try:
         implementation_class, cache_class = package.CUDACacheImpl, package.CUDACache
     except AttributeError as error:
@@ -122,7 +122,7 @@ def _cache_class(package: ModuleType) -> Any:
 
         def __init__(self, py_func: Any, name: str) -> None:
             self._impl_class = lambda _: Implementation(name)
-            # The package's key: of the bytecode, without the closure, whose pickle differs in every process.
+            # The package's key is then of the bytecode alone: a closure pickles differently in every process.
             super().__init__(SimpleNamespace(__code__=py_func.__code__, __closure__=None))
 
     return KernelCache

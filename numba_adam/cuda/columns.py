@@ -1,4 +1,4 @@
-"""A table's arrays on one GPU: borrowed, checked against each other, and where they lie. Knows no kernel."""
+"""The arrays of a step on one GPU: borrowed, validated against each other, and their addresses. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 class Columns:
-    """Parameters, and what is updated with them, array by array."""
+    """Parameters, and the arrays that are updated with them."""
 
     def __init__(self, given: Sequence[Sequence[Any]], names: Sequence[str], labels: Sequence[str]) -> None:
-        """Borrow the arrays and check them.
+        """Borrow the arrays and validate them.
 
         Args:
-            given: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, emas and copies; None for what a parameter has not.
-                Moments in 8 bits are an EightBit of CudaArrays.
+            given: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, emas and copies; None where a parameter has none.
+                An 8-bit moment is an EightBit of CudaArrays.
             names: what error messages call the parameters.
-            labels: what they call each kind of array, in the same order, and the gradients after that.
+            labels: what they call each kind of array, in the same order, then the gradients.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -52,21 +52,21 @@ class Columns:
 
     @property
     def range(self) -> str:
-        """The dtype whose range all moments have, which their floors are made for."""
+        """The dtype whose range all moments have, and that their floors follow."""
         formats = {row[name] for row in self.rows for name in _MOMENTS if name in row}
         return "float64" if formats == {"float64"} else "float32"
 
     @property
     def is_eight_bit(self) -> bool:
-        """Whether moments are in 8 bits."""
+        """Whether there are 8-bit moments."""
         return any(EIGHT_BIT in row.values() for row in self.rows)
 
     def written(self) -> tuple[list[Any], list[str]]:
-        """Return every array that an update writes, beside the gradients, and what to call it."""
+        """Return every array that an update writes, except the gradients, and its name in messages."""
         return written(self._columns, self.names, self.labels)
 
     def addresses(self) -> Array:
-        """Return where everything lies: (COLUMNS, parameters) int64, in the order of Place; no gradients yet."""
+        """Return all addresses: (COLUMNS, parameters) int64, in the order of Place; 0 for the gradients."""
         table = np.zeros((COLUMNS, len(self.params)), dtype=np.int64)
         for name, column in zip(_names(), self._columns, strict=True):
             for k, array in enumerate(column):
@@ -77,41 +77,44 @@ class Columns:
         return table
 
     def _formats(self, row: int) -> dict[str, Any]:
-        """Return the formats of a parameter's arrays, as Layout has them; without what it has not."""
+        """Return the formats of a parameter's arrays by Layout's names; a column that it does not have is left out."""
         columns = zip(_names(), self._columns, strict=True)
         return {name: _format(column[row]) for name, column in columns if column[row] is not None}
 
     def _computed_in(self) -> str:
-        """Return the dtype in which all are updated."""
+        """Return the compute dtype, which all parameters share."""
         reals = sorted({Layout(**row).real for row in self.rows})
         if len(reals) != 1:
             found = ", ".join(sorted({param.format for param in self.params}))
             raise DtypeError(
-                f"{self.labels[0]} have the dtypes {found}: a table computes in float32 or in float64; make two"
+                f"{self.labels[0]}: expected one compute dtype, float32 or float64, got parameters of {found}. "
+                "Split them"
             )
         if self.is_eight_bit:
             self._check_eight_bit(reals[0])
         return reals[0]
 
     def _check_eight_bit(self, real: str) -> None:
-        """Refuse moments in 8 bits beside others of the same parameter, or computed in float64."""
+        """Refuse 8-bit moments beside others of the same parameter, or computed in float64."""
         if real == "float64":
-            raise DtypeError(f"{self.labels[0]} are computed in float64: moments in 8 bits go with float32 alone")
+            raise DtypeError(f"{self.labels[0]}: expected the compute dtype float32 for 8-bit moments, got float64")
         for row, name in zip(self.rows, self.names, strict=True):
             if len({row[moment] == EIGHT_BIT for moment in _MOMENTS if moment in row}) > 1:
-                raise DtypeError(f"only some moments of {self.labels[0]}{name} are in 8 bits: all must be, or none")
+                raise DtypeError(
+                    f"{self.labels[0]}{name}: expected 8 bits for all of its moments or for none, got a mixture"
+                )
 
     def _check_places(self) -> None:
-        """Refuse arrays of another GPU."""
+        """Refuse arrays on another GPU."""
         for array, label in zip(*self.written(), strict=True):
             if array.device != self.device:
                 raise UnsupportedArrayError(
-                    f"{label} is on GPU {array.device}, needed is GPU {self.device}, where {self.labels[0]}"
-                    f"{self.names[0]} is; make a table for each GPU"
+                    f"{label}: expected GPU {self.device}, as {self.labels[0]}{self.names[0]}, got GPU {array.device}. "
+                    "Copy it there"
                 )
 
     def _check_shapes(self) -> None:
-        """Refuse arrays that have not their parameter's shape."""
+        """Refuse arrays whose shape is not their parameter's."""
         for column, label in zip(self._columns[1:], self.labels[1:], strict=False):
             for array, param, name in zip(column, self.params, self.names, strict=True):
                 if array is not None and array.shape != param.shape:
@@ -119,7 +122,7 @@ class Columns:
 
 
 def _names() -> list[str]:
-    """Return what Layout and Place call the columns, in the order in which they are given."""
+    """Return the names that Layout and Place have for the columns, in the order in which they are given."""
     return [name for name in Lanes._fields if name != "grad"]
 
 
@@ -128,7 +131,7 @@ def _place(name: str) -> int:
 
 
 def _borrowed(array: Any, name: str) -> Any:
-    """Borrow an array; moments in 8 bits are our own."""
+    """Borrow an array; 8-bit moments are our own."""
     return array if array is None or isinstance(array, EightBit) else borrow_cuda(array, name=name, writable=True)
 
 

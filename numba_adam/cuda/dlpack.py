@@ -1,7 +1,7 @@
-"""What a DLPack capsule says about memory on a GPU; NumPy reads capsules of host memory only. Imports ctypes alone.
+"""Reads DLPack capsules of GPU memory; NumPy reads those of host memory only. Imports ctypes alone.
 
-The capsule is looked at and left as it is: it lends the memory for as long as it is kept, and gives it back when it is
-dropped. DLPack's structures are those of its version 0.8, which every exporter offers when no version is asked for.
+The capsule is read and never consumed: it lends the memory while it exists, and returns it when it is deleted. The
+structures are those of DLPack 0.8, which every exporter offers by default.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ class _Tensor(ctypes.Structure):
 
 
 class Lent(NamedTuple):
-    """What a capsule says."""
+    """The contents of a capsule."""
 
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None  # in elements; None: C-contiguous
-    dtype: str  # "float32", ..., or "code 5 of 64 bits" for what we know no name for
+    dtype: str  # "float32", ..., or "code 5 of 64 bits" for an unknown one
     device: int
     capsule: Any  # keeps the memory lent
 
 
 def device_of(array: object) -> int | None:
-    """Return the number of the GPU that an array says it is on, None if it says nothing or lies elsewhere."""
+    """Return the number of the GPU that an array states by DLPack; None where it states none, or another device."""
     ask = getattr(array, "__dlpack_device__", None)
     if ask is None:
         return None
     try:
         kind, number = ask()
-    except (BufferError, RuntimeError, TypeError, ValueError):  # what has no memory: deleted arrays, tracers, meta
+    except (BufferError, RuntimeError, TypeError, ValueError):  # no memory: deleted arrays, tracers, meta tensors
         return None
     return int(number) if int(kind) in _CUDA_DEVICES else None
 
 
 def lend(array: Any) -> Lent:
-    """Ask an array for its memory, without waiting for anything on the GPU.
+    """Borrow an array's memory, without waiting for the GPU.
 
     Raises:
-        whatever the array raises when it does not lend.
+        whatever the array raises when it lends nothing.
     """
     capsule = array.__dlpack__(stream=-1)
     tensor = _Tensor.from_address(_pointer_of(capsule))

@@ -1,6 +1,6 @@
-"""Memory of our own on a GPU, and the ways there and back. In the simulator it is memory of this process.
+"""Allocations on a GPU, and copies to and from them. In the simulator they are this process's own memory.
 
-Copies to a GPU are queued on the stream given and wait for nothing; copies from it wait, for that stream alone.
+Copies to a GPU are queued on the given stream and wait for nothing. Copies from it wait for that stream alone.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def current_device() -> int:
-    """Return the number of the GPU that this thread uses when nobody says which."""
+    """Return the number of the GPU that this thread uses by default."""
     return 0 if seam.SIMULATED else int(seam.cuda.get_current_device().id)
 
 
 def on(device: int) -> Any:
-    """Return a context manager within which a GPU is the current one."""
+    """Return a context manager that makes a GPU the current one."""
     return seam.cuda.gpus[device]
 
 
 @functools.lru_cache(maxsize=256)
 def stream_of(handle: int, device: int) -> Any:
-    """Return a stream made elsewhere, as a launch takes it."""
+    """Return a stream of another library, as a launch takes it."""
     if seam.SIMULATED:
         return 0
     with on(device):
@@ -45,14 +45,14 @@ class Buffer:
     """An array on a GPU that is copied to and from as a whole."""
 
     def __init__(self, shape: int | tuple[int, ...], dtype: str, device: int) -> None:
-        """Take the memory; what it holds is not known."""
+        """Allocate the memory, uninitialized."""
         self.shape = shape if isinstance(shape, tuple) else (shape,)
         self.dtype, self.device = np.dtype(dtype), device
         if seam.SIMULATED:
-            # NumPy's own memory begins at a multiple of 16 bytes, a GPU's at one of 256.
-            room = np.zeros(math.prod(self.shape) * self.dtype.itemsize + 256, np.uint8)
-            skip = -room.ctypes.data % 256
-            self.array: Any = room[skip : skip + room.size - 256].view(self.dtype).reshape(self.shape)
+            # NumPy aligns to 16 bytes, a GPU to 256.
+            padded = np.zeros(math.prod(self.shape) * self.dtype.itemsize + 256, np.uint8)
+            skip = -padded.ctypes.data % 256
+            self.array: Any = padded[skip : skip + padded.size - 256].view(self.dtype).reshape(self.shape)
             self.address = int(self.array.ctypes.data)
             return
         with on(device):
@@ -60,7 +60,7 @@ class Buffer:
         self.address = int(self.array.__cuda_array_interface__["data"][0] or 0)
 
     def upload(self, values: Array, stream: int) -> None:
-        """Queue a copy of `values`, which may be changed as soon as this returns."""
+        """Queue a copy of `values`; the caller may change them as soon as this returns."""
         values = np.ascontiguousarray(values, self.dtype).reshape(self.shape)
         if seam.SIMULATED:
             self.array[...] = values
@@ -69,7 +69,7 @@ class Buffer:
             self.array.copy_to_device(values, stream=stream_of(stream, self.device))
 
     def download(self, stream: int) -> Array:
-        """Return what the array holds once everything queued on the stream is done."""
+        """Return the contents after everything queued on the stream; waits for that."""
         if seam.SIMULATED:
             return np.array(self.array)
         with on(self.device):
@@ -80,7 +80,7 @@ class Buffer:
 
 
 def buffer_of(values: Array, device: int, stream: int) -> Buffer:
-    """Return a new buffer that holds these values."""
+    """Return a new buffer with these values."""
     buffer = Buffer(values.shape, values.dtype.name, device)
     buffer.upload(values, stream)
     return buffer
@@ -94,7 +94,7 @@ def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> Cuda
 
 
 def clear(array: CudaArray) -> None:
-    """Queue zeros for all of an array, on its stream."""
+    """Queue writing zeros to all of an array, on its stream."""
     if seam.SIMULATED:
         ctypes.memset(array.address, 0, array.nbytes)
         return
@@ -106,7 +106,7 @@ def clear(array: CudaArray) -> None:
 
 
 def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
-    """Return a moment of a format for a parameter, zero everywhere, on its GPU and its stream."""
+    """Return a moment of a format for a parameter, all zeros, on its GPU and its stream."""
     place = param.device, param.stream
     if number == NAMES[EIGHT_BIT]:
         return EightBit(zeros(param.shape, number, *place), zeros((blocks_of(param.size),), "float32", *place))  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
 
 
 def uploaded(values: Any, like: CudaArray) -> Any:
-    """Return a copy of an array or a moment beside another array, on its GPU and its stream."""
+    """Return a copy of an array or a moment on the GPU and the stream of another array."""
     if isinstance(values, EightBit):
         codes, scales = _copied(values.codes, NAMES[EIGHT_BIT], like), _copied(values.scales, "float32", like)
         return EightBit(codes, scales)  # type: ignore[arg-type]
@@ -128,13 +128,13 @@ def _copied(values: Array, number: str, like: CudaArray) -> CudaArray:
 
 
 def _new(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaArray:
-    """Return a new array, whose elements are not known yet."""
+    """Return a new, uninitialized array."""
     buffer = Buffer(shape, stored_as(number), device)
     return CudaArray(buffer.address, shape, number, device, stream, buffer.array)
 
 
 def download(array: CudaArray) -> Array:
-    """Return a copy of an array in this host's memory, its axes in the same order; bfloat16 as its bits."""
+    """Return a copy of an array in host memory, its axes in the same order; bfloat16 as its bits."""
     axes = axes_of(array)
     if axes is not None:
         return as_given(download(array.transpose(axes)), axes)  # type: ignore[no-any-return]
@@ -152,8 +152,8 @@ def download(array: CudaArray) -> Array:
 
 
 def upload(array: CudaArray, values: Array) -> None:
-    """Queue a copy of values from this host's memory into an array; they may be changed as soon as this returns."""
-    values = values.view(np.uint16) if array.format == "bfloat16" else values  # ml_dtypes' are no numbers to NumPy
+    """Queue a copy of values from host memory into an array; the caller may change them as soon as this returns."""
+    values = values.view(np.uint16) if array.format == "bfloat16" else values  # NumPy cannot convert those of ml_dtypes
     values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
     if seam.SIMULATED:
         ctypes.memmove(array.address, values.ctypes.data, array.nbytes)
@@ -165,7 +165,7 @@ def upload(array: CudaArray, values: Array) -> None:
 
 
 def _view(array: CudaArray) -> Any:
-    """Return an array as the CUDA package has it."""
+    """Return an array as an object of the CUDA package."""
     interface = {
         "shape": array.shape,
         "typestr": array.dtype.str,

@@ -1,7 +1,7 @@
-"""What numba-cuda-mlir has to be told. `seam` imports this where that is the package taken; it imports nothing of ours.
+"""Extends numba-cuda-mlir. `seam` imports this where that package is in use; this imports nothing of ours.
 
-The compiler of its version 0.6.0 knows the types of named tuples and reads their fields, but cannot make one within a
-kernel. How that is done is said here, by the means that it has for extensions.
+The compiler of version 0.6.0 types named tuples and reads their fields, but cannot make one in a kernel. This adds the
+missing lowering, through the package's extension interface.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from numba_cuda_mlir import extending, types
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """Return a function that writes its own code. A compiler that is at work already has to be told of it."""
+    """Return an intrinsic: a function that generates its own code. The running compiler is refreshed to know it."""
     made = extending.intrinsic(function)
     extending.refresh_registries()
     return made
 
 
-def tell_named_tuples(function: Callable[..., Any]) -> None:
-    """Tell the compiler how the named tuples are made that a function names."""
+def register_named_tuples(function: Callable[..., Any]) -> None:
+    """Register with the compiler every named tuple that a function makes."""
     for name in function.__code__.co_names:
         kind = function.__globals__.get(name)
         if isinstance(kind, type) and issubclass(kind, tuple):
-            _tell(kind)
+            _register(kind)
 
 
 @functools.cache
-def _tell(kind: type) -> None:
-    """Say how a named tuple is made: to this compiler it is the tuple of its fields' values."""
+def _register(kind: type) -> None:
+    """Register how a named tuple is made: for this compiler it is the tuple of its fields' values."""
 
     @extending.lowering_registry.lower(kind, types.VarArg(types.Any))  # type: ignore[untyped-decorator, unused-ignore]
     def make(builder: Any, target: Any, args: Any, kwargs: Any) -> None:

@@ -1,16 +1,16 @@
-"""The one place that chooses a CUDA package; what is written for one of them alone is imported from here on.
+"""The one place that chooses a CUDA package, and compiles with it.
 
-Three generations of them offer the same decorators and intrinsics. The first of these that is installed is taken:
+Three generations of packages offer the same decorators and intrinsics. The first of these that is installed is used:
 
-    numba-cuda        NVIDIA's; installed, it takes the place of numba.cuda by itself
-    numba-cuda-mlir   the successor of both; `mlir` tells its version 0.6.0 how a named tuple is made within a kernel.
-                      It takes the min and max of unsigned numbers for that of signed ones, so here these names mean
-                      functions of ours. Every process compiles its kernels anew
-    numba.cuda        the one that Numba brings, deprecated; from Numba 0.66.0 on it cannot compile the min and max of
-                      two numbers (numba issue 10753), so they are ours here too
+    numba-cuda        NVIDIA's; once installed, it replaces numba.cuda by itself
+    numba-cuda-mlir   the successor of both. Version 0.6.0 cannot make a named tuple in a kernel: `mlir` adds that. It
+                      compiles min and max of unsigned integers as if they were signed: kernels get our own functions.
+                      Every process compiles its kernels again
+    numba.cuda        part of Numba, deprecated. From Numba 0.66.0 on it cannot compile min and max of two numbers
+                      (numba issue 10753): kernels get our own functions here too
 
-The kernels take from here all that differs between them, and between them and the simulator, which runs kernels in
-Python (NUMBA_ENABLE_CUDASIM=1) and knows neither libdevice nor LLVM: there plain operators do, since Python fuses none.
+Kernels import from here everything that differs between the packages, and between them and the simulator. That runs
+kernels in Python (NUMBA_ENABLE_CUDASIM=1), without libdevice and LLVM; plain operators do, because Python never fuses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Arguments = ParamSpec("_Arguments")
 
 
 def _choose() -> tuple[str, ModuleType]:
-    """Return the name of the package found, and its module `cuda`."""
+    """Return the name of the installed package, and its module `cuda`."""
     if util.find_spec("numba_cuda") is not None:
         name, module = "numba-cuda", "numba.cuda"
     elif util.find_spec("numba_cuda_mlir") is not None and not SIMULATED:  # it has no simulator; Numba has one
@@ -47,20 +47,20 @@ def _choose() -> tuple[str, ModuleType]:
         return name, import_module(module)
     except ImportError as error:
         raise CudaUnavailableError(
-            f"found is {name}, but: {error}; needed is a CUDA package: {CUDA_PACKAGE}"
+            f"expected a CUDA package, got {name}, which cannot be imported: {error}. Install one: {CUDA_PACKAGE}"
         ) from error
 
 
 SIMULATED = bool(import_module("numba.core.config").ENABLE_CUDASIM)
 PACKAGE, cuda = _choose()
-TAKES_MLIR = PACKAGE == "numba-cuda-mlir"  # what writes its own code writes MLIR; for the others it is LLVM
+TAKES_MLIR = PACKAGE == "numba-cuda-mlir"  # intrinsics generate MLIR; for the other packages LLVM IR
 _mlir: Any = import_module("numba_adam.cuda.mlir") if TAKES_MLIR else None
-_WHOLE_WARP = -1
-THREADS = 16 if SIMULATED else 256  # of a block; the simulator takes one of the system's threads for each
+_WHOLE_WARP = -1  # a mask of 32 threads
+THREADS = 16 if SIMULATED else 256  # of a thread block; the simulator runs each as a thread of this process
 
 
 def _extending() -> tuple[Any, Any]:
-    """Return Numba's types, and the decorator of functions that write their own code; neither in the simulator."""
+    """Return Numba's types and its decorator for intrinsics; None in the simulator, which has neither."""
     if SIMULATED:
         return None, None
     if TAKES_MLIR:
@@ -72,28 +72,28 @@ types, intrinsic = _extending()
 
 
 def require_gpu() -> None:
-    """Refuse to go on without a GPU.
+    """Refuse to continue without a GPU.
 
     Raises:
-        CudaUnavailableError: there is none, or its driver does not answer.
+        CudaUnavailableError: there is no GPU, or its driver does not respond.
     """
     if not cuda.is_available():
         raise CudaUnavailableError(
-            f"{PACKAGE} finds no GPU, needed is one with its driver; for the package: {CUDA_PACKAGE}"
+            f"expected a GPU with its driver, got none: {PACKAGE} finds no GPU. For a CUDA package: {CUDA_PACKAGE}"
         )
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels call. It becomes part of them before anything is compiled for a certain GPU."""
+    """Compile a function that kernels call. It is inlined into them, so it is compiled with them for their GPU."""
     return function if SIMULATED else cuda.jit(device=True, inline="always")(_understood(function))
 
 
 def _understood(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function as the package's compiler understands it."""
+    """Return a function that the package's compiler can compile."""
     if PACKAGE == "numba-cuda":
         return function
     if TAKES_MLIR:
-        _mlir.tell_named_tuples(function)
+        _mlir.register_named_tuples(function)
     return bind(function, min=_smaller, max=_larger)
 
 
@@ -132,7 +132,7 @@ def kernel_builder(name: str) -> Callable[[Callable[_Arguments, Any]], Callable[
 
 
 def configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
-    """Return a kernel ready to be called with its arguments: so many blocks of so many threads, on a stream."""
+    """Return a kernel configured for a launch: thread blocks, threads in each, and the stream."""
     return kernel[blocks, threads] if SIMULATED else _configured(kernel, blocks, threads, stream)
 
 
@@ -144,25 +144,25 @@ def _configured(kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
         return kernel[blocks, threads, stream]
 
 
-SEGMENT = 16  # neighbouring threads that tell each other what they found; half of those that a GPU runs together
+SEGMENT = 16  # neighbouring threads that exchange their largest numbers; half a warp
 
 if SIMULATED:
     product = product64 = operations.product
     bits_of, from_bits = operations.bits_of, operations.from_bits
     arithmetic: ModuleType = np
-    # The simulator lends its `cuda` to kernels alone; this is what the functions that these call need of it.
+    # The simulator replaces `cuda` while a kernel runs, in that kernel's module alone. Functions of others use this.
     within: Any = SimpleNamespace(local=SimpleNamespace(array=np.zeros))
-    _told: dict[int, Any] = {}
+    _passed: dict[int, Any] = {}
 
     def largest_of_segment(bits: Any) -> Any:
-        """Return the largest of the numbers that a segment's threads come with; it has no shuffles, but a barrier."""
+        """Return the largest of the numbers that a segment's threads pass. The simulator has a barrier, no shuffles."""
         thread: Any = threading.current_thread()
         number = thread.thread_id
-        _told[number] = bits
+        _passed[number] = bits
         thread.syncthreads()
         first = number - number % SEGMENT
-        largest = max(_told[other] for other in range(first, first + SEGMENT))
-        thread.syncthreads()  # nobody comes with the next number before all have looked
+        largest = max(_passed[other] for other in range(first, first + SEGMENT))
+        thread.syncthreads()  # no thread passes its next number before all have read this one
         return largest
 
 else:
@@ -178,12 +178,12 @@ else:
             """Return the larger of two integers."""
             return b if b > a else a
 
-    arithmetic = math  # NumPy's square root does not exist there; math's is rounded as IEEE 754 asks
+    arithmetic = math  # CUDA has math's square root, rounded as IEEE 754 requires, and not NumPy's
     within = cuda
 
     @device
     def largest_of_segment(bits):  # type: ignore[no-untyped-def]
-        """Return the largest of the uint32 that a segment's threads come with; the whole warp must come."""
+        """Return the largest of the uint32 that a segment's threads pass; all threads of the warp must call this."""
         bits = max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 8)))
         bits = max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 4)))
         bits = max(bits, np.uint32(cuda.shfl_xor_sync(_WHOLE_WARP, np.int32(bits), 2)))
@@ -191,12 +191,12 @@ else:
 
     @device
     def product(a, b):  # type: ignore[no-untyped-def]
-        """Return a * b, float32, which no compiler fuses with an addition."""
+        """Return a * b, float32, never fused with an addition."""
         return cuda.libdevice.fmul_rn(a, b)
 
     @device
     def product64(a, b):  # type: ignore[no-untyped-def]
-        """Return a * b, float64, which no compiler fuses with an addition."""
+        """Return a * b, float64, never fused with an addition."""
         return cuda.libdevice.dmul_rn(a, b)
 
     @device
@@ -214,7 +214,7 @@ def compile_ptx(function: Any, arguments: tuple[str, ...], capability: tuple[int
     """Return the PTX of a kernel; needs no GPU.
 
     Args:
-        function: what `kernel` returned.
+        function: a kernel, from `kernel` or a kernel builder.
         arguments: its arguments' types by name: "int64", or "7 int64" for a tuple.
         capability: compute capability, (9, 0) for instance.
     """

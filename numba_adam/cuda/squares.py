@@ -1,4 +1,4 @@
-"""The sum of squares of a table's gradients, and the largest, queued: a launch for each format, and two that add up."""
+"""The sum of squares of all gradients, and their largest magnitude: a launch for each format, and two that add up."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from numba_adam.cuda.memory import Buffer
 
 
 class Squares:
-    """The blocks into which arrays are cut, their sums, and the sum of all."""
+    """The blocks into which the gradients are cut, their sums, and the total."""
 
     def __init__(self, sizes: Sequence[int], device: int, stream: int, *, has_doubles: bool) -> None:
-        """Take the memory.
+        """Allocate the memory.
 
         Args:
             sizes: the arrays' numbers of elements.
@@ -35,11 +35,11 @@ class Squares:
         """Queue the sum.
 
         Args:
-            grads: where the gradients' addresses lie, int64 each, 0 without one.
-            lengths: where the arrays' numbers of elements lie, int64 each.
-            formats: of each gradient; any for those without.
+            grads: the address of the gradients' addresses, int64 each, 0 without a gradient.
+            lengths: the address of the arrays' numbers of elements, int64 each.
+            formats: of each gradient; any where there is none.
             stream: the stream.
-            again: whether that of scaled gradients is queued too, which takes its place where it is needed.
+            again: whether to queue the sum of scaled gradients too, which replaces an inexact first one.
         """
         self._sum(grads, lengths, formats, stream, is_first=True)
         if again and self._has_doubles:
@@ -64,7 +64,7 @@ class Squares:
         queue(norm.total_kernel(), 1, 1, self._device, stream, *what)
 
     def _blocks_by_format(self, formats: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Return neighbouring blocks whose gradients have one format: it, the first block, the one after the last."""
+        """Return runs of blocks whose gradients have one format: (format, first block, block after the last)."""
         ends = np.cumsum([0, *(math.ceil(size / norm.BLOCK) for size in self._sizes)])
         runs = [(number, list(rows)) for number, rows in groupby(range(len(formats)), key=formats.__getitem__)]
         places = [(number, int(ends[rows[0]]), int(ends[rows[-1] + 1])) for number, rows in runs]

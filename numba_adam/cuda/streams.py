@@ -1,20 +1,20 @@
-"""The stream that the caller works on. Looks at what is loaded already; imports no framework."""
+"""The caller's current stream. Reads frameworks that are already imported; imports none."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-LEGACY = 1  # CUDA's number for the stream that waits for all others: what a program uses that says nothing
+LEGACY = 1  # CUDA's number for the default stream, which waits for all others
 
 
 def current(array: Any, device: int, said: int | None) -> int:
-    """Return the handle of the stream on which work on an array is to be queued.
+    """Return the handle of the stream on which to queue work on an array.
 
     Args:
         array: the array, of whatever framework.
         device: its GPU.
-        said: the stream in its `__cuda_array_interface__`, where that is the exporter's current one; None: not said.
+        said: the stream in its `__cuda_array_interface__`, where that is the exporter's current one; None: not stated.
     """
     torch = sys.modules.get("torch")
     tensor = getattr(torch, "Tensor", None)

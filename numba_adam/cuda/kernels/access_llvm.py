@@ -53,7 +53,7 @@ def scalar(dtype: str) -> tuple[Any, Any]:
 
 
 def _move(generate: Any, *, has_lane: bool) -> Any:
-    """Return an intrinsic (address, [lane,] reals, codes) of which `generate` writes the code."""
+    """Return an intrinsic (address, [lane,] reals, codes) whose code `generate` writes."""
     types = seam.types
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -103,14 +103,14 @@ def _register(builder: Any, dtype: str, arrays: Any, k: Any) -> Any:
 
 
 def _put(builder: Any, register: Any, value: Any) -> None:
-    """Store a value in a register, widened where the kernel computes in more."""
+    """Store a value in a register, widened where the compute dtype is wider."""
     kind = register.type.pointee
     widen = builder.zext if isinstance(kind, ir.IntType) else builder.fpext
     builder.store(value if value.type == kind else widen(value, kind), register)
 
 
 def _get(builder: Any, register: Any, kind: Any) -> Any:
-    """Load a value from a register, rounded where memory holds less."""
+    """Load a value from a register, rounded where the stored dtype is narrower."""
     value = builder.load(register)
     narrow = builder.trunc if isinstance(kind, ir.IntType) else builder.fptrunc
     return value if value.type == kind else narrow(value, kind)
@@ -128,9 +128,9 @@ def _store_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> N
 
 
 def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
-    """Return a wide access's vector type, its bytes, how many there are, and the elements in one of its parts.
+    """Return a wide access's vector type, its bytes, how many accesses there are, and the elements in a vector's part.
 
-    Pairs of 16 bits and fours of 8 move as one part of 32, which is what the hardware's vectors are made of.
+    Two elements of 16 bits, or four of 8, move as one part of 32 bits, because the hardware's vectors have such parts.
     """
     item_bytes = np.dtype(dtype).itemsize
     wide = min(WIDE_BYTES, lanes * item_bytes)
@@ -140,7 +140,7 @@ def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
 
 
 def _load_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
-    """Load all pieces, then take them apart."""
+    """Load all vectors, then extract the elements."""
     vector, wide, count, shared = _pieces(dtype, lanes)
     loaded = [builder.load(_place(builder, address, vector, wide * piece), align=wide) for piece in range(count)]
     parts = [builder.extract_element(piece, ir.IntType(32)(k)) for piece in loaded for k in range(vector.count)]
@@ -154,7 +154,7 @@ def _load_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) 
 
 
 def _store_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
-    """Put all pieces together, and store them."""
+    """Assemble all vectors, then store them."""
     vector, wide, count, shared = _pieces(dtype, lanes)
     kind = _element(dtype)
     values = [_get(builder, _register(builder, dtype, arrays, k), kind) for k in range(lanes)]

@@ -82,7 +82,7 @@ def lanes_of(dtype: str, lanes: int) -> Access:
 
 
 def _move(generate: Callable[..., None], lanes: Sequence[int], *, has_lane: bool) -> Any:
-    """Return an intrinsic (address, [lane,] reals, codes) of which `generate` writes the code, for one or all lanes."""
+    """Return an intrinsic (address, [lane,] reals, codes) whose code `generate` writes, for one lane or all."""
     types = seam.types
 
     def codegen(builder: Any, target: Any, args: Any, kwargs: Any) -> None:
@@ -105,23 +105,23 @@ def _move(generate: Callable[..., None], lanes: Sequence[int], *, has_lane: bool
 
 
 def _put(registers: Any, lane: Any, value: Any) -> None:
-    """Store a value in a register, widened where the kernel computes in more."""
+    """Store a value in a register, widened where the compute dtype is wider."""
     kind = registers.type.element_type
     widen = arith.extui if isinstance(kind, ir.IntegerType) else arith.extf
     memref.store(value if value.type == kind else widen(kind, value), registers, [index_of(lane)])
 
 
 def _get(registers: Any, lane: Any, kind: Any) -> Any:
-    """Load a value from a register, rounded where memory holds less."""
+    """Load a value from a register, rounded where the stored dtype is narrower."""
     value = memref.load(registers, [index_of(lane)])
     narrow = arith.trunci if isinstance(kind, ir.IntegerType) else arith.truncf
     return value if value.type == kind else narrow(kind, value)
 
 
 def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
-    """Return an access's vector type, its bytes, how many there are, and the elements in one of its parts.
+    """Return an access's vector type, its bytes, how many accesses there are, and the elements in a vector's part.
 
-    Pairs of 16 bits and fours of 8 move as one part of 32, which is what the hardware's vectors are made of.
+    Two elements of 16 bits, or four of 8, move as one part of 32 bits, because the hardware's vectors have such parts.
     """
     item_bytes = np.dtype(dtype).itemsize
     wide = min(WIDE_BYTES, lanes * item_bytes)
@@ -131,7 +131,7 @@ def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
 
 
 def _load(dtype: str, address: Any, lanes: Sequence[Any], reals: Any, codes: Any) -> None:
-    """Load all pieces, then take them apart."""
+    """Load all vectors, then extract the elements."""
     vector, wide, count, shared = _pieces(dtype, len(lanes))
     loaded = [llvm.load(vector, _place(address, wide * piece), alignment=wide) for piece in range(count)]
     parts = [llvm.extractelement(piece, _number(k)) for piece in loaded for k in range(vector.shape[0])]
@@ -143,7 +143,7 @@ def _load(dtype: str, address: Any, lanes: Sequence[Any], reals: Any, codes: Any
 
 
 def _store(dtype: str, address: Any, lanes: Sequence[Any], reals: Any, codes: Any) -> None:
-    """Put all pieces together, and store them."""
+    """Assemble all vectors, then store them."""
     vector, wide, count, shared = _pieces(dtype, len(lanes))
     values = [_get(codes if dtype in CODES else reals, lane, _element(dtype)) for lane in lanes]
     if shared > 1:

@@ -1,7 +1,7 @@
-"""The constants of a step, folded on the GPU from what lives there: step numbers, settings, the gradients' norm.
+"""The constants of a step, folded on the GPU from its own step numbers, settings and the gradients' norm.
 
-So nothing has to come back to the host before the update can be queued, and a captured CUDA graph counts its own steps.
-This is float64 arithmetic, for one row per array; the update's kernels hold none of it.
+So the host can queue the update without waiting for the GPU, and a captured CUDA graph counts its own steps. This is
+float64 arithmetic, one row for each array; the update's kernels have none of it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ cuda = seam.cuda
 
 SETTINGS = len(Settings._fields)  # float64, in a row of settings
 
-# Moments in 8 bits that have a dither of their own, by what `codecs.stream_key` calls their columns.
+# 8-bit moments with their own dither, as `codecs.stream_key` numbers their columns.
 DITHERED = (2, 3)
 _DITHER = Keys._fields.index("dither")
-_STREAMS = _DITHER  # of a step: param, exp_avg, exp_avg_sq, max_exp_avg_sq, as `codecs.stream_key` calls them: 0 to 3
+_STREAMS = _DITHER  # param, exp_avg, exp_avg_sq, max_exp_avg_sq: columns 0 to 3 of `codecs.stream_key`
 _WORD = np.uint64(0xFFFFFFFF)
 
-# Places in the treatment, float64: what is done to the gradients of a step.
+# Indices into the treatment of a step's gradients, float64.
 FACTOR, CLIP_VALUE, MAX_NORM, LIMIT = range(4)  # LIMIT: of numerics.norm.LARGEST_GRADIENT
 TREATMENT = 4
 
-# Places in a record, of 8 bytes each: what a step did.
+# Indices into a step's record, of 8 bytes each.
 SKIP, NORM = range(2)
 RECORD = 2
 
@@ -46,27 +46,27 @@ _load_uint32, _store_uint32 = access.scalar("uint32")
 
 
 class Step(NamedTuple):
-    """Where the parts of a step lie: addresses."""
+    """The addresses of a step's parts."""
 
     settings: Any  # (groups, SETTINGS) float64
-    groups: Any  # (count,) int64: which row of the settings holds for an array
-    steps: Any  # (count,) int64: updates made so far; counted up
-    grads: Any  # (count,) int64: where the gradients lie, 0 without one
-    constants: Any  # (count, CONSTANTS), of what is computed in: written
-    keys: Any  # (count, KEYS) uint32: written where they are asked for
+    groups: Any  # (count,) int64: an array's row of the settings
+    steps: Any  # (count,) int64: updates made so far; incremented
+    grads: Any  # (count,) int64: the addresses of the gradients, 0 without one
+    constants: Any  # (count, CONSTANTS) of the compute dtype: written
+    keys: Any  # (count, KEYS) uint32: written where random rounding or dithers need them
     treatment: Any  # (TREATMENT,) float64
-    totals: Any  # norm.TOTALS float64: the sum of squares of all gradients, and the largest; 0: not measured
+    totals: Any  # norm.TOTALS float64: the gradients' sum of squares and largest magnitude; 0: not measured
     loss_scale: Any  # float32: divides the gradients; 0: none
-    found_inf: Any  # float32: not 0 when a gradient is not finite; 0: not asked
+    found_inf: Any  # float32: not 0 when a gradient is not finite; 0: none
     record: Any  # SKIP, int64, set to 1 when the step is left out, else to 0; NORM, float64, -1 where not measured
-    places: Any  # (count,) int64: which of the optimizer's parameters each array is
-    is_stochastic: Any  # not 0 when bfloat16 arrays are rounded at random
-    dithers: Any  # (count, 2) uint32: of moments in 8 bits before the first step, see DITHERED; 0: there are none
+    places: Any  # (count,) int64: each array's number among the optimizer's parameters
+    is_stochastic: Any  # not 0 when bfloat16 arrays are rounded stochastically
+    dithers: Any  # (count, 2) uint32: of 8-bit moments before the first step, see DITHERED; 0: none
 
 
 @seam.device
 def _settings_at(address):  # type: ignore[no-untyped-def]
-    """Return a row of settings by their names."""
+    """Return the row of settings at an address."""
     return Settings(
         _load_float64(address),
         _load_float64(address + 8),
@@ -99,7 +99,7 @@ def _treated(step):  # type: ignore[no-untyped-def]
     norm, clipped = np.float64(-1.0), factor
     is_left_out = step.found_inf != 0 and _load_float32(step.found_inf) != 0
     if step.totals != 0:
-        max_norm = float(_load_float64(step.treatment + MAX_NORM * 8))  # NumPy's, in the simulator, would warn
+        max_norm = float(_load_float64(step.treatment + MAX_NORM * 8))  # NumPy's float64, in the simulator, would warn
         total, largest = float(_load_float64(step.totals + SUM * 8)), float(_load_float64(step.totals + LARGEST * 8))
         norm, clipped = _measured(total, float(factor), max_norm, float(_load_float64(step.totals + SCALE * 8)))
         clip_value = float(_load_float64(step.treatment + CLIP_VALUE * 8))
@@ -110,7 +110,7 @@ def _treated(step):  # type: ignore[no-untyped-def]
 
 @seam.device
 def _store_keys(step, row, number, seed):  # type: ignore[no-untyped-def]
-    """Write the keys of an array's random numbers in update `number`."""
+    """Store the keys of an array's random numbers in update `number`."""
     address = step.keys + row * KEYS_BYTES
     if step.is_stochastic != 0:
         place = _load_int64(step.places + row * 8)
@@ -128,7 +128,7 @@ def _store_constants(real: str) -> Any:
 
     @seam.device
     def store_constants(address, c):  # type: ignore[no-untyped-def]
-        """Write the constants at an address, one by one: numba-cuda-mlir goes through no named tuple."""
+        """Store the constants at an address, one by one: numba-cuda-mlir cannot iterate over a named tuple."""
         store(address, c[0])
         store(address + item_bytes, c[1])
         store(address + item_bytes * 2, c[2])
@@ -155,7 +155,7 @@ def kernel(real: str) -> Any:
     store_constants, item_bytes = _store_constants(real), np.dtype(real).itemsize
 
     def fold(parts, count, seed):  # type: ignore[no-untyped-def]
-        """Write the constants of every array that has a gradient, and count its step; one thread for each.
+        """Store the constants of every array that has a gradient, and count its step; one thread for each array.
 
         Args:
             parts: the addresses of Step's parts, in their order.

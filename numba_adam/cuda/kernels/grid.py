@@ -1,6 +1,6 @@
 """Entry points: one array, or many arrays in one launch; and how threads share an array's elements.
 
-`update`, `eight_bit` and `accumulate` say what is done to an element, a group of elements, or an array.
+`update`, `eight_bit` and `accumulate` pass in what updates an element or a thread's share of an array.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _load_uint32 = access.scalar("uint32")[0]
 
 
 class Kernels(NamedTuple):
-    """What is done to arrays of a layout, compiled at its first launch."""
+    """The kernels for arrays of a layout; each is compiled at its first launch."""
 
     flat: Any  # one array
     table: Any  # many
@@ -33,7 +33,7 @@ def _registers(layout: Layout) -> Any:
 
     @seam.device
     def registers():  # type: ignore[no-untyped-def]
-        """Return registers for the group at work: numbers, and codes."""
+        """Return registers for a group: numbers, and codes."""
         reals = Lanes(
             _within.local.array(lanes, real),
             _within.local.array(lanes, real),
@@ -63,7 +63,7 @@ def _constants_at(layout: Layout) -> Any:
 
     @seam.device
     def constants_at(address):  # type: ignore[no-untyped-def]
-        """Return the constants at an address; a thread block's threads all load the same ones: one transaction."""
+        """Return the constants at an address. All threads of a block load the same ones, so each is read once."""
         return Constants(
             load(address),
             load(address + item_bytes),
@@ -140,12 +140,12 @@ def span(layout: Layout, update_lane: Any) -> Any:
 
     @seam.device
     def update_span(place, begin, end, thread, threads, work):  # type: ignore[no-untyped-def]
-        """Update the elements of an array from `begin` to `end`: the share of one of so many threads."""
+        """Update one thread's share of the elements from `begin` to `end`, `threads` being how many share them."""
         first = first_group(place, begin)
         is_aligned = first >= 0
         first = first if is_aligned else begin
         if first > begin:
-            first -= lanes  # a group of which only the last lanes are within bounds
+            first -= lanes  # the first group is not whole: only its last lanes are within the bounds
         bounds = (begin, end)
         for index in range(first + thread * lanes, end, threads * lanes):
             is_wide = is_aligned and begin <= index and index + lanes <= end
@@ -162,11 +162,11 @@ def flat(layout: Layout, update_span: Any) -> Any:
         """Update one array.
 
         Args:
-            places: the addresses of its columns, in the order of Place; 0 for what the layout does not have.
+            places: the addresses of its columns, in the order of Place; 0 for a column that the layout does not have.
             count: number of elements.
-            constants: where the folded constants lie, a row of CONSTANTS.
-            keys: where the keys of the random numbers lie, a row of KEYS uint32.
-            skip: where an int64 lies that is not 0 when the step is to be left out.
+            constants: the address of a row of CONSTANTS: the folded constants.
+            keys: the address of a row of KEYS uint32: the keys of the random numbers.
+            skip: the address of an int64 that is not 0 when the step must be left out.
         """
         if _load_int64(skip) != 0:
             return
@@ -190,15 +190,15 @@ def table(layout: Layout, update_span: Any) -> Any:
         """Update many arrays, a chunk at a time.
 
         Args:
-            places: where (COLUMNS, count) int64 lie: the addresses of every array's columns, in the order of Place;
-                arrays whose gradient's is 0 are left alone.
-            lengths: where (count,) int64 lie: numbers of elements.
+            places: the address of (COLUMNS, count) int64: the addresses of every array's columns, in the order of
+                Place; an array whose gradient's address is 0 is left out.
+            lengths: the address of (count,) int64: numbers of elements.
             count: how many arrays there are.
-            chunks: where (chunk_count, 2) int64 lie: an array, and the element of it at which the chunk begins.
+            chunks: the address of (chunk_count, 2) int64: an array, and the chunk's first element.
             chunk_count: how many chunks there are.
-            constants: where the folded constants lie, a row of CONSTANTS for each array.
-            keys: where the keys of the random numbers lie, a row of KEYS uint32 for each array.
-            skip: where an int64 lies that is not 0 when the step is to be left out.
+            constants: the address of the folded constants, a row of CONSTANTS for each array.
+            keys: the address of the keys of the random numbers, a row of KEYS uint32 for each array.
+            skip: the address of an int64 that is not 0 when the step must be left out.
         """
         if _load_int64(skip) != 0:
             return

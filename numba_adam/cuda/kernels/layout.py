@@ -1,11 +1,11 @@
-"""What a kernel is compiled for, and what it works on, by name. Imports nothing of CUDA's."""
+"""What a kernel is compiled for, and what it works on, by name. Imports no CUDA package."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-CHUNK = 16_384  # elements that a block of threads takes of an array at a time
-CONSTANTS = 16  # numbers in a row of constants, as many as Constants has: whole wide loads
+CHUNK = 16_384  # elements of an array that a thread block takes at a time
+CONSTANTS = 16  # numbers in a row of constants, as many as Constants has
 EIGHT_BIT = "8bit"
 
 
@@ -18,18 +18,18 @@ class Layout(NamedTuple):
     exp_avg_sq: str = "float32"
     max_exp_avg_sq: str = ""
     ema: str = ""
-    copy: str = ""  # a second, narrower image of the new parameters
+    copy: str = ""  # a narrower copy of the new parameters
     zero_grad: bool = False
     contract: bool = False  # let the compiler fuse multiplications with additions: other bits, hardly faster
 
     @property
     def real(self) -> str:
-        """What is computed in."""
+        """The compute dtype."""
         return "float64" if "float64" in (self.param, self.exp_avg, self.exp_avg_sq) else "float32"
 
 
 class Place(NamedTuple):
-    """Where the columns of an array lie: addresses, 0 where there is none."""
+    """The addresses of an array's columns, 0 where there is none."""
 
     param: Any
     grad: Any
@@ -38,7 +38,7 @@ class Place(NamedTuple):
     max_exp_avg_sq: Any
     ema: Any
     copy: Any
-    exp_avg_scale: Any  # float32, one for each block of a moment in 8 bits
+    exp_avg_scale: Any  # float32, one for each block of an 8-bit moment
     exp_avg_sq_scale: Any
     max_exp_avg_sq_scale: Any
 
@@ -47,7 +47,7 @@ COLUMNS = len(Place._fields)
 
 
 class Lanes(NamedTuple):
-    """The columns of the elements at work, in registers: numbers, or the codes of a narrow format."""
+    """A group's columns in registers: numbers, or the codes of a narrow format."""
 
     param: Any
     grad: Any
@@ -59,14 +59,14 @@ class Lanes(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The keys of an array's random numbers in one step, uint32."""
+    """The keys of an array's random numbers in one step, uint32, see `codecs.stream_key`."""
 
     param: Any
     exp_avg: Any
     exp_avg_sq: Any
     max_exp_avg_sq: Any
-    dither: Any  # of moments in 8 bits: that of element 0
-    max_dither: Any  # likewise of max_exp_avg_sq
+    dither: Any  # of 8-bit moments: the dither of element 0
+    max_dither: Any  # likewise, of max_exp_avg_sq
 
 
 KEYS = len(Keys._fields)

@@ -1,11 +1,11 @@
 """The sum of squares of many gradients, on the GPU, bit for bit the CPU's.
 
-The order is that of the CPU's `norm`: blocks of BLOCK elements of an array; within a block element i is added
-to lane i % LANES, by a thread of its own; then the lanes are added one after the other, and so are the blocks. The
-largest magnitude is found on the way.
+The order of additions is that of the CPU's `norm`. Arrays are cut into blocks of BLOCK elements. Within a block,
+element i is added to lane i % SUM_LANES, by one thread for each lane; then the lanes are added one after the other, and
+so are the blocks. The same pass finds the largest magnitude.
 
-Where float64 is computed in, the kernels are queued twice. If the first sum shows that squares of float64 gradients
-overflow or lose digits, the second one is that of scaled ones; else the second kernels end at once.
+With the compute dtype float64, the kernels are queued twice. If the first sum shows that squares of float64 gradients
+overflow or lose digits, the second one sums scaled gradients; else the second kernels return at once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ cuda = seam.cuda
 
 BLOCK = 8192  # elements; as in numba_adam.cpu.kernels.job
 SUM_LANES = 16  # as in numba_adam.cpu.kernels.intrinsics
-ROW = 2 * SUM_LANES  # of a block: the lanes' sums, then their largest magnitudes
+ROW = 2 * SUM_LANES  # numbers for each block: the lanes' sums, then their largest magnitudes
 
-# Places in the totals, float64.
-SUM, LARGEST, SCALE = range(3)  # SCALE multiplies the gradients that the sum is of, or is to be of
+# Indices into the totals, float64.
+SUM, LARGEST, SCALE = range(3)  # SCALE: the factor of the gradients in the sum, or in the next one
 TOTALS = 3
 
 _load_int64 = access.scalar("int64")[0]
@@ -36,7 +36,7 @@ _scale_of_squares = seam.device(scale_of_squares)
 
 @seam.device
 def _scale_of(totals):  # type: ignore[no-untyped-def]
-    """Return what gradients are multiplied by: 1 at first, when `totals` is 0; then 1 only if no sum is needed."""
+    """Return the gradients' factor: 1 in the first sum, when `totals` is 0; in the second one 1 says: not needed."""
     return float(_load_float64(totals + SCALE * 8)) if totals != 0 else 1.0
 
 
@@ -49,15 +49,15 @@ def lanes_kernel(grad: str) -> Any:
     load_element, decode = entry.load_element, entry.decode
 
     def sum_lanes(grads, lengths, blocks, block_count, sums, totals):  # type: ignore[no-untyped-def]
-        """Sum the squares of every lane of every block; 16 neighbouring threads take a block's.
+        """Sum the squares of every lane of every block; 16 neighbouring threads take a block.
 
         Args:
-            grads: where (count,) int64 lie: addresses of the gradients, 0 without one.
-            lengths: where (count,) int64 lie: numbers of elements.
-            blocks: where (block_count, 2) int64 lie: an array, and the element of it at which the block begins.
+            grads: the address of (count,) int64: the addresses of the gradients, 0 without one.
+            lengths: the address of (count,) int64: numbers of elements.
+            blocks: the address of (block_count, 2) int64: an array, and the block's first element.
             block_count: how many blocks there are.
-            sums: where (block_count, ROW) float64 lie: written.
-            totals: where the TOTALS of the first sum lie; 0: this is the first.
+            sums: the address of (block_count, ROW) float64: written.
+            totals: the address of the first sum's TOTALS; 0: this is the first.
         """
         thread = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
         reals, codes = cuda.local.array(lane_count, real), cuda.local.array(lane_count, np.uint16)
@@ -90,7 +90,7 @@ def blocks_kernel() -> Any:
 
 
 def _sum_blocks(sums, block_count, totals):  # type: ignore[no-untyped-def]
-    """Add each block's lanes; the results take the places of the first lane's. One thread for each block.
+    """Add each block's lanes; the results replace the first lane's. One thread for each block.
 
     Args:
         sums: as for `_sum_lanes`.
@@ -116,15 +116,15 @@ def total_kernel() -> Any:
 
 
 def _sum_all(sums, block_count, totals, is_first, has_doubles):  # type: ignore[no-untyped-def]
-    """Add the blocks' sums one after the other, on one thread, since their order is the order of the bits.
+    """Add the blocks' sums one after the other, on one thread: their order decides the bits.
 
     Blocks of arrays without a gradient have the sum 0, which changes nothing: sums of squares are never -0.
 
     Args:
         sums: as for `_sum_lanes`.
         block_count: how many blocks there are.
-        totals: where TOTALS float64 lie: written.
-        is_first: not 0 for the sum of the gradients as they are.
+        totals: the address of TOTALS float64: written.
+        is_first: not 0 for the sum of unscaled gradients.
         has_doubles: not 0 where there may be float64 gradients.
     """
     if is_first != 0 or _scale_of(totals) != 1.0:

@@ -182,10 +182,10 @@ def test_codes_and_scales_lie_where_they_are_said_to():
 def test_a_table_refuses_8_bits_beside_what_they_do_not_go_with():
     param = Interface(np.ones(3))
     moments = [uploaded(EightBit.zeros((3,)), HERE) for _ in range(2)]
-    with pytest.raises(DtypeError, match="params are computed in float64: moments in 8 bits go with float32 alone"):
+    with pytest.raises(DtypeError, match="params: expected the compute dtype float32 for 8-bit moments, got float64"):
         CudaTable([param], moments[:1], moments[1:], hyperparameters=[Hyperparameters()])
     narrow = [Interface(np.ones(3, "f4")) for _ in range(2)]
-    with pytest.raises(DtypeError, match=r"only some moments of params\[0\] are in 8 bits: all must be, or none"):
+    with pytest.raises(DtypeError, match=r"params\[0\]: expected 8 bits for all of its moments or for none"):
         CudaTable(narrow[:1], moments[:1], narrow[1:], hyperparameters=[Hyperparameters()])
     with pytest.raises(DtypeError, match=r"params\[0\] is float64, state_dtype='8bit'"):
         na.Adam([param], state_dtype="8bit")

@@ -24,8 +24,12 @@ def table(columns):
     ("changes", "error", "message"),
     [
         ({"exp_avgs": np.ones(12, "f4")}, ShapeError, r"exp_avg\['b'\] has shape \(12,\).*params\['b'\], \(3, 4\)"),
-        ({"exp_avg_sqs": np.ones((3, 4), "i4")}, DtypeError, r"exp_avg_sq\['b'\] .* has dtype <i4, needed is float32"),
-        ({"params": np.ones((3, 4))}, DtypeError, "params have the dtypes float32, float64"),
+        ({"exp_avg_sqs": np.ones((3, 4), "i4")}, DtypeError, r"exp_avg_sq\['b'\] .* expected float32.* got dtype <i4"),
+        (
+            {"params": np.ones((3, 4))},
+            DtypeError,
+            "params: expected one compute dtype.* got parameters of float32, float64",
+        ),
     ],
 )
 def test_an_array_that_does_not_fit_is_named(changes, error, message):
@@ -50,7 +54,7 @@ def test_arrays_that_share_memory_are_refused():
 def test_arrays_of_two_gpus_are_refused():
     columns = ones()
     columns[1][1] = Interface(np.ones((3, 4), "f4"), device=1)
-    with pytest.raises(UnsupportedArrayError, match=r"exp_avg\['b'\] is on GPU 1, needed is GPU 0"):
+    with pytest.raises(UnsupportedArrayError, match=r"exp_avg\['b'\]: expected GPU 0, .* got GPU 1"):
         table(columns)
 
 

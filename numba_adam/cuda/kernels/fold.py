@@ -14,9 +14,8 @@ import numpy as np
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
-from numba_adam.cuda.kernels.mathematics import codec
+from numba_adam.cuda.kernels.mathematics import codec, compiled
 from numba_adam.cuda.kernels.norm import LARGEST, SCALE, SUM
-from numba_adam.numerics.bind import bind
 from numba_adam.numerics.codecs import DITHER_TURN
 from numba_adam.numerics.constants import Settings, bias_correction, correct
 from numba_adam.numerics.norm import is_too_large, measured
@@ -84,8 +83,7 @@ def _settings_at(address):  # type: ignore[no-untyped-def]
 
 _INFINITY = math.inf
 _measured, _is_too_large, _bias_correction, _correct = (
-    seam.device(bind(function, product=seam.product64))
-    for function in (measured, is_too_large, bias_correction, correct)
+    compiled(function, product=seam.product64) for function in (measured, is_too_large, bias_correction, correct)
 )
 _stream_key = codec("stream_key")
 

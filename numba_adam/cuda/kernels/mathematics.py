@@ -1,12 +1,13 @@
-"""The functions of `numerics`, compiled for a GPU: the element mathematics and the codecs. `fold` adds the constants.
+"""The functions of `numerics`, compiled for a GPU. No other module here binds names.
 
-These functions stand once, as plain Python, for every backend. So they cannot be closures that a CUDA builder makes:
-`bind` gives each the GPU's product and square root in place of the names that its module has.
+These functions stand once, as plain Python, for every backend. So they are no closures that a builder makes: `bind`
+replaces the names that a GPU needs other functions for, the product and the square root.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from inspect import isfunction
 from typing import Any, NamedTuple
 
@@ -14,6 +15,11 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.kernels.layout import Layout
 from numba_adam.numerics import codecs, element, operations
 from numba_adam.numerics.bind import bind
+
+
+def compiled(function: Callable[..., Any], **names: Any) -> Any:
+    """Return a function of `numerics`, compiled, with some of its module's names replaced."""
+    return seam.device(bind(function, **names))
 
 
 class Mathematics(NamedTuple):
@@ -32,7 +38,7 @@ def mathematics(layout: Layout) -> Mathematics:
     if layout.contract:
         product = seam.device(operations.product)
     functions = (getattr(element, name) for name in Mathematics._fields)
-    return Mathematics(*[seam.device(bind(function, product=product, np=seam.arithmetic)) for function in functions])
+    return Mathematics(*[compiled(function, product=product, np=seam.arithmetic) for function in functions])
 
 
 @functools.cache
@@ -42,4 +48,4 @@ def codec(name: str) -> Any:
         return getattr(seam, name)
     function = getattr(codecs, name)
     called = [other for other in function.__code__.co_names if isfunction(getattr(codecs, other, None))]
-    return seam.device(bind(function, **{other: codec(other) for other in called}))
+    return compiled(function, **{other: codec(other) for other in called})

@@ -16,6 +16,7 @@ import numpy as np
 
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
+from numba_adam.cuda.kernels.mathematics import compiled
 from numba_adam.numerics.norm import scale_of_squares
 
 cuda = seam.cuda
@@ -31,7 +32,7 @@ TOTALS = 3
 _load_int64 = access.scalar("int64")[0]
 _load_float64, _store_float64 = access.scalar("float64")
 _product = seam.product64
-_scale_of_squares = seam.device(scale_of_squares)
+_scale_of_squares = compiled(scale_of_squares)
 
 
 @seam.device

@@ -218,12 +218,12 @@ def compile_ptx(function: Any, arguments: tuple[str, ...], capability: tuple[int
         arguments: its arguments' types by name: "int64", or "7 int64" for a tuple.
         capability: compute capability, (9, 0) for instance.
     """
-    signature = types.void(*map(_type_of, arguments))
+    signature = types.void(*map(type_of, arguments))
     ptx, _ = cuda.compile_ptx(function.py_func, signature, cc=capability)
     return str(ptx)
 
 
-def _type_of(argument: str) -> Any:
+def type_of(argument: str) -> Any:
     """Return Numba's type for "int64", or "7 int64"."""
     count, _, name = argument.rpartition(" ")
     return types.UniTuple(getattr(types, name), int(count)) if count else getattr(types, name)

@@ -50,6 +50,6 @@ def use(kernel: Any, arguments: tuple[str, ...]) -> tuple[int, int, str]:
     Returns:
         how often the kernel was loaded from the folder, how often it was compiled, and a digest of its machine code.
     """
-    kernel.compile(tuple(map(seam._type_of, arguments)))
+    kernel.compile(tuple(map(seam.type_of, arguments)))
     hits, misses = (sum(counter.values()) for counter in (kernel.stats.cache_hits, kernel.stats.cache_misses))
     return hits, misses, hashlib.sha256(_images[-1]).hexdigest()

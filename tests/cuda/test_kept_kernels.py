@@ -182,8 +182,21 @@ def test_every_field_of_a_layout_is_in_the_name(field):
     assert name_of(seam.kernel(entry, "entry", usual)) != name_of(seam.kernel(entry, "entry", other))
 
 
+def test_all_that_a_builder_is_given_is_in_its_kernels_name():
+    @seam.kernel_builder("entry")
+    def build(format_, count):
+        def entry():
+            return
+
+        return entry
+
+    given = (("float32", 1), ("float16", 1), ("float32", 2))
+    assert len({name_of(build(*arguments)) for arguments in given}) == len(given)
+    assert [name_of(build(*arguments)) for arguments in given] == [name_of(build.__wrapped__(*one)) for one in given]
+
+
 def test_without_the_format_in_the_name_a_kernel_would_be_taken_for_another(tmp_path):
-    """Both are one function, bound to other names: the index of the file cannot tell them apart."""
+    """Both are one function with other closures: the index of the file cannot tell them apart."""
     program = (
         USE_ANEW
         + """

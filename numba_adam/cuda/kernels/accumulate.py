@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from numba_adam.cuda import seam
@@ -15,6 +16,7 @@ def layout(real: str, grad: str) -> Layout:
     return Layout(param=real, grad=grad, exp_avg="", exp_avg_sq="")
 
 
+@functools.cache
 def kernels(layout: Layout) -> Kernels:
     """Return the kernels that add; they take the update's arguments. They are compiled at their first launch."""
     return Kernels(_flat(layout), _table(layout))

@@ -8,6 +8,7 @@ depends on nothing but that element, so neither matters for the bits.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from numba_adam.cuda import seam
@@ -17,6 +18,7 @@ from numba_adam.cuda.kernels.layout import EIGHT_BIT, Layout
 from numba_adam.cuda.kernels.mathematics import mathematics
 
 
+@functools.cache
 def kernels(layout: Layout) -> Kernels:
     """Return the kernels for a layout. They are compiled at their first launch."""
     return Kernels(_flat(layout), _table(layout))

@@ -1,4 +1,6 @@
-"""The update on NVIDIA GPUs, from the same element mathematics and codecs as on the CPU.
+"""The GPU backend: the update of arrays in the memory of an NVIDIA GPU.
+
+The kernels are compiled from the same element mathematics and codecs as the CPU's.
 
     cache        the on-disk cache of machine code
     seam         chooses a CUDA package, numba-cuda, numba-cuda-mlir or Numba's own numba.cuda, and compiles with it

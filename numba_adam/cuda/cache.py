@@ -22,11 +22,10 @@ import numpy as np
 from numba.core import config
 
 from numba_adam.kernel_cache import location
-from numba_adam.kernel_cache.files import Forgiving, Place
+from numba_adam.kernel_cache.files import FaultTolerant, Locator
+from numba_adam.kernel_cache.sources import GPU_KERNELS, Sources
 
 _log = logging.getLogger("numba_adam")
-_SOURCES = ("numerics/*.py",)
-_CUDA_SOURCES = ("cuda/seam.py", "cuda/cache.py", "cuda/kernels/*.py")
 _LIBRARIES = ("nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvrtc", "nvidia-cuda-nvcc", "pynvjitlink")
 _COMPILERS = (
     "numba-cuda",
@@ -37,10 +36,10 @@ _COMPILERS = (
 
 
 @functools.cache
-def sources() -> location.Sources:
+def sources() -> Sources:
     """Return what the machine code depends on, except the GPU and its toolkit."""
     versions = (numba.__version__, llvmlite.__version__, np.__version__, *map(_version, _COMPILERS))
-    return location.Sources(_SOURCES + _CUDA_SOURCES, *versions)
+    return Sources(GPU_KERNELS, *versions)
 
 
 def _version(distribution: str) -> str:
@@ -77,7 +76,7 @@ class _Sealed:
     """Writes a kernel with a seal and checks that when it loads: mixed into the package's implementation."""
 
     def __init__(self, name: str) -> None:
-        self._locator, self._filename_base = Place(folder(), sources()), name
+        self._locator, self._filename_base = Locator(folder(), sources()), name
 
     def reduce(self, kernel: Any) -> dict[str, Any]:
         """Return what the file will contain."""
@@ -117,7 +116,7 @@ def _cache_class(package: ModuleType) -> Any:
     class Implementation(_Sealed, implementation_class):  # type: ignore[misc, valid-type]
         """The package's implementation, with a seal."""
 
-    class KernelCache(Forgiving, cache_class):  # type: ignore[misc, valid-type]
+    class KernelCache(FaultTolerant, cache_class):  # type: ignore[misc, valid-type]
         """The package's cache, in our folder."""
 
         def __init__(self, py_func: Any, name: str) -> None:

@@ -1,1 +1,1 @@
-"""Where compiled kernels are kept between processes, the CPU's and a GPU's. Imports no compiler."""
+"""Where compiled kernels of the CPU and of GPUs are kept between processes. Imports no compiler."""

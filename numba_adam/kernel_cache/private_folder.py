@@ -1,4 +1,4 @@
-"""Folders that only their owner may write to: what lies there is executed, or believed. Imports nothing of ours."""
+"""Folders that only their owner may write to, because their files are executed or trusted. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_ours_alone(status: os.stat_result) -> bool:
-    """Say whether a file or folder belongs to this process's user, and nobody else may write to it."""
+    """Say whether a file or folder belongs to this process's user and only this user may write to it."""
     if not hasattr(os, "geteuid"):
         return True
     return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_MAY_WRITE
 
 
 def make(path: Path) -> None:
-    """Make a folder, and those above it that are missing, for their owner alone, whatever the umask.
+    """Create a folder and its missing parents, writable for their owner alone, whatever the umask.
 
-    A folder that exists stays as it is; `why_unsafe` says whether it may be used.
+    An existing folder stays as it is; `why_unsafe` says whether it may be used.
 
     Args:
         path: an absolute path.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
-            folder.chmod(0o700)  # the umask may have taken rights from the owner too
+            folder.chmod(0o700)  # the umask may have removed the owner's rights
 
 
 def why_unsafe(path: Path) -> str | None:
-    """Say who else could put files into a folder, or put another folder in its place; None: nobody could.
+    """Say who else could put files into a folder or replace the folder; None if nobody could.
 
-    The folder must belong to this process's user, and only its owner may write to it. A folder above it that anyone may
-    write to must have the sticky bit, as /tmp has, or anyone could rename what lies in it. Systems without users and
-    modes of POSIX are trusted.
+    The folder must belong to this process's user, and only this user may write to it. A parent that anyone may write to
+    must have the sticky bit, as /tmp has, because otherwise anyone could rename what it contains. Systems without POSIX
+    users and modes are trusted.
 
     Args:
-        path: of the folder, without symbolic links: `Path.resolve` takes them out.
+        path: the folder's path without symbolic links, as `Path.resolve` returns it.
 
     Raises:
-        OSError: the folder cannot be looked at.
+        OSError: the folder's status cannot be read.
     """
     if not hasattr(os, "geteuid"):
         return None

@@ -280,6 +280,7 @@ BESIDE = {
     "kernel_cache/files.py",
     "kernel_cache/location.py",
     "kernel_cache/private_folder.py",
+    "kernel_cache/sources.py",
     "settings/hyperparameters.py",
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from numba_adam.cpu.kernels.fast_path import prepare_one
 from numba_adam.cpu.kernels.gather import kinds, usable
-from numba_adam.cpu.kernels.job import COLUMNS, OPTIONS, OWNER, Job, empty_plan, pack
+from numba_adam.cpu.kernels.launch_plan import COLUMNS, OPTIONS, OWNER, LaunchPlan, empty_step, pack
 from numba_adam.cpu.table import run
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.constants import FLOORS, Settings
@@ -23,11 +23,11 @@ from numba_adam.settings.limits import check_factor, check_held
 
 
 class _Slot(NamedTuple):
-    """A job of one parameter; each step fills in its arrays."""
+    """The launch plan of one parameter, whose arrays each step fills in."""
 
     dtype: str
-    job: Job
-    places: Array
+    plan: LaunchPlan
+    packed: Array
     steps: Array
 
 
@@ -59,20 +59,20 @@ def update_one(arrays: Sequence[object], hyperparameters: Hyperparameters, step:
     check_held(hyperparameters, slot.dtype)
     if grad_scale != 1.0:
         check_factor(grad_scale, slot.dtype, f"grad_scale={grad_scale!r}")
-    job = slot.job
-    job.settings[0] = settings(hyperparameters, slot.dtype)
+    plan = slot.plan
+    plan.settings[0] = settings(hyperparameters, slot.dtype)
     slot.steps[0] = step - 1
     objects = np.array([id(array) for array in arrays], dtype=np.uint64)
-    if not prepare_one(slot.places, job.constants, objects, slot.steps, grad_scale):
+    if not prepare_one(slot.packed, plan.constants, objects, slot.steps, grad_scale):
         return False
-    run(job, slot.places, slot.steps, 1)
+    run(plan, slot.packed, slot.steps, 1)
     return True
 
 
 def _slot(dtype: str) -> _Slot:
     nothing = np.zeros(0, dtype=np.uint64)
-    job = Job(
-        table=np.zeros((1, COLUMNS), dtype=np.uint64),
+    plan = LaunchPlan(
+        addresses=np.zeros((1, COLUMNS), dtype=np.uint64),
         formats=np.zeros((1, COLUMNS), dtype=np.int64),
         plain=np.ones(1, dtype=np.int64),
         numbers=np.zeros(1, dtype=np.int64),
@@ -88,9 +88,9 @@ def _slot(dtype: str) -> _Slot:
         ends=nothing,
         owners=np.zeros((1, OWNER), dtype=np.uint64),
         copies=np.zeros((0, OWNER), dtype=np.uint64),
-        **empty_plan(1, dtype),
+        **empty_step(1, dtype),
     )
-    return _Slot(dtype, job, pack(job), np.zeros(1, dtype=np.int64))
+    return _Slot(dtype, plan, pack(plan), np.zeros(1, dtype=np.int64))
 
 
 _slots = _Slots()

@@ -13,7 +13,7 @@ import numpy as np
 
 from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, threads, update
 from numba_adam.cpu.kernels.gather import kinds, usable
-from numba_adam.cpu.kernels.job import (
+from numba_adam.cpu.kernels.launch_plan import (
     COLUMNS,
     IS_PLAIN,
     IS_STOCHASTIC,
@@ -22,8 +22,8 @@ from numba_adam.cpu.kernels.job import (
     SCALE,
     SEED,
     ZERO_GRAD,
-    Job,
-    empty_plan,
+    LaunchPlan,
+    empty_step,
     pack,
 )
 from numba_adam.cpu.kernels.prepare import prepare, prepare_gathered
@@ -172,15 +172,13 @@ class UpdateTable:
 
     def sum_of_squares(self, plan: Plan) -> float:
         """Return the sum of squares of the plan's gradients."""
-        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[plan.grad_count])
-        if tasks == 1:
-            return float(norm.sum_of_squares_serial(self._places, like, plan.grad_count))
-        with threads.launch_lock:
-            return float(norm.sum_of_squares_parallel(self._places, like, plan.grad_count, tasks))
+        tasks = threads.tasks_for(self._job.offsets[plan.grad_count])
+        kernels = norm.sum_of_squares_serial, norm.sum_of_squares_parallel
+        return float(threads.launch(*kernels, tasks, self._places, self._job.constants, plan.grad_count))
 
     def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
-        total, largest = norm.look_again(self._places, self._job.constants, plan.grad_count, scale)
+        total, largest = norm.sum_of_scaled_squares(self._places, self._job.constants, plan.grad_count, scale)
         return float(total), float(largest)
 
     @property
@@ -195,12 +193,9 @@ class UpdateTable:
             plan: from `plan`; its gradients must still be alive.
             sums: (parameters,) uint64: the address of each parameter's sum, of its shape and of the compute dtype.
         """
-        like, tasks = self._job.constants, threads.tasks_for(self._job.offsets[plan.grad_count])
-        if tasks == 1:
-            accumulate.accumulate_serial(self._places, like, sums, plan.grad_count)
-            return
-        with threads.launch_lock:
-            accumulate.accumulate_parallel(self._places, like, sums, plan.grad_count, tasks)
+        tasks = threads.tasks_for(self._job.offsets[plan.grad_count])
+        kernels = accumulate.accumulate_serial, accumulate.accumulate_parallel
+        threads.launch(*kernels, tasks, self._places, self._job.constants, sums, plan.grad_count)
 
     def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
         """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
@@ -246,15 +241,15 @@ class UpdateTable:
         """Return every array that an update writes, and what to call it."""
         return written(self._columns, self._names, self._labels)
 
-    def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> Job:
+    def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> LaunchPlan:
         """Return what the kernels work on."""
         shapes, count = self._shapes, len(self._params)
         given = [as_given(param, order) for param, order in zip(self._params, self._axes, strict=True)]
         formats = np.zeros((count, COLUMNS), dtype=np.int64)
         formats[:, : len(self._columns)] = np.transpose([[_format(array) for array in c] for c in self._columns])
         extras = self._extras
-        return Job(
-            table=self._addresses(),
+        return LaunchPlan(
+            addresses=self._addresses(),
             formats=formats,
             plain=np.array([self._is_plain(k) for k in range(count)], dtype=np.int64),
             numbers=np.array(extras.numbers if extras.numbers is not None else range(count), dtype=np.int64),
@@ -272,7 +267,7 @@ class UpdateTable:
             ends=self._extents.ends,
             owners=_rows(self._owners),
             copies=_rows(copy for copy in self._copies if copy is not None),
-            **empty_plan(count, self.dtype),
+            **empty_step(count, self.dtype),
         )
 
     def _addresses(self) -> Array:
@@ -354,15 +349,11 @@ def _format(array: Array | EightBit | None) -> int:
     return FLOAT32 if array is None else format_number(array)
 
 
-def run(job: Job, places: Array, steps: Array, count: int) -> None:
+def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
     """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
-    tasks = threads.tasks_for(job.offsets[count])
-    kernels = update if job.options[IS_PLAIN] else mixed_formats
-    if tasks == 1:
-        kernels.update_serial(places, job.constants, steps, count)
-        return
-    with threads.launch_lock:
-        kernels.update_parallel(places, job.constants, steps, count, tasks)
+    kernels = update if plan.options[IS_PLAIN] else mixed_formats
+    tasks = threads.tasks_for(plan.offsets[count])
+    threads.launch(kernels.update_serial, kernels.update_parallel, tasks, packed, plan.constants, steps, count)
 
 
 def _rows(owners: Iterable[Watched | None]) -> Array:

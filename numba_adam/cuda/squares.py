@@ -12,6 +12,7 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.batches import pieces, queue
 from numba_adam.cuda.kernels import norm
 from numba_adam.cuda.memory import Buffer
+from numba_adam.numerics.norm import SUM_LANES
 
 
 class Squares:
@@ -56,7 +57,7 @@ class Squares:
         for number, first, after in self._blocks_by_format(formats):
             blocks, sums = self._blocks.address + 16 * first, self._sums.address + 8 * norm.ROW * first
             arguments = (grads, lengths, blocks, after - first, sums, totals)
-            grid = math.ceil((after - first) * norm.SUM_LANES / threads)
+            grid = math.ceil((after - first) * SUM_LANES / threads)
             queue(norm.lanes_kernel(number), grid, threads, self._device, stream, *arguments)
         sums = self._sums.address
         queue(norm.blocks_kernel(), math.ceil(count / threads), threads, self._device, stream, sums, count, totals)

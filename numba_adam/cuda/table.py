@@ -28,8 +28,8 @@ from numba_adam.cuda.squares import Squares
 from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
 from numba_adam.interop.arrays import Extents
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
-from numba_adam.numerics.codecs import stream_key
 from numba_adam.numerics.norm import LARGEST_GRADIENT, PLAIN_SQUARES
+from numba_adam.numerics.random_numbers import stream_key
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.results import APPLIED, StepResult

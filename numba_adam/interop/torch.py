@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numba_adam.errors import StateDictError, UnsupportedArrayError
 from numba_adam.interop.axes import as_given, in_memory_order
 from numba_adam.interop.lender import Lender, wrong_dtype
-from numba_adam.numerics import codecs
+from numba_adam.numerics import eight_bit_codecs
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.formats import BFLOAT16, format_of
 
@@ -172,9 +172,9 @@ def _values(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
     if f"{key}_scale" not in entry:
         return np.array(entry[key])
     if key == "exp_avg":
-        ratios = codecs.widen_ratio(entry[key], _units(entry, key))
-        return np.asarray(ratios * codecs.widen_root(entry["exp_avg_sq"], _units(entry, "exp_avg_sq")))
-    root = codecs.widen_root(entry[key], _units(entry, key))
+        ratios = eight_bit_codecs.widen_ratio(entry[key], _units(entry, key))
+        return np.asarray(ratios * eight_bit_codecs.widen_root(entry["exp_avg_sq"], _units(entry, "exp_avg_sq")))
+    root = eight_bit_codecs.widen_root(entry[key], _units(entry, key))
     return np.asarray(root * root)
 
 

@@ -1,1 +1,1 @@
-"""Adam's mathematics and the number formats, each written once. Every kernel is made of these and nothing else."""
+"""Adam's mathematics and the number formats, each written once. All kernels are made of these files."""

@@ -1,4 +1,4 @@
-"""The same source, compiled for another machine: a function whose names mean something else. Imports nothing."""
+"""The same source compiled for several targets: a function whose global names have other values. Imports nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def bind(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
-    """Return the function with some of its module's names bound to something else: compiled functions, for instance."""
+    """Return a copy of a function in which some global names have other values, such as compiled functions."""
     known = {**function.__globals__, **names}
     bound = FunctionType(function.__code__, known, function.__name__, closure=function.__closure__)
     bound.__doc__, bound.__module__, bound.__qualname__ = function.__doc__, function.__module__, function.__qualname__

@@ -1,4 +1,4 @@
-"""A moment in 8 bits an element: codes, and a scale for each block of them. Knows no kernel. Imports NumPy."""
+"""A moment in 8 bits per element: codes, and one scale per block of them. Imports NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from numba_adam.numerics.array import Array
 
-BLOCK = 128  # elements that share a scale; the array's last block may be shorter
+BLOCK = 128  # elements that share a scale; the last block of an array may be shorter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,11 +20,11 @@ class EightBit:
     """uint8, of the parameter's shape."""
 
     scales: Array
-    """float32, one for each block."""
+    """float32, one per block."""
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...]) -> EightBit:
-        """Return a moment that is zero everywhere."""
+        """Return a moment of zeros."""
         codes = np.zeros(shape, dtype=np.uint8)
         return cls(codes, np.zeros(blocks_of(codes.size), dtype=np.float32))
 
@@ -44,5 +44,5 @@ class EightBit:
 
 
 def blocks_of(size: int) -> int:
-    """Return how many blocks so many elements have."""
+    """Return the number of blocks of an array of `size` elements."""
     return -(-size // BLOCK)

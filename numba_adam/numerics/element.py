@@ -20,28 +20,28 @@ Real = Any  # a NumPy scalar, or its compiled counterpart
 
 
 def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constants) -> tuple[Real, Real]:
-    """Return (exp_avg, exp_avg_sq), the two moving averages, after a gradient: reading the compasses.
+    """Return (exp_avg, exp_avg_sq), the two moving averages updated with a gradient: reading the compasses.
 
     Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
 
     Args:
-        param: the parameter, which weight decay of the L2 kind adds to the gradient.
+        param: the parameter; L2 weight decay adds a fraction of it to the gradient.
         grad: its gradient.
         exp_avg: first moment, where we've been: the running mean of the gradients.
         exp_avg_sq: second moment, how bumpy the road is: the running mean of their squares.
-        c: the folded constants, of the arrays' dtype.
+        c: the step's constants, of the arrays' dtype.
 
-    Every operation is rounded on its own (no fused multiply-add, no reordering), so the order below is the order
-    of the bits. A moment below its floor becomes zero: a state that decays for thousands of steps without a gradient
-    would else wander through subnormal numbers, which many CPUs handle a hundred times more slowly.
+    Every operation is rounded on its own (no fused multiply-add, no reordering), so the order of operations below
+    determines the bits. A moment below its floor becomes zero. Otherwise a state that decays for thousands of steps
+    without a gradient would become subnormal, and many CPUs are a hundred times slower with subnormal numbers.
 
-    As long as the first moment is not zero, the second one is at least `least_exp_avg_sq`, four times its floor. So it
-    is never smaller than exact arithmetic has it, however small the gradients are, and the update is never larger. What
-    decays without gradients loses less than a floor, and it takes 1.4 / (1 - beta2) such steps to decay from
-    `least_exp_avg_sq` to the floor: losses do not add up.
+    While the first moment is not zero, the second one is at least `least_exp_avg_sq`, four times its floor. So the
+    second moment is never smaller than in exact arithmetic, however small the gradients are, and the update is never
+    larger. A moment that decays without gradients loses less than its floor, and the decay from `least_exp_avg_sq` to
+    the floor takes 1.4 / (1 - beta2) steps, so losses do not add up.
 
-    The branches ask for constants, so compilers take them out of the loop: what is not asked for costs nothing, and an
-    infinite parameter without decay leaves its moments alone.
+    The branches depend on constants, so compilers move them out of the loop, and an unused option costs nothing.
+    Without decay an infinite parameter does not change its moments.
     """
     grad = product(c.grad_scale, grad)
     if c.clip_value != c.zero:
@@ -55,26 +55,26 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
     exp_avg = c.zero if is_lost else exp_avg
     exp_avg_sq = c.zero if exp_avg_sq < c.exp_avg_sq_floor else exp_avg_sq
     raised = c.least_exp_avg_sq if exp_avg_sq < c.least_exp_avg_sq else exp_avg_sq
-    exp_avg_sq = exp_avg_sq if is_lost else raised  # so written, it is one masked instruction
+    exp_avg_sq = exp_avg_sq if is_lost else raised  # written like this, it is one masked instruction
     return exp_avg, exp_avg_sq
 
 
 def largest(max_exp_avg_sq: Real, exp_avg_sq: Real) -> Real:
-    """Return the largest second moment so far: AMSGrad's terrain (Reddi et al. 2018). A NaN stays one."""
+    """Return the largest second moment so far: the terrain of AMSGrad (Reddi et al. 2018). NaN stays NaN."""
     return max_exp_avg_sq if max_exp_avg_sq >= exp_avg_sq else exp_avg_sq
 
 
 def adapt(param: Real, exp_avg: Real, terrain: Real, c: Constants) -> Real:
     """Return the parameter after the adaptive step.
 
-    The efficient order of Kingma & Ba, section 2: the bias corrections are the same for every element, so they
-    are folded into `c.step_size` and `c.eps`.
+    The efficient order of Kingma & Ba, section 2: the bias corrections are the same for all elements, so they are part
+    of `c.step_size` and `c.eps`.
 
     Args:
         param: the parameter.
         exp_avg: first moment, already updated.
-        terrain: second moment, already updated, or with AMSGrad the largest so far.
-        c: the folded constants, of the arrays' dtype.
+        terrain: second moment, already updated; with AMSGrad the largest so far.
+        c: the step's constants, of the arrays' dtype.
     """
     denom = np.sqrt(terrain) + c.eps
     if c.decoupled_decay != c.zero:
@@ -83,11 +83,11 @@ def adapt(param: Real, exp_avg: Real, terrain: Real, c: Constants) -> Real:
 
 
 def average(ema: Real, param: Real, c: Constants) -> Real:
-    """Return the exponential moving average of the weights (Polyak & Juditsky 1992) after a step.
+    """Return the exponential moving average of the weights (Polyak & Juditsky 1992), updated after a step.
 
     Args:
         ema: the average so far.
         param: the parameter, already updated.
-        c: the folded constants, of the arrays' dtype.
+        c: the step's constants, of the arrays' dtype.
     """
     return product(c.ema_decay, ema) + product(c.one_minus_ema_decay, param)

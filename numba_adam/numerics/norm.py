@@ -9,6 +9,11 @@ import math
 
 from numba_adam.numerics.operations import product
 
+# The order of a sum of squares, on every target: an array is divided into blocks; element i of a block is added to lane
+# i % SUM_LANES; then lanes are added one after the other, and blocks likewise.
+SUM_BLOCK = 8192  # elements
+SUM_LANES = 16  # on a CPU two registers of AVX-512, enough to hide the latency of an addition
+
 # float64 gradients are multiplied by one of these powers of two before they are squared, when their plain squares
 # overflow or lose digits. The scaling loses no digit. Two scales cover the range of float64 (Blue 1978; LAPACK's nrm2).
 PLAIN_SQUARES, OF_LARGE, OF_SMALL = 1.0, 2.0**-700, 2.0**600

@@ -1,1 +1,1 @@
-"""Adam on some rows of a table, such as those of an embedding that a batch has named."""
+"""Adam on some rows of a table, such as the rows of an embedding that a batch uses."""

@@ -1,4 +1,4 @@
-"""Adam on some rows of a table, such as those of an embedding that a batch has named. Knows no framework."""
+"""Adam on some rows of a table, such as the rows of an embedding that a batch uses. Imports no framework."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numba_adam.interop import count_writes
 from numba_adam.numerics.array import Array
 from numba_adam.rows import scratch
 from numba_adam.rows.history import RowHistory, forget_calls
-from numba_adam.rows.jobs import Job, replay, update_in_place
 from numba_adam.rows.tables import (
     NOTHING,
     Table,
     address,
     borrow_grads,
     borrow_table,
-    check_inside,
     distinct_rows,
     row_numbers,
+    validate_rows,
 )
+from numba_adam.rows.update import RowUpdate, replay, update_in_place
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters, step_number
 from numba_adam.settings.limits import check_factor, check_held
 from numba_adam.settings.scalars import real
@@ -29,7 +29,7 @@ from numba_adam.settings.scalars import real
 Mode = Literal["lazy", "exact"]
 History = RowHistory | list[tuple[int, Hyperparameters]] | tuple[tuple[int, Hyperparameters], ...]
 
-_MOST_ROWS = 1_000_000  # brought up to date in one go, where all are
+_MAX_ROWS = 1_000_000  # in one launch, when all rows are brought up to date
 
 
 def adam_update_rows(
@@ -53,7 +53,7 @@ def adam_update_rows(
     max_exp_avg_sq: object | None = None,
     history: History | None = None,
 ) -> None:
-    """Make one Adam step on some rows of a table, in place; the gradient of all the others is zero.
+    """Make one Adam step on some rows of a table, in place; the gradient of all other rows is zero.
 
         >>> import numpy as np
         >>> import numba_adam as na
@@ -66,24 +66,24 @@ def adam_update_rows(
                [1. , 1. ],
                [0.5, 0.5]])
 
-    A row that is named more than once gets the sum of its gradients, added in the order in which they stand.
+    A row that is named several times gets the sum of its gradients, added in their order.
 
-    "lazy": rows that are not named stay as they are, moments too, and do not decay. The cost grows with the rows named.
-    "exact": a row that is named first makes up for the steps it has missed since its `last_step`, so that it is, bit
-    for bit, what `adam_update` would have made of the whole table with gradients of zero. The cost grows with the
-    steps missed as well. Before rows are read, `adam_catch_up_rows` brings them up to date.
+    "lazy": rows that are not named stay unchanged, moments too, and do not decay. The cost grows with the rows named.
+    "exact": each named row first replays the steps that it missed since its `last_step`. The result is, bit for bit,
+    what `adam_update` makes of the whole table with gradients of zero. The cost also grows with the missed steps.
+    Before rows are read, `adam_catch_up_rows` brings them up to date.
 
     Args:
-        param: the table, (n, ...): float32 or float64, C-contiguous, writable; its rows are what the first index picks.
+        param: the table, (n, ...): float32 or float64, C-contiguous, writable; the first index selects a row.
         rows: (k,) integers from 0 to n - 1; no other thread may change them during the call.
-        grad_rows: (k, ...): the gradient of each of them, of the table's dtype; not changed. One whose axes do not lie
-            in memory in C order is copied first.
+        grad_rows: (k, ...): the gradient of each of these rows, of the table's dtype; not changed. An array that is not
+            in C order is copied first.
         exp_avg: first moment, of the table's shape and dtype; zeros before the first step.
         exp_avg_sq: second moment, likewise.
         step: number of this update of the table, 1 for the first.
         mode: "lazy" or "exact".
-        last_step: "exact" needs it: (n,) int64, the step that each row was last brought up to, zeros at first; updated.
-        lr: as for `adam_update`, and so are all that follow but the last.
+        last_step: for "exact": (n,) int64, the step that each row was last brought up to, zeros at first; updated.
+        lr: as for `adam_update`, like all arguments below except the last.
         betas: decay rates of the two moving averages.
         eps: keeps the denominator away from zero.
         weight_decay: pull towards zero.
@@ -92,16 +92,16 @@ def adam_update_rows(
         maximize: climb instead of descending.
         grad_scale: multiplies the gradients.
         max_exp_avg_sq: largest second moment so far (AMSGrad), of the table's shape and dtype.
-        history: for "exact": the hyperparameters of the steps before this one, a `RowHistory` (which notes this call's)
-            or pairs (first_step, Hyperparameters). None: they have not changed since the first step; refused if calls
-            with the same `last_step` array show that they have.
+        history: for "exact": the hyperparameters of the earlier steps: a `RowHistory`, which records those of this
+            call, or pairs (first_step, Hyperparameters). None: they have not changed since the first step. It is an
+            error if an earlier call with the same `last_step` array had other hyperparameters.
 
     Raises:
         ArrayError: an array does not fit; the message names it. Nothing was changed.
         HyperparameterError: a number is out of range, a row is at this step already, or hyperparameters have changed
-            and there is no history that says when. Nothing was changed.
+            and there is no history of them. Nothing was changed.
 
-    Source: Kingma & Ba 2015 (arXiv 1412.6980), section 2. docs/rows.md says when to use which mode.
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), section 2. docs/rows.md compares the modes.
     """
     amsgrad = max_exp_avg_sq is not None
     hyperparameters = Hyperparameters(lr, betas, eps, weight_decay, decoupled_weight_decay, eps_mode, maximize, amsgrad)
@@ -112,15 +112,15 @@ def adam_update_rows(
     check_factor(scale, table.dtype, f"grad_scale={grad_scale!r}")
     numbers = row_numbers(rows, table)
     grads = borrow_grads(grad_rows, numbers, table)
-    job = Job(table, numbers, NOTHING, NOTHING, address(grads), number, scale, has_grads=True)
+    update = RowUpdate(table, numbers, NOTHING, NOTHING, address(grads), number, scale, has_grads=True)
     if mode == "lazy":
-        check_inside(update_in_place(job, hyperparameters), rows, table)
+        validate_rows(update_in_place(update, hyperparameters), rows, table)
         count_writes([param, exp_avg, exp_avg_sq, max_exp_avg_sq])
         return
-    room = scratch.take(numbers.size)
-    distinct, starts, order = distinct_rows(numbers, rows, table, room)
-    replay([job._replace(rows=distinct, starts=starts, order=order)], hyperparameters, history)
-    scratch.give_back(room)
+    buffer = scratch.take(numbers.size)
+    distinct, starts, order = distinct_rows(numbers, rows, table, buffer)
+    replay([update._replace(rows=distinct, starts=starts, order=order)], hyperparameters, history)
+    scratch.give_back(buffer)
     count_writes([param, exp_avg, exp_avg_sq, max_exp_avg_sq])
 
 
@@ -142,7 +142,7 @@ def adam_catch_up_rows(
     max_exp_avg_sq: object | None = None,
     history: History | None = None,
 ) -> None:
-    """Bring rows of a table up to a step, in place, as if their gradients had been zero since their `last_step`.
+    """Replay the steps that rows of a table missed since their `last_step`, in place, with gradients of zero.
 
         >>> import numpy as np
         >>> table, exp_avg, exp_avg_sq = np.ones((2, 1)), np.zeros((2, 1)), np.zeros((2, 1))
@@ -154,16 +154,16 @@ def adam_catch_up_rows(
         >>> last_step
         array([3, 3])
 
-    Before a batch reads rows, and, with all rows, at the end of training.
+    Call it before a batch reads rows, and for all rows at the end of training.
 
     Args:
         param: the table, as for `adam_update_rows`.
         rows: (k,) integers; None: all rows.
         exp_avg: first moment.
         exp_avg_sq: second moment.
-        step: the step that the rows are brought up to: the last that has been made. The hyperparameters are its own.
+        step: the step that the rows are brought up to: the last one made. The hyperparameters are those of this step.
         last_step: (n,) int64: the step that each row was last brought up to; updated.
-        lr: as for `adam_update_rows`, and so are all that follow.
+        lr: as for `adam_update_rows`, like all arguments below.
         betas: decay rates of the two moving averages.
         eps: keeps the denominator away from zero.
         weight_decay: pull towards zero.
@@ -171,7 +171,7 @@ def adam_catch_up_rows(
         eps_mode: "hat" or "algorithm1".
         maximize: climb instead of descending.
         max_exp_avg_sq: largest second moment so far (AMSGrad).
-        history: the hyperparameters of the steps before.
+        history: the hyperparameters of the earlier steps.
 
     Raises:
         ArrayError: an array does not fit; the message names it. Nothing was changed.
@@ -184,11 +184,11 @@ def adam_catch_up_rows(
     table = borrow_table(param, exp_avg, exp_avg_sq, max_exp_avg_sq, last_step)
     check_held(hyperparameters, table.dtype)
     numbers = NOTHING if rows is None else row_numbers(rows, table)
-    room = scratch.take(numbers.size)
-    parts = _all_rows(table) if rows is None else [distinct_rows(numbers, rows, table, room)[0]]
-    jobs = [Job(table, part, NOTHING, NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
-    replay(jobs, hyperparameters, history)
-    scratch.give_back(room)
+    buffer = scratch.take(numbers.size)
+    parts = _all_rows(table) if rows is None else [distinct_rows(numbers, rows, table, buffer)[0]]
+    updates = [RowUpdate(table, part, NOTHING, NOTHING, 0, number, 1.0, has_grads=False) for part in parts]
+    replay(updates, hyperparameters, history)
+    scratch.give_back(buffer)
     count_writes([param, exp_avg, exp_avg_sq, max_exp_avg_sq])
     if rows is None:
         forget_calls(table.last_step)
@@ -197,11 +197,11 @@ def adam_catch_up_rows(
 def _all_rows(table: Table) -> list[Array]:
     """Return the rows of the table, in portions."""
     count = table.row_count
-    return [np.arange(begin, min(begin + _MOST_ROWS, count)) for begin in range(0, max(count, 1), _MOST_ROWS)]
+    return [np.arange(begin, min(begin + _MAX_ROWS, count)) for begin in range(0, max(count, 1), _MAX_ROWS)]
 
 
 def _check_mode(mode: object, last_step: object, history: object) -> None:
-    """Refuse what the mode has no use for, or lacks."""
+    """Validate the mode, and the arguments that it needs or does not use."""
     if mode not in ("lazy", "exact"):
         raise HyperparameterError(f"mode={mode!r}: it must be 'lazy' or 'exact'")
     if mode == "exact" and last_step is None:

@@ -1,4 +1,4 @@
-"""Which hyperparameters held at which step: what rows need that make up for steps they missed. Knows no kernel."""
+"""The hyperparameters of every step: what a replay of missed steps needs. Imports no kernel."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _REMEDY = (
 )
 
 
-class Schedule(NamedTuple):
+class StepSettings(NamedTuple):
     """The settings of every step, as the kernels read them."""
 
-    first_steps: Array  # (e,) int64, ascending: the step from which each entry holds
-    settings: Array  # (e, 11) float64: `Settings`
+    first_steps: Array  # (e,) int64, ascending: the step from which each entry is valid
+    settings: Array  # (e, fields of Settings) float64
 
 
 class RowHistory:
-    """The hyperparameters of every step so far, given to the exact mode with each call, which records its own.
+    """The hyperparameters of every step so far, for the exact mode. Each call that is given a history adds its own.
 
         >>> from numba_adam.settings.hyperparameters import Hyperparameters
         >>> history = RowHistory()
@@ -38,37 +38,37 @@ class RowHistory:
         >>> [(first_step, entry.lr) for first_step, entry in history.entries]
         [(1, 0.1), (100, 0.01)]
 
-    One history serves any number of tables that have the same hyperparameters. To keep it with a checkpoint, save its
-    `entries`, and make a new one of them. Whether an entry says `amsgrad` is of no matter: the arrays say so.
+    One history serves any number of tables that have the same hyperparameters. To keep it in a checkpoint, save its
+    `entries`, and make a new history of them. `amsgrad` of an entry is ignored: the arrays of a call determine it.
     """
 
     def __init__(self, entries: Iterable[tuple[int, Hyperparameters]] = ()) -> None:
-        """Take over entries.
+        """Record entries.
 
         Args:
-            entries: pairs (first_step, hyperparameters), ascending: each holds from its first step on, until the next.
+            entries: pairs (first_step, hyperparameters), ascending: each is valid until the next one begins.
 
         Raises:
-            HyperparameterError: an entry is no such pair, or not behind the one before.
+            HyperparameterError: an entry is not such a pair, or not after the previous one.
         """
         self._entries: list[tuple[int, Hyperparameters]] = []
-        self._latest = 0  # the last step that is known of
+        self._latest = 0  # the last step that a call or an entry had
         self._first_steps = np.zeros(4, dtype=np.int64)
         self._settings = {dtype: np.zeros((4, len(Settings._fields))) for dtype in FLOORS}
-        self._not_held: dict[str, dict[int, str]] = {dtype: {} for dtype in FLOORS}  # by first step: what is wrong
+        self._not_held: dict[str, dict[int, str]] = {dtype: {} for dtype in FLOORS}  # by first step: the error message
         for entry in entries:
             self.record(*_pair(entry))
 
     @property
     def entries(self) -> tuple[tuple[int, Hyperparameters], ...]:
-        """Pairs (first_step, hyperparameters): each holds from its first step on, until the next."""
+        """Pairs (first_step, hyperparameters): each is valid from its first step on, until the next one begins."""
         return tuple(self._entries)
 
     def record(self, first_step: int, hyperparameters: Hyperparameters) -> None:
-        """Note that hyperparameters hold from a step on.
+        """Record that hyperparameters are valid from a step on.
 
         Raises:
-            HyperparameterError: the step is not behind those that are known of.
+            HyperparameterError: the history knows a later step already, or this step.
         """
         first_step = step_number(first_step)
         if first_step <= self._latest:
@@ -81,7 +81,7 @@ class RowHistory:
         self._latest = first_step
 
     def forget(self, before: int) -> None:
-        """Drop what held before a step, when every row of every table is at the step before it or further."""
+        """Drop what only steps before `before` had; every row of every table must be at step `before` - 1 or later."""
         first_step = step_number(before)
         kept = [entry for entry in self._entries if entry[0] > first_step]
         if len(kept) < len(self._entries):
@@ -91,7 +91,7 @@ class RowHistory:
         self._latest = max(latest, self._latest)
 
     def end_before(self, step: int) -> None:
-        """Drop what begins at a step or behind it."""
+        """Drop the entries that begin at `step` or later."""
         self._entries = [entry for entry in self._entries if entry[0] < step]
         kept = {first_step for first_step, _ in self._entries}
         for reasons in self._not_held.values():
@@ -100,7 +100,7 @@ class RowHistory:
         self._latest = step - 1
 
     def check(self, step: int, hyperparameters: Hyperparameters) -> None:
-        """Refuse a call whose hyperparameters are not those of its step, or leave open what held before it.
+        """Refuse a call whose hyperparameters differ from those of its step, or of a gap before it.
 
         Raises:
             HyperparameterError: they differ.
@@ -119,18 +119,18 @@ class RowHistory:
             )
 
     def note(self, step: int, hyperparameters: Hyperparameters) -> None:
-        """Note what a call that `check` let pass had. What held before the first of all is taken to be the same."""
+        """Record the hyperparameters of a call that passed `check`. Those of the first call hold before it."""
         if not self._entries:
             self._append(1, hyperparameters)
         elif step > self._latest and not _same(self._entries[-1][1], hyperparameters):
             self._append(step, hyperparameters)
         self._latest = max(self._latest, step)
 
-    def schedule(self, since: int, step: int, hyperparameters: Hyperparameters, dtype: str) -> Schedule:
-        """Return what held from step `since` on, and at `step` what is given.
+    def step_settings(self, since: int, step: int, hyperparameters: Hyperparameters, dtype: str) -> StepSettings:
+        """Return the settings of the steps from `since` on; those of `step` are of the given hyperparameters.
 
         Raises:
-            HyperparameterError: the history begins later, or has a number that the dtype cannot hold.
+            HyperparameterError: the history begins later, or has a number that the dtype cannot represent.
         """
         for first_step, reason in self._not_held[dtype].items():
             if first_step < step:
@@ -144,36 +144,36 @@ class RowHistory:
         begin, end = max(0, int(np.searchsorted(known, since, side="right")) - 1), int(np.searchsorted(known, step))
         own = np.array([settings(hyperparameters, dtype)])
         first = step if end > begin else min(since, step)
-        return Schedule(np.append(known[begin:end], first), np.vstack([self._settings[dtype][begin:end], own]))
+        return StepSettings(np.append(known[begin:end], first), np.vstack([self._settings[dtype][begin:end], own]))
 
     def _at(self, step: int) -> Hyperparameters:
-        """Return what holds at a step; before all entries what holds first."""
+        """Return the hyperparameters of a step; for a step before all entries, those of the first one."""
         count = int(np.searchsorted(self._first_steps[: len(self._entries)], step, side="right"))
         return self._entries[max(count - 1, 0)][1]
 
     def _append(self, first_step: int, hyperparameters: Hyperparameters) -> None:
         count = len(self._entries)
-        self._make_room(count + 1)
+        self._grow(count + 1)
         self._first_steps[count] = first_step
         for dtype, rows in self._settings.items():
             rows[count] = settings(hyperparameters, dtype)
             try:
                 check_held(hyperparameters, dtype)
-            except HyperparameterError as error:  # a history may serve tables of another dtype
+            except HyperparameterError as error:  # the history may serve tables of the other dtype alone
                 self._not_held[dtype][first_step] = str(error)
         self._entries.append((first_step, hyperparameters))
 
-    def _make_room(self, count: int) -> None:
+    def _grow(self, count: int) -> None:
         if count > self._first_steps.size:
             self._first_steps = _longer(self._first_steps)
             self._settings = {dtype: _longer(rows) for dtype, rows in self._settings.items()}
 
 
 def row_history(given: object, step: int) -> RowHistory:
-    """Return the history that a call was given; of pairs, those before the call's own step.
+    """Return the history that a call was given; of pairs, those that begin before the call's step.
 
     Raises:
-        HyperparameterError: it is no history.
+        HyperparameterError: it is not a history.
     """
     if isinstance(given, RowHistory):
         return given
@@ -187,22 +187,22 @@ def row_history(given: object, step: int) -> RowHistory:
 
 
 class _Known(NamedTuple):
-    """What the calls without a history had."""
+    """The hyperparameters of the calls without a history."""
 
     owner: weakref.ref[Array]
     hyperparameters: Hyperparameters | None  # None: they have changed
 
 
-_known: dict[int, _Known] = {}  # by where a last_step array lies
+_known: dict[int, _Known] = {}  # by the address of a last_step array
 
 
 def check_constant(last_step: Array, hyperparameters: Hyperparameters) -> None:
     """Refuse a call without a history whose hyperparameters differ from those of earlier calls with its `last_step`.
 
     Raises:
-        HyperparameterError: they do, or earlier calls' differed.
+        HyperparameterError: they do, or those of earlier calls did.
     """
-    known = _known.get(_place(last_step))
+    known = _known.get(_address(last_step))
     if known is None or known.owner() is not _owner(last_step):
         return
     if known.hyperparameters is None:
@@ -213,29 +213,29 @@ def check_constant(last_step: Array, hyperparameters: Hyperparameters) -> None:
 
 
 def note_call(last_step: Array, hyperparameters: Hyperparameters, *, is_constant: bool) -> None:
-    """Note for `check_constant` what a call had, and whether it knew of no others."""
-    place, owner = _place(last_step), _owner(last_step)
-    known = _known.get(place)
+    """Record a call's hyperparameters for `check_constant`; `is_constant` says that its history has no others."""
+    address, owner = _address(last_step), _owner(last_step)
+    known = _known.get(address)
     if known is not None and known.owner() is owner:
         if known.hyperparameters is None or (is_constant and _same(known.hyperparameters, hyperparameters)):
             return
         is_constant = is_constant and _same(known.hyperparameters, hyperparameters)
-    _known[place] = _Known(weakref.ref(owner, lambda _: _drop(place)), hyperparameters if is_constant else None)
+    _known[address] = _Known(weakref.ref(owner, lambda _: _drop(address)), hyperparameters if is_constant else None)
 
 
 def forget_calls(last_step: Array) -> None:
-    """Forget what calls had: no row waits any more."""
-    _known.pop(_place(last_step), None)
+    """Forget the calls: no row has missed a step."""
+    _known.pop(_address(last_step), None)
 
 
-def _drop(place: int) -> None:
-    """Drop what is known of an array that is gone, unless another one lies there already."""
-    known = _known.get(place)
+def _drop(address: int) -> None:
+    """Forget the calls of an array that was deleted, unless another array has its address already."""
+    known = _known.get(address)
     if known is not None and known.owner() is None:
-        _known.pop(place, None)
+        _known.pop(address, None)
 
 
-def _place(array: Array) -> int:
+def _address(array: Array) -> int:
     return int(array.ctypes.data)
 
 
@@ -251,19 +251,19 @@ def _longer(array: Array) -> Array:
 
 
 def _same(one: Hyperparameters, other: Hyperparameters) -> bool:
-    """Say whether two mean the same, AMSGrad apart."""
+    """Say whether two have the same effect, apart from `amsgrad`."""
     return one is other or settings(one, "float64") == settings(other, "float64")
 
 
 def _pair(entry: Any) -> tuple[int, Hyperparameters]:
-    """Return an entry that is a pair; refuse anything else."""
+    """Return an entry of a history; refuse what is not a pair."""
     if not isinstance(entry, (tuple, list)) or len(entry) != 2 or not isinstance(entry[1], Hyperparameters):
         raise HyperparameterError(f"history has the entry {entry!r}: it must be a pair (first_step, Hyperparameters)")
     return entry[0], entry[1]
 
 
 def _short(hyperparameters: Hyperparameters) -> str:
-    """Return hyperparameters without what messages need not say."""
+    """Return hyperparameters for a message: the learning rate, and what differs from the defaults."""
     names = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "eps_mode", "maximize")
     default = Hyperparameters()
     said = [name for name in names if name == "lr" or getattr(hyperparameters, name) != getattr(default, name)]

@@ -1,4 +1,4 @@
-"""Memory in which a push is put in order, kept for the next call."""
+"""The buffer in which a call sorts its rows, kept for the next call of the same thread."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 import numpy as np
 
 from numba_adam.numerics.array import Array
-from numba_adam.rows.kernels.grouping import ROOM
+from numba_adam.rows.kernels.grouping import SCRATCH
 
-_MOST_KEPT = 1 << 21  # numbers of 64 bits that a thread keeps: 16 MB
+_MAX_KEPT = 1 << 21  # numbers of 64 bits that a thread keeps: 16 MB
 _NONE = np.empty(0, dtype=np.int64)
 
 
@@ -20,16 +20,16 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def take(places: int, parts: int = 1) -> Array:
-    """Return room for so many places, in so many parts; nobody else has it until it is given back.
+def take(positions: int, parts: int = 1) -> Array:
+    """Return a buffer for sorting so many positions in so many parts, for the caller alone until it is given back.
 
-    Fresh memory takes as long as what is done in it.
+    New memory would take as long as the sort.
     """
-    room, _kept.free = _kept.free, _NONE
-    size = ROOM * places + parts
-    return room if size <= room.size else np.empty(size, dtype=np.int64)
+    buffer, _kept.free = _kept.free, _NONE
+    size = SCRATCH * positions + parts
+    return buffer if size <= buffer.size else np.empty(size, dtype=np.int64)
 
 
-def give_back(room: Array) -> None:
-    """Keep room for this thread's next call, unless it is large."""
-    _kept.free = room if room.size <= _MOST_KEPT else _NONE
+def give_back(buffer: Array) -> None:
+    """Keep a buffer for this thread's next call, unless it is large."""
+    _kept.free = buffer if buffer.size <= _MAX_KEPT else _NONE

@@ -1,4 +1,4 @@
-"""A table's arrays and the rows of a push: borrowed, checked, and put in order. Knows no framework."""
+"""The arrays of a table and the rows that a call names: borrowed, validated, sorted. Imports no framework."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NOTHING = np.empty(0, dtype=np.int64)
 
 
 class Table(NamedTuple):
-    """A table's arrays, checked."""
+    """The validated arrays of a table."""
 
     arrays: list[Array]  # param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq
-    last_step: Array  # empty where none was given
+    last_step: Array  # empty if none was given
     names: list[str]  # of all these
     row_count: int
     width: int  # elements of a row
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 def borrow_table(
     param: object, exp_avg: object, exp_avg_sq: object, largest: object | None, last_step: object
 ) -> Table:
-    """Borrow a table's arrays, and check them."""
+    """Borrow and validate the arrays of a table."""
     names = ["param", "exp_avg", "exp_avg_sq", *([] if largest is None else ["max_exp_avg_sq"])]
     given = [param, exp_avg, exp_avg_sq, largest]
     arrays = [borrow(array, name=name, writable=True) for array, name in zip(given, names, strict=False)]
@@ -46,14 +46,14 @@ def borrow_table(
 
 
 def _check_apart(arrays: list[Array], names: list[str]) -> None:
-    """Refuse arrays that share memory; of so few, Python's own sort is done before NumPy's has begun."""
-    runs = sorted((address(array), array.nbytes) for array in arrays if array.nbytes)
-    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(runs)):
-        Extents(arrays, names)  # says which
+    """Refuse arrays that share memory. For so few arrays Python's sort is faster than NumPy's."""
+    ranges = sorted((address(array), array.nbytes) for array in arrays if array.nbytes)
+    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(ranges)):
+        Extents(arrays, names)  # raises the error, with the names
 
 
 def _last_step(given: object, count: int) -> Array:
-    """Return a last_step array that can be updated where it lies."""
+    """Validate a last_step array, which is updated in place."""
     if not isinstance(given, np.ndarray):
         raise UnsupportedArrayError(f"last_step is of type {type(given).__name__}: it must be a NumPy array of int64")
     if given.shape != (count,):
@@ -68,22 +68,22 @@ def _last_step(given: object, count: int) -> Array:
 
 
 def row_numbers(rows: Any, table: Table) -> Array:
-    """Return rows as int64, no more of them than can be put in order; numbers that are none of them become negative."""
+    """Return `rows` as int64; unsigned numbers beyond int64 become negative, and are refused later."""
     try:
         array = np.asarray(rows)
-    except Exception as error:  # whatever a framework raises for an array on a device
+    except Exception as error:  # frameworks raise different errors for an array on a device
         raise UnsupportedArrayError(f"rows ({type(rows).__name__}) cannot be read ({error}); give integers") from error
     if array.ndim != 1:
         raise ShapeError(f"rows has shape {array.shape}: it must have one dimension, (k,)")
     if array.dtype.kind not in "iu" and not (array.size == 0 and isinstance(rows, (list, tuple))):
         raise DtypeError(f"rows has dtype {array.dtype}: it must hold integers")
-    if array.size.bit_length() + table.row_count.bit_length() > 63:  # a row and its place make one number of 64 bits
+    if array.size.bit_length() + table.row_count.bit_length() > 63:  # both are sorted as one number of 64 bits
         raise ShapeError(f"{array.size} rows of {table.row_count}: their product must be below 2**61")
     return np.require(array, np.int64, ["C", "A", "W"]) if array.dtype.kind != "f" else NOTHING
 
 
 def borrow_grads(given: object, rows: Array, table: Table) -> Array:
-    """Borrow the gradients, and check them."""
+    """Borrow and validate the gradients."""
     grads, param = borrow(given, name="grad_rows", any_order=True), table.arrays[0]
     needed = (rows.size, *param.shape[1:])
     if grads.shape != needed:
@@ -94,8 +94,8 @@ def borrow_grads(given: object, rows: Array, table: Table) -> Array:
     return grads if grads.flags.c_contiguous else np.ascontiguousarray(grads)
 
 
-def check_inside(outside: int, rows: Any, table: Table) -> None:
-    """Refuse the row at the place `outside`, which is none of the table's; -1: there is none."""
+def validate_rows(outside: int, rows: Any, table: Table) -> None:
+    """Refuse a row that is not in the table: the one at position `outside`, or none for -1."""
     if outside >= 0:
         row = np.asarray(rows)[outside]
         if table.row_count == 0:
@@ -103,13 +103,13 @@ def check_inside(outside: int, rows: Any, table: Table) -> None:
         raise ShapeError(f"rows[{outside}] is {row}: it must be from 0 to {table.row_count - 1}, the last row of param")
 
 
-def distinct_rows(numbers: Array, rows: Any, table: Table, room: Array) -> tuple[Array, Array, Array]:
-    """Return the distinct rows, where their places begin, and their places, all in `room`."""
-    outside, distinct, starts, order = group(numbers, table.row_count, room)
-    check_inside(outside, rows, table)
+def distinct_rows(numbers: Array, rows: Any, table: Table, buffer: Array) -> tuple[Array, Array, Array]:
+    """Return the distinct rows, where their positions begin, and the positions: views of `buffer`."""
+    outside, distinct, starts, order = group(numbers, table.row_count, buffer)
+    validate_rows(outside, rows, table)
     return distinct, starts, order
 
 
 def address(array: Array) -> int:
-    """Return where an array begins."""
+    """Return the address of an array's elements."""
     return int(array.ctypes.data)

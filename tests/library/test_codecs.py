@@ -12,7 +12,7 @@ import pytest
 
 from numba_adam.cpu.conversion import convert
 from numba_adam.cpu.kernels import formats as compiled
-from numba_adam.numerics import codecs
+from numba_adam.numerics import codecs, random_numbers
 
 CODES = np.arange(65_536, dtype=np.uint16)
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
@@ -193,7 +193,7 @@ def test_a_nan_of_bfloat16_is_one_in_a_word_too():
 @numba.njit
 def narrow_with(values, randoms, codes):
     for i in range(values.size):
-        codes[i] = compiled._narrow_bfloat16_stochastic(values[i], randoms[i])
+        codes[i] = compiled.narrow_bfloat16_stochastic(values[i], randoms[i])
 
 
 def at_random(values, randoms):
@@ -255,14 +255,14 @@ def drawn(key, count, first=0):
 def test_random_numbers_are_the_same_plain_and_compiled():
     for key in (0, 1, 0x9E3779B9, 2**32 - 1):
         for first in (0, 2**32 - 500, 123_456_789):
-            plain = [codecs.random_bits(np.uint32(key), np.uint32((first + i) % 2**32)) for i in range(1_000)]
+            plain = [random_numbers.random_bits(np.uint32(key), np.uint32((first + i) % 2**32)) for i in range(1_000)]
             assert drawn(key, 1_000, first).tolist() == plain
 
 
 def test_keys_are_the_same_plain_and_compiled_and_differ():
     seeds, steps, places = (0, 1, 2**31, 2**32, 2**63 - 1), (1, 2, 2**32, 2**53), (0, 1, 2, 70_000)
     whole = [(seed, step, place, column) for seed in seeds for step in steps for place in places for column in range(6)]
-    keys = [int(codecs.stream_key(*each)) for each in whole]
+    keys = [int(random_numbers.stream_key(*each)) for each in whole]
     assert keys == [int(key_of(*each)) for each in whole]
     assert len(set(keys)) == len(keys)
 
@@ -286,7 +286,7 @@ def test_neighbours_and_neighbouring_keys_are_unrelated():
     def part(numbers):
         return (numbers & np.uint32(0xFFFF)).astype(np.float64) - 32_767.5
 
-    streams = [part(drawn(key, count)) for key in (5, 6, int(codecs.stream_key(0, 1, 0, 0)), 5 ^ 1)]
+    streams = [part(drawn(key, count)) for key in (5, 6, int(random_numbers.stream_key(0, 1, 0, 0)), 5 ^ 1)]
     pairs = [(streams[0], streams[k]) for k in (1, 2, 3)]
     pairs += [(streams[0][:-lag], streams[0][lag:]) for lag in (1, 2, 3, 4, 16, 64, 1_024)]
     for one, other in pairs:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from numba_adam.cpu.conversion import decode, encode
-from numba_adam.numerics import codecs
+from numba_adam.numerics import eight_bit_codecs as codecs
 from numba_adam.numerics.eight_bit import EightBit
 
 NEAREST = codecs.threshold_of(codecs.TO_NEAREST)

@@ -1,28 +1,30 @@
-"""Compiled loops around the element mathematics. Everything in here imports Numba; nothing outside does at import time.
+"""The CPU's compiled loops around the element mathematics. Everything here imports Numba; nothing else of `cpu` does.
 
-From the bottom up; each imports only what stands above it:
+From the bottom up; each module imports only those above it:
 
-    cache         machine code kept between processes: which sources and versions it is of
-    compile       how every kernel is compiled: strict, cached, never stale
-    intrinsics    arrays at an address; the CPU's floating-point environment
+    cache         where the machine code is kept between processes
+    compile       how kernels are compiled: strict IEEE arithmetic, cached
+    intrinsics    arrays at an address; the floating-point environment of the CPU
     prefetch      loads issued before their values are needed
     search        binary search
+    formats       arrays in any number format, decoded and encoded
     element       the element mathematics, and its loops over arrays
-    formats       arrays in any format, decoded and encoded
-    eight_bit     moments in 8 bits
-    pairs         bfloat16, two elements to a word
-    job           a table's arrays and the plan of a step, passed to a kernel as one
-    gather        where many NumPy arrays lie, and whether they are what they must be
-    prepare       the plan of a step: addresses, checks, constants
+    eight_bit     moments in 8 bits, decoded and encoded
+    eight_bit_blocks  the update of whole blocks of 8-bit moments
+    pairs         the update of bfloat16, two elements to a word
+    constants     the constants of a step, written to and read from rows
+    launch_plan   what a launch works through: addresses, formats, constants
+    gather        the addresses of many NumPy arrays, validated in one pass
+    prepare       the plan of a step: addresses, validation, constants
     fast_path     the same for one parameter alone
-    ranges        all elements of a plan as one range, cut for threads
-    update        the update itself, of plain arrays
-    tiles         the update tile by tile: other formats, and all that is done beside it
+    ranges        all elements of a plan as one range, divided between threads
+    update        the update of arrays that all have the compute dtype
+    tiles         the update tile by tile: any formats, and optional work fused into the pass
     fused_float32 float32 with its average and its bfloat16 copy, in one loop
     mixed_formats the kernels of both
-    norm          the sum of squares of the gradients, in an order that no thread changes
+    norm          the sum of squares of the gradients, in an order that no thread count changes
     accumulate    gradients added to sums
     convert       an array's elements in another format
     finite        the first NaN or infinity of an array
-    threads       how many threads, and the lock around parallel launches
+    threads       how many threads a launch takes, and the lock around parallel launches
 """

@@ -1,4 +1,4 @@
-"""How every kernel is compiled: strict IEEE arithmetic, without the GIL, kept between processes. Imports Numba."""
+"""How every kernel is compiled: strict IEEE arithmetic, without the GIL, cached between processes. Imports Numba."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from numba import config, njit
 from numba.core.compiler import Compiler
 
 from numba_adam.cpu.kernels import cache
-from numba_adam.numerics.bind import bind
-
-__all__ = ["bind", "inline", "kernel", "parallel_kernel"]
 
 if config.DISABLE_JIT:
     raise ImportError(
@@ -19,51 +16,52 @@ if config.DISABLE_JIT:
         "compiler; unset it, or set NUMBA_DISABLE_JIT=0"
     )
 
-# error_model: Python's check for division by zero would keep the loops from being vectorised.
+# error_model: Python's check for division by zero would prevent vectorization.
 # No fastmath, ever: it changes bits from CPU to CPU and deletes checks for NaN.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
+# Only other kernels call these functions; without an entry point for Python they compile a third faster.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """Compile a function that only other kernels call; Python cannot, which saves a third of the compile time."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    """Compile a function that kernels call; LLVM decides whether to inline it."""
+    return njit(**_INNER)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Compile a function into each that calls it: for those that cost less than handing them their arguments."""
-    return njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    """Compile a function that LLVM always inlines: one that costs less than passing its arguments."""
+    return njit(forceinline=True, **_INNER)(function)
 
 
-class _Apart(Compiler):  # type: ignore[misc]
-    """Numba's own compiler, told that no two arrays of the arguments share memory."""
+class _NoAlias(Compiler):  # type: ignore[misc]
+    """Numba's compiler, with the promise that no two array arguments share memory."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.state.flags.noalias = True
 
 
-def apart(function: Callable[..., Any]) -> Any:
-    """Compile as `inline` does a function whose arrays never share memory.
+def noalias(function: Callable[..., Any]) -> Any:
+    """Compile like `inline` a function whose array arguments never share memory.
 
-    Otherwise vector code asks before each loop whether they do, which costs a tenth where loops are short.
+    Without this promise vector code tests for overlap before each loop, which costs a tenth where loops are short.
     """
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_Apart, **_OPTIONS)(function)
+    return njit(pipeline_class=_NoAlias, **_INNER)(function)
 
 
-def apart_inlined(function: Callable[..., Any]) -> Any:
-    """Compile as `inlined` does a function whose arrays never share memory; see `apart`."""
-    options = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _Apart}
-    return njit(**options, **_OPTIONS)(function)
+def noalias_inlined(function: Callable[..., Any]) -> Any:
+    """Compile like `inlined` a function whose array arguments never share memory; see `noalias`."""
+    return njit(forceinline=True, pipeline_class=_NoAlias, **_INNER)(function)
 
 
 def merged(function: Callable[..., Any]) -> Any:
-    """Put a function's program into each that calls it, before anything is compiled.
+    """Inline a function's Numba IR into its callers, before anything is compiled.
 
-    For those that hold no loops over elements but call functions that do: each level of `inline` optimises all that
-    lies below once more. They must hold no expressions of whole arrays: in a parallel kernel these become loops of its
-    own.
+    For functions without loops over elements that call functions with such loops: each level of `inline` optimizes
+    everything below it once more. They must contain no whole-array expressions, which a parallel kernel turns into
+    parallel loops.
     """
-    return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(inline="always", **_INNER)(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -72,7 +70,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
-    """Compile an entry point whose `prange` runs on Numba's threads; call it through `threads.launch_lock`."""
+    """Compile an entry point whose `prange` runs on Numba's threads; call it through `threads.launch`."""
     return _cached(njit(parallel=True, **_OPTIONS)(function))
 
 

@@ -1,9 +1,8 @@
-"""The update of a float32 parameter with float32 moments, and of its average and its bfloat16 copy in the same loop.
+"""The update of a float32 parameter with float32 moments, its average and its bfloat16 copy, in one loop.
 
-Memory delivers most when every array that a step touches is read and written little by little, all of them side by
-side, and is asked for ahead: a loop for the update of a tile, one for its average and one for its copy take a quarter
-longer. So this way is taken wherever it leads. Tiles are only made where they must be: for gradients in other formats,
-for large copies, which go past the caches, and to clear gradients. Imports Numba.
+Memory delivers most when a loop goes through all arrays of a step side by side, and prefetches them. Three loops, for
+the update of a tile, its average and its copy, take a quarter longer. Tiles are used only where they are necessary: for
+gradients in other formats, for large copies, which are written past the caches, and to clear gradients. Imports Numba.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import numpy as np
 
 from numba_adam.cpu.kernels.compile import inline, merged
 from numba_adam.cpu.kernels.element import adam_bare
-from numba_adam.cpu.kernels.formats import native, opened
+from numba_adam.cpu.kernels.formats import compute_format, decoded
 from numba_adam.cpu.kernels.intrinsics import array_at, stream
-from numba_adam.cpu.kernels.prefetch import STRETCH, stretches
+from numba_adam.cpu.kernels.prefetch import STRETCH, prefetchable
 from numba_adam.cpu.kernels.ranges import TILE
-from numba_adam.cpu.kernels.tiles import ROOM, clear_grad, is_streamed
+from numba_adam.cpu.kernels.tiles import PITCH, clear_grad, is_streamed
 from numba_adam.numerics.formats import BFLOAT16, FLOAT32
 
 _UINT16 = np.empty(0, np.uint16)
@@ -24,52 +23,54 @@ _CODE_BYTES = np.uint64(_UINT16.itemsize)
 
 
 @inline
-def is_native(work, like):  # type: ignore[no-untyped-def]
+def is_fused(operands, like):  # type: ignore[no-untyped-def]
     """Say whether a parameter and its moments are float32, and its copy, if there is one, bfloat16."""
-    if native(like) != FLOAT32 or work.max_exp_avg_sq.address != 0:
+    if compute_format(like) != FLOAT32 or operands.max_exp_avg_sq.address != 0:
         return False
-    if work.copy.address != 0 and work.copy.format != BFLOAT16:
+    if operands.copy.address != 0 and operands.copy.format != BFLOAT16:
         return False
-    return (work.param.format, work.exp_avg.format, work.exp_avg_sq.format) == (FLOAT32, FLOAT32, FLOAT32)
+    formats = operands.param.format, operands.exp_avg.format, operands.exp_avg_sq.format
+    return formats == (FLOAT32, FLOAT32, FLOAT32)
 
 
 @inline
-def _tile(work, size):  # type: ignore[no-untyped-def]
-    """Return how many elements are updated in one go."""
-    return TILE if is_streamed(work) or work.zero_grad or work.grad.format != FLOAT32 else max(size, 1)
+def _tile_size(operands, size):  # type: ignore[no-untyped-def]
+    """Return the number of elements that one loop updates."""
+    needs_tiles = is_streamed(operands) or operands.zero_grad or operands.grad.format != FLOAT32
+    return TILE if needs_tiles else max(size, 1)
 
 
 @merged
-def update_native(work, begin, size, c, like):  # type: ignore[no-untyped-def]
-    """Update `size` elements of one array that `is_native`, from element `begin` on, in a step that `is_bare`."""
-    tile = _tile(work, size)
+def update_fused(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
+    """Update `size` elements of one array, from element `begin` on, where it `is_fused` and the step `is_bare`."""
+    tile = _tile_size(operands, size)
     for start in range(begin, begin + size, tile):
         rest = begin + size - start
         count = min(tile, rest)
-        asked = min(stretches(rest), count // STRETCH) if work.is_large else 0
-        _update_tile(work, np.uint64(start), np.uint64(count), asked, c, like)
+        prefetched = min(prefetchable(rest), count // STRETCH) if operands.is_large else 0
+        _update_tile(operands, np.uint64(start), np.uint64(count), prefetched, c, like)
     return size
 
 
 @merged
-def _update_tile(work, begin, size, asked, c, like):  # type: ignore[no-untyped-def]
+def _update_tile(operands, begin, size, prefetched, c, like):  # type: ignore[no-untyped-def]
     skip = begin * np.uint64(like.itemsize)
-    param = array_at(work.param.address + skip, size, like)
-    grad = opened(work.grad, begin, size, work.rooms, like)
-    exp_avg = array_at(work.exp_avg.address + skip, size, like)
-    exp_avg_sq = array_at(work.exp_avg_sq.address + skip, size, like)
-    ema = array_at(work.ema + skip, size, like)
-    copy = work.copy.address + begin * _CODE_BYTES
-    room = work.rooms + np.uint64(ROOM * like.itemsize) if is_streamed(work) else copy
-    codes = array_at(room, size, _UINT16)
-    if work.ema != 0 and work.copy.address != 0:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, codes, asked, c)
-    elif work.ema != 0:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, None, asked, c)
-    elif work.copy.address != 0:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, None, codes, asked, c)
+    param = array_at(operands.param.address + skip, size, like)
+    grad = decoded(operands.grad, begin, size, operands.scratch, like)
+    exp_avg = array_at(operands.exp_avg.address + skip, size, like)
+    exp_avg_sq = array_at(operands.exp_avg_sq.address + skip, size, like)
+    ema = array_at(operands.ema + skip, size, like)
+    copy = operands.copy.address + begin * _CODE_BYTES
+    target = operands.scratch + np.uint64(PITCH * like.itemsize) if is_streamed(operands) else copy
+    codes = array_at(target, size, _UINT16)
+    if operands.ema != 0 and operands.copy.address != 0:
+        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, codes, prefetched, c)
+    elif operands.ema != 0:
+        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, None, prefetched, c)
+    elif operands.copy.address != 0:
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, codes, prefetched, c)
     else:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, asked, c)
-    if is_streamed(work):
-        stream(room, copy, size * _CODE_BYTES)
-    clear_grad(work, begin, size)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, c)
+    if is_streamed(operands):
+        stream(target, copy, size * _CODE_BYTES)
+    clear_grad(operands, begin, size)

@@ -1,8 +1,8 @@
-"""What the kernels need of the machine that Numba has no function for. Imports Numba and llvmlite.
+"""Machine instructions that Numba has no function for. Imports Numba and llvmlite.
 
-`array_at` makes an array of an address. `lane_squares` sums squares in lanes: Numba has no vector types, and a strict
-sum in one variable cannot be vectorised. `enter_ieee` and `leave_ieee` bracket a kernel's loop: another library in the
-same process may have told the CPU to flush subnormal numbers to zero, or to round differently, and the bits of an
+`array_at` makes an array of an address. `lane_squares` sums squares in lanes, because Numba has no vector types and a
+strict sum in one variable cannot be vectorized. `enter_ieee` and `leave_ieee` bracket a kernel's loop: another library
+in the process may have set the CPU to flush subnormal numbers to zero or to round differently, and the bits of an
 update must not depend on that.
 """
 
@@ -17,6 +17,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from numba_adam.cpu.kernels.compile import inline
+from numba_adam.numerics.norm import SUM_LANES
 
 _MACHINE = platform.machine().lower()
 _X86 = _MACHINE in ("x86_64", "amd64")
@@ -40,13 +41,13 @@ def _pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
 
 @inline
 def array_at(address, shape, like):  # type: ignore[no-untyped-def]
-    """Return the array of a shape (a number or a tuple) and `like`'s dtype at `address` (uint64)."""
+    """Return the array at `address` (uint64) with a shape (a number or a tuple) and `like`'s dtype."""
     return carray(_pointer_at(address, like), shape)
 
 
 @intrinsic
 def keep_until_here(typingctx: Any, array: Any) -> Any:
-    """Do nothing, but let an array live until then: Numba frees it after its last use, which an address is not."""
+    """Keep an array alive until here: Numba frees it after its last use, and does not count the use of its address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return context.get_dummy_value()
@@ -56,10 +57,10 @@ def keep_until_here(typingctx: Any, array: Any) -> Any:
 
 @intrinsic
 def settled(typingctx: Any, value: Any) -> Any:
-    """Return a float64, computed before what comes next and after what came before.
+    """Return a float64 unchanged, and keep the compiler from moving its computation across this call.
 
-    To a compiler `enter_ieee` and `leave_ieee` have nothing to do with numbers in registers: it may divide after it has
-    left. What is not kept in memory between the two goes through this, on its way in and on its way out.
+    To a compiler `enter_ieee` and `leave_ieee` have nothing to do with numbers in registers: it may move a division
+    behind `leave_ieee`. Every number that is not in memory passes through this function on its way in and out.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -104,7 +105,7 @@ def _write_arm64(builder: Any, value: Any) -> None:
 
 @intrinsic
 def enter_ieee(typingctx: Any) -> Any:
-    """Set this thread's floating-point environment to IEEE 754's default; return the one before."""
+    """Set this thread's floating-point environment to the default of IEEE 754; return the previous one."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = _WORD
@@ -135,12 +136,12 @@ def leave_ieee(typingctx: Any, before: Any) -> Any:
     return types.void(types.uint64), codegen
 
 
-LINE = 64  # bytes of a cache line, of nearly all CPUs
+LINE = 64  # bytes of a cache line on nearly all CPUs
 
 
 @intrinsic
 def _stream_lines(typingctx: Any, source: Any, target: Any, count: Any) -> Any:
-    """Copy so many lines to an address that is a multiple of LINE, past the caches."""
+    """Copy `count` lines to an address that is a multiple of LINE, past the caches."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         start, goal, lines = args
@@ -165,7 +166,7 @@ def _stream_lines(typingctx: Any, source: Any, target: Any, count: Any) -> Any:
 
 @intrinsic
 def fence(typingctx: Any) -> Any:
-    """Let all that was stored be seen by other threads before what comes after."""
+    """Make all earlier stores visible to other threads before any later ones."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")
@@ -176,14 +177,14 @@ def fence(typingctx: Any) -> Any:
 
 @inline
 def stream(source, target, size):  # type: ignore[no-untyped-def]
-    """Copy bytes from an address to another one past the caches: what is there is not read first.
+    """Copy bytes past the caches, which would read the target's lines before writing them.
 
-    For what is not needed again soon. Whole lines alone can go that way. Other threads see them after a `fence`.
+    For data that is not needed again soon. Only whole lines go past the caches. Other threads see them after a `fence`.
 
     Args:
-        source: uint64: where the bytes lie.
-        target: uint64: where they go.
-        size: uint64: how many there are.
+        source: uint64: address.
+        target: uint64: address.
+        size: uint64: number of bytes.
     """
     line = np.uint64(LINE)
     head = min(size, (line - target % line) % line)
@@ -196,36 +197,33 @@ def stream(source, target, size):  # type: ignore[no-untyped-def]
 
 @inline
 def copy_bytes(source, target, size):  # type: ignore[no-untyped-def]
-    """Copy so many bytes (uint64) from an address to another one."""
+    """Copy `size` bytes (uint64) from one address to another."""
     there, here = array_at(target, size, _BYTES), array_at(source, size, _BYTES)
     for i in range(size):
         there[i] = here[i]
 
 
-LANES = 16  # sums kept side by side: two registers of AVX-512, enough to hide an addition's latency
-
-
 @intrinsic
 def lane_squares(typingctx: Any, address: Any, rounds: Any, like: Any, lanes: Any) -> Any:
-    """Set lanes[j], j < LANES, to the float64 sum of the squares of x[j], x[LANES + j], ... (`rounds` of them each).
+    """Set lanes[j], j < SUM_LANES, to the float64 sum of `rounds` squares: of x[j], x[SUM_LANES + j], ...
 
-    x, of `like`'s dtype, lies at `address`. Each lane adds in order, so the bits are those of a plain loop, whatever
-    vectors the CPU has.
+    x, of `like`'s dtype, is at `address`. Each lane adds in order, so the bits are those of a plain loop, whatever
+    the width of the CPU's vectors.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         start, count, _, target = args
         scalar = context.get_value_type(like.dtype)
         item_bytes = context.get_abi_sizeof(scalar)
-        vector, doubles = ir.VectorType(scalar, LANES), ir.VectorType(ir.DoubleType(), LANES)
-        zeros = ir.Constant(doubles, [0.0] * LANES)
+        vector, doubles = ir.VectorType(scalar, SUM_LANES), ir.VectorType(ir.DoubleType(), SUM_LANES)
+        zeros = ir.Constant(doubles, [0.0] * SUM_LANES)
         before = builder.block
         loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("lanes.done")
         builder.cbranch(builder.icmp_unsigned(">", count, _WORD(0)), loop, done)
 
         builder.position_at_end(loop)
         index, sums = builder.phi(_WORD), builder.phi(doubles)
-        place = builder.add(start, builder.mul(index, _WORD(LANES * item_bytes)))
+        place = builder.add(start, builder.mul(index, _WORD(SUM_LANES * item_bytes)))
         values = builder.load(builder.inttoptr(place, vector.as_pointer()), align=item_bytes)
         if item_bytes < 8:
             values = builder.fpext(values, doubles)

@@ -1,27 +1,20 @@
-"""The update of bfloat16 arrays, two elements at a time: a word of 32 bits holds them. Imports Numba.
+"""The update of bfloat16 arrays, two elements at a time: a word of 32 bits contains two. Imports Numba.
 
-A lane of a vector register is such a word: its halves become float32 by a shift and by a mask, and go back likewise, so
-that nothing is shuffled between lanes.
+Each lane of a vector register is such a word. A shift and a mask make float32 of its halves, and likewise back, so
+nothing is shuffled between lanes.
 """
 
 from __future__ import annotations
 
 from numba_adam.cpu.kernels.compile import inline
-from numba_adam.cpu.kernels.element import adapt, bare, moments
+from numba_adam.cpu.kernels.element import adapt, bare_constants, moments
 from numba_adam.cpu.kernels.formats import lower_bfloat16, pair_of_bfloat16, upper_bfloat16
 
 
 @inline
 def adam_pairs(param, grad, exp_avg, exp_avg_sq, constants):  # type: ignore[no-untyped-def]
     """Update one array, given as words of two elements, in a step that `is_bare`."""
-    c = bare(
-        constants,
-        constants.decoupled_decay,
-        constants.eps,
-        constants.exp_avg_floor,
-        constants.exp_avg_sq_floor,
-        constants.least_exp_avg_sq,
-    )
+    c = bare_constants(constants)
     for i in range(param.size):
         p, g, m, v = param[i], grad[i], exp_avg[i], exp_avg_sq[i]
         m0, v0 = moments(lower_bfloat16(p), lower_bfloat16(g), lower_bfloat16(m), lower_bfloat16(v), c)

@@ -1,72 +1,54 @@
-"""The elements of all arrays of a plan as one range, which is cut into one piece for each thread. Imports Numba."""
+"""The elements of all arrays of a plan as one range, divided into one piece for each thread. Imports Numba."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba_adam.cpu.kernels.compile import inline
+from numba_adam.cpu.kernels.compile import inline, merged
+from numba_adam.cpu.kernels.constants import constants_of
 from numba_adam.cpu.kernels.intrinsics import enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.search import count_below
-from numba_adam.numerics.constants import Constants
 
-TILE = 512  # elements: threads meet at multiples of so many of an array, and blocks that share a scale are not cut
-
-
-@inline
-def _constants(row):  # type: ignore[no-untyped-def]
-    """Return a row of constants by their names."""
-    return Constants(
-        row[0],
-        row[1],
-        row[2],
-        row[3],
-        row[4],
-        row[5],
-        row[6],
-        row[7],
-        row[8],
-        row[9],
-        row[10],
-        row[11],
-        row[12],
-        row[13],
-        row[14],
-        row[15],
-    )
+TILE = 512  # elements: threads meet at multiples of this in an array, so that no block of 8-bit moments is divided
 
 
-update_part: Any = None  # (job, row, step, begin, size, constants): what `update` and `tiled` do to one array
-
-
-def update_range(job, count, steps, begin, end):  # type: ignore[no-untyped-def]
-    """Update the elements from `begin` to `end`, counted over all arrays of the plan.
-
-    Compiled by those who bind `update_part`.
+def range_updater(update_part: Any) -> Any:
+    """Return a function that updates a range of a plan's elements, compiled around what it does to one array.
 
     Args:
-        job: the job.
-        count: how many arrays the plan holds.
-        steps: (n,) int64: updates made so far.
-        begin: the first element.
-        end: the one after the last.
+        update_part: compiled, of (plan, row, step, begin, size, constants): updates `size` elements of one array.
     """
-    before = enter_ieee()
-    offsets = job.offsets[: count + 1]
-    k = count_below(offsets, begin + 1) - 1  # the last array that begins here or before
-    while begin < end:
-        stop = min(end, offsets[k + 1])
-        row = job.rows[k]
-        c = _constants(job.constants[job.which[k]])
-        update_part(job, row, steps[row] + 1, begin - offsets[k], stop - begin, c)
-        begin = stop
-        k += 1
-    leave_ieee(before)
+
+    @merged
+    def update_range(plan, count, steps, begin, end):  # type: ignore[no-untyped-def]
+        """Update the elements from `begin` to `end`, counted over all arrays of the plan.
+
+        Args:
+            plan: the plan.
+            count: number of arrays in it.
+            steps: (n,) int64: updates made so far.
+            begin: the first element.
+            end: the one after the last.
+        """
+        environment = enter_ieee()
+        offsets = plan.offsets[: count + 1]
+        k = count_below(offsets, begin + 1) - 1  # the last array that begins here or before
+        while begin < end:
+            stop = min(end, offsets[k + 1])
+            row = plan.rows[k]
+            c = constants_of(plan.constants[plan.which[k]])
+            update_part(plan, row, steps[row] + 1, begin - offsets[k], stop - begin, c)
+            begin = stop
+            k += 1
+        leave_ieee(environment)
+
+    return update_range
 
 
 @inline
-def cut(job, count, task, tasks):  # type: ignore[no-untyped-def]
-    """Return the element at which a task begins: where a tile of its array begins, so that it shares none."""
-    offsets = job.offsets[: count + 1]
+def cut(plan, count, task, tasks):  # type: ignore[no-untyped-def]
+    """Return the element at which a task begins: the beginning of a tile, so that no two tasks share one."""
+    offsets = plan.offsets[: count + 1]
     share = offsets[count] // tasks + 1
     if task * share >= offsets[count]:
         return offsets[count]
@@ -75,7 +57,7 @@ def cut(job, count, task, tasks):  # type: ignore[no-untyped-def]
 
 
 @inline
-def count_steps(job, count, steps):  # type: ignore[no-untyped-def]
-    """Count the update in the step of every array of the plan."""
+def count_steps(plan, count, steps):  # type: ignore[no-untyped-def]
+    """Increment the step of every array of the plan."""
     for k in range(count):
-        steps[job.rows[k]] += 1
+        steps[plan.rows[k]] += 1

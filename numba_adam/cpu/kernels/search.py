@@ -1,6 +1,6 @@
 """Binary search in an ascending array. Imports Numba.
 
-NumPy's searchsorted would do, but compiling Numba's version of it takes most of a second in every first process.
+Not NumPy's searchsorted: Numba takes most of a second to compile its version in every process without a cache.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from numba_adam.cpu.kernels.compile import inline
 
 @inline
 def count_below(ascending, value):  # type: ignore[no-untyped-def]
-    """Return how many elements are smaller than `value`."""
+    """Return the number of elements that are smaller than `value`."""
     low, high = 0, ascending.size
     while low < high:
         middle = (low + high) // 2

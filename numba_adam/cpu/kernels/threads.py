@@ -1,12 +1,12 @@
-"""How many threads an update takes, and the lock that makes parallel launches safe. Imports Numba.
+"""How many threads a launch takes, and the lock that makes parallel launches safe. Imports Numba.
 
-Two Python threads inside parallel kernels at once abort the process when Numba's threading layer is `workqueue`, which
-is the one it falls back to where neither TBB nor OpenMP is found. The kernels use all threads anyway, so a second
-launch would gain nothing by running beside the first: one lock for the process costs nothing and holds everywhere.
+With Numba's threading layer `workqueue`, which it uses where it finds neither TBB nor OpenMP, the process aborts if two
+Python threads run parallel kernels at the same time. A kernel uses all threads anyway, so a second launch would gain
+nothing from running at the same time: one lock for the process costs nothing and is safe with every layer.
 
-A forked child has none of its parent's threads: OpenMP ends it at its first parallel launch. Such a child works on the
-calling thread alone, with the same bits. A fork waits for the steps in flight, so that the child finds every state
-whole and no lock held by a thread that it does not have.
+A forked child has none of its parent's threads, and OpenMP aborts at its first parallel launch. So a child runs kernels
+on the calling thread alone, with the same bits. A fork waits for the steps in progress: the child finds every state
+complete, and no lock held by a thread that it does not have.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from typing import Any
 
 import numba
 from numba.np.ufunc import parallel
 
-ELEMENTS_PER_TASK = 16_384  # fewer are done sooner than a thread is woken
+ELEMENTS_PER_TASK = 16_384  # the calling thread updates fewer than this before another thread wakes up
 
-_registry_lock = threading.Lock()  # held while locks are added, and throughout a fork
+_registry_lock = threading.Lock()  # held while a lock is added, and during a fork
 _step_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _held_for_fork: list[threading.RLock] = []
 _pool_is_lost = False
 
 
 def step_lock() -> threading.RLock:
-    """Return a new lock that a fork waits for. `launch_lock` may be taken while it is held, never the reverse.
+    """Return a new lock that a fork waits for. Its holder may acquire `launch_lock`, never the reverse.
 
-    The thread that holds it may take it again: a schedule, which a step calls, may look at its optimizer's state.
+    The lock is reentrant: a step calls the learning-rate schedule, which may read its optimizer's state.
     """
     lock = threading.RLock()
     with _registry_lock:
@@ -37,8 +38,7 @@ def step_lock() -> threading.RLock:
     return lock
 
 
-# The thread that holds it may take it again: a signal's handler, which runs between a launch and what comes after, may
-# call the library too.
+# Reentrant: a signal handler may run between a launch and the next instruction, and may call the library too.
 launch_lock = threading.RLock()
 
 
@@ -67,14 +67,29 @@ if hasattr(os, "register_at_fork"):
 
 
 def tasks_for(elements: int) -> int:
-    """Return the number of threads for an update of so many elements."""
+    """Return the number of threads for a launch over `elements` elements."""
     if _pool_is_lost or elements < 2 * ELEMENTS_PER_TASK:
         return 1
     return min(thread_count(), elements // ELEMENTS_PER_TASK)
 
 
+def launch(serial: Any, parallel: Any, tasks: int, *arguments: Any) -> Any:
+    """Run a kernel on so many threads, and return its result.
+
+    Args:
+        serial: the kernel for one thread, of `arguments`.
+        parallel: the kernel for several threads, of `arguments` and `tasks`.
+        tasks: number of threads, from `tasks_for`.
+        *arguments: of both.
+    """
+    if tasks == 1:
+        return serial(*arguments)
+    with launch_lock:
+        return parallel(*arguments, tasks)
+
+
 def thread_count() -> int:
-    """Return the number of threads that a large update takes: `numba.set_num_threads`, else NUMBA_NUM_THREADS."""
+    """Return the number of threads of a large launch: that of `numba.set_num_threads`, else NUMBA_NUM_THREADS."""
     return int(numba.get_num_threads())
 
 

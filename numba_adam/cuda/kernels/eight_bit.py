@@ -19,9 +19,9 @@ from numba_adam.cuda.kernels import access, formats
 from numba_adam.cuda.kernels.columns import columns
 from numba_adam.cuda.kernels.layout import Layout
 from numba_adam.cuda.kernels.mathematics import codec, compiled
-from numba_adam.numerics import codecs, constants
-from numba_adam.numerics.codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
+from numba_adam.numerics import constants, eight_bit_codecs
 from numba_adam.numerics.eight_bit import BLOCK
+from numba_adam.numerics.eight_bit_codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
 
 _LANES = formats.LANES["float32"]  # 8-bit moments are computed in float32 alone
 _ZERO = np.float32(0)
@@ -36,7 +36,7 @@ _widen_root, _widen_ratio = codec("widen_root"), codec("widen_ratio")
 _narrow_root, _narrow_ratio = codec("narrow_root"), codec("narrow_ratio")
 _block_unit, _block_scale = codec("block_unit"), codec("block_scale")
 _ratio_of = codec("ratio_of")
-_eps_beside_blocks = compiled(codecs.eps_beside_blocks, np=seam.arithmetic)
+_eps_beside_blocks = compiled(eight_bit_codecs.eps_beside_blocks, np=seam.arithmetic)
 _following_dither = codec("following_dither")
 _threshold_of, _other_threshold = codec("threshold_of"), codec("other_threshold")
 _without_floors = compiled(constants.without_floors)

@@ -16,18 +16,18 @@ from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS_BYTES, Keys
 from numba_adam.cuda.kernels.mathematics import codec, compiled
 from numba_adam.cuda.kernels.norm import LARGEST, SCALE, SUM
-from numba_adam.numerics.codecs import DITHER_TURN
 from numba_adam.numerics.constants import Settings, bias_correction, correct
+from numba_adam.numerics.eight_bit_codecs import DITHER_TURN
 from numba_adam.numerics.norm import is_too_large, measured
 
 cuda = seam.cuda
 
 SETTINGS = len(Settings._fields)  # float64, in a row of settings
 
-# 8-bit moments with their own dither, as `codecs.stream_key` numbers their columns.
+# 8-bit moments with their own dither, as `stream_key` numbers their columns.
 DITHERED = (2, 3)
 _DITHER = Keys._fields.index("dither")
-_STREAMS = _DITHER  # param, exp_avg, exp_avg_sq, max_exp_avg_sq: columns 0 to 3 of `codecs.stream_key`
+_STREAMS = _DITHER  # param, exp_avg, exp_avg_sq, max_exp_avg_sq: columns 0 to 3 of `stream_key`
 _WORD = np.uint64(0xFFFFFFFF)
 
 # Indices into the treatment of a step's gradients, float64.

@@ -105,7 +105,7 @@ def formats(real: str, *, by_way_of_float32: bool = False) -> dict[str, ColumnFo
         by_way_of_float32: whether a float64 is rounded to float32 before it is rounded to 16 bits, and not once.
     """
     lanes = LANES[real]
-    to_float32 = np.float32 if real == "float32" or by_way_of_float32 else codec("single")
+    to_float32 = np.float32 if real == "float32" or by_way_of_float32 else codec("round_to_odd")
     from_bfloat16, from_float16 = _decoder(lanes, codec("widen_bfloat16")), _decoder(lanes, codec("widen_float16"))
     to_bfloat16 = _encoder(lanes, codec("narrow_bfloat16"), to_float32)
     to_float16 = _encoder(lanes, codec("narrow_float16"), to_float32)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels.layout import Layout
-from numba_adam.numerics import codecs, element, operations
+from numba_adam.numerics import codecs, eight_bit_codecs, element, operations, random_numbers
 from numba_adam.numerics.bind import bind
 
 
@@ -43,9 +43,10 @@ def mathematics(layout: Layout) -> Mathematics:
 
 @functools.cache
 def codec(name: str) -> Any:
-    """Return a function of `codecs`, compiled together with those of its neighbours that it calls."""
+    """Return a function of the codecs or the random numbers, compiled together with the functions that it calls."""
     if name in ("bits_of", "from_bits", "product"):
         return getattr(seam, name)
-    function = getattr(codecs, name)
-    called = [other for other in function.__code__.co_names if isfunction(getattr(codecs, other, None))]
+    module = next(module for module in (codecs, eight_bit_codecs, random_numbers) if hasattr(module, name))
+    function = getattr(module, name)
+    called = [other for other in function.__code__.co_names if isfunction(getattr(module, other, None))]
     return compiled(function, **{other: codec(other) for other in called})

@@ -17,12 +17,11 @@ import numpy as np
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
 from numba_adam.cuda.kernels.mathematics import compiled
-from numba_adam.numerics.norm import scale_of_squares
+from numba_adam.numerics.norm import SUM_BLOCK, SUM_LANES, scale_of_squares
 
 cuda = seam.cuda
 
-BLOCK = 8192  # elements; as in numba_adam.cpu.kernels.job
-SUM_LANES = 16  # as in numba_adam.cpu.kernels.intrinsics
+BLOCK = SUM_BLOCK
 ROW = 2 * SUM_LANES  # numbers for each block: the lanes' sums, then their largest magnitudes
 
 # Indices into the totals, float64.

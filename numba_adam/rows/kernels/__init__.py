@@ -1,1 +1,1 @@
-"""The compiled loops over rows. Everything in here imports Numba."""
+"""The compiled loops over rows of embedding tables. Everything here imports Numba."""

@@ -1,8 +1,8 @@
-"""The distinct rows of a push, each with the places where it was named, in order. Imports Numba.
+"""The distinct rows that a call names, each with the positions where it is named, in order. Imports Numba.
 
-Only the rows that were named are looked at: nothing here grows with the table. A row and the place where it stands are
-sorted as one number of 64 bits, the row above the place. Rows ascend, which is also the order in which the table's
-memory is read best. What is found is written over the memory that was sorted in: memory is what this takes time for.
+The work depends on the number of positions, not on the size of the table. A row and its position are sorted as one
+number of 64 bits, with the row in the upper bits. So rows ascend, the best order for reading the table's memory. The
+results overwrite the memory of the sort, because most of the time goes into memory accesses.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import numpy as np
 
 from numba_adam.cpu.kernels.compile import inline, kernel
 
-ROOM = 3  # numbers of 64 bits for each place; and one more for each part that is put in order on its own
-_MOST_BITS = 12  # of one digit of the sort: its counters, 32 kB, stay in the nearest cache
+SCRATCH = 3  # numbers of 64 bits per position; plus one per part that is sorted separately
+_MAX_BITS = 12  # of one digit of the sort: its counters, 32 kB, stay in the innermost cache
 
 
-class Room(NamedTuple):
-    """Memory in which places are put in order."""
+class Scratch(NamedTuple):
+    """Memory for sorting positions."""
 
-    pairs: Any  # (k,) uint64: the rows with their places
+    pairs: Any  # (k,) uint64: rows with their positions
     spare: Any  # (k,) uint64
     starts: Any  # (k + 1,) int64
 
 
 class Groups(NamedTuple):
-    """Distinct rows, and where they were named."""
+    """Distinct rows, and the positions where they are named."""
 
     rows: Any  # int64: the distinct rows, ascending
-    starts: Any  # int64, one more: where each one's places begin in `order`, with the end behind the last
-    order: Any  # int64: the places
+    starts: Any  # int64: where the positions of each row begin in `order`; one more entry: where those of the last end
+    order: Any  # int64: the positions, grouped by row
 
 
 @inline
 def bits_of(value):  # type: ignore[no-untyped-def]
-    """Return how many bits a number has."""
+    """Return the number of bits of an integer."""
     bits = np.uint64(0)
     while value > 0:
         bits += np.uint64(1)
@@ -44,30 +44,30 @@ def bits_of(value):  # type: ignore[no-untyped-def]
 
 
 @inline
-def pairs_of(room, size):  # type: ignore[no-untyped-def]
-    """Return where in the room of a push, of so many places, the pairs of all parts lie."""
-    return room[:size].view(np.uint64)
+def pairs_of(buffer, size):  # type: ignore[no-untyped-def]
+    """Return the pairs of all parts of a call that names `size` positions."""
+    return buffer[:size].view(np.uint64)
 
 
 @inline
-def room_of(room, bounds, part):  # type: ignore[no-untyped-def]
-    """Return a part's own of the room of a push.
+def scratch_of(buffer, bounds, part):  # type: ignore[no-untyped-def]
+    """Return the share of one part in the buffer of a call.
 
     Args:
-        room: (ROOM * k + parts,) int64 or more.
-        bounds: (parts + 1,) int64: where each part begins, from 0 on, and where the last one ends, k.
-        part: which part, from 0 on.
+        buffer: (SCRATCH * k + parts,) int64 or more.
+        bounds: (parts + 1,) int64: where each part begins, and where the last one ends: from 0 to k.
+        part: the part, from 0 on.
     """
     begin, end, size = bounds[part], bounds[part + 1], bounds[-1]
-    spare, starts = room[size : 2 * size].view(np.uint64), room[2 * size + part :]
-    return Room(pairs_of(room, size)[begin:end], spare[begin:end], starts[begin : end + 1])
+    spare, starts = buffer[size : 2 * size].view(np.uint64), buffer[2 * size + part :]
+    return Scratch(pairs_of(buffer, size)[begin:end], spare[begin:end], starts[begin : end + 1])
 
 
 @inline
 def first_outside(rows, begin, end, count):  # type: ignore[no-untyped-def]
-    """Return the first place, from `begin` to `end`, whose row is not in a table of `count`; -1 if all are."""
+    """Return the first position from `begin` to `end` whose row is not in a table of `count` rows; -1 if all are."""
     outside = 0
-    for k in range(begin, end):  # without a way out, so that it is vector code
+    for k in range(begin, end):  # no early exit, so it vectorizes
         outside += rows[k] < 0 or rows[k] >= count
     if outside:
         for k in range(begin, end):
@@ -77,14 +77,14 @@ def first_outside(rows, begin, end, count):  # type: ignore[no-untyped-def]
 
 
 @inline
-def pair(rows, k, place_bits):  # type: ignore[no-untyped-def]
-    """Return a row and its place as one number, the row above the place."""
-    return (np.uint64(rows[k]) << place_bits) | np.uint64(k)
+def pair(rows, k, position_bits):  # type: ignore[no-untyped-def]
+    """Return a row and its position as one number, with the row in the upper bits."""
+    return (np.uint64(rows[k]) << position_bits) | np.uint64(k)
 
 
 @inline
 def _by_digit(pairs, sorted_pairs, counters, shift, bits):  # type: ignore[no-untyped-def]
-    """Sort by one digit; equal ones stay in their order."""
+    """Sort by one digit; equal digits keep their order."""
     mask = (np.uint64(1) << bits) - np.uint64(1)
     counters[:] = 0
     for k in range(pairs.size):
@@ -100,8 +100,8 @@ def _by_digit(pairs, sorted_pairs, counters, shift, bits):  # type: ignore[no-un
 
 @inline
 def sort(pairs, spare, shift, bits):  # type: ignore[no-untyped-def]
-    """Return the pairs, sorted by the `bits` bits from `shift` on, lowest digit first; and the memory that is left."""
-    passes = max(np.uint64(1), (bits + np.uint64(_MOST_BITS - 1)) // np.uint64(_MOST_BITS))
+    """Return the pairs sorted by `bits` bits from bit `shift` on, lowest digit first, and the unused memory."""
+    passes = max(np.uint64(1), (bits + np.uint64(_MAX_BITS - 1)) // np.uint64(_MAX_BITS))
     digit_bits = (bits + passes - np.uint64(1)) // passes
     counters = np.empty(np.int64(1) << np.int64(digit_bits), np.uint64)
     for _ in range(passes):
@@ -113,65 +113,65 @@ def sort(pairs, spare, shift, bits):  # type: ignore[no-untyped-def]
 
 @inline
 def _is_ascending(pairs):  # type: ignore[no-untyped-def]
-    """Say whether no pair is smaller than the one before."""
+    """Say whether no pair is smaller than its predecessor."""
     descents = 0
-    for k in range(1, pairs.size):  # without a way out, so that it is vector code
+    for k in range(1, pairs.size):  # no early exit, so it vectorizes
         descents += pairs[k] < pairs[k - 1]
     return descents == 0
 
 
 @inline
-def grouped(room, size, count):  # type: ignore[no-untyped-def]
-    """Return the distinct rows of a part and their places, written over the room that its pairs lie in.
+def grouped(scratch, size, count):  # type: ignore[no-untyped-def]
+    """Return the distinct rows of a part and their positions, in the memory of its pairs.
 
     Args:
-        room: the part's own `Room`, pairs filled.
-        size: how many places the whole push has.
+        scratch: the part's `Scratch`, with its pairs.
+        size: number of positions of the whole call.
         count: number of rows of the table.
     """
-    pairs, spare, starts = room
-    place_bits = bits_of(size)
+    pairs, spare, starts = scratch
+    position_bits = bits_of(size)
     if not _is_ascending(pairs):
-        pairs, spare = sort(pairs, spare, place_bits, bits_of(count))
+        pairs, spare = sort(pairs, spare, position_bits, bits_of(count))
     order, distinct = pairs.view(np.int64), spare.view(np.int64)
-    found, mask, before = 0, (np.uint64(1) << place_bits) - np.uint64(1), np.int64(-1)
+    found, mask, previous = 0, (np.uint64(1) << position_bits) - np.uint64(1), np.int64(-1)
     for k in range(pairs.size):
-        row, place = np.int64(pairs[k] >> place_bits), np.int64(pairs[k] & mask)
-        order[k] = place
-        if row != before:
+        row, position = np.int64(pairs[k] >> position_bits), np.int64(pairs[k] & mask)
+        order[k] = position
+        if row != previous:
             distinct[found], starts[found] = row, k
             found += 1
-        before = row
+        previous = row
     starts[found] = pairs.size
     return Groups(distinct[:found], starts[: found + 1], order)
 
 
 @inline
-def whole(rows, count, room):  # type: ignore[no-untyped-def]
-    """Return the first place whose row is none of the table's, -1 if all are; and then all rows as one part, else none.
+def whole(rows, count, buffer):  # type: ignore[no-untyped-def]
+    """Return the first position whose row is not in the table, -1 if all are, and the groups of all rows, in one part.
 
-    Arguments as for `group`.
+    If a row is not in the table, the groups are empty. Arguments as for `group`.
     """
     outside = first_outside(rows, 0, rows.size, count)
-    size, place_bits = rows.size if outside < 0 else 0, bits_of(rows.size)
-    pairs = pairs_of(room, size)
+    size, position_bits = rows.size if outside < 0 else 0, bits_of(rows.size)
+    pairs = pairs_of(buffer, size)
     for k in range(size):
-        pairs[k] = pair(rows, k, place_bits)
-    return outside, grouped(room_of(room, np.array([0, size]), 0), rows.size, count)
+        pairs[k] = pair(rows, k, position_bits)
+    return outside, grouped(scratch_of(buffer, np.array([0, size]), 0), rows.size, count)
 
 
 @kernel
-def group(rows, count, room):  # type: ignore[no-untyped-def]
-    """Find the distinct rows of a push.
+def group(rows, count, buffer):  # type: ignore[no-untyped-def]
+    """Find the distinct rows of a call.
 
     Args:
         rows: (k,) int64.
-        count: number of rows of the table; times k below 2**61.
-        room: (ROOM * k + 1,) int64 or more, overwritten; fresh memory would take as long as the sort.
+        count: number of rows of the table; count * k is below 2**61.
+        buffer: (SCRATCH * k + 1,) int64 or more, overwritten; new memory would take as long as the sort.
 
     Returns:
-        (outside, rows, starts, order): the first place whose row is none of the table's, -1 if all are; then `Groups`,
-        which lie in `room`.
+        (outside, rows, starts, order): the first position whose row is not in the table, -1 if all are; then `Groups`,
+        which are views of `buffer`.
     """
-    outside, found = whole(rows, count, room)
+    outside, found = whole(rows, count, buffer)
     return outside, found.rows, found.starts, found.order

@@ -1,8 +1,8 @@
-"""The places of a push, cut into one part for each thread. Imports Numba.
+"""The positions of a call, divided into one part for each thread. Imports Numba.
 
-A part is a range of rows, so all places of a row are in the same part: threads have nothing to agree on but where parts
-begin, and each keeps to its own stretch of the table. First each thread counts how many places of its share belong to
-which part; then it puts them there, in their order.
+A part is a range of rows, so all positions of a row are in the same part. Threads only have to agree on where parts
+begin, and each works on its own range of the table. First each thread counts how many positions of its share belong to
+each part; then it moves them there, in order.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from numba_adam.cpu.kernels.compile import inline
 from numba_adam.cpu.kernels.formats import random_bits
 from numba_adam.rows.kernels.grouping import bits_of, pair, sort
 
-_SAMPLE, _SAMPLE_PART = 512, 64  # places looked at: so many, and so many more for each part
+_SAMPLE, _SAMPLE_PART = 512, 64  # sampled positions: a fixed number, and a number for each part
 _KEY = np.uint32(1)
 
 
 @inline
 def cuts(rows, cut):  # type: ignore[no-untyped-def]
-    """Fill `cut`, (parts - 1,) int64, with the rows at which parts begin but for the first.
+    """Fill `cut`, (parts - 1,) int64, with the first row of each part but the first part.
 
-    A sorted sample of the places says where: parts then differ by a tenth or so, but for a row that is named so often
-    that it fills one. A place is drawn at random from each stretch of the push: a push may have a period, say of the
-    features of its examples, which places at equal distances would meet in step. What is drawn is the same every time.
-    Rows that are none of the table's do no harm.
+    The rows come from a sorted sample of the positions, so the sizes of parts differ by about a tenth, unless a row is
+    named so often that it fills a part. One position is drawn at random from each stretch of the call: a call may be
+    periodic, for example in the features of its examples, and positions at equal distances would always hit the same
+    feature. The draw is the same every time. Rows that are not in the table do no harm.
     """
     parts = cut.size + 1
     size = min(rows.size, _SAMPLE + _SAMPLE_PART * parts)
@@ -42,7 +42,7 @@ def cuts(rows, cut):  # type: ignore[no-untyped-def]
 
 @inline
 def _part(row, cut):  # type: ignore[no-untyped-def]
-    """Return the part that a row belongs to. Without a way out it is vector code, and beats a search of the cuts."""
+    """Return the part that a row belongs to. Without an early exit the loop vectorizes, and beats a binary search."""
     part = 0
     for k in range(cut.size):
         part += row >= cut[k]
@@ -51,17 +51,17 @@ def _part(row, cut):  # type: ignore[no-untyped-def]
 
 @inline
 def tally(rows, begin, end, cut, tallies):  # type: ignore[no-untyped-def]
-    """Add to `tallies`, (parts,) int64, how many of the places from `begin` to `end` belong to each part."""
+    """Add to `tallies`, (parts,) int64, the number of positions from `begin` to `end` that belong to each part."""
     for k in range(begin, end):
         tallies[_part(rows[k], cut)] += 1
 
 
 @inline
-def lay_out(tallies, bounds):  # type: ignore[no-untyped-def]
-    """Turn the tallies of each share of the places into where its pairs of each part begin.
+def assign_offsets(tallies, bounds):  # type: ignore[no-untyped-def]
+    """Replace the tallies of each share of the positions by the offsets at which its pairs of each part begin.
 
     Args:
-        tallies: (shares, parts) int64, overwritten; shares in the order of their places.
+        tallies: (shares, parts) int64, overwritten; shares in the order of their positions.
         bounds: (parts + 1,) int64, filled: where each part begins, and where the last one ends.
     """
     shares, parts = tallies.shape
@@ -75,18 +75,18 @@ def lay_out(tallies, bounds):  # type: ignore[no-untyped-def]
 
 @inline
 def deal(rows, begin, end, cut, begins, pairs):  # type: ignore[no-untyped-def]
-    """Put the places from `begin` to `end`, each with its row, where their parts have room for them.
+    """Move the positions from `begin` to `end`, each paired with its row, to their parts.
 
     Args:
         rows: (k,) int64.
-        begin: the first place.
-        end: the one behind the last.
+        begin: the first position.
+        end: the one after the last.
         cut: from `cuts`.
-        begins: (parts,) int64, from `lay_out`: where this share's pairs of each part begin; moved on.
+        begins: (parts,) int64, from `assign_offsets`: where this share's pairs of each part begin; advanced.
         pairs: (k,) uint64, filled.
     """
-    place_bits = bits_of(rows.size)
+    position_bits = bits_of(rows.size)
     for k in range(begin, end):
         part = _part(rows[k], cut)
-        pairs[begins[part]] = pair(rows, k, place_bits)
+        pairs[begins[part]] = pair(rows, k, position_bits)
         begins[part] += 1

@@ -1,13 +1,13 @@
-"""The update of rows of a table, each after the steps it has missed. Imports Numba.
+"""The update of rows of a table, each after a replay of the steps that it missed. Imports Numba.
 
-Rows are worked on tile by tile: up to 64 rows (or a piece of one wide row) are copied into a scratch that stays in the
-nearest cache, updated there as one run of elements, and copied back, while those of the next tile are on their way. So
-narrow rows are vector code too. The rows of a tile are ordered by the first step they have missed: at any step those to
-be replayed are neighbours. Rows that are not to make up for anything need none of this: see `rows_in_place`.
+Rows are updated tile by tile: up to 64 rows (or a piece of one wide row) are copied into a scratch buffer that stays in
+the innermost cache, updated there as one range of elements, and copied back, while the next tile is prefetched. So
+narrow rows run as vector code too. The rows of a tile are ordered by the first step that they missed, so at any step
+the rows to be replayed are neighbours. Rows without missed steps need none of this: see `in_place`.
 
-What a replay may leave out changes no bit: an element whose first moment is zero keeps its parameter when there is no
-gradient and no decay, and one whose moments are both zero keeps everything. As a row's gradient fades, it becomes quiet
-first, and comes to rest later.
+A replay skips only work that changes no bit: an element whose first moment is zero keeps its parameter if there is
+neither gradient nor decay, and an element whose moments are both zero keeps everything. Some steps after its last
+gradient a row is *quiet* (its parameters stay), and later *at rest* (everything stays).
 """
 
 from __future__ import annotations
@@ -16,44 +16,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from numba_adam.cpu.kernels.compile import inlined, kernel, parallel_kernel
+from numba_adam.cpu.kernels.constants import constants_of
 from numba_adam.cpu.kernels.element import adam, amsgrad, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.prefetch import prefetch
-from numba_adam.numerics.constants import Constants
 from numba_adam.rows.kernels.short_copy import copy
 
-PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, GRAD, ZEROS = range(6)  # in `Plan.addresses`; in a scratch, with ZEROS
-_COLUMNS = 4  # of these are the table's own
+PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, GRAD, ZEROS = range(6)  # in `Plan.addresses`; with ZEROS in scratch
+_COLUMNS = 4  # of these belong to the table
 TILE = 1024  # elements
 TILE_ROWS = 64
 SLOTS = 2
-_PITCH = TILE + 80  # elements from one of a scratch's arrays to the next: no power of two, which would share cache sets
+_PITCH = TILE + 80  # elements from one scratch array to the next: powers of two would share cache sets
 SCRATCH = (ZEROS + 1) * _PITCH  # elements
-
-_CONSTANTS = len(Constants._fields)
 
 
 class Plan(NamedTuple):
-    """What is to be done to which rows."""
+    """The rows that a launch replays and updates."""
 
     addresses: Any  # (5,) uint64: param, exp_avg, exp_avg_sq, max_exp_avg_sq (0: none), grad_rows
     rows: Any  # (k,) int64: the distinct rows, ascending
-    starts: Any  # (k + 1,) int64: where each one's places begin in `order`; empty: no gradients, a replay alone
+    starts: Any  # (k + 1,) int64: where the gradients of each row begin in `order`; empty: a replay without an update
     order: Any  # int64: rows of grad_rows
-    begins: Any  # (k,) int64: the first step to replay for each row; empty: none for any
-    constants: Any  # (steps, 16): `Constants` of each step to replay, then of the update
+    begins: Any  # (k,) int64: the first step to replay for each row; empty: no row replays a step
+    constants: Any  # (steps, CONSTANTS): `Constants` of each step to replay, then of the update
     first: Any  # int64: the step of the first row of `constants`
-    end: Any  # int64: the step before which the replay ends: the update's own
+    end: Any  # int64: the step before which the replay ends: that of the update
     width: Any  # elements of a row
-    rests: Any  # whether all constants leave alone what is at rest
-
-
-@inlined
-def _constants_at(constants, k):  # type: ignore[no-untyped-def]
-    return Constants(*to_fixed_tuple(constants[k], _CONSTANTS))
+    rests: Any  # whether all steps leave unchanged what is at rest
 
 
 @inlined
@@ -63,15 +55,15 @@ def _add(source, target):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _place(scratch, array, begin, like):  # type: ignore[no-untyped-def]
-    """Return where an element of one of the scratch's arrays lies."""
+def _address(scratch, array, begin, like):  # type: ignore[no-untyped-def]
+    """Return the address of an element of a scratch array."""
     return scratch + np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
 
 
 @inlined
 def _column(scratch, array, begin, size, like):  # type: ignore[no-untyped-def]
-    """Return elements of one of the scratch's arrays."""
-    return array_at(_place(scratch, array, begin, like), np.uint64(size), like)
+    """Return elements of a scratch array."""
+    return array_at(_address(scratch, array, begin, like), np.uint64(size), like)
 
 
 @inlined
@@ -89,7 +81,7 @@ def _update(scratch, grads, begin, size, has_largest, c, like):  # type: ignore[
 
 @inlined
 def _decay(scratch, begin, size, c, like):  # type: ignore[no-untyped-def]
-    """Let the second moments of quiet elements decay: nothing else of them changes."""
+    """Decay the second moments of quiet elements; nothing else of them changes."""
     exp_avg_sq = _column(scratch, EXP_AVG_SQ, begin, size, like)
     for i in range(exp_avg_sq.size):
         _, exp_avg_sq[i] = moments(c.zero, c.zero, c.zero, exp_avg_sq[i], c)
@@ -97,7 +89,7 @@ def _decay(scratch, begin, size, c, like):  # type: ignore[no-untyped-def]
 
 @inlined
 def _is_quiet(scratch, begin, size, has_largest, like):  # type: ignore[no-untyped-def]
-    """Say whether a step without gradient and decay would leave the parameters of these elements alone."""
+    """Say whether a step without gradient and decay leaves the parameters of these elements unchanged."""
     exp_avg = _column(scratch, EXP_AVG, begin, size, like)
     exp_avg_sq = _column(scratch, EXP_AVG_SQ, begin, size, like)
     terrain = _column(scratch, MAX_EXP_AVG_SQ if has_largest else EXP_AVG_SQ, begin, size, like)
@@ -119,16 +111,17 @@ def _is_at_rest(scratch, begin, size, like):  # type: ignore[no-untyped-def]
 
 @inlined
 def _step_through(scratch, begins, size, plan, like):  # type: ignore[no-untyped-def]
-    """Replay a tile's rows, of `size` elements each, and update them; `begins` are ascending."""
+    """Replay and update the rows of a tile, of `size` elements each; `begins` ascend."""
     has_largest, has_grads = plan.addresses[MAX_EXP_AVG_SQ] != 0, plan.starts.size > 0
-    resting = quiet = active = 0  # rows: at rest up to the first, then quiet, then in motion, then up to date
+    # Rows up to `resting` are at rest, up to `quiet` quiet, up to `active` active; the others are current.
+    resting = quiet = active = 0
     step, grads = begins[0], ZEROS
     while step < plan.end or (has_grads and step == plan.end):
         while active < begins.size and begins[active] <= step:
             active += 1
         if step == plan.end:
             resting, quiet, active, grads = 0, 0, begins.size, GRAD
-        c = _constants_at(plan.constants, step - plan.first)
+        c = constants_of(plan.constants[step - plan.first])
         if quiet > resting:
             _decay(scratch, resting * size, (quiet - resting) * size, c, like)
         _update(scratch, grads, quiet * size, (active - quiet) * size, has_largest, c, like)
@@ -143,25 +136,25 @@ def _step_through(scratch, begins, size, plan, like):  # type: ignore[no-untyped
 
 
 @inlined
-def _arrange(plan, low, begins, places):  # type: ignore[no-untyped-def]
-    """Set `places` to the order in which a tile's rows are replayed, and `begins` to their first steps."""
+def _sort(plan, low, begins, which):  # type: ignore[no-untyped-def]
+    """Set `which` to the rows of a tile in the order of their first steps, and `begins` to these steps."""
     for k in range(begins.size):
-        begin, place = plan.begins[low + k] if plan.begins.size else plan.end, k
-        while place > 0 and begins[place - 1] > begin:
-            begins[place], places[place] = begins[place - 1], places[place - 1]
-            place -= 1
-        begins[place], places[place] = begin, low + k
+        begin, j = plan.begins[low + k] if plan.begins.size else plan.end, k
+        while j > 0 and begins[j - 1] > begin:
+            begins[j], which[j] = begins[j - 1], which[j - 1]
+            j -= 1
+        begins[j], which[j] = begin, low + k
 
 
 @inlined
 def _offset(row, column, plan, like):  # type: ignore[no-untyped-def]
-    """Return how many bytes behind an array's beginning an element lies."""
+    """Return the offset of an element in its array, in bytes."""
     return (np.uint64(row) * np.uint64(plan.width) + np.uint64(column)) * np.uint64(like.itemsize)
 
 
 @inlined
-def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
-    """Ask for the rows of a tile, and for the first gradient of each."""
+def _prefetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
+    """Prefetch the rows of a tile, and the first gradient of each."""
     size_bytes = np.uint64(size) * np.uint64(like.itemsize)
     for k in range(low, high):
         skip = _offset(plan.rows[k], column, plan, like)
@@ -174,35 +167,35 @@ def _fetch(plan, low, high, column, size, like):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _load(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
-    """Copy the rows of a tile into the scratch."""
-    for k in range(places.size):
-        skip = _offset(plan.rows[places[k]], column, plan, like)
+def _load(scratch, plan, which, column, size, like):  # type: ignore[no-untyped-def]
+    """Copy the rows of a tile into the scratch buffer."""
+    for k in range(which.size):
+        skip = _offset(plan.rows[which[k]], column, plan, like)
         for array in range(_COLUMNS):
             if plan.addresses[array]:
-                copy(plan.addresses[array] + skip, _place(scratch, array, k * size, like), size, like)
+                copy(plan.addresses[array] + skip, _address(scratch, array, k * size, like), size, like)
 
 
 @inlined
-def _load_gradients(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
-    """Sum the gradients of each row of a tile, in the order in which they were named, into the scratch."""
-    for k in range(places.size):
-        begin, end = plan.starts[places[k]], plan.starts[places[k] + 1]
+def _load_gradients(scratch, plan, which, column, size, like):  # type: ignore[no-untyped-def]
+    """Sum the gradients of each row of a tile, in their order, into the scratch buffer."""
+    for k in range(which.size):
+        begin, end = plan.starts[which[k]], plan.starts[which[k] + 1]
         first = plan.addresses[GRAD] + _offset(plan.order[begin], column, plan, like)
-        copy(first, _place(scratch, GRAD, k * size, like), size, like)
-        for place in range(begin + 1, end):
-            other = plan.addresses[GRAD] + _offset(plan.order[place], column, plan, like)
+        copy(first, _address(scratch, GRAD, k * size, like), size, like)
+        for index in range(begin + 1, end):
+            other = plan.addresses[GRAD] + _offset(plan.order[index], column, plan, like)
             _add(array_at(other, np.uint64(size), like), _column(scratch, GRAD, k * size, size, like))
 
 
 @inlined
-def _store(scratch, plan, places, column, size, like):  # type: ignore[no-untyped-def]
+def _store(scratch, plan, which, column, size, like):  # type: ignore[no-untyped-def]
     """Copy the rows of a tile back."""
-    for k in range(places.size):
-        skip = _offset(plan.rows[places[k]], column, plan, like)
+    for k in range(which.size):
+        skip = _offset(plan.rows[which[k]], column, plan, like)
         for array in range(_COLUMNS):
             if plan.addresses[array]:
-                copy(_place(scratch, array, k * size, like), plan.addresses[array] + skip, size, like)
+                copy(_address(scratch, array, k * size, like), plan.addresses[array] + skip, size, like)
 
 
 @inlined
@@ -212,60 +205,61 @@ def _tile(plan, low, high, column, size, scratch, slots, like):  # type: ignore[
     Args:
         plan: the plan.
         low: index of the first row in `plan.rows`.
-        high: index behind the last.
-        column: first element of each row.
-        size: elements of each row.
+        high: index after the last.
+        column: the first element of each row.
+        size: the number of elements of each row.
         scratch: address of SCRATCH elements.
-        slots: (SLOTS, TILE_ROWS) int64: see `_arrange`.
+        slots: (SLOTS, TILE_ROWS) int64: `begins` and `which` of `_sort`.
         like: any array of the parameters' dtype.
     """
-    begins, places = slots[0, : high - low], slots[1, : high - low]
-    _arrange(plan, low, begins, places)
-    _load(scratch, plan, places, column, size, like)
+    begins, which = slots[0, : high - low], slots[1, : high - low]
+    _sort(plan, low, begins, which)
+    _load(scratch, plan, which, column, size, like)
     if plan.starts.size:
-        _load_gradients(scratch, plan, places, column, size, like)
+        _load_gradients(scratch, plan, which, column, size, like)
     _step_through(scratch, begins, size, plan, like)
-    _store(scratch, plan, places, column, size, like)
+    _store(scratch, plan, which, column, size, like)
 
 
 @inlined
 def _extent(plan, number, rows, pieces):  # type: ignore[no-untyped-def]
-    """Return the first row of a tile, the one behind its last, its first column, and how many columns it has."""
+    """Return the first row of a tile, the one after its last, its first column, and the number of its columns."""
     low, column = number // pieces * rows, number % pieces * TILE
     return low, min(low + rows, plan.rows.size), column, min(TILE, plan.width - column)
 
 
 @inlined
 def _run(plan, task, tasks, scratch, slots):  # type: ignore[no-untyped-def]
-    """Do one task's share of the tiles."""
-    before = enter_ieee()
+    """Update one task's share of the tiles."""
+    environment = enter_ieee()
     scratch[ZEROS * _PITCH :] = 0
     pieces = (plan.width + TILE - 1) // TILE  # of a row
     rows = max(1, min(TILE_ROWS, TILE // plan.width))  # of a tile
     tiles = (plan.rows.size + rows - 1) // rows * pieces
     share = (tiles + tasks - 1) // tasks
     begin, end = task * share, min(tiles, (task + 1) * share)
-    for number in range(begin - 1, end):  # each tile's rows are on their way while the one before is updated
+    for number in range(begin - 1, end):  # prefetch the rows of each tile while the previous one is updated
         if number + 1 < end:
             low, high, column, size = _extent(plan, number + 1, rows, pieces)
-            _fetch(plan, low, high, column, size, scratch)
+            _prefetch(plan, low, high, column, size, scratch)
         if number >= begin:
             low, high, column, size = _extent(plan, number, rows, pieces)
             _tile(plan, low, high, column, size, np.uint64(scratch.ctypes.data), slots, scratch)
-    leave_ieee(before)
+    leave_ieee(environment)
 
 
 @kernel
 def update_rows_serial(addresses, rows, starts, order, begins, constants, first, end, width, rests, scratch, slots):
-    """Replay and update rows on the calling thread. Arguments: `Plan`, and a scratch and slots for each task."""
+    """Replay and update rows on the calling thread. Arguments: those of `Plan`, scratch and slots for each task."""
     plan = Plan(addresses, rows, starts, order, begins, constants, first, end, width, rests)
     _run(plan, 0, 1, scratch[0], slots[0])
 
 
 @parallel_kernel
-def update_rows_parallel(addresses, rows, starts, order, begins, constants, first, end, width, rests, scratch, slots):
-    """Replay and update rows on as many threads as there are scratches. Arguments as for `update_rows_serial`."""
-    tasks = len(scratch)
+def update_rows_parallel(
+    addresses, rows, starts, order, begins, constants, first, end, width, rests, scratch, slots, tasks
+):
+    """Replay and update rows on `tasks` threads. Arguments as for `update_rows_serial`."""
     for task in prange(tasks):
         plan = Plan(addresses, rows, starts, order, begins, constants, first, end, width, rests)
         _run(plan, task, tasks, scratch[task], slots[task])

@@ -1,7 +1,7 @@
-"""Short rows copied without asking each time how they lie. Imports Numba and llvmlite.
+"""Copies of short rows, without tests for overlap. Imports Numba and llvmlite.
 
-A loop over elements is made into vector code that first asks whether the two places overlap, and how many elements
-there are for each width of vector: for a row of 64 bytes that takes longer than the copy.
+Vector code of a loop over elements first tests whether source and target overlap, and how many elements there are for
+each vector width. For a row of 64 bytes these tests take longer than the copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _copy_line(typingctx: Any, source: Any, target: Any) -> Any:
 
 @inline
 def copy(source, target, size, like):  # type: ignore[no-untyped-def]
-    """Copy `size` elements of `like`'s dtype from one address to another that does not overlap."""
+    """Copy `size` elements of `like`'s dtype from one address to another; the two do not overlap."""
     line = np.uint64(LINE)
     rest = np.uint64(size) * np.uint64(like.itemsize)
     while rest >= line:

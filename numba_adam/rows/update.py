@@ -1,0 +1,142 @@
+"""The launches that update rows of a table: in place, or after a replay of the steps that the rows missed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numba_adam.cpu.kernels import threads
+from numba_adam.errors import HyperparameterError
+from numba_adam.numerics.array import Array
+from numba_adam.numerics.constants import Constants, Settings
+from numba_adam.rows import scratch
+from numba_adam.rows.history import RowHistory, StepSettings, check_constant, note_call, row_history
+from numba_adam.rows.kernels import in_place, replay_plan
+from numba_adam.rows.kernels import replay as kernel
+from numba_adam.rows.tables import NOTHING, Table, address
+from numba_adam.settings.folding import settings
+from numba_adam.settings.hyperparameters import Hyperparameters
+
+_FIRST_STEP = np.ones(1, dtype=np.int64)
+_MAX_STEPS = 32_768  # replayed in one launch: their constants take 2 MB
+
+
+class RowUpdate(NamedTuple):
+    """An update or a replay of some rows of a table."""
+
+    table: Table
+    rows: Array  # for a replay: distinct, ascending; for an update in place: as the caller named them
+    starts: Array  # for a replay: where the positions of each row begin in `order`
+    order: Array  # the positions
+    grads: int  # address of the gradients
+    step: int
+    grad_scale: float
+    has_grads: bool  # whether the rows are updated at `step`, or only brought up to it
+
+    @property
+    def end(self) -> int:
+        """The step before which the replay ends."""
+        return self.step if self.has_grads else self.step + 1
+
+
+def update_in_place(update: RowUpdate, hyperparameters: Hyperparameters) -> int:
+    """Update rows without a replay, on as many threads as their size is worth.
+
+    Args:
+        update: the update, with `rows` as the caller named them.
+        hyperparameters: of the step.
+
+    Returns:
+        The first position whose row is not in the table, and nothing was changed; -1 if all rows are.
+    """
+    table = update.table
+    steps = StepSettings(_FIRST_STEP, np.array([settings(hyperparameters, table.dtype)]))
+    constants = _constants(steps, update.step, update.step + 1, update)[0]
+    tasks = threads.tasks_for(update.rows.size * table.width)
+    buffer, sums = scratch.take(update.rows.size, tasks), np.empty((tasks, in_place.PIECE), dtype=table.dtype)
+    are_many = update.rows.size >= tasks * in_place.MANY and table.width <= in_place.PIECE
+    parallel = in_place.update_in_place_by_parts if are_many else in_place.update_in_place_by_pieces
+    arguments = (_addresses(update), update.rows, table.row_count, constants, table.width, buffer, sums)
+    outside = threads.launch(in_place.update_in_place_serial, parallel, tasks, *arguments)
+    scratch.give_back(buffer)
+    return int(outside)
+
+
+def replay(updates: list[RowUpdate], hyperparameters: Hyperparameters, history: object) -> None:
+    """Replay the missed steps of rows, and update the rows if there are gradients."""
+    last_step, step = updates[0].table.last_step, updates[0].step
+    since = min(_first_missed(update) for update in updates)
+    known = RowHistory() if history is None else row_history(history, step)
+    if history is None:
+        check_constant(last_step, hyperparameters)
+    else:
+        known.check(step, hyperparameters)
+    steps = known.step_settings(since, step, hyperparameters, updates[0].table.dtype)
+    known.note(step, hyperparameters)
+    note_call(last_step, hyperparameters, is_constant=len(known.entries) == 1)
+    for update in updates:
+        _replay(update, steps)
+
+
+def _first_missed(update: RowUpdate) -> int:
+    """Return the first step that any row missed; refuse rows that are at the step already."""
+    last_step = update.table.last_step
+    limit = update.step if update.has_grads else update.step + 1
+    index = int(replay_plan.first_out_of_range(update.rows, last_step, limit))
+    if index >= 0:
+        row = int(update.rows[index])
+        raise HyperparameterError(
+            f"step={update.step}, and last_step[{row}] is {last_step[row]}: steps go on from 0, "
+            f"and a row is updated once in each; it must be from 0 to {limit - 1}"
+        )
+    return int(last_step[update.rows].min(initial=limit - 1)) + 1
+
+
+def _replay(update: RowUpdate, steps: StepSettings) -> None:
+    """Replay rows in portions of steps, then update them."""
+    table, end, rests = update.table, update.end, _keeps_rest(steps)
+    begins, addresses = np.empty_like(update.rows), _addresses(update)
+    like = table.arrays[0].reshape(-1)[:0]
+    first = int(replay_plan.find_missed(addresses, update.rows, table.last_step, end, table.width, rests, like, begins))
+    while first + _MAX_STEPS < end:
+        stop = first + _MAX_STEPS
+        portion = update._replace(starts=NOTHING)
+        _launch(portion, begins, _constants(steps, first, stop, update), first, stop, rests=rests)
+        table.last_step[update.rows] = np.maximum(table.last_step[update.rows], stop - 1)
+        np.maximum(begins, stop, out=begins)
+        first = int(begins.min())
+    last = end + 1 if update.has_grads else end
+    _launch(update, begins, _constants(steps, first, last, update), first, end, rests=rests)
+    table.last_step[update.rows] = update.step
+
+
+def _keeps_rest(steps: StepSettings) -> bool:
+    """Say whether no step changes a parameter whose moments are zero: none has weight decay."""
+    return bool((steps.settings[:, Settings._fields.index("weight_decay")] == 0).all())
+
+
+def _constants(steps: StepSettings, first: int, end: int, update: RowUpdate) -> Array:
+    """Return the constants of the steps from `first` to `end` - 1."""
+    constants = np.empty((end - first, len(Constants._fields)), dtype=update.table.dtype)
+    replay_plan.write_steps(steps.first_steps, steps.settings, first, update.grad_scale, constants)
+    return constants
+
+
+def _launch(update: RowUpdate, begins: Array, constants: Array, first: int, end: int, *, rests: bool) -> None:
+    """Run the kernel on as many threads as its size is worth."""
+    width, count = update.table.width, update.rows.size
+    if width == 0 or count == 0:
+        return
+    steps = count + (begins.size * end - int(begins.sum()) if begins.size else 0)
+    tasks = threads.tasks_for(steps * width)
+    buffers = np.empty((tasks, kernel.SCRATCH), dtype=update.table.dtype)
+    slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
+    plan = (_addresses(update), update.rows, update.starts, update.order, begins, constants, first, end, width, rests)
+    threads.launch(kernel.update_rows_serial, kernel.update_rows_parallel, tasks, *plan, buffers, slots)
+
+
+def _addresses(update: RowUpdate) -> Array:
+    """Return the addresses of param, exp_avg, exp_avg_sq, max_exp_avg_sq (0: none) and the gradients."""
+    columns = [address(array) for array in update.table.arrays]
+    return np.array([*columns, *([0] * (4 - len(columns))), update.grads], dtype=np.uint64)

@@ -1,6 +1,6 @@
-"""What is fixed once an optimizer is made, and says so when somebody tries to change it. Knows no array.
+"""What is fixed after the construction of an optimizer: an attempt to change it raises an error with advice.
 
-A change that nobody reads is worse than an error: `opt.lr = 0.1` would train on with the old rate.
+An assignment that no code reads is worse than an error: after `opt.lr = 0.1` training would go on with the old rate.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _ADVICE = {
 
 
 class FixedList(list[Any]):
-    """A list that can be read only. Its copies are plain lists."""
+    """A read-only list. Its copies are plain lists."""
 
     __slots__ = ("_advice",)
 
     def __init__(self, items: Iterable[Any], advice: str) -> None:
-        """Hold items; `advice` is what the error says when somebody tries to change them."""
+        """Hold items; `advice` is the message of the error that an attempt to change them raises."""
         super().__init__(items)
         self._advice = advice
 
@@ -50,12 +50,12 @@ class FixedList(list[Any]):
 
 
 class FixedDict(dict[Any, Any]):
-    """A dict that can be read only. Its copies are plain dicts."""
+    """A read-only dict. Its copies are plain dicts."""
 
     __slots__ = ("_advice",)
 
     def __init__(self, items: Mapping[Any, Any], advice: str) -> None:
-        """Hold items; `advice` is what the error says when somebody tries to change them."""
+        """Hold items; `advice` is the message of the error that an attempt to change them raises."""
         super().__init__(items)
         self._advice = advice
 
@@ -69,15 +69,15 @@ class FixedDict(dict[Any, Any]):
 
 
 def check_attribute(kind: type, name: str, *, is_extended: bool) -> None:
-    """Refuse an attribute of an optimizer that nothing would read.
+    """Refuse an attribute of an optimizer that no code would read.
 
     Args:
-        kind: the optimizer's class.
-        name: the attribute's.
-        is_extended: whether the class is another's extension of ours, which may have attributes of its own.
+        kind: the class of the optimizer.
+        name: the name of the attribute.
+        is_extended: whether the class is a user's subclass of ours, which may have more attributes.
 
     Raises:
-        ImmutableError: nothing would read it; the message says what to do instead.
+        ImmutableError: no code would read it; the message says what to do instead.
     """
     if name in HYPERPARAMETER_NAMES:
         raise ImmutableError(

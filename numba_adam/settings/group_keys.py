@@ -1,7 +1,7 @@
-"""Which keys a param group may have besides its hyperparameters: notes of the user's own, unless they look like slips.
+"""The keys that a param group may have besides its hyperparameters: notes of the user, unless they look misspelled.
 
-Notes such as "name" or "initial_lr" are kept, saved and restored. What somebody may take for a hyperparameter is
-refused, since nothing would read it.
+Notes such as "name" or "initial_lr" are kept, saved and restored. A key that could be meant as a hyperparameter is
+refused, because no code would read it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numba_adam.errors import HyperparameterError
 from numba_adam.settings.fixed import HYPERPARAMETER_NAMES, OPTION_NAMES, STEP_NAMES
 
 FIXED = ("params", "param_names")
-PYTORCHS = ("foreach", "capturable", "differentiable", "fused")  # how PyTorch computes, not what
+PYTORCHS = ("foreach", "capturable", "differentiable", "fused")  # options of PyTorch that do not change the result
 
 _MEANT = {
     **dict.fromkeys(("learning_rate", "learningrate", "alpha", "step_size"), "lr"),
@@ -22,14 +22,14 @@ _MEANT = {
     **dict.fromkeys(("decoupled", "decouple"), "decoupled_weight_decay"),
 }
 _ANOTHERS = ("momentum_decay", "nesterov", "dampening", "rho", "centered", "lr_decay", "lambd", "etas", "beta2_decay")
-_LIKENESS = 0.85  # of two words, from which on one is taken for a slip of the other
+_LIKENESS = 0.85  # similarity of two words from which on one is taken for a misspelling of the other
 
 
 def check_note(key: object) -> None:
-    """Refuse a key that cannot be a note of the user's own.
+    """Refuse a key that cannot be a note of the user.
 
     Raises:
-        HyperparameterError: it cannot; the message says what may have been meant.
+        HyperparameterError: it cannot; the message suggests what may be meant.
     """
     if not isinstance(key, str) or not key:
         raise HyperparameterError(f"{key!r} is not a hyperparameter, and keys of param groups must be words")
@@ -54,5 +54,5 @@ def check_note(key: object) -> None:
 
 
 def is_switch_left_off(key: object, value: object) -> bool:
-    """Say whether an entry is one of PyTorch's own that asks for nothing, as all its param groups have them."""
+    """Say whether an entry is an unused option of PyTorch: every param group of PyTorch has some."""
     return key in PYTORCHS and (value is None or value is False)

@@ -1,7 +1,7 @@
-"""What the dtype in which an update is computed can hold of hyperparameters. Imports the standard library alone.
+"""The range of hyperparameters that the compute dtype can represent. Imports its neighbours alone.
 
-A number that is refused here would become infinite, zero or one on its way into the kernels, without a word. Learning
-rates and decays may be as small as one likes: what they do is then too small to be seen, as it should be.
+A number that is refused here would silently become infinite, zero or one in the kernels. Learning rates and decays may
+be arbitrarily small: their effect is then too small to be represented, as it should be.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numba_adam.settings.hyperparameters import Hyperparameters
 
 
 class Limits(NamedTuple):
-    """What a dtype can hold."""
+    """The range of a dtype."""
 
     largest: float  # finite number
-    smallest: float  # positive number with all its digits
-    decay: float  # largest decay rate that is not rounded to 1
+    smallest: float  # positive normal number
+    decay: float  # largest decay rate that does not round to 1
 
 
 LIMITS = {
@@ -30,7 +30,7 @@ _SAID = {"float32": ("2**128 (3.4e38)", "2**-126 (1.2e-38)"), "float64": ("2**10
 
 
 def check_held(h: Hyperparameters, dtype: str) -> None:
-    """Refuse hyperparameters that a compute dtype cannot hold, by themselves or folded into a step's constants.
+    """Refuse hyperparameters that a compute dtype cannot represent, directly or as constants of a step.
 
     Args:
         h: the hyperparameters.
@@ -41,7 +41,7 @@ def check_held(h: Hyperparameters, dtype: str) -> None:
     """
     beta1, beta2 = h.betas
     if h.lr < 1e15 and 1e-30 < h.eps < 1e30 and h.weight_decay < 1e15 and beta1 < 0.9999 and beta2 < 0.9999999:
-        return  # as nearly all are
+        return  # the usual case
     limits = LIMITS[dtype]
     for name, value in (("lr", h.lr), ("eps", h.eps), ("weight_decay", h.weight_decay)):
         if value > limits.largest:
@@ -62,10 +62,10 @@ def check_held(h: Hyperparameters, dtype: str) -> None:
 
 
 def _check_folded(h: Hyperparameters, dtype: str) -> None:
-    """Refuse hyperparameters whose products are beyond a dtype's range."""
+    """Refuse hyperparameters whose products are beyond the range of a dtype."""
     beta1, beta2 = h.betas
-    # Bias correction multiplies lr by sqrt(1 - beta2**step) / (1 - beta1**step), which is largest in the first step, or
-    # in the last, where it is 1.
+    # Bias correction multiplies lr by sqrt(1 - beta2**step) / (1 - beta1**step). The factor is largest in the first
+    # step, or tends to 1, its largest value.
     step_size = h.lr * max(1.0, math.sqrt(1.0 - beta2) / (1.0 - beta1))
     if step_size > LIMITS[dtype].largest:
         raise HyperparameterError(
@@ -80,12 +80,12 @@ def _check_folded(h: Hyperparameters, dtype: str) -> None:
 
 
 def check_factor(factor: float, dtype: str, of: str) -> None:
-    """Refuse what gradients are multiplied by where a compute dtype cannot hold it.
+    """Refuse a factor of the gradients that a compute dtype cannot represent.
 
     Args:
         factor: multiplies every gradient.
         dtype: "float32" or "float64".
-        of: what it is made of, for the message.
+        of: the arguments that the factor comes from, for the message.
 
     Raises:
         HyperparameterError: it is out of the dtype's range.
@@ -100,7 +100,7 @@ def check_factor(factor: float, dtype: str, of: str) -> None:
 
 
 def check_ema_decay(decay: float, dtype: str) -> None:
-    """Refuse a decay rate of the weights' average that a compute dtype rounds to 1.
+    """Refuse a decay rate of the moving average of the weights that a compute dtype rounds to 1.
 
     Raises:
         HyperparameterError: it does.

@@ -1,4 +1,4 @@
-"""What an optimizer keeps beside the parameters, and in which formats: said once, when it is made. Knows no kernel."""
+"""The options of an optimizer: what state it keeps, and in which formats. Imports no kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from numba_adam.errors import DtypeError, HyperparameterError
-from numba_adam.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NAMES
+from numba_adam.numerics.formats import NAMES, Format
 from numba_adam.settings.limits import check_ema_decay
 from numba_adam.settings.scalars import flag, real, whole
 
@@ -18,7 +18,7 @@ _STATE_DTYPES = ("float32", "float64", "bfloat16", "8bit")
 _ROUNDINGS = ("nearest", "stochastic")
 _COPY_DTYPES = ("bfloat16", "float16")
 _LAST_SEED = 2**63 - 1
-_NARROW = (BFLOAT16, FLOAT16)
+_NARROW = (Format.BFLOAT16, Format.FLOAT16)
 
 TOO_NARROW = (
     "float16 cannot hold second moments: the square of a gradient below 0.0001 becomes 0 there, and that of one above "
@@ -28,32 +28,32 @@ TOO_NARROW = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of an optimizer that hold for all its parameters and steps.
+    """The options of an optimizer, valid for all its parameters and steps.
 
     Raises:
-        HyperparameterError: a value is not admissible.
+        HyperparameterError: a value is not valid.
     """
 
     state_dtype: StateDtype | None = None
     """Format of the moments. None: float64 for float64 parameters, float32 for the rest."""
 
     rounding: Rounding = "nearest"
-    """How bfloat16 arrays are rounded when they are written; state in 8 bits has a way of its own."""
+    """How bfloat16 arrays are rounded when they are written; state in 8 bits is always rounded with a dither."""
 
     seed: int = 0
-    """Of the stochastic rounding, and of the 8-bit state's."""
+    """Seed of the random numbers of stochastic rounding, and of the dither of state in 8 bits."""
 
     master_weights: bool = False
-    """Whether 16-bit parameters are images of a float32 copy that the optimizer keeps."""
+    """Whether the optimizer keeps float32 master weights, and 16-bit parameters are rounded copies of them."""
 
     ema_decay: float | None = None
-    """Decay rate of a moving average of the weights; None: none is kept."""
+    """Decay rate of a moving average of the weights; None: no average."""
 
     low_precision_copy: CopyDtype | None = None
-    """Format of a copy of the new parameters that each step writes; None: none."""
+    """Format of the copy of the new parameters that each step writes; None: no copy."""
 
     def __post_init__(self) -> None:
-        """Check every option."""
+        """Validate every option."""
         if str(self.state_dtype) == "float16":
             raise HyperparameterError(f"state_dtype='float16': {TOO_NARROW}")
         _one_of("state_dtype", self.state_dtype, (None, *_STATE_DTYPES))
@@ -65,28 +65,28 @@ class Options:
             object.__setattr__(self, "ema_decay", _decay(self.ema_decay))
 
     def state_format(self, param_format: int) -> str:
-        """Return the name of the format of the moments of a parameter."""
-        default = "float64" if param_format == FLOAT64 else "float32"
+        """Return the format of the moments of a parameter."""
+        default = "float64" if param_format == Format.FLOAT64 else "float32"
         return self.state_dtype or default
 
     def computed_in(self, param_format: int) -> str:
-        """Return the dtype in which a parameter is updated, "float32" or "float64"; its average has it too."""
+        """Return the compute dtype of a parameter, "float32" or "float64"; it is the dtype of its average too."""
         return "float64" if "float64" in (NAMES[param_format], self.state_format(param_format)) else "float32"
 
     def has_master(self, param_format: int) -> bool:
-        """Say whether a parameter is the image of a float32 copy."""
+        """Say whether a parameter has float32 master weights."""
         return self.master_weights and param_format in _NARROW
 
     def check(self, label: str, param_format: int) -> None:
-        """Refuse a parameter that the options do not fit.
+        """Refuse a parameter whose format does not fit the options.
 
         Args:
-            label: what messages call the parameter.
+            label: the name of the parameter in messages.
             param_format: its format.
 
         Raises:
-            DtypeError: its format and the options cannot be combined.
-            HyperparameterError: the dtype that it is computed in cannot hold an option.
+            DtypeError: the format and the options cannot be combined.
+            HyperparameterError: the compute dtype cannot represent an option.
         """
         if self.ema_decay is not None:
             check_ema_decay(self.ema_decay, self.computed_in(param_format))
@@ -96,7 +96,7 @@ class Options:
                 "master_weights and low_precision_copy are both given: with master weights the parameters are the "
                 "low-precision copy; choose one"
             )
-        computed = NAMES[FLOAT32] if self.has_master(param_format) else name
+        computed = Format.FLOAT32.label if self.has_master(param_format) else name
         if computed == "float64" and state in ("bfloat16", "8bit"):
             raise DtypeError(
                 f"params{label} is float64, state_dtype={state!r}: float64 parameters need a state of float64 or "

@@ -1,7 +1,7 @@
-"""A group of parameters and the hyperparameters they share, as `opt.param_groups[0]`. Knows no kernel.
+"""A group of parameters and the hyperparameters that they share: `opt.param_groups[0]`. Imports no kernel.
 
-A group is a mapping with PyTorch's keys, and with notes of the user's own ("name", "initial_lr"). A value is checked
-when it is set, so that a step never meets a bad one.
+A group is a mapping with PyTorch's keys and with notes of the user ("name", "initial_lr"). A value is validated when it
+is set, so a step never reads an invalid one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _FIXED_GROUPS = (
     "load_state_dict"
 )
 
-Schedule = Callable[[int], float]  # a learning rate, given the number of the update: 1 for the first
+Schedule = Callable[[int], float]  # from the number of an update, 1 for the first, to its learning rate
 
 
 class ParamGroup(UserDict[str, Any]):
-    """One group: "params", "param_names" when they have names, every field of `Hyperparameters`, and notes.
+    """One group: "params", "param_names" if they have names, every field of `Hyperparameters`, and notes.
 
     "lr" may also be a schedule: a function of the number of the update.
     """
@@ -38,7 +38,7 @@ class ParamGroup(UserDict[str, Any]):
     hyperparameters: Hyperparameters
     schedule: Schedule | None
     owned: Mapping[str, object]
-    dtypes: frozenset[str]  # in which its parameters are computed
+    dtypes: frozenset[str]  # the compute dtypes of its parameters
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ParamGroup(UserDict[str, Any]):
         owned: Mapping[str, object] | None = None,
         notes: Mapping[str, object] | None = None,
     ) -> None:
-        """Hold `params`, called `names`, with these hyperparameters; `owned` are those that the class says."""
+        """Hold `params`, called `names`, with these hyperparameters; the optimizer's class fixes those in `owned`."""
         self._put("dtypes", frozenset())
         fixed = {"params": FixedList(params, _FIXED_LIST.format("params"))}
         if names is not None:
@@ -60,37 +60,37 @@ class ParamGroup(UserDict[str, Any]):
         self.take_over(hyperparameters, notes or {})
 
     def compute_in(self, dtypes: Iterable[str]) -> None:
-        """Note in which dtypes the group's parameters are computed: what they cannot hold is refused from now on.
+        """Set the compute dtypes of the group's parameters; values that these cannot represent are refused from now on.
 
         Raises:
-            HyperparameterError: they cannot hold what is set already.
+            HyperparameterError: they cannot represent a value that is set already.
         """
         self._put("dtypes", frozenset(dtypes))
         self.checked(self.hyperparameters)
 
     def checked(self, hyperparameters: Hyperparameters) -> Hyperparameters:
-        """Return hyperparameters that the group's parameters can be updated with.
+        """Return the given hyperparameters, validated for the compute dtypes of the group.
 
         Raises:
-            HyperparameterError: the dtype that is computed in cannot hold one.
+            HyperparameterError: a compute dtype cannot represent one.
         """
         for dtype in self.dtypes:
             check_held(hyperparameters, dtype)
         return hyperparameters
 
     def take_over(self, hyperparameters: Hyperparameters, notes: Mapping[str, object]) -> None:
-        """Let others hold; a schedule stays, and sets the learning rate of the next update."""
+        """Use other hyperparameters and notes; a schedule stays, and sets the learning rate of the next update."""
         self._put("hyperparameters", hyperparameters)
         shown = {**asdict(hyperparameters), **notes}
         dict.update(self.data, shown if self.schedule is None else {**shown, "lr": self.schedule})
 
     def use_rate(self, lr: float) -> None:
-        """Use a schedule's learning rate for the next update."""
+        """Use the learning rate of the schedule for the next update."""
         self._put("hyperparameters", replace(self.hyperparameters, lr=lr))
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the group has besides its parameters and hyperparameters."""
+        """The keys of the group besides its parameters and hyperparameters."""
         known = (*HYPERPARAMETER_NAMES, *FIXED)
         return {key: value for key, value in self.data.items() if key not in known}
 
@@ -107,14 +107,14 @@ class ParamGroup(UserDict[str, Any]):
         """Set one hyperparameter, or a note.
 
         Raises:
-            HyperparameterError: the value is not admissible, or the key looks like a slip.
+            HyperparameterError: the value is not valid, or the key looks misspelled.
         """
         self.replace({key: value})
 
-    # What UserDict and MutableMapping would do value by value, or behind our back.
+    # UserDict and MutableMapping would set the values of these one by one, or without validation.
 
     def update(self, *others: Any, **values: object) -> None:
-        """Set several hyperparameters at once: all of them, or none if one is not admissible."""
+        """Set several hyperparameters at once: all of them, or none if one is not valid."""
         self.replace(dict(*others, **values))
 
     def __ior__(self, other: Any) -> ParamGroup:  # type: ignore[override]
@@ -134,7 +134,7 @@ class ParamGroup(UserDict[str, Any]):
         dict.__delitem__(self.data, key)
 
     def replace(self, values: Mapping[str, object]) -> None:
-        """Set several hyperparameters and notes at once: all of them, or none if one is not admissible."""
+        """Set several hyperparameters and notes at once: all of them, or none if one is not valid."""
         plain, schedule = separated(values)
         hyperparameters, notes = changed(self.hyperparameters, plain, self.owned)
         self.checked(hyperparameters)
@@ -144,14 +144,14 @@ class ParamGroup(UserDict[str, Any]):
 
 
 def follow_schedules(groups: Sequence[ParamGroup], steps: Sequence[int]) -> None:
-    """Set the learning rate of every group's next update; no group's changes if a schedule fails.
+    """Set the learning rate of the next update of every group; of no group if a schedule fails.
 
     Args:
         groups: groups with schedules.
-        steps: the number of each one's update.
+        steps: the number of the next update of each group.
 
     Raises:
-        HyperparameterError: a schedule returned something that is no learning rate, or too large a one.
+        HyperparameterError: a schedule returned something that is not a learning rate, or one that is too large.
     """
     rates = [_scheduled(group, step) for group, step in zip(groups, steps, strict=True) if group.schedule is not None]
     for group, lr in zip(groups, rates, strict=True):
@@ -159,7 +159,7 @@ def follow_schedules(groups: Sequence[ParamGroup], steps: Sequence[int]) -> None
 
 
 def _scheduled(group: ParamGroup, step: int) -> float:
-    """Return what a group's schedule says of a step, if the group's parameters can be updated with it."""
+    """Return the learning rate of a group's schedule for a step, validated for the group."""
     assert group.schedule is not None
     rate = _rate(group.schedule, step)
     try:
@@ -169,12 +169,12 @@ def _scheduled(group: ParamGroup, step: int) -> float:
 
 
 class ParamGroups(tuple[ParamGroup, ...]):
-    """All groups of an optimizer. Their number is fixed; what a group says may change."""
+    """All groups of an optimizer. Their number is fixed; their values may change."""
 
     __slots__ = ()
 
     def __setitem__(self, index: int, group: object) -> None:
-        """Let `groups[0] |= {...}` end as it does in a list, and nothing else.
+        """Allow `groups[0] |= {...}`, which assigns the same group again, and nothing else.
 
         Raises:
             NamesError: it is another group.
@@ -194,12 +194,12 @@ def changed(
     """Return a copy with some values changed, and the values that are notes.
 
     Args:
-        hyperparameters: those that hold.
-        values: new ones, and notes.
-        owned: those that the optimizer's class says, and nobody else.
+        hyperparameters: the current ones.
+        values: new hyperparameters, and notes.
+        owned: the hyperparameters that the optimizer's class fixes.
 
     Raises:
-        HyperparameterError: a value is not admissible, is the class's own, or has a key that looks like a slip.
+        HyperparameterError: a value is not valid, the class fixes it, or its key looks misspelled.
     """
     notes = {key: value for key, value in values.items() if key not in HYPERPARAMETER_NAMES}
     for key in notes:
@@ -214,10 +214,10 @@ def changed(
 
 
 def separated(values: Mapping[str, object]) -> tuple[dict[str, object], Schedule | None]:
-    """Return the values with the first learning rate in place of a schedule, and the schedule.
+    """Return the values, with a schedule replaced by its first learning rate, and the schedule.
 
     Raises:
-        HyperparameterError: the schedule returned something that is no learning rate.
+        HyperparameterError: the schedule returned something that is not a learning rate.
     """
     schedule = values.get("lr")
     if not callable(schedule):
@@ -226,7 +226,7 @@ def separated(values: Mapping[str, object]) -> tuple[dict[str, object], Schedule
 
 
 def _rate(schedule: Schedule, step: int) -> float:
-    """Return what a schedule says of a step."""
+    """Return the learning rate of a schedule for a step."""
     try:
         return Hyperparameters(lr=schedule(step)).lr
     except HyperparameterError as error:
@@ -243,18 +243,18 @@ def groups_of(
     schedule: Schedule | None = None,
     owned: Mapping[str, object] | None = None,
 ) -> list[ParamGroup]:
-    """Return the param groups of what an optimizer is constructed with.
+    """Return the param groups for the argument `params` of an optimizer.
 
     Args:
         params: one array; a mapping from names to arrays; an iterable of arrays, or of pairs (name, array); or an
-            iterable of groups, each a mapping with "params" (any of the former), hyperparameters and notes of its own.
-        defaults: the hyperparameters of what has none of its own.
-        schedule: the learning rate of what has none of its own, instead of the defaults'.
-        owned: the hyperparameters that the optimizer's class says, and no group.
+            iterable of groups, each a mapping with "params" (any of the former), and its own hyperparameters and notes.
+        defaults: the hyperparameters of groups that do not set them.
+        schedule: the learning rate of groups that do not set one, instead of that in `defaults`.
+        owned: the hyperparameters that the optimizer's class fixes.
 
     Raises:
-        NamesError: there is no array, a name is no string or used twice, or only some groups have names.
-        HyperparameterError: a group sets what is not admissible.
+        NamesError: there is no array, a name is not a string or used twice, or only some groups have names.
+        HyperparameterError: a group sets a value that is not valid.
     """
     if not isinstance(params, Mapping) and not is_array(params) and isinstance(params, Iterable):
         params = list(params)
@@ -282,7 +282,7 @@ def _group(
         raise NamesError(f"a param group has the keys {sorted(map(str, entry))}: it must have 'params'")
     params, names = _with_names(entry["params"])
     values = {key: value for key, value in entry.items() if key != "params" and not is_switch_left_off(key, value)}
-    if names is None and is_names(values.get("param_names"), len(params)):  # a group of another optimizer
+    if names is None and is_names(values.get("param_names"), len(params)):  # the group comes from another optimizer
         names = list(values.pop("param_names"))
     own, own_schedule = separated(values)
     hyperparameters, notes = changed(defaults, own, owned)
@@ -290,7 +290,7 @@ def _group(
 
 
 def _with_names(params: Any) -> tuple[list[object], list[str] | None]:
-    """Return the arrays of a group, and their names where they have such."""
+    """Return the arrays of a group, and their names if they have any."""
     if isinstance(params, Mapping):
         return list(params.values()), [_name(name) for name in params]
     if is_array(params) or not isinstance(params, Iterable):
@@ -310,7 +310,7 @@ def is_pair(entry: object) -> bool:
 
 
 def is_names(names: object, count: int) -> bool:
-    """Say whether an object is a list of so many names."""
+    """Say whether an object is a list of `count` names."""
     return isinstance(names, (list, tuple)) and len(names) == count and all(isinstance(name, str) for name in names)
 
 
@@ -321,7 +321,7 @@ def _name(name: object) -> str:
 
 
 def _check_names(groups: list[ParamGroup]) -> None:
-    """Refuse groups of which some have names and others do not, and names used twice."""
+    """Refuse names in some groups only, and names that are used twice."""
     if not any(group["params"] for group in groups):
         raise NamesError("params is empty: give at least one array")
     named = [group for group in groups if "param_names" in group]

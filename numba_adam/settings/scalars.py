@@ -1,8 +1,8 @@
-"""Numbers as callers have them: Python's, NumPy's, or a one-element array of any framework. Imports the errors alone.
+"""Numbers that callers pass: of Python, of NumPy, or one-element arrays of any framework. Imports the errors alone.
 
-Every hyperparameter and every argument that is a number is read here. A number is recognised by what it can do
-(`item()`, `__float__`), never by the name of a framework. Its value is read once, when it is given: a tensor that
-changes later changes nothing, and a tensor on a GPU is waited for.
+Every hyperparameter and every numeric argument is read here. A number is recognized by its methods (`item()`,
+`__float__`), never by the name of a framework. Its value is read once, when it is passed: changing a tensor later has
+no effect, and reading a tensor on a GPU waits for the GPU.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from numba_adam.errors import HyperparameterError
 
 
 def plain(value: object) -> object:
-    """Return the number that a scalar or a one-element array holds, as Python's own type; anything else as it is."""
+    """Return the value of a scalar or a one-element array as a Python number; return anything else unchanged."""
     if isinstance(value, (int, float, str)) or _is_no_number(value):
         return value
     try:
         return value.item() if hasattr(value, "item") else _converted(value)
-    except (ValueError, TypeError, RuntimeError):  # several elements, or none; or no values: traced, on "meta"
+    except (ValueError, TypeError, RuntimeError):  # not one element, or no values: a traced array, or one on "meta"
         return value
 
 
 def real(name: str, value: object) -> float:
-    """Return `value` as a float; refuse what is not one real, finite number.
+    """Return `value` as a float; refuse anything but one real, finite number.
 
     Raises:
         HyperparameterError: it is not; the message names it.
     """
-    if type(value) is float and math.isfinite(value):  # nearly always; asking for numbers.Real takes ten times as long
+    if type(value) is float and math.isfinite(value):  # the usual case; numbers.Real takes ten times as long
         return value
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, numbers.Real) or _is_no_number(number):
@@ -46,7 +46,7 @@ def real(name: str, value: object) -> float:
 
 
 def whole(name: str, value: object) -> int:
-    """Return `value` as an int; refuse what is not one whole number of an integer type.
+    """Return `value` as an int; refuse anything but one number of an integer type.
 
     Raises:
         HyperparameterError: it is not; the message names it.
@@ -61,21 +61,21 @@ def whole(name: str, value: object) -> int:
 
 
 def flag(name: str, value: object) -> bool:
-    """Return `value` as a bool; refuse what is neither True nor False.
+    """Return `value` as a bool; refuse anything but True and False.
 
     Raises:
         HyperparameterError: it is neither; the message names it.
     """
     if value is True or value is False:
         return value
-    said = plain(value)  # NumPy's True is not Python's by identity
+    said = plain(value)  # NumPy's True is another object than Python's
     if said is True or said is False:
         return said
     raise HyperparameterError(f"{name}={value!r}: it must be True or False")
 
 
 def _converted(value: object) -> object:
-    """Return what an object's own conversions make of it."""
+    """Return the result of an object's own conversion to a number."""
     if hasattr(value, "__index__"):
         try:
             return operator.index(value)
@@ -85,7 +85,7 @@ def _converted(value: object) -> object:
 
 
 def _is_no_number(value: object) -> bool:
-    """Say whether an object is none, although it would convert itself: a truth value, a time, what is masked out."""
+    """Say whether an object is not a number although it converts to one: a truth value, a time, a masked element."""
     dtype = getattr(value, "dtype", None)
     mask: Any = getattr(value, "mask", None)
     if getattr(dtype, "kind", "") in ("m", "M") or (not hasattr(value, "item") and "bool" in str(dtype)):
@@ -94,7 +94,7 @@ def _is_no_number(value: object) -> bool:
 
 
 def _described(value: object) -> str:
-    """Return what messages call a value's type, with the shape of an array."""
+    """Return the type of a value for messages, with the shape of an array."""
     shape = getattr(value, "shape", None)
     kind = type(value).__name__
     return f"{kind} of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else kind

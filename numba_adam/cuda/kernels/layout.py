@@ -59,7 +59,7 @@ class Lanes(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The keys of an array's random numbers in one step, uint32, see `codecs.stream_key`."""
+    """The keys of an array's random numbers in one step, uint32, see `random_numbers.stream_key`."""
 
     param: Any
     exp_avg: Any

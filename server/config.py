@@ -1,7 +1,7 @@
 """Every setting of the server, in one frozen record; flags beat environment beats file beats default.
 
-The command line's options, the NUMBA_ADAM_* variables and the keys of the TOML file are all made from the fields of
-`ServerConfig`, so a setting is added in one place. Imports the standard library, the error tree and the sizes.
+The options of the command line, the NUMBA_ADAM_* variables and the keys of the TOML file all come from the fields of
+`ServerConfig`, so a new setting is written in one place. Imports the standard library, the error tree and the sizes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from numba_adam.server.memory import parse_size, usable_bytes
 _log = logging.getLogger(__name__)
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
-_LARGEST_BUDGET_BYTES = 1 << 62  # what answers about the server can say
-_MOST_CALLS = 1 << 30  # what gRPC can count
-_LONGEST_SECONDS = 1e6  # eleven days: what gRPC and the system's timers can count, in milliseconds too
-_SMALLEST_MESSAGE_BYTES = 1 << 21  # chunks of about 1 MiB are what clients send
+_LARGEST_BUDGET_BYTES = 1 << 62  # what a status answer can hold
+_MOST_CALLS = 1 << 30  # gRPC's limit
+_LONGEST_SECONDS = 1e6  # eleven days: gRPC's and the system's timers can hold it in milliseconds
+_SMALLEST_MESSAGE_BYTES = 1 << 21  # clients send chunks of about 1 MiB
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's own limit
 
 
@@ -38,7 +38,7 @@ def _setting(default: Any, text: str, minimum: float | None = None, maximum: flo
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """What a server needs to know before it starts.
+    """The settings of a server.
 
     Raises:
         ConfigurationError: a value is out of range, of the wrong type, or unsafe.
@@ -105,10 +105,10 @@ class ServerConfig:
 
 
 def check_loopback(listen: str) -> tuple[str, int]:
-    """Return host and port of an address that cannot be reached from other machines.
+    """Return host and port of an address that other computers cannot reach.
 
     Raises:
-        ConfigurationError: it is no HOST:PORT, or not a loopback address.
+        ConfigurationError: it is not HOST:PORT, or not a loopback address.
     """
     host, separator, port = listen.rpartition(":")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -147,15 +147,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerConfig:
     """Return the settings: flags beat NUMBA_ADAM_* variables beat the TOML file beat defaults.
 
-    A NUMBA_ADAM_* variable that is no setting is named in a warning and otherwise ignored: Kubernetes makes such
-    variables for a service of that name.
+    An unknown NUMBA_ADAM_* variable is named in a warning and ignored: Kubernetes sets such variables for a service of
+    that name.
 
     Args:
-        namespace: from a parser that `add_arguments` was called on.
+        namespace: from a parser that `add_arguments` has extended.
         environ: such as os.environ.
 
     Raises:
-        ConfigurationError: a value that cannot be, or a key in the file that is no setting.
+        ConfigurationError: an invalid value, or an unknown key in the file.
     """
     file = getattr(namespace, "config", None) or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     values = _read_file(_path("config", file)) if file else {}
@@ -170,7 +170,7 @@ def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerCon
 
 
 def _warn_of_strange_variables(environ: Mapping[str, str]) -> None:
-    """Name the variables that look like settings and are none, each with the setting it is most like."""
+    """Warn of each unknown variable that looks like a setting, and name the setting that it is most like."""
     known = [_variable(name) for name in ("config", *(item.name for item in fields(ServerConfig)))]
     for name in sorted(environ):
         if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
@@ -194,7 +194,7 @@ def _is_size(item: Field[Any]) -> bool:
 
 
 def _parse(source: str, item: Field[Any], kind: type, text: str) -> Any:
-    """Return a setting that was written as text."""
+    """Return a setting's value from its text."""
     if kind is Path:
         return _path(source, text)
     try:
@@ -204,9 +204,9 @@ def _parse(source: str, item: Field[Any], kind: type, text: str) -> Any:
 
 
 def _path(source: str, text: str) -> Path:
-    """Return a path; no shell expands a ~ in a file or a variable.
+    """Return a path, with ~ expanded: no shell does that in a file or a variable.
 
-    An empty one, of a variable that was never set, would be the folder one happens to be in.
+    An empty path is refused: it would mean the current folder, whichever that is.
     """
     if not text:
         raise ConfigurationError(f"{source}={text!r}: it must be a path")
@@ -255,7 +255,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host, given by number or as "localhost", cannot be reached from other machines."""
+    """Return whether a host, a number or "localhost", is unreachable from other computers."""
     if host == "localhost":
         return True
     try:

@@ -1,8 +1,8 @@
-"""What changes a model: one call at a time, in the order in which they came.
+"""Runs calls one at a time, in the order of their arrival.
 
-A model has call queues of its own, so that none waits for another model's work. A queue has no thread: a call runs on
-the thread that makes it, once those before it are done. So models cost no threads, however many there are. The order
-of the calls is the order of versions. Imports the standard library and the error tree.
+A model has two queues of its own, one for what changes it and one for its snapshots, so no model waits for another. A
+queue has no thread: a call runs on the thread that makes it, after the calls before it. So models cost no threads. The
+order of the calls is the order of versions. Imports the standard library and the error tree.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _R = TypeVar("_R")
 
 
 class CallQueue:
-    """Runs functions alone: whoever has waited for longest is next."""
+    """Runs one call at a time, first come, first served."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()  # each is released when its turn has come
+        self._waiting: deque[threading.Lock] = deque()  # one lock per waiting call; releasing it starts the call
         self._is_busy = False
         self._is_stopped = False
 
     @property
     def waiting(self) -> int:
-        """Number of calls that wait for their turn."""
+        """Number of calls that wait."""
         return len(self._waiting)
 
     def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Run a function alone and return what it returns, or raise what it raises.
+        """Run a function while no other call runs; return its result, or raise its error.
 
         Raises:
             ServerUnavailableError: the queue has stopped.
@@ -45,7 +45,7 @@ class CallQueue:
             self._leave()
 
     def stop(self) -> None:
-        """Refuse what comes from now on, and return once everything before it is done."""
+        """Refuse new calls, and return once the calls before are done."""
         self._enter(is_last=True)
         self._leave()
 
@@ -63,12 +63,12 @@ class CallQueue:
             self._waiting.append(turn)
         try:
             turn.acquire()
-        except BaseException:  # Ctrl-C: the turn must not be given to one who has gone
+        except BaseException:  # Ctrl-C: this call must not get the turn any more
             self._give_up(turn)
             raise
 
     def _leave(self) -> None:
-        """Hand the turn on."""
+        """Give the turn to the next call."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().release()
@@ -76,7 +76,7 @@ class CallQueue:
                 self._is_busy = False
 
     def _give_up(self, turn: threading.Lock) -> None:
-        """Leave the queue, or hand on a turn that came in this very moment."""
+        """Leave the queue, or pass on a turn that has just come."""
         with self._lock:
             if turn in self._waiting:
                 self._waiting.remove(turn)

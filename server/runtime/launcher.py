@@ -1,8 +1,8 @@
-"""Runs the slices of all models' large updates, one slice at a time, in turns.
+"""Runs the slices of all models' large updates, one slice at a time, round robin.
 
-OpenMP keeps threads for every thread that launches, so one thread launches for all models. A second one does while
-small calls come: its slices leave one processor free and have a lower priority. The first thread's priority never
-changes, since only a privileged process could raise it again.
+OpenMP keeps a set of threads for every thread that launches, so one thread launches for all models. While small calls
+arrive, a second thread launches instead: its slices leave one processor free and have a lower priority. The first
+thread's priority never changes, because only a privileged process could raise it again.
 
 Imports the standard library, the error tree, and Numba to set a thread's share of threads.
 """
@@ -23,9 +23,9 @@ import numba
 
 from numba_adam.errors import ServerUnavailableError
 
-_SMALL_CALL_SECONDS = 0.05  # so long after a small call, the next one is expected
+_SMALL_CALL_SECONDS = 0.05  # large updates give way for this long after a small call
 _HAS_THREAD_PRIORITIES = sys.platform == "linux"
-_NICENESS = 5  # a third of the usual share where processes compete: small calls go first, and the update goes on
+_NICENESS = 5  # a third of the usual processor time under load: small calls come first, the update still advances
 
 
 class _Job:
@@ -34,30 +34,30 @@ class _Job:
     def __init__(self, slices: Iterator[object]) -> None:
         self.slices = slices
         self.error: BaseException | None = None
-        self.is_over = threading.Lock()  # released once it is
+        self.is_over = threading.Lock()  # released at the end of the job
         self.is_over.acquire()
 
 
 class Launcher:
-    """Runs slices on threads of its own, which start when they are needed.
+    """Runs slices on its own threads, which start on first use.
 
     Args:
-        threads: how many threads a launch takes; 0, or more than Numba has: all that it has.
+        threads: number of threads of a launch; 0, or more than Numba has: all that Numba has.
         clock: returns seconds.
     """
 
     def __init__(self, threads: int, clock: Callable[[], float] = time.monotonic) -> None:
         most = numba.config.NUMBA_NUM_THREADS
         self.threads = min(threads or most, most)
-        """Threads that a launch takes."""
+        """Number of threads of a launch."""
 
         self.fewer_threads = max(1, min(self.threads, numba.config.NUMBA_DEFAULT_NUM_THREADS - 1))
-        """Threads that a launch takes while small calls come: one processor stays free."""
+        """Number of threads of a launch while small calls arrive: one processor stays free."""
 
         self._clock = clock
         self._small_calls_until = -float("inf")
         self._lock = threading.Lock()
-        self._jobs = 0  # that are not over
+        self._jobs = 0  # waiting or running
         self._is_stopped = False
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="numba-adam-launcher", daemon=True)
@@ -65,15 +65,15 @@ class Launcher:
 
     @property
     def is_idle(self) -> bool:
-        """Whether a launch would begin at once."""
+        """Whether a launch would start at once."""
         return not self._jobs
 
     def note_small_call(self) -> None:
-        """Say that a small call begins or ends: large updates give way to such calls for a moment."""
+        """Note that a small call begins or ends: large updates give way for a moment."""
         self._small_calls_until = self._clock() + _SMALL_CALL_SECONDS
 
     def run(self, slices: Iterator[object]) -> None:
-        """Exhaust an iterator on the launcher's threads; between two items, other jobs have their turn.
+        """Exhaust an iterator on the launcher's threads; between two items, other jobs may run.
 
         Raises:
             ServerUnavailableError: the launcher has stopped.
@@ -95,7 +95,7 @@ class Launcher:
                 del error  # its traceback holds this frame: in a circle, both would keep the gradient alive
 
     def stop(self) -> None:
-        """Finish the jobs that were begun, then end the threads."""
+        """Finish the jobs that were started, then end the threads."""
         with self._lock:
             self._is_stopped = True
             self._queue.put(None)
@@ -104,7 +104,7 @@ class Launcher:
         self._background.shutdown()
 
     def _work(self) -> None:
-        """Run slices until there are no more jobs and the launcher has stopped."""
+        """Run slices until the launcher has stopped and no jobs are left."""
         use_threads(self.threads)
         while True:
             job = self._queue.get()
@@ -116,7 +116,7 @@ class Launcher:
                 self._queue.put(None)
 
     def _advance(self, job: _Job) -> None:
-        """Run a job's next slice, and more of them for as long as there is no other job."""
+        """Run a job's next slice, and further ones while there is no other job."""
         try:
             self._step(job)
             while self._jobs == 1:
@@ -130,17 +130,17 @@ class Launcher:
             self._queue.put(job)
 
     def _step(self, job: _Job) -> None:
-        """Run a job's next slice, in the background while small calls come.
+        """Run a job's next slice, in the background while small calls arrive.
 
         Raises:
-            StopIteration: there is none.
+            StopIteration: no slice is left.
         """
         if self._clock() >= self._small_calls_until:
             next(job.slices)
             return
         try:
             call = self._background.submit(next, job.slices)
-        except RuntimeError:  # the interpreter is about to exit: no thread starts any more
+        except RuntimeError:  # the interpreter exits: no new thread can start
             next(job.slices)
             return
         try:
@@ -149,7 +149,7 @@ class Launcher:
             del call  # it holds the error, whose traceback holds this frame
 
     def _enter_background(self) -> None:
-        """Prepare the thread for slices beside small calls."""
+        """Prepare the background thread."""
         use_threads(self.fewer_threads)
         _lower_priority()
 
@@ -166,9 +166,9 @@ def use_threads(threads: int) -> None:
 
 
 def _lower_priority() -> None:
-    """Have this thread, and threads that it starts, give way to others of this machine.
+    """Lower the priority of this thread and of the threads that it starts.
 
-    On other systems than Linux a niceness is the whole process's: there only the processor stays free.
+    Only Linux has a niceness per thread. Elsewhere it belongs to the whole process, and stays as it is.
     """
     if _HAS_THREAD_PRIORITIES:
         with contextlib.suppress(OSError):  # a sandbox may forbid it

@@ -1,7 +1,7 @@
-"""The update over a model's flat arrays, in slices of a few milliseconds: nobody waits for a whole large update.
+"""The update over a model's flat arrays, in slices of a few milliseconds: no call waits for a whole large update.
 
-The update is element-wise, so the cuts change no bit. Imports NumPy, the library's update, the arena, the spec and the
-launcher.
+The update is element-wise, so slicing does not change the result. Imports NumPy, the library's update, the arena, the
+spec and the launcher.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numba_adam.server.model.arena import Arena, FlatArray, split
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.launcher import Launcher
 
-MOST_ELEMENTS = 1 << 22  # of one slice; never less than half of it where there are several, which keeps the prefetch
-_GRAIN = 512  # elements: slices begin at whole cache lines
-_FEWEST_ELEMENTS = 2 * ELEMENTS_PER_TASK  # fewer are done sooner than another thread is woken
+MOST_ELEMENTS = 1 << 22  # of one slice; of several slices each has at least half of it, enough for the prefetch
+_GRAIN = 512  # elements: slices begin at cache lines
+_FEWEST_ELEMENTS = 2 * ELEMENTS_PER_TASK  # fewer take less time than waking another thread
 
 
 class Piece(NamedTuple):
@@ -57,11 +57,11 @@ class Slice:
         )
 
     def update_whole(self, gradient: FlatArray, step: int) -> None:
-        """Make a step where all tensors have a gradient and have made as many steps."""
+        """Make a step of all tensors; each has a gradient, and all have the same step count."""
         self._whole.update([gradient[self._range]], np.array([step]))
 
     def update_by_tensor(self, gradients: Sequence[FlatArray | None], steps: Sequence[int]) -> None:
-        """Make a step of the tensors that have a gradient."""
+        """Make a step of each tensor that has a gradient."""
         pieces = [(gradients[piece.tensor], piece) for piece in self._pieces]
         cut = [None if gradient is None else gradient[piece.begin : piece.end] for gradient, piece in pieces]
         self._by_tensor.update(cut, np.array([steps[piece.tensor] for piece in self._pieces]))
@@ -73,7 +73,7 @@ class SlicedUpdate:
     Args:
         spec: the model.
         arena: its memory.
-        launcher: runs what is worth several threads; None: the calling thread does.
+        launcher: runs updates that several threads finish sooner. None: the calling thread runs them all.
     """
 
     def __init__(self, spec: Spec, arena: Arena, launcher: Launcher | None) -> None:
@@ -83,7 +83,7 @@ class SlicedUpdate:
 
     @property
     def is_short(self) -> bool:
-        """Whether it is a single slice."""
+        """Whether the update is a single slice."""
         return len(self._slices) <= 1
 
     def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> None:
@@ -102,7 +102,7 @@ class SlicedUpdate:
                 pass
 
     def _is_worth_a_launch(self, elements: int, launcher: Launcher) -> bool:
-        """Return whether several threads would be done sooner; a small update does not wait for a large one's slice."""
+        """Return whether several threads are faster; a small update does not wait for a large one's slice."""
         if launcher.threads == 1 or elements < _FEWEST_ELEMENTS:
             return False
         return not self.is_short or launcher.is_idle

@@ -1,6 +1,6 @@
-"""Open files: how many connections there may be, so that snapshots find descriptors. Imports the standard library.
+"""Limits connections, so that file descriptors remain for snapshots. Imports the standard library.
 
-A server that has none left acknowledges pushes that it cannot save.
+A server without free descriptors would acknowledge pushes that it cannot save.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import resource
 
 _ENOUGH = 1 << 16
 _FOR_FILES = 256
-"""Descriptors that connections never take: snapshots, folders, logs, libraries that are loaded on use."""
+"""Descriptors reserved for snapshots, folders, logs and libraries that are loaded on use."""
 
 
 def raise_limit() -> None:
-    """Let this process open as many files as the system lets it, within reason."""
+    """Raise this process's limit of open files to the system's, at most _ENOUGH."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -21,7 +21,7 @@ def raise_limit() -> None:
 
 
 def room_for_connections(most: int) -> int:
-    """Return how many connections there may be: `most`, or what leaves half of the descriptors or 256 for files."""
+    """Return how many connections to allow: `most`, or fewer to leave half of the descriptors or 256 for files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return most

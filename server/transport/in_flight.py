@@ -1,6 +1,6 @@
-"""Counts the calls in flight, which a server that stops waits for; gRPC's own stop waits for idle connections too.
+"""Counts the calls in flight. A server that stops waits for them; gRPC's own stop waits for idle connections too.
 
-A call counts from its request until its end. What has sent no request yet asks for nothing: it holds up nobody.
+A call counts from its request until its end. A call that has sent no request yet does not delay a stop.
 Imports grpc's names.
 """
 
@@ -22,7 +22,7 @@ class InFlight:
         self._changed = threading.Condition()
 
     def begin(self, context: grpc.ServicerContext) -> None:
-        """Count a call until it is over: its answer is sent, or nobody waits for it any more."""
+        """Count a call until its answer is sent or its caller is gone."""
         with self._changed:
             self._count += 1
             self._changed.notify_all()
@@ -30,9 +30,9 @@ class InFlight:
             self._end()
 
     def wait_until_none(self, timeout_seconds: float) -> bool:
-        """Wait until none is in flight; False when the time passes before.
+        """Wait until no call is in flight; return False when the timeout comes first.
 
-        A request that has come may still be on its way to its thread, so there must be none for a moment.
+        A request may have arrived without reaching its thread, so the count must stay zero for a moment.
         """
         deadline = time.monotonic() + timeout_seconds
         with self._changed:

@@ -1,8 +1,8 @@
-"""Which sockets a server listens on: every address of a name, on one port, or none.
+"""The sockets a server listens on: every address of a name, on one port, or none.
 
-A port counts as taken when any process has bound it in one of the address families, whether or not it listens there:
-two servers on one port would each get some of the clients. That holds for 127.0.0.1 and ::1 too: clients that are given
-`localhost` may find either. Imports the standard library and the error tree.
+A port counts as taken when any process has bound it in one of the address families, listening or not: two servers on
+one port would each get some of the clients. This includes 127.0.0.1 and ::1 together, because clients of `localhost`
+may find either. Imports the standard library and the error tree.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numba_adam.server.config import check_loopback, is_loopback
 
 _log = logging.getLogger(__name__)
 _LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761, section 6.3, whatever the file of host names says
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address family that this machine does not have
-_TIME_WAIT = "06"  # in /proc/net/tcp: a closed connection, which does not keep the next server from the port
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this computer lacks the address family
+_TIME_WAIT = "06"  # in /proc/net/tcp: a closed connection; the next server may take its port
 _LISTENING = "0A"
 _TRIES = 20
 
 
 def endpoints(listen: str) -> list[str]:
-    """Return the endpoints to serve on, as HOST:PORT with numbers only, all with the same port.
+    """Return the endpoints to serve on, as numeric HOST:PORT, all with the same port.
 
     They were free a moment ago. Port 0 becomes a port that is free at every address.
 
@@ -47,7 +47,7 @@ def endpoints(listen: str) -> list[str]:
         except ConfigurationError:
             if port:
                 raise
-            continue  # the other family has this port: take another one
+            continue  # the port is taken in the other family: try another one
         if usable:
             return [_endpoint(address, chosen) for address in usable]
         raise ConfigurationError(f"listen={listen!r}: this machine has none of the addresses {', '.join(hosts)}")
@@ -76,7 +76,7 @@ def _addresses(host: str) -> list[str]:
 
 
 def _free_port(listen: str, hosts: Iterable[str]) -> int:
-    """Return a port that is free at the first address that this machine has."""
+    """Return a port that is free at the first address that this computer has."""
     for address in hosts:
         try:
             with _bound(address, 0, reuse=False) as probe:
@@ -88,10 +88,10 @@ def _free_port(listen: str, hosts: Iterable[str]) -> int:
 
 
 def _is_usable(listen: str, address: str, port: int, *, may_lack: bool) -> bool:
-    """Return whether a port is free at an address; False where this machine may do without the address, and does.
+    """Return whether a port is free at an address; False where the address is optional and this computer lacks it.
 
     Raises:
-        ConfigurationError: another process has it, or it may not be used.
+        ConfigurationError: another process has the port, or this one may not use it.
     """
     try:
         _bound(address, port, reuse=False).close()
@@ -105,9 +105,9 @@ def _is_usable(listen: str, address: str, port: int, *, may_lack: bool) -> bool:
 
 
 def _is_left_over(address: str, port: int) -> bool:
-    """Return whether nothing but connections of an earlier server keeps a port from being bound.
+    """Return whether only closed connections of an earlier server occupy a port.
 
-    A socket that another process has bound and does not listen on stands in none of the system's tables.
+    A socket that is bound and does not listen is in none of the system's tables, so a trial bind decides.
     """
     states = _states(port)
     if not states or _LISTENING in states:
@@ -120,7 +120,7 @@ def _is_left_over(address: str, port: int) -> bool:
 
 
 def _states(port: int) -> set[str]:
-    """Return the states of the TCP sockets on a local port; TIME_WAIT alone where the system has no such table."""
+    """Return the states of the TCP sockets on a local port; only TIME_WAIT where the system has no such table."""
     states = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -132,7 +132,7 @@ def _states(port: int) -> set[str]:
 
 
 def _bound(address: str, port: int, *, reuse: bool) -> socket.socket:
-    """Return a socket bound to an address, which does not listen."""
+    """Return a socket that is bound to an address and does not listen."""
     probe = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)

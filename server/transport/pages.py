@@ -1,4 +1,4 @@
-"""Answers about many models, in pages that stay small however long the models' descriptions are.
+"""Answers about many models, in pages that stay small even where the models' descriptions are long.
 
 Imports protobuf and the models.
 """
@@ -15,19 +15,19 @@ from numba_adam.server.model.names import is_model_name
 from numba_adam.server.runtime.model import Model
 
 LARGEST_PAGE = 1000
-"""Models in one page, however many are asked for."""
+"""Most models in one page, even when a request asks for more."""
 
 PAGE_BYTES = 1 << 20
-"""A page ends before it is larger, unless it holds one model alone."""
+"""Largest page, unless a single model takes more."""
 
 WHOLE_BYTES = 64 << 20
-"""The most that an answer without pages may take: what our client receives."""
+"""Largest answer without pages: what our client receives."""
 
 _M = TypeVar("_M", bound=Message)
 
 
 class PageRequest(Protocol):
-    """What a request says about pages."""
+    """The fields of a request that ask for a page."""
 
     page_size: int
     page_token: str
@@ -40,7 +40,7 @@ class Page(NamedTuple, Generic[_M]):
     """Their descriptions, by name."""
 
     next_page_token: str
-    """Asks for what follows; empty: nothing does."""
+    """Asks for the next page; empty: this is the last one."""
 
 
 def page_of(models: Iterable[Model], request: PageRequest, describe: Callable[[Model], _M]) -> Page[_M]:
@@ -48,12 +48,12 @@ def page_of(models: Iterable[Model], request: PageRequest, describe: Callable[[M
 
     Args:
         models: all models, by name.
-        request: its page_size 0 asks for all in one answer.
+        request: page_size 0 asks for all models in one answer.
         describe: returns a model's description.
 
     Raises:
-        InvalidRequestError: a page size or a token that cannot be.
-        TransferTooLargeError: all in one answer are more than a client receives.
+        InvalidRequestError: an invalid page size or token.
+        TransferTooLargeError: all models in one answer are more than a client receives.
     """
     if request.page_size < 0:
         raise InvalidRequestError(f"page_size={request.page_size}: it must be at least 0")

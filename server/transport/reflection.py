@@ -1,4 +1,4 @@
-"""The standard reflection service, under the same watch as all other calls. Imports grpc's reflection and the gate."""
+"""The standard reflection service, with the same limits as all other calls. Imports grpc's reflection and the gate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def reflection_entries(services: Iterable[str], calls: Calls) -> dict[str, Entry
     """Return how the calls of the service are taken.
 
     Args:
-        services: names of the services that it tells of.
+        services: names of the services that it describes.
         calls: what the server's calls share.
     """
     servicer: Any = reflection.ReflectionServicer(services)

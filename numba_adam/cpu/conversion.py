@@ -7,14 +7,14 @@ import numpy as np
 from numba_adam.cpu.kernels import convert as kernels
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
-from numba_adam.numerics.formats import FLOAT64
-from numba_adam.settings.step_arrays import format_number
+from numba_adam.numerics.formats import Format
+from numba_adam.settings.step_arrays import array_format
 
 
 def convert(source: Array, target: Array) -> None:
     """Write the elements of `source` into `target`, rounded to the nearest of its format; they have the same shape."""
-    places = [np.array([array.ctypes.data, format_number(array)], dtype=np.uint64) for array in (source, target)]
-    is_double = FLOAT64 in (format_number(source), format_number(target))
+    places = [np.array([array.ctypes.data, array_format(array)], dtype=np.uint64) for array in (source, target)]
+    is_double = Format.FLOAT64 in (array_format(source), array_format(target))
     kernels.convert(*places, target.size, np.empty(0, np.float64 if is_double else np.float32))
 
 

@@ -13,14 +13,13 @@ import numpy as np
 from numba_adam.cpu.conversion import convert
 from numba_adam.cpu.moments import converted
 from numba_adam.numerics.array import Array
-from numba_adam.numerics.formats import NAMES
 from numba_adam.settings.options import Options
-from numba_adam.settings.step_arrays import Copies, format_number
+from numba_adam.settings.step_arrays import Copies, array_format
 
 
 def make_copies(params: Sequence[Array], options: Options) -> Copies:
     """Return the copies that the options ask for, made from the parameters as they are."""
-    formats = [format_number(param) for param in params]
+    formats = [array_format(param) for param in params]
     copies = Copies(list(params), *([None] * len(params) for _ in range(3)))
     copies.masters = [
         converted(param, "float32") if options.has_master(format_) else None
@@ -81,6 +80,6 @@ def renewed_master(master: Array, param: Array) -> Array:
 
     An element keeps its master weight where that rounds to the parameter's element; elsewhere it has the parameter's.
     """
-    rounded, renewed = converted(master, NAMES[format_number(param)]), converted(param, "float32")
+    rounded, renewed = converted(master, array_format(param).label), converted(param, "float32")
     np.copyto(renewed, master, where=rounded.view(np.uint16) == param.view(np.uint16))
     return renewed

@@ -16,7 +16,7 @@ from numba_adam.cpu.conversion import convert, decode, encode
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
-from numba_adam.numerics.formats import NAMES, dtype_of
+from numba_adam.numerics.formats import Format
 from numba_adam.settings.step_arrays import Moments
 
 Moment = Array | EightBit
@@ -108,7 +108,7 @@ def _decoded(first: Any, second: Moment) -> tuple[Array | None, Array]:
 
 
 def _in_floats(array: Array, param: Array, name: str, moment: int) -> Array:
-    own = zeros_beside(param, dtype_of(NAMES.index(name)), moment)
+    own = zeros_beside(param, Format.named(name).dtype, moment)
     convert(array, own)
     return own
 
@@ -126,7 +126,7 @@ def _in_8_bits(
 
 def converted(param: Array, name: str) -> Array:
     """Return a copy of a parameter, rounded to a format by its name."""
-    copy = zeros_beside(param, dtype_of(NAMES.index(name)), 0)
+    copy = zeros_beside(param, Format.named(name).dtype, 0)
     convert(param, copy)
     return copy
 
@@ -145,4 +145,4 @@ def zeros_beside(param: Array, dtype: np.dtype[np.generic], thirds: int) -> Arra
 def _zeros(param: Array, name: str, moment: int) -> Moment:
     if name == "8bit":
         return EightBit.zeros(param.shape)
-    return zeros_beside(param, dtype_of(NAMES.index(name)), moment)
+    return zeros_beside(param, Format.named(name).dtype, moment)

@@ -22,7 +22,7 @@ from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, format_number
+from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, array_format
 
 HOST_STATE = HostState(make_copies, load_copies, renewed_master, state_in_memory_order, load_moments)
 
@@ -116,7 +116,7 @@ class CpuPart(Part[Plan]):
         """Allocate the sums of gradients, unless there are some."""
         if self.accumulator is None:
             params = self.roster.params
-            dtype = self.options.computed_in(format_number(params[0]))
+            dtype = self.options.computed_in(array_format(params[0]))
             self.accumulator = CpuAccumulator(params, dtype, self.roster.axes)
 
     def accumulate(self, plan: Plan, grads: Sequence[Any]) -> None:

@@ -33,16 +33,16 @@ from numba_adam.interop.arrays import Extents, Watched, check_shape, check_uncha
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
-from numba_adam.numerics.formats import FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES, NAMES
+from numba_adam.numerics.formats import Format
 from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import TOO_NARROW
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
-from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, format_number, written
+from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, array_format, written
 
 _OWN_DTYPES = (np.dtype(np.uint8),)
-_ITEM_BYTES = np.array(ITEM_BYTES, dtype=np.int64)
+_ITEM_BYTES = np.array([format_.item_bytes for format_ in Format], dtype=np.int64)
 
 
 class Plan(NamedTuple):
@@ -235,7 +235,7 @@ class UpdateTable:
     def _range_of_moments(self) -> str:
         """Return the dtype whose range every moment has: its floors keep all moments out of the subnormal numbers."""
         moments = (array for column in self._columns[1:4] for array in column if array is not None)
-        return "float64" if all(_format(moment) == FLOAT64 for moment in moments) else "float32"
+        return "float64" if all(_format(moment) == Format.FLOAT64 for moment in moments) else "float32"
 
     def _written(self) -> tuple[list[Array], list[str]]:
         """Return every array that an update writes, and what to call it."""
@@ -321,7 +321,7 @@ class UpdateTable:
         return turned if turned.flags.c_contiguous else np.ascontiguousarray(turned)
 
 
-def compute_dtype(formats: Sequence[int], name: str) -> str:
+def compute_dtype(formats: Sequence[Format], name: str) -> str:
     """Return the compute dtype of a parameter with arrays of these formats.
 
     Args:
@@ -331,22 +331,22 @@ def compute_dtype(formats: Sequence[int], name: str) -> str:
     Raises:
         DtypeError: the formats cannot be mixed.
     """
-    if FLOAT16 in formats[1:]:
+    if Format.FLOAT16 in formats[1:]:
         raise DtypeError(f"the state of params{name} is float16, needed is float32, float64 or bfloat16: {TOO_NARROW}")
-    if FLOAT64 not in formats:
+    if Format.FLOAT64 not in formats:
         return "float32"
-    narrow = [NAMES[format_] for format_ in formats if format_ not in (FLOAT32, FLOAT64)]
+    narrow = [format_.label for format_ in formats if format_ not in (Format.FLOAT32, Format.FLOAT64)]
     if narrow:
         raise DtypeError(
-            f"params{name} is {NAMES[formats[0]]} with a state of {NAMES[formats[1]]}: float64 goes with float64 and "
+            f"params{name} is {formats[0].label} with a state of {formats[1].label}: float64 goes with float64 and "
             f"float32, not with {narrow[0]}; choose another state_dtype"
         )
     return "float64"
 
 
-def _format(array: Array | EightBit | None) -> int:
+def _format(array: Array | EightBit | None) -> Format:
     """Return an array's format; any for a missing one, whose format nothing reads."""
-    return FLOAT32 if array is None else format_number(array)
+    return Format.FLOAT32 if array is None else array_format(array)
 
 
 def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:

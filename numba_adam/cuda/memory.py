@@ -16,8 +16,8 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray, stored_as
 from numba_adam.interop.axes import as_given, axes_of
 from numba_adam.numerics.eight_bit import EightBit, blocks_of
-from numba_adam.numerics.formats import EIGHT_BIT, NAMES
-from numba_adam.settings.step_arrays import format_number
+from numba_adam.numerics.formats import Format
+from numba_adam.settings.step_arrays import array_format
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -108,7 +108,7 @@ def clear(array: CudaArray) -> None:
 def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
     """Return a moment of a format for a parameter, all zeros, on its GPU and its stream."""
     place = param.device, param.stream
-    if number == NAMES[EIGHT_BIT]:
+    if number == Format.EIGHT_BIT.label:
         return EightBit(zeros(param.shape, number, *place), zeros((blocks_of(param.size),), "float32", *place))  # type: ignore[arg-type]
     return zeros(param.shape, number, *place)
 
@@ -116,9 +116,9 @@ def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
 def uploaded(values: Any, like: CudaArray) -> Any:
     """Return a copy of an array or a moment on the GPU and the stream of another array."""
     if isinstance(values, EightBit):
-        codes, scales = _copied(values.codes, NAMES[EIGHT_BIT], like), _copied(values.scales, "float32", like)
+        codes, scales = _copied(values.codes, Format.EIGHT_BIT.label, like), _copied(values.scales, "float32", like)
         return EightBit(codes, scales)  # type: ignore[arg-type]
-    return _copied(values, NAMES[format_number(values)], like)
+    return _copied(values, array_format(values).label, like)
 
 
 def _copied(values: Array, number: str, like: CudaArray) -> CudaArray:

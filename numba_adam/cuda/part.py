@@ -21,14 +21,14 @@ from numba_adam.cuda.memory import Array, download, zero_moment
 from numba_adam.cuda.outcomes import PendingResult
 from numba_adam.cuda.table import CudaTable, Plan
 from numba_adam.interop.arrays import Extents
-from numba_adam.numerics.formats import BFLOAT16, dtype_of
+from numba_adam.numerics.formats import Format
 from numba_adam.settings.contract import HostState, SelfMeasuringPart
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, format_number
+from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, array_format
 
 
 class CudaPart(SelfMeasuringPart[Plan]):
@@ -163,7 +163,7 @@ class CudaPart(SelfMeasuringPart[Plan]):
         """Allocate the sums of gradients, unless there are some."""
         if self.accumulator is None:
             params = self.roster.params
-            dtype = self.options.computed_in(format_number(params[0]))
+            dtype = self.options.computed_in(array_format(params[0]))
             self.accumulator = CudaAccumulator(params, dtype, self.roster.axes)
 
     def accumulate(self, plan: Plan, grads: Sequence[Any]) -> None:
@@ -193,7 +193,7 @@ class CudaPart(SelfMeasuringPart[Plan]):
         """Return a copy of an array of ours in this host's memory, once all steps are done."""
         stream = array.stream if self._table is None else self._table.stream
         values = download(replace(array, stream=stream))
-        return values.view(dtype_of(BFLOAT16)) if array.format == "bfloat16" else values
+        return values.view(Format.BFLOAT16.dtype) if array.format == "bfloat16" else values
 
     def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied."""

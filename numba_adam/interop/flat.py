@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.errors import StateDictError
-from numba_adam.numerics.formats import BFLOAT16, format_of
+from numba_adam.numerics.formats import Format, format_of
 
 _GROUPS = "param_groups"
 
@@ -95,4 +95,4 @@ def _parsed(key: object) -> tuple[int, str]:
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array whose dtype is one of NumPy's own."""
-    return array.view(np.uint16) if format_of(array.dtype) == BFLOAT16 else array
+    return array.view(np.uint16) if format_of(array.dtype) == Format.BFLOAT16 else array

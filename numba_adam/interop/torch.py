@@ -19,7 +19,7 @@ from numba_adam.interop.axes import as_given, in_memory_order
 from numba_adam.interop.lender import Lender, wrong_dtype
 from numba_adam.numerics import eight_bit_codecs
 from numba_adam.numerics.eight_bit import BLOCK
-from numba_adam.numerics.formats import BFLOAT16, format_of
+from numba_adam.numerics.formats import Format, format_of
 
 _KIND = "PyTorch tensor"
 _CONVERT = "x.float().contiguous()"
@@ -188,6 +188,6 @@ def _units(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
 
 def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
     """Return a tensor over an array of ours; bfloat16 is handed over as its bits, for NumPy has none of its own."""
-    if format_of(array.dtype) == BFLOAT16:
+    if format_of(array.dtype) == Format.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -19,7 +19,7 @@ from numba_adam.settings.limits import check_factor, check_held
 from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import format_number
+from numba_adam.settings.step_arrays import array_format
 
 
 def borrow_param(param: Any, name: str) -> Any:
@@ -68,7 +68,7 @@ def _divided(members: Sequence[Member], options: Options) -> list[list[Member]]:
     """Return the members of each memory and compute dtype, in the order in which these come first."""
     found: dict[tuple[str, str], list[Member]] = {}
     for member in members:
-        key = _place(member.param), options.computed_in(format_number(member.param))
+        key = _place(member.param), options.computed_in(array_format(member.param))
         found.setdefault(key, []).append(member)
     return list(found.values())
 

@@ -12,7 +12,7 @@ from numba_adam.optim.backends import borrow_param
 from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroups
-from numba_adam.settings.step_arrays import format_number
+from numba_adam.settings.step_arrays import array_format
 
 
 def borrow_members(groups: ParamGroups, labels: Sequence[str], options: Options) -> list[Member]:
@@ -31,7 +31,7 @@ def borrow_members(groups: ParamGroups, labels: Sequence[str], options: Options)
     for index, ((group, param), label) in enumerate(zip(pairs, labels, strict=True)):
         name = f"params{label}"
         view = borrow_param(param, name)
-        options.check(label, format_number(view))
+        options.check(label, array_format(view))
         axes = axes_of(view)
         owner = watched(param, name) if isinstance(param, np.ndarray) else None
         members.append(Member(index, label, in_memory_order(view, axes), group, param, axes, owner))
@@ -40,7 +40,7 @@ def borrow_members(groups: ParamGroups, labels: Sequence[str], options: Options)
 
 def set_compute_dtypes(groups: ParamGroups, members: Sequence[Member], options: Options) -> str:
     """Tell every group the compute dtypes of its parameters; return the narrowest of all."""
-    dtypes = [options.computed_in(format_number(member.param)) for member in members]
+    dtypes = [options.computed_in(array_format(member.param)) for member in members]
     for group in groups:
         pairs = zip(dtypes, members, strict=True)
         group.compute_in(dtype for dtype, member in pairs if member.group is group)

@@ -30,7 +30,7 @@ from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import LABELS, MASTER_LABELS, Copies, Moments, StepArrays, format_number
+from numba_adam.settings.step_arrays import LABELS, MASTER_LABELS, Copies, Moments, StepArrays, array_format
 
 Plan = TypeVar("Plan")
 
@@ -258,7 +258,7 @@ class Part(ABC, Generic[Plan]):
     @property
     def state_formats(self) -> list[str]:
         """The name of the format of each parameter's moments."""
-        return [self.options.state_format(format_number(param)) for param in self.roster.params]
+        return [self.options.state_format(array_format(param)) for param in self.roster.params]
 
 
 class SelfMeasuringPart(Part[Plan]):

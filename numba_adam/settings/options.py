@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from numba_adam.errors import DtypeError, HyperparameterError
-from numba_adam.numerics.formats import NAMES, Format
+from numba_adam.numerics.formats import Format
 from numba_adam.settings.limits import check_ema_decay
 from numba_adam.settings.scalars import flag, real, whole
 
@@ -64,20 +64,20 @@ class Options:
         if self.ema_decay is not None:
             object.__setattr__(self, "ema_decay", _decay(self.ema_decay))
 
-    def state_format(self, param_format: int) -> str:
+    def state_format(self, param_format: Format) -> str:
         """Return the format of the moments of a parameter."""
         default = "float64" if param_format == Format.FLOAT64 else "float32"
         return self.state_dtype or default
 
-    def computed_in(self, param_format: int) -> str:
+    def computed_in(self, param_format: Format) -> str:
         """Return the compute dtype of a parameter, "float32" or "float64"; it is the dtype of its average too."""
-        return "float64" if "float64" in (NAMES[param_format], self.state_format(param_format)) else "float32"
+        return "float64" if "float64" in (param_format.label, self.state_format(param_format)) else "float32"
 
-    def has_master(self, param_format: int) -> bool:
+    def has_master(self, param_format: Format) -> bool:
         """Say whether a parameter has float32 master weights."""
         return self.master_weights and param_format in _NARROW
 
-    def check(self, label: str, param_format: int) -> None:
+    def check(self, label: str, param_format: Format) -> None:
         """Refuse a parameter whose format does not fit the options.
 
         Args:
@@ -90,7 +90,7 @@ class Options:
         """
         if self.ema_decay is not None:
             check_ema_decay(self.ema_decay, self.computed_in(param_format))
-        name, state = NAMES[param_format], self.state_format(param_format)
+        name, state = param_format.label, self.state_format(param_format)
         if self.master_weights and self.low_precision_copy:
             raise HyperparameterError(
                 "master_weights and low_precision_copy are both given: with master weights the parameters are the "

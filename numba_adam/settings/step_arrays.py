@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from numba_adam.numerics.eight_bit import EightBit
-from numba_adam.numerics.formats import EIGHT_BIT, format_of
+from numba_adam.numerics.formats import Format, format_of
 from numba_adam.settings.options import Options
 
 # What error messages call the columns of StepArrays, and the gradients.
@@ -88,10 +88,10 @@ class Extras(NamedTuple):
 NO_EXTRAS = Extras()
 
 
-def format_number(array: Any) -> int:
+def array_format(array: Any) -> Format:
     """Return the format of an array that was validated, or of a moment in 8 bits."""
     if isinstance(array, EightBit):
-        return EIGHT_BIT
+        return Format.EIGHT_BIT
     format_ = format_of(array.dtype)
     assert format_ is not None
     return format_

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from numba_adam.numerics.formats import Format
+
 CHUNK = 16_384  # elements of an array that a thread block takes at a time
 CONSTANTS = 16  # numbers in a row of constants, as many as Constants has
-EIGHT_BIT = "8bit"
+EIGHT_BIT = Format.EIGHT_BIT.label
 
 
 class Layout(NamedTuple):

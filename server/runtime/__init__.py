@@ -12,6 +12,7 @@
     slices, launcher   the step over a model's arrays, in slices, on one thread or on many
     pulls, pull_copy   waiting for a version; a copy of it for those who pull
     waiters            how many calls may wait
+    small_calls        makes large updates give way to calls about small models
     snapshot_writer    snapshots by timer, after pushes and on request; snapshot_requests answers the last
     budget             the memory that models and transfers may take
     model_errors       adds a model's state to errors about it

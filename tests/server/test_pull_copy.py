@@ -1,4 +1,4 @@
-"""PullCopies for pulls: one version, whole, shared while it is the newest, and given back by the last who uses it."""
+"""Pull copies: one whole version, shared while it is the newest, and released by its last user."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -80,7 +80,7 @@ def test_what_cannot_be_written_is_refused_only_where_it_is_to_be_written():
 
 @pytest.mark.parametrize("dtype", ["i4", "c8", "?"])
 def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(DtypeError, match=r"w \(lending\.Interface\) expected float32, float64 .*got dtype"):
+    with pytest.raises(DtypeError, match=r"w \(lending\.Interface\): expected float32, float64.*got dtype"):
         borrow_cuda(Interface(np.zeros(4, dtype)), name="w")
 
 

@@ -152,8 +152,8 @@ def _clipped(dtype: str) -> Finding:
     result = cpu.step(grads, max_grad_norm=1.0, loss_scale=4.0)
     columns = _columns(params)
     table = CudaTable(columns[0], columns[1], columns[2], hyperparameters=[Hyperparameters()])
-    table.step([on_gpu(grad) for grad in grads], scaling(1.0, 4.0, 1.0, None))
-    ours = [*(to_host(param) for param in columns[0]), np.array([table.outcome().grad_norm])]
+    found = table.step([on_gpu(grad) for grad in grads], scaling(1.0, 4.0, 1.0, None))
+    ours = [*(to_host(param) for param in columns[0]), np.array([found.grad_norm])]
     theirs = [*cpu.param_groups[0]["params"], np.array([result.grad_norm])]
     return Finding(f"{dtype}, global norm and clipping", differing(ours, theirs), sum(sizes) + 1)
 
@@ -166,9 +166,9 @@ def _left_out() -> Finding:
     grad[-1] = np.nan
     columns = [on_gpu(array) for array in arrays]
     table = CudaTable(*([column] for column in columns), hyperparameters=[Hyperparameters()])
-    table.step([on_gpu(grad)], scaling(1.0, 1.0, None, None))
+    result = table.step([on_gpu(grad)], scaling(1.0, 1.0, None, None))
     wrong = differing([to_host(column) for column in columns], arrays)
-    return Finding("a step with a NaN is left out", wrong + int(table.outcome().applied), 3 * size)
+    return Finding("a step with a NaN is left out", wrong + int(result.applied), 3 * size)
 
 
 def _optimizer(is_mixed: bool) -> Finding:

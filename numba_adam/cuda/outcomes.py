@@ -85,10 +85,6 @@ class Records:
         """The address of the record of the step that `next` announced last."""
         return self._buffer.address + 8 * RECORD * self._place
 
-    def last(self) -> StepResult:
-        """Return what the step that was announced last did; of a captured step, its last replay. Waits."""
-        return self.read(self._place)
-
     def read(self, place: int) -> StepResult:
         """Read a record; waits until it is written."""
         record = self._buffer.download(self._streams[place])[place]

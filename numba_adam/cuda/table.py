@@ -52,7 +52,6 @@ class Plan(NamedTuple):
     layouts: Sequence[object]  # how each lay, from `quick_layout`, for the next plan to compare
     borrowed: Sequence[CudaArray | None]  # the gradients' memory
     loss_scale: int = 0  # the address of one float32 that divides every gradient as well; 0: none
-    found_inf: int = 0  # the address of one float32 that leaves the step out where it is not 0; 0: none
     zero_grad: bool = False  # whether the step sets the gradients to zero
 
     @property
@@ -105,6 +104,7 @@ class CudaTable:
             axes: for each parameter the order in memory of the axes that its gradient has, where these arrays are the
                 caller's with the axes in that order; None: C order. Default: None for all.
             contract: let the compiler fuse multiplications with additions; the bits are then not the CPU's.
+                For `make gpu`, which measures what strict rounding costs.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -130,7 +130,6 @@ class CudaTable:
         self._squares: Squares | None = None
         self._additions: Additions | None = None
         self._treatment_now: tuple[float, ...] = ()
-        self.is_judged = False
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
@@ -139,30 +138,29 @@ class CudaTable:
             self._settings_now[group] = row
             self._settings.upload(self._settings_now, self.stream)
 
-    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, *, found_inf: Any = None) -> StepResult:
+    def step(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE) -> StepResult:
         """Queue one step; nothing is changed if a gradient does not fit. Arguments as for `plan`."""
-        return self.launch(self.plan(grads, scaling, found_inf=found_inf), measure=scaling.is_measured)
+        return self.launch(self.plan(grads, scaling), measure=scaling.is_measured)
 
-    def plan(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE, *, found_inf: Any = None) -> Plan:
+    def plan(self, grads: Sequence[Any], scaling: Scaling = AS_THEY_ARE) -> Plan:
         """Validate the gradients, and plan a step with them.
 
         Args:
             grads: one gradient for each parameter, of its shape, on its GPU; None leaves that parameter out.
             scaling: the treatment of the gradients; its loss scale is a float32 scalar on the GPU.
-            found_inf: a float32 scalar on the GPU; when it is not 0 the step is left out, as GradScaler asks.
 
         Raises:
             ArrayError: a gradient does not fit; the message names it.
         """
         layouts, writable = [quick_layout(grad) for grad in grads], scaling.zero_grad
         views = [self._view_of(index, grad, layouts[index], writable=writable) for index, grad in enumerate(grads)]
-        scalars = self._scalar(scaling.loss_scale, "loss_scale"), self._scalar(found_inf, "found_inf")
+        loss_scale = self._scalar(scaling.loss_scale, "loss_scale")
         self.stream = self._stream_now()
         addresses = np.array([0 if view is None else view.address or 1 for view in views], dtype=np.int64)
         if not np.array_equal(addresses, self._table[_GRAD]):
             self._table[_GRAD] = addresses
             self._places.upload(self._table, self.stream)
-        self._last_plan = Plan(list(grads), layouts, views, *scalars, scaling.zero_grad)
+        self._last_plan = Plan(list(grads), layouts, views, loss_scale, scaling.zero_grad)
         return self.replan(self._last_plan, scaling)
 
     def replan(self, plan: Plan, scaling: Scaling) -> Plan:
@@ -220,12 +218,7 @@ class CudaTable:
             self._fold(plan, self._sum(plan, again=True).address if measure else 0)
             for batch in self._batches_of(plan):
                 launch(update.kernels(batch.layout), batch, self._work(), self.stream)
-        self.is_judged = measure or plan.found_inf != 0
-        return pending if self.is_judged else APPLIED
-
-    def outcome(self) -> StepResult:
-        """Return what the last step did, or the last replay of it; waits only where that is decided on the GPU."""
-        return self._records.last() if self.is_judged else APPLIED
+        return pending if measure else APPLIED
 
     def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
         """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
@@ -354,7 +347,6 @@ class CudaTable:
             treatment=self._treatment.address,
             totals=totals,
             loss_scale=plan.loss_scale,
-            found_inf=plan.found_inf,
             record=self._records.address,
             places=self._numbers.address,
             is_stochastic=int(self._extras.is_stochastic),

@@ -56,7 +56,6 @@ class Step(NamedTuple):
     treatment: Any  # (TREATMENT,) float64
     totals: Any  # norm.TOTALS float64: the gradients' sum of squares and largest magnitude; 0: not measured
     loss_scale: Any  # float32: divides the gradients; 0: none
-    found_inf: Any  # float32: not 0 when a gradient is not finite; 0: none
     record: Any  # SKIP, int64, set to 1 when the step is left out, else to 0; NORM, float64, -1 where not measured
     places: Any  # (count,) int64: each array's number among the optimizer's parameters
     is_stochastic: Any  # not 0 when bfloat16 arrays are rounded stochastically
@@ -94,15 +93,14 @@ def _treated(step):  # type: ignore[no-untyped-def]
     factor = _load_float64(step.treatment + FACTOR * 8)
     if step.loss_scale != 0:
         factor = factor / np.float64(_load_float32(step.loss_scale))
-    norm, clipped = np.float64(-1.0), factor
-    is_left_out = step.found_inf != 0 and _load_float32(step.found_inf) != 0
+    norm, clipped, is_left_out = np.float64(-1.0), factor, False
     if step.totals != 0:
         max_norm = float(_load_float64(step.treatment + MAX_NORM * 8))  # NumPy's float64, in the simulator, would warn
         total, largest = float(_load_float64(step.totals + SUM * 8)), float(_load_float64(step.totals + LARGEST * 8))
         norm, clipped = _measured(total, float(factor), max_norm, float(_load_float64(step.totals + SCALE * 8)))
         clip_value = float(_load_float64(step.treatment + CLIP_VALUE * 8))
         limit = float(_load_float64(step.treatment + LIMIT * 8))
-        is_left_out = is_left_out or not total < _INFINITY or _is_too_large(largest, clipped, clip_value, limit)
+        is_left_out = not total < _INFINITY or _is_too_large(largest, clipped, clip_value, limit)
     return clipped, norm, is_left_out
 
 
@@ -162,7 +160,7 @@ def kernel(real: str) -> Any:
         """
         step = Step(
             parts[0], parts[1], parts[2], parts[3], parts[4], parts[5],
-            parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12], parts[13],
+            parts[6], parts[7], parts[8], parts[9], parts[10], parts[11], parts[12],
         )  # fmt: skip
         row = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
         factor, norm, is_left_out = _treated(step)
@@ -182,4 +180,4 @@ def kernel(real: str) -> Any:
     return fold
 
 
-ARGUMENTS = ("14 int64", "int64", "int64")
+ARGUMENTS = ("13 int64", "int64", "int64")

@@ -56,7 +56,7 @@ class Adam:
     copy goes on with the same bits, and updates the arrays that were copied with it.
     """
 
-    _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that the class says, and no group and no state dict
+    _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that only the class sets: no group, no state dict
 
     def __init__(
         self,
@@ -79,36 +79,36 @@ class Adam:
     ) -> None:
         """Take the parameters and their hyperparameters.
 
-        A number may also be a NumPy scalar or a one-element array of any framework; it is read when it is given.
+        A number may also be a NumPy scalar or a one-element array of any framework. Its value is read once, here.
 
         Args:
             params: one array, a dict (name -> array), an iterable of arrays or of pairs (name, array), such as
                 `named_parameters()`, or a list of param groups: dicts with "params" (any of these), hyperparameters and
-                notes of their own. float32, float64, bfloat16 (or its bits as uint16) or float16, dense (the axes may
-                lie in memory in any order), writable, of any framework whose arrays lend their memory.
-            lr: learning rate; or a schedule: a function that is given the number of the update, 1 for the first, and
-                returns the learning rate. Steps that were left out do not count; where the parameters of a group had
-                different numbers of updates, the largest does. It may be asked more than once for the same number, and
-                is asked for 1 when it is set.
+                notes of their own. Each array is float32, float64, bfloat16 (or its bits as uint16) or float16,
+                writable, and dense, with any order of axes in memory. Any framework's arrays that lend their memory do.
+            lr: learning rate; or a schedule: a function from the number of the update, 1 for the first, to the learning
+                rate. Skipped steps do not count. Where the parameters of a group had different numbers of updates, the
+                largest number counts. The function may be called more than once for the same number, and is called for
+                1 when it is set.
             betas: decay rates of the two moving averages, each in [0, 1).
             eps: keeps the denominator away from zero; see `eps_mode`. 0, or at least 2**-126 (float64: 2**-1022). With
-                0 a parameter that has had no gradient yet stays where it is.
+                0, a parameter without gradients so far does not move.
             weight_decay: pull towards zero.
             amsgrad: divide by the largest second moment so far.
             maximize: climb instead of descending.
             decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
             eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the
                 bias-corrected root, as PyTorch and optax do.
-            state_dtype: format of the moments, whatever that of the parameters: "float32", "float64", "bfloat16" or
-                "8bit" (docs/eight-bit-state.md). Default: float64 for float64 parameters, float32 for the rest.
-                Everything is computed in float32, or in float64 where the parameter or its state is that.
-            rounding: how bfloat16 arrays are written: "nearest", or "stochastic", which keeps the mean of changes that
-                are smaller than the format can show. (State in 8 bits always keeps it, in a way of its own.)
-            seed: of the stochastic rounding and of the 8-bit state's; the same seed gives the same bits, on any number
-                of threads.
-            master_weights: keep a float32 copy of each bfloat16 or float16 parameter, update that, and round it into
-                the parameter in the same pass. What else writes to the parameter is lost with the next step: write to
-                `state[...]["master_param"]` too.
+            state_dtype: format of the moments: "float32", "float64", "bfloat16" or "8bit" (docs/eight-bit-state.md).
+                Default: float64 for float64 parameters, float32 for the rest. The compute dtype is float64 where the
+                parameter or its state is float64, else float32.
+            rounding: of bfloat16 arrays: "nearest", or "stochastic", which preserves the mean of changes that are too
+                small for the format. 8-bit state always preserves it, by a method of its own.
+            seed: of the stochastic rounding, and of that of the 8-bit state. The same seed gives the same bits on any
+                number of threads.
+            master_weights: keep a float32 copy of each bfloat16 or float16 parameter, update that copy, and round it
+                into the parameter in the same pass. The next step overwrites what others wrote to the parameter: write
+                to `state[...]["master_param"]` too.
             ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1); see `ema`.
             low_precision_copy: keep a copy of the parameters in "bfloat16" or "float16"; see `low_precision`.
 
@@ -263,7 +263,7 @@ class Adam:
 
     @property
     def ema(self) -> Any:
-        """The moving averages of the weights, in the form of the constructor's `params`; the optimizer's own arrays.
+        """The moving averages of the weights, the optimizer's own arrays, in the form of the constructor's `params`.
 
         Raises:
             HyperparameterError: the optimizer keeps none.
@@ -281,10 +281,10 @@ class Adam:
 
     @property
     def state(self) -> dict[str | int, dict[str, Any]]:
-        """Each parameter's state by its name, or its index where it has none; without those not yet updated.
+        """Each parameter's state by the parameter's name or, without names, its index; only of updated parameters.
 
-        The arrays are the optimizer's own, not copies, `step` too, which can only be read; those of parameters on a GPU
-        are copied to NumPy, which waits.
+        The arrays are the optimizer's own, not copies; `step` is read-only. The state of parameters on a GPU is copied
+        to NumPy, which waits for the GPU.
         """
         states = self._states()
         keys: Sequence[str | int] = self._parameters.names or range(len(states))
@@ -295,28 +295,29 @@ class Adam:
         """Return the state and the param groups, in the nesting and with the keys of PyTorch's optimizers.
 
         Returns:
-            a dict of "state" (index -> what `state` has) and "param_groups", in which a schedule stands as the learning
-            rate it gave last. Sums of `accumulate` are not in it.
+            a dict of "state" (index -> as in `state`) and "param_groups", in which the learning rate of a schedule is
+            the last one. The sums of `accumulate` are not in it.
 
-        As in PyTorch, "state" is the optimizer's own, every entry of it, and shows later steps, `step` too;
-        "param_groups" is a copy. Keep what is there now with `copy.deepcopy(opt.state_dict())`. A dict stays the
-        optimizer's when parameters are given other memory; where that has another order of axes, dicts from before keep
-        the state from before. So they do when a state is loaded, but for "ema", whose arrays stay in place for models
-        that compute with them; such a dict is refused when it is loaded. The state of parameters on a GPU is a copy.
+        As in PyTorch, "state" holds the optimizer's own arrays, `step` among them, and shows later steps;
+        "param_groups" is a copy. Keep the present values with `copy.deepcopy(opt.state_dict())`. A dict goes on showing
+        the optimizer's state when the storage of parameters is replaced, unless the new storage has another order of
+        axes: then it keeps the state from before. It does so too when another state is loaded, except for "ema", whose
+        arrays stay in place for models that compute with them; loading such a dict is refused. The state of parameters
+        on a GPU is a copy.
 
-        `numba_adam.interop` has what carries a dict elsewhere: `to_torch_state_dict` for `torch.optim.Adam`,
-        `to_tensors` for `torch.save`, `to_flat_arrays` for `numpy.savez`.
+        `numba_adam.interop` converts a dict: `to_torch_state_dict` for `torch.optim.Adam`, `to_tensors` for
+        `torch.save`, `to_flat_arrays` for `numpy.savez`.
         """
         return state_dicts.dump(self.param_groups, self._states())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state dict of this class or of `torch.optim.Adam` or `AdamW`; the arrays are copied.
 
-        The dict sets every hyperparameter that it has, and notes such as "initial_lr". What it does not have stays as
-        it is, but for eps_mode: a dict that does not say it comes from PyTorch, and sets "algorithm1". Schedules stay.
+        The dict sets every hyperparameter that it has, and notes such as "initial_lr". The others stay as they are,
+        except eps_mode: a dict without it comes from PyTorch, and sets "algorithm1". Schedules stay.
 
-        `decoupled_weight_decay` is the class's own in `AdamW`, whose decay stays decoupled whatever a dict says. An
-        `Adam` takes it over, as PyTorch's does; it stays what it is where an older PyTorch's dict does not say it.
+        `AdamW` ignores `decoupled_weight_decay`: its decay stays decoupled. `Adam` takes it over, as PyTorch's does.
+        The dict of an older PyTorch lacks it, and changes nothing.
 
         Raises:
             StateDictError: it does not fit the parameters; the message says where. Nothing was changed.
@@ -340,9 +341,9 @@ class Adam:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Say what the optimizer is made of, for `copy.deepcopy` and pickle; no other thread may step meanwhile.
+        """Return the optimizer's contents, for `copy.deepcopy` and pickle. No other thread may step meanwhile.
 
-        The copy has parameters of its own: those that are copied with it, so copy a model and its optimizer together.
+        The copy updates the parameters that are copied with it: copy a model and its optimizer together.
 
         Raises:
             TypeError: a parameter is on a GPU, or a memoryview.
@@ -358,10 +359,10 @@ class Adam:
         return {**said, "accumulations": self._accumulations, "attributes": attributes}
 
     def __setstate__(self, said: dict[str, Any]) -> None:
-        """Become what another optimizer said of itself.
+        """Take over the contents of another optimizer.
 
         Raises:
-            StateDictError: another version of this library said it.
+            StateDictError: another version of this library wrote them.
         """
         groups, options, is_single, state_dict = pickling.parse(said, self._OWNED)
         self._build(groups, options, is_single=is_single)
@@ -396,9 +397,8 @@ class Adam:
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), 0.01 by default.
 
-    The decay is always decoupled: a group or a state dict that says otherwise is refused, or not heard. As in PyTorch,
-    a state dict of Adam sets everything else, and AdamW goes on from it with a decay of its own kind. `Adam` is for
-    both kinds, and takes over what a dict says.
+    The decay is always decoupled: a group that asks for another kind is refused, and a state dict's kind is ignored. As
+    in PyTorch, a state dict of Adam sets everything else. `Adam` has both kinds, and takes the kind from a dict.
     """
 
     _OWNED: ClassVar[Mapping[str, object]] = {"decoupled_weight_decay": True}

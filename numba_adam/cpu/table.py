@@ -121,6 +121,7 @@ class UpdateTable:
         self._pins = [weakref.ref(array) for array in (*self._written()[0], *pinned)]
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
         self._places = pack(self._job)
+        self._plan_of_all = Plan(len(params))  # of a step in which every parameter has a gradient, as nearly always
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
@@ -150,7 +151,7 @@ class UpdateTable:
         if usable():
             count = prepare(self._places, job.constants, steps, scaling.factor, scaling.clip_value)
             if count >= 0:
-                return Plan(count)
+                return self._plan_of_all if count == len(self._params) else Plan(count)
         return self._plan_one_by_one(grads, steps, scaling)  # one does not fit, or is not a plain NumPy array
 
     def _plan_one_by_one(self, grads: Sequence[Any], steps: Array, scaling: Scaling) -> Plan:
@@ -162,13 +163,17 @@ class UpdateTable:
         self._job.grad_formats[:] = [0 if array is None else _format(array) for array in read]
         pairs = zip(views, read, strict=True)
         copied = [view for view, array in pairs if view is not None and _address(view) != _address(array)]
-        return self.replan(Plan(0, read, copied if scaling.zero_grad else ()), steps, scaling)
+        return Plan(self._plan_gathered(steps, scaling), read, copied if scaling.zero_grad else ())
 
     def replan(self, plan: Plan, steps: Array, scaling: Scaling) -> Plan:
         """Return the plan of the same step with another scaling."""
-        job = self._job
-        count = prepare_gathered(self._places, job.constants, steps, scaling.factor, scaling.clip_value)
-        return plan._replace(grad_count=count)
+        self._plan_gathered(steps, scaling)
+        return plan
+
+    def _plan_gathered(self, steps: Array, scaling: Scaling) -> int:
+        """Plan a step with the gradients whose addresses stand in the job; return how many there are."""
+        constants = self._job.constants
+        return int(prepare_gathered(self._places, constants, steps, scaling.factor, scaling.clip_value))
 
     def sum_of_squares(self, plan: Plan) -> float:
         """Return the sum of squares of the plan's gradients."""

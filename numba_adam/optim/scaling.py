@@ -30,13 +30,16 @@ def scaling(
     Raises:
         HyperparameterError: one of them is out of range.
     """
+    is_plain = loss_scale is None and max_grad_norm is None and clip_value is None
+    if is_plain and zero_grad is False and type(grad_scale) is float and grad_scale == 1.0:
+        return AS_THEY_ARE  # as nearly always
     factor, zero = real("grad_scale", grad_scale), flag("zero_grad", zero_grad)
     on_gpu = loss_scale if loss_scale is not None and is_on_cuda(loss_scale) else None
     if loss_scale is not None and on_gpu is None:
         factor = float(unscaled(factor, positive("loss_scale", loss_scale)))
     if factor != 1.0:
         check_factor(factor, dtype, f"grad_scale={grad_scale!r} and loss_scale={loss_scale!r}")
-    if factor == 1.0 and loss_scale is None and max_grad_norm is None and clip_value is None and not zero:
+    if is_plain and factor == 1.0 and not zero:
         return AS_THEY_ARE
     return Scaling(
         factor,

@@ -28,7 +28,10 @@ def make_ready(parts: Parts) -> None:
     Raises:
         ArrayError: two of the arrays that a step writes share memory.
     """
-    if all(part.is_ready() for part in parts):
+    for part in parts:
+        if not part.is_ready():
+            break
+    else:
         return
     drafts = [part.draft() for part in parts]
     pairs = [
@@ -71,8 +74,8 @@ def launch(parts: Parts, plans: Plans, scaling: Scaling) -> StepResult:
         if len(parts) == 1 and isinstance(parts[0], SelfMeasuringPart):
             return parts[0].launch_measured(plans[0])
         return launch_if_finite(parts, plans, scaling)
-    for part, its_plan in zip(parts, plans, strict=True):
-        part.launch(its_plan)
+    for index, part in enumerate(parts):
+        part.launch(plans[index])
     return APPLIED
 
 

@@ -30,7 +30,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 SMALL_MESSAGE_BYTES = 1 << 16
 """What is no longer than this is not worth waiting for."""
 
-_ARRIVING_BYTES = 1 << 24  # of messages may be on their way in, however little of the budget is left
+_ARRIVING_BYTES = 3 << 22  # of messages may be on their way in, however little of the budget is left
 _BUDGET_SHARE = 8  # and further ones together may take this part of the budget
 _FULL = ErrorDetail(reason=Reason.REASON_BUDGET, retry_after_milliseconds=100)
 
@@ -128,12 +128,13 @@ class Calls:
         self._served = Permits(served, watch)
         self._arrived: set[Context] = set()  # calls whose first message is on its way in, or large and not parsed yet
         free = max(1, _ARRIVING_BYTES // message_bytes)
+        arriving_bytes = 2 * message_bytes  # gRPC holds it, and makes the bytes that we get
         self._messages = Permits(
-            free + pool.budget_bytes // _BUDGET_SHARE // message_bytes,
+            free + pool.budget_bytes // _BUDGET_SHARE // arriving_bytes,
             watch,
             free,
-            take=lambda: pool.reserve(message_bytes),
-            give_back=lambda: pool.give_back(message_bytes),
+            take=lambda: pool.reserve(arriving_bytes),
+            give_back=lambda: pool.give_back(arriving_bytes),
         )
 
     def handler(self, run: Callable[[bytes, Iterator[bytes], Context], Any], *, answers_stream: bool) -> Handler:

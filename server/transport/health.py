@@ -21,7 +21,7 @@ from numba_adam.server.transport.watch import Watch
 
 _Send = Callable[[HealthCheckResponse | None], None]
 _MOST_CALLS = 256  # that have not said what they want
-_ARRIVING = 4  # first messages that may be on their way in
+_ARRIVING = 2  # first messages that may be on their way in
 _MOST_WATCHERS = 256
 _LONGEST_REQUEST_BYTES = 1024
 _PATIENCE_SECONDS = 0.5  # while others wait: whoever asks sends all it has to say at once

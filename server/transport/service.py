@@ -6,7 +6,6 @@ parser would copy them. Imports grpc and the runtime.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from numba_adam.ps.checksum import SUPPORTED, new_checksum
 from numba_adam.ps.errors import to_status
 from numba_adam.ps.transfer import Parts
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import ErrorDetail
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pull_copy import PullCopy
@@ -193,35 +193,45 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
         return chain([header], (requests.parse_part(decode, raw, held) for raw in rest))
 
     def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
-        with _answering_errors(context), ExitStack() as held:
-            request = request_of(first, rest, held)  # before the call is served: it may be refused for what it is
-            with calls.served(context):
-                return calls.counted(framing.encode_message(run(request, context)), context)
+        with ExitStack() as held:
+            request = None
+            try:
+                request = request_of(first, rest, held)  # before it is served: it may be refused for what it is
+                with calls.served(context):
+                    return calls.counted(framing.encode_message(run(request, context)), context)
+            except Exception as error:
+                status = _status_of(error)
+            del request  # what it takes is free before it no longer counts
+            return end(context, *status)
 
     def answers(first: bytes, rest: Iterator[bytes], context: Context) -> Iterator[bytes]:
-        with _answering_errors(context), ExitStack() as held:
-            request = request_of(first, rest, held)
-            with calls.served(context):
-                yield from map(framing.encode_message, run(request, context))
+        with ExitStack() as held:
+            request = None
+            try:
+                request = request_of(first, rest, held)
+                with calls.served(context):
+                    yield from map(framing.encode_message, run(request, context))
+                return
+            except Exception as error:
+                status = _status_of(error)
+            del request
+            end(context, *status)
 
     streams = bool(call.server_streaming)
     return calls.handler(answers if streams else answer, answers_stream=streams)
 
 
-@contextlib.contextmanager
-def _answering_errors(context: Context) -> Iterator[None]:
-    """Have errors answered by the table."""
-    try:
-        yield
-    except grpc.RpcError:  # the caller is gone: nobody to answer
-        raise
-    except Exception as error:
-        if type(error) is Exception and not error.args:  # gRPC's own, of a call that was ended with its status
-            raise
-        if not isinstance(error, NumbaAdamError):
-            _log.error("a call failed with an error of the server's own", exc_info=error)
-        code, message, detail = to_status(error)
-        end(context, code, message, detail)
+def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:
+    """Return what to answer an error with, by the table.
+
+    Raises:
+        Exception: the error itself, where nobody waits for an answer, or it was given.
+    """
+    if isinstance(error, grpc.RpcError) or (type(error) is Exception and not error.args):  # gRPC's own
+        raise error
+    if not isinstance(error, NumbaAdamError):
+        _log.error("a call failed with an error of the server's own", exc_info=error)
+    return to_status(error)
 
 
 def _caller(context: Context) -> Caller:

@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from numba_adam.client import ParameterClient
 from numba_adam.ps import framing
@@ -18,11 +20,21 @@ from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
 
-BUDGET = 16 << 20
+# Beside little budget, the limits that servers have unless told otherwise; the budget is one that can be filled.
+LIMITS = {"small": {"memory_budget_bytes": 16 << 20, "rpc_threads": 16}, "default": {"memory_budget_bytes": 1 << 28}}
 ALLOWED_ABOVE = 64 << 20
 EMPTY_CHECKSUM = 0x2D06800538D394C2  # XXH3 of nothing
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 PUSH = "/numba_adam.ps.v1.ParameterService/Push"
+PATHS = (
+    PUSH,
+    "/numba_adam.ps.v1.ParameterService/GetModel",
+    "/numba_adam.ps.v1.ParameterService/Pull",
+    "/numba_adam.ps.v1.ParameterService/CreateModel",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
+ENDED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
 
 
 class Attacker:
@@ -37,7 +49,8 @@ class Attacker:
         options = [*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
         channel = self._stack.enter_context(grpc.insecure_channel(address or self.address, options=options))
         stub = ParameterServiceStub(channel)
-        stub.push_raw = channel.stream_stream(PUSH, None, None)
+        stub.raw = lambda path: channel.stream_stream(path, None, None)
+        stub.push_raw = stub.raw(PUSH)
         return stub
 
     def create(self, name, arrays, stub=None):
@@ -121,7 +134,7 @@ def headers_of_empty_messages(attacker):
     size.append(length)
     raw = b"\x0a" + bytes(size) + many
     calls = [stub.push_raw(attacker.held(raw)) for _ in range(40)]
-    assert {call.code() for call in calls} <= {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {call.code() for call in calls} <= ENDED | {grpc.StatusCode.NOT_FOUND}
 
 
 def large_headers_on_many_connections(attacker):
@@ -133,11 +146,7 @@ def large_headers_on_many_connections(attacker):
         header = pb.PushHeader(model="victim", state_id=state_id, worker_id="w", tensors=tensors)
         raw = pb.PushRequest(header=header).SerializeToString()
         calls = [stub.push_raw(attacker.held(raw)) for stub in stubs for _ in range(5)]
-        assert {call.code() for call in calls} <= {
-            grpc.StatusCode.INVALID_ARGUMENT,
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            grpc.StatusCode.CANCELLED,
-        }
+        assert {call.code() for call in calls} <= ENDED
 
 
 def a_model_of_many_arrays(attacker):
@@ -225,10 +234,85 @@ def names_without_end(attacker):
         }
 
 
+def hundreds_of_headers_of_millions_of_dimensions(attacker):
+    header = pb.PushHeader(model="victim", tensors=[model_pb2.TensorSpec(name="w", shape=[1] * 4_000_000)])
+    raw = pb.PushRequest(header=header).SerializeToString()
+    stubs = [attacker.stub() for _ in range(30)]
+    calls = [stub.push_raw(attacker.held(raw)) for stub in stubs for _ in range(5)]
+    assert {call.code() for call in calls} <= ENDED
+
+
+def headers_that_are_replaced(attacker):
+    """Of what was replaced nothing is to be seen in the message, and all of it stays in memory."""
+    raw = b"\x0a\x04\x42\x00\x4a\x00\x1a\x00" * 500_000
+    for path in (PUSH, PATHS[3]):
+        calls = [stub.raw(path)(attacker.held(raw)) for stub in [attacker.stub() for _ in range(10)] for _ in range(4)]
+        assert {call.code() for call in calls} <= ENDED
+
+
+def small_headers_that_wait_for_their_turn(attacker):
+    """All that are served are pulls that nobody takes. The others hold a header each, of forty times its size."""
+    slow = [attacker.stub(attacker.stalling(down=1 << 16)) for _ in range(16)]
+    for stub in slow * 5:
+        stub.Pull(pb.PullRequest(model="victim", checksum_kind=1))
+    raw = b"\x0a\x04\x42\x00\x4a\x00\x1a\x00" * 2_000 + pb.PushRequest(header={"model": "m"}).SerializeToString()
+    for stub in [attacker.stub() for _ in range(10)]:
+        for _ in range(40):
+            stub.push_raw(attacker.held(raw))
+
+
+def answers_about_the_server_that_nobody_takes(attacker):
+    attacker.create("described", 5000)
+    question = reflection_pb2.ServerReflectionRequest(file_containing_symbol="numba_adam.ps.v1.ParameterService")
+    for _ in range(4):
+        stub = attacker.stub(attacker.stalling(down=1 << 16))
+        for _ in range(40):
+            stub.ListModels.future(pb.ListModelsRequest())
+            stub.GetServerStatus.future(pb.GetServerStatusRequest())
+            stub.raw(PATHS[5])(attacker.held(*[question.SerializeToString()] * 1000))
+
+
+def large_messages_to_every_service(attacker):
+    for path in PATHS:
+        for stub in [attacker.stub() for _ in range(5)]:
+            calls = [stub.raw(path)(attacker.held(b"\x0a\xfc\xff\xf3\x01" + b"x" * 3_999_996)) for _ in range(8)]
+        assert {call.code() for call in calls} <= ENDED | {grpc.StatusCode.NOT_FOUND}
+
+
+def small_messages_that_unpack_to_large_ones(attacker):
+    """Each is as large as a message may be, and a thousandth of that on the wire."""
+    for path in PATHS:
+        stub = attacker.stub()
+        for size in (1 << 22, 1 << 25):
+            for _ in range(8):
+                stub.raw(path)(attacker.held(bytes(size)), compression=grpc.Compression.Gzip)
+
+
+def calls_that_are_cancelled_at_once(attacker):
+    raw = b"\x0a\x80\x80\x06" + b"\x42\x00" * (3 << 14)
+    stubs = [attacker.stub() for _ in range(5)]
+    for path in PATHS:
+        for stub in stubs * 60:
+            stub.raw(path)(attacker.held(raw)).cancel()
+
+
+def methods_that_do_not_exist(attacker):
+    stubs = [attacker.stub() for _ in range(5)]
+    calls = [stub.raw(f"/no.such/{number}" + "x" * 7000)(attacker.held()) for number in range(100) for stub in stubs]
+    assert {call.code() for call in calls} <= {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
 def metadata_without_end(attacker):
-    stub = attacker.stub()
-    for _ in range(100):
-        stub.push_raw(attacker.held(), metadata=[("x-padding", "x" * 7000)])
+    for stub in [attacker.stub() for _ in range(5)]:
+        for number in range(100):
+            stub.push_raw(attacker.held(), metadata=[(f"x-{number}", "x" * 7000)])
+
+
+def watchers_without_end(attacker):
+    for stub in [attacker.stub(attacker.stalling(down=1 << 12)) for _ in range(4)]:
+        for number in range(100):
+            request = health_pb2.HealthCheckRequest(service=f"{number}".rjust(1000)).SerializeToString()
+            stub.raw("/grpc.health.v1.Health/Watch")(iter([request]))
 
 
 def messages_that_unpack_to_many_times_their_size(attacker):
@@ -261,6 +345,15 @@ ATTACKS = (
     metadata_without_end,
     messages_that_unpack_to_many_times_their_size,
     many_connections,
+    hundreds_of_headers_of_millions_of_dimensions,
+    headers_that_are_replaced,
+    small_headers_that_wait_for_their_turn,
+    answers_about_the_server_that_nobody_takes,
+    large_messages_to_every_service,
+    small_messages_that_unpack_to_large_ones,
+    calls_that_are_cancelled_at_once,
+    methods_that_do_not_exist,
+    watchers_without_end,
 )
 
 
@@ -271,9 +364,10 @@ def memory_of(process, entry):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @pytest.mark.campaign
-def test_no_client_takes_what_others_need(processes, tmp_path, attack):
-    process = processes(tmp_path / "data", memory_budget_bytes=BUDGET, rpc_threads=16)
+def test_no_client_takes_what_others_need(processes, tmp_path, attack, limits):
+    process = processes(tmp_path / "data", **limits)
     grads = {"w": np.ones(500_000, np.float32)}
     with ParameterClient(process.address, timeout_seconds=60) as client, contextlib.ExitStack() as stack:
         model = client.create_model("victim", grads)
@@ -286,4 +380,4 @@ def test_no_client_takes_what_others_need(processes, tmp_path, attack):
             assert model.push(grads).version
             assert model.pull()["w"].shape == (500_000,)
         peak = memory_of(process, "VmHWM")
-        assert peak - before <= BUDGET + ALLOWED_ABOVE
+        assert peak - before <= limits["memory_budget_bytes"] + ALLOWED_ABOVE

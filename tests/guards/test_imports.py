@@ -1,7 +1,9 @@
 """Imports point downward, stay light, and name frameworks in one place only."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,23 +11,41 @@ HEAVY = {"numba", "llvmlite", "scipy", "sklearn", "matplotlib", "pandas"}
 FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "cupy", "mlx", "mxnet", "paddle", "flax", "optax", "ray"}
 WIRE = {"grpc", "google", "grpc_health", "grpc_reflection"}
 
-# A part (the longest matching path decides) and what it may never import.
+# Where modules stand (the longest matching name decides), from the bottom up. A module imports from its own place and
+# from those in the rows above its own; the places of one row do not import each other.
+ORDER = (
+    ("errors", "installing"),
+    ("numerics", "kernel_cache"),
+    ("interop",),
+    ("settings",),
+    ("cpu", "cuda"),
+    ("optim",),
+    ("rows",),
+    ("functional", "optimizer"),
+    ("warmup",),
+    ("ps",),
+    ("server.memory", "client.progress"),
+    ("server.config", "client.transport"),
+    ("server.model",),
+    ("server.storage",),
+    ("server.runtime",),
+    ("server.transport",),
+    ("server.embedded", "client"),
+    ("server.main",),
+    ("server",),
+    ("demo",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+# What a place may not import although it stands above.
 FORBIDDEN = {
-    "numba_adam/": {"numba_adam.ps", "numba_adam.server", "numba_adam.client", "numba_adam.cli", "numba_adam.demo"}
-    | WIRE,
-    "numba_adam/__main__.py": {"numba_adam.server", "numba_adam.client"} | WIRE,
-    "numba_adam/ps/": {
-        "numba_adam.server",
-        "numba_adam.client",
-        "numba_adam.cli",
-        "numba_adam.demo",
-        "numba_adam.cpu.kernels",
-    },
-    "numba_adam/cli/": set(),
-    "numba_adam/demo/": {"numba_adam.server", "numba_adam.cpu.kernels", "numba_adam.cli"},
-    "client/": {"numba_adam.server", "numba_adam.cli", "numba_adam.demo", "numba_adam.cpu.kernels"},
-    "server/": {"numba_adam.client", "numba_adam.cli", "numba_adam.demo"},
+    "ps": {"numerics", "kernel_cache", "interop", "cpu", "cuda", "optim", "rows", "functional", "optimizer", "warmup"},
+    "client": {"kernel_cache", "cpu", "cuda", "optim", "rows", "functional", "optimizer", "warmup", "server"},
+    "server": {"client"},
+    "demo": {"server", "cpu", "cuda"},
+    "__main__": {"server", "client"},
 }
+MOST_FILES_AT_THE_TOP = 12
 # Who may know Numba, and who a framework: all others go through them.
 NUMBA = (
     "numba_adam/cpu/kernels/",
@@ -34,6 +54,7 @@ NUMBA = (
     "numba_adam/cli/checkup.py",
     "server/runtime/launcher.py",
 )
+SERVICE = ("numba_adam/ps/", "numba_adam/cli/", "numba_adam/demo/", "server/", "client/")
 INTEROP = ("numba_adam/interop/", "numba_adam/demo/")
 # The server's folders that speak plain values, and the modules that know the protocol's messages.
 PLAIN = ("server/model/", "server/storage/", "server/runtime/")
@@ -81,12 +102,86 @@ def test_importing_stays_light(program: str, forbidden: set[str]) -> None:
     assert loaded_by(program) & forbidden == set()
 
 
-def test_imports_point_downward(sources) -> None:
-    upward = []
+def inside(sources):
+    """Return the shipped modules by their names within numba_adam; the package itself is "__init__"."""
+    found = {}
     for source in filter(lambda source: source.shipped, sources):
-        part = max((part for part in FORBIDDEN if source.path.startswith(part)), key=len)
-        upward += [f"{source.path}:{line}: {name}" for name, line in source.imports() if below(name, FORBIDDEN[part])]
-    assert upward == []
+        name = source.path.removeprefix("numba_adam/").removesuffix(".py").replace("/", ".")
+        found[name if name == "__init__" else name.removesuffix(".__init__")] = source
+    return found
+
+
+def imported_modules(source, modules):
+    """Return which of our modules a file imports, and in which line."""
+    found = {}
+    for name, line in source.imports():
+        parts = name.split(".")
+        if parts[0] == "numba_adam":
+            candidates = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
+            found[next((each for each in candidates if each in modules), "__init__")] = line
+    return found
+
+
+def place(module: str) -> str:
+    places = [each for row in ORDER for each in row if f"{module}.".startswith(f"{each}.")]
+    assert places, f"{module} stands in no row of ORDER: say what it may import"
+    return max(places, key=len)
+
+
+def test_imports_point_one_way(sources) -> None:
+    rows = {each: number for number, row in enumerate(ORDER) for each in row}
+    modules, wrong = inside(sources), []
+    for module, source in modules.items():
+        own = place(module)
+        never = {each for above, them in FORBIDDEN.items() if f"{module}.".startswith(f"{above}.") for each in them}
+        for name, line in imported_modules(source, modules).items():
+            other = place(name)
+            is_below = other == own or rows[other] < rows[own] or name == "__init__"
+            if not is_below or any(f"{name}.".startswith(f"{each}.") for each in never):
+                wrong.append(f"{source.path}:{line}: {own} imports {name}")
+    assert wrong == []
+
+
+def test_no_imports_run_in_a_circle(sources) -> None:
+    modules = inside(sources)
+    left = {name: set(imported_modules(source, modules)) - {name, "__init__"} for name, source in modules.items()}
+    needed = set(left)
+    while free := [name for name, needs in left.items() if not needs & left.keys() or name not in needed]:
+        for name in free:
+            del left[name]
+        needed = {each for needs in left.values() for each in needs}
+    assert {name: sorted(needs & left.keys()) for name, needs in left.items()} == {}
+
+
+def test_no_private_name_is_imported_from_another_folder(sources) -> None:
+    modules, wrong = inside(sources), []
+    for source in modules.values():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numba_adam"):
+                home = node.module.removeprefix("numba_adam").removeprefix(".").replace(".", "/")
+                folder = home if home.replace("/", ".") not in modules else home.rpartition("/")[0]
+                own = source.path.removeprefix("numba_adam/").rpartition("/")[0]
+                private = [
+                    each.name for each in node.names if each.name.startswith("_") and not each.name.endswith("__")
+                ]
+                if private and folder != own:
+                    wrong.append(f"{source.path}:{node.lineno}: {', '.join(private)} of {node.module}")
+    assert wrong == []
+
+
+def test_the_top_of_the_package_is_its_public_face(root: Path) -> None:
+    assert len(list((root / "numba_adam").glob("*.py"))) <= MOST_FILES_AT_THE_TOP
+
+
+def test_grpc_is_known_to_the_service_only(sources) -> None:
+    strangers = [
+        f"{source.path}:{line}: {name}"
+        for source in sources
+        if source.shipped and not source.path.startswith(SERVICE)
+        for name, line in source.imports()
+        if below(name, WIRE)
+    ]
+    assert strangers == []
 
 
 def test_numba_is_known_to_the_kernels_only(sources) -> None:

@@ -2,13 +2,15 @@
 
     import numba_adam as na
 
-    opt = na.Adam({"w": w, "b": b}, lr=1e-3)      # NumPy arrays, or anything that lends its memory
-    opt.step({"w": grad_w, "b": grad_b})          # in place
+    opt = na.Adam({"w": w, "b": b}, lr=1e-3)      # NumPy arrays, or arrays of any framework
+    opt.step({"w": grad_w, "b": grad_b})          # updates w and b in place
 
     na.adam_update(w, grad_w, exp_avg, exp_avg_sq, step=1)
 
-Importing this package imports neither Numba nor a framework nor gRPC: each comes with its first use.
-`numba_adam.server` and `numba_adam.client` are the parameter server and its client.
+`numba_adam.server` is the parameter server, and `numba_adam.client` its client.
+
+Importing this package does not import Numba, gRPC or a framework. The first use of each imports it. This file may
+import the standard library, and the package's own modules on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m numba_adam` is `numba-adam`."""
+"""Run `numba-adam` as `python -m numba_adam`. Imports numba_adam.cli alone."""
 
 import sys
 

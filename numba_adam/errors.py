@@ -1,58 +1,58 @@
-"""Every error this project raises, as one tree; each is also the builtin error a caller would expect.
+"""Every error that this project raises, as one tree. Most are also the builtin error that a caller expects.
 
     NumbaAdamError
-    ├── ArrayError                     an array that cannot be used as it is
+    ├── ArrayError                     an array that does not fit
     │   ├── ShapeError                 (ValueError)
     │   ├── DtypeError                 (TypeError)
     │   ├── LayoutError                (ValueError)   not C-contiguous, not aligned, not native byte order
     │   ├── ReadOnlyError              (ValueError)
     │   ├── OverlapError               (ValueError)
-    │   └── UnsupportedArrayError      (TypeError)    nothing that can be borrowed
+    │   └── UnsupportedArrayError      (TypeError)    an object whose memory cannot be borrowed
     ├── CudaUnavailableError           (ImportError)  no CUDA package, or no GPU
     ├── HyperparameterError            (ValueError)
-    ├── ImmutableError                 (AttributeError)   what was fixed when an optimizer was made
-    ├── NamesError                     (ValueError)   gradients for arrays that are not there, or missing ones
+    ├── ImmutableError                 (AttributeError)   an attribute that cannot be set
+    ├── NamesError                     (ValueError)   an unknown name, or a missing gradient
     ├── StateDictError                 (ValueError)
     └── ServiceError                   the parameter server, on either side of the wire
         ├── ConfigurationError         (ValueError)   server or client settings
         ├── ModelNotFoundError         (LookupError)
         ├── ModelExistsError           (ValueError)
-        ├── PushRejectedError          (ValueError)   the push itself is wrong; sending it again cannot help
+        ├── PushRejectedError          (ValueError)   an invalid push; a retry cannot succeed
         │   └── NonFiniteError         a NaN or an infinity in the gradients
-        ├── InvalidRequestError        (ValueError)   a request the server cannot make sense of
+        ├── InvalidRequestError        (ValueError)   an invalid request
         ├── SequenceError              (ValueError)   a sequence number too old or too far ahead
-        │   └── SequenceReusedError    the number has been answered, for a push of other content
+        │   └── SequenceReusedError    the number belongs to a push with other content
         ├── SessionFencedError         a newer session of the same worker has taken over
         ├── SessionUnknownError        no session of that worker is open
         ├── PushInProgressError        the same push is being received on another stream
-        ├── RewoundError               the state this was meant for was rolled back
+        ├── RewoundError               the request's state was rolled back or deleted
         ├── CorruptTransferError       (OSError)      the checksum of a transfer does not match
-        ├── SnapshotError              (OSError)      a snapshot could not be written
+        ├── SnapshotError              (OSError)      a snapshot could not be written or read
         │   └── CorruptSnapshotError   a damaged snapshot file
-        ├── BudgetExceededError        (MemoryError)  the server's memory budget is taken; try again later
-        │   └── TransferTooLargeError  larger than the whole budget; trying again cannot help
+        ├── BudgetExceededError        (MemoryError)  the memory budget of the server is used up; retry later
+        │   └── TransferTooLargeError  larger than the whole budget; a retry cannot succeed
         ├── ServerUnavailableError     (ConnectionError)
         ├── DeadlineExceededError      (TimeoutError)
-        └── InternalServerError        (RuntimeError) a bug of ours
+        └── InternalServerError        (RuntimeError) a bug in the server
 
-A message says what was given, what is needed and what to do. This file may import nothing.
+A message names the argument, the expected value, the given value and what to do. This file imports nothing.
 """
 
 
 class NumbaAdamError(Exception):
-    """The root: `except NumbaAdamError` catches everything this project raises on purpose."""
+    """The base class of all errors that this project raises on purpose."""
 
 
 class ArrayError(NumbaAdamError):
-    """An array that cannot be used as it is."""
+    """An array does not fit: its shape, dtype, layout or memory."""
 
 
 class ShapeError(ArrayError, ValueError):
-    """An array's shape differs from the one needed."""
+    """An array does not have the required shape."""
 
 
 class DtypeError(ArrayError, TypeError):
-    """An array's dtype is not supported, or differs from its parameter's."""
+    """An array's dtype is not supported, or it differs from the dtype of its parameter."""
 
 
 class LayoutError(ArrayError, ValueError):
@@ -60,7 +60,7 @@ class LayoutError(ArrayError, ValueError):
 
 
 class ReadOnlyError(ArrayError, ValueError):
-    """An array that must be updated in place is read-only."""
+    """An array is read-only and cannot be updated in place."""
 
 
 class OverlapError(ArrayError, ValueError):
@@ -68,7 +68,7 @@ class OverlapError(ArrayError, ValueError):
 
 
 class UnsupportedArrayError(ArrayError, TypeError):
-    """An object that offers no way to borrow its memory."""
+    """An object is not an array whose memory can be borrowed."""
 
 
 class CudaUnavailableError(NumbaAdamError, ImportError):
@@ -80,11 +80,11 @@ class HyperparameterError(NumbaAdamError, ValueError):
 
 
 class ImmutableError(NumbaAdamError, AttributeError):
-    """Something that was fixed when the optimizer was made, or that nothing would read; the message says what to do."""
+    """An attribute or key cannot be set: it is fixed, or setting it has no effect. The message says what to do."""
 
 
 class NamesError(NumbaAdamError, ValueError):
-    """Gradients were given for arrays the optimizer does not have, or are missing for arrays it has."""
+    """A name is unknown, or the gradient of a parameter is missing."""
 
 
 class StateDictError(NumbaAdamError, ValueError):
@@ -92,10 +92,10 @@ class StateDictError(NumbaAdamError, ValueError):
 
 
 class ServiceError(NumbaAdamError):
-    """The parameter server, on either side of the wire."""
+    """The base class of the errors of the parameter server and its client."""
 
     detail: object = None
-    """What came, or will go, with it beside the message; `numba_adam.ps.errors.detail_of` returns it as a message."""
+    """The detail that travels with the error. `numba_adam.ps.errors.detail_of` returns it as an ErrorDetail message."""
 
 
 class ConfigurationError(ServiceError, ValueError):
@@ -103,67 +103,67 @@ class ConfigurationError(ServiceError, ValueError):
 
 
 class ModelNotFoundError(ServiceError, LookupError):
-    """The server has no model of that name."""
+    """The server has no model with that name."""
 
 
 class ModelExistsError(ServiceError, ValueError):
-    """The server has a model of that name already; the message names what differs."""
+    """The server already has a model with that name. The message names the differences."""
 
 
 class PushRejectedError(ServiceError, ValueError):
-    """The push is wrong in itself (names, shapes, dtype, values); sending it again cannot help."""
+    """The push is invalid: its names, shapes, dtype or values. A retry cannot succeed."""
 
 
 class NonFiniteError(PushRejectedError):
-    """A gradient holds a NaN or an infinity; the message names the array and the element."""
+    """A gradient has a NaN or an infinity. The message names the array and the element."""
 
 
 class InvalidRequestError(ServiceError, ValueError):
-    """A request that the server cannot make sense of."""
+    """The request is invalid: a field is missing, or a value is out of range."""
 
 
 class SequenceError(ServiceError, ValueError):
-    """A sequence number too old for its answer to be kept, or too far ahead."""
+    """The sequence number is too far ahead, or so old that the server no longer has its answer."""
 
 
 class SequenceReusedError(SequenceError):
-    """A sequence number that was answered came again with other content; this push was not applied."""
+    """An earlier push with other content has the same sequence number. This push was not applied."""
 
 
 class SessionFencedError(ServiceError):
-    """A newer session of the same worker has taken over; this one may not push any more."""
+    """The same worker has opened a newer session. This session can no longer push."""
 
 
 class SessionUnknownError(ServiceError):
-    """No session of that worker is open; the client opens one by itself."""
+    """The worker has no open session. The client opens one by itself."""
 
 
 class PushInProgressError(ServiceError):
-    """The same push is being received on another stream; try again shortly."""
+    """The server is receiving the same push on another stream. Retry after a short time."""
 
 
 class RewoundError(ServiceError):
-    """The state that a request was meant for was rolled back by a crash of the server."""
+    """The state that the request names was rolled back by a server crash, or its model was deleted."""
 
 
 class CorruptTransferError(ServiceError, OSError):
-    """The bytes that arrived are not the bytes that were sent; sending them again may help."""
+    """The received bytes do not match their checksum. A retry may succeed."""
 
 
 class SnapshotError(ServiceError, OSError):
-    """A snapshot could not be written or read; the message says which, and why."""
+    """A snapshot could not be written or read. The message says which of the two, and why."""
 
 
 class CorruptSnapshotError(SnapshotError):
-    """A snapshot file is damaged; the message names the file and where."""
+    """A snapshot file is damaged. The message names the file and the place."""
 
 
 class BudgetExceededError(ServiceError, MemoryError):
-    """The server's memory budget is taken; try again later."""
+    """The server's memory budget is used up. Retry later."""
 
 
 class TransferTooLargeError(BudgetExceededError):
-    """The transfer alone is larger than the server's whole memory budget; trying again cannot help."""
+    """The transfer alone is larger than the server's whole memory budget. A retry cannot succeed."""
 
 
 class ServerUnavailableError(ServiceError, ConnectionError):
@@ -171,8 +171,8 @@ class ServerUnavailableError(ServiceError, ConnectionError):
 
 
 class DeadlineExceededError(ServiceError, TimeoutError):
-    """The server did not answer within the time given."""
+    """The server did not answer before the deadline."""
 
 
 class InternalServerError(ServiceError, RuntimeError):
-    """The server met an error of its own; the message and the server's log say which."""
+    """The server failed because of a bug. Its log has the details."""

@@ -1,4 +1,4 @@
-"""Adam as one function on four arrays, for callers that keep the state themselves. Knows no framework."""
+"""Adam as one function on four arrays, for callers that keep the state themselves. Imports no framework."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def adam_update(
     grad_scale: float = 1.0,
     max_exp_avg_sq: object | None = None,
 ) -> None:
-    """Make one Adam step, in place: `param`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq` are overwritten.
+    """Make one Adam step in place. It overwrites `param`, `exp_avg`, `exp_avg_sq` and `max_exp_avg_sq`.
 
         >>> import numpy as np
         >>> import numba_adam as na
@@ -46,29 +46,29 @@ def adam_update(
         >>> param.round(6)
         array([0.5, 1.5, 1. ])
 
-    Arrays on a GPU are updated there; all of them must be on the same one. For more than a few steps `Adam` is faster
-    there, because it keeps on the GPU what a step needs. A number may also be a NumPy scalar or a one-element array of
+    Arrays on a GPU are updated there. All of them must be on the same GPU. `Adam` is faster for many steps on a GPU,
+    because it keeps its addresses and constants there. A number may also be a NumPy scalar or a one-element array of
     any framework.
 
     Args:
-        param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16; dense, writable, of any
-            shape. The axes may lie in memory in any order.
-        grad: their gradient, of the same shape and of any of these dtypes; not changed. With another order of axes in
-            memory it is copied first; on a GPU it is refused.
-        exp_avg: first moment, of the same shape and order of axes: float32, float64 or bfloat16; zeros before the first
-            step.
-        exp_avg_sq: second moment, likewise.
-        step: number of this update, 1 for the first.
+        param: the parameters: float32, float64, bfloat16 (or its bits as uint16) or float16. It must be dense and
+            writable. Any shape, with any order of axes in memory.
+        grad: the gradient, with the same shape and any of these dtypes. It is not changed. A gradient with another
+            order of axes in memory is copied first. On a GPU it is refused.
+        exp_avg: the first moment, with the same shape and order of axes: float32, float64 or bfloat16. Pass zeros for
+            the first step.
+        exp_avg_sq: the second moment, as `exp_avg`.
+        step: the number of this update, 1 for the first.
         lr: learning rate.
         betas: decay rates of the two moving averages, each in [0, 1).
-        eps: keeps the denominator away from zero; see `eps_mode`. With 0 an element without gradients so far stays.
-        weight_decay: pull towards zero.
+        eps: added to the denominator; see `eps_mode`. With 0, an element that had no gradient so far does not move.
+        weight_decay: the weight decay factor.
         decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
-        eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the bias-corrected
-            root, as PyTorch and optax do.
-        maximize: climb instead of descending.
-        grad_scale: multiplies the gradient; 1 / loss scale, for instance.
-        max_exp_avg_sq: largest second moment so far (AMSGrad); zeros before the first step. None: plain Adam.
+        eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do. "algorithm1" adds it to the
+            bias-corrected root, as PyTorch and optax do.
+        maximize: increase the objective instead of decreasing it.
+        grad_scale: a factor for the gradient, for example 1 / loss scale.
+        max_exp_avg_sq: the largest second moment so far (AMSGrad). Pass zeros for the first step. None: plain Adam.
 
     Raises:
         ArrayError: an array does not fit; the message names it. Nothing was changed.
@@ -101,12 +101,12 @@ def adam_update(
 
 
 def _turned(array: Array, name: str, param: Array, axes: Axes | None) -> Array:
-    """Return an array as a view in C order, where its axes have the order of its parameter's; refuse another order."""
+    """Return a C-contiguous view of an array. Refuse an array whose order of axes differs from its parameter's."""
     check_shape(array, name, param, "param")
     turned: Array = in_memory_order(array, axes)
     if not turned.flags.c_contiguous:
         raise LayoutError(
-            f"{name} has strides {array.strides}: it must have its axes in memory in the order of param's, which has "
-            f"strides {param.strides}; make it with numpy.empty_like(param), or copy into such an array"
+            f"{name} has strides {array.strides}; expected its axes in memory in the order of param's, which has "
+            f"strides {param.strides}. Make {name} with numpy.empty_like(param), or copy it into such an array."
         )
     return turned

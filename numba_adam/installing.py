@@ -1,20 +1,20 @@
-"""How numba-adam and its extras are installed: what every message and document says. Imports nothing.
+"""The commands that install numba-adam and its extras. Messages and documents use them. Imports nothing.
 
-The package is on no index, so that it is installed from a clone. It is installed editable there: a plain install would
-be hidden, in the clone's own folder, by the folder numba_adam/, in which the server and the client are not.
+No package index has numba-adam, so users install it from a clone. The install is editable for one reason: in the clone,
+`import numba_adam` finds the folder numba_adam/ first, and this folder does not contain the server and the client.
 """
 
 from __future__ import annotations
 
 CUDA_PACKAGE = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA version that your driver supports)'
-"""What the GPU's kernels need, from the package index."""
+"""The command that installs what the CUDA kernels need."""
 
 
 def command(extra: str | None = None) -> str:
-    """Return the command that installs numba-adam, with one of its extras or without any."""
+    """Return the command that installs numba-adam, with or without an extra."""
     return f"pip install -e '.[{extra}]'" if extra else "pip install -e ."
 
 
 def advice(extra: str | None = None) -> str:
-    """Return what to do where something is not installed."""
+    """Return the end of an error message about a missing package: where to run which command."""
     return f"in your clone of numba-adam, run: {command(extra)}"

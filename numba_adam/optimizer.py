@@ -1,7 +1,7 @@
 """Adam and AdamW: PyTorch's interface of param groups, a step, and state dicts. Imports no framework.
 
-One step is `Adam._step`: make ready, plan, check, launch. `numba_adam/optim/` has what each of these does to all
-parameters, the backends what it does to theirs, and `numerics/element.py` the update of one element.
+One step is `Adam._step`: make ready, plan, check, launch. `numba_adam/optim/` does each of these for all parameters.
+The backends, `cpu/` and `cuda/`, do it for their own. `numerics/element.py` updates one element.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from numba_adam.settings.results import StepResult, may_have_written
 from numba_adam.settings.scaling import Scaling
 
 _FIXED_STATE = (
-    "opt.state only shows the state: write into its arrays, as in opt.state['w']['exp_avg'][...] = 0, or load another "
-    "with load_state_dict"
+    "opt.state: its arrays cannot be replaced; write into them, as in opt.state['w']['exp_avg'][...] = 0, or load "
+    "another state with load_state_dict"
 )
 
 
 class Adam:
-    """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980), which updates arrays of any framework in place.
+    """The Adam optimizer (Kingma & Ba 2015, arXiv 1412.6980). It updates arrays of any framework in place.
 
-    The first step makes each parameter's state: `step` (an int64 array without dimensions), `exp_avg` and `exp_avg_sq`
-    (zeros of the parameter's shape, in the format `state_dtype`), `max_exp_avg_sq` with AMSGrad, the scales of moments
-    in 8 bits, and `master_param` and `ema` where the options ask for them.
+    The first step makes each parameter's state: `step` (an int64 array without dimensions), and `exp_avg` and
+    `exp_avg_sq` (zeros with the parameter's shape and the format `state_dtype`). AMSGrad adds `max_exp_avg_sq`, 8-bit
+    moments add their scales, and the options add `master_param` and `ema`.
 
         >>> import numpy as np
         >>> import numba_adam as na
@@ -48,15 +48,15 @@ class Adam:
         >>> w.round(6)
         array([ 0.9, -2.1], dtype=float32)
 
-    The same gradients in the same order give the same bits on any CPU and any number of threads.
+    The same gradients in the same order give the same bits on any CPU with any number of threads.
 
-    An assignment that nothing would read is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
+    An assignment without effect is refused: `opt.lr = 0.1`, `opt.param_groups[0]["params"] = ...`.
 
     `copy.deepcopy` and pickle copy an optimizer together with its arrays and tensors, unless these are on a GPU. The
-    copy goes on with the same bits, and updates the arrays that were copied with it.
+    copy continues with the same bits, and updates the copied arrays.
     """
 
-    _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that only the class sets: no group, no state dict
+    _OWNED: ClassVar[Mapping[str, object]] = {}  # hyperparameters that groups and state dicts cannot set
 
     def __init__(
         self,
@@ -85,35 +85,35 @@ class Adam:
             params: one array, a dict (name -> array), an iterable of arrays or of pairs (name, array), such as
                 `named_parameters()`, or a list of param groups: dicts with "params" (any of these), hyperparameters and
                 notes of their own. Each array is float32, float64, bfloat16 (or its bits as uint16) or float16,
-                writable, and dense, with any order of axes in memory. Any framework's arrays that lend their memory do.
-            lr: learning rate; or a schedule: a function from the number of the update, 1 for the first, to the learning
-                rate. Skipped steps do not count. Where the parameters of a group had different numbers of updates, the
-                largest number counts. The function may be called more than once for the same number, and is called for
-                1 when it is set.
+                writable, and dense, with any order of axes in memory. It may come from any framework.
+            lr: the learning rate, or a schedule: a function from the number of the update, 1 for the first, to the
+                learning rate. Skipped steps do not count. Where the parameters of a group had different numbers of
+                updates, the largest number counts. Setting a schedule calls it with 1. A step may call it more than
+                once with the same number.
             betas: decay rates of the two moving averages, each in [0, 1).
-            eps: keeps the denominator away from zero; see `eps_mode`. 0, or at least 2**-126 (float64: 2**-1022). With
-                0, a parameter without gradients so far does not move.
-            weight_decay: pull towards zero.
+            eps: added to the denominator; see `eps_mode`. 0, or at least 2**-126 (float64: 2**-1022). With 0, an
+                element that had no gradient so far does not move.
+            weight_decay: the weight decay factor.
             amsgrad: divide by the largest second moment so far.
-            maximize: climb instead of descending.
+            maximize: increase the objective instead of decreasing it.
             decoupled_weight_decay: shrink the parameter itself (AdamW) instead of adding to the gradient (L2).
-            eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do; "algorithm1" to the
+            eps_mode: "hat" adds eps to sqrt(exp_avg_sq), as TensorFlow and Keras do. "algorithm1" adds it to the
                 bias-corrected root, as PyTorch and optax do.
             state_dtype: format of the moments: "float32", "float64", "bfloat16" or "8bit" (docs/eight-bit-state.md).
                 Default: float64 for float64 parameters, float32 for the rest. The compute dtype is float64 where the
                 parameter or its state is float64, else float32.
-            rounding: of bfloat16 arrays: "nearest", or "stochastic", which preserves the mean of changes that are too
-                small for the format. 8-bit state always preserves it, by a method of its own.
-            seed: of the stochastic rounding, and of that of the 8-bit state. The same seed gives the same bits on any
-                number of threads.
+            rounding: how bfloat16 arrays are rounded: "nearest" or "stochastic". Stochastic rounding preserves the mean
+                of changes that are too small for the format. 8-bit state has its own rounding, which preserves it too.
+            seed: the seed of the stochastic rounding and of the rounding of 8-bit state. The same seed gives the same
+                bits with any number of threads.
             master_weights: keep a float32 copy of each bfloat16 or float16 parameter, update that copy, and round it
-                into the parameter in the same pass. The next step overwrites what others wrote to the parameter: write
-                to `state[...]["master_param"]` too.
+                into the parameter in the same pass. The next step overwrites other changes to the parameter: make them
+                in `state[...]["master_param"]` too.
             ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1); see `ema`.
             low_precision_copy: keep a copy of the parameters in "bfloat16" or "float16"; see `low_precision`.
 
         Raises:
-            ArrayError: an array cannot be updated in place, or not with these formats; the message names it.
+            ArrayError: an array cannot be updated in place, or not in these formats. The message names it.
             HyperparameterError: a hyperparameter is out of range.
             NamesError: there is no array, or a name is used twice.
         """
@@ -145,37 +145,37 @@ class Adam:
     ) -> StepResult:
         """Update every parameter that has a gradient, in place.
 
-        A parameter whose storage was replaced since the last step (`tensor.data = ...`) is re-borrowed, also with other
-        strides. As in PyTorch, an element keeps its state by its index. With other strides, the arrays of `state`,
-        `ema` and `low_precision` are new ones.
+        A step re-borrows a parameter whose storage was replaced since the last step (`tensor.data = ...`). The new
+        storage may have other strides. Then `state`, `ema` and `low_precision` have new arrays. As in PyTorch, an
+        element keeps its state by its index.
 
         Args:
             grads: in the form of the constructor's `params`: one array, a sequence in the same order (through all
                 groups), or a dict or pairs (name, gradient) with the same names. Each has its parameter's shape, and
                 any dtype that a parameter may have. A gradient whose order of axes in memory differs from its
-                parameter's is copied first; on a GPU it is refused. None leaves that parameter and its state as they
-                are. Default: the gradients that `accumulate` has summed.
-            grad_scale: multiplies every gradient.
-            loss_scale: divides every gradient, in the pass that updates. The gradients are read once before; if one is
-                not finite, or its square is not, the whole step is skipped. A float; or one float32 on a GPU, where all
-                parameters are on that GPU, which reads it.
-            max_grad_norm: largest global norm over all gradients; gradients with a larger one are scaled down to it.
-                The gradients are read once before, and the step is skipped, as for `loss_scale`. Infinity measures the
-                norm and clips nothing.
-            clip_value: largest magnitude of an element of a gradient, after scaling.
-            zero_grad: set the gradients to zero in the pass that updates; they must be writable. A step that is skipped
-                leaves them as they are.
+                parameter's is copied first. On a GPU it is refused. None leaves that parameter and its state unchanged.
+                Default: the gradients that `accumulate` has summed.
+            grad_scale: a factor for every gradient.
+            loss_scale: a divisor for every gradient, fused into the update. The step first reads all gradients. It is
+                skipped if a gradient or its square is not finite. Pass a float. If all parameters are on one GPU, one
+                float32 on that GPU works too.
+            max_grad_norm: the largest global norm over all gradients. Larger gradients are scaled down to it. The step
+                first reads all gradients, and is skipped as for `loss_scale`. Infinity measures the norm and clips
+                nothing.
+            clip_value: the largest magnitude of a gradient's element, after scaling.
+            zero_grad: set the gradients to zero in the same pass. They must be writable. A skipped step does not change
+                them.
             accumulation: whether a step with accumulated gradients takes their "mean" over the calls of `accumulate`,
                 or their "sum".
 
         Returns:
-            whether the step was applied, and the norm when it was measured. Where a GPU decides that, reading the
-            result waits for the GPU; the step itself waits for nothing.
+            whether the step was applied, and the norm if it was measured. On a GPU, reading the result may wait for the
+            GPU. The step itself does not wait.
 
         Raises:
-            ArrayError: a gradient does not fit, or a parameter has become read-only or another kind of array; the
+            ArrayError: a gradient does not fit, or a parameter has become read-only or another kind of array. The
                 message names it. Nothing was changed.
-            NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
+            NamesError: a gradient is missing, or its name is unknown. Nothing was changed.
             HyperparameterError: a number is out of range.
         """
         parameters = self._parameters
@@ -189,8 +189,8 @@ class Adam:
         with self._lock:
             if self._accumulations:
                 raise NamesError(
-                    f"the gradients of {self._accumulations} micro-batches were accumulated: call accumulate(grads) "
-                    "and then step() without gradients, or drop_accumulated() before"
+                    f"the gradients of {self._accumulations} micro-batches were accumulated. Call accumulate(grads) "
+                    "and then step() without gradients, or call drop_accumulated() first."
                 )
             result = self._step(ordered, treatment)
             if zero_grad and may_have_written(result):
@@ -198,7 +198,7 @@ class Adam:
             return result
 
     def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
-        """Make a step with one gradient, or None, for each parameter in order; the lock is held."""
+        """Make a step with one gradient, or None, for each parameter in order. The caller holds the lock."""
         parts = self._make_ready()
         plans = plan(parts, grads, treatment)
         check(parts, plans, treatment)
@@ -207,7 +207,7 @@ class Adam:
         return result
 
     def _make_ready(self) -> list[Part[Any]]:
-        """Return the parts, bound to the parameters' memory, with the hyperparameters and the state of this step."""
+        """Return the parts. They have the parameters' memory, hyperparameters and state for this step."""
         parameters = self._parameters
         parameters.rebind(self._accumulations)
         parameters.follow_schedules()
@@ -215,7 +215,7 @@ class Adam:
         return parameters.parts
 
     def _step_accumulated(self, treatment: Scaling, accumulation: Accumulation) -> StepResult:
-        """Make a step with the accumulated gradients, and start their sums again, whether or not it is applied."""
+        """Make a step with the accumulated gradients. Reset their sums, also if the step was skipped."""
         with self._lock:
             factor = treatment.factor * share(accumulation, self._accumulations)
             result = self._step(sums_of(self._parameters.parts), treatment._replace(factor=factor, zero_grad=True))
@@ -223,17 +223,17 @@ class Adam:
         return result
 
     def accumulate(self, grads: object) -> None:
-        """Add the gradients of a micro-batch to sums; `step()` without gradients makes one update with the sums.
+        """Add the gradients of a micro-batch to sums. `step()` without gradients makes one update with the sums.
 
-        The sums have the compute dtype, float32 or float64, and take as much memory as one moment of it. The step sets
-        them to zero in its pass.
+        The sums have the compute dtype, float32 or float64. They need as much memory as one moment in that dtype. The
+        step sets them to zero in its pass.
 
         Args:
             grads: as for `step`.
 
         Raises:
-            ArrayError: a gradient does not fit; the message names it. Nothing was changed.
-            NamesError: a gradient is missing, or given for a name that no parameter has. Nothing was changed.
+            ArrayError: a gradient does not fit. The message names it. Nothing was changed.
+            NamesError: a gradient is missing, or its name is unknown. Nothing was changed.
         """
         parameters = self._parameters
         ordered = parameters.in_order(grads)
@@ -243,27 +243,27 @@ class Adam:
             self._accumulations += 1
 
     def drop_accumulated(self) -> None:
-        """Forget the gradients accumulated since the last step."""
+        """Drop the gradients that were accumulated since the last step."""
         with self._lock:
             self._reset_accumulators(None)
 
     def _reset_accumulators(self, result: StepResult | None) -> None:
-        """Start the sums of gradients again, after a step with this result, or without one; the lock is held."""
+        """Reset the sums of gradients, after a step with this result or without a step. The caller holds the lock."""
         for part in self._parameters.parts:
             part.reset_accumulator(result)
         self._accumulations = 0
 
     @property
     def param_groups(self) -> ParamGroups:
-        """The groups; set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number and params are fixed.
+        """The groups. Set a hyperparameter with `opt.param_groups[0]["lr"] = 0.01`. Their number and params are fixed.
 
-        Other keys are notes, which state dicts carry; one that looks like a slip of a hyperparameter's name is refused.
+        Other keys are notes. State dicts contain them. A key that looks like a misspelled hyperparameter is refused.
         """
         return self._param_groups
 
     @property
     def ema(self) -> Any:
-        """The moving averages of the weights, the optimizer's own arrays, in the form of the constructor's `params`.
+        """The moving averages of the weights, in the form of the constructor's `params`. Not copies.
 
         Raises:
             HyperparameterError: the optimizer keeps none.
@@ -281,10 +281,10 @@ class Adam:
 
     @property
     def state(self) -> dict[str | int, dict[str, Any]]:
-        """Each parameter's state by the parameter's name or, without names, its index; only of updated parameters.
+        """The state of each updated parameter, by the parameter's name or, without names, its index.
 
-        The arrays are the optimizer's own, not copies; `step` is read-only. The state of parameters on a GPU is copied
-        to NumPy, which waits for the GPU.
+        The arrays are the optimizer's own, not copies. `step` is read-only. The state of parameters on a GPU is a copy
+        in NumPy arrays. Making it waits for the GPU.
         """
         states = self._states()
         keys: Sequence[str | int] = self._parameters.names or range(len(states))
@@ -292,18 +292,19 @@ class Adam:
         return FixedDict({key: FixedDict(state, _FIXED_STATE) for key, state in pairs if state}, _FIXED_STATE)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state and the param groups, in the nesting and with the keys of PyTorch's optimizers.
+        """Return the state and the param groups, with the structure and the keys of PyTorch's optimizers.
 
         Returns:
-            a dict of "state" (index -> as in `state`) and "param_groups", in which the learning rate of a schedule is
-            the last one. The sums of `accumulate` are not in it.
+            a dict of "state" (index -> as in `state`) and "param_groups". A schedule's "lr" is its last learning rate.
+            The sums of `accumulate` are not included.
 
-        As in PyTorch, "state" holds the optimizer's own arrays, `step` among them, and shows later steps;
-        "param_groups" is a copy. Keep the present values with `copy.deepcopy(opt.state_dict())`. A dict goes on showing
-        the optimizer's state when the storage of parameters is replaced, unless the new storage has another order of
-        axes: then it keeps the state from before. It does so too when another state is loaded, except for "ema", whose
-        arrays stay in place for models that compute with them; loading such a dict is refused. The state of parameters
-        on a GPU is a copy.
+        As in PyTorch, "state" has the optimizer's own arrays, including `step`. Later steps change them. "param_groups"
+        is a copy. `copy.deepcopy(opt.state_dict())` keeps the present values. The state of parameters on a GPU is a
+        copy.
+
+        Replacing the storage of a parameter keeps these arrays, unless the new storage has another order of axes. Then
+        the dict keeps the old state. Loading another state also makes new arrays, except for "ema", which models may
+        compute with. `load_state_dict` therefore refuses a dict with "ema" from before another load.
 
         `numba_adam.interop` converts a dict: `to_torch_state_dict` for `torch.optim.Adam`, `to_tensors` for
         `torch.save`, `to_flat_arrays` for `numpy.savez`.
@@ -311,17 +312,17 @@ class Adam:
         return state_dicts.dump(self.param_groups, self._states())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state dict of this class or of `torch.optim.Adam` or `AdamW`; the arrays are copied.
+        """Load a state dict of this class or of `torch.optim.Adam` or `AdamW`. The arrays are copied.
 
-        The dict sets every hyperparameter that it has, and notes such as "initial_lr". The others stay as they are,
-        except eps_mode: a dict without it comes from PyTorch, and sets "algorithm1". Schedules stay.
+        The dict sets every hyperparameter that it has, and notes such as "initial_lr". The other hyperparameters do not
+        change, except eps_mode: a dict without it comes from PyTorch, and sets "algorithm1". Schedules stay.
 
-        `AdamW` ignores `decoupled_weight_decay`: its decay stays decoupled. `Adam` takes it over, as PyTorch's does.
-        The dict of an older PyTorch lacks it, and changes nothing.
+        `AdamW` ignores `decoupled_weight_decay`: its decay stays decoupled. `Adam` loads it, as PyTorch's `Adam` does.
+        The dict of an older PyTorch does not have this key, so the setting does not change.
 
         Raises:
-            StateDictError: it does not fit the parameters; the message says where. Nothing was changed.
-            HyperparameterError: it holds a hyperparameter that is out of range. Nothing was changed.
+            StateDictError: the dict does not fit the parameters. The message says where. Nothing was changed.
+            HyperparameterError: a hyperparameter in the dict is out of range. Nothing was changed.
         """
         params = [member.shown for member in self._parameters.members]
         loaded = state_dicts.parse(state_dict, self.param_groups, params)
@@ -334,7 +335,7 @@ class Adam:
         """Set an attribute.
 
         Raises:
-            ImmutableError: nothing would read it; the message says what to do instead.
+            ImmutableError: the assignment would have no effect. The message says what to do instead.
         """
         if not name.startswith("_"):
             check_attribute(type(self), name, is_extended=type(self).__module__ != __name__)
@@ -343,7 +344,7 @@ class Adam:
     def __getstate__(self) -> dict[str, Any]:
         """Return the optimizer's contents, for `copy.deepcopy` and pickle. No other thread may step meanwhile.
 
-        The copy updates the parameters that are copied with it: copy a model and its optimizer together.
+        The copy updates the copied parameters: copy a model and its optimizer together.
 
         Raises:
             TypeError: a parameter is on a GPU, or a memoryview.
@@ -359,10 +360,10 @@ class Adam:
         return {**said, "accumulations": self._accumulations, "attributes": attributes}
 
     def __setstate__(self, said: dict[str, Any]) -> None:
-        """Take over the contents of another optimizer.
+        """Restore the contents that `__getstate__` returned.
 
         Raises:
-            StateDictError: another version of this library wrote them.
+            StateDictError: another version of this library wrote the contents.
         """
         groups, options, is_single, state_dict = pickling.parse(said, self._OWNED)
         self._build(groups, options, is_single=is_single)
@@ -378,8 +379,9 @@ class Adam:
             TypeError: always.
         """
         raise TypeError(
-            f"{type(self).__name__} has no shallow copy, which would update the same arrays: copy.deepcopy it with its "
-            "arrays; or make another one over arrays of its own, and load_state_dict(opt.state_dict()) into it"
+            f"{type(self).__name__} has no shallow copy: two optimizers would update the same arrays. Call "
+            "copy.deepcopy on the model and the optimizer together, or make an optimizer over other arrays and call "
+            "its load_state_dict(opt.state_dict())."
         )
 
     def __repr__(self) -> str:
@@ -397,8 +399,9 @@ class Adam:
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101), 0.01 by default.
 
-    The decay is always decoupled: a group that asks for another kind is refused, and a state dict's kind is ignored. As
-    in PyTorch, a state dict of Adam sets everything else. `Adam` has both kinds, and takes the kind from a dict.
+    The decay is always decoupled. A param group with `decoupled_weight_decay=False` is refused. `load_state_dict`
+    ignores the setting in a state dict; as in PyTorch, a dict of Adam sets everything else. `Adam` has both kinds of
+    decay, and loads the setting from a dict.
     """
 
     _OWNED: ClassVar[Mapping[str, object]] = {"decoupled_weight_decay": True}
@@ -421,7 +424,7 @@ class AdamW(Adam):
         ema_decay: float | None = None,
         low_precision_copy: CopyDtype | None = None,
     ) -> None:
-        """Take the parameters and their hyperparameters; as `Adam`, with `decoupled_weight_decay` on."""
+        """Take the parameters and their hyperparameters, as `Adam` with `decoupled_weight_decay=True`."""
         super().__init__(
             params,
             lr,

@@ -1,4 +1,7 @@
-"""Compile the kernels before they are needed, or load them from the cache: what a first step would else wait for."""
+"""Compile the kernels ahead of the first step, or load them from the cache.
+
+May import the standard library, NumPy and numba_adam.errors; everything else inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from numba_adam.errors import HyperparameterError
 if TYPE_CHECKING:
     from numba_adam.optimizer import Adam
 
-_SMALL, _LARGE = 2_000, 70_000  # elements: one thread, and as many as there are
-_ON_GPU = 64  # elements: a GPU's kernels are the same for every size
+_SMALL, _LARGE = 2_000, 70_000  # elements: for one thread, and for all threads
+_ON_GPU = 64  # elements: CUDA kernels are the same for every size
 _CUDA_STATES: tuple[tuple[str, dict[str, Any]], ...] = (
     *((dtype, {}) for dtype in ("float32", "float64", "bfloat16", "float16")),
     *((dtype, {"state_dtype": "8bit"}) for dtype in ("float32", "bfloat16")),
@@ -24,32 +27,33 @@ _TABLES = ((2, 16), (2, _LARGE), (_LARGE // 8, 8))  # one thread; several, with 
 
 
 def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) -> dict[str, float]:
-    """Make steps on small arrays of its own, so that the kernels are compiled and kept on disk.
+    """Compile kernels by making steps on small arrays, and cache them on disk.
 
-    The first time on a machine this takes seconds for each kind; later processes load what was kept, in tenths of a
-    second. Without it the same happens within the first step that needs a kernel.
+    The first call on a machine takes seconds for each kind. Later processes load the kernels from the cache in tenths
+    of a second. Without this call, the first step that needs a kernel compiles it.
 
         >>> import numba_adam as na
         >>> sorted(na.warmup("float32"))
         ['float32']
 
     Args:
-        kinds: what is going to be used, default all but the last: "float32" and "float64" (plain arrays of one dtype,
-            with clipping and norms), "formats" (bfloat16, float16 and mixed dtypes, 8-bit state, averages, copies,
-            accumulation), "rows" (`adam_update_rows`), and "cuda" (arrays on the current GPU; it is kept for all GPUs
-            of its compute capability).
-        progress: called after each kind, with its name and the seconds it took.
+        kinds: the kernels to compile. Default: all but "cuda".
+            "float32", "float64": plain arrays of one dtype, with clipping and norms.
+            "formats": bfloat16, float16, mixed dtypes, 8-bit state, moving averages, copies, accumulation.
+            "rows": `adam_update_rows`.
+            "cuda": arrays on the current GPU. All GPUs of its compute capability can load the cached kernels.
+        progress: a function that is called after each kind, with its name and its seconds.
 
     Returns:
-        the seconds that each kind took.
+        the seconds of each kind.
 
     Raises:
-        HyperparameterError: there is no kind of that name.
-        CudaUnavailableError: "cuda" is asked for, and there is no CUDA package, or no GPU.
+        HyperparameterError: a kind is unknown.
+        CudaUnavailableError: the kind is "cuda", and there is no CUDA package or no GPU.
     """
     unknown = [kind for kind in kinds if kind not in tuple(_KINDS)]
     if unknown:
-        raise HyperparameterError(f"kinds has {unknown[0]!r}: it must be of {', '.join(map(repr, _KINDS))}")
+        raise HyperparameterError(f"kinds: expected some of {', '.join(map(repr, _KINDS))}, got {unknown[0]!r}")
     seconds = {}
     for kind in kinds or _UNASKED:
         start = time.perf_counter()
@@ -91,7 +95,7 @@ def _rows() -> None:
 
 
 def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]:
-    """Make a step that measures its gradients and scales them down; return the optimizer and the gradients."""
+    """Make a step that measures and clips its gradients. Return the optimizer and the gradients."""
     from numba_adam.optimizer import Adam
 
     optimizer, grads = Adam([np.ones(size, param)], **options), [np.ones(size, grad)]
@@ -101,7 +105,7 @@ def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]
 
 
 def _cuda() -> None:
-    """Make steps in every format on the current GPU: of one array and of two, with and without clipping."""
+    """Make steps in every format on the current GPU: with one array and with two, with and without clipping."""
     from numba_adam.cuda import seam  # needs a CUDA package
     from numba_adam.cuda.memory import zeros
     from numba_adam.cuda.seam import current_device

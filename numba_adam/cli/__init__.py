@@ -1,11 +1,13 @@
-"""The command `numba-adam`: finds the sub-command, runs it, turns errors into one line and an exit status.
+"""The command `numba-adam`: it runs a sub-command and turns errors into one line and an exit status.
 
-    0  done        1  it failed, and the line on stderr says why        2  the command line makes no sense
+    0    success
+    1    failure; the line on stderr says why
+    2    invalid command line
     130  interrupted with Ctrl-C
 
-Each sub-command is a module of this package with `describe(parser)` and `run(arguments) -> int`, imported only when
-it is asked for; so `numba-adam --version` needs the base dependencies only. May import the standard library,
-numba_adam.errors and numba_adam.installing; a sub-command may import anything, inside its functions.
+Each sub-command is a module of this package with `describe(parser)` and `run(arguments) -> int`. The module is imported
+only when the sub-command runs, so `numba-adam --version` needs the base dependencies only. This file may import the
+standard library, numba_adam.errors and numba_adam.installing. A sub-command may import anything inside its functions.
 """
 
 from __future__ import annotations
@@ -27,23 +29,23 @@ class _Entry(NamedTuple):
     """One line of the list of sub-commands."""
 
     summary: str
-    extra: str | None  # what must have been installed for it; None: nothing more
+    extra: str | None  # the extra that it needs; None: the base dependencies
 
 
 _COMMANDS = {
     "serve": _Entry("run a parameter server", "server"),
-    "status": _Entry("show what a running server holds and has done", "client"),
-    "snapshot": _Entry("have a running server write its models to disk now", "client"),
-    "demo": _Entry("train on handwritten digits, kill the server half-way, watch it recover", "demo"),
-    "doctor": _Entry("look at this machine and say what numba-adam can use, and what is broken", None),
+    "status": _Entry("show the models, the memory and the counters of a running server", "client"),
+    "snapshot": _Entry("write the models of a running server to disk now", "client"),
+    "demo": _Entry("train on handwritten digits, kill the server half-way, and watch it recover", "demo"),
+    "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),
 }
 
 _EPILOG = """\
 examples:
-  numba-adam demo                                   see it work; writes digits.png
-  numba-adam doctor                                 first thing to run when something is slow or fails
-  numba-adam serve --data-dir ./adam                a server on 127.0.0.1:50051 that keeps its models in ./adam
-  numba-adam status                                 what that server holds
+  numba-adam demo                                   a demonstration; writes digits.png
+  numba-adam doctor                                 run this first if something is slow or fails
+  numba-adam serve --data-dir ./adam                a server on 127.0.0.1:50051 with its data in ./adam
+  numba-adam status                                 the models of that server
   numba-adam snapshot --model digits                write one model to disk now
 
 Each command has its own --help.
@@ -51,17 +53,17 @@ Each command has its own --help.
 
 
 class _Command(Protocol):
-    """What the module of a sub-command offers."""
+    """The interface of a sub-command's module."""
 
     def describe(self, parser: argparse.ArgumentParser) -> None:
         """Add the description, the arguments and the examples."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it and return the exit status."""
+        """Run the sub-command and return the exit status."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `numba-adam` with these arguments (default: the process's own) and return its exit status."""
+    """Run `numba-adam` with these arguments (default: those of the process) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         return _run(words)
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("numba-adam: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `numba-adam status | head`: the reader has seen enough
+    except BrokenPipeError:  # `numba-adam status | head`: the reader closed the pipe
         sys.stderr.close()
         return 1
 
@@ -81,18 +83,18 @@ def _run(words: list[str]) -> int:
     try:
         arguments = _parser(name).parse_args(words)
         if name not in _COMMANDS:
-            raise AssertionError("argparse lets no other name through")
+            raise AssertionError("argparse refuses every other name")
         return _module(name).run(arguments)
     except ModuleNotFoundError as error:
         if name not in _COMMANDS or (error.name or "").startswith("numba_adam"):
-            raise  # our own mistake, not something that was left out of the installation
+            raise  # a bug, not a missing extra
         advice = installing.advice(_COMMANDS[name].extra)
         print(f"numba-adam {name}: the module {error.name!r} is not installed; {advice}", file=sys.stderr)
         return 1
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Return the parser; only the chosen sub-command's module is imported to describe itself."""
+    """Return the parser. Only the chosen sub-command's module is imported."""
     parser = argparse.ArgumentParser(
         prog="numba-adam",
         description="The Adam optimizer in one pass over memory, and its parameter server.",

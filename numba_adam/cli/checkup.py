@@ -1,7 +1,7 @@
-"""What `numba-adam doctor` looks at: one function for each subject, each returning what it found.
+"""The checks of `numba-adam doctor`: one function for each subject. Each returns a `Finding`.
 
-A subject whose examination itself fails is reported as broken; it never ends the others. May import anything the
-library may, inside the functions.
+A check that raises is reported as broken, and the other checks still run. May import anything that the library may
+import, inside the functions.
 """
 
 from __future__ import annotations
@@ -25,30 +25,33 @@ class Finding(NamedTuple):
     """One line of the report."""
 
     subject: str
-    """What was looked at."""
+    """What was checked."""
 
     found: str
     """What was found, in words."""
 
     broken: bool = False
-    """True when numba-adam cannot do its work like this."""
+    """True if numba-adam cannot work."""
 
     advice: str = ""
-    """What to do, or what it means; empty when there is nothing to say."""
+    """What to do, or what the finding means. May be empty."""
 
 
 def examine() -> list[Finding]:
-    """Look at everything, in the order in which a person would ask."""
+    """Run all checks, in the order of the report."""
     return [_guarded(subject, look) for subject, look in _SUBJECTS.items()]
 
 
 def _guarded(subject: str, look: Callable[[str], Finding]) -> Finding:
-    """Run one examination; what it raises is its finding."""
+    """Run one check. If it raises, return the error as a broken finding."""
     try:
         return look(subject)
     except Exception as error:
         return Finding(
-            subject, f"{type(error).__name__}: {error}", True, "please report this with the output of --json"
+            subject,
+            f"{type(error).__name__}: {error}",
+            True,
+            "report this, with the output of numba-adam doctor --json",
         )
 
 
@@ -64,7 +67,7 @@ def _own_version(subject: str) -> Finding:
 
 
 def _required(module: str) -> Callable[[str], Finding]:
-    """Return an examination of a package that numba-adam cannot do without."""
+    """Return a check of a package that numba-adam requires."""
 
     def look(subject: str) -> Finding:
         try:
@@ -77,7 +80,7 @@ def _required(module: str) -> Callable[[str], Finding]:
 
 
 def _optional(extra: str, modules: dict[str, str]) -> Callable[[str], Finding]:
-    """Return an examination of the packages of one extra: not installed is no fault, half installed is."""
+    """Return a check of the packages of one extra. Each may be missing; the finding says how to install it."""
 
     def look(subject: str) -> Finding:
         present, missing = [], []
@@ -91,21 +94,21 @@ def _optional(extra: str, modules: dict[str, str]) -> Callable[[str], Finding]:
         if not missing:
             return Finding(subject, ", ".join(present))
         if not present:
-            return Finding(subject, "not installed", False, f"if you want it: {install}")
+            return Finding(subject, "not installed", False, f"to install it: {install}")
         return Finding(
-            subject, f"{', '.join(present)}; without {', '.join(missing)}", False, f"to complete it: {install}"
+            subject, f"{', '.join(present)}; missing: {', '.join(missing)}", False, f"to complete it: {install}"
         )
 
     return look
 
 
 def _processor(subject: str) -> Finding:
-    """Return the CPU and vector width that the kernels are compiled for."""
+    """Return the CPU and the vector width that the kernels are compiled for."""
     from llvmlite import binding
 
     enabled = {name for name, on in binding.get_host_cpu_features().items() if on}
     bits = next((bits for name, bits in _SIMD_BITS if name in enabled), 0)
-    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES replace what LLVM sees.
+    # NUMBA_CPU_NAME replaces the name that LLVM detects.
     name = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
     forced = " (NUMBA_CPU_NAME)" if "NUMBA_CPU_NAME" in os.environ else ""
     return Finding(subject, f"{name}{forced}, {bits}-bit SIMD, {_usable_cores()} cores for this process")
@@ -116,7 +119,7 @@ def _usable_cores() -> int:
 
 
 def _update(subject: str) -> Finding:
-    """Run one real update, large enough for all threads, and compare it with the same thing done by NumPy."""
+    """Run one update that is large enough for all threads, and compare it with NumPy."""
     import numpy as np
 
     import numba_adam as na
@@ -125,28 +128,33 @@ def _update(subject: str) -> Finding:
     gradient[::2] *= -1
     param, exp_avg, exp_avg_sq = np.zeros_like(gradient), np.zeros_like(gradient), np.zeros_like(gradient)
     na.adam_update(param, gradient, exp_avg, exp_avg_sq, step=1, lr=0.5)
-    # On the first step the corrected moments are the gradient and its square: every step is lr against its sign.
+    # After bias correction, step 1 has the moments g and g**2: each element moves by -lr * sign(g).
     wrong = int(np.count_nonzero(np.abs(param + 0.5 * np.sign(gradient)) > 1e-5))
     if wrong:
-        return Finding(subject, f"{wrong} of {param.size} elements are wrong", True, "empty the cache folder below")
-    return Finding(subject, f"{param.size} elements updated, as they should be")
+        return Finding(
+            subject,
+            f"{wrong} of {param.size} elements are wrong",
+            True,
+            "delete the files in the kernel cache folder below, and run this again",
+        )
+    return Finding(subject, f"{param.size} elements updated; the result is right")
 
 
 def _threads(subject: str) -> Finding:
-    """Return the threading layer; known only after a parallel launch, so this comes after `_update`."""
+    """Return the threading layer. It is known only after a parallel launch, so this check follows `_update`."""
     from numba_adam.cpu.kernels.threads import thread_count, threading_layer
 
     layer = threading_layer()
     advice = ""
     if layer == "workqueue":
-        advice = "works; with an OpenMP runtime (Debian: libgomp1) small updates start sooner"
+        advice = "works; small updates are faster with an OpenMP runtime (Debian: libgomp1)"
     return Finding(subject, f"{thread_count()} threads, layer {layer or 'not chosen yet'}", False, advice)
 
 
 def _memory(subject: str) -> Finding:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
-        return Finding(subject, "cannot be seen on this system")
+        return Finding(subject, "unknown on this system")
     fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines()}
     available = fields["MemAvailable"]
     # Adam in float32: parameter, gradient and two moments, 4 bytes each.
@@ -155,28 +163,28 @@ def _memory(subject: str) -> Finding:
 
 
 def _gpu(subject: str) -> Finding:
-    """Ask NVIDIA's driver library itself; no CUDA package is needed to know whether a GPU is there."""
+    """Look for a GPU with NVIDIA's driver library. This needs no CUDA package."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return Finding(subject, "none seen (no NVIDIA driver); updates run on the CPU")
+        return Finding(subject, "none found (no NVIDIA driver); updates run on the CPU")
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return Finding(subject, "an NVIDIA driver is installed, but it offers no GPU; updates run on the CPU")
+        return Finding(subject, "none found (an NVIDIA driver is installed); updates run on the CPU")
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), 0)
-    seen = f"{count.value} seen, the first is {name.value.decode()}"
-    return Finding(subject, f"{seen}; arrays are updated where they lie ({installing.advice('cuda')})")
+    seen = f"{count.value} found, the first is {name.value.decode()}"
+    return Finding(subject, f"{seen}; to update arrays on a GPU: {installing.advice('cuda')}")
 
 
 def _cache(subject: str) -> Finding:
-    """Return where compiled kernels are kept, if there is such a place."""
+    """Return the folder of the kernel cache, if there is one."""
     from numba_adam.cpu.kernels import cache
 
     folder = cache.folder()
     if folder is None:
-        advice = "kernels are compiled anew in every process; set NUMBA_CACHE_DIR to a folder of your own"
-        return Finding(subject, "no folder can be written to", False, advice)
+        advice = "every process compiles the kernels again; set NUMBA_CACHE_DIR to a writable folder"
+        return Finding(subject, "no writable folder", False, advice)
     return Finding(subject, f"{folder}, writable")
 
 

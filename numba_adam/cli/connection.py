@@ -1,6 +1,6 @@
-"""What the commands that talk to a server share: --server, --timeout-seconds, --json, and a client made from them.
+"""The options and the client of the commands that call a server: --server, --timeout-seconds, --json.
 
-May import the standard library and numba_adam.errors; the client is imported when it is made.
+May import the standard library and numba_adam.errors; the client inside the functions.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that every such command has."""
+    """Add the options of every command that calls a server."""
     parser.add_argument(
-        "--server", metavar="HOST:PORT", default=DEFAULT_SERVER, help="the server to ask (default: %(default)s)"
+        "--server", metavar="HOST:PORT", default=DEFAULT_SERVER, help="address of the server (default: %(default)s)"
     )
     parser.add_argument(
-        "--timeout-seconds", metavar="S", type=float, default=10.0, help="give up after so long (default: %(default)s)"
+        "--timeout-seconds",
+        metavar="S",
+        type=float,
+        default=10.0,
+        help="deadline of the call in seconds (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
 @contextmanager
 def connect(arguments: argparse.Namespace) -> Iterator[ParameterClient]:
-    """Give a client of the server that the arguments name, which tries once: a person waits for the answer.
+    """Yield a client of the server that the arguments name. It does not retry, because a person waits.
 
     Raises:
-        ServerUnavailableError: nothing listens there, or it cannot be reached; in one line that says what to do.
-        DeadlineExceededError: something listens there, and did not answer in time.
+        ServerUnavailableError: the server cannot be reached. The message is one line and says what to do.
+        DeadlineExceededError: the server did not answer before the deadline.
     """
     from numba_adam.client import Backoff, ParameterClient
     from numba_adam.ps.errors import detail_of
@@ -47,18 +51,18 @@ def connect(arguments: argparse.Namespace) -> Iterator[ParameterClient]:
         try:
             yield client
         except ServerUnavailableError as error:
-            if detail_of(error) is not None:  # the server's own words, such as that it is stopping
+            if detail_of(error) is not None:  # the server sent this error: it is stopping, for example
                 raise
             raise ServerUnavailableError(_unreachable(server, error)) from error
         except DeadlineExceededError as error:
             raise DeadlineExceededError(
-                f"{server}: no answer within {seconds:g} s; the server is busy or stopped, or it is no parameter "
-                "server; look at its log, or give more time with --timeout-seconds"
+                f"{server}: no answer within {seconds:g} s; the server is busy or stopped, or it is not a parameter "
+                "server. Read its log, or pass a larger --timeout-seconds."
             ) from error
 
 
 def _unreachable(server: str, error: ServerUnavailableError) -> str:
-    """Return what a person should know of a server that did not take the connection."""
+    """Return the message for a server that did not accept the connection: the reason, and what to do."""
     import grpc
 
     from numba_adam.client.transport.loopback import is_loopback
@@ -76,12 +80,12 @@ def _unreachable(server: str, error: ServerUnavailableError) -> str:
 
 
 def print_json(record: object) -> None:
-    """Print a record, or a list of them, as JSON with the names of its fields."""
+    """Print a dataclass, or a list of them, as JSON."""
     print(json.dumps(_plain(record), indent=2))
 
 
 def _plain(value: object) -> object:
-    """Return a value as JSON knows it; what JSON does not know (a dtype) becomes its text."""
+    """Return a value as JSON types. Other types, such as a dtype, become strings."""
     if is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
@@ -92,7 +96,7 @@ def _plain(value: object) -> object:
 
 
 def bytes_in_words(count: int) -> str:
-    """Return a number of bytes as a person would say it.
+    """Return a number of bytes with a decimal unit.
 
     >>> bytes_in_words(0), bytes_in_words(28_000_000), bytes_in_words(1 << 40)
     ('0 B', '28.0 MB', '1.1 TB')

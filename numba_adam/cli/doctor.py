@@ -1,6 +1,6 @@
-"""`numba-adam doctor`: look at this machine, say what numba-adam can use and what is broken and how to mend it.
+"""`numba-adam doctor`: report what numba-adam can use on this machine, what is broken, and how to repair it.
 
-Runs with the base dependencies; what is looked at stands in numba_adam.cli.checkup, which is imported on use.
+`numba_adam.cli.checkup` has the checks. It is imported on use. Needs the base dependencies only.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ import argparse
 import json
 
 _DESCRIPTION = """\
-Look at this machine and say what numba-adam can use: versions, threads, SIMD width, the cache of compiled kernels,
-memory, and whether a GPU is seen. A small update is really run and its result checked.
+Report what numba-adam can use on this machine: versions, threads, SIMD width, the cache of compiled kernels, memory
+and GPUs. The command also runs a small update and checks its result.
 
-The exit status is 0 when everything needed works, and 1 when something is broken; the line says what to do.
+The exit status is 0 if everything needed works, and 1 if something is broken. The line of a broken subject says what
+to do.
 """
 _EPILOG = """\
 examples:
   numba-adam doctor
   numba-adam doctor --json                          for a bug report or a program
-  NUMBA_NUM_THREADS=2 numba-adam doctor             what it would be with two threads
+  NUMBA_NUM_THREADS=2 numba-adam doctor             the report with two threads
 """
 
 
@@ -29,7 +30,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the findings; return 1 when one of them is broken."""
+    """Print the findings. Return 1 if one of them is broken."""
     from numba_adam.cli.checkup import examine
 
     findings = examine()

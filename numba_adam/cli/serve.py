@@ -1,6 +1,7 @@
-"""`numba-adam serve`: run a parameter server until it is told to stop.
+"""`numba-adam serve`: run a parameter server until a signal stops it.
 
-Its options are the fields of numba_adam.server.config.ServerConfig, so nothing is said twice.
+Its options are the fields of numba_adam.server.config.ServerConfig. May import the standard library; the server inside
+the functions.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import logging
 import os
 
 _DESCRIPTION = """\
-Run a parameter server. It holds models and their Adam state in memory, applies the gradients that workers push,
-exactly once each, and writes snapshots that a restart continues from.
+Run a parameter server. It keeps models and their Adam state in memory. It applies each gradient that a worker pushes
+exactly once. It writes snapshots, from which a restarted server continues.
 
-When it is ready it prints one line, `numba-adam: serving on HOST:PORT`, and then works until SIGTERM, SIGHUP or Ctrl-C,
-upon which it saves its models, finishes what is in flight, and saves what that changed.
+When the server is ready, it prints one line, `numba-adam: serving on HOST:PORT`. SIGTERM, SIGHUP or Ctrl-C stops it: it
+saves its models, finishes the requests in progress, and saves the models that these have changed.
 
-An option given here beats the environment variable of its name (NUMBA_ADAM_DATA_DIR for --data-dir), which beats
-the TOML file given with --config, which beats the default.
+The value of a setting comes from the first of these that has it: the option, the environment variable (for example
+NUMBA_ADAM_DATA_DIR for --data-dir), the TOML file of --config, the default.
 """
 _EPILOG = """\
 examples:
-  numba-adam serve --data-dir ./adam                            on 127.0.0.1:50051, models kept in ./adam
-  numba-adam serve --listen 127.0.0.1:0 --data-dir ./adam       on a free port, which the first line names
+  numba-adam serve --data-dir ./adam                            on 127.0.0.1:50051, with its data in ./adam
+  numba-adam serve --listen 127.0.0.1:0 --data-dir ./adam       on a free port; the first line names it
   numba-adam serve --config server.toml                         settings from a file
 """
 
@@ -36,7 +37,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """Serve until a signal stops the server."""
     from numba_adam.server.config import load
     from numba_adam.server.main import serve
 

@@ -1,4 +1,4 @@
-"""`numba-adam snapshot`: have a running server write its models to disk now."""
+"""`numba-adam snapshot`: write the models of a running server to disk now. May import what cli.connection may."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 from numba_adam.cli import connection
 
 _DESCRIPTION = """\
-Have a running server write its models to disk now, and return when they are there. A crash from then on goes back
-to what was written.
+Write the models of a running server to disk now, and return when the files are complete. After a later crash, the
+server continues from these snapshots.
 """
 _EPILOG = """\
 examples:
@@ -20,12 +20,12 @@ examples:
 def describe(parser: argparse.ArgumentParser) -> None:
     """Add the description, the arguments and the examples."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("--model", metavar="NAME", help="one model only (default: all)")
+    parser.add_argument("--model", metavar="NAME", help="name of one model (default: all models)")
     connection.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask for the snapshots and print what was written."""
+    """Request the snapshots and print one line for each."""
     with connection.connect(arguments) as client:
         snapshots = client.snapshot(arguments.model)
     if arguments.json:

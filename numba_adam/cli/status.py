@@ -1,4 +1,4 @@
-"""`numba-adam status`: show what a running server holds and has done."""
+"""`numba-adam status`: show the status of a running server. May import what cli.connection may."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numba_adam.client.info import ModelStatus, ServerStatus
 
 _DESCRIPTION = """\
-Show what a running server holds and has done: its models and where they stand, pushes, memory, threads.
+Show the status of a running server: its models with their versions and counters of pushes, its memory and threads.
 """
 _EPILOG = """\
 examples:
@@ -27,7 +27,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask the server and print its answer."""
+    """Request the status and print it."""
     with connection.connect(arguments) as client:
         status = client.status()
     if arguments.json:
@@ -63,7 +63,7 @@ def _model_lines(status: ModelStatus) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time span as a person would say it.
+    """Return a duration in its two largest units.
 
     >>> _duration(5.2), _duration(150), _duration(9000), _duration(200_000)
     ('5 s', '2 min 30 s', '2 h 30 min', '2 d 7 h')

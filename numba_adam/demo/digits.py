@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn ships, cut into training and test images. May import NumPy."""
+"""The 1,797 handwritten digits of scikit-learn, split into training and test images. May import NumPy."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy.typing as npt
 
 SIDE = 8  # pixels
 CLASSES = 10
-TEST_EVERY = 5  # each fifth image is kept for the test and never trained on
+TEST_EVERY = 5  # every fifth image is a test image
 
 
 class Images(NamedTuple):
-    """Some of the images and what they show."""
+    """Images and their labels."""
 
     pixels: npt.NDArray[np.float32]
-    """Shape (n, 64): the rows of an 8 by 8 image one after the other, 0 for white and 1 for black."""
+    """Shape (n, 64): 8 by 8 images in row-major order, 0 for white and 1 for black."""
 
     labels: npt.NDArray[np.int64]
     """Shape (n,): the digit, 0 to 9."""
 
     def shard(self, index: int, count: int) -> Images:
-        """Return the part of the data that one of `count` workers sees."""
+        """Return the shard of one of `count` workers."""
         return Images(self.pixels[index::count], self.labels[index::count])
 
     def batch(self, size: int, random: np.random.Generator) -> Images:
-        """Return so many images chosen at random, one in three of them moved by a pixel.
+        """Return `size` random images. A third of them, chosen at random, is moved by up to one pixel per axis.
 
-        A digit remains the same digit when the pen started a little to the left; this teaches the network so.
+        The moves are data augmentation: a moved digit is still the same digit.
         """
         chosen = random.integers(0, len(self.labels), size)
         framed = np.pad(self.pixels[chosen].reshape(size, SIDE, SIDE), ((0, 0), (1, 1), (1, 1)))

@@ -1,4 +1,4 @@
-"""The classifier: 64 pixels, 256 hidden units, 10 scores; and its gradient, in plain NumPy. May import NumPy."""
+"""The classifier (64 pixels, 256 hidden units, 10 scores) and its gradient in NumPy. May import NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = 256
 
 
 def initial_params(seed: int) -> Params:
-    """Return random weights of a sensible size (He et al. 2015) and biases of zero."""
+    """Return random weights (He et al. 2015, section 2.2) and zero biases."""
     random = np.random.default_rng(seed)
 
     def weights(rows: int, columns: int) -> Floats:
@@ -36,7 +36,7 @@ def forward(params: Params, pixels: Floats) -> tuple[Floats, Floats]:
 
 
 def loss_and_gradients(params: Params, batch: Images) -> tuple[float, Params]:
-    """Return the mean cross-entropy over the batch and its derivative by every parameter."""
+    """Return the mean cross-entropy over the batch and its gradient for every parameter."""
     hidden, scores = forward(params, batch.pixels)
     scores -= scores.max(axis=1, keepdims=True)  # so that exp cannot overflow
     log_probabilities = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
@@ -56,6 +56,6 @@ def loss_and_gradients(params: Params, batch: Images) -> tuple[float, Params]:
 
 
 def correct(params: Params, images: Images) -> int:
-    """Return how many of the images the network reads correctly."""
+    """Return the number of images that the network classifies correctly."""
     _, scores = forward(params, images.pixels)
     return int((scores.argmax(axis=1) == images.labels).sum())

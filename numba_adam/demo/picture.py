@@ -1,6 +1,6 @@
-"""The demonstration's picture: loss over time with the crash marked, and below it the version over time.
+"""The picture of the demonstration: the loss over time, the version over time, and the crash in both.
 
-Needs matplotlib, which is imported on use; nothing is shown on a screen.
+May import NumPy; matplotlib inside the functions. Opens no window.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _INK = "#37352f"
 
 
 def draw(record: Record, frameworks: list[str], path: Path) -> None:
-    """Write the picture of a run to `path` (PNG, or whatever the file name's ending says).
+    """Write the picture of a run to `path`. The suffix of the file name selects the format, such as PNG.
 
     Args:
         record: the run.
-        frameworks: what each worker computed with, for the legend.
-        path: where to write.
+        frameworks: the framework of each worker, for the legend.
+        path: the file to write.
     """
     from matplotlib.figure import Figure
 
@@ -50,7 +50,7 @@ def draw(record: Record, frameworks: list[str], path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, record: Record, frameworks: list[str]) -> None:
-    """Draw every push's loss as a dot, and a running median over all of them as a line."""
+    """Draw the loss of every push as a dot, and the running median of all pushes as a line."""
     for worker, framework in enumerate(frameworks):
         pushes = [push for push in record.pushes if push.worker == worker]
         axes.plot(
@@ -70,7 +70,7 @@ def _draw_losses(axes: Axes, record: Record, frameworks: list[str]) -> None:
             windows = np.lib.stride_tricks.sliding_window_view([push.loss for push in part], width)
             times = [push.time for push in part[width // 2 : -(width // 2)]]
             axes.plot(times, np.median(windows, axis=1), color=_INK, linewidth=1.8, label=label)
-            label = "_the second part needs no entry of its own"
+            label = "_no legend entry for the second part"
     axes.set_yscale("log")
     axes.set_ylabel("loss on a batch (cross-entropy)")
     legend = axes.legend(frameon=False, loc="upper right")
@@ -81,7 +81,7 @@ def _draw_losses(axes: Axes, record: Record, frameworks: list[str]) -> None:
 
 
 def _draw_versions(axes: Axes, record: Record) -> None:
-    """Draw the version that each push made: a straight climb, with a step down where pushes were lost."""
+    """Draw the version after each push. It drops where the crash lost pushes."""
     for part in record.parts:
         axes.plot([push.time for push in part], [push.version for push in part], color=_INK, linewidth=1.8)
     axes.set_ylabel("version of the model")
@@ -91,7 +91,7 @@ def _draw_versions(axes: Axes, record: Record) -> None:
 
 
 def _mark_crash(losses: Axes, versions: Axes, record: Record) -> None:
-    """Mark the time without training in both, and say what happened and what it cost."""
+    """Mark the time without training in both plots. Label the crash and the number of lost pushes."""
     crash, resumed = record.crash, record.parts[-1][0]
     assert crash is not None
     for axes in (losses, versions):
@@ -108,8 +108,8 @@ def _mark_crash(losses: Axes, versions: Axes, record: Record) -> None:
         fontweight="bold",
     )
     versions.annotate(
-        f"server back after {crash.back_at - crash.killed_at:.1f} s; the workers go on\n"
-        f"from version {record.restored}: {record.lost} pushes lost, and done again",
+        f"server back after {crash.back_at - crash.killed_at:.1f} s; the workers continue\n"
+        f"from version {record.restored}: {record.lost} pushes lost and repeated",
         xy=(resumed.time, resumed.version),
         xytext=(36, -16),
         textcoords="offset points",

@@ -1,6 +1,6 @@
-"""The server and the workers of the demonstration, as processes that can be started, killed and waited for.
+"""The server process and the worker processes of the demonstration: start, kill, wait.
 
-Imports the standard library and the error tree: what runs in the processes is started by its name.
+May import the standard library and numba_adam.errors. The processes run modules by name (`python -m`).
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import Any, NamedTuple
 
 from numba_adam.errors import ServerUnavailableError, ServiceError
 
-# -P: a folder named numba_adam in the current folder is not what should run.
+# -P: do not import a folder numba_adam of the current folder.
 _PYTHON = (sys.executable, "-P", "-m")
-# A gradient this small is computed faster by one thread, and two workers and a server share few cores.
+# One thread is faster for such a small gradient, and the processes share few cores.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _READY = "numba-adam: serving on "
 _STOP_SECONDS = 30
 
 
 class Event(NamedTuple):
-    """Something that a worker reported."""
+    """A report of a worker."""
 
     worker: int
-    """Which worker, counted from 0."""
+    """The index of the worker, from 0."""
 
     kind: str
-    """"ready", "push", "rewind", or "exit" when the process is gone."""
+    """"ready", "push" or "rewind"; "exit" after the process has ended."""
 
     values: dict[str, Any]
-    """The rest of the report; `time` (seconds, as time.time()) is always there but for "exit"."""
+    """The values of the report. All kinds except "exit" have `time`, in seconds as time.time()."""
 
 
 class ServerProcess:
-    """`numba-adam serve` on a port that stays the same when it is started again."""
+    """A process of `numba-adam serve`. It keeps its port when it is started again."""
 
     def __init__(self, folder: Path, snapshot_every_pushes: int) -> None:
-        self.address = "127.0.0.1:0"  # port 0: the system chooses a free one at the first start
+        self.address = "127.0.0.1:0"  # port 0: the system chooses a free port at the first start
         self._log = folder / "server.log"
         self._options = (
             *("--data-dir", str(folder / "data"), "--snapshot-interval-seconds", "0"),
@@ -53,7 +53,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The id of the process that runs now."""
+        """The id of the running process."""
         assert self._process is not None, "call start() first"
         return self._process.pid
 
@@ -61,7 +61,7 @@ class ServerProcess:
         """Start the process and return when it is ready.
 
         Raises:
-            ServerUnavailableError: it ended instead; the message holds the last lines of its log.
+            ServerUnavailableError: the process ended. The message has the last lines of its log.
         """
         command = [*_PYTHON, "numba_adam", "serve", "--listen", self.address, *self._options]
         with self._log.open("a") as log:
@@ -74,13 +74,13 @@ class ServerProcess:
         self.address = line.removeprefix(_READY)
 
     def kill(self) -> None:
-        """End the process at once with SIGKILL: it can neither notice nor save anything."""
+        """Kill the process with SIGKILL: it cannot save anything."""
         if self._process is not None:
             self._process.kill()
             self._forget()
 
     def stop(self) -> None:
-        """Ask the process to finish (SIGTERM) and wait for it."""
+        """Stop the process with SIGTERM and wait for it."""
         if self._process is not None:
             self._process.terminate()
             self._forget()
@@ -94,7 +94,7 @@ class ServerProcess:
 
 
 class WorkerProcess:
-    """One `numba_adam.demo.worker`; what it reports appears in the queue."""
+    """A process of `numba_adam.demo.worker`. Its reports go into the queue."""
 
     def __init__(self, index: int, arguments: Sequence[str], folder: Path, events: queue.Queue[Event]) -> None:
         self._index, self._events = index, events
@@ -121,18 +121,18 @@ class WorkerProcess:
         self._events.put(Event(self._index, "exit", {"status": self._process.wait()}))
 
     def go(self) -> None:
-        """Let the worker begin; it waits for this after it has reported that it is ready."""
+        """Start the training of a worker that has reported "ready"."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit is reported as such
+        with contextlib.suppress(BrokenPipeError):  # the worker has ended; its "exit" event says so
             self._process.stdin.write("go\n")
             self._process.stdin.close()
 
     def error(self, status: int) -> ServiceError:
-        """Return the exception that says how the worker failed."""
-        return ServiceError(f"worker {self._index} ended with status {status}; its last words:\n{_tail(self._log)}")
+        """Return an exception with the exit status and the last lines of the log."""
+        return ServiceError(f"worker {self._index} ended with status {status}; the end of its log:\n{_tail(self._log)}")
 
     def end(self) -> None:
-        """End the process if it still runs."""
+        """Kill the process if it still runs."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.kill()

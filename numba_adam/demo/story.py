@@ -1,6 +1,6 @@
-"""What happens in the demonstration, in order: start, train, kill, start again, go on, measure.
+"""The steps of the demonstration: start, train, kill the server, restart it, continue, measure.
 
-Imports the client; the server and the workers run as processes of their own (processes.py).
+May import the standard library; the client inside the functions. Server and workers are processes (processes.py).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import Any, NamedTuple
 
 from numba_adam.demo.processes import Event, ServerProcess, WorkerProcess
 
-# Five snapshots in the whole run: at the half the newest one is a tenth of the run old, a loss that can be seen.
+# Snapshots in a run. With five, the crash half-way loses a tenth of the pushes: enough to see.
 _SNAPSHOTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the demonstration is asked to do."""
+    """The settings of the demonstration."""
 
     workers: int = 2
-    """Number of worker processes; the second one uses PyTorch when that is installed."""
+    """Number of worker processes. The second one uses PyTorch if it is installed."""
 
     seed: int = 0
-    """Of the initial parameters and of the order in which the workers see their images."""
+    """Seed of the initial parameters and of the random batches."""
 
     steps: int = 4000
-    """The version at which training ends: the number of pushes that count in the end."""
+    """The version at which training ends. Pushes that the crash loses do not count."""
 
     keep: bool = False
-    """Leave the folder with the server's data and the logs behind."""
+    """Keep the folder with the server's data and the logs."""
 
 
 class Push(NamedTuple):
@@ -49,14 +49,14 @@ class Push(NamedTuple):
     version: int
 
     loss: float
-    """Mean over the batch that the gradient was computed on."""
+    """Mean loss over the batch of this push."""
 
     state_id: str
-    """The line of history that the version belongs to: another one after the crash."""
+    """The line of history of the version. It changes at the crash."""
 
 
 class Crash(NamedTuple):
-    """When the server was killed and when it was back, in seconds since the first push."""
+    """When the server was killed and when it was ready again, in seconds since the first push."""
 
     killed_at: float
     back_at: float
@@ -64,7 +64,7 @@ class Crash(NamedTuple):
 
 @dataclass
 class Record:
-    """What was observed, and what came out."""
+    """The events and the results of a run."""
 
     pushes: list[Push] = field(default_factory=list)
     crash: Crash | None = None
@@ -74,29 +74,29 @@ class Record:
 
     @property
     def parts(self) -> list[list[Push]]:
-        """The pushes before the crash and those after it, each in order of time."""
+        """The pushes before the crash and the pushes after it, each in order of time."""
         pushes = sorted(self.pushes)
         state_ids = dict.fromkeys(push.state_id for push in pushes)
         return [[push for push in pushes if push.state_id == state_id] for state_id in state_ids]
 
     @property
     def accuracy(self) -> float:
-        """Share of the test images that were read correctly."""
+        """The share of test images that are classified correctly."""
         return self.correct / self.tested
 
     @property
     def restored(self) -> int:
-        """The version that training went on from after the crash."""
+        """The version from which training continued after the crash."""
         return min(push.version for push in self.parts[1]) - 1
 
     @property
     def lost(self) -> int:
-        """How many acknowledged pushes the crash cost."""
+        """The number of acknowledged pushes that the crash lost."""
         return max(push.version for push in self.parts[0]) - self.restored
 
     @property
     def pushes_per_second(self) -> float:
-        """Pushes acknowledged, over the time in which there was a server to take them."""
+        """Acknowledged pushes per second, without the time in which no server ran."""
         return len(self.pushes) / sum(part[-1].time - part[0].time for part in self.parts)
 
 
@@ -108,12 +108,12 @@ def play(plan: Plan, say: Say, watch: Watch) -> Record:
     """Run the demonstration.
 
     Args:
-        plan: what to do.
-        say: called with each line of the story.
+        plan: the settings.
+        say: called with each message.
         watch: called with every push.
 
     Raises:
-        ServiceError: the server or a worker failed in a way that was not part of the story.
+        ServiceError: the server or a worker failed unexpectedly.
     """
     record = Record()
     folder = Path(tempfile.mkdtemp(prefix="numba-adam-demo-"))
@@ -143,28 +143,26 @@ def _start_worker(index: int, plan: Plan, address: str, folder: Path, events: qu
 
 
 def framework(worker: int) -> str:
-    """Return what a worker computes its gradients with."""
+    """Return the name of the framework that a worker computes its gradients with."""
     return "PyTorch" if worker == 1 and importlib.util.find_spec("torch") else "NumPy"
 
 
 class _Training:
-    """Follows what the workers report until all have ended; half-way, kills the server and starts it again."""
+    """Handles the reports of the workers until all have ended. Kills and restarts the server half-way."""
 
     def __init__(self, plan: Plan, record: Record, server: ServerProcess, say: Say, watch: Watch) -> None:
         self._plan, self._record, self._server, self._say, self._watch = plan, record, server, say, watch
         self._start = 0.0  # when the first push was made, as time.time()
 
     def follow(self, workers: list[WorkerProcess], events: queue.Queue[Event]) -> None:
-        """Return when every worker has ended."""
+        """Handle events until every worker has ended."""
         ready, running = 0, len(workers)
         while running:
             event = events.get()
             if event.kind == "push":
                 self._on_push(event.values, event.worker)
             elif event.kind == "rewind":
-                self._say(
-                    f"worker {event.worker}  was told of version {event.values['version']}, pulled it and went on"
-                )
+                self._say(f"worker {event.worker}  continued from version {event.values['version']} after a pull")
             elif event.kind == "ready":
                 self._say(f"worker {event.worker}  {framework(event.worker)}, {event.values['images']} images")
                 ready += 1
@@ -181,17 +179,17 @@ class _Training:
         push = Push(values["time"] - self._start, worker, values["version"], values["loss"], values["state_id"])
         pushes, crash = self._record.pushes, self._record.crash
         if crash and push.state_id == pushes[0].state_id:
-            # Acknowledged before the crash, but reported after it: its worker was waiting for the parameters.
+            # Acknowledged before the crash and reported after it: the worker waited for the parameters.
             push = push._replace(time=min(push.time, crash.killed_at))
         pushes.append(push)
         self._watch(push)
         unsaved = push.version - values["snapshot_version"]
         if crash is None and push.version >= self._plan.steps // 2 and unsaved >= self._plan.steps // (4 * _SNAPSHOTS):
-            self._say(f"kill -9   of the server at version {push.version}; {unsaved} pushes are in no snapshot yet")
+            self._say(f"kill -9   of the server at version {push.version}; {unsaved} pushes are in no snapshot")
             self._record.crash = self._crash()
 
     def _crash(self) -> Crash:
-        """Kill the server and start it again on the same port and the same data."""
+        """Kill the server, and start it again with the same port and the same data."""
         killed_at = time.time() - self._start
         self._server.kill()
         self._server.start()
@@ -201,7 +199,7 @@ class _Training:
 
 
 def _test(address: str) -> tuple[int, int]:
-    """Pull the trained parameters and return how many test images they read correctly, of how many."""
+    """Pull the trained parameters. Return the number of correctly classified test images, and their total number."""
     from numba_adam.client import ParameterClient
     from numba_adam.demo import digits, network
     from numba_adam.demo.worker import MODEL

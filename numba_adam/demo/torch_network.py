@@ -1,4 +1,4 @@
-"""The same gradient as network.py, computed by PyTorch. Needs torch; nothing else here does."""
+"""The gradient of network.py, computed by PyTorch. The only file of this folder that may import torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional
 from numba_adam.demo.digits import Images
 from numba_adam.demo.network import Params
 
-torch.set_num_threads(1)  # so small a network is slower with more
+torch.set_num_threads(1)  # more threads are slower for such a small network
 
 
 def loss_and_gradients(params: Params, batch: Images) -> tuple[float, dict[str, Any]]:
-    """Return the mean cross-entropy over the batch and its derivative by every parameter, as tensors."""
+    """Return the mean cross-entropy over the batch and its gradient for every parameter, as tensors."""
     leaves = {name: torch.from_numpy(value).requires_grad_() for name, value in params.items()}
     hidden = torch.relu(torch.from_numpy(batch.pixels) @ leaves["hidden.weight"] + leaves["hidden.bias"])
     scores = hidden @ leaves["scores.weight"] + leaves["scores.bias"]

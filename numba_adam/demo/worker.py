@@ -1,7 +1,7 @@
-"""One worker of the demonstration, a process of its own: pull, compute a gradient on its shard, push, again.
+"""A worker process of the demonstration. In a loop, it pulls, computes a gradient on its shard, and pushes.
 
-It writes one JSON object a line to stdout, for the process that started it. Nothing in it deals with crashes: the
-client retries, and tells of a rewind through the callback.
+It writes its reports to stdout for the parent process, as one JSON object per line. It has no code for crashes: the
+client retries, and calls the callback after a rewind. May import NumPy and the client.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LEARNING_RATE = 2e-3
 
 
 def report(event: str, **values: object) -> None:
-    """Tell the process that started this one what happened, and when."""
+    """Write a report with the current time to stdout."""
     print(json.dumps({"event": event, "time": time.time(), **values}), flush=True)
 
 
 def gradient_function(framework: str) -> Callable[[network.Params, digits.Images], tuple[float, dict[str, Any]]]:
-    """Return the function that computes gradients with this framework."""
+    """Return the function that computes the loss and the gradients with this framework."""
     if framework == "NumPy":
         return network.loss_and_gradients
     from numba_adam.demo import torch_network
@@ -38,7 +38,7 @@ def gradient_function(framework: str) -> Callable[[network.Params, digits.Images
 
 
 def main() -> None:
-    """Train until the model has reached the version asked for."""
+    """Train until the model has reached the version `--steps`."""
     parser = argparse.ArgumentParser(prog="numba_adam.demo.worker")
     parser.add_argument("--server", required=True)
     parser.add_argument("--framework", choices=("NumPy", "PyTorch"), required=True)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Create the model, or find that another worker has; then pull, compute and push."""
+    """Create the model, unless another worker has created it. Then pull, compute and push in a loop."""
     training, _ = digits.load()
     shard = training.shard(arguments.index, arguments.workers)
     random = np.random.default_rng([arguments.seed, arguments.index])
@@ -59,7 +59,7 @@ def work(arguments: argparse.Namespace) -> None:
         model = client.create_model(MODEL, params, lr=LEARNING_RATE, exist_ok=True)
         model.on_rewind(lambda version: report("rewind", version=version))
         report("ready", images=len(shard.labels))
-        sys.stdin.readline()  # wait for the others, so that all train from the beginning
+        sys.stdin.readline()  # wait until all workers are ready
         params = model.pull()
         while model.version < arguments.steps:
             loss, gradients = loss_and_gradients(params, shard.batch(BATCH, random))

@@ -8,17 +8,19 @@ A map, from what a program uses down to the wire:
     model        Model: pull, push, push_async, push_pull, on_rewind
     sender       the thread behind push_async
     push, pull   one push, one pull, from beginning to end
-    session      epoch, sequence number and what is known of the model's state
+    session      a worker's session: epoch, sequence number and the known state of the model
     transfer     payloads as streams of chunks
-    layout       where arrays lie in the flat vector, and the checks of gradients
-    connection   one call, tried again where that may help
-    shield       calls of the main thread, which Ctrl-C must not leave half-done
-    lane         the gRPC channel
-    processes    what a fork means for it
-    loopback     whether an address is this machine's own, which no proxy stands before
-    retry        which failures are worth another try, and when
-    ack, info    what the server answers, as plain records
-    progress     how far a long transfer has come
+    model_arrays names, shapes and dtype of a model's arrays; validation of gradients
+    ack, info    the server's answers as plain records
+    deletion     one deletion of a model
+    progress     progress reports of long transfers
+    transport/   gRPC:
+        connection   single tries of each call, and calls with retries
+        channel      the gRPC channel
+        retry        which failures are retried, and when
+        shield       runs calls of the main thread where Ctrl-C cannot interrupt them half-way
+        forks        closes channels before a fork
+        loopback     whether an address is this machine, which needs no proxy
 """
 
 from numba_adam.client.ack import Ack

@@ -1,4 +1,4 @@
-"""What a push came to. May import the generated messages."""
+"""The server's answer to a push, as a plain record. May import the generated messages."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ class Ack:
     """The server's answer to one push."""
 
     version: int
-    """Version of the parameters that this push made; where it was not applied, where the model stands."""
+    """Version that this push produced. If the push was not applied: the model's current version."""
 
     durability: str
-    """What the acknowledgement promises: "memory" means that a crash loses what came after the last snapshot."""
+    """What the acknowledgement promises. "memory": a crash loses every push after the last snapshot."""
 
     snapshot_version: int
-    """Version that the newest snapshot holds: what a crash now would go back to."""
+    """Version of the newest snapshot. A crash now would restore this version."""
 
     staleness: int = 0
-    """Versions between the parameters the gradient was computed from and those it was applied to."""
+    """Number of versions between the parameters that the gradient was computed from and those it was applied to."""
 
     duplicate: bool = False
-    """True when an earlier try had been applied and only its answer was lost."""
+    """True if an earlier try was applied and only its answer was lost."""
 
     applied: bool = True
-    """False when the server lost the state that the gradient was meant for before it acknowledged the push. The
-    gradient is not sent again; it is part of the restored state only if the snapshot had caught it."""
+    """False if the server lost the state that the gradient was computed for before it acknowledged the push. The
+    client does not send the gradient again. The restored state contains it only if the snapshot does."""
 
     rewound_to: int | None = None
-    """The version that the model went back to; None unless `applied` is False."""
+    """Version that the model was restored to. None unless `applied` is False."""
 
     state_id: str = ""
-    """Names the line of history that `version` belongs to."""
+    """Id of the line of history that `version` belongs to."""
 
 
 def ack_of(answer: PushAck) -> Ack:
-    """Return the answer of a push that was applied.
+    """Return the answer to a push that was applied.
 
     Raises:
-        ConfigurationError: it promises a durability that this version does not know.
+        ConfigurationError: this version does not know the durability.
     """
     return Ack(
         version=answer.version,
@@ -56,7 +56,7 @@ def ack_of(answer: PushAck) -> Ack:
 
 
 def ack_of_rewind(state: StatePoint) -> Ack:
-    """Return the answer of a push whose state is gone."""
+    """Return the answer to a push whose state no longer exists."""
     return Ack(
         version=state.version,
         durability=durability_name(state.durability, f"the model went back to version {state.first_version}"),

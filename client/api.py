@@ -1,4 +1,4 @@
-"""ParameterClient: what a program uses to talk to a parameter server. May import its neighbours here."""
+"""ParameterClient, the connection of a program to a parameter server. May import its neighbours here."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from numba_adam.client.info import (
     server_status,
     snapshot_info,
 )
-from numba_adam.client.layout import check_initial
 from numba_adam.client.model import Model
+from numba_adam.client.model_arrays import check_initial
 from numba_adam.client.progress import Progress
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Upload
@@ -40,8 +40,10 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
 
 _LONGEST_WORKER_ID = 128
-_PAGE_SIZE = 1000  # models; the server ends a page sooner where their descriptions are long
-_URL = re.compile(r"(?:https?|grpcs?|tcp)://([^/]*).*", re.IGNORECASE | re.DOTALL)  # gRPC waits for such for ever
+_PAGE_SIZE = 1000  # models; a page with long descriptions has fewer
+_URL = re.compile(
+    r"(?:https?|grpcs?|tcp)://([^/]*).*", re.IGNORECASE | re.DOTALL
+)  # gRPC would wait for such an address forever
 
 
 class ParameterClient:
@@ -52,30 +54,31 @@ class ParameterClient:
             params = model.pull()
             model.push({"w": grad_w, "b": grad_b})
 
-    Calls that fail for a passing reason (no connection, a restart of the server, a full memory budget) are tried
-    again until `timeout_seconds` have passed, with growing, random pauses; a push is applied once all the same.
+    A call is retried after a transient failure: no connection, a restart of the server, a full memory budget. The
+    pauses are random and grow. Retries end after `timeout_seconds`. A push is applied once, however often it is sent.
 
-    Leaving the `with` block waits for pushes of push_async (so long as a call may last), unless it is left by an
-    exception: then they are given up.
+    The end of the `with` block waits for pushes of push_async, at most as long as one call. If an exception ends the
+    block, these pushes are given up.
 
-    A client belongs to the process that made it. In a forked child every call on it, and on its models, is refused at
-    once, while `close` returns at once; make a ParameterClient in the child. A fork closes the parent's connection for
-    a moment, and calls under way are sent again. Where something else in the parent uses gRPC, such as a server, a
-    client cannot work in its forked children, and making one is refused: start them with the method "spawn".
+    A client belongs to the process that created it. In a forked child, every call on it and on its models is refused
+    at once, and `close` does nothing. Create a new ParameterClient in the child. A fork closes the parent's connection
+    for a moment, and the client sends interrupted calls again. If something else in the parent uses gRPC, such as a
+    server, gRPC does not work in forked children. A client cannot be created there; start such children with the
+    method "spawn".
 
-    A call in the main thread may be interrupted at any point, with Ctrl-C or by any signal handler that raises: it is
-    given up, whether a push was applied is then unknown, and later calls go on. A client that was not closed does not
-    keep the interpreter from exiting; pushes that push_async still holds are then lost.
+    Ctrl-C, or any signal handler that raises, may interrupt a call of the main thread at any point. The call is given
+    up, and a push may or may not have been applied. Later calls work. An open client does not keep the interpreter
+    from exiting; queued pushes of push_async are then lost.
 
     Args:
         address: HOST:PORT of the server.
-        worker_id: names this worker to the server: 1 to 128 characters. Give one that is stable across restarts of
-            the worker, and a new process fences pushes of its old one that are still under way; no two live workers
-            of a model may share one. None: random.
-        timeout_seconds: how long one call may last, all its tries together.
-        progress: called with (bytes done, bytes in all) as a transfer goes on, by the thread that carries it; or
-            True for a line on stderr, when that is a terminal, for transfers of more than two seconds.
-        backoff: how long to pause between tries.
+        worker_id: id of this worker, 1 to 128 characters. With an id that is stable across restarts of the worker, a
+            new process fences unfinished pushes of the old one. No two live workers of a model may share an id.
+            None: a random id.
+        timeout_seconds: maximum duration of one call, including its retries.
+        progress: called with (bytes done, total bytes) during a transfer, by the thread that runs it. True: draw a
+            line on stderr, if it is a terminal, for transfers that take more than two seconds.
+        backoff: the pauses between tries.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -93,7 +96,7 @@ class ParameterClient:
     ) -> None:
         _check_address(address)
         if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
-            raise ConfigurationError(f"timeout_seconds={timeout_seconds!r}: it must be above 0 and finite")
+            raise ConfigurationError(f"timeout_seconds: expected a finite number above 0, got {timeout_seconds!r}")
         self.address = address
         self.worker_id = _random_worker_id() if worker_id is None else _checked_worker_id(worker_id)
         self._connection = Connection(address, timeout_seconds=timeout_seconds, progress=progress, backoff=backoff)
@@ -116,26 +119,26 @@ class ParameterClient:
         mode: str = "async",
         exist_ok: bool = False,
     ) -> Model:
-        """Create a model on the server, and return a handle on it.
+        """Create a model on the server and return a handle on it.
 
         Args:
-            name: 1 to 128 characters out of A-Z a-z 0-9 . _ - and not starting with a dot.
+            name: 1 to 128 of the characters A-Z a-z 0-9 . _ - without a dot at the start.
             params: initial values: a dict of name -> array, all float32 or all float64.
             lr: learning rate.
             betas: decay rates of the two moving averages.
-            eps: keeps the denominator away from zero.
-            weight_decay: pull towards zero.
-            decoupled_weight_decay: True shrinks the parameter itself (AdamW).
-            eps_mode: where eps stands: "hat" (Kingma & Ba, section 2) or "algorithm1" (as in PyTorch).
-            maximize: True climbs.
+            eps: added to the denominator, so that it is never zero.
+            weight_decay: strength of the decay towards zero.
+            decoupled_weight_decay: True: decay the parameter itself (AdamW), not the gradient.
+            eps_mode: where eps is added: "hat" (Kingma & Ba, section 2) or "algorithm1" (as in PyTorch).
+            maximize: True: maximize the objective.
             amsgrad: divide by the largest exp_avg_sq seen so far.
-            mode: how pushes become steps: "async", each push is one.
-            exist_ok: True: when an equal model exists (same arrays and settings; it may have been trained further),
-                return that. Several workers may so run the same program.
+            mode: how pushes become steps. "async": each push is one step.
+            exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
+                Several workers can then run the same program.
 
         Raises:
-            ModelExistsError: a model of that name exists, and differs or `exist_ok` is not set.
-            NamesError, ArrayError, HyperparameterError, ConfigurationError: an argument is wrong; nothing was sent.
+            ModelExistsError: a model of that name exists, and it differs or `exist_ok` is False.
+            NamesError, ArrayError, HyperparameterError, ConfigurationError: an argument is invalid; nothing was sent.
             ServiceError: the call failed.
         """
         hyperparameters = Hyperparameters(
@@ -143,56 +146,56 @@ class ParameterClient:
             eps_mode=eps_mode, maximize=maximize, amsgrad=amsgrad,
         )  # fmt: skip
         if mode != "async":
-            raise ConfigurationError(f"mode={mode!r}: it must be 'async'")
+            raise ConfigurationError(f"mode: expected 'async', got {mode!r}")
         arrays = check_initial(params)
         return self._handle(self._create(_spec(_checked_name(name), arrays, hyperparameters), arrays, exist_ok))
 
     def open_model(self, name: str) -> Model:
-        """Return a handle on a model that exists.
+        """Return a handle on an existing model.
 
-        A client gives out one handle for each model: opening it again returns the same one.
+        A client has one handle for each model: a second call returns the same one.
 
         Raises:
-            ModelNotFoundError: there is none of that name.
+            ModelNotFoundError: no model has that name.
             ServiceError: the call failed.
         """
         request = pb.GetModelRequest(model=_checked_name(name))
         return self._handle(self._call("GetModel", request, pb.GetModelResponse, f"open model {name!r}").model)
 
     def list_models(self) -> list[ModelInfo]:
-        """Return the models that the server holds, by name."""
+        """Return the server's models, sorted by name."""
         pages = self._pages("ListModels", pb.ListModelsRequest, pb.ListModelsResponse, "list models")
         return [model_info(model) for page in pages for model in page.models]
 
     def delete_model(self, name: str) -> None:
-        """Delete a model, its state and its snapshots. Not to be undone.
+        """Delete a model, its state and its snapshots. This cannot be undone.
 
         Raises:
-            ModelNotFoundError: there is none of that name.
-            RewoundError: it may have been deleted, and another one created in its place meanwhile.
+            ModelNotFoundError: no model has that name.
+            RewoundError: the model may have been deleted, and another one of that name was created since.
             ServiceError: the call failed.
         """
         deletion = Deletion(self._connection, _checked_name(name))
         deadline = self._connection.deadline()
         self._connection.retry(lambda _: deletion.attempt(deadline), what=f"delete model {name!r}", deadline=deadline)
         with self._models_lock:
-            self._models.pop(name, None)  # a model of that name, should there be one again, is another one
+            self._models.pop(name, None)  # a later model of that name needs a new handle
 
     def snapshot(self, model: str | None = None) -> list[SnapshotInfo]:
-        """Write a snapshot now, and return when it is on disk.
+        """Write a snapshot now and wait until it is on disk.
 
         Args:
             model: name of the model; None: all.
 
         Returns:
-            One record for each model, by name.
+            One record for each model, sorted by name.
         """
         what = "snapshot of all models" if model is None else f"snapshot of model {model!r}"
         answer = self._call("Snapshot", pb.SnapshotRequest(model=model or ""), pb.SnapshotResponse, what)
         return [snapshot_info(snapshot) for snapshot in answer.snapshots]
 
     def status(self) -> ServerStatus:
-        """Return what the server holds and has done."""
+        """Return the server's models, counters and memory use."""
         pages = self._pages("GetServerStatus", pb.GetServerStatusRequest, pb.GetServerStatusResponse, "server status")
         return server_status(list(pages))
 
@@ -200,8 +203,8 @@ class ParameterClient:
         """Close the connection. May be called again; in a forked child of the client's process it does nothing.
 
         Args:
-            wait: True: wait for pushes of push_async, so long as a call may last. What is then still queued has its
-                future cancelled; what is under way ends with ServiceError, and may or may not have been applied.
+            wait: True: wait for pushes of push_async, at most as long as one call. After that, the futures of queued
+                pushes are cancelled. A running push ends with ServiceError; it may or may not have been applied.
         """
         if self._connection.is_inherited():
             return
@@ -230,8 +233,8 @@ class ParameterClient:
         return self._connection.call(name, request, response_type, what=what)
 
     def _pages(self, name: str, request_type: Any, response_type: Any, what: str) -> Iterator[Any]:
-        """Yield the pages of an answer about all models, each as small as the server makes it."""
-        token, deadline = "", self._connection.deadline()  # one, for all of them
+        """Yield the pages of an answer about all models. The server chooses their size."""
+        token, deadline = "", self._connection.deadline()  # one for all pages
         while True:
             request = request_type(page_size=_PAGE_SIZE, page_token=token)
             page = self._connection.call(name, request, response_type, what=what, deadline=deadline)
@@ -241,7 +244,7 @@ class ParameterClient:
                 return
 
     def _create(self, spec: model_pb2.ModelSpec, arrays: Mapping[str, npt.NDArray[Any]], exist_ok: bool) -> Any:
-        """Send a model's initial values; the request id makes a second try harmless."""
+        """Send a model's initial values. The request id makes retries safe."""
         what = f"create model {spec.name!r}"
         header = pb.CreateModelHeader(
             spec=spec,
@@ -249,7 +252,7 @@ class ParameterClient:
             exist_ok=exist_ok,
             total_bytes=sum(array.nbytes for array in arrays.values()),
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
-            after_state_id="",  # no deletion is known here: the server names the last one, if there was one
+            after_state_id="",  # unknown here: if a model of this name was deleted, the server answers with the id
         )
         report, deadline = self._connection.report(what), self._connection.deadline()
 
@@ -276,7 +279,7 @@ class ParameterClient:
         return self._connection.retry(attempt_after_a_deletion, what=what, deadline=deadline).model
 
     def _handle(self, model: model_pb2.Model) -> Model:
-        """Return the handle on a model: the one given out before, if it still fits."""
+        """Return the client's handle on a model; create one if there is none with the same arrays."""
         info = model_info(model)
         with self._models_lock:
             known = self._models.get(info.name)
@@ -288,14 +291,14 @@ class ParameterClient:
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address that cannot be one."""
+    """Raise ConfigurationError if an address is not HOST:PORT."""
     if not isinstance(address, str) or ":" not in address:
-        raise ConfigurationError(f"address={address!r}: it must be HOST:PORT, such as '127.0.0.1:50051'")
+        raise ConfigurationError(f"address: expected HOST:PORT, such as '127.0.0.1:50051', got {address!r}")
     url = _URL.fullmatch(address)
     if url is not None:
         place = url[1] or "127.0.0.1"
         instead = place if place.rpartition(":")[2].isdigit() else f"{place}:50051"
-        raise ConfigurationError(f"address={address!r}: it must be HOST:PORT and no URL; write {instead!r}")
+        raise ConfigurationError(f"address: expected HOST:PORT, got the URL {address!r}; write {instead!r}")
 
 
 def _spec(name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hyperparameters) -> model_pb2.ModelSpec:
@@ -311,9 +314,9 @@ def _spec(name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hy
 
 
 def _checked_name(name: str) -> str:
-    """Return a model's name if it is text that can travel; whether it is a good one, the server knows."""
+    """Return a model's name if it is printable text; the server validates the rest."""
     if not isinstance(name, str) or not name.isprintable():
-        raise InvalidRequestError(f"model name {name!r}: it must be a text of A-Z a-z 0-9 . _ - only")
+        raise InvalidRequestError(f"model name: expected text with only the characters A-Z a-z 0-9 . _ -, got {name!r}")
     return name
 
 
@@ -324,6 +327,6 @@ def _random_worker_id() -> str:
 def _checked_worker_id(worker_id: str) -> str:
     if not isinstance(worker_id, str) or not 1 <= len(worker_id) <= _LONGEST_WORKER_ID or not worker_id.isprintable():
         raise ConfigurationError(
-            f"worker_id={worker_id!r}: it must be 1 to {_LONGEST_WORKER_ID} characters, none of them control characters"
+            f"worker_id: expected 1 to {_LONGEST_WORKER_ID} printable characters, got {worker_id!r}"
         )
     return worker_id

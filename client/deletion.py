@@ -1,6 +1,6 @@
-"""The deletion of one model: of the state that was seen, so that a request that is late deletes nothing else.
+"""The deletion of one model. The request names the state to delete, so a late request deletes nothing else.
 
-May import what both ends share, and its neighbours here.
+May import `numba_adam.ps` and its neighbours here.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ class Deletion:
 
     def __init__(self, connection: Connection, name: str) -> None:
         self._connection, self._name = connection, name
-        self._in_doubt = ""  # the state that an earlier try may have deleted without our hearing of it
+        self._in_doubt = ""  # the state that an earlier try may have deleted, if its answer was lost
 
     def attempt(self, deadline: Deadline) -> None:
         """Try once.
 
         Raises:
-            ModelNotFoundError: there is no such model, and no try of ours deleted it.
-            RewoundError: the model is in another state than the one that an earlier try may have deleted.
+            ModelNotFoundError: the model does not exist, and no earlier try deleted it.
+            RewoundError: the model's state is not the one that an earlier try may have deleted.
             ServiceError: the call failed.
         """
         try:
             self._delete(self._look(deadline), deadline)
         except ModelNotFoundError:
-            if not self._in_doubt:  # else: an earlier try had deleted it, and only its answer was lost
+            if not self._in_doubt:  # else: an earlier try deleted it, and only its answer was lost
                 raise
-        except RewoundError:  # it went back, or was created anew, since it was looked at
+        except RewoundError:  # it was restored or created again since `_look`
             if self._in_doubt:
                 raise
             self._delete(self._look(deadline), deadline)
 
     def _look(self, deadline: Deadline) -> str:
-        """Return the id of the state that is to be deleted."""
+        """Return the id of the model's current state."""
         request = pb.GetModelRequest(model=self._name)
         answer = self._connection.unary("GetModel", request, pb.GetModelResponse, deadline.remaining_seconds())
         state_id = answer.model.state.state_id
         if self._in_doubt not in ("", state_id):
             raise RewoundError(
-                f"model {self._name!r}: an earlier try may have deleted it, and its state is another one now: it was "
-                "created anew, or the server lost what came after its last snapshot; look, and delete it again"
+                f"model {self._name!r}: an earlier try may have deleted it, and it now has another state. It was "
+                "created again, or the server lost what came after its last snapshot. Check the model, and delete it "
+                "again if you still want to"
             )
         return state_id
 

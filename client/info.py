@@ -1,4 +1,4 @@
-"""What the server says about its models and itself, as plain records. May import NumPy and the generated messages."""
+"""Plain records that describe the server and its models. May import NumPy and the generated messages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def durability_name(number: int, where: str) -> str:
 
     Args:
         number: a Durability.
-        where: what says so, for the message.
+        where: what contains the number, for the error message.
 
     Raises:
-        ConfigurationError: not set, or unknown to this version: what it promises is not for us to guess.
+        ConfigurationError: not set, or unknown to this version.
     """
     return _name(convert.DURABILITIES, "durability", number, where)
 
@@ -37,7 +37,9 @@ def mode_name(number: int, where: str) -> str:
 def _name(known: Mapping[int, StrEnum], field: str, number: int, where: str) -> str:
     if number not in known:
         choices = ", ".join(f"{choice} ({value})" for value, choice in known.items())
-        raise ConfigurationError(f"{where}: {field}={number}, and this client knows {choices}; update numba-adam here")
+        raise ConfigurationError(
+            f"{where}: {field}={number}, expected one of {choices}; update numba-adam on this machine"
+        )
     return known[number].value
 
 
@@ -52,7 +54,7 @@ class ModelInfo:
     """Element type of every array."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Shape of each array, by name, in the order in which they travel."""
+    """Shape of each array, by name, in the order of transfers."""
 
     hyperparameters: Hyperparameters
     """The optimizer's settings."""
@@ -64,91 +66,91 @@ class ModelInfo:
     """What acknowledgements promise: "memory"."""
 
     state_id: str
-    """Names the line of history that `version` belongs to; new after each rollback."""
+    """Id of the line of history that `version` belongs to. It changes with each rollback."""
 
     version: int
     """Number of pushes applied since the model was created."""
 
     snapshot_version: int
-    """Version that the newest snapshot holds."""
+    """Version of the newest snapshot."""
 
     parameter_count: int
-    """Number of elements of all arrays together."""
+    """Total number of elements of all arrays."""
 
     def has_arrays_of(self, other: ModelInfo) -> bool:
-        """Say whether both have the same arrays in the same order, so that one's bytes can be taken for the other's."""
+        """Return whether both have the same arrays in the same order, so that their transfers have the same format."""
         return self.dtype == other.dtype and list(self.shapes.items()) == list(other.shapes.items())
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What has happened to one model since the server started."""
+    """One model, with its counters since the server started."""
 
     model: ModelInfo
-    """The model as it stands."""
+    """The model's current description."""
 
     pushes_applied: int
-    """Pushes applied."""
+    """Number of pushes that were applied."""
 
     pushes_repeated: int
-    """Pushes that had their answer already, answered again."""
+    """Number of repeated pushes, which got their earlier answer again."""
 
     pushes_rejected: int
-    """Pushes rejected."""
+    """Number of pushes that were rejected."""
 
     workers: int
-    """Workers with a session."""
+    """Number of workers that have a session."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """What the server holds and has done."""
+    """The server's models, memory and threads."""
 
     server_version: str
-    """Version of numba-adam that the server runs."""
+    """Version of numba-adam on the server."""
 
     uptime_seconds: float
-    """Seconds since it started."""
+    """Seconds since the server started."""
 
     models: tuple[ModelStatus, ...]
     """All models, by name."""
 
     memory_used_bytes: int
-    """Bytes that models and transfers in progress hold."""
+    """Bytes in use by models and by transfers in progress."""
 
     memory_budget_bytes: int
-    """Bytes that they may hold."""
+    """Upper limit of `memory_used_bytes`."""
 
     threading_layer: str
     """Numba's threading layer; empty before the first push."""
 
     threads: int
-    """Threads that apply an update."""
+    """Number of threads that apply an update."""
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """One snapshot that was written."""
+    """One written snapshot."""
 
     model: str
     """Name of the model."""
 
     version: int
-    """Version that it holds."""
+    """Version of the model in the snapshot."""
 
     size_bytes: int
     """Size of the file."""
 
     duration_seconds: float
-    """Time from the request until it was on disk."""
+    """Seconds from the request until the snapshot was on disk."""
 
 
 def model_info(model: model_pb2.Model) -> ModelInfo:
     """Return a model's record.
 
     Raises:
-        ConfigurationError: a mode or durability that this version does not know.
-        InvalidRequestError, HyperparameterError: the same of a dtype, eps_mode or hyperparameter.
+        ConfigurationError: this version does not know the mode or durability.
+        InvalidRequestError, HyperparameterError: this version does not know the dtype, eps_mode or a hyperparameter.
     """
     spec, state = model.spec, model.state
     where = f"model {spec.name!r}"
@@ -169,7 +171,7 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
 
 
 def server_status(pages: Sequence[parameter_service_pb2.GetServerStatusResponse]) -> ServerStatus:
-    """Return the server's record; what is not about one model is the last page's."""
+    """Return the server's record. Models come from all pages, all other values from the last page."""
     answer = pages[-1]
     return ServerStatus(
         server_version=answer.server_version,

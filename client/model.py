@@ -11,7 +11,7 @@ import numpy as np
 
 from numba_adam.client.ack import Ack
 from numba_adam.client.info import ModelInfo, model_info
-from numba_adam.client.layout import Parameters, layout_of
+from numba_adam.client.model_arrays import Parameters, model_arrays_of
 from numba_adam.client.pull import Pulled, pull
 from numba_adam.client.push import Answer, Push
 from numba_adam.client.sender import Sender
@@ -24,27 +24,27 @@ from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResp
 
 _log = logging.getLogger(__name__)
 
-_WAITING = 4  # pushes that push_async queues behind the one under way: each keeps its gradients alive
-_LARGEST_VERSION = (1 << 64) - 1  # what travels
+_WAITING = 4  # queued pushes of push_async, besides the running one; each keeps its gradients alive
+_LARGEST_VERSION = (1 << 64) - 1  # of the protocol's field
 _Run = Callable[[Push, Deadline], Answer]
 
 
 class Model:
     """One model on the server: pull its parameters, push gradients.
 
-    Made by `ParameterClient.create_model` and `open_model`. Safe to use from several threads; pushes of one handle
-    take effect in the order in which they were called.
+    `ParameterClient.create_model` and `open_model` return it. Safe to use from several threads. The server applies the
+    pushes of one handle in the order of the calls.
     """
 
     def __init__(self, connection: Connection, session: Session, info: ModelInfo) -> None:
         self._connection, self._session, self._info = connection, session, info
-        self._layout = layout_of(info)
+        self._model_arrays = model_arrays_of(info)
         self._listeners: list[Callable[[int], None]] = []
         self._sender: Sender | None = None
         self._sender_lock = threading.Lock()
-        self._prefetched: Pulled | None = None  # what the pull after a rewind brought, for the caller's next pull
+        self._prefetched: Pulled | None = None  # parameters pulled after a rewind, for the caller's next pull
         self._last_ack: Ack | None = None
-        self._misfit = ""  # why this handle cannot be used any more; empty: it can
+        self._misfit = ""  # why this handle is unusable; empty: it is usable
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r} at version {self.version}, worker {self._session.worker_id!r}>"
@@ -56,17 +56,17 @@ class Model:
 
     @property
     def spec(self) -> ModelInfo:
-        """Its arrays, hyperparameters and mode, and where it stood when it was opened."""
+        """The model's arrays, hyperparameters and mode, and its version when it was opened."""
         return self._info
 
     @property
     def version(self) -> int:
-        """Version of the parameters pulled last; before the first pull, where the model stood when it was opened."""
+        """Version of the parameters pulled last; before the first pull, the version when the model was opened."""
         return self._session.origin.version
 
     @property
     def state_id(self) -> str:
-        """Names the line of history that `version` belongs to; new after each rollback of the server."""
+        """Id of the line of history that `version` belongs to. It changes with each rollback of the server."""
         return self._session.origin.state_id
 
     @property
@@ -75,62 +75,62 @@ class Model:
         return self._last_ack
 
     def pull(self, min_version: int | None = None, out: Mapping[str, object] | None = None) -> Parameters:
-        """Return the parameters of one version, whole.
+        """Return all parameters of one version.
 
         Args:
-            min_version: oldest version that will do, such as an ack's; the call waits for it. None: any.
-            out: arrays to write them into, by name, with the model's shapes and dtype; on an error they hold neither
-                old nor new values. None: fresh arrays, which are views of one flat vector.
+            min_version: oldest acceptable version, such as an ack's. The call waits for it. None: any.
+            out: arrays to write to, by name, with the model's shapes and dtype. After an error their contents are
+                undefined. None: allocate new arrays, which are views of one flat vector.
 
         Returns:
-            A dict of name -> NumPy array; `out`'s own memory where that was given.
+            A dict of name -> NumPy array. With `out`, the arrays are views of its memory.
 
         Raises:
             NamesError, ArrayError: `out` does not fit the model.
-            InvalidRequestError: `min_version` is no whole number.
-            DeadlineExceededError: `min_version` did not come in time.
+            InvalidRequestError: `min_version` is not a whole number.
+            DeadlineExceededError: the model did not reach `min_version` in time.
             ServiceError: the call failed.
         """
         self._check_fit()
-        places = None if out is None else self._layout.check_out(out)
+        places = None if out is None else self._model_arrays.check_out(out)
         wanted = _checked_version(min_version)
         if places is None and not wanted and (ready := self._take_prefetched()) is not None:
             return ready.parameters
         try:
             pulled = self._pull(wanted, places)
-        finally:  # a pull that fails may have begun to write
+        finally:  # a failed pull may have written some values
             count_writes(list((out or {}).values()))
         self._report_rewinds(prefetch=False)
         return pulled.parameters
 
     def push(self, grads: Mapping[str, object]) -> Ack:
-        """Apply a gradient, exactly once however often it must be sent.
+        """Apply a gradient, exactly once, however often it is sent.
 
-        Where push_async is in use, the call waits for the pushes given before it, within its own time.
+        If push_async is in use, the call first waits for earlier pushes. That time counts towards its deadline.
 
         Args:
-            grads: an array for each of the model's names, of its shape and dtype; None for an array without a
-                gradient, which then does not change. They must not change before the call returns.
+            grads: an array for each of the model's names, of the same shape and dtype. None: this array has no gradient
+                and does not change. Do not modify the gradients before the call returns.
 
         Returns:
-            The server's answer. Its `applied` is False when the state that the gradient was meant for is gone:
-            `on_rewind` says more.
+            The server's answer. Its `applied` is False if the server lost the state that the gradient was computed
+            for; see `on_rewind`.
 
         Raises:
             NamesError, ArrayError: the gradients do not fit the model; nothing was sent.
-            NonFiniteError: a gradient holds a NaN or an infinity; nothing was changed.
-            SessionFencedError: another process with this worker id has taken over.
-            ServiceError: there was no answer in time; the push may or may not have been applied, unless the message
+            NonFiniteError: a gradient contains a NaN or an infinity; nothing was changed.
+            SessionFencedError: another process with this worker id took over.
+            ServiceError: there was no answer in time. The push may or may not have been applied, unless the message
                 says that it was not sent.
         """
         return self._run(self._prepare(grads), Push.run)[0]
 
     def push_async(self, grads: Mapping[str, object]) -> Future[Ack]:
-        """Apply a gradient in the background; as `push`, but for when it returns.
+        """Apply a gradient in the background, and return a future of the server's answer.
 
-        At most four wait behind the one under way; beyond that the call waits for room. The time of a push counts
-        from when its turn comes. The arrays must not change until the future is done. Gradients that do not fit the
-        model are refused at once. In a forked child, futures that were not done have a ServiceError for result.
+        At most four pushes wait behind the running one; if the queue is full, the call waits. A push's timeout starts
+        when the push starts. Do not modify the arrays until the future is done. Gradients that do not fit the model
+        are refused at once. In a forked child, pending futures end with a ServiceError.
         """
         push = self._prepare(grads)
         return self._connection.shielded(
@@ -140,9 +140,9 @@ class Model:
         )
 
     def push_pull(self, grads: Mapping[str, object]) -> Parameters:
-        """Apply a gradient and return parameters at least as new, in one round trip; raises as `push` does.
+        """Apply a gradient and return parameters that are at least as new, in one round trip.
 
-        `last_ack` is the push's answer.
+        `last_ack` is the answer to the push. Raises the same errors as `push`.
         """
         ack, pulled = self._run(self._prepare(grads), Push.run_with_pull)
         if pulled is not None:
@@ -150,36 +150,36 @@ class Model:
         return self.pull(min_version=ack.version if ack.applied else None)
 
     def on_rewind(self, callback: Callable[[int], None]) -> None:
-        """Call back with the version that the model went back to, should the server lose unsaved steps.
+        """Register a callback for rewinds: it takes the version that the server restored after it lost unsaved steps.
 
-        Called once for each rewind, in the thread of the call that noticed it, when the parameters of the restored
-        state have been pulled: the next `pull` returns them.
+        It is called once for each rewind, in the thread of the call that found it. The parameters of the restored
+        state are pulled before; the next `pull` returns them.
         """
         self._connection.check_owner(f"model {self.name!r}")
         self._listeners.append(callback)
 
-    def close(self, patience_seconds: float) -> None:
-        """End push_async: wait so long for what is queued, then cancel what has not begun.
+    def close(self, timeout_seconds: float) -> None:
+        """End push_async: wait for queued pushes until the timeout, then cancel those that have not started.
 
-        In a forked child there is nothing to end, and the locks are as the parent's threads held them.
+        In a forked child it does nothing, because the parent's threads may have held the locks.
         """
         if self._connection.is_inherited():
             return
         with self._sender_lock:
             sender = self._sender
         if sender is not None:
-            self._connection.shielded(lambda: sender.close(patience_seconds))
+            self._connection.shielded(lambda: sender.close(timeout_seconds))
 
-    # --- pushes, in the order of their calls --------------------------------------------------------------------
+    # --- pushes, in the order of the calls --------------------------------------------------------------------
 
     def _prepare(self, grads: Mapping[str, object]) -> Push:
-        """Check gradients, and fix what they were computed from: later pulls do not change that."""
+        """Validate gradients and record the version that they were computed from, which later pulls do not change."""
         self._check_fit()
-        gradients = self._layout.check_gradients(grads)
-        return Push(self._connection, self._session, self._layout, gradients, self._session.origin)
+        gradients = self._model_arrays.check_gradients(grads)
+        return Push(self._connection, self._session, self._model_arrays, gradients, self._session.origin)
 
     def _run(self, push: Push, run: _Run) -> Answer:
-        """Carry a push out now; behind those that are queued, where push_async is in use."""
+        """Run a push now, or after the queued pushes if push_async is in use."""
         deadline = self._connection.deadline()
         with self._sender_lock:
             sender = self._sender
@@ -191,7 +191,7 @@ class Model:
         ack, pulled = run(push, deadline)
         self._last_ack = ack
         if ack.applied:
-            self._prefetched = None  # a pull after a push shows that push
+            self._prefetched = None  # the next pull must include this push
         if pulled is not None:
             self._session.pulled(pulled.state)
         self._report_rewinds(prefetch=True)
@@ -210,19 +210,19 @@ class Model:
         return pull(
             self._connection,
             self._session,
-            self._layout,
+            self._model_arrays,
             min_version=min_version,
             out=out,
             deadline=self._connection.deadline(),
         )
 
     def _take_prefetched(self) -> Pulled | None:
-        """Return what the pull after a rewind brought, once, unless the model went back again since."""
+        """Return the parameters pulled after a rewind, once, unless there was another rewind since."""
         ready, self._prefetched = self._prefetched, None
         return ready if ready is not None and ready.state.state_id == self.state_id else None
 
     def _report_rewinds(self, *, prefetch: bool) -> None:
-        """Tell the listeners of rewinds that nobody has been told of yet."""
+        """Call the listeners for each rewind that was not reported yet."""
         for state in self._session.take_rewinds():
             self._check_arrays()
             if prefetch:
@@ -231,22 +231,19 @@ class Model:
                 callback(state.first_version)
 
     def _check_arrays(self) -> None:
-        """See that the model still has the arrays of this handle; what looks like a rewind may be another model.
+        """Check that the model still has the arrays of this handle: an apparent rewind may be another model.
 
         Raises:
-            InvalidRequestError: it was deleted and created anew with others, whose bytes would be taken for these.
+            InvalidRequestError: the model was deleted and created again with other arrays.
         """
         what = f"open model {self.name!r}"
         try:
             answer = self._connection.call("GetModel", GetModelRequest(model=self.name), GetModelResponse, what=what)
         except ServiceError as error:  # the listeners must hear of the rewind all the same
-            _log.warning("model %r went back, and could not be looked at: %s", self.name, error)
+            _log.warning("model %r was restored, but its arrays could not be checked: %s", self.name, error)
             return
         if not self._info.has_arrays_of(model_info(answer.model)):
-            self._misfit = (
-                f"model {self.name!r}: it was deleted and created anew with other arrays than this handle knows; "
-                "open it again"
-            )
+            self._misfit = f"model {self.name!r} was deleted and created again with other arrays; open it again"
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -258,7 +255,7 @@ class Model:
         try:
             self._prefetched = self._pull(0, None)
         except ServiceError as error:  # the listeners must hear of the rewind all the same
-            _log.warning("model %r went back, and its parameters could not be pulled: %s", self.name, error)
+            _log.warning("model %r was restored, but its parameters could not be pulled: %s", self.name, error)
 
 
 def _checked_version(min_version: int | None) -> int:
@@ -267,6 +264,6 @@ def _checked_version(min_version: int | None) -> int:
         return 0
     if not isinstance(min_version, (int, np.integer)) or not 0 <= min_version <= _LARGEST_VERSION:
         raise InvalidRequestError(
-            f"min_version={min_version!r}: it must be a whole number, at least 0 and at most {_LARGEST_VERSION}"
+            f"min_version: expected a whole number from 0 to {_LARGEST_VERSION}, got {min_version!r}"
         )
     return int(min_version)

@@ -1,7 +1,4 @@
-"""How far a long transfer has come: told to a callable, or drawn on a terminal.
-
-May import nothing but the standard library.
-"""
+"""Progress of long transfers: passed to a callable, or drawn on a terminal. May import the standard library only."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from collections.abc import Callable
 from typing import TextIO
 
 Progress = Callable[[int, int], None]
-"""Takes the bytes done and the bytes in all."""
+"""Takes the bytes done and the total bytes."""
 
-_PATIENCE_SECONDS = 2.0
+_QUIET_SECONDS = 2.0
 _REDRAW_SECONDS = 0.1
 
 
@@ -23,11 +20,11 @@ class TerminalLine:
     def __init__(self, what: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._what, self._stream, self._clock = what, stream, clock
         self._begin = clock()
-        self._next_draw = self._begin + _PATIENCE_SECONDS
+        self._next_draw = self._begin + _QUIET_SECONDS
         self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Draw if it is time to, and end the line when all is done."""
+        """Draw if the last drawing is old enough, and end the line when the transfer is complete."""
         now = self._clock()
         if done < total and now < self._next_draw:
             return
@@ -45,15 +42,15 @@ class TerminalLine:
 
 
 def silent(done: int, total: int) -> None:
-    """Take a report and do nothing."""
+    """Ignore a progress report."""
 
 
 def reporter(setting: Progress | bool | None, what: str) -> Progress:
-    """Return what to tell about one transfer.
+    """Return the callable that gets the progress of one transfer.
 
     Args:
-        setting: a callable, told as it is; True draws on stderr when that is a terminal; None or False: silence.
-        what: what the line calls the transfer.
+        setting: a callable is returned unchanged. True: draw on stderr if it is a terminal. None or False: no reports.
+        what: the name of the transfer in the drawn line.
     """
     if callable(setting):
         return setting

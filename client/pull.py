@@ -1,7 +1,4 @@
-"""One pull from beginning to end: its tries, and the parameters put in place.
-
-May import what both ends share, and its neighbours here.
-"""
+"""One pull: its tries, and the received parameters. May import `numba_adam.ps` and its neighbours here."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 
 from numba_adam.client.info import durability_name
-from numba_adam.client.layout import Layout, Parameters
+from numba_adam.client.model_arrays import ModelArrays, Parameters
 from numba_adam.client.progress import Progress
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Download
@@ -27,28 +24,28 @@ from numba_adam.ps.v1.parameter_service_pb2 import PullHeader, PullRequest
 
 
 class Pulled(NamedTuple):
-    """The parameters of one version, whole."""
+    """All parameters of one version."""
 
     parameters: Parameters
     """The arrays, by name."""
 
     state: StatePoint
-    """The state and version they are of."""
+    """Their state and version."""
 
 
 def pull(
     connection: Connection,
     session: Session,
-    layout: Layout,
+    model_arrays: ModelArrays,
     *,
     min_version: int,
     out: Parameters | None,
     deadline: Deadline,
 ) -> Pulled:
-    """Pull parameters at least as new as `min_version`, into `out` or into fresh arrays.
+    """Pull parameters that are at least as new as `min_version`, into `out` or into new arrays.
 
-    A version of a state that is gone will never come: the parameters as they now stand are returned instead, and the
-    session keeps the rewind for its listeners.
+    If the state of `min_version` no longer exists, that version cannot appear any more. The pull then returns the
+    current parameters, and the session records the rewind for its listeners.
     """
     origin = session.origin
     report = connection.report(f"pull of model {session.model!r}")
@@ -62,7 +59,7 @@ def pull(
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
         )
         with closing(connection.pull(request, timeout_seconds)) as messages:
-            return read_parameters(messages, layout, out, report)
+            return read_parameters(messages, model_arrays, out, report)
 
     def attempt_through_a_rewind(timeout_seconds: float) -> Pulled:
         try:
@@ -79,18 +76,20 @@ def pull(
     return pulled
 
 
-def read_parameters(messages: Iterator[Any], layout: Layout, out: Parameters | None, report: Progress) -> Pulled:
+def read_parameters(
+    messages: Iterator[Any], model_arrays: ModelArrays, out: Parameters | None, report: Progress
+) -> Pulled:
     """Read header, chunks and trailer; return the parameters.
 
     Raises:
-        CorruptTransferError: the bytes are not those that were sent; `out` then holds neither old nor new values.
-        InvalidRequestError: the model is not the one that was opened.
-        ConfigurationError: the server says something that this version does not know.
+        CorruptTransferError: the bytes changed on the way; the contents of `out` are then undefined.
+        InvalidRequestError: the model is not the one that this handle opened.
+        ConfigurationError: this version does not know a value in the answer.
         ServiceError: the call failed.
     """
-    header = _header(messages, layout)
+    header = _header(messages, model_arrays)
     if out is None:
-        flat, parameters = layout.allocate()
+        flat, parameters = model_arrays.allocate()
         download = Download([flat], header.total_bytes, header.checksum_kind, report)
     else:
         parameters = out
@@ -99,20 +98,20 @@ def read_parameters(messages: Iterator[Any], layout: Layout, out: Parameters | N
     return Pulled(parameters, header.state)
 
 
-def _header(messages: Iterator[Any], layout: Layout) -> PullHeader:
+def _header(messages: Iterator[Any], model_arrays: ModelArrays) -> PullHeader:
     first = next(messages, None)
     if not isinstance(first, Message) or first.WhichOneof("part") != "header":
-        raise CorruptTransferError("the stream does not begin with its header")
+        raise CorruptTransferError("the stream of parameters does not begin with a header; pull again")
     header: PullHeader = first.header  # type: ignore[attr-defined]  # every transfer message has one
     durability_name(header.state.durability, "the parameters' state")
     if header.checksum_kind not in SUPPORTED:
         raise ConfigurationError(
-            f"the parameters have checksum_kind={header.checksum_kind}, and this client knows {SUPPORTED}; update "
-            "numba-adam here"
+            f"the parameters have checksum_kind={header.checksum_kind}, expected one of {SUPPORTED}; update numba-adam "
+            "on this machine"
         )
-    if header.total_bytes != layout.total_bytes:
+    if header.total_bytes != model_arrays.total_bytes:
         raise InvalidRequestError(
-            f"the server sends {header.total_bytes} bytes of parameters, this handle knows {layout.total_bytes}: the "
-            "model was deleted and created anew; open it again"
+            f"expected {model_arrays.total_bytes} bytes of parameters, got {header.total_bytes}: the model was "
+            "deleted and created again; open it again"
         )
     return header

@@ -1,6 +1,6 @@
-"""One push from beginning to end: its tries, its answer, and what its failures mean for the session.
+"""One push: its tries, its answer, and how a failure changes the session.
 
-May import what both ends share, and its neighbours here.
+May import `numba_adam.ps` and its neighbours here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from google.protobuf.message import Message
 
 from numba_adam import errors
 from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
-from numba_adam.client.layout import Gradients, Layout
+from numba_adam.client.model_arrays import Gradients, ModelArrays
 from numba_adam.client.pull import Pulled, read_parameters
 from numba_adam.client.session import Origin, Session
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Deadline, interrupted, queued_too_long
-from numba_adam.client.transport.shield import LOOK_SECONDS, is_given_up
+from numba_adam.client.transport.shield import POLL_SECONDS, is_given_up
 from numba_adam.errors import CorruptTransferError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
@@ -34,30 +34,30 @@ _Send = Callable[[Iterator[bytes], float], tuple[PushAck, Pulled | None]]
 
 
 class Push:
-    """One gradient on its way. It is run once, by one thread."""
+    """One gradient to send. One thread runs it, once."""
 
     def __init__(
-        self, connection: Connection, session: Session, layout: Layout, gradients: Gradients, origin: Origin
+        self, connection: Connection, session: Session, model_arrays: ModelArrays, gradients: Gradients, origin: Origin
     ) -> None:
-        self._connection, self._session, self._layout = connection, session, layout
+        self._connection, self._session, self._model_arrays = connection, session, model_arrays
         self._gradients, self._origin = gradients, origin
         self._what = f"push to model {session.model!r}"
-        self._in_doubt = False  # whether an earlier try may have been applied without our hearing of it
+        self._in_doubt = False  # whether an earlier try may have been applied, its answer lost
 
     def run(self, deadline: Deadline) -> Answer:
-        """Send it until there is an answer.
+        """Send the gradient until there is an answer.
 
         Raises:
-            PushRejectedError: the server refused it, for good; the next push may go on.
-            SessionFencedError: another process with this worker id has taken over.
+            PushRejectedError: the server refused the push; it is not retried. Later pushes may succeed.
+            SessionFencedError: another process with this worker id took over.
             ServiceError: there was no answer in time; the push may or may not have been applied.
         """
         return self._run(self._send, deadline)
 
     def run_with_pull(self, deadline: Deadline) -> Answer:
-        """Send it until there is an answer, and read the parameters that follow it; raises as `run` does.
+        """Send the gradient until there is an answer, then read the parameters. Raises the same errors as `run`.
 
-        They are None where the stream broke after the acknowledgement or the model was rewound: pull them.
+        The parameters are None if the stream broke after the acknowledgement, or if the model was rewound.
         """
         return self._run(self._send_and_receive, deadline)
 
@@ -78,14 +78,14 @@ class Push:
             self._session.push_lock.release()
 
     def _take_turn(self, deadline: Deadline) -> None:
-        while not self._session.push_lock.acquire(timeout=min(LOOK_SECONDS, deadline.remaining_seconds())):
+        while not self._session.push_lock.acquire(timeout=min(POLL_SECONDS, deadline.remaining_seconds())):
             if is_given_up():
                 raise interrupted(self._what)
             if not deadline.remaining_seconds():
                 raise queued_too_long(self._what, deadline)
 
     def _settle(self, error: BaseException) -> None:
-        """Leave the session such that the next push cannot be mistaken for this one."""
+        """Update the session after a failure, so that the server cannot confuse the next push with this one."""
         detail = detail_of(error)
         if isinstance(error, errors.SessionFencedError):
             self._session.fence(str(error))
@@ -95,11 +95,11 @@ class Push:
             self._session.forget()
 
     def _attempt(self, send: _Send, deadline: Deadline) -> Answer:
-        """Try once; a session that the server does not know any more is opened again first."""
+        """Try once. If the server has forgotten the session, open a new one and try again."""
         try:
             return self._attempt_in_session(send, deadline)
         except errors.SessionUnknownError:
-            if self._in_doubt:  # the answer to an earlier try is lost with the session: sending again could repeat it
+            if self._in_doubt:  # the server forgot the answer too: another try could apply the push twice
                 raise
             self._session.forget()
             return self._attempt_in_session(send, deadline)
@@ -115,14 +115,14 @@ class Push:
         except ServiceError as error:
             if upload.failure is not None:
                 raise upload.failure from error
-            if self._tells_of_a_rewind(error):
+            if self._is_rewind(error):
                 return ack_of_rewind(session.restored), None
             self._in_doubt |= detail_of(error) is None
             raise
         session.next_sequence += 1
         return ack_of(ack), pulled
 
-    def _tells_of_a_rewind(self, error: ServiceError) -> bool:
+    def _is_rewind(self, error: ServiceError) -> bool:
         detail = detail_of(error)
         if not isinstance(error, errors.RewoundError) or detail is None:
             return False
@@ -130,7 +130,7 @@ class Push:
         return self._session.origin.state_id != self._origin.state_id
 
     def _upload(self) -> Upload:
-        present, dtype = self._gradients.present, self._layout.dtype
+        present, dtype = self._gradients.present, self._model_arrays.dtype
         header = PushHeader(
             model=self._session.model,
             state_id=self._origin.state_id,
@@ -139,7 +139,7 @@ class Push:
             sequence=self._session.next_sequence,
             base_version=self._origin.version,
             dtype=convert.dtype_to_proto(dtype),
-            tensors=[self._layout.specs[name] for name in present],
+            tensors=[self._model_arrays.specs[name] for name in present],
             absent=self._gradients.absent,
             total_bytes=sum(array.nbytes for array in present.values()),
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
@@ -155,16 +155,18 @@ class Push:
         with closing(self._connection.push_pull(messages, timeout_seconds)) as answers:
             ack = _first_ack(answers)
             try:
-                return ack, read_parameters(answers, self._layout, None, report)
+                return ack, read_parameters(answers, self._model_arrays, None, report)
             except ServiceError as error:
-                _log.info("%s was applied; its parameters did not come (%s) and are pulled again", self._what, error)
+                _log.info(
+                    "%s was applied; receiving the parameters failed (%s), they are pulled again", self._what, error
+                )
                 return ack, None
 
 
 def _first_ack(answers: Iterator[Any]) -> PushAck:
-    """Return the acknowledgement that a PushPull answer begins with."""
+    """Return the acknowledgement at the beginning of an answer to PushPull."""
     first = next(answers, None)
     if not isinstance(first, Message) or first.WhichOneof("part") != "ack":
-        raise CorruptTransferError("the answer does not begin with an acknowledgement")
+        raise CorruptTransferError("the answer to push_pull does not begin with an acknowledgement")
     ack: PushAck = first.ack  # type: ignore[attr-defined]  # every answer of this call has one
     return ack

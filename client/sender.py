@@ -1,4 +1,4 @@
-"""The thread behind push_async: jobs in order, one at a time, a bounded number waiting. May import nothing but ours."""
+"""The thread behind push_async: runs jobs in order, with a bounded queue. May import its neighbours and the errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from numba_adam.client.transport.retry import Deadline, closed, interrupted, queued_too_long
-from numba_adam.client.transport.shield import LOOK_SECONDS, is_given_up
+from numba_adam.client.transport.shield import POLL_SECONDS, is_given_up
 from numba_adam.errors import ServiceError
 
 _T = TypeVar("_T")
 
 
 class _Promise(Future[_T]):
-    """A future that a forked child can read, whichever locks its parent held."""
+    """A future that a forked child can read, even if the parent held its locks."""
 
     _outcome: tuple[_T | None, BaseException | None] | None = None
 
@@ -30,10 +30,10 @@ class _Promise(Future[_T]):
         self._outcome = None, exception
         super().set_exception(exception)
 
-    def begin_anew(self, error: BaseException) -> None:
-        """In a forked child: keep the outcome; one that is not there will not come, which is told by an error."""
+    def settle_in_child(self, error: BaseException) -> None:
+        """In a forked child: keep the outcome, or set `error` if there is none, because the child never gets one."""
         outcome = self._outcome or (None, error)
-        Future.__init__(self)  # new locks, no callbacks, nobody waiting
+        Future.__init__(self)  # new locks, no callbacks, no waiting threads
         if outcome[1] is not None:
             self.set_exception(outcome[1])
         else:
@@ -41,7 +41,7 @@ class _Promise(Future[_T]):
 
 
 class Sender:
-    """Runs jobs in the order in which they were given."""
+    """Runs jobs on one thread, in the order of submission."""
 
     def __init__(self, name: str, waiting: int) -> None:
         self._name, self._waiting = name, waiting
@@ -54,17 +54,17 @@ class Sender:
         self._thread.start()
 
     def submit(self, job: Callable[[], _T], deadline: Deadline | None = None) -> Future[_T]:
-        """Queue a job; waits while the queue is full.
+        """Queue a job; wait while the queue is full.
 
-        Only a job itself, or what it calls, never waits: nobody else could make room.
+        A call from inside a job does not wait: only this thread can shorten the queue.
 
         Raises:
-            DeadlineExceededError: there was no room in time.
+            DeadlineExceededError: the queue was full until the deadline.
             ServiceError: the sender was closed.
         """
         future: _Promise[_T] = _Promise()
         with self._changed:
-            while not self._changed.wait_for(lambda: self._has_room() or not self._is_open, _look(deadline)):
+            while not self._changed.wait_for(lambda: self._has_room() or not self._is_open, _poll_seconds(deadline)):
                 if is_given_up():
                     raise interrupted(self._name)
                 if deadline is not None and not deadline.remaining_seconds():
@@ -77,35 +77,35 @@ class Sender:
         return future
 
     def run(self, job: Callable[[], _T], deadline: Deadline) -> _T:
-        """Queue a job and return what it returns; one whose turn does not come in time is never begun.
+        """Queue a job and return its result. A job that has not started by the deadline is cancelled.
 
         Raises:
-            DeadlineExceededError: its turn did not come.
+            DeadlineExceededError: the job did not start in time.
             ServiceError: the sender was closed.
         """
         future = self.submit(job, deadline)
-        while not wait([future], _look(deadline)).done and deadline.remaining_seconds() and not is_given_up():
+        while not wait([future], _poll_seconds(deadline)).done and deadline.remaining_seconds() and not is_given_up():
             pass
         if not future.cancelled() and future.cancel():
             raise queued_too_long(self._name, deadline)
         if is_given_up():
             raise interrupted(self._name)
-        return future.result()  # done, or under way: then it ends by the deadline itself
+        return future.result()  # done or running: a running job keeps the deadline itself
 
     def is_current_thread(self) -> bool:
-        """Say whether the caller is a job, or what a job calls."""
+        """Return whether the caller runs on the sender's thread."""
         return threading.current_thread() is self._thread
 
-    def close(self, patience_seconds: float) -> None:
-        """Take no more jobs; wait so long for those that were given, then cancel those that have not begun."""
+    def close(self, timeout_seconds: float) -> None:
+        """Accept no more jobs; wait for the queued ones until the timeout, then cancel those that have not started."""
         with self._changed:
             self._is_open = False
             self._changed.notify_all()
-        patience = Deadline(patience_seconds)
-        while not self.is_current_thread() and self._thread.is_alive() and patience.remaining_seconds():
+        limit = Deadline(timeout_seconds)
+        while not self.is_current_thread() and self._thread.is_alive() and limit.remaining_seconds():
             if is_given_up():
                 break
-            self._thread.join(_look(patience))
+            self._thread.join(_poll_seconds(limit))
         with self._changed:
             given_up, self._jobs = self._jobs, deque()
         for _, future in given_up:
@@ -113,13 +113,13 @@ class Sender:
                 future.set_running_or_notify_cancel()
 
     def abandon(self) -> None:
-        """In a forked child: settle the futures, for which nobody works there."""
+        """In a forked child: settle the futures, because the sender's thread does not exist there."""
         error = ServiceError(
-            f"{self._name}: process {self._process_id} gave it to push_async and gets its answer; process "
-            f"{os.getpid()}, which was forked from it, does not"
+            f"{self._name}: process {self._process_id} called push_async and gets the answer; process {os.getpid()}, "
+            "which was forked from it, does not. Wait for the future in the parent"
         )
         for promise in tuple(self._promises):
-            promise.begin_anew(error)
+            promise.settle_in_child(error)
 
     def _has_room(self) -> bool:
         return len(self._jobs) < self._waiting or self.is_current_thread()
@@ -129,7 +129,7 @@ class Sender:
             pass
 
     def _run_next(self) -> bool:
-        """Wait for a job and run it; False at the end. Once it returns, nothing keeps the job's arrays alive."""
+        """Wait for a job and run it; return False if the sender was closed. Keeps no reference to the job's arrays."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or not self._is_open)
             if not self._jobs:
@@ -139,11 +139,11 @@ class Sender:
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(job())
-            except BaseException as error:  # the caller learns of it from the future
+            except BaseException as error:  # the future passes it to the caller
                 future.set_exception(error)
         return True
 
 
-def _look(deadline: Deadline | None) -> float:
-    """Return how long to wait before looking whether the call was given up."""
-    return LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline.remaining_seconds())
+def _poll_seconds(deadline: Deadline | None) -> float:
+    """Return how long to wait before the next check whether the call was given up."""
+    return POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline.remaining_seconds())

@@ -1,6 +1,6 @@
-"""Where one worker stands with one model: epoch, sequence number, and the state it believes the model is in.
+"""A worker's session with a model: its epoch, its sequence numbers, and the model's state as last reported.
 
-May import grpc's errors through `connection`, and what both ends share.
+May import `connection`, `numba_adam.ps` and the errors.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ class Origin:
     """The parameters that a gradient was computed from."""
 
     state_id: str
-    """The line of history they belong to."""
+    """Id of the line of history that they belong to."""
 
     version: int
-    """Their version in it."""
+    """Their version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """An opening of a session, the same for all its tries, until there is an answer."""
+    """One request to open a session. All its tries are equal, until there is an answer."""
 
     nonce: str
-    """Names it."""
+    """Id of the request."""
 
     state_id: str
-    """The state that the session is for."""
+    """Id of the state that the session is for."""
 
     seen_epoch: int
-    """The newest epoch that is known here: a newer session of this worker is another process's."""
+    """The newest epoch that this process knows. A session with a newer epoch belongs to another process."""
 
     may_take_over: bool
-    """Whether a session that is not known here may be fenced: by a process that has had none, and looks once."""
+    """Whether the request may fence an unknown session. Only a process without a session may, and only once."""
 
 
 class Session:
-    """Shared by all handles that a client gives out for one model.
+    """One worker's session with one model. All of a client's handles on the model share it.
 
-    `push_lock` is held for the whole of a push, tries included: the server takes the pushes of a session strictly in
-    order. The numbers of the session are only touched under it. What is known of the model's state has a lock of its
-    own, held for moments, because pulls learn of it too.
+    A push holds `push_lock` during all its tries, because the server takes a session's pushes strictly in order.
+    The lock also guards the epoch and the sequence number. The model's state has a second lock, which is held only
+    briefly, because pulls update the state too.
     """
 
     def __init__(self, connection: Connection, model: str, worker_id: str, state: StatePoint) -> None:
@@ -63,9 +63,9 @@ class Session:
         self.epoch = 0
         self.next_sequence = 0
         self._connection = connection
-        self._epoch_state_id = ""  # the state that the epoch was given for; empty: none was given
+        self._epoch_state_id = ""  # the state that the epoch belongs to; empty: no epoch yet
         self._is_open = False
-        self._opening: Opening | None = None  # under way, or without an answer
+        self._opening: Opening | None = None  # sent, without an answer so far
         self._fenced = ""
         self._state_lock = threading.Lock()
         self._origin = Origin(state.state_id, state.version)
@@ -76,12 +76,12 @@ class Session:
     # --- the session's numbers, under push_lock -----------------------------------------------------------------
 
     def ensure_open(self, deadline: Deadline) -> None:
-        """Open a session unless one is open for the state the model is in.
+        """Open a session for the model's current state, unless one is open.
 
-        Where the model turns out to be in another state, that is noticed, and the session may still be closed.
+        If the server reports another state, the session records the rewind and may stay closed.
 
         Raises:
-            SessionFencedError: another process with this worker id has taken over.
+            SessionFencedError: another process with this worker id took over.
             ServiceError: the call failed.
         """
         if self._fenced:
@@ -104,9 +104,9 @@ class Session:
         self._is_open, self._opening = True, None
 
     def _open(self, state_id: str, deadline: Deadline) -> OpenSessionResponse:
-        """Send an opening, the one that has no answer yet if there is one; take over only from what was seen.
+        """Send a request to open a session; repeat an unanswered request unchanged.
 
-        A message that is late says what was known when it was sent: it cannot fence what was opened since.
+        A request fences only sessions up to the epoch that it carries: a late one cannot fence a session opened since.
         """
         if self._opening is None or self._opening.state_id != state_id:
             seen_epoch = self.epoch if self._epoch_state_id == state_id else 0
@@ -132,41 +132,40 @@ class Session:
         return self._connection.unary("OpenSession", request, OpenSessionResponse, deadline.remaining_seconds())
 
     def forget(self) -> None:
-        """Give the session up: the next push opens a new one, which fences whatever of this one is still under way.
+        """Discard the session. The next push opens a new one, which fences unfinished pushes of this one.
 
-        Needed wherever it is unknown whether a sequence number was used, because the next gradient must not travel
-        under it: the server would refuse it for the sake of the one that was given up.
+        This is necessary if the server may have used a sequence number: it would refuse another gradient with it.
         """
         self._is_open = False
 
     def fence(self, message: str) -> None:
-        """Refuse all further pushes: two processes that share a worker id would fence each other for ever."""
+        """Refuse all further pushes. Otherwise two processes with one worker id would fence each other forever."""
         self._fenced = message
 
     # --- the model's state, from any thread ---------------------------------------------------------------------
 
     @property
     def origin(self) -> Origin:
-        """What the worker's parameters are: the last ones it pulled."""
+        """State and version of the parameters that the worker pulled last."""
         return self._origin
 
     @property
     def restored(self) -> StatePoint:
-        """Where the model stood when its last rewind was noticed."""
+        """The model's state after its last rewind, as first reported."""
         return self._restored
 
     def pulled(self, state: StatePoint) -> None:
-        """Take the state that came with parameters."""
+        """Record the state that came with parameters."""
         self.notice(state)
         with self._state_lock:
             if state.state_id == self._origin.state_id:
                 self._origin = Origin(state.state_id, state.version)
 
     def notice(self, state: StatePoint) -> None:
-        """Take a state that came with any answer; one of another line of history means a rewind.
+        """Record the state in any answer. Another line of history means a rewind.
 
         Raises:
-            ConfigurationError: it has a durability that this version does not know.
+            ConfigurationError: this version does not know the state's durability.
         """
         durability_name(state.durability, f"the state of model {self.model!r}")
         with self._state_lock:
@@ -175,7 +174,7 @@ class Session:
             self._gone.add(self._origin.state_id)
             _log.warning(
                 "model %r went back from version %d to %d: the server lost what came after its last snapshot, "
-                "or the model was created anew",
+                "or the model was created again",
                 self.model,
                 self._origin.version,
                 state.first_version,
@@ -185,13 +184,13 @@ class Session:
             self._rewinds.append(state)
 
     def take_rewinds(self) -> list[StatePoint]:
-        """Return the rewinds that nobody has been told of yet; each is returned once."""
+        """Return the rewinds that were not reported yet, each of them once."""
         with self._state_lock:
             rewinds, self._rewinds = self._rewinds, []
         return rewinds
 
 
 def _newest_epoch(error: ServiceError) -> int:
-    """Return the epoch that a refused opening may take over from; 0: none was said."""
+    """Return the newest epoch that a refusal reports; 0: it reports none."""
     detail = detail_of(error)
     return detail.epoch if detail is not None else 0

@@ -1,6 +1,6 @@
-"""Payloads as streams of chunks: cut and checked on the way out, checked and put in place on the way in.
+"""Payloads as streams of chunks: uploads with a checksum, and validated downloads into arrays.
 
-May import NumPy and what both ends share (`numba_adam.ps`).
+May import NumPy and `numba_adam.ps`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _NOTHING = memoryview(bytearray())
 
 def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     """Return a C-contiguous array's memory as bytes."""
-    return array.data.cast("B") if array.size else _NOTHING  # memoryview cannot cast what has no elements
+    return array.data.cast("B") if array.size else _NOTHING  # memoryview cannot cast an empty array
 
 
 def cut(pieces: Iterable[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
-    """Cut the concatenation of pieces into runs of `chunk_bytes` (the last one shorter), without copying."""
+    """Cut the concatenated pieces into runs of `chunk_bytes` (the last one may be shorter), without a copy."""
     run: list[memoryview] = []
     room = chunk_bytes
     for piece in pieces:
@@ -43,9 +43,9 @@ def cut(pieces: Iterable[memoryview], chunk_bytes: int) -> Iterator[list[memoryv
 
 
 class Upload:
-    """The messages of one outgoing transfer, made as gRPC asks for them.
+    """The messages of one outgoing transfer, created on demand.
 
-    Each chunk is copied once, into the message; the checksum is taken of that copy, while the cache still has it.
+    Each chunk is copied once, into its message. The checksum reads that copy, which is still in the CPU's cache.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Upload:
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> None:
         self.failure: Exception | None = None
-        """What the progress callable raised; gRPC would report it as a cancelled call."""
+        """The exception of the progress callable, which gRPC would report as a cancelled call."""
         self._header, self._kind, self._report, self._chunk_bytes = header, checksum_kind, report, chunk_bytes
         self._pieces = [bytes_of(array) for array in arrays]
 
@@ -85,10 +85,10 @@ class Upload:
 
 
 class Download(Reader):
-    """One incoming transfer, written into arrays chunk by chunk.
+    """One incoming transfer, copied into arrays chunk by chunk.
 
     Args:
-        arrays: C-contiguous; the payload fills them one after the other.
+        arrays: C-contiguous arrays; the payload fills them in order.
         total_bytes: the declared size.
         checksum_kind: a ChecksumKind of the protocol.
         report: called after each chunk.
@@ -102,13 +102,13 @@ class Download(Reader):
         super().__init__(total_bytes, checksum_kind)
         self._places = [bytes_of(array) for array in arrays]
         self._report = report
-        self._place = self._start = 0  # the place that the next byte goes to, and where in it
+        self._place = self._start = 0  # where the next byte goes: index of the array, and offset in it
 
     def take(self, chunk: Chunk) -> None:
-        """Check a chunk, copy it into place and report it.
+        """Validate a chunk, copy it into the arrays and report progress.
 
         Raises:
-            CorruptTransferError: it does not follow the one before, is empty, or exceeds the declared size.
+            CorruptTransferError: the chunk does not follow the one before, is empty, or exceeds the declared size.
         """
         super().take(chunk)
         self._report(self.received_bytes, self.total_bytes)

@@ -1,1 +1,1 @@
-"""How calls reach the server: the gRPC channel, tries again, forks and signals."""
+"""How calls reach the server: the gRPC channel, retries, forks and signals."""

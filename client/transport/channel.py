@@ -1,7 +1,4 @@
-"""One gRPC channel with the methods of the service, from when it is made until it is closed.
-
-May import grpc and what both ends share (`numba_adam.ps`).
-"""
+"""One gRPC channel with the methods of the service. May import grpc and `numba_adam.ps`."""
 
 from __future__ import annotations
 
@@ -20,38 +17,38 @@ from numba_adam.ps import framing
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 _SERVICE = "numba_adam.ps.v1.ParameterService"
-_LONGEST_MESSAGE_BYTES = 64 << 20  # a server of another make may send large chunks; ours are about 1 MiB
+_LONGEST_MESSAGE_BYTES = 64 << 20  # other servers may send large chunks; ours are about 1 MiB
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", _LONGEST_MESSAGE_BYTES),
-    ("grpc.http2.max_frame_size", (1 << 24) - 1),  # a chunk in one frame instead of sixty-four
-    ("grpc.enable_retries", 0),  # its own buffer at most 256 KiB of a call; ours know about sequence numbers
-    ("grpc.initial_reconnect_backoff_ms", 50),  # a restarted server is found within a moment ...
+    ("grpc.http2.max_frame_size", (1 << 24) - 1),  # a chunk in one frame, not in sixty-four
+    ("grpc.enable_retries", 0),  # gRPC buffers at most 256 KiB of a call; our retries handle sequence numbers
+    ("grpc.initial_reconnect_backoff_ms", 50),  # reconnects soon after a restart of the server ...
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # ... and a dead one is not hammered
-    ("grpc.keepalive_time_ms", 20_000),  # during calls: a peer that is gone without a word is found out
+    ("grpc.max_reconnect_backoff_ms", 1000),  # ... without many attempts while it is down
+    ("grpc.keepalive_time_ms", 20_000),  # during calls: detects a server that vanished
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.use_local_subchannel_pool", 1),  # no backoff inherited from another client of this process
+    ("grpc.use_local_subchannel_pool", 1),  # share no reconnect backoff with another client of this process
 )
 
 
 def _options(address: str) -> tuple[tuple[str, int], ...]:
-    """Return the channel's options; this machine is never reached through a proxy, whatever http_proxy says."""
+    """Return the channel's options. Connections to this machine ignore http_proxy."""
     return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address) else _OPTIONS
 
 
-class Lane:
-    """A channel that is closed by its process, or never.
+class ServiceChannel:
+    """A gRPC channel that only `close` releases.
 
-    The end of a channel that is merely dropped waits for threads of gRPC's. When the interpreter exits, or in a
-    forked child, they do not run any more, and it would wait for ever; so a reference too many keeps it from ending.
+    The destructor of a gRPC channel waits for gRPC's threads. They no longer run at interpreter exit or in a forked
+    child, so the destructor would wait forever. An extra reference prevents the destructor from running.
     """
 
     def __init__(self, address: str) -> None:
         self._process_id = os.getpid()
         self._is_open = False
-        self.channel = grpc.insecure_channel(address, options=_options(address))
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.channel))
+        self.grpc_channel = grpc.insecure_channel(address, options=_options(address))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.grpc_channel))
         self._is_open = True
         self.create = self._method("stream_unary", "CreateModel", pb.CreateModelResponse.FromString)
         self.push = self._method("stream_unary", "Push", pb.PushResponse.FromString)
@@ -63,18 +60,18 @@ class Lane:
         return self._method("unary_unary", name, response_type.FromString)
 
     def _method(self, kind: str, name: str, decode: Callable[[bytes], Any]) -> Any:
-        make = getattr(self.channel, kind)
+        make = getattr(self.grpc_channel, kind)
         return make(f"/{_SERVICE}/{name}", request_serializer=framing.encode_message, response_deserializer=decode)
 
     def close(self) -> None:
-        """End all calls in flight and release the channel. Called once."""
+        """Cancel all calls in flight and release the channel. Call it once only."""
         self._is_open = False
-        _close(self.channel)
+        _close(self.grpc_channel)
 
     def __del__(self) -> None:
-        """Close it, if it is the channel of a client that was dropped without being closed."""
+        """Close the channel of a client that was dropped without `close`."""
         if self._is_open and self._process_id == os.getpid() and not sys.is_finalizing():
-            _thread.start_new_thread(_close, (self.channel,))  # takes no lock: garbage is collected anywhere
+            _thread.start_new_thread(_close, (self.grpc_channel,))  # takes no lock: garbage collection may run anywhere
 
 
 def _close(channel: grpc.Channel) -> None:

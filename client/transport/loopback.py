@@ -1,6 +1,6 @@
-"""Whether an address names this machine itself, however it is spelled. May import the standard library only.
+"""Whether an address means this machine, in any spelling. May import the standard library only.
 
-gRPC sends what is not told otherwise through the proxy of http_proxy, also connections to this machine.
+By default, gRPC uses the proxy of http_proxy even for connections to this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOCAL_NAMES = re.compile(r"(.*\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(loca
 
 
 def is_loopback(address: str) -> bool:
-    """Say whether every place that a gRPC address names is this machine's own.
+    """Return whether every endpoint of a gRPC address is on this machine.
 
     >>> [is_loopback(text) for text in ("LOCALHOST.:1", "dns:///127.1:1", "ipv6:[::ffff:127.0.0.1]:1", "10.0.0.1:1")]
     [True, True, True, False]
@@ -31,11 +31,11 @@ def is_loopback(address: str) -> bool:
 
 
 def _host(place: str) -> str:
-    """Return the host of HOST:PORT, [HOST]:PORT or HOST, as a name to compare."""
+    """Return the host of HOST:PORT, [HOST]:PORT or HOST, normalized for comparison."""
     place = place.strip().lower()
     if place.startswith("["):
         return place[1:].partition("]")[0]
-    host = place if place.count(":") > 1 else place.partition(":")[0]  # an IPv6 address without its brackets
+    host = place if place.count(":") > 1 else place.partition(":")[0]  # two colons: an IPv6 address without brackets
     return host.removesuffix(".")
 
 
@@ -49,7 +49,7 @@ def _is_loopback_host(host: str) -> bool:
 
 
 def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the IP address that a host is written as; None for a name."""
+    """Return a host's numeric IP address; None if the host is a name."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])  # without the interface: fe80::1%eth0
     except ValueError:
@@ -67,9 +67,9 @@ def _is_loopback_number(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -
 
 
 def _is_own_name(host: str) -> bool:
-    """Say whether a name of /etc/hosts, or this machine's own, leads to loopback addresses only.
+    """Return whether a name of /etc/hosts, or this machine's name, resolves to loopback addresses only.
 
-    Looked up only where it matters, and only names that need no name server to be known.
+    It resolves a name only if a proxy is set, and only names that need no name server.
     """
     if not any(os.environ.get(name) for name in _PROXY_VARIABLES):
         return False

@@ -1,6 +1,6 @@
-"""Which failures are worth another try, and when: exponential backoff with full jitter, hints obeyed, one deadline.
+"""Which failures are retried, and when: exponential backoff with full jitter, the server's hints, one deadline.
 
-Sending again is safe because every call of the protocol is idempotent. May import our errors and their table.
+Retries are safe because every call of the protocol is idempotent. May import our errors and their table.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numba_adam.ps.errors import detail_of
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_PATIENCE_SECONDS = 5.0  # after which a call that is still being tried is worth a warning in the log
-_LONGEST_SECONDS = 1e9  # thirty years: with ten times that, gRPC takes every deadline for one that has passed
+_WARN_AFTER_SECONDS = 5.0  # after this time, a retry is logged as a warning
+_LONGEST_SECONDS = 1e9  # thirty years; gRPC treats ten times that as an expired deadline
 
-_WORTH_ANOTHER_TRY = (
+_RETRYABLE = (
     errors.ServerUnavailableError,
     errors.DeadlineExceededError,
     errors.CorruptTransferError,
@@ -33,7 +33,7 @@ _WORTH_ANOTHER_TRY = (
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait between tries."""
+    """The pauses between tries."""
 
     first_seconds: float = 0.05
     """Longest wait before the second try."""
@@ -42,15 +42,15 @@ class Backoff:
     """Longest wait before any try."""
 
     most_tries: int = 0
-    """How often a call is tried at most; 0: until its time is up."""
+    """Maximum number of tries. 0: until the deadline."""
 
     def ceiling(self, tries: int) -> float:
-        """Return the longest wait after a number of failed tries, which doubles with each."""
+        """Return the longest wait after a number of failed tries; it doubles with each try."""
         return min(self.ceiling_seconds, self.first_seconds * 2.0 ** min(tries - 1, 60))
 
 
 class Deadline:
-    """A moment by which a call, with all its tries, must be over."""
+    """The time at which a call, including its retries, must end."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -58,27 +58,27 @@ class Deadline:
         self._end = clock() + seconds
 
     def remaining_seconds(self) -> float:
-        """Return the time left; 0 when it has passed, and never more than timers can count."""
+        """Return the time left: 0 after the deadline, and at most what timers can represent."""
         return min(max(0.0, self._end - self._clock()), _LONGEST_SECONDS)
 
 
-def worth_another_try(error: ServiceError) -> bool:
-    """Say whether the same call may succeed later."""
+def is_retryable(error: ServiceError) -> bool:
+    """Return whether the same call may succeed later."""
     if isinstance(error, errors.TransferTooLargeError):
         return False
-    # An INTERNAL without our detail was made by gRPC, when a connection broke in the middle of a frame.
+    # gRPC reports INTERNAL, without our detail, if a connection breaks in the middle of a frame.
     broken = isinstance(error, errors.InternalServerError) and detail_of(error) is None
-    return broken or isinstance(error, _WORTH_ANOTHER_TRY)
+    return broken or isinstance(error, _RETRYABLE)
 
 
 def pause_seconds(error: ServiceError, tries: int, backoff: Backoff, jitter: Callable[[], float]) -> float:
-    """Return how long to wait: the server's hint, if it gave one, and a random part of the backoff on top.
+    """Return how long to wait: the server's hint, if there is one, plus a random part of the backoff.
 
     Args:
-        error: what the last try failed with.
-        tries: how many have failed.
+        error: the failure of the last try.
+        tries: the number of failed tries.
         backoff: the longest waits.
-        jitter: returns a number in [0, 1); "full jitter" keeps many workers from coming back all at once.
+        jitter: returns a number in [0, 1). "Full jitter" prevents many workers from retrying at the same moment.
     """
     detail = detail_of(error)
     hint = detail.retry_after_milliseconds / 1000 if detail else 0.0
@@ -94,26 +94,26 @@ def retry(
     backoff: Backoff,
     jitter: Callable[[], float] = random.random,
 ) -> _T:
-    """Call `attempt` until it succeeds, fails for good or the deadline is too near for another try.
+    """Call `attempt` until it succeeds, fails permanently or the deadline is too near for another try.
 
     Args:
-        attempt: takes the seconds it may last; raises ServiceError.
-        deadline: for all tries together.
-        what: what messages call it, such as "push to model 'digits'".
-        wait: waits so many seconds; returns True to give up at once.
-        backoff: how long to wait between tries.
+        attempt: takes its timeout in seconds; raises ServiceError.
+        deadline: of all tries together.
+        what: the call's name in messages, such as "push to model 'digits'".
+        wait: waits a number of seconds; returns True to stop the retries.
+        backoff: the pauses between tries.
         jitter: returns a number in [0, 1).
 
     Raises:
-        ServiceError: what the last try failed with (what the one before did, if its time was merely up).
+        ServiceError: the failure of the last try. If that was a timeout: the last other failure, if there was one.
     """
     tries, has_warned = 0, False
-    telling: ServiceError | None = None  # the last failure that says more than that the time was up
+    telling: ServiceError | None = None  # the last failure that was no timeout
     while True:
         try:
             return attempt(deadline.remaining_seconds())
         except ServiceError as error:
-            if not worth_another_try(error):
+            if not is_retryable(error):
                 raise
             tries += 1
             if telling is None or not isinstance(error, errors.DeadlineExceededError):
@@ -121,8 +121,8 @@ def retry(
             pause = pause_seconds(error, tries, backoff, jitter)
             if tries == backoff.most_tries or pause >= deadline.remaining_seconds():
                 raise _gave_up(telling, what, tries, deadline) from error
-            is_long = not has_warned and deadline.remaining_seconds() < deadline.seconds - _PATIENCE_SECONDS
-            has_warned = has_warned or is_long  # once: whoever looks at the program shall know why it waits
+            is_long = not has_warned and deadline.remaining_seconds() < deadline.seconds - _WARN_AFTER_SECONDS
+            has_warned = has_warned or is_long  # warn once: it explains why the program waits
             level = logging.WARNING if is_long else logging.INFO
             _log.log(level, "%s: try %d failed (%s); the next one in %.2f s", what, tries, error, pause)
             if wait(pause):
@@ -130,32 +130,32 @@ def retry(
 
 
 def closed(what: str) -> ServiceError:
-    """Return the error for a call on a client that is closed, or is being closed."""
+    """Return the error for a call on a client that was closed or is closing."""
     return ServiceError(f"{what}: the client was closed; open a new ParameterClient")
 
 
 def interrupted(what: str) -> ServiceError:
-    """Return the error for a call that the main thread was interrupted in; nobody waits for it any more."""
+    """Return the error for a call that an interrupt of the main thread ended."""
     return ServiceError(f"{what}: the call was interrupted")
 
 
 def cut_short(what: str) -> ServiceError:
-    """Return the error for a try that ended with its channel, while the client goes on."""
+    """Return the error for a try that ended because its channel was closed, while the client stays open."""
     return errors.ServerUnavailableError(
         f"{what}: the connection was closed, because another call was interrupted or the process forked"
     )
 
 
 def queued_too_long(what: str, deadline: Deadline) -> ServiceError:
-    """Return the error for a call whose time was up before its turn came."""
+    """Return the error for a push that reached its deadline while it waited for earlier pushes."""
     return errors.DeadlineExceededError(
-        f"{what}: the pushes given before it took all its time of {deadline.seconds:g} s; it was not sent"
+        f"{what}: it waited for earlier pushes until its deadline of {deadline.seconds:g} s; it was not sent"
     )
 
 
 def _gave_up(error: ServiceError, what: str, tries: int, deadline: Deadline) -> ServiceError:
-    """Return an error of the same class, with the story before it."""
-    story = f"{what}: gave up after {tries} {'try' if tries == 1 else 'tries'} within {deadline.seconds:g} s"
-    result = type(error)(f"{story}; the last one: {error}")
+    """Return an error of the same class whose message also counts the tries."""
+    summary = f"{what}: gave up after {tries} {'try' if tries == 1 else 'tries'} within {deadline.seconds:g} s"
+    result = type(error)(f"{summary}; the last one: {error}")
     result.detail = error.detail
     return result

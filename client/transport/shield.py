@@ -1,8 +1,9 @@
-"""Calls of the main thread, carried out by another one, where no signal can interrupt them.
+"""Runs the main thread's calls on another thread, where signals cannot interrupt them.
 
-Python runs signal handlers in the main thread, between any two instructions of whatever it does. One that raises, as
-that of Ctrl-C, would leave gRPC's locks held and its counts wrong, and ours. So the main thread only waits, and when
-it is interrupted the call is given up: `is_given_up` tells it so. May import the standard library only.
+Python runs signal handlers in the main thread, between any two instructions. A handler that raises, such as that of
+Ctrl-C, could leave locks held and counters wrong, in gRPC and here. So another thread runs the call, and the main
+thread waits. An interrupt gives the call up; the call learns it from `is_given_up`. May import the standard library
+only.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
-_PATIENCE_SECONDS = 2.0  # how long an interrupted call may take to end before the interruption goes on without it
-LOOK_SECONDS = 0.1
-"""How often a call that waits looks whether it was given up."""
+_TIMEOUT_SECONDS = 2.0  # how long an interrupt waits for the call to end
+POLL_SECONDS = 0.1
+"""Interval at which a waiting call checks whether it was given up."""
 
 
-class _Errand:
-    """One call on its way."""
+class _Call:
+    """One call, with its result or error."""
 
     def __init__(self, job: Callable[[], Any]) -> None:
         self.job = job
@@ -42,82 +43,84 @@ class _Errand:
 
 
 class _Thread(threading.Thread):
-    """The thread of one worker; knows its errand."""
+    """The thread of one worker, with the call that it runs."""
 
-    def __init__(self, errands: queue.SimpleQueue[_Errand | None]) -> None:
+    def __init__(self, calls: queue.SimpleQueue[_Call | None]) -> None:
         super().__init__(name="numba-adam call", daemon=True)
-        self.errands = errands
-        self.errand: _Errand | None = None
+        self.calls = calls
+        self.call: _Call | None = None
         self.process_id = os.getpid()
 
     def run(self) -> None:
-        while (errand := self.errands.get()) is not None:
-            self.errand = errand
-            errand.carry_out()
-            self.errand = errand = None
-            if self.process_id != os.getpid():  # the errand forked, and this is the child: nobody asks for more
+        while (call := self.calls.get()) is not None:
+            self.call = call
+            call.carry_out()
+            self.call = call = None
+            if self.process_id != os.getpid():  # the call forked, and this is the child: no further calls come
                 return
 
 
 class _Worker:
-    """A thread that ends when this object does."""
+    """Owns a thread, which ends when this object is deleted."""
 
     def __init__(self) -> None:
-        self.errands: queue.SimpleQueue[_Errand | None] = queue.SimpleQueue()
-        self.thread = _Thread(self.errands)
+        self.calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self.thread = _Thread(self.calls)
         self.thread.start()
 
     def __del__(self) -> None:
-        self.errands.put(None)
+        self.calls.put(None)
 
 
 class Shield:
-    """Runs the main thread's calls, one at a time, on a thread that it keeps for the next."""
+    """Runs the main thread's calls, one at a time, on a thread that it reuses."""
 
     def __init__(self) -> None:
         self._idle: _Worker | None = None
 
     def run(self, job: Callable[[], _T], give_up: Callable[[], None]) -> _T:
-        """Run a job and return what it returns; other threads than the main one run it themselves.
+        """Run a job and return its result. Threads other than the main thread run it directly.
 
         Args:
-            job: what to do. Its waits look at `is_given_up`.
-            give_up: called, on a thread of its own, when the main thread was interrupted: ends what the job waits for.
+            job: the call. It must check `is_given_up` while it waits.
+            give_up: cancels what the job waits for. It runs on a new thread if the main thread was interrupted.
         """
         if threading.current_thread() is not threading.main_thread():
             return job()
-        worker, self._idle = self._idle, None  # a signal handler that calls in its turn finds none, and makes one
+        worker, self._idle = self._idle, None  # a call from a signal handler then creates its own worker
         worker = worker or _Worker()
-        errand = _Errand(job)
+        call = _Call(job)
         try:
-            worker.errands.put(errand)
-            while not errand.done.acquire(timeout=LOOK_SECONDS):  # a signal just before it would else go unseen
+            worker.calls.put(call)
+            while not call.done.acquire(
+                timeout=POLL_SECONDS
+            ):  # without a timeout, a signal just before it would go unseen
                 pass
         except BaseException:
-            errand.is_given_up = True
-            _thread.start_new_thread(give_up, ())  # one step, and the first: a second signal may interrupt the next
-            worker.errands.put(None)
-            errand.done.acquire(timeout=_PATIENCE_SECONDS)
+            call.is_given_up = True
+            _thread.start_new_thread(give_up, ())  # first, and one step: a second signal may come
+            worker.calls.put(None)
+            call.done.acquire(timeout=_TIMEOUT_SECONDS)
             raise
         self._idle = worker
-        if errand.error is not None:
+        if call.error is not None:
             try:
-                raise errand.error
+                raise call.error
             finally:
-                del errand  # the error's traceback knows this frame
-        result: _T = errand.result
+                del call  # the error's traceback refers to this frame
+        result: _T = call.result
         return result
 
     def close(self) -> None:
-        """End the thread that is kept."""
+        """End the reused thread."""
         worker, self._idle = self._idle, None
         if worker is not None:
-            worker.errands.put(None)
+            worker.calls.put(None)
             if worker.thread is not threading.current_thread():
-                worker.thread.join(_PATIENCE_SECONDS)
+                worker.thread.join(_TIMEOUT_SECONDS)
 
 
 def is_given_up() -> bool:
-    """Say whether the call that this thread carries out was given up by the main thread."""
+    """Return whether the main thread gave up the call that this thread runs."""
     thread = threading.current_thread()
-    return isinstance(thread, _Thread) and thread.errand is not None and thread.errand.is_given_up
+    return isinstance(thread, _Thread) and thread.call is not None and thread.call.is_given_up

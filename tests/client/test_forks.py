@@ -180,7 +180,7 @@ def test_a_child_is_refused_at_once_whichever_lock_its_parent_held(address):
     last = model.push_async(grads)
     last.result()
     session, sender = model._session, model._sender
-    locks = [client._models_lock, client._connection._lane_lock, model._sender_lock, session.push_lock,
+    locks = [client._models_lock, client._connection._channel_lock, model._sender_lock, session.push_lock,
              session._state_lock, sender._changed, last._condition]
     for lock in locks[:1] + locks[2:]:  # the second is held by the fork itself when it closes the channel
         held, go_on = threading.Event(), threading.Event()

@@ -13,7 +13,7 @@ import pytest
 
 from numba_adam.client.ack import ack_of
 from numba_adam.client.info import model_info
-from numba_adam.client.layout import layout_of
+from numba_adam.client.model_arrays import model_arrays_of
 from numba_adam.client.progress import silent
 from numba_adam.client.pull import read_parameters
 from numba_adam.client.transfer import Upload
@@ -39,7 +39,7 @@ def layout():
     [raw] = messages(exchange, "answers")
     info = model_info(pb.GetModelResponse.FromString(raw).model)
     assert info.version > 0
-    return layout_of(info)
+    return model_arrays_of(info)
 
 
 @pytest.mark.parametrize("exchange", exchanges("Pull"), ids=lambda exchange: exchange["what"])

@@ -208,7 +208,7 @@ def test_a_version_that_does_not_come_in_time(server, connect, arrays):
 @pytest.mark.parametrize("min_version", [-1, 1.5, "2", 1 << 64])
 def test_a_version_that_cannot_be_is_refused(client, arrays, min_version):
     model = client.create_model("m", arrays)
-    with pytest.raises(InvalidRequestError, match=r"min_version=.*: it must be a whole number, at least 0"):
+    with pytest.raises(InvalidRequestError, match=r"min_version: expected a whole number from 0 to \d+, got "):
         model.pull(min_version=min_version)
 
 
@@ -217,9 +217,17 @@ def test_a_version_that_cannot_be_is_refused(client, arrays, min_version):
 MISFITS = {
     "missing": (lambda g: {"w": g["w"]}, NamesError, r"grads lacks 'empty', 'b', 'scale'; give None"),
     "strange": (lambda g: {**g, "v": g["b"]}, NamesError, r"grads has 'v', which the model does not; it has 'w'"),
-    "not a dict": (lambda g: list(g.values()), NamesError, "grads is a list, needed is a dict"),
-    "shape": (lambda g: {**g, "b": np.ones(8, np.float32)}, ShapeError, r"grads\['b'\] has shape \(8,\).*\(7,\)"),
-    "dtype": (lambda g: {**g, "b": np.ones(7)}, DtypeError, r"grads\['b'\] has dtype float64, needed is .* float32"),
+    "not a dict": (lambda g: list(g.values()), NamesError, "grads: expected a dict .* got a list"),
+    "shape": (
+        lambda g: {**g, "b": np.ones(8, np.float32)},
+        ShapeError,
+        r"grads\['b'\]: expected the model's shape \(7,\), got \(8,\)",
+    ),
+    "dtype": (
+        lambda g: {**g, "b": np.ones(7)},
+        DtypeError,
+        r"grads\['b'\]: expected the model's dtype float32, got float64",
+    ),
     "layout": (lambda g: {**g, "b": np.ones(14, np.float32)[::2]}, LayoutError, r"grads\['b'\]"),
 }
 
@@ -250,13 +258,13 @@ def test_places_for_a_pull_that_do_not_fit_are_refused(client, arrays):
     ("params", "error", "message"),
     [
         ({}, NamesError, "at least one entry"),
-        ([1.0], NamesError, "it must be a dict of name -> array"),
-        ({3: np.ones(2)}, NamesError, "it must be a dict of name"),
-        ({"a\ud800": np.ones(2)}, NamesError, "a name must be of printable characters"),
+        ([1.0], NamesError, "params: expected a dict of name -> array"),
+        ({3: np.ones(2)}, NamesError, "params: expected a dict of name"),
+        ({"a\ud800": np.ones(2)}, NamesError, "use only printable characters in names"),
         (
             {"a": np.ones(2), "b": np.ones(2, np.float32)},
             DtypeError,
-            r"params\['b'\] has dtype float32 and params\['a'\]",
+            r"got float32 for params\['b'\] and float64 for params\['a'\]",
         ),
         ({"a": np.ones((4, 4)).T[:2]}, LayoutError, r"params\['a'\]"),
     ],
@@ -269,16 +277,16 @@ def test_initial_values_that_cannot_be_a_model_are_refused(client, params, error
 @pytest.mark.parametrize("name", [None, 5, "half of a pair \ud800"])
 def test_a_model_name_that_cannot_travel_is_refused(client, arrays, name):
     for call in (lambda: client.create_model(name, arrays), lambda: client.open_model(name)):
-        with pytest.raises(InvalidRequestError, match=r"model name .*: it must be a text"):
+        with pytest.raises(InvalidRequestError, match=r"model name: expected text .* got "):
             call()
-    with pytest.raises(InvalidRequestError, match=r"model name .*: it must be a text"):
+    with pytest.raises(InvalidRequestError, match=r"model name: expected text .* got "):
         client.delete_model(name)
 
 
 def test_settings_out_of_range_are_refused_before_anything_is_sent(client, arrays):
     with pytest.raises(HyperparameterError, match=r"lr=-1"):
         client.create_model("m", arrays, lr=-1)
-    with pytest.raises(ConfigurationError, match="mode='sync': it must be 'async'"):
+    with pytest.raises(ConfigurationError, match="mode: expected 'async', got 'sync'"):
         client.create_model("m", arrays, mode="sync")
     with pytest.raises(InvalidRequestError, match=r"\.\./m"):
         client.create_model("../m", arrays)
@@ -288,18 +296,18 @@ def test_settings_out_of_range_are_refused_before_anything_is_sent(client, array
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"address": "here"}, "it must be HOST:PORT"),
-        ({"address": ""}, "it must be HOST:PORT"),
-        ({"address": "http://127.0.0.1:50051"}, "no URL; write '127.0.0.1:50051'"),
-        ({"address": "https://localhost/"}, "no URL; write 'localhost:50051'"),
-        ({"address": "grpc://[::1]:7"}, r"no URL; write '\[::1\]:7'"),
-        ({"worker_id": ""}, "1 to 128 characters"),
-        ({"worker_id": "w" * 129}, "1 to 128 characters"),
-        ({"worker_id": "a\nb"}, "none of them control characters"),
-        ({"timeout_seconds": 0}, "it must be above 0 and finite"),
-        ({"timeout_seconds": float("inf")}, "it must be above 0 and finite"),
-        ({"timeout_seconds": "3"}, "timeout_seconds='3': it must be above 0 and finite"),
-        ({"timeout_seconds": None}, "timeout_seconds=None: it must be above 0 and finite"),
+        ({"address": "here"}, "address: expected HOST:PORT.* got 'here'"),
+        ({"address": ""}, "address: expected HOST:PORT.* got ''"),
+        ({"address": "http://127.0.0.1:50051"}, "got the URL .*; write '127.0.0.1:50051'"),
+        ({"address": "https://localhost/"}, "got the URL .*; write 'localhost:50051'"),
+        ({"address": "grpc://[::1]:7"}, r"got the URL .*; write '\[::1\]:7'"),
+        ({"worker_id": ""}, "1 to 128 printable characters"),
+        ({"worker_id": "w" * 129}, "1 to 128 printable characters"),
+        ({"worker_id": "a\nb"}, r"1 to 128 printable characters, got 'a\\nb'"),
+        ({"timeout_seconds": 0}, "expected a finite number above 0, got 0"),
+        ({"timeout_seconds": float("inf")}, "expected a finite number above 0, got inf"),
+        ({"timeout_seconds": "3"}, "timeout_seconds: expected a finite number above 0, got '3'"),
+        ({"timeout_seconds": None}, "timeout_seconds: expected a finite number above 0, got None"),
     ],
 )
 def test_a_client_with_wrong_settings_is_refused(arguments, message):
@@ -371,9 +379,9 @@ def test_a_model_created_anew_with_its_arrays_in_another_order_is_not_taken_for_
     other.delete_model("m")
     other.create_model("m", {"b": twos, "a": ones})
     for _ in range(2):  # not only where it is noticed first
-        with pytest.raises(InvalidRequestError, match="deleted and created anew with other arrays"):
+        with pytest.raises(InvalidRequestError, match="deleted and created again with other arrays"):
             old.pull()
-    with pytest.raises(InvalidRequestError, match="deleted and created anew with other arrays"):
+    with pytest.raises(InvalidRequestError, match="deleted and created again with other arrays"):
         old.push({"a": ones, "b": twos})
     same(client.open_model("m").pull(), {"b": twos, "a": ones})
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from numba_adam import errors
-from numba_adam.client.transport.retry import Backoff, Deadline, pause_seconds, retry, worth_another_try
+from numba_adam.client.transport.retry import Backoff, Deadline, is_retryable, pause_seconds, retry
 from numba_adam.errors import BudgetExceededError, ServerUnavailableError, ServiceError
 from numba_adam.ps.detail import with_detail
 
@@ -203,7 +203,7 @@ LASTING = [
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_what_passes_is_tried_again(error):
-    assert worth_another_try(error)
+    assert is_retryable(error)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)

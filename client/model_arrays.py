@@ -1,4 +1,4 @@
-"""Where each array of a model lies in the flat vector, and the checks of arrays against that.
+"""Names, shapes and dtype of a model's arrays, and the validation of arrays against them.
 
 May import NumPy, `numba_adam.interop` and the generated messages.
 """
@@ -24,17 +24,17 @@ Parameters = dict[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """One push's gradients, checked, in the model's order."""
+    """The validated gradients of one push, in the model's order."""
 
     present: Mapping[str, Array]
-    """The arrays that have one."""
+    """The gradient of each array that has one, by name."""
 
     absent: tuple[str, ...]
-    """The names of those that have none."""
+    """The names of the arrays without a gradient."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ModelArrays:
     """The arrays of one model: their order, shapes and element type."""
 
     dtype: np.dtype[Any]
@@ -44,15 +44,15 @@ class Layout:
     """Shape of each array, by name, in order."""
 
     specs: Mapping[str, TensorSpec]
-    """The protocol's description of each array, by name: made once, because a push names every array."""
+    """The protocol's description of each array, by name. Cached, because every push sends them."""
 
     @property
     def total_bytes(self) -> int:
-        """Size of the flat vector."""
+        """Size of all arrays together: the payload of a pull."""
         return sum(map(math.prod, self.shapes.values())) * self.dtype.itemsize
 
     def allocate(self) -> tuple[Array, Parameters]:
-        """Return a fresh flat vector and the model's arrays as views into it."""
+        """Allocate one flat vector; return it, and the model's arrays as views of it."""
         flat = np.empty(self.total_bytes // self.dtype.itemsize, self.dtype)
         views, start = {}, 0
         for name, shape in self.shapes.items():
@@ -62,13 +62,13 @@ class Layout:
         return flat, views
 
     def check_gradients(self, gradients: Mapping[str, object]) -> Gradients:
-        """Borrow the gradients and see that they fit.
+        """Borrow the gradients and validate them.
 
         Raises:
-            NamesError: a name of the model is missing, or a strange one is given.
+            NamesError: a name of the model is missing, or the model does not have a given name.
             ShapeError: a shape differs from the model's.
             DtypeError: a dtype differs from the model's.
-            ArrayError: an array cannot be borrowed as it is.
+            ArrayError: an array cannot be borrowed without a copy.
         """
         self._check_names("grads", gradients, missing="give None for an array without a gradient")
         present = {
@@ -79,7 +79,7 @@ class Layout:
         return Gradients(present, tuple(name for name in self.shapes if gradients[name] is None))
 
     def check_out(self, out: Mapping[str, object]) -> Parameters:
-        """Borrow arrays that a pull shall write to, and see that they fit; raises as `check_gradients` does."""
+        """Borrow the arrays that a pull writes to and validate them. Raises the same errors as `check_gradients`."""
         self._check_names("out", out, missing="give an array for each")
         return {
             name: self._checked(borrow(out[name], name=f"out[{name!r}]", writable=True), f"out[{name!r}]", name)
@@ -88,7 +88,7 @@ class Layout:
 
     def _check_names(self, argument: str, given: Mapping[str, object], *, missing: str) -> None:
         if not isinstance(given, Mapping):
-            raise NamesError(f"{argument} is a {type(given).__name__}, needed is a dict of name -> array")
+            raise NamesError(f"{argument}: expected a dict of name -> array, got a {type(given).__name__}")
         if lacking := [name for name in self.shapes if name not in given]:
             raise NamesError(f"{argument} lacks {_listed(lacking)}; {missing}")
         if strange := [name for name in given if name not in self.shapes]:
@@ -97,42 +97,48 @@ class Layout:
 
     def _checked(self, view: Array, argument: str, name: str) -> Array:
         if view.dtype != self.dtype:
-            raise DtypeError(f"{argument} has dtype {view.dtype}, needed is the model's: {self.dtype}; convert it")
+            raise DtypeError(
+                f"{argument}: expected the model's dtype {self.dtype}, got {view.dtype}; convert the array"
+            )
         if view.shape != self.shapes[name]:
-            raise ShapeError(f"{argument} has shape {view.shape}, needed is the model's: {self.shapes[name]}")
+            raise ShapeError(
+                f"{argument}: expected the model's shape {self.shapes[name]}, got {view.shape}; reshape it"
+            )
         return view
 
 
-def layout_of(info: ModelInfo) -> Layout:
-    """Return the layout of a model."""
+def model_arrays_of(info: ModelInfo) -> ModelArrays:
+    """Return the description of a model's arrays."""
     specs = {name: TensorSpec(name=name, shape=shape) for name, shape in info.shapes.items()}
-    return Layout(info.dtype, info.shapes, specs)
+    return ModelArrays(info.dtype, info.shapes, specs)
 
 
 def check_initial(params: Mapping[str, object]) -> Parameters:
     """Borrow a new model's initial values.
 
     Raises:
-        NamesError: not a dict of names, or empty.
+        NamesError: `params` is not a dict with names as keys, or it is empty.
         DtypeError: the arrays are not all of one dtype.
-        ArrayError: an array cannot be borrowed as it is.
+        ArrayError: an array cannot be borrowed without a copy.
     """
     if not isinstance(params, Mapping) or not params or not all(isinstance(name, str) for name in params):
-        raise NamesError(f"params={type(params).__name__}: it must be a dict of name -> array with at least one entry")
+        raise NamesError(
+            f"params: expected a dict of name -> array with at least one entry, got a {type(params).__name__}"
+        )
     if strange := [name for name in params if not name.isprintable()]:
-        raise NamesError(f"params has {_listed(strange)}; a name must be of printable characters")
+        raise NamesError(f"params has {_listed(strange)}; use only printable characters in names")
     views = {name: borrow(array, name=f"params[{name!r}]") for name, array in params.items()}
     first, *others = views
     for name in others:
         if views[name].dtype != views[first].dtype:
             raise DtypeError(
-                f"params[{name!r}] has dtype {views[name].dtype} and params[{first!r}] has {views[first].dtype}, "
-                "needed is one dtype for all; convert one of them"
+                f"params: expected one dtype for all arrays, got {views[name].dtype} for params[{name!r}] and "
+                f"{views[first].dtype} for params[{first!r}]; convert one of them"
             )
     return views
 
 
 def _listed(names: list[str], limit: int = 10) -> str:
-    """Return names for a message, the first few of many."""
+    """Return the names as text for an error message: at most `limit` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + more

@@ -1,4 +1,4 @@
-"""The tree drawn at the top of numba_adam/errors.py is the tree that stands there."""
+"""The tree in the docstring of numba_adam/errors.py equals the classes of the file."""
 
 import builtins
 import re
@@ -28,7 +28,7 @@ def drawn() -> dict[str, tuple[str | None, str | None]]:
 DEFINED = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
 
 
-def test_every_error_is_drawn_and_none_besides() -> None:
+def test_the_tree_has_every_error_and_no_other() -> None:
     assert set(drawn()) == set(DEFINED)
 
 

@@ -1,4 +1,4 @@
-"""What a package says it offers is what it offers."""
+"""`__all__` of each package equals its public names."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""The house's habits that a scan can see: docstrings, tests that assert, no sleeping, no printing, no leftovers."""
+"""House rules that a scan can check: docstrings, tests that assert, no sleep, no print, no leftovers."""
 
 import ast
 import re

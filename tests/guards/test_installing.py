@@ -1,4 +1,4 @@
-"""Advice to install names what works, and comes from one place: the package is on no index."""
+"""Install commands work, and come from one file: no package index has the package."""
 
 import re
 import tomllib

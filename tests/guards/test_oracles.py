@@ -1,4 +1,4 @@
-"""Oracles import nothing of what they judge, nor what does: a fault that both share would be seen by nobody."""
+"""Oracles import no code that they test, not even indirectly: a shared fault would stay undetected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pyproject.toml says what is there: every package is listed, every version agrees, every lower bound can be tried."""
+"""pyproject.toml matches the repository: its packages, versions and lower bounds."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Nothing here can be made to run code from data: no pickle, no eval, in any file of ours."""
+"""No file executes code from data: no pickle, no eval."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""Gradients of micro-batches, added up and made one step of."""
+"""Accumulated gradients of micro-batches: sums, and one step with them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def stepped(params, grads, step=None, **options):
     ("float32", None, "float32"), ("float64", None, "float64"), ("float32", "float64", "float64"),
     ("bfloat16", "bfloat16", "float32"), ("float16", "8bit", "float32"),
 ])  # fmt: skip
-def test_the_sum_is_added_up_in_order_in_the_dtype_in_which_is_computed(param, state, real, grad):
+def test_sums_are_added_in_order_in_the_compute_dtype(param, state, real, grad):
     params, batches = ones(param), draws(4, grad)
     own, _ = accumulated(params, batches, {"accumulation": "sum"}, state_dtype=state)
     by_hand, _ = stepped(params, sums_of(batches, real), state_dtype=state)
@@ -209,7 +209,7 @@ def test_a_parameter_that_had_a_gradient_in_an_earlier_round_stays_as_it_is_with
     assert params[0].tobytes() == before
 
 
-def test_nothing_but_none_is_a_step_that_changes_nothing():
+def test_a_step_in_which_all_gradients_are_none_changes_nothing():
     optimizer = na.Adam([np.ones(3)])
     optimizer.accumulate([None])
     assert optimizer.step().applied
@@ -282,7 +282,7 @@ def test_a_step_without_gradients_needs_some_that_were_accumulated():
         assert optimizer.state == {}
 
 
-def test_gradients_beside_sums_are_refused_with_what_to_do():
+def test_a_step_with_gradients_while_sums_exist_is_refused_with_advice():
     optimizer = na.Adam([np.ones(3)])
     optimizer.accumulate([np.ones(3)])
     optimizer.accumulate([np.ones(3)])

@@ -1,4 +1,4 @@
-"""Maximising with weight decay: the gradient's sign turns, the decay's does not; every way in, beside the oracle."""
+"""Maximizing with weight decay: the gradient changes its sign, the decay does not. All entry points."""
 
 from __future__ import annotations
 

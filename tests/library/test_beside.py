@@ -1,4 +1,4 @@
-"""What is done beside the update of a float32 parameter, in the loop that updates it: every mixture, bit for bit."""
+"""Optional work fused into the update of a float32 parameter: every mixture, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numba_adam as na
 @pytest.mark.parametrize(("size", "decay"), [(1, 0.1), (513, 0.0), (70_001, 0.1), (2**21 + 33, 0.0)])
 @pytest.mark.parametrize("grad", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize(("ema_decay", "kind"), list(itertools.product([None, 0.9], [None, "bfloat16", "float16"])))
-def test_a_float32_parameter_with_anything_beside(size, grad, decay, ema_decay, kind):
+def test_a_float32_update_with_every_mix_of_extra_work(size, grad, decay, ema_decay, kind):
     """One loop does it all: each mixture is a loop of its own; larger than the caches, copies go past them."""
     beside = {"ema_decay": ema_decay, "low_precision_copy": kind}
     options = {"weight_decay": decay, "decoupled_weight_decay": True, "lr": 0.02}

@@ -1,4 +1,4 @@
-"""Where machine code is kept: never of sources that cannot be seen, never where somebody else could put it."""
+"""The folder of the kernel cache: it needs readable sources, and no other user may be able to write into it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ source.write_text(original)
     assert shown(run_python(USE + SHOW, **environment))[0].startswith("found 2 compiled False folder /")
 
 
-def test_numbas_own_choice_of_folders_is_not_asked(run_python, tmp_path):
+def test_numba_does_not_choose_the_cache_folder(run_python, tmp_path):
     """Numba's folders are valid for one file each: an edit of another file would not be seen."""
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_CACHE_LOCATOR_CLASSES": "InTreeCacheLocator"}
     last, _ = shown(run_python(USE + SHOW, **environment))

@@ -197,7 +197,7 @@ def test_a_seed_changes_the_dither_and_nothing_else():
             assert apart.max() == 1
 
 
-def test_what_a_step_does_beside_makes_no_difference_to_8_bits():
+def test_extra_fused_work_does_not_change_8_bit_state():
     """An average, a low-precision copy, gradients that are zeroed, and parameters that are images of master copies."""
     param, image = widened(bfloat16(draw(1500, 0))), bfloat16(draw(1500, 0))
     alone = na.Adam(param, state_dtype="8bit")

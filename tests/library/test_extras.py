@@ -1,4 +1,4 @@
-"""What a step does beside the update: master weights, averages, low-precision copies, gradients set to zero."""
+"""Extra work of a step: master weights, moving averages, low-precision copies, gradients set to zero."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_mixtures_that_the_function_refuses(param, first, second):
 @pytest.mark.parametrize("kind", ["pairs", "tiles of bfloat16", "float32 with float16 gradients"])
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_rounding_at_random_takes_the_numbers_that_seed_step_and_element_name(kind, seed, amsgrad):
+def test_stochastic_rounding_uses_the_numbers_of_seed_step_and_element(kind, seed, amsgrad):
     params, grads, _ = arrays_of(kind, (1, 1_300, 40_000), steps=3)
     hyperparameters = {"amsgrad": amsgrad, "lr": 0.01}
     options = {"rounding": "stochastic", "seed": seed, "hyperparameters": hyperparameters}

@@ -1,4 +1,4 @@
-"""What looks almost like the array that is wanted: the quick look at array objects in memory must see the difference.
+"""The fast check of NumPy arrays reads their objects in memory: it must detect every unsuitable array.
 
 Each array here differs in one thing from a plain C-contiguous ndarray of the parameter's shape and dtype. It must be
 taken for what it is: refused, or used with the same result as a plain copy of it.

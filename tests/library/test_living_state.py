@@ -1,4 +1,4 @@
-"""What a state dict shows later: its state is the optimizer's own, every entry of it; its param groups are a copy."""
+"""State dicts after later steps: all their state is the optimizer's own, and their param groups are a copy."""
 
 from __future__ import annotations
 

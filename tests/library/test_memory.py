@@ -1,4 +1,4 @@
-"""Kernels work on addresses: they must stay within the arrays they were given, and in memory that is still theirs."""
+"""Kernels use addresses: they must stay within their arrays, and use no memory that was freed or replaced."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def check_same(optimizer: na.Adam, place: int, param: np.ndarray, twin: Twin) ->
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_is_mixed(seed):
+def test_a_random_mixture_equals_the_oracle(seed):
     rng, params, options, hyperparameters = drawn_case(seed)
     numba.set_num_threads(min(int(rng.integers(1, 3)), numba.config.NUMBA_NUM_THREADS))
     optimizer, twins = na.Adam(params, **options, **hyperparameters), twins_of(params, options, hyperparameters)

@@ -1,4 +1,4 @@
-"""Adam and AdamW as their users meet them: forms of parameters and gradients, state, groups, changes between steps."""
+"""Adam and AdamW through their public API: forms of parameters and gradients, state, groups, changes between steps."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_scalars_and_empty_arrays(shape, dtype):
     np.testing.assert_allclose(w, expected_after(np.ones(shape), [g, g]).param, rtol=1e-6)
 
 
-def test_nothing_but_empty_arrays():
+def test_an_optimizer_with_only_empty_arrays():
     optimizer = na.Adam([np.ones((0, 2)), np.ones(0)])
     assert optimizer.step([np.ones((0, 2)), np.ones(0)]).applied
     assert [optimizer.state[index]["step"] for index in (0, 1)] == [1, 1]

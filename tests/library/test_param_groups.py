@@ -1,4 +1,4 @@
-"""Param groups: names, notes, and what cannot be changed because nothing would read it."""
+"""Param groups: names, notes, and the changes that are refused because they have no effect."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("key", SLIPS)
-def test_a_key_that_looks_like_a_slip_is_refused_with_what_was_meant(key):
+def test_a_misspelled_key_is_refused_with_a_suggestion(key):
     w = np.ones(3)
     optimizer = na.Adam([w])
     saved = optimizer.state_dict()
@@ -220,7 +220,7 @@ DICT_CHANGES = {
 
 
 @pytest.mark.parametrize("change", DICT_CHANGES)
-def test_what_shows_the_state_cannot_be_changed_but_its_arrays_can(change):
+def test_dicts_of_state_cannot_be_changed_but_their_arrays_can(change):
     optimizer = na.Adam({"w": np.ones(3)}, ema_decay=0.5)
     optimizer.step({"w": np.ones(3)})
     for entries in (optimizer.state, optimizer.state["w"], optimizer.ema):
@@ -241,7 +241,7 @@ ATTRIBUTES += ["grad_scale", "max_grad_norm", "zero_grad", "learning_rate", "not
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 @pytest.mark.parametrize("kind", [na.Adam, na.AdamW])
-def test_an_attribute_that_nothing_would_read_cannot_be_set(kind, name):
+def test_an_attribute_without_effect_cannot_be_set(kind, name):
     optimizer = kind([np.ones(3)])
     before = repr(optimizer)
     with pytest.raises(ImmutableError, match=name) as caught:

@@ -1,4 +1,4 @@
-"""Optimizers copied and pickled: the copy goes on with the same bits, over arrays of its own."""
+"""Copied and pickled optimizers: the copy continues with the same bits on its own arrays."""
 
 from __future__ import annotations
 

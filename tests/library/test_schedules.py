@@ -62,7 +62,7 @@ def test_a_schedule_is_the_same_as_setting_the_rate_before_each_step(make):
         assert contents(by_schedule) == contents(by_hand)
 
 
-def test_it_is_given_one_for_the_first_update_as_a_plain_int():
+def test_a_schedule_is_called_with_the_int_1_for_the_first_update():
     schedule, w = Recorder(), np.ones(3)
     optimizer = na.Adam(w, lr=schedule)
     schedule.taken()

@@ -1,4 +1,4 @@
-"""warmup(): what it has compiled no step compiles again, neither in this process nor in the next."""
+"""warmup(): no later step compiles a kernel of these kinds again, in this process or in the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients set to zero in the pass that updates: all of them, and nothing else."""
+"""Gradients set to zero in the pass of the update: all gradients, and nothing else."""
 
 from __future__ import annotations
 

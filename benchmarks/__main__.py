@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run the cases, print what comes of them, keep it as files."""
+"""`python -m benchmarks`: run the cases, print the results and write them to files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUICK = Settings(seconds=1.0, fewest_pairs=3, largest_elements=1_000_000)
 
 
 class Printer:
-    """Prints, and remembers what it printed."""
+    """Prints lines and keeps them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -30,7 +30,7 @@ class Printer:
 
 
 def main() -> None:
-    """Run what the arguments choose; exit non-zero if a case failed (a bar that was not met is no failure)."""
+    """Run the chosen cases. Exit non-zero if a case failed; a bar that was not met is not a failure."""
     arguments = _parser().parse_args()
     try:
         cases = chosen([prefix for prefix in arguments.only.split(",") if prefix])
@@ -49,10 +49,10 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare numba-adam with its peers.")
-    parser.add_argument("--only", default="", metavar="PREFIX,...", help="only cases whose names begin so")
-    parser.add_argument("--list", action="store_true", help="list the cases and what is asked of them")
-    parser.add_argument("--quick", action="store_true", help="a short try with small arrays; nothing is written")
-    parser.add_argument("--threads", type=int, default=Settings.threads, help="threads for everybody (%(default)s)")
+    parser.add_argument("--only", default="", metavar="PREFIX,...", help="only cases with these prefixes")
+    parser.add_argument("--list", action="store_true", help="list the cases and their bars")
+    parser.add_argument("--quick", action="store_true", help="a short run with small arrays; writes no files")
+    parser.add_argument("--threads", type=int, default=Settings.threads, help="threads per contestant (%(default)s)")
     parser.add_argument("--seconds", type=float, help=f"time for each case ({Settings.seconds:g})")
     parser.add_argument("--name", help="name of the result files; default: the date")
     return parser
@@ -65,13 +65,13 @@ def _listed(cases: list[Case]) -> list[str]:
 
 
 def _default_name(cases: list[Case]) -> str:
-    """Return the date, marked when cases are left out."""
+    """Return the date, with a mark if some cases are not run."""
     date = datetime.now(UTC).date().isoformat()
     return date if len(cases) == len(CASES) else f"{date}-part"
 
 
 def _run(cases: list[Case], settings: Settings, path: Path | None) -> results.Run:
-    """Run cases one after another; after each, write down what there is so far."""
+    """Run cases one after another. After each, write the results so far."""
     out, begin = Printer(), time.monotonic()
     run = results.Run(
         started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -1,4 +1,4 @@
-"""A gRPC server that takes a stream of bytes and throws it away: what the transport alone costs.
+"""A gRPC server that receives a stream of bytes and drops it. It measures the cost of the transport alone.
 
 `python -m benchmarks.bare_stream` prints `serving on HOST:PORT` and runs until SIGTERM.
 May import gRPC, nothing of ours.
@@ -25,12 +25,12 @@ def _throw_away(messages: Iterable[bytes], _context: Any) -> bytes:
 
 
 def push(channel: grpc.Channel, chunks: Iterator[bytes]) -> None:
-    """Send a stream and wait for its answer. Without serialisers, gRPC takes and gives bytes as they are."""
+    """Send a stream and wait for the response. Without serializers, gRPC sends and returns raw bytes."""
     channel.stream_unary(f"/{SERVICE}/{METHOD}", None, None)(chunks)
 
 
 def cut(payload: memoryview) -> Iterator[bytes]:
-    """Yield a payload in chunks, each copied when it is its turn: gRPC takes bytes and nothing else."""
+    """Yield a payload in chunks. Copy each chunk when it is sent, because gRPC accepts only bytes."""
     for begin in range(0, payload.nbytes, CHUNK_BYTES):
         yield bytes(payload[begin : begin + CHUNK_BYTES])
 

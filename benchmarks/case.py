@@ -1,4 +1,4 @@
-"""What a case is. Imports the standard library alone."""
+"""The definition of a case. May import the standard library only."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from enum import Enum
 
 
 class MissingError(Exception):
-    """A contestant cannot run here; the message says why."""
+    """A contestant cannot run here. The message says why."""
 
 
 class Quantity(Enum):
-    """What is computed from one pair of measurements, ours and the peer's."""
+    """The quantity that is computed from one pair of measurements, ours and the peer's."""
 
     RATIO = "ratio"
     """Ours divided by the peer's: below 1, ours is faster."""
 
     FRACTION = "fraction"
-    """The peer's divided by ours: how much of the peer's speed we reach."""
+    """The peer's divided by ours: the fraction of the peer's speed that we reach."""
 
     DIFFERENCE = "difference"
-    """Ours minus the peer's: what we add."""
+    """Ours minus the peer's: our overhead."""
 
     VALUE = "value"
-    """Ours alone; a peer's is shown beside it."""
+    """Ours alone. The report also shows the peer's."""
 
     def of(self, ours: float, peer: float | None) -> float:
         """Return the quantity of one pair."""
@@ -37,7 +37,7 @@ class Quantity(Enum):
 
 
 class Unit(Enum):
-    """What the measurements are counted in."""
+    """The unit of the measurements."""
 
     SECONDS = "s"
     BYTES = "bytes"
@@ -47,56 +47,56 @@ class Unit(Enum):
 
 @dataclass(frozen=True)
 class Bar:
-    """What is asked of a case's median."""
+    """The bar: a limit for the median of a case."""
 
     limit: float
-    """In the case's unit for a difference or a value; a pure number for a ratio or a fraction."""
+    """For a difference or a value, in the unit of the case. For a ratio or a fraction, without a unit."""
 
     at_least: bool = False
-    """True: the median must not be below the limit. False: not above it."""
+    """True: the median must be at least the limit. False: at most the limit."""
 
     def met(self, median: float) -> bool:
-        """Say whether a median reaches the bar."""
+        """Return whether a median meets the bar."""
         return median >= self.limit if self.at_least else median <= self.limit
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made."""
+    """The settings of a run."""
 
     threads: int = 2
-    """Threads that every contestant may use; also the number of CPUs that its process is confined to."""
+    """Number of threads per contestant, and of CPUs that its process may use."""
 
     seconds: float = 10.0
-    """Time that one case should take, its preparation not counted."""
+    """Target time of one case, without its preparation."""
 
     fewest_pairs: int = 11
-    """Pairs that are measured even if they take longer than that."""
+    """Minimum number of pairs, even if they take longer than that."""
 
     largest_elements: int = 0
-    """Arrays are cut to this many elements for a quick try; 0 leaves them as they are."""
+    """Maximum size of an array in a quick run. 0: no maximum."""
 
     def elements(self, wanted: int) -> int:
-        """Return the number of elements to use where a case wants `wanted`."""
+        """Return the number of elements to use for a case with `wanted` elements."""
         return min(wanted, self.largest_elements) if self.largest_elements else wanted
 
 
 Curves = dict[str, list[tuple[float, float]]]
-"""Points of the plot, by whose they are: (elements, median seconds of a step)."""
+"""Points of the plot, by contestant: (elements, median seconds of a step)."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a case has measured."""
+    """The measurements of a case."""
 
     pairs: list[tuple[float, float | None]]
-    """(ours, the peer's) in the case's unit, in the order in which they were measured."""
+    """(ours, the peer's) in the case's unit, in order of time."""
 
     notes: dict[str, str] = field(default_factory=dict)
-    """Sizes and whatever else a reader needs to judge the figures."""
+    """Sizes and other facts that readers need to judge the figures."""
 
     curves: Curves = field(default_factory=dict)
-    """What the case has to show in the plot."""
+    """The points of the case for the plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,28 +104,28 @@ class Case:
     """One comparison."""
 
     name: str
-    """Theme, what, against whom: "flat/1m/torch"."""
+    """Theme, subject and peer: "flat/1m/torch"."""
 
     title: str
-    """What the table calls it."""
+    """Title in the table."""
 
     peer: str = ""
-    """What the table calls the other contestant; empty when there is none."""
+    """Name of the peer in the table. Empty without a peer."""
 
     quantity: Quantity = Quantity.RATIO
-    """What is computed from a pair."""
+    """The quantity that is computed from a pair."""
 
     unit: Unit = Unit.SECONDS
-    """What is measured."""
+    """The unit of the measurements."""
 
     bar: Bar | None = None
-    """What is asked of the median; None where the comparison is for information."""
+    """The bar for the median. None: the comparison is for information only."""
 
     threads: int | None = None
-    """Threads where the case is about their number; None: as many as the run's settings say."""
+    """Number of threads, if the case fixes it. None: as in the settings of the run."""
 
     run: Callable[[Settings], Measurement]
-    """Measures, in a process of its own. Raises `MissingError` if a contestant cannot run."""
+    """The function that measures, in a separate process. It raises `MissingError` if a contestant cannot run."""
 
     @property
     def theme(self) -> str:
@@ -133,5 +133,5 @@ class Case:
         return self.name.partition("/")[0]
 
     def settings(self, settings: Settings) -> Settings:
-        """Return a run's settings as they are for this case."""
+        """Return the settings of a run for this case."""
         return settings if self.threads is None else replace(settings, threads=self.threads)

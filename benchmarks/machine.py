@@ -1,4 +1,4 @@
-"""What everything ran on: CPU, memory, system, versions. Imports no library that it names."""
+"""The hardware and software of a run: CPU, memory, system, versions. Imports none of the libraries that it lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OURS = ("numba_adam", "server", "client", "proto", "benchmarks/*.py", "benchmar
 
 
 def machine() -> dict[str, str]:
-    """Return what hardware and which system this is."""
+    """Return a description of the hardware and the operating system."""
     return {
         "CPU": _cpu(),
         "CPUs in all": str(os.cpu_count()),
@@ -30,7 +30,7 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of everything that takes part, and the commit of ours."""
+    """Return the versions of all libraries in the benchmarks, and our commit."""
     found = {"Python": platform.python_version()}
     for name in (*_OWN_LIBRARIES, *_PEERS):
         try:
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """Return the CPU's model, with its numbers: "AMD EPYC" alone says little."""
+    """Return the CPU's model name with its family and model numbers: "AMD EPYC" alone is ambiguous."""
     info = Path("/proc/cpuinfo")
     name = _first_match(info, r"^model name\s*:\s*(.+)$")
     family, model = _first_match(info, r"^cpu family\s*:\s*(\d+)$"), _first_match(info, r"^model\s*:\s*(\d+)$")
@@ -50,7 +50,7 @@ def _cpu() -> str:
 
 
 def _compiler() -> str:
-    """Return the compiler that the peers find which compile at their first use: DeepSpeed and torchao."""
+    """Return the C++ compiler that DeepSpeed and torchao find. They compile at their first use."""
     command = os.environ.get("CXX", "g++")
     try:
         run = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60)
@@ -84,7 +84,7 @@ def _first_match(path: Path, pattern: str) -> str:
 
 
 def _commit() -> str:
-    """Return the commit of our sources, and say if they differ from it."""
+    """Return the commit of our sources, and whether the sources differ from it."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", *_OURS)

@@ -1,9 +1,9 @@
-"""Taking turns: A B A B ..., timed. Imports the standard library and the records of `case`.
+"""Time contestants in turns: A B A B ... May import the standard library and benchmarks.case.
 
-A turn is a number of calls in a row, so that a call of 30 microseconds is timed well. Before each turn the other
-contestant's threads get a moment to fall asleep (OpenMP's spin for some milliseconds after their last work, on a core
-that is needed now), and a few calls are made without being timed: they wake this contestant's threads and bring its
-arrays back into the caches, as in a program that has one optimizer. Where one call fills a turn, neither matters.
+A turn is several calls in a row, so that a call of 30 microseconds can be timed. Each turn begins with a pause and a
+few calls that are not timed. In the pause, the other contestant's threads fall asleep: OpenMP's threads spin for some
+milliseconds after their last work, on a core that is needed now. The calls wake this contestant's threads and load its
+arrays into the caches, as in a program with one optimizer. If one call fills a turn, neither matters.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _nothing() -> None:
 def interleave(
     ours: Step, peer: Step, settings: Settings, before: tuple[Step, Step] = (_nothing, _nothing)
 ) -> list[tuple[float, float | None]]:
-    """Return seconds per call of both contestants, turn by turn; both are called equally often.
+    """Return seconds per call of both contestants, turn by turn. Both are called equally often.
 
     Args:
         ours: our step.
@@ -43,7 +43,7 @@ def interleave(
 
 
 def rotate(steps: Sequence[Step], settings: Settings, before: Sequence[Step] = ()) -> list[tuple[float, ...]]:
-    """Return seconds per call of any number of contestants, turn by turn; all are called equally often.
+    """Return seconds per call of any number of contestants, turn by turn. All are called equally often.
 
     Args:
         steps: one step of each.
@@ -52,7 +52,7 @@ def rotate(steps: Sequence[Step], settings: Settings, before: Sequence[Step] = (
     """
     prepared = zip(steps, before or [_nothing] * len(steps), strict=True)
     turns = [functools.partial(_turn, step, prepare) for step, prepare in prepared]
-    for _ in range(_WARM_UP_CALLS):  # compiles, allocates state, touches every page
+    for _ in range(_WARM_UP_CALLS):  # compile, allocate the state, touch every page
         for turn in turns:
             turn(calls=1)
     slowest = max(min(turn(calls=1) for _ in range(2)) for turn in turns)
@@ -67,7 +67,7 @@ def rotate(steps: Sequence[Step], settings: Settings, before: Sequence[Step] = (
 
 
 def _untimed(calls: int) -> int:
-    """Return the number of calls before those that are timed."""
+    """Return the number of calls that precede the timed calls."""
     return 0 if calls == 1 else 1 + calls // 10
 
 
@@ -78,7 +78,7 @@ def _turn(step: Step, prepare: Step, calls: int) -> float:
         prepare()
         step()
     collecting = gc.isenabled()
-    gc.disable()  # as timeit does: collecting the garbage of a harness is no part of a step
+    gc.disable()  # as timeit does: garbage collection is not part of a step
     try:
         return (_together(step, calls) if prepare is _nothing else _one_by_one(step, prepare, calls)) / calls
     finally:
@@ -87,7 +87,7 @@ def _turn(step: Step, prepare: Step, calls: int) -> float:
 
 
 def _together(step: Step, calls: int) -> float:
-    """Return the seconds of some calls, with one look at the clock before and one after."""
+    """Return the total seconds of some calls. Read the clock once before and once after."""
     begin = time.perf_counter()
     for _ in range(calls):
         step()
@@ -95,7 +95,7 @@ def _together(step: Step, calls: int) -> float:
 
 
 def _one_by_one(step: Step, prepare: Step, calls: int) -> float:
-    """Return the seconds of some calls without those of what prepares them."""
+    """Return the total seconds of some calls, without their preparation."""
     seconds = 0.0
     for _ in range(calls):
         prepare()

@@ -1,8 +1,8 @@
 """The plot of benchmarks/README.md, drawn from a result file: `python -m benchmarks.plot [RESULT] [--write FOLDER]`.
 
-Time per parameter over size. The newest complete run is taken unless one is named, and its curves come from the theme
-`curves`. Two files are written, scaling-light.svg and scaling-dark.svg, for light and dark pages; the same run gives
-the same bytes with the same Matplotlib.
+It shows the time per parameter over the size. The default is the newest complete run. The theme `curves` measures the
+curves. The plot is written for light and dark pages: scaling-light.svg and scaling-dark.svg. The same run gives the
+same bytes with the same Matplotlib.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FAR_ABOVE = 5.0  # times our slowest point
 
 
 class Theme(NamedTuple):
-    """Colours for one kind of page; what lies behind the plot is the page's own."""
+    """Colours for one kind of page. The background is transparent."""
 
     name: str
     ink: str
@@ -33,7 +33,7 @@ class Theme(NamedTuple):
     peers: tuple[str, ...]
 
 
-# Okabe and Ito's colours, which also those can tell apart who see fewer; lighter ones on dark pages.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. They are lighter on dark pages.
 LIGHT = Theme(
     "light", "#1f2328", "#d1d9e0", ("#0072b2", "#d55e00", "#00805d"), ("#57606a", "#a0497c", "#8a6a00", "#6639ba")
 )
@@ -44,14 +44,14 @@ _MARKERS = "sDv^"
 
 
 def curves_of(run: Run) -> Curves:
-    """Return all curves of a run, by whose they are.
+    """Return all curves of a run, by contestant.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the run has no curves.
     """
     curves = {whose: points for outcome in run.outcomes for whose, points in outcome.curves.items() if points}
     if not curves:
-        raise ValueError("this run has no curves: they come with the theme curves")
+        raise ValueError("this run has no curves. Run the theme `curves`: python -m benchmarks --only curves")
     return curves
 
 
@@ -77,7 +77,7 @@ def _drawn(curves: Curves, run: Run, theme: Theme, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    # Text stays text. Without a salt of our own, every file would have other ids.
+    # Keep text as text. A fixed salt gives the same ids in every file.
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "numba-adam",
@@ -103,7 +103,7 @@ def _drawn(curves: Curves, run: Run, theme: Theme, path: Path) -> Path:
 
 
 def _split(curves: Curves) -> tuple[Curves, list[str]]:
-    """Return the curves that are drawn, and a line of text for each that lies so high that it would flatten them."""
+    """Return the curves to draw, and a line of text for each curve that is too high to draw."""
     ours = max(max(_nanoseconds(points)) for whose, points in curves.items() if whose.startswith(_OURS))
     high = {whose for whose, points in curves.items() if min(_nanoseconds(points)) > _FAR_ABOVE * ours}
     lines = [
@@ -119,7 +119,7 @@ def _nanoseconds(points: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def _panel(axes: Any, curves: Curves, theme: Theme, title: str) -> None:
-    """Draw curves: ours whole, with one thread dotted; the peers' dashed."""
+    """Draw the curves: ours solid, ours with one thread dotted, the peers' dashed."""
     from matplotlib.ticker import LogLocator
 
     formats = list(dict.fromkeys(_format(whose) for whose in curves if whose.startswith(_OURS)))
@@ -155,12 +155,12 @@ def _style(whose: str, formats: list[str], peers: list[str], theme: Theme) -> di
 
 
 def main() -> None:
-    """Draw the plot and say where it is."""
+    """Draw the plot and print the paths of its files."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plot", description="Draw the plot of benchmarks/README.md."
     )
     parser.add_argument("result", nargs="?", type=Path, help="a result file; default: the newest complete run")
-    parser.add_argument("--write", type=Path, default=FOLDER, metavar="FOLDER", help="where to (%(default)s)")
+    parser.add_argument("--write", type=Path, default=FOLDER, metavar="FOLDER", help="output folder (%(default)s)")
     arguments = parser.parse_args()
     try:
         for path in draw(load(arguments.result or newest()), arguments.write):

@@ -1,4 +1,4 @@
-"""New Python processes, for what only a new process can tell. Imports the standard library alone."""
+"""New Python processes, for measurements that need one. May import the standard library only."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def output_of(*arguments: str) -> str:
 
 
 def seconds_of(program: str) -> float:
-    """Return how long a program takes in a new interpreter, from its start to its end."""
-    with tempfile.TemporaryDirectory() as folder:  # beside the sources, `import numba_adam` would find those first
+    """Return the seconds that a program takes in a new interpreter, from start to end."""
+    with tempfile.TemporaryDirectory() as folder:  # in the clone, `import numba_adam` would find the sources first
         begin = time.perf_counter()
         _run("-c", program, cwd=folder)
         return time.perf_counter() - begin
 
 
 def answer_of(program: str) -> str:
-    """Return the last line that a program prints in a new interpreter, run as if installed."""
+    """Return the last line that a program prints in a new interpreter, outside the clone."""
     with tempfile.TemporaryDirectory() as folder:
         return _run("-c", program, cwd=folder)
 
@@ -47,12 +47,12 @@ def _run(*arguments: str, cwd: str | None) -> str:
 
 @contextlib.contextmanager
 def serving(*arguments: str, announces: str, cwd: str | None = None) -> Iterator[str]:
-    """Run a server in this interpreter's likeness until the context ends.
+    """Run a server with this interpreter until the context ends.
 
     Args:
-        arguments: the interpreter's.
-        announces: how the line begins that the server prints when it is ready; the address follows.
-        cwd: folder that it runs in.
+        arguments: the arguments of the interpreter.
+        announces: the start of the line that the server prints when it is ready. The address follows.
+        cwd: the working folder of the server.
 
     Yields:
         The address.

@@ -1,4 +1,4 @@
-"""The registry: every case there is, in the order in which they run and stand in the table."""
+"""The registry: all cases, in the order of the run and of the table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASES: tuple[Case, ...] = (
 
 
 def chosen(prefixes: Sequence[str]) -> list[Case]:
-    """Return the cases whose names begin with one of the prefixes; without prefixes, all.
+    """Return the cases whose names begin with one of the prefixes. Without prefixes, return all cases.
 
     Raises:
         LookupError: a prefix fits no case.

@@ -1,4 +1,4 @@
-"""A run as text: one row of cells for each case, used by the printed report and by the tables of the documents."""
+"""A run as text: one row of cells for each case. The printed report and the tables of the documents use it."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def _figure(outcome: Outcome) -> str:
 
 
 def asked(outcome: Outcome) -> str:
-    """Return what is asked of a case."""
+    """Return the bar of a case as text."""
     if outcome.bar is None:
         return _NONE
     return f"at {'least' if outcome.bar.at_least else 'most'} {_one(outcome.bar.limit, outcome.quantity, outcome.unit)}"
 
 
 def details(outcome: Outcome) -> list[str]:
-    """Return the lines about one case that are printed as it ends: its figure, its verdict, its notes."""
+    """Return the lines to print after a case: its figure, its verdict and its notes."""
     cells = row(outcome)
     against = f" against {cells.peer}" if outcome.peer else ""
     measured = f"ours {cells.ours}, theirs {cells.theirs}, {len(outcome.pairs)} pairs"
@@ -67,7 +67,7 @@ def _one(value: float, quantity: Quantity, unit: Unit) -> str:
 
 
 def amount(value: float, unit: Unit) -> str:
-    """Return a measurement with its unit, to three digits."""
+    """Return a measurement with three digits and its unit."""
     if unit is Unit.COUNT:
         return f"{value:.0f}"
     if unit is Unit.BYTES:
@@ -80,18 +80,18 @@ def amount(value: float, unit: Unit) -> str:
 
 
 def _plain(value: float) -> str:
-    """Return three digits, never with an exponent."""
+    """Return a number with three digits and without an exponent."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines of text with their cells below each other."""
+    """Return rows as lines of text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, entry, widths)).rstrip() for entry in rows]
 
 
 def header(machine: dict[str, str], versions: dict[str, str], settings: Settings) -> list[str]:
-    """Return the lines that say what a run was made on and how."""
+    """Return the lines about the machine, the versions and the settings of a run."""
     return [
         *(f"{name}: {value}" for name, value in machine.items()),
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -108,7 +108,7 @@ def _warning(settings: Settings) -> list[str]:
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the lines that say how many bars were met, and name the others and what was not measured."""
+    """Return the lines that count the bars that were met. They also name the others and the missing measurements."""
     with_bar = [outcome for outcome in outcomes if outcome.bar]
     lines = [f"{sum(outcome.met is True for outcome in with_bar)} of {len(with_bar)} bars met"]
     lines += [f"NOT MET: {outcome.name}: {row(outcome).figure}" for outcome in with_bar if outcome.met is False]

@@ -1,4 +1,4 @@
-"""A run as a file: every pair that was measured, and what is needed to judge it. Imports the standard library alone."""
+"""A run as a file: every measured pair, the machine and the settings. Imports no contestant."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from benchmarks.statistics import Summary, summarise
 
 FOLDER = Path(__file__).resolve().parent / "results"
 _FORMAT = 1
-_DIGITS = 7  # significant ones; clocks are not better
+_DIGITS = 7  # significant digits; clocks are not more precise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one case."""
+    """The result of one case."""
 
     name: str
     """The case's name."""
 
     title: str
-    """What the table calls it."""
+    """Title in the table."""
 
     peer: str
-    """What the table calls the other contestant; empty when there is none."""
+    """Name of the peer in the table. Empty without a peer."""
 
     quantity: Quantity
-    """What is computed from a pair."""
+    """The quantity that is computed from a pair."""
 
     unit: Unit
-    """What was measured."""
+    """The unit of the measurements."""
 
     bar: Bar | None
-    """What was asked."""
+    """The bar; None without one."""
 
     pairs: list[tuple[float, float | None]] = field(default_factory=list)
-    """(ours, the peer's), in the order in which they were measured."""
+    """(ours, the peer's), in order of time."""
 
     notes: dict[str, str] = field(default_factory=dict)
     """Sizes and threads."""
 
     curves: Curves = field(default_factory=dict)
-    """Points of the plot, by whose they are."""
+    """Points of the plot, by contestant."""
 
     problem: str = ""
     """Why there are no pairs."""
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar was met; None where nothing was asked or nothing measured."""
+        """Whether the bar was met. None without a bar or without measurements."""
         return self.bar.met(self.summary.median) if self.bar and self.pairs else None
 
 
@@ -77,26 +77,26 @@ class Run:
     """One run of the benchmarks."""
 
     started: str
-    """When, in UTC: 2026-11-23T02:10:00Z."""
+    """Time of the run in UTC: 2026-11-23T02:10:00Z."""
 
     complete: bool
-    """True when every case of the registry was run."""
+    """True if every case of the registry was run."""
 
     settings: Settings
-    """How it was made."""
+    """The settings of the run."""
 
     machine: dict[str, str]
-    """What it ran on."""
+    """The hardware and the operating system."""
 
     versions: dict[str, str]
-    """What took part."""
+    """The versions of the libraries."""
 
     outcomes: list[Outcome]
     """One for each case, in the registry's order."""
 
 
 def outcome_of(case: Case, answer: dict[str, Any]) -> Outcome:
-    """Return what came of a case, from what `worker.run` returned."""
+    """Return the result of a case from the return value of `worker.run`."""
     problems = [f"{kind}: {answer[kind]}" for kind in ("missing", "failed") if kind in answer]
     return Outcome(
         name=case.name,
@@ -126,7 +126,7 @@ def _rounded(value: float | None) -> float:
 
 
 def free_path(stem: str, folder: Path = FOLDER) -> Path:
-    """Return a path for a new result: never that of an old one."""
+    """Return a path for a new result file. It does not exist yet."""
     path, number = folder / f"{stem}.json", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}.json", number + 1
@@ -134,7 +134,7 @@ def free_path(stem: str, folder: Path = FOLDER) -> Path:
 
 
 def save(run: Run, path: Path) -> None:
-    """Write a run; one line for each case, so that a difference between two files can be read."""
+    """Write a run with one line per case, so that a diff of two files is readable."""
     record = asdict(run)
     lines = [json.dumps(entry, default=lambda member: member.value) for entry in record.pop("outcomes")]
     head = json.dumps({"format": _FORMAT, **record}, indent=1)

@@ -1,4 +1,4 @@
-"""Medians and quartiles, which a noisy machine cannot pull far. Imports the standard library alone."""
+"""Medians and quartiles, which are robust against outliers. May import the standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Summary(NamedTuple):
-    """Where the middle half of some numbers lies."""
+    """The median and the quartiles of some numbers."""
 
     median: float
     lower: float  # first quartile
@@ -17,7 +17,7 @@ class Summary(NamedTuple):
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Return median and quartiles (linear interpolation between neighbours; one value is all three).
+    """Return the median and the quartiles, with linear interpolation. A single value is all three.
 
     Raises:
         ValueError: there are no values.
@@ -31,5 +31,5 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest of some values that at least such a share of them does not exceed."""
+    """Return a quantile: the smallest value that is not exceeded by at least this share of the values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -90,7 +90,7 @@ def _table(headings: Sequence[str], rows: Sequence[Row | tuple[str, ...]]) -> st
 
 
 def replaced(text: str, table: str) -> str:
-    """Return a text with what stands between the markers replaced.
+    """Return a text with the part between the markers replaced.
 
     Raises:
         ValueError: the markers are not there, once each and in order.
@@ -103,16 +103,16 @@ def replaced(text: str, table: str) -> str:
 
 
 def documents(run: Run, source: str, root: Path = ROOT) -> dict[Path, str]:
-    """Return the two documents with the tables of a run in them, by their paths."""
+    """Return the two documents with the tables of a run, by path."""
     tables = {root / "README.md": highlights(run, source), root / "benchmarks/README.md": markdown(run, source)}
     return {path: replaced(path.read_text(), table) for path, table in tables.items()}
 
 
 def main() -> None:
-    """Print the full table, or write both into the documents."""
+    """Print the full table, or write both tables into the documents."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Make the documents' tables.")
     parser.add_argument("result", nargs="?", type=Path, help="a result file; default: the newest complete run")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md and benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into README.md and benchmarks/README.md")
     arguments = parser.parse_args()
     try:
         path = arguments.result or newest()

@@ -1,4 +1,4 @@
-"""Runs one case in a process of its own: `python -m benchmarks.worker NAME SETTINGS`, one line of JSON to stdout.
+"""Runs one case in a separate process: `python -m benchmarks.worker NAME SETTINGS`, one line of JSON to stdout.
 
 The parent half (`run`) starts that process with every library's thread count fixed, confined to as many CPUs.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.case import Measurement, MissingError, Settings
 
-_SPARE_SECONDS = 900.0  # for preparing a case: DeepSpeed compiles C++ at its first use
+_SPARE_SECONDS = 900.0  # to prepare a case: DeepSpeed compiles C++ at its first use
 
 
 def run(name: str, settings: Settings) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
         {"pairs": [[ours, peer], ...], "notes": {...}, "curves": {...}}, {"missing": why} or {"failed": why}.
     """
     command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(asdict(settings))]
-    # A session of its own, so that servers which the case has started can be ended with it.
+    # A new session, so that the servers of the case can be ended with it.
     process = subprocess.Popen(
         command,
         env=environment(settings.threads),
@@ -37,7 +37,7 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
     )
     try:
         output, errors = process.communicate(timeout=_SPARE_SECONDS + 20 * settings.seconds)
-    except BaseException as error:  # Ctrl-C too: nothing must go on running
+    except BaseException as error:  # Ctrl-C too: end all processes of the case
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
@@ -51,7 +51,7 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the environment in which every library takes so many threads."""
+    """Return environment variables that give every library this number of threads."""
     counted = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
     return {
         **os.environ,
@@ -63,13 +63,13 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def _confine(threads: int) -> None:
-    """Keep this process and its children on as many CPUs as it may use threads, where the system can do that."""
+    """Limit this process and its children to as many CPUs as threads, if the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, _apart(sorted(os.sched_getaffinity(0)))[:threads])
 
 
 def _apart(cpus: list[int]) -> list[int]:
-    """Return CPUs in another order: first one of each core, then those that share a core with one of them."""
+    """Return the CPUs sorted: first one CPU of each core, then the others."""
     siblings = Path("/sys/devices/system/cpu")
     seen: set[str] = set()
     first: list[int] = []
@@ -93,7 +93,7 @@ def _measure(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the case that the arguments name, with whatever libraries print sent to stderr."""
+    """Run the case that the arguments name. Redirect the output of libraries to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     name, text = sys.argv[1:]

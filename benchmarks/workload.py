@@ -1,4 +1,4 @@
-"""What is optimised: shapes, parameters and gradients, and the check that no timing met zeros or subnormal numbers.
+"""The workloads: shapes, parameters and gradients, and the check against zeros and subnormal numbers.
 
 May import NumPy.
 """
@@ -18,12 +18,12 @@ Shape = tuple[int, ...]
 SEED = 20141222  # the day Adam was put on arXiv
 _MILLION = 1_000_000
 _CACHE_LINE_BYTES = 64
-_MOST_ZEROS = 1e-6  # as a share: float32 normals hit zero about once in 10 million
+_MOST_ZEROS = 1e-6  # as a share: about one float32 normal in 10 million is zero
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Arrays to be updated. Whoever asks gets copies of its own, so that no contestant warms another's cache."""
+    """Arrays to update. Each caller gets new copies, so that no contestant warms the cache of another."""
 
     shapes: tuple[Shape, ...]
 
@@ -49,7 +49,7 @@ class Workload:
 
 
 class Repeated(Workload):
-    """A workload of the same million numbers over and over: for arrays so large that random numbers take minutes."""
+    """A workload that repeats a million numbers. For arrays so large that random numbers take minutes."""
 
     def _normal(self, seed: int, scale: float) -> list[Array]:
         (numbers,) = Workload(((_MILLION,),))._normal(seed, scale)
@@ -65,7 +65,7 @@ def _repeated(numbers: Array, shape: Shape) -> Array:
 
 
 def on_cache_lines(array: Array) -> Array:
-    """Return a copy that begins at a multiple of 64 bytes, as PyTorch's tensors do; NumPy's own begin at one of 16."""
+    """Return a copy that is aligned to 64 bytes, as PyTorch's tensors are. NumPy aligns to 16."""
     room = np.empty(array.nbytes + _CACHE_LINE_BYTES, dtype=np.uint8)
     begin = -room.ctypes.data % _CACHE_LINE_BYTES
     copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -74,12 +74,12 @@ def on_cache_lines(array: Array) -> Array:
 
 
 def bfloat16_bits(array: Array) -> Array:
-    """Return float32 numbers cut to bfloat16, as bits (uint16). How a workload was rounded does not matter."""
+    """Return float32 numbers truncated to bfloat16, as bits (uint16). The rounding of a workload does not matter."""
     return np.right_shift(array.view(np.uint32), 16).astype(np.uint16)
 
 
 def widened(array: Array) -> Array:
-    """Return numbers of any format in float32; uint16 is taken for the bits of bfloat16."""
+    """Return numbers of any format in float32. uint16 means the bits of bfloat16."""
     if array.dtype == np.uint16:
         return np.left_shift(array, 16, dtype=np.uint32).view(np.float32)
     return array.astype(np.float32, copy=False)
@@ -125,11 +125,11 @@ def _convolution(inputs: int, outputs: int, kernel: int) -> tuple[Shape, ...]:
 
 
 class UnusualError(Exception):
-    """Numbers that a CPU may treat faster or slower than others were found in a contestant's arrays."""
+    """A contestant's arrays have numbers that change the speed of a CPU, such as subnormal numbers."""
 
 
 def check_usual(arrays: Sequence[Array], label: str) -> None:
-    """Make sure that arrays hold numbers as training does.
+    """Check that arrays have numbers as in training.
 
     Raises:
         UnusualError: some are not finite or subnormal, or more than a few are zero.

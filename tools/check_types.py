@@ -1,8 +1,8 @@
 """Run mypy --strict over the package as it is installed: server/ as numba_adam.server, client/ as numba_adam.client.
 
 mypy finds modules by folder and follows neither setuptools' package-dir nor an editable install's import hook,
-so this lays out the installed form as a folder of links under build/ and points mypy there. The folder keeps its
-place from run to run, which keeps mypy's cache valid.
+so this program makes a folder of links with the installed form under build/, and runs mypy on it. The path of the
+folder is always the same, so that mypy's cache stays valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROGRAMS = ("tools", "examples", "benchmarks")
 
 
 def lay_out() -> None:
-    """Fill LAYOUT with links to the sources, arranged as they are installed."""
+    """Fill LAYOUT with links to the sources, as they are installed."""
     shutil.rmtree(LAYOUT, ignore_errors=True)
     package = LAYOUT / "numba_adam"
     package.mkdir(parents=True)
@@ -30,7 +30,7 @@ def lay_out() -> None:
 
 
 def check(arguments: list[str]) -> int:
-    """Run mypy on one set of sources and print what it says with the paths of the repository."""
+    """Run mypy on some sources. Print its messages with the paths of the repository."""
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *arguments]
     run = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "MYPYPATH": str(LAYOUT)}, capture_output=True, text=True, check=False
@@ -44,7 +44,7 @@ def check(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Check the package, then each program beside it; exit non-zero when any has an error."""
+    """Check the package, then each other program. Exit non-zero if there is an error."""
     lay_out()
     codes = [check(["--package", "numba_adam", *sys.argv[1:]])]
     for folder in PROGRAMS:

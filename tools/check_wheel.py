@@ -1,4 +1,4 @@
-"""Build the wheel from what git knows, look into it, install it into an empty environment and run it there.
+"""Build the wheel from the files that git tracks, check its contents, install it and run it.
 
 From the repository's root Python would find the folder numba_adam/ first, and a mistake in packaging would go
 unseen. So the wheel is built from a copy that holds no left-overs, and run from an empty folder.
@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# What must be importable with the base dependencies alone, and what each of them must print.
+# Programs that must run with the base dependencies only, and their expected output.
 PROBES = {
     "import numba_adam; print(numba_adam.__version__)": None,
     "import numpy, numba_adam as na; p = numpy.ones(3); na.Adam([p]).step([numpy.ones(3)]); print(p[0] < 1)": "True",
@@ -23,7 +23,7 @@ PROBES = {
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command and return what it printed; leave with its error output when it fails."""
+    """Run a command and return its output. If it fails, exit with its error output."""
     result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{result.stdout}{result.stderr}")
@@ -31,7 +31,7 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def copy_sources(target: Path) -> None:
-    """Copy every file that git tracks or would track; a stale build/ folder must not reach the wheel."""
+    """Copy every file that git tracks or would track, so that no stale build/ folder gets into the wheel."""
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
@@ -40,7 +40,7 @@ def copy_sources(target: Path) -> None:
 
 
 def build(folder: Path) -> Path:
-    """Build a source distribution and, from it, the wheel."""
+    """Build a source distribution, and the wheel from it."""
     source = folder / "source"
     copy_sources(source)
     run(sys.executable, "-m", "build", "--outdir", folder / "dist", source)
@@ -49,7 +49,7 @@ def build(folder: Path) -> Path:
 
 
 def inspect(wheel: Path) -> None:
-    """Leave with a message unless the wheel holds what it should and nothing else."""
+    """Exit with a message unless the wheel has exactly the expected files."""
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     if top != {"numba_adam"}:
@@ -89,7 +89,7 @@ def try_out(wheel: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Build, inspect, try out."""
+    """Build the wheel, check its contents, install and run it."""
     with tempfile.TemporaryDirectory(prefix="numba-adam-wheel-") as name:
         wheel = build(Path(name))
         inspect(wheel)

@@ -39,7 +39,7 @@ def description(package: Path) -> str:
 
 
 def folders(root: Path = ROOT) -> dict[str, str]:
-    """Return every folder of the tree, relative to the repository, with what it is."""
+    """Return every folder of the tree, relative to the repository, with its description."""
     found: dict[str, str] = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("__init__.py")):
@@ -48,7 +48,7 @@ def folders(root: Path = ROOT) -> dict[str, str]:
 
 
 def drawing(found: dict[str, str]) -> str:
-    """Return the tree as text: one folder below the other, indented by its depth."""
+    """Return the tree as text: one folder per line, indented by its depth."""
     lines = []
     for path, what in found.items():
         name = f"{'  ' * path.count('/')}{path.rpartition('/')[2]}/"

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-# What runs in a user's process. The tools that test and check it may be as new as they like.
+# The dependencies of users. The tools for tests and checks may be newer.
 EXTRAS = ("client", "server", "demo")
 REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?>=(?P<version>[0-9.]+)$")
 
@@ -37,7 +37,7 @@ def lower_bounds(pyproject: dict[str, dict[str, object]]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print one constraint a line."""
+    """Print one constraint per line."""
     for name, version in sorted(lower_bounds(tomllib.loads(PYPROJECT.read_text())).items()):
         print(f"{name}=={version}")
 

@@ -1,4 +1,4 @@
-"""Make each mutant of one file, run tests on it, and print as JSON how many there were and which survived.
+"""Make each mutant of one file and run tests on it. Print the number of mutants and the survivors as JSON.
 
 tools/mutants.py starts this in a copy of the package. What all runs import is imported once: each mutant's tests run
 in a fork of this process, which takes a third of the time of a process of its own.
@@ -25,14 +25,14 @@ import pytest
 from cosmic_ray.mutating import use_mutation
 from cosmic_ray.plugins import get_operator, operator_names
 
-# Without rewritten asserts, which want to be there before anything is imported.
+# Plain asserts: pytest can rewrite asserts only before the first import.
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "--assert", "plain", "--basetemp", "basetemp")
 OUTPUT = "output.txt"
 
-# Without the files that change: nothing of them may be imported before they have.
+# Modules to import once. They must not import the mutated file.
 IMPORTED_ONCE = ("hypothesis.stateful", "numba", "numba_adam.errors", "numba_adam.ps.v1.parameter_service_pb2_grpc")
 
-# One replacement of an operator is enough, and the | of annotations is none.
+# One replacement per operator is enough. The | of annotations is not an operator.
 KEPT = {
     "ReplaceBinaryOperator": "Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|RShift_LShift|LShift_RShift",
     "ReplaceComparisonOperator": "Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt|Lt_GtE|GtE_Lt|Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is|"
@@ -50,7 +50,7 @@ def operators() -> Iterator[Any]:
 
 
 def passes(tests: list[str], timeout_seconds: float) -> bool:
-    """Run tests in a fork, and return whether they pass in time; nothing that they started is left."""
+    """Run tests in a forked process, and return whether they pass in time. Kill all their processes."""
     child = os.fork()
     if not child:
         os.setsid()
@@ -74,20 +74,20 @@ def passes(tests: list[str], timeout_seconds: float) -> bool:
 
 
 def changed_lines(before: str, after: str) -> tuple[str, str]:
-    """Return the lines that differ, as they were and as they became, without what surrounds them."""
+    """Return the changed lines, before and after, without context."""
     lines = [*difflib.unified_diff(before.split("\n"), after.split("\n"), n=0)][2:]
     was, became = ("\n".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
     return was, became
 
 
 def main() -> None:
-    """Take the file's path, a number of seconds and the tests from the command line."""
+    """Read the path, the timeout in seconds and the tests from the command line, and run the mutants."""
     path, timeout_seconds, tests = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     for name in IMPORTED_ONCE:
         importlib.import_module(name)
     if not passes(tests, timeout_seconds):
         sys.exit(f"{path}: the tests fail without a mutant:\n{Path(OUTPUT).read_text()}")
-    # Two mutants of one second and size would share a file of bytecode; all else has its own from the run just now.
+    # Two mutants with the same time and size would share a bytecode file. The first run has cached all other files.
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     Path(cache_from_source(str(path))).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Change the small files that matter, one place at a time, and see that a test notices: `make mutants`.
+"""Mutation tests (`make mutants`): change small files, one place at a time, and check that a test fails.
 
-What is tried, with which tests, and why a mutant that no test notices is harmless, stands in tests/mutants.toml. A
-survivor that is not explained there fails the run; so does an explanation that fits no mutant any more. Cosmic Ray
-makes the mutants (tools/mutant_runs.py), in copies of the package: nothing is changed in the working tree.
+tests/mutants.toml lists the files with their tests, and explains why each surviving mutant is harmless. The run fails
+if a survivor has no explanation, or if an explanation fits no mutant. Cosmic Ray makes the mutants in copies of the
+package (tools/mutant_runs.py). The working tree does not change.
 
     python tools/mutants.py                                  all files
     python tools/mutants.py server/model/push_ledger.py     one of them
@@ -28,25 +28,25 @@ RUNS = ROOT / "tools/mutant_runs.py"
 
 
 class Survivor(NamedTuple):
-    """A mutant that the tests did not notice."""
+    """A mutant with which the tests pass."""
 
     path: str
-    """The file, as the repository has it."""
+    """Path of the file in the repository."""
 
     before: str
-    """The changed lines, without what surrounds them."""
+    """The original lines, without context."""
 
     after: str
-    """What they became."""
+    """The lines of the mutant."""
 
 
 def installed(path: str) -> str:
-    """Return where a file of the repository lies in the installed package."""
+    """Return the path of a file in the installed package."""
     return path if path.startswith("numba_adam/") else f"numba_adam/{path}"
 
 
 def copy_of_the_package(to: Path) -> None:
-    """Copy the package as a wheel has it, and the tests beside it."""
+    """Copy the package as in a wheel, and the tests."""
     ignored = shutil.ignore_patterns("__pycache__")
     for source, target in (
         ("numba_adam", "numba_adam"),
@@ -59,7 +59,7 @@ def copy_of_the_package(to: Path) -> None:
 
 
 def mutate(module: dict[str, Any]) -> tuple[int, list[Survivor]]:
-    """Try every mutant of one file; return how many there were, and which survived."""
+    """Run every mutant of one file. Return the number of mutants, and the survivors."""
     with tempfile.TemporaryDirectory(prefix="numba-adam-mutants-") as name:
         folder = Path(name)
         copy_of_the_package(folder)
@@ -80,7 +80,7 @@ def mutate(module: dict[str, Any]) -> tuple[int, list[Survivor]]:
 
 
 def main() -> int:
-    """Try the mutants, print what became of them, and return 1 where one is not explained."""
+    """Run the mutants and print the results. Return 1 if a survivor is not explained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help="files of tests/mutants.toml; none: all of them")
     parser.add_argument("--jobs", type=int, default=2, help="files mutated at the same time (default: %(default)s)")

@@ -1,13 +1,13 @@
-"""Arrays of any framework, borrowed as NumPy views: the only place that knows frameworks by name.
+"""Borrows arrays of any framework as NumPy views. Only this folder contains code for specific frameworks.
 
-    view = borrow(array, name="w", writable=True)     the same memory, or an error that says what to do
-    count_writes([array])                             after a write to it: autograd hears of it
-    to_torch_state_dict(opt.state_dict())             what torch.optim.Adam.load_state_dict takes
-    to_tensors(opt.state_dict())                      what torch.save writes and torch.load reads
-    to_flat_arrays(opt.state_dict())                  what numpy.savez writes; from_flat_arrays makes a state dict of it
+    view = borrow(array, name="w", writable=True)     a view of the same memory, or an error that says what to do
+    count_writes([array])                             after a write to the array: tells its framework, for autograd
+    to_torch_state_dict(opt.state_dict())             for torch.optim.Adam.load_state_dict
+    to_tensors(opt.state_dict())                      for torch.save and torch.load
+    to_flat_arrays(opt.state_dict())                  for numpy.savez; from_flat_arrays is the inverse
 
-Nothing here imports a framework: an array of one can only exist where its user imported it, so looking at what is
-loaded already is enough. May import NumPy and `numba_adam.errors`.
+`borrow` imports no framework. A framework's array exists only if the program imported the framework, so `sys.modules`
+has it. May import NumPy, `numba_adam.errors` and `numba_adam.numerics`.
 """
 
 from numba_adam.interop.dispatch import borrow

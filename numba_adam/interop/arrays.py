@@ -1,4 +1,4 @@
-"""Checks on arrays that are to be updated together. May import NumPy and the error tree."""
+"""Validates arrays that are updated together. May import NumPy, the error tree and `numba_adam.numerics`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numba_adam.errors import DtypeError, LayoutError, OverlapError, ShapeError
 from numba_adam.numerics.array import Array
 
 _UNDO = (
-    "it is updated where it lies, so set back what was changed; or make another optimizer of it, and "
-    "load_state_dict(old.state_dict()) into that"
+    "the optimizer updates it in place; undo the change, or make a new optimizer for it and call "
+    "load_state_dict(old.state_dict()) on that"
 )
 
 
 class Watched(NamedTuple):
-    """An array object of the caller's, and what it said of itself when it was borrowed."""
+    """The caller's array, with its address, shape, strides and dtype when it was borrowed."""
 
     array: Array
     name: str
@@ -29,7 +29,7 @@ class Watched(NamedTuple):
 
 
 def watched(array: Array, name: str) -> Watched:
-    """Return an array with what it says of itself now."""
+    """Return an array with its current address, shape, strides and dtype."""
     return Watched(array, name, array.ctypes.data, array.shape, array.strides, array.dtype)
 
 
@@ -37,15 +37,17 @@ def check_unchanged(before: Watched) -> None:
     """Refuse an array object whose shape, strides, dtype or memory were replaced, as `array.shape = ...` does.
 
     Raises:
-        DtypeError, ShapeError, LayoutError: they were.
+        DtypeError, ShapeError, LayoutError: one of them was replaced.
     """
     array, name = before.array, before.name
     if array.dtype != before.dtype:
-        raise DtypeError(f"{name} has dtype {array.dtype}, and had {before.dtype} when it was borrowed: {_UNDO}")
+        raise DtypeError(f"{name} has dtype {array.dtype}, expected {before.dtype} as when it was borrowed: {_UNDO}")
     if array.shape != before.shape:
-        raise ShapeError(f"{name} has shape {array.shape}, and had {before.shape} when it was borrowed: {_UNDO}")
+        raise ShapeError(f"{name} has shape {array.shape}, expected {before.shape} as when it was borrowed: {_UNDO}")
     if array.strides != before.strides:
-        raise LayoutError(f"{name} has strides {array.strides}, and had {before.strides} when it was borrowed: {_UNDO}")
+        raise LayoutError(
+            f"{name} has strides {array.strides}, expected {before.strides} as when it was borrowed: {_UNDO}"
+        )
     if array.ctypes.data != before.address:
         raise LayoutError(f"{name} has other memory than when it was borrowed: {_UNDO}")
 
@@ -76,7 +78,7 @@ def check_like(array: Array, name: str, param: Array, param_name: str) -> None:
 
 
 class Extents:
-    """Where a set of separate arrays lies in memory: `begins` and `ends`, uint64, ascending."""
+    """Address ranges of arrays that share no memory: `begins` and `ends`, uint64, ascending."""
 
     def __init__(self, arrays: Sequence[Array], names: Sequence[str]) -> None:
         """Refuse arrays that share memory.
@@ -88,31 +90,33 @@ class Extents:
         ends = begins + np.array([array.nbytes for array in arrays], dtype=np.uint64)
         order = in_memory(begins, ends, names)
         self.begins, self.ends = begins[order], ends[order]
-        self._listed_begins: list[int] = self.begins.tolist()  # NumPy takes ten times as long to search for one number
+        self._listed_begins: list[int] = self.begins.tolist()  # NumPy is ten times slower at a search for one number
         self._names = [names[int(index)] for index in order]
 
     def check_apart(self, array: Array, name: str) -> None:
         """Refuse an array that shares memory with one of the set.
 
         Raises:
-            OverlapError: it does.
+            OverlapError: they share memory.
         """
         begin, size = int(array.ctypes.data), array.nbytes
-        before = bisect.bisect_left(self._listed_begins, begin + size) - 1  # the last that begins before its end
+        before = (
+            bisect.bisect_left(self._listed_begins, begin + size) - 1
+        )  # the last array that begins before the end of this one
         if size and before >= 0 and int(self.ends[before]) > begin:
             raise _shared(name, self._names[before])
 
 
 def in_memory(begins: Array, ends: Array, names: Sequence[str]) -> Array:
-    """Return the order in which arrays lie in memory, without those that are empty and lie nowhere.
+    """Return the indices of arrays in the order of their addresses, without empty arrays.
 
     Args:
-        begins: uint64: where each begins.
-        ends: where it ends.
-        names: what messages call them.
+        begins: the address where each array begins, uint64.
+        ends: the address after its last byte, uint64.
+        names: the names of the arrays in error messages.
 
     Raises:
-        OverlapError: two of them share memory.
+        OverlapError: two arrays share memory.
     """
     order = np.flatnonzero(ends > begins)
     order = order[np.argsort(begins[order], kind="stable")]
@@ -124,4 +128,4 @@ def in_memory(begins: Array, ends: Array, names: Sequence[str]) -> Array:
 
 
 def _shared(one: str, other: str) -> OverlapError:
-    return OverlapError(f"{one} and {other} share memory: give each its own array, with .copy() for instance")
+    return OverlapError(f"{one} and {other} share memory: give each its own array, for instance with .copy()")

@@ -1,4 +1,4 @@
-"""borrow(): which kind an array is of, and the way to its memory. May import NumPy and its neighbours here."""
+"""borrow(): find an array's kind and return a view of its memory. May import NumPy and its neighbours here."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ def borrow(
     Args:
         array: a NumPy array, a PyTorch tensor (CPU), a JAX array (CPU), or anything with the buffer protocol,
             `__array_interface__` or `__dlpack__`; float32 or float64.
-        name: what error messages call it, such as "params['w']".
-        writable: whether the view is going to be written to.
-        narrow: whether bfloat16 and float16 are admitted too. NumPy knows no bfloat16 of its own: an array of
-            ml_dtypes' stays what it is, a PyTorch tensor's bits come as uint16, and uint16 arrays are taken for such.
-        any_order: whether the axes of the array may lie in memory in any order, as long as it is dense.
+        name: the array's name in error messages, such as "params['w']".
+        writable: whether the caller will write to the view.
+        narrow: whether bfloat16 and float16 are accepted too. NumPy has no bfloat16. An array of ml_dtypes.bfloat16
+            stays one. A bfloat16 tensor of PyTorch becomes a view of its bits as uint16. A uint16 array counts as
+            bfloat16 bits.
+        any_order: whether the axes of a dense array may have any order in memory.
 
     Returns:
-        A view of the array's own shape: C-contiguous (or dense), aligned, in native byte order. A plain NumPy array is
-        returned as it is.
+        A view with the array's shape: C-contiguous (or dense), aligned, in native byte order. A plain NumPy array is
+        returned itself.
 
     Raises:
-        UnsupportedArrayError: there is no memory to borrow, or it is not in this host's RAM.
-        DtypeError: neither float32 nor float64, nor one of the narrow formats where these are admitted.
-        LayoutError: not C-contiguous (or not dense), not aligned or not in native byte order.
-        ReadOnlyError: `writable`, and the memory must not be written to.
+        UnsupportedArrayError: the object exposes no memory, or the memory is not in this host's RAM.
+        DtypeError: the dtype is not float32 or float64, nor an accepted 16-bit format.
+        LayoutError: the memory is not C-contiguous (or not dense), not aligned or not in native byte order.
+        ReadOnlyError: `writable` is True, and the memory is read-only.
 
     >>> import array
     >>> borrow(array.array("f", [1.0, 2.0]), name="grad")
     array([1., 2.], dtype=float32)
     """
-    if type(array) is np.ndarray:  # on the way of every gradient of every step: keep it to these three questions
+    if type(array) is np.ndarray:  # runs for every gradient of every step: keep it fast
         dtype = array.dtype
         if (dtype is FLOAT32 or dtype is FLOAT64) and array.flags.carray:
             return array
@@ -53,13 +54,13 @@ def borrow(
 
 
 def lender_of(array: object) -> Lender:
-    """Return what knows an array's kind."""
+    """Return the Lender of an array's kind."""
     return next(lender for lender in _LENDERS if lender.owns(array))
 
 
 def layouts_function(array: object) -> Callable[[Sequence[Any]], object] | None:
-    """Return what says the addresses, shapes, strides and dtypes of arrays of an array's kind.
+    """Return the function that reads the addresses, shapes, strides and dtypes of arrays of this array's kind.
 
-    None for kinds that need not be asked: NumPy arrays, which the kernels look at, and arrays that never change.
+    None for NumPy arrays, which the kernels check, and for kinds whose arrays never change.
     """
     return lender_of(array).layouts

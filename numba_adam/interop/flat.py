@@ -1,8 +1,8 @@
-"""State dicts as one flat dict of plain arrays, as `numpy.savez` writes them, and back. May import NumPy.
+"""Converts state dicts to one flat dict of arrays, for `numpy.savez`, and back. May import NumPy and our errors.
 
     {"state.0.step": array(3), "state.0.exp_avg": array, ..., "param_groups": array('[{"lr": 0.001, ...}]')}
 
-The param groups are one string, as JSON. No pickle is needed in either direction.
+The param groups are one JSON string. Neither direction needs pickle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GROUPS = "param_groups"
 
 
 def to_flat_arrays(state_dict: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Return our state dict as one dict of arrays: what `numpy.savez` writes without pickle.
+    """Convert a state dict to one flat dict of arrays, which `numpy.savez` saves without pickle.
 
         >>> import io
         >>> import numpy as np
@@ -39,20 +39,20 @@ def to_flat_arrays(state_dict: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]
         (1, 0.5)
 
     Args:
-        state_dict: what `Adam.state_dict()` returned.
+        state_dict: the result of `Adam.state_dict()`.
 
     Returns:
-        the arrays themselves, not copies; bfloat16 as its bits in uint16.
+        The arrays themselves, not copies. bfloat16 becomes a view of its bits as uint16.
 
     Raises:
-        StateDictError: a note in a param group is nothing that JSON can say.
+        StateDictError: JSON cannot represent an entry of a param group.
     """
     try:
         groups = json.dumps(state_dict[_GROUPS])
     except (TypeError, ValueError) as error:
         raise StateDictError(
-            f"'param_groups' holds something that JSON cannot say ({error}): leave such notes out of the param groups, "
-            "or out of the dict before you save it"
+            f"'param_groups' contains an entry that JSON cannot represent ({error}): remove it from the param groups, "
+            "or from the dict before you save it"
         ) from error
     arrays = {
         f"state.{index}.{name}": _plain(np.asarray(value))
@@ -63,20 +63,22 @@ def to_flat_arrays(state_dict: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]
 
 
 def from_flat_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state dict of which `to_flat_arrays` made these arrays, for `Adam.load_state_dict`.
+    """Convert the arrays of `to_flat_arrays` back to a state dict, for `Adam.load_state_dict`.
 
     Args:
-        arrays: what `numpy.load` returned, or any mapping with the same keys.
+        arrays: the result of `numpy.load`, or any mapping with the same keys.
 
     Raises:
-        StateDictError: they are no such arrays.
+        StateDictError: the arrays do not come from `to_flat_arrays`.
     """
     if not isinstance(arrays, Mapping) or _GROUPS not in arrays:
-        raise StateDictError(f"there is no {_GROUPS!r} among the arrays: give what to_flat_arrays() returned")
+        raise StateDictError(
+            f"arrays: expected a mapping with the key {_GROUPS!r}: pass the result of to_flat_arrays()"
+        )
     try:
         groups = json.loads(str(arrays[_GROUPS]))
     except ValueError as error:
-        raise StateDictError(f"{_GROUPS!r} is not JSON ({error}): give what to_flat_arrays() returned") from error
+        raise StateDictError(f"{_GROUPS!r} is not JSON ({error}): pass the result of to_flat_arrays()") from error
     state: dict[int, dict[str, Any]] = {}
     for key in arrays:
         if key != _GROUPS:
@@ -86,13 +88,15 @@ def from_flat_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(key: object) -> tuple[int, str]:
-    """Return the parameter's number and the entry's name that a key says."""
+    """Return the parameter's index and the entry's name in a key."""
     parts = str(key).split(".")
     if len(parts) != 3 or parts[0] != "state" or not parts[1].isdecimal():
-        raise StateDictError(f"{key!r} is no key of a state: it must be as in 'state.0.exp_avg'")
+        raise StateDictError(
+            f"arrays: expected keys such as 'state.0.exp_avg', got {key!r}: pass the result of to_flat_arrays()"
+        )
     return int(parts[1]), parts[2]
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array whose dtype is one of NumPy's own."""
+    """Return the array; bfloat16 as its bits in uint16, because NumPy cannot save it without pickle."""
     return array.view(np.uint16) if format_of(array.dtype) == Format.BFLOAT16 else array

@@ -1,4 +1,4 @@
-"""JAX arrays on the CPU: read-only, always. Imports nothing of JAX. May import NumPy."""
+"""Borrows JAX arrays on the CPU, which are always read-only. Does not import JAX. May import NumPy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def _owns(array: object) -> bool:
 
 
 def _lend(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
-    """Return a view of an array that lies, whole, in this host's memory."""
+    """Return a view of an array; refuse one that is not completely in this host's memory."""
     if isinstance(array, sys.modules["jax"].core.Tracer):
         raise UnsupportedArrayError(
-            f"{name} is a JAX tracer, which has no values yet; borrow outside of jit, grad and vmap"
+            f"{name} is a JAX tracer, which has no values; borrow outside of jit, grad and vmap"
         )
     if array.dtype not in (FLOAT32, FLOAT64) and not (narrow and format_of(array.dtype) is not None):
         raise wrong_dtype(name, array.dtype, _KIND, _CONVERT, narrow=narrow)
@@ -35,7 +35,7 @@ def _lend(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     devices = sorted(map(str, array.devices()))
     if len(devices) != 1 or next(iter(array.devices())).platform != "cpu":
         raise UnsupportedArrayError(
-            f"{name} ({_KIND}) is on {', '.join(devices)}, needed is one whole in this host's memory; "
+            f"{name} ({_KIND}) is on {', '.join(devices)}, expected a whole array in this host's memory; "
             "move it: jax.device_put(x, jax.devices('cpu')[0])"
         )
     return np.asarray(array)

@@ -1,4 +1,4 @@
-"""What every kind of array has to say about itself, and the checks that all borrowed memory passes.
+"""The description of one kind of array, `Lender`, and the validation of borrowed memory.
 
 May import NumPy, `numba_adam.interop.axes`, `numba_adam.errors` and `numba_adam.numerics.formats`.
 """
@@ -22,41 +22,41 @@ FLOAT64 = np.dtype(np.float64)
 
 @dataclass(frozen=True)
 class Lender:
-    """One kind of array, and the way to its memory."""
+    """One kind of array, with the functions that borrow its memory."""
 
     kind: str
-    """What messages call it, such as "NumPy array"."""
+    """The name of the kind in messages, such as "NumPy array"."""
 
     owns: Callable[[object], bool]
-    """Whether an object is of this kind. Imports nothing."""
+    """Returns whether an object is of this kind. Imports nothing."""
 
     lend: Callable[[Any, str, bool], npt.NDArray[Any]]
-    """Returns a view of an object's memory, given a name for messages and whether 16-bit formats are admitted.
+    """Returns a view of an object's memory. Takes the object, its name, and whether 16-bit formats are accepted.
 
     Raises UnsupportedArrayError or DtypeError.
     """
 
     convert: str = "np.ascontiguousarray(x, dtype=np.float32)"
-    """What to write to get float32."""
+    """The code that converts to float32, for messages."""
 
     compact: str = "np.ascontiguousarray(x)"
-    """What to write to get a C-contiguous array."""
+    """The code that makes a C-contiguous array, for messages."""
 
     thaw: str = "np.array(x)"
-    """What to write to get a writable copy."""
+    """The code that makes a writable copy, for messages."""
 
     layouts: Callable[[Sequence[Any]], object] | None = None
-    """Returns the address, which says the device too, shape, strides and dtype of objects, to be compared later.
+    """Returns the address (which implies the device), shape, strides and dtype of objects, for a later comparison.
 
-    None for kinds whose objects never change, and for NumPy arrays, which the kernels look at.
+    None for kinds whose objects never change, and for NumPy arrays, which the kernels check.
     """
 
     count_writes: Callable[[Sequence[Any]], None] | None = None
-    """Tells the framework that its arrays were written to; None for kinds that do not count writes."""
+    """Tells the framework about a write to its arrays. None for kinds that do not count writes."""
 
 
 def layouts_of_views(lend: Callable[[Any, str, bool], npt.NDArray[Any]]) -> Callable[[Sequence[Any]], object]:
-    """Return what says the layouts of objects by the views that they lend."""
+    """Return a function for `Lender.layouts` that borrows each object and reads its view."""
 
     def layouts(objects: Sequence[Any]) -> object:
         views = [lend(each, "", True) for each in objects]
@@ -66,30 +66,30 @@ def layouts_of_views(lend: Callable[[Any, str, bool], npt.NDArray[Any]]) -> Call
 
 
 def check(view: npt.NDArray[Any], name: str, lender: Lender, *, writable: bool, narrow: bool, any_order: bool) -> None:
-    """Refuse memory that the update could not use as it lies."""
+    """Refuse memory that the update cannot use in place."""
     dtype = view.dtype.newbyteorder("=")
     if dtype not in (FLOAT32, FLOAT64) and not (narrow and format_of(dtype) is not None):
         raise wrong_dtype(name, view.dtype, lender.kind, lender.convert, narrow=narrow)
     if not view.dtype.isnative:
-        needed = f"is in foreign byte order ({view.dtype.str}), needed is this machine's own"
+        needed = f"is in foreign byte order ({view.dtype.str}), expected this machine's"
         raise LayoutError(f"{name} ({lender.kind}) {needed}; convert it: {lender.convert}")
     if not (is_dense(view) if any_order else view.flags.c_contiguous):
         needed = "contiguous memory, its axes in any order" if any_order else "C-contiguous memory"
-        layout = f"of shape {view.shape} has strides {view.strides}, needed is {needed}"
+        layout = f"of shape {view.shape} has strides {view.strides}, expected {needed}"
         raise LayoutError(f"{name} ({lender.kind}) {layout}; make a compact copy: {lender.compact}")
     if not view.flags.aligned:
         raise LayoutError(
-            f"{name} ({lender.kind}) starts at address {view.ctypes.data:#x}, needed is a multiple of "
+            f"{name} ({lender.kind}) starts at address {view.ctypes.data:#x}, expected a multiple of "
             f"{view.dtype.alignment}; make an aligned copy: {lender.thaw}"
         )
     if writable and not view.flags.writeable:
         raise ReadOnlyError(
-            f"{name} ({lender.kind}) is read-only, needed is memory that can be updated in place; "
-            f"make a copy and keep that: {lender.thaw}"
+            f"{name} ({lender.kind}) is read-only, expected memory that can be updated in place; "
+            f"make a copy and use that: {lender.thaw}"
         )
 
 
 def wrong_dtype(name: str, dtype: object, kind: str, convert: str, *, narrow: bool) -> DtypeError:
     """Return the error for an element type that is not supported."""
     needed = "float32, float64, bfloat16 (or its bits as uint16) or float16" if narrow else "float32 or float64"
-    return DtypeError(f"{name} ({kind}) has dtype {dtype}, needed is {needed}; convert it: {convert}")
+    return DtypeError(f"{name} ({kind}) has dtype {dtype}, expected {needed}; convert it: {convert}")

@@ -1,4 +1,4 @@
-"""NumPy arrays that are not plainly usable: subclasses, and those to be refused. May import NumPy."""
+"""Borrows NumPy arrays that the fast path of `borrow` does not take, such as subclasses. May import NumPy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from numba_adam.interop.lender import Lender
 
 
 def _lend(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
-    """Return the array without its subclass; one whose elements may be hidden is refused."""
+    """Return the array as a plain ndarray; refuse a masked array, whose elements may be hidden."""
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(array, masked.MaskedArray):
         raise UnsupportedArrayError(
-            f"{name} is a masked array, needed is one whose elements all count; "
-            "decide what the masked ones are: x.filled(0)"
+            f"{name} is a masked array, expected one without a mask; replace the masked elements: x.filled(0)"
         )
     return np.asarray(array)
 

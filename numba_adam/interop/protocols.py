@@ -1,8 +1,6 @@
-"""Whatever else lends its memory: the buffer protocol, __array_interface__, DLPack; and a refusal for all the rest.
+"""Borrows objects with the buffer protocol, __array_interface__ or DLPack; refuses all other objects.
 
-Before version 2.1 NumPy takes what DLPack lends for reading only.
-
-May import NumPy.
+NumPy before version 2.1 treats memory borrowed with DLPack as read-only. May import NumPy.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ def _has_buffer(array: object) -> bool:
 def _lend_buffer(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     try:
         return np.asarray(memoryview(array))
-    except (ValueError, TypeError) as error:  # a format NumPy has no dtype for
+    except (ValueError, TypeError) as error:  # NumPy has no dtype for the format
         raise _cannot(name, array, error) from error
 
 
@@ -46,8 +44,8 @@ def _lend_dlpack(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     device = int(array.__dlpack_device__()[0])
     if device not in _HOST_DEVICES:
         raise UnsupportedArrayError(
-            f"{name} ({type(array).__name__}) is on a device of DLPack type {device}, needed is one in this host's "
-            "memory; copy it there"
+            f"{name} ({type(array).__name__}) is on a device of DLPack type {device}, expected an array in this "
+            "host's memory; copy it there"
         )
     try:
         return np.from_dlpack(array)
@@ -57,14 +55,14 @@ def _lend_dlpack(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
 
 def _refuse_gpu(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     raise UnsupportedArrayError(
-        f"{name} ({type(array).__name__}) is in a GPU's memory, needed is one in this host's; copy it there: x.get()"
+        f"{name} ({type(array).__name__}) is in a GPU's memory, expected an array in this host's; copy it: x.get()"
     )
 
 
 def _refuse(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
     raise UnsupportedArrayError(
-        f"{name} is of type {kind}, which lends no memory; make an array of it: np.asarray(x, dtype=np.float32)"
+        f"{name} is of type {kind}, which exposes no memory; make an array of it: np.asarray(x, dtype=np.float32)"
     )
 
 
@@ -76,7 +74,7 @@ def _cannot(name: str, array: object, error: Exception) -> UnsupportedArrayError
 
 
 def _layouts_of_interfaces(arrays: Sequence[Any]) -> object:
-    """Return what the arrays' interfaces say of their memory."""
+    """Return the address, shape, strides and type in each array's interface."""
     interfaces = [array.__array_interface__ for array in arrays]
     return [[interface.get(key) for key in _INTERFACE_KEYS] for interface in interfaces]
 
@@ -101,5 +99,5 @@ LENDERS = (
         lend=_lend_dlpack,
         layouts=layouts_of_views(_lend_dlpack),
     ),
-    Lender(kind="object", owns=lambda _: True, lend=_refuse),  # comes last: it takes everything
+    Lender(kind="object", owns=lambda _: True, lend=_refuse),  # last, because it accepts everything
 )

@@ -1,6 +1,6 @@
-"""PyTorch: CPU tensors, and the state dict of its Adam. Imports torch only in to_torch_state_dict, which makes tensors.
+"""Borrows PyTorch's CPU tensors, and converts state dicts to tensors. Only the conversions import torch.
 
-May import NumPy.
+May import NumPy, the error tree and `numba_adam.numerics`.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ _STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 def _owns(array: object) -> bool:
     torch = sys.modules.get("torch")
-    tensor = getattr(torch, "Tensor", None)  # None while torch is half-way through its own import
+    tensor = getattr(torch, "Tensor", None)  # None while the import of torch is still running
     return tensor is not None and isinstance(array, tensor)
 
 
 def _lend(tensor: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
-    """Return a view of a tensor's memory; autograd hears of what is written there by `_count_writes` alone."""
+    """Return a view of a tensor's memory. Autograd does not see writes to it, hence `_count_writes`."""
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
         raise UnsupportedArrayError(
-            f"{name} ({_KIND}) is on device {tensor.device}, needed is one in this host's memory; move it: x.cpu()"
+            f"{name} ({_KIND}) is on device {tensor.device}, expected one in this host's memory; move it: x.cpu()"
         )
     if tensor.layout is not torch.strided:
         raise UnsupportedArrayError(
-            f"{name} ({_KIND}) has layout {tensor.layout}, needed is a dense one; convert it: x.to_dense()"
+            f"{name} ({_KIND}) has layout {tensor.layout}, expected a dense one; convert it: x.to_dense()"
         )
     narrow_dtypes = (torch.bfloat16, torch.float16) if narrow else ()
     if tensor.dtype not in (torch.float32, torch.float64, *narrow_dtypes):
         raise wrong_dtype(name, tensor.dtype, _KIND, _CONVERT, narrow=narrow)
     try:
-        if tensor.dtype == torch.bfloat16:  # which NumPy does not know: its bits
+        if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16: borrow its bits
             return tensor.detach().view(torch.int16).numpy().view(np.uint16)  # type: ignore[no-any-return]
         view: npt.NDArray[Any] = tensor.detach().numpy()
-    except (RuntimeError, TypeError) as error:  # tensors without memory of their own: functorch's, fake ones
+    except (RuntimeError, TypeError) as error:  # tensors without memory, such as functorch's and fake tensors
         raise UnsupportedArrayError(
-            f"{name} ({type(tensor).__name__}) has no memory of its own to borrow ({error}); give a plain CPU tensor"
+            f"{name} ({type(tensor).__name__}) has no memory to borrow ({error}); pass a plain CPU tensor"
         ) from error
     return view
 
 
 def _layouts(tensors: Sequence[Any]) -> object:
-    """Return the layouts of tensors. There may be thousands, in every step: no line of Python runs for each.
+    """Return the addresses, strides, shapes and dtypes of tensors. `map` avoids a Python loop over thousands of them.
 
-    An address says the device too; a tensor without elements has none, and nothing is written to it.
+    An address implies the device. An empty tensor has no address, but a step never writes to it.
     """
     tensor = sys.modules["torch"].Tensor
     return list(map(tensor.data_ptr, tensors)), list(map(tensor.stride, tensors)), list(map(_ATTRIBUTES, tensors))
 
 
 def _count_writes(tensors: Sequence[Any]) -> None:
-    """Advance the version counters of tensors, which a backward pass compares; those of inference mode have none.
+    """Increment the version counters of tensors, which a backward pass compares. Inference tensors have none.
 
-    `increment_version` takes a list since PyTorch 2.5 and one tensor since 2.1. Before, a write to no elements counts.
+    `increment_version` takes a list since PyTorch 2.5 and one tensor since 2.1. Before 2.1, an empty write increments.
     """
     increment = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
     if increment is not None:
@@ -86,7 +86,7 @@ def _count_writes(tensors: Sequence[Any]) -> None:
 
 
 def _write_nothing(tensor: Any) -> None:
-    """Write to no element of a tensor: `detach` shares the version counter."""
+    """Write to an empty view of a tensor, which shares the version counter."""
     tensor.detach().as_strided((0,), (1,)).zero_()
 
 
@@ -103,17 +103,17 @@ LENDER = Lender(
 
 
 def to_torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our state dict as `torch.optim.Adam.load_state_dict` (or AdamW's) takes it.
+    """Convert a state dict to the form that `torch.optim.Adam.load_state_dict` (or AdamW's) takes.
 
     Args:
-        state_dict: what `Adam.state_dict()` returned, all of whose groups have eps_mode "algorithm1".
+        state_dict: the result of `Adam.state_dict()`; all groups must have eps_mode "algorithm1".
 
     Returns:
-        The same nesting with tensors, which share no memory with the arrays given. Moments in 8 bits come as float32.
-        What `torch.optim.Adam` does not keep stays behind: master copies ("master_param") and averages ("ema").
+        The same structure with tensors, which share no memory with the arrays. 8-bit moments become float32. It omits
+        what `torch.optim.Adam` does not store: master weights ("master_param") and moving averages ("ema").
 
     Raises:
-        StateDictError: a group's eps_mode is "hat", which PyTorch does not have.
+        StateDictError: a group has eps_mode "hat", which PyTorch does not support.
         ImportError: PyTorch is not installed.
     """
     groups = [_torch_group(index, group) for index, group in enumerate(state_dict["param_groups"])]
@@ -123,17 +123,17 @@ def to_torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our state dict with a tensor in place of each array: what `torch.save` writes and any `torch.load` reads.
+    """Return a state dict with a tensor in place of each array, for `torch.save` and any `torch.load`.
 
-    Nothing is lost, 8-bit state and "hat" neither, and `Adam.load_state_dict` takes it as it is. For PyTorch's own
-    optimizers there is `to_torch_state_dict`.
+    The conversion loses nothing, neither 8-bit state nor "hat". `Adam.load_state_dict` takes the result directly. For
+    PyTorch's optimizers, use `to_torch_state_dict`.
 
     Args:
-        state_dict: what `Adam.state_dict()` returned.
+        state_dict: the result of `Adam.state_dict()`.
 
     Returns:
-        The same nesting with CPU tensors, which share no memory with the arrays given: bfloat16 for bfloat16 and its
-        bits, uint8 for codes, and an int64 without dimensions for the step.
+        The same structure with CPU tensors, which share no memory with the arrays: bfloat16 for bfloat16 and its bits,
+        uint8 for codes, and an int64 scalar for the step.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -147,11 +147,11 @@ def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _torch_group(index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a group without the key that only we have."""
+    """Return a param group without `eps_mode`, which PyTorch does not have."""
     if group.get("eps_mode", "algorithm1") == "hat":
         raise StateDictError(
-            f"param_groups[{index}] has eps_mode='hat', needed is 'algorithm1': PyTorch adds eps to the bias-corrected "
-            "root, so it would take other steps from the same state. Train with eps_mode='algorithm1', or set "
+            f"param_groups[{index}] has eps_mode='hat', expected 'algorithm1': PyTorch adds eps to the bias-corrected "
+            "root, so its steps from the same state would differ. Train with eps_mode='algorithm1', or set "
             f"param_groups[{index}]['eps_mode'] = 'algorithm1' and choose its eps: eps / sqrt(1 - betas[1]**step) "
             "takes the same step at that step, and the difference fades as step grows"
         )
@@ -159,7 +159,7 @@ def _torch_group(index: int, group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _torch_entry(torch: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one parameter's state as tensors; the step is a float32 scalar there."""
+    """Return one parameter's state as tensors. PyTorch stores the step as a float32 scalar."""
     converted = {"step": torch.tensor(float(entry["step"]), dtype=torch.float32)}
     for key in _STATE_ARRAYS:
         if entry.get(key) is not None:
@@ -168,7 +168,7 @@ def _torch_entry(torch: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
-    """Return a moment as floats; `exp_avg` in 8 bits is a ratio to the root of `exp_avg_sq`."""
+    """Return a moment as floats. 8-bit `exp_avg` is stored as a ratio to the root of `exp_avg_sq`."""
     if f"{key}_scale" not in entry:
         return np.array(entry[key])
     if key == "exp_avg":
@@ -187,7 +187,7 @@ def _units(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
 
 
 def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
-    """Return a tensor over an array of ours; bfloat16 is handed over as its bits, for NumPy has none of its own."""
+    """Return a tensor that shares an array's memory. NumPy has no bfloat16, so its bits are converted."""
     if format_of(array.dtype) == Format.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

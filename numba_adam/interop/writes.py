@@ -1,6 +1,6 @@
-"""Arrays whose framework counts the writes to them, as PyTorch does: it is told of ours.
+"""Tells a framework about our writes to its arrays, if it counts writes, as PyTorch does.
 
-PyTorch refuses a backward pass that needs values which were overwritten since. It sees its own writes alone.
+PyTorch refuses a backward pass if a value that it needs was overwritten. It counts only its own writes.
 May import NumPy and its neighbours here.
 """
 
@@ -15,10 +15,10 @@ from numba_adam.interop.dispatch import lender_of
 
 
 class CountedWrites:
-    """Those of some arrays whose framework counts the writes to them: found once, told after every write."""
+    """The arrays, out of a list, whose framework counts writes. Found once, counted after every write."""
 
     def __init__(self, arrays: Iterable[object]) -> None:
-        """Find them; None, and arrays of other kinds, are passed over."""
+        """Find these arrays; skip None and arrays of other kinds."""
         self.kinds: dict[Callable[[Sequence[Any]], None], list[tuple[int, object]]] = {}
         for place, array in enumerate(arrays):
             count = None if array is None else lender_of(array).count_writes
@@ -29,7 +29,7 @@ class CountedWrites:
         """Count a write to every array that has a gradient.
 
         Args:
-            grads: one for each of the arrays; None where there is no gradient, so that nothing was written.
+            grads: one for each array. None: the array has no gradient, so it was not written.
         """
         for count, pairs in self.kinds.items():
             if written := [array for place, array in pairs if grads[place] is not None]:
@@ -37,7 +37,7 @@ class CountedWrites:
 
 
 def count_writes(arrays: Sequence[object]) -> None:
-    """Count a write to every array whose framework counts them; None, and arrays of other kinds, are passed over."""
+    """Count a write to every array whose framework counts writes; skip None and arrays of other kinds."""
     others = [array for array in arrays if array is not None and type(array) is not np.ndarray]
     if others:
         CountedWrites(others).count(others)

@@ -1,1 +1,1 @@
-"""What both ends of the parameter server share: generated messages, framing, checksums, the error table."""
+"""Shared by the client and the parameter server: generated messages, framing, checksums, the error table."""

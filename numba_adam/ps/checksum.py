@@ -1,6 +1,6 @@
-"""Checksums of a transfer's payload, by the kinds that the protocol names.
+"""Checksums of a transfer's payload, one class for each ChecksumKind of the protocol.
 
-May import the generated messages; the checksum libraries only when a kind is used.
+May import the generated messages. Imports a checksum library only when its kind is used.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ CRC32C: int = ChecksumKind.Value("CHECKSUM_KIND_CRC32C")
 
 
 class Checksum(Protocol):
-    """A checksum that grows with the payload."""
+    """An incremental checksum."""
 
     def update(self, data: ReadableBuffer, /) -> None:
-        """Take the next bytes: contiguous memory of any format."""
+        """Add the next bytes: contiguous memory of any format."""
 
     def value(self) -> int:
-        """Return the checksum of all bytes so far, as TransferTrailer carries it."""
+        """Return the checksum of all bytes so far, for a TransferTrailer."""
 
 
 class _Xxh3:
@@ -48,7 +48,7 @@ class _Crc32c:
         self._value = 0
 
     def update(self, data: ReadableBuffer, /) -> None:
-        """Take the next bytes. The library takes nothing but `bytes`: hence the copy."""
+        """Add the next bytes. The copy is necessary because the library takes only `bytes`."""
         self._value = self._extend(self._value, memoryview(data).tobytes())
 
     def value(self) -> int:
@@ -59,7 +59,7 @@ class _Crc32c:
 _MAKERS: dict[int, Callable[[], Checksum]] = {XXH3_64: _Xxh3, CRC32C: _Crc32c}
 
 SUPPORTED: tuple[int, ...] = tuple(_MAKERS)
-"""The kinds that `new_checksum` takes."""
+"""The kinds that `new_checksum` accepts."""
 
 
 def new_checksum(kind: int) -> Checksum:
@@ -69,8 +69,8 @@ def new_checksum(kind: int) -> Checksum:
         kind: a ChecksumKind other than UNSPECIFIED.
 
     Raises:
-        ValueError: a kind that this version does not know.
-        ImportError: CRC-32C without the google-crc32c package.
+        ValueError: this version does not know the kind.
+        ImportError: CRC-32C needs the google-crc32c package.
     """
     maker = _MAKERS.get(kind)
     if maker is None:

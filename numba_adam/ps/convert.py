@@ -1,4 +1,4 @@
-"""Between the protocol's descriptions (dtypes, tensor specs, hyperparameters) and Python's own.
+"""Converts dtypes, tensor specs, hyperparameters and states between protobuf messages and Python values.
 
 May import NumPy and the generated messages; never grpc or Numba.
 """
@@ -45,7 +45,7 @@ def dtype_from_proto(dtype: int) -> np.dtype[Any]:
     """Return the NumPy dtype of a Dtype.
 
     Raises:
-        InvalidRequestError: not set, or unknown to this version.
+        InvalidRequestError: the Dtype is not set, or this version does not know it.
     """
     found = _DTYPES.get(dtype)
     if found is None:
@@ -57,7 +57,7 @@ def dtype_to_proto(dtype: npt.DTypeLike) -> Dtype:
     """Return the Dtype of a NumPy dtype.
 
     Raises:
-        DtypeError: neither float32 nor float64.
+        DtypeError: the dtype is neither float32 nor float64.
     """
     for number, known in _DTYPE_PAIRS:
         if np.dtype(dtype) == known:
@@ -71,11 +71,11 @@ def tensor_specs(arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[TensorSpec]
 
 
 def hyperparameters_from_proto(message: Hyperparameters) -> PlainHyperparameters:
-    """Return checked hyperparameters; what is not set takes its default.
+    """Return validated hyperparameters; fields that are not set get their defaults.
 
     Raises:
         HyperparameterError: a value is out of range.
-        InvalidRequestError: an eps_mode that this version does not know.
+        InvalidRequestError: this version does not know the eps_mode.
     """
     if message.eps_mode not in _EPS_MODES:
         raise InvalidRequestError(
@@ -92,7 +92,7 @@ def hyperparameters_from_proto(message: Hyperparameters) -> PlainHyperparameters
 
 
 def hyperparameters_to_proto(plain: PlainHyperparameters) -> Hyperparameters:
-    """Return the message with every field set, so that defaults may change without changing a model."""
+    """Return the message with every field set, so that a later change of defaults does not change a model."""
     numbers = {name: getattr(plain, name) for name in _NUMBERS}
     flags = {name: getattr(plain, name) for name in _FLAGS}
     mode = EpsMode.EPS_MODE_HAT if plain.eps_mode == "hat" else EpsMode.EPS_MODE_ALGORITHM1
@@ -110,7 +110,7 @@ def durability_to_proto(durability: Durability) -> Any:
 
 
 def state_to_proto(state: detail.StatePoint) -> StatePoint:
-    """Return the message that says where a state stands."""
+    """Return the message for a model's state."""
     return StatePoint(
         state_id=state.state_id,
         version=state.version,

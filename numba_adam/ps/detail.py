@@ -1,7 +1,7 @@
-"""What an error tells a program beside its message, as plain values.
+"""The details of an error for programs, as plain values.
 
-The server's lower layers set them; `numba_adam.ps.errors` writes them into the ErrorDetail message that travels.
-Imports the error tree and the modes.
+The server's lower layers set them. `numba_adam.ps.errors` encodes them as the ErrorDetail message.
+May import the error tree and the modes.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ _E = TypeVar("_E", bound=ServiceError)
 
 
 class StatePoint(NamedTuple):
-    """Where a model's state stands."""
+    """The id and version of a model's state, and its snapshot."""
 
     state_id: str
-    """Names one line of history; new after each rollback."""
+    """Id of the line of history. It changes with each rollback."""
 
     version: int
     """Number of pushes applied since the model was created."""
 
     first_version: int = 0
-    """Version at which this line of history began."""
+    """First version of this line of history."""
 
     snapshot_version: int = 0
-    """Version that the newest snapshot holds."""
+    """Version of the newest snapshot."""
 
     durability: Durability | None = None
-    """What acknowledgements promise. None: the model was deleted."""
+    """The promise of acknowledgements. None: the model was deleted."""
 
 
 class Detail(NamedTuple):
-    """What travels with an error."""
+    """The details of one error."""
 
     sequence_recorded: bool = False
-    """Whether this answer uses up the push's sequence number."""
+    """Whether the server recorded this answer under the push's sequence number."""
 
     retry_after_milliseconds: int = 0
-    """Advice to wait; 0: none."""
+    """How long the client should wait before a retry. 0: no advice."""
 
     state: StatePoint | None = None
-    """Where the model's state stands. None: the call named no model that exists."""
+    """The model's state. None: the model of the call does not exist."""
 
     epoch: int = 0
-    """The newest epoch that the model gave to any worker; 0: the call opened no session."""
+    """The newest epoch of any worker of the model. 0: the call did not open a session."""
 
 
 def with_detail(error: _E, **values: Any) -> _E:
-    """Add values to what travels with an error, and return the error.
+    """Set fields of an error's details and return the error.
 
     Args:
         error: the exception to raise.
-        values: fields of `Detail`; the others stay as they are.
+        values: fields of `Detail`; other fields do not change.
     """
     before = error.detail if isinstance(error.detail, Detail) else Detail()
     error.detail = before._replace(**values)

@@ -1,4 +1,4 @@
-"""The one error table: Reason on the wire <-> exception class <-> gRPC status code, used by both ends.
+"""The error table of client and server: Reason in the protocol <-> exception class <-> gRPC status code.
 
 A server turns an exception into a status with `to_status`; the client turns the status back into an exception of the
 same class with `from_rpc_error`. May import grpc, the generated messages and NumPy; never Numba.
@@ -18,13 +18,13 @@ from numba_adam.ps.detail import Detail
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 
 DETAIL_KEY = "numba-adam-error-bin"
-"""The trailing metadata entry that carries the serialised ErrorDetail."""
+"""The key of the serialised ErrorDetail in the trailing metadata."""
 
-_LONGEST_MESSAGE_BYTES = 2000  # percent-encoded three times that, beside the detail: within gRPC's 8 KiB of metadata
+_LONGEST_MESSAGE_BYTES = 2000  # percent-encoded at most three times that; gRPC allows 8 KiB of metadata
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """One row of the table."""
 
     reason: int
     """A Reason."""
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """The exception class."""
 
     code: grpc.StatusCode
-    """The status code it travels under."""
+    """The gRPC status code."""
 
 
 TABLE: tuple[Row, ...] = (
@@ -55,16 +55,16 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_SNAPSHOT, errors.SnapshotError, grpc.StatusCode.INTERNAL),
     Row(Reason.REASON_SNAPSHOT, errors.CorruptSnapshotError, grpc.StatusCode.DATA_LOSS),
     Row(Reason.REASON_SEQUENCE_REUSED, errors.SequenceReusedError, grpc.StatusCode.INVALID_ARGUMENT),
-    # These have no reason of their own: a wrong setting is a request that makes no sense, a deadline that passes is
-    # said by the code alone, and the bare root is never raised on purpose.
+    # These have no reason of their own. A wrong setting is an invalid request, the status code alone reports a missed
+    # deadline, and nothing raises the root class on purpose.
     Row(Reason.REASON_INVALID_REQUEST, errors.ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),
     Row(Reason.REASON_UNSPECIFIED, errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),
     Row(Reason.REASON_INTERNAL, ServiceError, grpc.StatusCode.INTERNAL),
 )
 
-_TOO_LARGE = "message larger than max"  # how gRPC words it; its status alone would mean that it may fit later
+_TOO_LARGE = "message larger than max"  # gRPC's words; its status code alone would allow a retry
 
-# What a status means that carries no detail of ours: it was made by gRPC itself, a proxy or another server.
+# The class for a status without our detail, which comes from gRPC, a proxy or another server.
 _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequestError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.BudgetExceededError,
@@ -81,7 +81,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
 
 
 def detail_of(error: BaseException) -> ErrorDetail | None:
-    """Return the ErrorDetail that came, or will go, with an exception; None where there is none."""
+    """Return the ErrorDetail of a received or outgoing exception; None if it has none."""
     detail = getattr(error, "detail", None)
     if isinstance(detail, Detail) and isinstance(error, ServiceError):
         return _encode(_row_of(error).reason, detail)
@@ -89,22 +89,22 @@ def detail_of(error: BaseException) -> ErrorDetail | None:
 
 
 def to_status(error: BaseException) -> tuple[grpc.StatusCode, str, ErrorDetail]:
-    """Return what a server answers for an exception: status code, message and detail.
+    """Return a server's answer to an exception: status code, message and detail.
 
-    An array or hyperparameter error is a request that makes no sense. What is no error of ours is reported by its
-    type alone: its text may hold what the caller must not see, and belongs into the server's log.
+    An array or hyperparameter error means an invalid request. For other exceptions the message contains only the type:
+    their text may be confidential, and only the server's log contains it.
     """
     if isinstance(error, ServiceError):
         row = _row_of(error)
         return row.code, _shorten(str(error)), detail_of(error) or _detail(row.reason)
     if isinstance(error, NumbaAdamError):
         return grpc.StatusCode.INVALID_ARGUMENT, _shorten(str(error)), _detail(Reason.REASON_INVALID_REQUEST)
-    message = f"the server met an error of its own ({type(error).__name__}); its log says more"
+    message = f"an internal error ({type(error).__name__}) occurred in the server; see the server's log"
     return grpc.StatusCode.INTERNAL, message, _detail(Reason.REASON_INTERNAL)
 
 
 def from_rpc_error(error: grpc.RpcError) -> ServiceError:
-    """Return the exception that a failed call means, with the server's detail on `.detail` where it sent one."""
+    """Return the exception for a failed call, with the server's detail, if there is one, as `.detail`."""
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     message = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
     detail = _received_detail(error)
@@ -117,7 +117,7 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
 
 
 def _row_of(error: ServiceError) -> Row:
-    """Return the line of an exception's class, or of the nearest class above it."""
+    """Return the row of an exception's class, or of its nearest base class in the table."""
     rows = {row.error: row for row in TABLE}
     return next(rows[cls] for cls in type(error).__mro__ if cls in rows)
 
@@ -127,7 +127,7 @@ def _detail(reason: int) -> ErrorDetail:
 
 
 def _encode(reason: int, detail: Detail) -> ErrorDetail:
-    """Return the message that carries a detail."""
+    """Return the message for a detail."""
     return ErrorDetail(
         reason=reason,  # type: ignore[arg-type]  # enums are plain numbers at run time
         sequence_recorded=detail.sequence_recorded,
@@ -138,7 +138,7 @@ def _encode(reason: int, detail: Detail) -> ErrorDetail:
 
 
 def _class_of(detail: ErrorDetail | None, code: grpc.StatusCode) -> type[ServiceError]:
-    """Return the class for a reason; for one that this version does not know, the code decides."""
+    """Return the exception class for a reason, or for the status code if this version does not know the reason."""
     if detail is not None and detail.reason:
         rows = [row for row in TABLE if row.reason == detail.reason]
         exact = [row for row in rows if row.code is code]
@@ -155,24 +155,24 @@ def _received_detail(error: grpc.RpcError) -> ErrorDetail | None:
         if key == DETAIL_KEY and isinstance(value, bytes):
             try:
                 return ErrorDetail.FromString(value)
-            except DecodeError:  # somebody else's entry: the code says what it can
+            except DecodeError:  # not our entry: use the status code
                 return None
     return None
 
 
 def _explain(code: grpc.StatusCode, message: str) -> str:
-    """Say what a status that did not come from our server is likely to mean."""
+    """Return a message with the likely cause of a status that did not come from our server."""
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return (
             f"{message}: the server at this address does not speak numba_adam.ps.v1; check the address and its version"
         )
     if _TOO_LARGE in message:
-        return f"{message}: its receiver takes no message so large; give the server a larger --largest-message-bytes"
+        return f"{message}: the message is too large; start the server with a larger --largest-message-bytes"
     return f"{message} ({code.name})"
 
 
 def _shorten(message: str) -> str:
-    """Keep a message within what gRPC's trailing metadata can hold."""
+    """Shorten a message to fit into gRPC's trailing metadata."""
     raw = message.encode("utf-8", "replace")
     if len(raw) <= _LONGEST_MESSAGE_BYTES:
         return raw.decode()

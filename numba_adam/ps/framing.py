@@ -1,9 +1,9 @@
-"""Tensor messages on the wire: exactly the bytes that generated code writes, without its copies.
+"""Encodes and decodes transfer messages: the same bytes as the generated code, with fewer copies.
 
 All transfers have the same parts under the same field numbers (header 1, chunk 2, trailer 3; an acknowledgement 4),
-so one framing serves them all. A chunk is written with one copy of its data, and read with none. The reader takes
-the layout that our writer and the common generators produce; whatever else is legal protobuf (fields reordered,
-repeated or unknown, overlong varints) goes to the generated parser, whose word is final.
+so the same code handles them all. Encoding copies a chunk's data once; decoding does not copy it. The decoder handles
+the field order of our encoder and of common generators. The generated parser handles all other valid protobuf:
+reordered, repeated or unknown fields, and overlong varints.
 
 May import the generated messages and protobuf; never gRPC, NumPy or Numba.
 """
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 DEFAULT_CHUNK_BYTES = 1 << 20
-"""Payload bytes of one chunk: large enough that the cost per message vanishes, small enough to pipeline."""
+"""Payload bytes of one chunk. Large enough for a negligible cost per message, small enough to pipeline."""
 
 _CHUNK_TAG = 0x12  # of a transfer message: field 2, length-delimited
 _OFFSET_TAG = 0x08  # of a TensorChunk: field 1, varint
 _DATA_TAG = 0x12  # of a TensorChunk: field 2, length-delimited
-_LONGEST_VARINT = 9  # bytes our reader takes: 63 bits; the generated parser takes longer ones
+_LONGEST_VARINT = 9  # bytes, so 63 bits; the generated parser handles longer ones
 
 _M = TypeVar("_M", CreateModelRequest, PushRequest, PushPullRequest, PullResponse, PushPullResponse)
 
 
 def encode_chunk(offset: int, *data: ReadableBuffer) -> bytes:
-    """Return a whole transfer message whose part is a chunk.
+    """Return an encoded transfer message that contains a chunk.
 
     Args:
         offset: position of the first byte within the payload, from 0 to 2**64 - 1.
-        data: C-contiguous memory of any format; several pieces follow each other. Below 2 GiB together
-            (protobuf's limit).
+        data: C-contiguous memory of any format, one or more pieces in order. Below 2 GiB in total (protobuf's
+            limit).
 
     Returns:
-        The bytes of a PushRequest, CreateModelRequest, PullResponse, ...: they are all the same.
+        The bytes of a PushRequest, CreateModelRequest, PullResponse, ...: they are equal.
 
     Raises:
         ValueError: the offset is out of range.
         TypeError: the memory is not contiguous.
     """
     if not 0 <= offset < 1 << 64:
-        raise ValueError(f"offset={offset}: it must be at least 0 and below 2**64")
+        raise ValueError(f"offset: expected a number at least 0 and below 2**64, got {offset}")
     size = sum(piece.nbytes if isinstance(piece, memoryview) else memoryview(piece).nbytes for piece in data)
     fields = b"\x08" + _varint(offset) if offset else b""
     if size:
@@ -64,17 +64,17 @@ def encode_chunk(offset: int, *data: ReadableBuffer) -> bytes:
 
 
 def encode_trailer(checksum: int) -> bytes:
-    """Return a whole transfer message whose part is a trailer; the same bytes for every transfer."""
+    """Return an encoded transfer message that contains a trailer: the same bytes for all kinds of transfer."""
     return PushRequest(trailer=TransferTrailer(checksum=checksum)).SerializeToString()
 
 
 def encode_message(message: Message | bytes) -> bytes:
-    """Serialise for gRPC: bytes (an encoded chunk) pass as they are."""
+    """Serialise a message for gRPC; return bytes (an encoded chunk) unchanged."""
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _varint(value: int) -> bytes:
-    """Return the shortest varint of a number that is not negative."""
+    """Return the shortest varint of a non-negative number."""
     if value < 0x80:
         return bytes((value,))
     groups = bytearray()
@@ -86,7 +86,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
-    """Return a varint and the position after it; -1 for one that our writer would not have written."""
+    """Return a varint's value and the position after it. The value is -1 if our encoder cannot produce the varint."""
     value = raw[at]
     if value < 0x80:
         return value, at + 1
@@ -100,7 +100,7 @@ def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
 
 
 def read_chunk(raw: bytes) -> Chunk | None:
-    """Return the chunk in a message that has exactly our layout, else None."""
+    """Return the chunk in a message with exactly our encoder's field order, else None."""
     try:
         if raw[0] != _CHUNK_TAG:
             return None
@@ -113,19 +113,19 @@ def read_chunk(raw: bytes) -> Chunk | None:
         if offset < 0 or raw[at] != _DATA_TAG:
             return None
         size, at = _read_varint(raw, at + 1)
-    except IndexError:  # it ends too early
+    except IndexError:  # the message is too short
         return None
     return Chunk(offset, memoryview(raw)[at:]) if size == len(raw) - at else None
 
 
 def _decoder(message_type: type[_M]) -> Callable[[bytes], _M | Chunk | Trailer]:
-    """Return a decoder of one kind of transfer message."""
+    """Return the decoder for one type of transfer message."""
 
     def decode(raw: bytes) -> _M | Chunk | Trailer:
-        """Return the message, or the chunk or trailer in it.
+        """Return the chunk or trailer in the message, or else the message.
 
         Raises:
-            google.protobuf.message.DecodeError: the bytes are no such message.
+            google.protobuf.message.DecodeError: the bytes are not a valid message.
         """
         chunk = read_chunk(raw)
         if chunk is not None:

@@ -1,7 +1,7 @@
-"""How a model trains and what its acknowledgements promise: the choices a model is created with.
+"""The mode and durability of a model, which are chosen when it is created.
 
-Each value is what snapshots store and what clients read. `numba_adam.ps.convert` maps them to the protocol's numbers.
-Imports the standard library.
+Snapshots store these values, and clients return them. `numba_adam.ps.convert` maps them to the protocol's numbers.
+May import the standard library only.
 """
 
 from enum import StrEnum
@@ -11,11 +11,11 @@ class Mode(StrEnum):
     """How pushes become steps."""
 
     ASYNC = "async"
-    """Every accepted push is one step, in the order in which the server accepts them."""
+    """Every accepted push is one step, in the order of acceptance."""
 
 
 class Durability(StrEnum):
-    """What an acknowledgement promises about a crash."""
+    """What a crash can lose after an acknowledgement."""
 
     MEMORY = "memory"
-    """A crash loses what came after the last snapshot."""
+    """A crash loses every push after the last snapshot."""

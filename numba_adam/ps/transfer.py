@@ -1,6 +1,6 @@
-"""The parts of a transfer, and the checks that both ends make while one arrives: order, sizes, checksum.
+"""The parts of a transfer, and their validation on receipt, in client and server: order, sizes, checksum.
 
-Imports the checksums and the error tree; never NumPy or Numba.
+May import the checksums and the error tree; never NumPy or Numba.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba_adam.ps.checksum import SUPPORTED, new_checksum
 
 
 class Chunk(NamedTuple):
-    """A run of payload bytes, borrowed from the message they came in."""
+    """A run of payload bytes, as a view of the received message."""
 
     offset: int
     """Position of the first byte within the payload."""
@@ -26,35 +26,35 @@ class Trailer(NamedTuple):
     """The end of a transfer."""
 
     checksum: int
-    """Of the whole payload."""
+    """Checksum of the whole payload."""
 
 
 Parts = Iterable[object]
-"""What follows a transfer's header: chunks, then a trailer. Anything else is refused when it arrives."""
+"""The messages after a transfer's header: chunks, then a trailer. All others are refused on receipt."""
 
 
 class Reader:
-    """Checks one transfer as it arrives. A subclass puts the bytes in place.
+    """Validates one transfer as it arrives. A subclass copies the bytes.
 
     Args:
         total_bytes: the declared size.
         checksum_kind: a ChecksumKind of the protocol.
 
     Raises:
-        InvalidRequestError: an unknown kind of checksum.
+        InvalidRequestError: this version does not know the kind of checksum.
     """
 
     malformed: ClassVar[type[ServiceError]] = InvalidRequestError
-    """Raised where the parts do not make up the declared transfer."""
+    """The exception for parts that do not match the declared transfer."""
 
     def __init__(self, total_bytes: int, checksum_kind: int) -> None:
         if checksum_kind not in SUPPORTED and (checksum_kind or total_bytes):
             raise self.malformed(f"checksum_kind={checksum_kind}: it must be one of {SUPPORTED}")
         self.checksum = 0
-        """Of the whole payload, after `finish`; 0 for an empty payload without a checksum."""
+        """Checksum of the whole payload, after `finish`. 0 for an empty payload without a checksum."""
 
         self.received_bytes = 0
-        """Bytes taken so far."""
+        """Number of bytes received so far."""
 
         self.total_bytes = total_bytes
         """The declared size."""
@@ -62,11 +62,11 @@ class Reader:
         self._running = new_checksum(checksum_kind) if checksum_kind else None  # an empty payload may have none
 
     def take(self, chunk: Chunk) -> None:
-        """Check a chunk and put it in place.
+        """Validate a chunk and copy its bytes.
 
         Raises:
-            InvalidRequestError: it does not follow the one before, is empty, or exceeds the declared size. Nothing of
-                it was copied.
+            InvalidRequestError: the chunk does not follow the one before, is empty, or exceeds the declared size. It
+                was not copied.
         """
         self._check_place(chunk.offset, chunk.data.nbytes)
         data = self._put(chunk.data)
@@ -75,7 +75,7 @@ class Reader:
         self.received_bytes += data.nbytes
 
     def finish(self, checksum: int) -> None:
-        """Check the whole payload against its trailer.
+        """Validate the whole payload against its trailer.
 
         Raises:
             InvalidRequestError: bytes are missing.
@@ -95,7 +95,7 @@ class Reader:
             )
 
     def _put(self, data: memoryview) -> memoryview:
-        """Put the next bytes in place; return them from where the cache has them, for the checksum."""
+        """Copy the next bytes; return the copy that is still in the CPU's cache, for the checksum."""
         return data
 
     def _check_place(self, offset: int, size: int) -> None:
@@ -116,7 +116,7 @@ def receive(parts: Parts, reader: Reader) -> None:
     """Read the chunks and the trailer that follow a header.
 
     Raises:
-        InvalidRequestError: a part is missing, in another order or of another kind; a client's reader raises
+        InvalidRequestError: a part is missing, out of order or of an unknown kind. A client's reader raises
             CorruptTransferError instead.
         CorruptTransferError: see `Reader.finish`.
     """
@@ -128,6 +128,6 @@ def receive(parts: Parts, reader: Reader) -> None:
             return
         else:
             raise reader.malformed(
-                "a transfer is a header, chunks, a trailer: this message is neither a chunk nor a trailer"
+                "expected a header, chunks, then a trailer: this message is neither a chunk nor a trailer"
             )
-    raise reader.malformed("the stream ended before its trailer: the transfer must be sent again, whole")
+    raise reader.malformed("the stream ended before its trailer: send the whole transfer again")

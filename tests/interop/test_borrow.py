@@ -118,28 +118,28 @@ def test_read_only_memory_may_be_read_but_not_borrowed_for_writing(wrap):
     owner = np.ones(3, np.float32)
     owner.flags.writeable = False
     assert not borrow(wrap(owner), name="w").flags.writeable
-    with pytest.raises(ReadOnlyError, match=r"params\['w'\].*is read-only.*make a copy and keep that"):
+    with pytest.raises(ReadOnlyError, match=r"params\['w'\].*is read-only.*make a copy and use that"):
         borrow(wrap(owner), name="params['w']", writable=True)
 
 
 REFUSED = {
-    "int32": (np.ones(3, np.int32), DtypeError, r"has dtype int32, needed is float32 or float64; convert it"),
+    "int32": (np.ones(3, np.int32), DtypeError, r"has dtype int32, expected float32 or float64; convert it"),
     "float16": (np.ones(3, np.float16), DtypeError, "has dtype float16"),
     "complex": (np.ones(3, np.complex64), DtypeError, "has dtype complex64"),
     "object": (np.array([None]), DtypeError, "has dtype object"),
     "record": (np.zeros(2, [("a", "f4")]), DtypeError, "has dtype"),
     "bytes": (b"abcd", DtypeError, "has dtype uint8"),
     "byte order": (np.ones(3, np.dtype(np.float32).newbyteorder("S")), LayoutError, "foreign byte order"),
-    "transposed": (np.ones((2, 3)).T, LayoutError, r"strides \(8, 24\), needed is C-contiguous.*ascontiguousarray"),
+    "transposed": (np.ones((2, 3)).T, LayoutError, r"strides \(8, 24\), expected C-contiguous.*ascontiguousarray"),
     "sliced": (np.ones(6)[::2], LayoutError, "strides"),
     "broadcast": (np.broadcast_to(np.ones(1), (4,)), LayoutError, "strides"),
-    "unaligned": (np.zeros(13, np.uint8)[1:].view(np.float32), LayoutError, "needed is a multiple of 4"),
+    "unaligned": (np.zeros(13, np.uint8)[1:].view(np.float32), LayoutError, "expected a multiple of 4"),
     "masked": (np.ma.masked_array([1.0, 2.0], mask=[True, False]), UnsupportedArrayError, r"x\.filled\(0\)"),
-    "list": ([1.0], UnsupportedArrayError, "is of type list, which lends no memory; make an array of it"),
+    "list": ([1.0], UnsupportedArrayError, "is of type list, which exposes no memory; make an array of it"),
     "float": (1.0, UnsupportedArrayError, "is of type float"),
     "None": (None, UnsupportedArrayError, "is of type NoneType"),
     "string": ("w", UnsupportedArrayError, "is of type str"),
-    "only __array__": (Looks(), UnsupportedArrayError, "Looks, which lends no memory"),
+    "only __array__": (Looks(), UnsupportedArrayError, "Looks, which exposes no memory"),
     "gpu": (OnGpu(), UnsupportedArrayError, r"in a GPU's memory.*x\.get\(\)"),
     "dlpack gpu": (Capsule(np.ones(3), device=(2, 0)), UnsupportedArrayError, "device of DLPack type 2"),
 }

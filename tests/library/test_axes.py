@@ -321,7 +321,7 @@ def test_rows_of_tables_stay_in_c_order():
     """What is named of a table is a row, so a row lies in one piece; its gradient may lie in any order."""
     table, moments = np.ones((4, 3), np.float32, "F"), [np.zeros((4, 3), np.float32) for _ in range(2)]
     rows, grads = np.array([1, 3]), np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)
-    with pytest.raises(LayoutError, match=r"^param .*needed is C-contiguous"):
+    with pytest.raises(LayoutError, match=r"^param .*expected C-contiguous"):
         na.adam_update_rows(table, rows, grads, *moments, 1)
     tables = [np.ones((4, 3), np.float32) for _ in range(2)]
     states = [[np.zeros((4, 3), np.float32) for _ in range(2)] for _ in range(2)]

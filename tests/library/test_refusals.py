@@ -457,7 +457,7 @@ def test_the_function_calls_its_arguments_by_their_names():
         na.adam_update(param, np.ones(5), exp_avg, exp_avg_sq, 1)
     with pytest.raises(OverlapError, match=r"^grad and param share memory"):
         na.adam_update(param, param, exp_avg, exp_avg_sq, 1)
-    with pytest.raises(DtypeError, match=r"^exp_avg \(NumPy array\) has dtype int32, needed is float32, "):
+    with pytest.raises(DtypeError, match=r"^exp_avg \(NumPy array\) has dtype int32, expected float32, "):
         na.adam_update(param, np.ones(4), np.ones(4, "i4"), exp_avg_sq, 1)
 
 

@@ -30,7 +30,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 SMALL_MESSAGE_BYTES = 1 << 16
 """What is no longer than this is not worth waiting for."""
 
-_ARRIVING_BYTES = 3 << 22  # of messages may be on their way in, however little of the budget is left
+_ARRIVING_BYTES = 1 << 24  # of messages may be on their way in, however little of the budget is left
 _BUDGET_SHARE = 8  # and further ones together may take this part of the budget
 _FULL = ErrorDetail(reason=Reason.REASON_BUDGET, retry_after_milliseconds=100)
 

@@ -23,7 +23,7 @@ import numba
 
 from numba_adam.errors import ServerUnavailableError
 
-_SMALL_CALL_SECONDS = 0.05  # large updates give way for this long after a small call
+_SMALL_CALL_SECONDS = 1.0  # large updates give way for this long after a small call: who pushes at times, pushes again
 _HAS_THREAD_PRIORITIES = sys.platform == "linux"
 _NICENESS = 5  # a third of the usual processor time under load: small calls come first, the update still advances
 

@@ -40,7 +40,7 @@ def test_the_command_trains_through_a_crash_and_reads_97_percent_of_the_test_ima
     shown = capsys.readouterr().out
     assert "kill -9   of the server at version" in shown
     assert re.search(r"server    is back as process \d+ after", shown)
-    assert re.search(r"crash     cost [1-9]\d* pushes", shown)
+    assert re.search(r"crash     lost [1-9]\d* pushes after version \d+; training repeated them", shown)
     assert re.search(r"speed     [1-9]\d* pushes per second", shown)
     assert shown.count("pulled it and went on") == 3
     accuracy = re.search(r"accuracy  ([\d.]+)%", shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -12,14 +11,10 @@ from collections.abc import Callable, Iterator
 
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
+from numba_adam.server.runtime.heap import share_heaps
 from numba_adam.server.transport.descriptors import raise_limit
 
 _log = logging.getLogger(__name__)
-_HEAP_OPTIONS = {  # of glibc's mallopt
-    -8: 2,  # M_ARENA_MAX: how many heaps there are
-    -3: 6 << 20,  # M_MMAP_THRESHOLD: what is larger comes from the system and goes back; messages are smaller
-    -1: 8 << 20,  # M_TRIM_THRESHOLD: so much may stay free at the end of a heap
-}
 
 
 def serve(config: ServerConfig) -> int:
@@ -39,7 +34,7 @@ def serve(config: ServerConfig) -> int:
     # OpenMP's threads must not spin between two updates: the same cores receive the next gradient.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     raise_limit()
-    _share_heaps()
+    share_heaps()
     with _stop_signals() as wait:
         server = Server(config)
         server.start()
@@ -48,18 +43,6 @@ def serve(config: ServerConfig) -> int:
         number = wait()
         _log.info("%s: saving, then calls in flight have %g s", number.name, config.stop_deadline_seconds)
         return 0 if server.stop() else 1
-
-
-def _share_heaps() -> None:
-    """Let all threads share two heaps of the C library, and give back what is free in them.
-
-    By default glibc makes eight heaps per core, and may keep 64 MiB of free memory at the end of each. With these
-    options pushes and pulls take no longer.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library has no such setting
-        c_library = ctypes.CDLL(None)
-        for option, value in _HEAP_OPTIONS.items():
-            c_library.mallopt(option, value)
 
 
 @contextlib.contextmanager

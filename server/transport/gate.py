@@ -18,6 +18,7 @@ import grpc
 from numba_adam.ps.errors import DETAIL_KEY
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.server.runtime.budget import SlotPool
+from numba_adam.server.runtime.heap import give_back_free_memory
 from numba_adam.server.runtime.launcher import use_threads
 from numba_adam.server.transport.in_flight import InFlight
 from numba_adam.server.transport.permits import Permits
@@ -32,6 +33,7 @@ SMALL_MESSAGE_BYTES = 1 << 16
 
 _ARRIVING_BYTES = 1 << 24  # of messages may be on their way in, however little of the budget is left
 _BUDGET_SHARE = 8  # and further ones together may take this part of the budget
+_RARE_BYTES = 1 << 20  # a first message is a header: a larger one names tens of thousands of arrays, or is an attack
 _FULL = ErrorDetail(reason=Reason.REASON_BUDGET, retry_after_milliseconds=100)
 
 
@@ -196,14 +198,18 @@ class Calls:
             context.abort(grpc.StatusCode.CANCELLED, "the caller is gone")
         self._messages.acquire(context, is_new=True)
         self._arrived.add(context)
+        size = 0
         try:
             first = self.watch.first(requests, context)
             if first is None:
                 end_as_invalid(context, "the call ended without a request; send one")
-            if len(first) <= SMALL_MESSAGE_BYTES:
+            size = len(first)
+            if size <= SMALL_MESSAGE_BYTES:
                 self._let_first_go(context)
             yield first
         finally:
+            if size > _RARE_BYTES:
+                give_back_free_memory()
             self._let_first_go(context)
 
     def _let_first_go(self, context: Context) -> None:

@@ -277,22 +277,27 @@ def test_a_call_that_was_tried_again_and_arrives_once_more_changes_nothing_newer
     assert_nothing_changes(world, world.relay.late)
 
 
-@pytest.mark.parametrize("method", CALLS)
 def test_after_a_crash_what_was_sent_before_it_changes_nothing(
-    server_process, make_relay, connect, arrays, gradients_of, method
+    server_process, make_relay, connect, arrays, gradients_of
 ):
-    world = World(server_process.address, make_relay(server_process.address), connect, arrays, gradients_of)
-    prepare(world, method)
-    world.relay.lose_request(method, TRY_AGAIN)
-    CALLS[method](world)
-    first = list(world.relay.late)
-    if method in ("CreateModel", "DeleteModel"):  # they are on disk when they are answered
-        is_created_anew(world)
+    """One crash for all calls: each has a model, a relay and a worker of its own."""
+    worlds = {}
+    for method, call in CALLS.items():
+        relay = make_relay(server_process.address)
+        world = worlds[method] = World(server_process.address, relay, connect, arrays, gradients_of)
+        prepare(world, method)
+        relay.lose_request(method, TRY_AGAIN)
+        call(world)
+        if method in ("CreateModel", "DeleteModel"):  # they are on disk when they are answered
+            is_created_anew(world)
+    late = {method: list(world.relay.late) for method, world in worlds.items()}
     server_process.kill()
     server_process.start()
-    world.live = world.connect(world.address, "w").open_model(world.name)
-    world.live.push(world.grads(3))
-    assert_nothing_changes(world, first)
+    for method, world in worlds.items():
+        assert [each.method for each in late[method]] == [method]
+        world.live = world.connect(world.address, "w").open_model(world.name)
+        world.live.push(world.grads(3))
+        assert_nothing_changes(world, late[method])
 
 
 # --- openings ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProce
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from numba_adam.cli import main; sys.exit(main())"
     )
     return subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False, timeout=800
     )
 
 
@@ -153,14 +153,14 @@ def test_a_listener_that_does_not_answer_is_told_from_one_that_is_not_there(
 def test_ctrl_c_ends_it_with_130_and_one_line(words: list[str]) -> None:
     """The server takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(60)
+        silent.settimeout(800)
         server = f"127.0.0.1:{silent.getsockname()[1]}"
         command = [sys.executable, "-m", "numba_adam", *words, "--server", server, "--timeout-seconds", "100000"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             asking, _ = silent.accept()
             process.send_signal(signal.SIGINT)
-            out, errors = process.communicate(timeout=60)
+            out, errors = process.communicate(timeout=800)
         finally:
             process.kill()
             process.wait()

@@ -27,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def train(address: str, pushes: int) -> None:
-    with ParameterClient(address, timeout_seconds=30) as client:
+    with ParameterClient(address, timeout_seconds=800) as client:
         model = client.create_model("line", {"slope": np.zeros((2, 3), np.float32), "offset": np.zeros(4, np.float32)})
         for _ in range(pushes):
             model.push({"slope": np.ones((2, 3), np.float32), "offset": None})

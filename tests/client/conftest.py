@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from numba_adam.client import Backoff, ParameterClient
+from numba_adam.client import Backoff, Model, ParameterClient
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
@@ -31,7 +31,9 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     with contextlib.ExitStack() as stack:
 
         def make(folder: str = "data", **settings: object) -> Server:
-            config = ServerConfig(listen="127.0.0.1:0", data_dir=tmp_path / folder, **settings)
+            config = ServerConfig(
+                listen="127.0.0.1:0", data_dir=tmp_path / folder, **{"stall_seconds": 800, **settings}
+            )
             return stack.enter_context(Server(config))
 
         yield make
@@ -49,7 +51,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., ParameterC
     clients: list[ParameterClient] = []
 
     def make(address: str, worker_id: str | None = None, **settings: object) -> ParameterClient:
-        clients.append(ParameterClient(address, worker_id, **{"timeout_seconds": 30.0, "backoff": QUICK, **settings}))
+        clients.append(ParameterClient(address, worker_id, **{"timeout_seconds": 800.0, "backoff": QUICK, **settings}))
         return clients[-1]
 
     yield make
@@ -61,6 +63,16 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., ParameterC
 def client(server: Server, connect: Callable[..., ParameterClient]) -> ParameterClient:
     """A client of `server`."""
     return connect(server.address, "w0")
+
+
+@pytest.fixture
+def hurry() -> Callable[[ParameterClient | Model, float], None]:
+    """Give the further calls of a client so many seconds. What prepares them has all the time that it needs."""
+
+    def give(client: ParameterClient | Model, seconds: float) -> None:
+        client._connection._timeout_seconds = seconds
+
+    return give
 
 
 class ServerProcess:
@@ -99,7 +111,7 @@ class ServerProcess:
 
     def _end(self, how: Callable[[], None]) -> int:
         how()
-        code = self._process.wait(30)
+        code = self._process.wait(800)
         self._process.stdout.close()
         self._log.close()
         self._process = None

@@ -60,7 +60,7 @@ def test_an_interrupted_push_leaves_the_next_one_neither_waiting_nor_taken_for_i
         + """
 size = 1_000_000 if FORM == "push large" else 4
 grads, zeros = {"w": np.ones(size, np.float32)}, {"w": np.zeros(size, np.float32)}
-client = ParameterClient(address, "w0", timeout_seconds=60)
+client = ParameterClient(address, "w0", timeout_seconds=800)
 model = client.create_model("m", zeros)
 versions = [model.push(grads).version]
 if FORM == "push beside push_async":
@@ -91,12 +91,12 @@ def test_any_interrupted_call_leaves_all_others_working(server_process, seed):
         f"SEED = {seed}"
         + INTERRUPTED
         + """
-client = ParameterClient(address, "w0", timeout_seconds=60)
+client = ParameterClient(address, "w0", timeout_seconds=800)
 model = client.create_model("m", zeros)
 model.push(grads)
 names = iter(range(1000))
 def opened():
-    with ParameterClient(address, timeout_seconds=60) as other:
+    with ParameterClient(address, timeout_seconds=800) as other:
         other.open_model("m").push_async(grads)
 calls = [
     lambda: model.pull(), lambda: model.pull(min_version=10**9), lambda: model.push_pull(grads), client.status,

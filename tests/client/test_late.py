@@ -67,7 +67,7 @@ class Relay:
         """Send the messages of a call; return the error that it is answered with, if it is one."""
         with grpc.insecure_channel(address) as channel:
             try:
-                list(channel.stream_stream(f"/{SERVICE}/{late.method}")(iter(late.messages), timeout=60))
+                list(channel.stream_stream(f"/{SERVICE}/{late.method}")(iter(late.messages), timeout=800))
             except grpc.RpcError as error:
                 return from_rpc_error(error)
         return None

@@ -65,7 +65,7 @@ class Late:
             if details.method.endswith(f"/{self._method}"):
                 self._method = ""
                 self.held.set()
-                self.go_on.wait(120)
+                self.go_on.wait(800)
             yield from answers
 
         return grpc.stream_stream_rpc_method_handler(relay)
@@ -99,14 +99,14 @@ def test_parameters_of_the_old_state_that_come_after_a_rewind_are_no_rewind_back
     late.hold("Pull")
     with futures.ThreadPoolExecutor(1) as pool:
         pulled = pool.submit(model.pull)
-        assert late.held.wait(60)
+        assert late.held.wait(800)
         server_process.kill()
         server_process.start()
         assert not model.push(gradients_of(arrays, 2)).applied
         new = model.state_id
         assert (rewinds, model.version, new != old) == ([1], 1, True)
         late.go_on.set()
-        pulled.result(timeout=60)
+        pulled.result(timeout=800)
     assert (rewinds, model.version, model.state_id) == ([1], 1, new)
     ack = model.push(gradients_of(arrays, 3))
     assert (ack.applied, ack.version, ack.state_id, rewinds) == (True, 2, new, [1])
@@ -141,7 +141,7 @@ def test_a_push_whose_answer_is_lost_and_whose_session_is_then_forgotten_is_not_
                 stub.OpenSession(pb.OpenSessionRequest(model="m", worker_id=f"other {number}"))
         wire.is_down = False
         with pytest.raises(SessionUnknownError):
-            push.result(timeout=60)
+            push.result(timeout=800)
     applied = [0, 1, 2] if direct.open_model("m").version == 3 else [0, 1]
     ack = model.push(gradients_of(arrays, 3))
     assert (ack.version, ack.applied, ack.duplicate) == (len(applied) + 1, True, False)

@@ -133,9 +133,9 @@ def test_push_async_from_the_callback_of_another_push_does_not_wait_for_itself(c
 
     model.push_async(grads).add_done_callback(again)
     others = [model.push_async(grads) for _ in range(20)]
-    assert done.wait(30)
+    assert done.wait(800)
     assert versions == sorted(versions)
-    assert all(push.result(30).applied for push in others)
+    assert all(push.result(800).applied for push in others)
 
 
 def test_a_push_that_waits_for_room_is_told_when_the_client_is_closed(server, connect, arrays, gradients_of):
@@ -195,12 +195,13 @@ def test_a_pull_waits_for_the_version_it_asks_for(server, connect, arrays, gradi
         pulled = pool.submit(model.pull, min_version=2)
         for seed in (1, 2):
             other.push(gradients_of(arrays, seed))
-        pulled.result(timeout=20)
+        pulled.result(timeout=800)
     assert model.version >= 2
 
 
-def test_a_version_that_does_not_come_in_time(server, connect, arrays):
-    model = connect(server.address, timeout_seconds=0.3).create_model("m", arrays)
+def test_a_version_that_does_not_come_in_time(server, connect, arrays, hurry):
+    model = connect(server.address).create_model("m", arrays)
+    hurry(model, 0.3)
     with pytest.raises(DeadlineExceededError, match=r"pull of model 'm': gave up after .* within 0.3 s"):
         model.pull(min_version=1)
 

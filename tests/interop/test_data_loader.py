@@ -64,7 +64,7 @@ def test_workers_that_touch_the_client_are_refused_and_those_that_make_their_own
         address = server.stdout.readline().split()[3]
         environment = {**os.environ, "GRPC_VERBOSITY": "ERROR"}
         result = subprocess.run(
-            [sys.executable, str(program), address], capture_output=True, text=True, timeout=240, check=False,
+            [sys.executable, str(program), address], capture_output=True, text=True, timeout=800, check=False,
             env=environment,
         )  # fmt: skip
     finally:

@@ -225,7 +225,9 @@ def test_a_read_only_parameter():
         na.Adam([read_only(np.ones(3))])
 
 
-@pytest.mark.parametrize("params", [[], {}, (), iter([]), [{"params": []}]], ids=str)
+@pytest.mark.parametrize(
+    "params", [[], {}, (), iter([]), [{"params": []}]], ids=["list", "dict", "tuple", "iterator", "group"]
+)
 def test_no_parameters(params):
     with pytest.raises(NamesError, match="at least one array"):
         na.Adam(params)

@@ -273,7 +273,7 @@ def failing(step):
     return 0.1
 
 
-@pytest.mark.parametrize("bad", [*BAD, failing], ids=repr)
+@pytest.mark.parametrize("bad", [*BAD, failing], ids=lambda bad: "failing" if bad is failing else repr(bad))
 @pytest.mark.parametrize("pending", [False, True])
 def test_a_schedule_that_fails_later_leaves_everything_as_it_was(bad, pending):
     """Also the other groups' rates, the average, the copy, the gradients, and what was accumulated."""

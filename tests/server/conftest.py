@@ -122,7 +122,7 @@ class Session:
 
     def push(self, grads: dict[str, np.ndarray | None], **changes: Any) -> pb.PushAck:
         """Push under the next sequence number, or the one given, and count it when it is answered."""
-        ack = self.peer.stub.Push(self.messages(grads, **changes), timeout=60).ack
+        ack = self.peer.stub.Push(self.messages(grads, **changes), timeout=800).ack
         self.sequence = max(self.sequence, changes.get("sequence", self.sequence + 1))
         return ack
 
@@ -159,7 +159,7 @@ class Peer:
             total_bytes=len(payload_of(params)),
             checksum_kind=XXH3,
         )
-        return self.stub.CreateModel(transfer(pb.CreateModelRequest, header, payload_of(params)), timeout=60)
+        return self.stub.CreateModel(transfer(pb.CreateModelRequest, header, payload_of(params)), timeout=800)
 
     def session(self, model: str = "model", worker_id: str = "worker") -> Session:
         spec = self.stub.GetModel(pb.GetModelRequest(model=model)).model.spec
@@ -177,7 +177,7 @@ class Peer:
 
     def push_pull(self, session: Session, grads: Arrays) -> tuple[pb.PushAck, Pulled]:
         messages = transfer(pb.PushPullRequest, session.header(grads), payload_of(grads))
-        ack, *rest = self.stub.PushPull(messages, timeout=60)
+        ack, *rest = self.stub.PushPull(messages, timeout=800)
         session.sequence += 1
         return ack.ack, self._gather(session.model, rest)
 
@@ -220,7 +220,7 @@ class Process:
             command = [sys.executable, "-c", self.PROGRAM, str(folder), json.dumps(options)]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], 60)
+        ready, _, _ = select.select([self._process.stdout], [], [], 800)
         line = self._process.stdout.readline() if ready else ""
         if not line.startswith("numba-adam: serving on "):
             self.kill()
@@ -256,7 +256,7 @@ class Process:
         return self._finish()
 
     def _finish(self) -> int:
-        status = self._process.wait(60)
+        status = self._process.wait(800)
         if self._process.stdout is not None:
             self._process.stdout.close()
         return status
@@ -270,6 +270,7 @@ def config(tmp_path: Path) -> ServerConfig:
         memory_budget_bytes=1 << 28,
         snapshot_interval_seconds=0,
         snapshot_every_pushes=0,
+        stall_seconds=800,  # where a test holds a call up, only it says for how long
         rpc_threads=16,
         threads=2,
     )

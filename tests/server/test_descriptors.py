@@ -55,7 +55,7 @@ def limit_of(process):
 def test_idle_connections_leave_descriptors_for_snapshots(processes, tmp_path, says):
     """More of them than the process may open files."""
     process = processes(tmp_path / "data", descriptors=(256, 256))
-    with ParameterClient(process.address, timeout_seconds=120) as client, contextlib.ExitStack() as stack:
+    with ParameterClient(process.address, timeout_seconds=800) as client, contextlib.ExitStack() as stack:
         model = client.create_model("model", GRADS)
         for _ in range(400):
             stack.enter_context(contextlib.closing(connect(process.address, says=says)))
@@ -72,7 +72,7 @@ def test_who_comes_after_peers_that_are_gone_gets_in(processes, tmp_path):
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(contextlib.closing(connect(process.address)))
-        client = stack.enter_context(ParameterClient(process.address, timeout_seconds=200))
+        client = stack.enter_context(ParameterClient(process.address, timeout_seconds=800))
         assert client.create_model("model", GRADS).push(GRADS).version == 1
 
 

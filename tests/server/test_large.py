@@ -33,14 +33,14 @@ def test_a_push_of_1_gb_is_applied_and_pulled_whole(tmp_path, processes, peers):
     start, grad = (rng.standard_normal(BLOCK, dtype=np.float32) for _ in range(2))
     spec = model_pb2.ModelSpec(name="model", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
     header = pb.CreateModelHeader(spec=spec, request_id="r", total_bytes=total_bytes, checksum_kind=1)
-    peer.stub.CreateModel(transfer(pb.CreateModelRequest, header, start), timeout=240)
+    peer.stub.CreateModel(transfer(pb.CreateModelRequest, header, start), timeout=800)
     session = peer.session()
     header = session.header({}, tensors=tensors, total_bytes=total_bytes)
-    assert peer.stub.Push(transfer(pb.PushRequest, header, grad), timeout=240).ack.version == 1
+    assert peer.stub.Push(transfer(pb.PushRequest, header, grad), timeout=800).ack.version == 1
 
     na.adam_update(start, grad, np.zeros_like(start), np.zeros_like(start), 1)
     expected, position = start.tobytes(), 0
-    for answer in peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1), timeout=240):
+    for answer in peer.stub.Pull(pb.PullRequest(model="model", checksum_kind=1), timeout=800):
         if answer.WhichOneof("part") == "chunk":
             assert answer.chunk.offset == position
             assert answer.chunk.data == expected  # the server's chunks are blocks, too

@@ -37,7 +37,7 @@ class Halted:
             header, first, *rest = messages
             yield header
             yield first
-            self._go_on.wait(60)
+            self._go_on.wait(800)
             yield from rest
 
         self.call = peer.stub.Push.future(slowly())
@@ -46,7 +46,7 @@ class Halted:
 
     def finish(self):
         self._go_on.set()
-        return self.call.result(60)
+        return self.call.result(800)
 
 
 def test_a_session_that_is_fenced_while_its_push_is_received_applies_nothing(server, peer, worker, grads, refused):

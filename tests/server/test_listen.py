@@ -45,7 +45,7 @@ def held(address, *, port=0, reuse_address=False, reuse_port=False, is_listening
 def serves(endpoint):
     with grpc.insecure_channel(endpoint) as channel:
         stub = ParameterServiceStub(channel)
-        return bool(stub.GetServerStatus(pb.GetServerStatusRequest(), timeout=60, wait_for_ready=True).server_version)
+        return bool(stub.GetServerStatus(pb.GetServerStatusRequest(), timeout=800, wait_for_ready=True).server_version)
 
 
 @pytest.mark.parametrize("is_listening", [True, False])
@@ -149,7 +149,7 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path):
             [*command, "--data-dir", str(tmp_path / "data")],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=800,
             cwd=tmp_path,
             check=False,
         )

@@ -33,7 +33,7 @@ def test_a_model_has_at_most_65536_arrays(peer, refused):
     tensors = [model_pb2.TensorSpec(name=f"{number:x}", shape=[0]) for number in range((1 << 16) + 1)]
     spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
     header = pb.CreateModelHeader(spec=spec, request_id="r")
-    refusal = refused(lambda: peer.stub.CreateModel(iter([pb.CreateModelRequest(header=header)]), timeout=60))
+    refusal = refused(lambda: peer.stub.CreateModel(iter([pb.CreateModelRequest(header=header)]), timeout=800))
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.message == "65537 arrays are named: a model has at most 65536"
 
@@ -62,7 +62,7 @@ def test_names_that_no_snapshot_could_hold_are_refused(peer, refused):
     tensors = [model_pb2.TensorSpec(name=chr(0x10300 + number // 20) * 250 + f"{number}") for number in range(2200)]
     spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
     header = pb.CreateModelHeader(spec=spec, request_id="r")
-    refusal = refused(lambda: peer.stub.CreateModel(iter([pb.CreateModelRequest(header=header)]), timeout=60))
+    refusal = refused(lambda: peer.stub.CreateModel(iter([pb.CreateModelRequest(header=header)]), timeout=800))
     assert (refusal.code, "use shorter ones" in refusal.message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
@@ -205,6 +205,6 @@ def test_chunks_do_not_count_as_headers():
 @pytest.mark.parametrize("damage", [b"\xff" * 20_000, b"\x0a\xff\xff\x7f" + b"\x42" * 20_000])
 def test_a_large_message_that_is_none_is_an_invalid_request_and_counts_no_more(damage, peer, refused):
     call = peer.channel.stream_unary("/numba_adam.ps.v1.ParameterService/Push", None, None)
-    refusal = refused(lambda: call(iter([damage]), timeout=60))
+    refusal = refused(lambda: call(iter([damage]), timeout=800))
     assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.REASON_INVALID_REQUEST)
     assert peer.stub.GetServerStatus(pb.GetServerStatusRequest()).memory_used_bytes == 0

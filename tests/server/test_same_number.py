@@ -118,7 +118,7 @@ def test_a_retry_without_its_payload_is_not_answered_as_applied(peer, worker, gr
     """The header alone says nothing of the gradient."""
     worker.push(grads)
     header, *_ = worker.messages(grads, sequence=1)
-    refusal = refused(lambda: peer.stub.Push(iter([header]), timeout=60))
+    refusal = refused(lambda: peer.stub.Push(iter([header]), timeout=800))
     assert refusal.detail.reason == Reason.REASON_INVALID_REQUEST
     assert "ended before its trailer" in refusal.message
 
@@ -152,7 +152,7 @@ def test_two_tries_at_once_with_other_content_apply_one_of_them(server, peer, wo
 
     def slowly():
         yield header
-        finish.wait(60)
+        finish.wait(800)
         yield from rest
 
     push = peer.stub.Push.future(slowly())
@@ -164,8 +164,8 @@ def test_two_tries_at_once_with_other_content_apply_one_of_them(server, peer, wo
         reasons = {refused(lambda: worker.push(other, sequence=1)).detail.reason}
         assert reasons <= {Reason.REASON_IN_PROGRESS, Reason.REASON_SEQUENCE_REUSED}
         finish.set()
-    assert push.result(60).ack.version == 1
-    assert not push.result(60).ack.duplicate
+    assert push.result(800).ack.version == 1
+    assert not push.result(800).ack.duplicate
 
 
 @pytest.mark.parametrize("exist_ok", [False, True])

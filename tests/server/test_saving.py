@@ -351,7 +351,7 @@ def test_a_snapshot_reports_the_version_that_it_holds_when_a_push_comes_in_betwe
     def slow(descriptor):
         if os.readlink(f"/proc/self/fd/{descriptor}").endswith("00000002.writing"):
             written.set()
-            assert durable.wait(60)
+            assert durable.wait(800)
         fsync(descriptor)
 
     with Server(config) as server:
@@ -361,11 +361,11 @@ def test_a_snapshot_reports_the_version_that_it_holds_when_a_push_comes_in_betwe
         worker.push(grads_of(params, np.random.default_rng(1)))
         monkeypatch.setattr(os, "fsync", slow)
         asked = peer.stub.Snapshot.future(pb.SnapshotRequest())
-        assert written.wait(60)
+        assert written.wait(800)
         ack = worker.push(grads_of(params, np.random.default_rng(2)))
         assert (ack.version, ack.state.snapshot_version) == (2, 0)
         durable.set()
-        (info,) = asked.result(60).snapshots
+        (info,) = asked.result(800).snapshots
         assert (info.state.version, info.state.snapshot_version) == (1, 1)
         assert info.size_bytes == (Path(config.data_dir) / "models" / "model" / "00000002.snapshot").stat().st_size
         state = peer.state()

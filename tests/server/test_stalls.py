@@ -29,11 +29,11 @@ def test_senders_that_stop_free_their_threads_and_their_numbers(peer, params, gr
         header, first, *_ = session.messages(grads, chunk_bytes=100)
         yield header
         yield first
-        never.wait(60)
+        never.wait(800)
 
     stalled = [peer.stub.Push.future(half(session)) for session in sessions]
     for push in stalled:
-        assert push.exception(60).code() == grpc.StatusCode.CANCELLED
+        assert push.exception(800).code() == grpc.StatusCode.CANCELLED
     never.set()
     assert [session.push(grads).version for session in sessions] == list(range(1, 9))
 
@@ -51,7 +51,7 @@ def test_a_sender_that_trickles_is_ended_like_one_that_stops(peer, params, grads
             if over.wait(0.05):
                 return
 
-    error = peer.stub.Push.future(trickle()).exception(60)
+    error = peer.stub.Push.future(trickle()).exception(800)
     over.set()
     assert error is not None
     assert error.code() == grpc.StatusCode.CANCELLED
@@ -78,9 +78,9 @@ def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):
 
     def half():
         yield pb.CreateModelRequest(header=header)
-        never.wait(60)
+        never.wait(800)
 
-    assert peer.stub.CreateModel.future(half()).exception(60).code() == grpc.StatusCode.CANCELLED
+    assert peer.stub.CreateModel.future(half()).exception(800).code() == grpc.StatusCode.CANCELLED
     never.set()
     assert peer.create(params).created
     assert server._runtime.pool.used_bytes - used == used - before
@@ -109,12 +109,12 @@ def test_waiting_for_a_version_is_no_stall(peer, params, grads_of):
 
     def stuck():
         yield next(session.messages(grads))
-        never.wait(60)
+        never.wait(800)
 
     request = pb.PullRequest(model="model", min_version=1, state_id=session.state_id, checksum_kind=1)
-    answers = peer.stub.Pull(request, timeout=60)
+    answers = peer.stub.Pull(request, timeout=800)
     for _ in range(2):
-        assert peer.stub.Push.future(stuck()).exception(60).code() == grpc.StatusCode.CANCELLED
+        assert peer.stub.Push.future(stuck()).exception(800).code() == grpc.StatusCode.CANCELLED
     never.set()
     session.push(grads)
     assert next(answers).header.state.version == 1

@@ -78,7 +78,7 @@ def half_open(peer, method, *, first=()):
 
     call = peer.channel.stream_stream(method)(requests())
     try:
-        assert begun.wait(60)
+        assert begun.wait(800)
         peer.stub.GetServerStatus(pb.GetServerStatusRequest())  # answered after what was sent before it
         yield
     finally:
@@ -113,7 +113,7 @@ def in_mid_push(peer, *, stopped):
         yield
     finally:
         process.kill()
-        process.wait(60)
+        process.wait(800)
         process.stdout.close()
 
 
@@ -142,7 +142,7 @@ def serve(tmp_path, processes, peers, params, grads_of):
     """Starts a server on one folder, with a model at version 3 that no snapshot holds, and one that is large."""
 
     def start(**options):
-        process = processes(tmp_path / "data", **options)
+        process = processes(tmp_path / "data", stall_seconds=FOREVER_SECONDS, **options)
         peer = peers(process.address)
         peer.create(params)
         peer.create({"x": np.ones(1 << 20, np.float32)}, "large")
@@ -239,17 +239,17 @@ def test_pushes_that_are_acknowledged_while_it_stops_are_in_the_last_snapshot(
         header, *rest = worker.messages(grads_of(params, np.random.default_rng(index)))
         yield header
         begun.release()
-        finish.wait(60)
+        finish.wait(800)
         yield from rest
 
     pushes = [peer.stub.Push.future(slowly(worker, index)) for index, worker in enumerate(workers)]
     for _ in workers:
-        assert begun.acquire(timeout=60)
+        assert begun.acquire(timeout=800)
     peer.pull()  # answered after the headers were sent on the same connection
     process.signal(signal.SIGTERM)
     wait_for_snapshot(process)
     finish.set()
-    assert sorted(push.result(60).ack.version for push in pushes) == list(range(4, 12))
+    assert sorted(push.result(800).ack.version for push in pushes) == list(range(4, 12))
     assert process.wait() == 0
     state = peers(processes(tmp_path / "data").address).state()
     assert (state.state_id, state.version) == (workers[0].state_id, 11)
@@ -265,7 +265,7 @@ def test_a_watcher_that_takes_nothing_costs_nothing_that_was_acknowledged(tmp_pa
         assert process.stop() == 0
     finally:
         watcher.kill()
-        watcher.wait(60)
+        watcher.wait(800)
         watcher.stdout.close()
     state = peers(processes(tmp_path / "data").address).state()
     assert (state.state_id, state.version) == (worker.state_id, 3)
@@ -278,7 +278,7 @@ def test_a_new_call_is_refused_while_it_stops(serve):
         process.signal(signal.SIGTERM)
         wait_for_snapshot(process)
         with pytest.raises(grpc.RpcError) as refused:
-            peer.stub.GetModel(pb.GetModelRequest(model="model"), timeout=60)
+            peer.stub.GetModel(pb.GetModelRequest(model="model"), timeout=800)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     assert process.wait() == 0
 

@@ -17,8 +17,7 @@ from numba_adam.optim.accumulation import ACCUMULATED, Accumulation, check_accum
 from numba_adam.optim.backends import check_loss_scale
 from numba_adam.optim.parameters import Parameters
 from numba_adam.optim.scaling import scaling
-from numba_adam.optim.stepping import accumulate, check, launch, make_ready, plan
-from numba_adam.settings.contract import Part
+from numba_adam.optim.stepping import accumulate, check, launch, plan
 from numba_adam.settings.fixed import HYPERPARAMETER_NAMES, FixedDict, check_attribute
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
 from numba_adam.settings.options import CopyDtype, Options, Rounding, StateDtype
@@ -199,20 +198,13 @@ class Adam:
 
     def _step(self, grads: list[Any], treatment: Scaling) -> StepResult:
         """Make a step with one gradient, or None, for each parameter in order. The caller holds the lock."""
-        parts = self._make_ready()
+        parts = self._parameters.make_ready(self._accumulations)
         plans = plan(parts, grads, treatment)
-        check(parts, plans, treatment)
-        result = launch(parts, plans, treatment)
+        if treatment.zero_grad:
+            check(plans)
+        result = launch(plans, treatment)
         self._parameters.count_writes(result, grads)
         return result
-
-    def _make_ready(self) -> list[Part[Any]]:
-        """Return the parts. They have the parameters' memory, hyperparameters and state for this step."""
-        parameters = self._parameters
-        parameters.rebind(self._accumulations)
-        parameters.follow_schedules()
-        make_ready(parameters.parts)
-        return parameters.parts
 
     def _step_accumulated(self, treatment: Scaling, accumulation: Accumulation) -> StepResult:
         """Make a step with the accumulated gradients. Reset their sums, also if the step was skipped."""

@@ -34,7 +34,6 @@ from numba_adam.interop.axes import Axes, as_given, in_memory_order
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import Format
-from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import TOO_NARROW
@@ -185,11 +184,6 @@ class UpdateTable:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
         total, largest = norm.sum_of_scaled_squares(self._places, self._job.constants, plan.grad_count, scale)
         return float(total), float(largest)
-
-    @property
-    def largest_gradient(self) -> float:
-        """The limit from which on a gradient's square overflows the second moment."""
-        return LARGEST_GRADIENT[self._range]
 
     def accumulate(self, plan: Plan, sums: Array) -> None:
         """Add the plan's gradients to sums.
@@ -357,7 +351,7 @@ def _format(array: Array | EightBit | None) -> Format:
 def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
     """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
     kernels = update if plan.options[IS_PLAIN] else mixed_formats
-    tasks = threads.tasks_for(plan.offsets[count])
+    tasks = threads.tasks_for(plan.offsets.item(count))
     threads.launch(kernels.update_serial, kernels.update_parallel, tasks, packed, plan.constants, steps, count)
 
 

@@ -23,18 +23,18 @@ from numba_adam.cuda.table import CudaTable, Plan
 from numba_adam.interop.arrays import Extents
 from numba_adam.numerics.formats import Format
 from numba_adam.settings.contract import HostState, SelfMeasuringPart
-from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
-from numba_adam.settings.step_arrays import Extras, Moments, StepArrays, array_format
+from numba_adam.settings.step_arrays import Extras, Moments, StepArrays
 
 
 class CudaPart(SelfMeasuringPart[Plan]):
     """CudaArrays on one GPU, with their state beside them."""
 
     accumulator: CudaAccumulator | None
+    _table: CudaTable | None
     _counts: Array
     _are_known: bool  # whether `_counts` has all steps; else the table on the GPU does
 
@@ -52,7 +52,6 @@ class CudaPart(SelfMeasuringPart[Plan]):
         seam.require_gpu()
         super().__init__(members, options, make_copies([member.param for member in members], options, host))
         self._host, self._copies_stream = host, -1
-        self._table: CudaTable | None = None
 
     @property
     def steps(self) -> Array:
@@ -66,10 +65,10 @@ class CudaPart(SelfMeasuringPart[Plan]):
     def steps(self, steps: Array) -> None:
         self._counts, self._are_known = steps, True
 
-    def build_table(self, arrays: StepArrays, extents: Extents) -> None:
-        """Make the table of these arrays."""
+    def new_table(self, arrays: StepArrays, extents: Extents) -> CudaTable:
+        """Return the table of these arrays."""
         roster = self.roster
-        self._table = CudaTable(
+        return CudaTable(
             arrays.params,
             arrays.exp_avgs,
             arrays.exp_avg_sqs,
@@ -84,11 +83,6 @@ class CudaPart(SelfMeasuringPart[Plan]):
             caller=roster.members[0].given,
             axes=roster.axes,
         )
-
-    def set_hyperparameters(self, index: int, hyperparameters: Hyperparameters) -> None:
-        """Let the next steps of a run of the roster use other hyperparameters."""
-        assert self._table is not None
-        self._table.set_hyperparameters(index, hyperparameters)
 
     def new_moments(self) -> Moments:
         """Return the state before the first step."""
@@ -109,21 +103,6 @@ class CudaPart(SelfMeasuringPart[Plan]):
         """Return the plan of the same step with another scaling."""
         assert self._table is not None
         return self._table.replan(plan, scaling)
-
-    def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
-        """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
-        assert self._table is not None
-        return self._table.extents_of_grads(plan)
-
-    def sum_of_squares(self, plan: Plan) -> float:
-        """Return the sum of squares of the plan's gradients; waits for it."""
-        assert self._table is not None
-        return self._table.sum_of_squares(plan)
-
-    def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
-        """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest; waits for it."""
-        assert self._table is not None
-        return self._table.look_again(plan, scale)
 
     def launch(self, plan: Plan) -> None:
         """Queue the planned step."""
@@ -147,24 +126,9 @@ class CudaPart(SelfMeasuringPart[Plan]):
             note_stream(self.copies, self._copies_stream)
         return result
 
-    @property
-    def dtype(self) -> str:
-        """The compute dtype: "float32" or "float64"."""
-        assert self._table is not None
-        return self._table.dtype
-
-    @property
-    def largest_gradient(self) -> float:
-        """The limit from which on a gradient's square overflows the second moment."""
-        assert self._table is not None
-        return self._table.largest_gradient
-
-    def make_accumulator(self) -> None:
-        """Allocate the sums of gradients, unless there are some."""
-        if self.accumulator is None:
-            params = self.roster.params
-            dtype = self.options.computed_in(array_format(params[0]))
-            self.accumulator = CudaAccumulator(params, dtype, self.roster.axes)
+    def new_accumulator(self) -> CudaAccumulator:
+        """Return sums of gradients in the compute dtype, zero everywhere."""
+        return CudaAccumulator(self.roster.params, self.dtype, self.roster.axes)
 
     def accumulate(self, plan: Plan, grads: Sequence[Any]) -> None:
         """Queue the addition of the plan's gradients to their sums."""
@@ -175,12 +139,9 @@ class CudaPart(SelfMeasuringPart[Plan]):
 
     def reset_accumulator(self, result: StepResult | None) -> None:
         """Start the sums again from zero; a result that only the GPU knows is not waited for."""
-        if self.accumulator is None:
-            return
-        if self._table is not None:
+        if self.accumulator is not None and self._table is not None:
             self.accumulator.on(self._table.stream)
-        is_known = result is not None and not isinstance(result, PendingResult)
-        self.accumulator.reset(are_zero=is_known and result is not None and result.applied)
+        super().reset_accumulator(result)
 
     def state_of(self, position: int) -> dict[str, Any]:
         """Return one parameter's state as NumPy arrays, all of them copies; waits."""
@@ -203,7 +164,7 @@ class CudaPart(SelfMeasuringPart[Plan]):
         self.steps = np.array([state.get("step", 0) for state in states], dtype=np.int64)
         load_copies(self.copies, states, self.options, self._host)
         self._moments = Moments(*(uploaded_beside(column, params) for column in loaded))
-        self._drop_table()
+        self.drop_table()
 
     def rebind(self, members: Sequence[Member]) -> None:
         """Use the same parameters in other memory of their GPU."""
@@ -211,8 +172,4 @@ class CudaPart(SelfMeasuringPart[Plan]):
         self.roster = Roster(members)
         rebind_copies(self.copies, self.roster.params, self._host)
         self._copies_stream = -1
-        self._drop_table()
-
-    def _drop_table(self) -> None:
-        """Let the next step make a table of its own."""
-        self._table, self._known = None, []
+        self.drop_table()

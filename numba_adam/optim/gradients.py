@@ -1,4 +1,7 @@
-"""The gradients of a step, brought into the order of the parameters. Knows no kernel."""
+"""The gradients of a step, brought into the order of the parameters. Knows no kernel.
+
+Python needs a microsecond to tell an array or a Mapping from a list, so lists and dicts are recognized by their type.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +27,36 @@ def in_order(grads: object, count: int, names: Sequence[str], single: bool) -> l
         NamesError: the form differs from the parameters', or a gradient is missing or one too many.
     """
     if single:
-        return [_one(grads)]
+        return [grads if type(grads) is np.ndarray else _one(grads)]
     if names:
         return _by_name(grads, names)
-    if isinstance(grads, Mapping) or is_array(grads) or not isinstance(grads, Sequence):
+    sequence = _sequence_of(grads)
+    if sequence is None:
         raise NamesError(
             f"grads is {_a(grads)}: the parameters were given as a list, so give a list of {count} gradients "
             "in the same order, with None where there is none"
         )
-    if len(grads) != count:
-        raise NamesError(f"{len(grads)} gradients for {count} parameters: give one for each, or None")
-    return list(grads)
+    if len(sequence) != count:
+        raise NamesError(f"{len(sequence)} gradients for {count} parameters: give one for each, or None")
+    return list(sequence)
+
+
+def _sequence_of(grads: object) -> Sequence[object] | None:
+    """Return gradients that were given one after the other; None where they were not."""
+    if type(grads) is list or type(grads) is tuple:
+        return grads
+    is_other = isinstance(grads, Mapping) or is_array(grads)
+    return grads if isinstance(grads, Sequence) and not is_other else None
 
 
 def _one(grad: object) -> object:
-    if type(grad) is not np.ndarray and isinstance(grad, (list, tuple, Mapping)):
+    if isinstance(grad, (list, tuple, Mapping)):
         raise NamesError(f"grads is {_a(grad)}: the parameter was given as one array, so give one array")
     return grad
 
 
 def _by_name(grads: object, names: Sequence[str]) -> list[object]:
-    if not isinstance(grads, Mapping):
+    if type(grads) is not dict and not isinstance(grads, Mapping):
         grads = _mapping_of(grads)
     if len(grads) == len(names):
         try:

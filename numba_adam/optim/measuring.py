@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,37 +13,37 @@ from numba_adam.settings.contract import Part
 from numba_adam.settings.results import StepResult
 from numba_adam.settings.scaling import Scaling
 
-Pairs = list[tuple[Part[Any], Any]]  # each part with its plan
+Plans = list[tuple[Part[Any], Any]]  # each part of an optimizer, and its plan of the step
 
 
-def launch_if_finite(parts: Sequence[Part[Any]], plans: Sequence[Any], scaling: Scaling) -> StepResult:
+def launch_if_finite(plans: Plans, scaling: Scaling) -> StepResult:
     """Make the planned step with its global norm clipped, unless a gradient, or its square, is not finite."""
-    pairs = list(zip(parts, plans, strict=True))
-    sums, scale = _sums_of_squares(pairs)
+    sums, scale = _sums_of_squares(plans)
     norm, factor = measure(np.array(sums), scaling.factor, scaling.max_norm, scale)
-    if not all(map(math.isfinite, sums)) or _overflows(pairs, scaling, factor, min(norm, scaling.max_norm)):
+    if not all(map(math.isfinite, sums)) or _overflows(plans, scaling, factor, min(norm, scaling.max_norm)):
         return StepResult(applied=False, grad_norm=norm)
-    for part, plan in pairs:
-        part.launch(plan if factor == scaling.factor else part.replan(plan, scaling._replace(factor=factor)))
+    for part, plan in plans:
+        part.launch(plan if factor == scaling.factor else part.replan(plan, scaling.with_factor(factor)))
     return StepResult(applied=True, grad_norm=norm)
 
 
-def _sums_of_squares(pairs: Pairs) -> tuple[list[float], float]:
+def _sums_of_squares(plans: Plans) -> tuple[list[float], float]:
     """Return the sum of squares of each part's gradients, and the factor that these were multiplied by before.
 
     float64 gradients whose squares overflow, or lose digits, are scaled and read again.
     """
-    sums = [part.sum_of_squares(plan) for part, plan in pairs]
-    scale = scale_of_squares(sum(sums)) if any(part.dtype == "float64" for part, _ in pairs) else PLAIN_SQUARES
+    sums = [part.sum_of_squares(plan) for part, plan in plans]
+    has_float64 = "float64" in [part.dtype for part, _ in plans]
+    scale = scale_of_squares(sum(sums)) if has_float64 else PLAIN_SQUARES
     if scale == PLAIN_SQUARES:
         return sums, scale
     return [
         part.look_again(plan, scale)[0] if part.dtype == "float64" else total * scale * scale  # exact for float32
-        for (part, plan), total in zip(pairs, sums, strict=True)
+        for (part, plan), total in zip(plans, sums, strict=True)
     ], scale
 
 
-def _overflows(pairs: Pairs, scaling: Scaling, factor: float, bound: float) -> bool:
+def _overflows(plans: Plans, scaling: Scaling, factor: float, bound: float) -> bool:
     """Return whether the square of a gradient that is multiplied by `factor` overflows its second moment.
 
     The gradients are read again only where `bound`, which no gradient's magnitude exceeds, is near the limit.
@@ -52,5 +51,5 @@ def _overflows(pairs: Pairs, scaling: Scaling, factor: float, bound: float) -> b
     return any(
         2.0 * bound >= part.largest_gradient
         and is_too_large(part.look_again(plan, PLAIN_SQUARES)[1], factor, scaling.clip_value, part.largest_gradient)
-        for part, plan in pairs
+        for part, plan in plans
     )

@@ -13,6 +13,7 @@ from numba_adam.optim import state_dicts
 from numba_adam.optim.backends import check_same_place, parts_of
 from numba_adam.optim.gradients import in_order
 from numba_adam.optim.members import borrow_members, set_compute_dtypes
+from numba_adam.optim.stepping import make_ready
 from numba_adam.optim.watching import Watch
 from numba_adam.settings.contract import Part
 from numba_adam.settings.fixed import FixedDict, FixedList
@@ -69,11 +70,28 @@ class Parameters:
             return FixedDict(dict(zip(self.names, arrays, strict=True)), _FIXED_ARRAYS)
         return FixedList(arrays, _FIXED_ARRAYS)
 
-    def follow_schedules(self) -> None:
+    def make_ready(self, accumulations: int) -> list[Part[Any]]:
+        """Return the parts. They have the parameters' memory, hyperparameters and state for the next step.
+
+        Args:
+            accumulations: how many micro-batches were accumulated.
+
+        Raises:
+            ArrayError: as for `rebind`; or two of the arrays that a step writes share memory.
+        """
+        if self._watch.kinds:
+            self.rebind(accumulations)
+        for group in self._groups:
+            if group.schedule is not None:
+                self._follow_schedules()
+                break
+        make_ready(self.parts)
+        return self.parts
+
+    def _follow_schedules(self) -> None:
         """Set the learning rate of every group that has a schedule to that of the next step."""
         scheduled = [group for group in self._groups if group.schedule is not None]
-        if scheduled:
-            follow_schedules(scheduled, [1 + max(part.last_step(group) for part in self.parts) for group in scheduled])
+        follow_schedules(scheduled, [1 + max(part.last_step(group) for part in self.parts) for group in scheduled])
 
     def count_writes(self, result: StepResult, grads: Sequence[Any]) -> None:
         """Tell the frameworks that count writes to their tensors of a step's."""
@@ -125,7 +143,7 @@ class Parameters:
             ArrayError: a parameter's shape, dtype or memory kind has changed; or its order of axes, and gradients were
                 accumulated. Nothing was changed.
         """
-        if not self._watch.kinds or not self._watch.sees_a_change():
+        if not self._watch.sees_a_change():
             return
         members = borrow_members(self._groups, self._labels, self._options)
         for new, old in zip(members, self.members, strict=True):

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from numba_adam.interop.arrays import Extents, in_memory
-from numba_adam.optim.measuring import launch_if_finite
+from numba_adam.optim.measuring import Plans, launch_if_finite
 from numba_adam.settings.contract import Part, SelfMeasuringPart
 from numba_adam.settings.results import APPLIED, StepResult
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 from numba_adam.settings.step_arrays import written
 
 Parts = Sequence[Part[Any]]
-Plans = Sequence[Any]  # of each part, in order
 
 
 def make_ready(parts: Parts) -> None:
@@ -30,9 +29,12 @@ def make_ready(parts: Parts) -> None:
     """
     for part in parts:
         if not part.is_ready():
+            _make_tables(parts)
             break
-    else:
-        return
+
+
+def _make_tables(parts: Parts) -> None:
+    """Make a table for every part, and the state that is missing."""
     drafts = [part.draft() for part in parts]
     pairs = [
         written(arrays, part.roster.labels, part.column_labels) for part, arrays in zip(parts, drafts, strict=True)
@@ -51,31 +53,30 @@ def plan(parts: Parts, grads: Sequence[Any], scaling: Scaling) -> Plans:
         ArrayError: a gradient does not fit; the message names it. Nothing was changed.
     """
     if len(parts) == 1:
-        return (parts[0].plan(grads, scaling),)
-    return [part.plan(own, scaling) for part, own in zip(parts, _divided(grads, parts), strict=True)]
+        return [(parts[0], parts[0].plan(grads, scaling))]
+    return [(part, part.plan(own, scaling)) for part, own in zip(parts, _divided(grads, parts), strict=True)]
 
 
-def check(parts: Parts, plans: Plans, scaling: Scaling) -> None:
-    """Refuse gradients that share memory where the step sets them to zero: it would zero one before it reads the other.
+def check(plans: Plans) -> None:
+    """Refuse gradients that share memory, for a step that sets them to zero: it would zero one before it reads another.
 
     Raises:
         OverlapError: two gradients share memory. Nothing was changed.
     """
-    if not scaling.zero_grad:
-        return
-    pairs = zip(parts, plans, strict=True)
-    begins, ends, names = zip(*(part.extents_of_grads(plan) for part, plan in pairs), strict=True)
+    begins, ends, names = zip(*(part.extents_of_grads(plan) for part, plan in plans), strict=True)
     in_memory(np.concatenate(begins), np.concatenate(ends), [name for several in names for name in several])
 
 
-def launch(parts: Parts, plans: Plans, scaling: Scaling) -> StepResult:
+def launch(plans: Plans, scaling: Scaling) -> StepResult:
     """Make the planned step; where the gradients are measured, only if they are finite, and clipped to their norm."""
     if scaling.is_measured:
-        if len(parts) == 1 and isinstance(parts[0], SelfMeasuringPart):
-            return parts[0].launch_measured(plans[0])
-        return launch_if_finite(parts, plans, scaling)
-    for index, part in enumerate(parts):
-        part.launch(plans[index])
+        part, its_plan = plans[0]
+        if len(plans) == 1 and part.measures_in_launch:
+            assert isinstance(part, SelfMeasuringPart)
+            return part.launch_measured(its_plan)
+        return launch_if_finite(plans, scaling)
+    for part, its_plan in plans:
+        part.launch(its_plan)
     return APPLIED
 
 
@@ -89,7 +90,7 @@ def accumulate(parts: Parts, grads: Sequence[Any]) -> None:
     plans = plan(parts, grads, AS_THEY_ARE)
     for part in parts:
         part.make_accumulator()  # before anything is added: there may be no memory for one
-    for part, its_plan, own in zip(parts, plans, _divided(grads, parts), strict=True):
+    for (part, its_plan), own in zip(plans, _divided(grads, parts), strict=True):
         part.accumulate(its_plan, own)
 
 

@@ -8,14 +8,15 @@
     sum_of_squares, look_again      measure, where the norm or a finite check is asked for
     launch                          update, in place
 
-A plan is a backend's own value. It holds until the part plans again.
+A plan is a backend's own value. It holds until the part plans again. A part has its arrays in a table, also the
+backend's own, which is made again when the arrays change.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,15 +25,17 @@ from numba_adam.interop.arrays import Extents
 from numba_adam.interop.axes import Axes, as_given
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
+from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.members import Member, Roster
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup
-from numba_adam.settings.results import StepResult
+from numba_adam.settings.results import StepResult, has_surely_written
 from numba_adam.settings.scaling import Scaling
 from numba_adam.settings.step_arrays import LABELS, MASTER_LABELS, Copies, Moments, StepArrays, array_format
 
 Plan = TypeVar("Plan")
+_Planned = TypeVar("_Planned", contravariant=True)
 
 
 class Accumulator(Protocol):
@@ -46,6 +49,22 @@ class Accumulator(Protocol):
 
     def reset(self, *, are_zero: bool) -> None:
         """Forget which parameters had a gradient. Set the sums to zero, unless a step has done so."""
+
+
+class Table(Protocol[_Planned]):
+    """The arrays of a part, ready for steps."""
+
+    def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
+        """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
+
+    def extents_of_grads(self, plan: _Planned) -> tuple[Array, Array, list[str]]:
+        """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
+
+    def sum_of_squares(self, plan: _Planned) -> float:
+        """Return the sum of squares of the plan's gradients. Waits for a GPU."""
+
+    def look_again(self, plan: _Planned, scale: float) -> tuple[float, float]:
+        """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
 
 
 class HostState(NamedTuple):
@@ -63,6 +82,9 @@ class HostState(NamedTuple):
 
 class Part(ABC, Generic[Plan]):
     """Parameters that one backend computes in one dtype, in one memory, with their state."""
+
+    measures_in_launch: ClassVar[bool] = False
+    """Whether it is a SelfMeasuringPart. Python asks an abstract class for its instances ten times as long."""
 
     steps: Array
     """(members,) int64: the number of updates of each parameter. Reading it may wait for a GPU."""
@@ -84,7 +106,14 @@ class Part(ABC, Generic[Plan]):
         self.accumulator = None
         self._moments: Moments | None = None  # the state; None before the first launch
         self._drafted: Moments | None = None  # the table's moments; the first launch makes them the state
+        self._table: Table[Plan] | None = None
         self._known: list[Hyperparameters] = []  # of the table; empty without a table
+        self.dtype = options.computed_in(array_format(members[0].param))
+        """The compute dtype: "float32" or "float64"."""
+
+        is_wide = all(format_ == "float64" for format_ in self.state_formats)
+        self.largest_gradient = LARGEST_GRADIENT["float64" if is_wide else "float32"]
+        """The limit from which on a gradient's square overflows the second moment."""
 
     # Make ready.
 
@@ -115,16 +144,21 @@ class Part(ABC, Generic[Plan]):
 
     def make_table(self, arrays: StepArrays, extents: Extents) -> None:
         """Make the table over the arrays that `draft` returned; no gradient may share memory with `extents`."""
+        self._table = self.new_table(arrays, extents)
         self._known = self.roster.hyperparameters
-        self.build_table(arrays, extents)
 
-    @abstractmethod
-    def build_table(self, arrays: StepArrays, extents: Extents) -> None:
-        """Make the backend's table; as `make_table`."""
-
-    @abstractmethod
     def set_hyperparameters(self, index: int, hyperparameters: Hyperparameters) -> None:
         """Let the next steps of a run of the roster use other hyperparameters."""
+        assert self._table is not None
+        self._table.set_hyperparameters(index, hyperparameters)
+
+    def drop_table(self) -> None:
+        """Let the next step make a table of its own, because the arrays have changed."""
+        self._table, self._known = None, []
+
+    @abstractmethod
+    def new_table(self, arrays: StepArrays, extents: Extents) -> Table[Plan]:
+        """Return the backend's table; as `make_table`."""
 
     @abstractmethod
     def new_moments(self) -> Moments:
@@ -152,52 +186,51 @@ class Part(ABC, Generic[Plan]):
     def replan(self, plan: Plan, scaling: Scaling) -> Plan:
         """Return the plan of the same step with another scaling."""
 
-    @abstractmethod
     def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
         """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
+        assert self._table is not None
+        return self._table.extents_of_grads(plan)
 
-    @abstractmethod
     def sum_of_squares(self, plan: Plan) -> float:
         """Return the sum of squares of the plan's gradients. Waits for a GPU."""
+        assert self._table is not None
+        return self._table.sum_of_squares(plan)
 
-    @abstractmethod
     def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one.
 
         Called after `sum_of_squares`. Waits for a GPU.
         """
+        assert self._table is not None
+        return self._table.look_again(plan, scale)
 
     @abstractmethod
     def launch(self, plan: Plan) -> None:
         """Make the planned step. Nothing waits for a GPU."""
 
-    @property
-    @abstractmethod
-    def dtype(self) -> str:
-        """The compute dtype: "float32" or "float64"."""
-
-    @property
-    @abstractmethod
-    def largest_gradient(self) -> float:
-        """The limit from which on a gradient's square overflows the second moment."""
-
     # Accumulate.
 
-    @abstractmethod
     def make_accumulator(self) -> None:
         """Allocate the sums of gradients, unless there are some."""
+        if self.accumulator is None:
+            self.accumulator = self.new_accumulator()
+
+    @abstractmethod
+    def new_accumulator(self) -> Accumulator:
+        """Return sums of gradients in the compute dtype, zero everywhere."""
 
     @abstractmethod
     def accumulate(self, plan: Plan, grads: Sequence[Any]) -> None:
         """Add the plan's gradients, `grads`, to their sums."""
 
-    @abstractmethod
     def reset_accumulator(self, result: StepResult | None) -> None:
         """Start the sums again from zero.
 
         Args:
             result: of a step with the sums, which sets them to zero where it is applied; None without such a step.
         """
+        if self.accumulator is not None:
+            self.accumulator.reset(are_zero=result is not None and has_surely_written(result))
 
     # State in and out.
 
@@ -263,6 +296,8 @@ class Part(ABC, Generic[Plan]):
 
 class SelfMeasuringPart(Part[Plan]):
     """A part that can measure its gradients within the launch, so that a step of this part alone waits for nothing."""
+
+    measures_in_launch = True
 
     @abstractmethod
     def launch_measured(self, plan: Plan) -> StepResult:

@@ -49,12 +49,13 @@ class Roster:
         self.axes = [member.axes for member in self.members]
         starts = [k for k, member in enumerate(members) if k == 0 or member.group is not members[k - 1].group]
         ends = [*starts[1:], len(members)]
+        self._groups = [members[begin].group for begin in starts]  # of each run
         self._runs = [_Run(members[begin].group, begin, end) for begin, end in zip(starts, ends, strict=True)]
 
     @property
     def hyperparameters(self) -> list[Hyperparameters]:
         """The current hyperparameters of each run of neighbours in one group."""
-        return [run.group.hyperparameters for run in self._runs]
+        return [group.hyperparameters for group in self._groups]
 
     @property
     def groups(self) -> list[int]:

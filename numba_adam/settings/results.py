@@ -26,3 +26,8 @@ def may_have_written(result: StepResult) -> bool:
     A result of another class is decided on a GPU: reading it would wait, so the answer is yes.
     """
     return result is APPLIED or type(result) is not StepResult or result.applied
+
+
+def has_surely_written(result: StepResult) -> bool:
+    """Return whether a step is known to have written to the parameters; never waits for a GPU."""
+    return type(result) is StepResult and result.applied

@@ -138,9 +138,8 @@ def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ImportError: PyTorch is not installed.
     """
-    torch: Any = import_module("torch")
     state = {
-        index: {key: _tensor(torch, np.array(value)) for key, value in entry.items()}
+        index: {key: to_tensor(np.array(value)) for key, value in entry.items()}
         for index, entry in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
@@ -163,7 +162,7 @@ def _torch_entry(torch: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
     converted = {"step": torch.tensor(float(entry["step"]), dtype=torch.float32)}
     for key in _STATE_ARRAYS:
         if entry.get(key) is not None:
-            converted[key] = _tensor(torch, _values(entry, key))
+            converted[key] = to_tensor(_values(entry, key))
     return converted
 
 
@@ -186,8 +185,13 @@ def _units(entry: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
     return units
 
 
-def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
-    """Return a tensor that shares an array's memory. NumPy has no bfloat16, so its bits are converted."""
+def to_tensor(array: npt.NDArray[Any]) -> Any:
+    """Return a tensor that shares an array's memory: bfloat16 for bfloat16 and its bits, which NumPy does not have.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+    """
+    torch: Any = import_module("torch")
     if format_of(array.dtype) == Format.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

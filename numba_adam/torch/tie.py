@@ -1,0 +1,270 @@
+"""Ties the state of a `torch.optim.Optimizer` to the optimizer of this library that makes the steps.
+
+PyTorch keeps `state` and `param_groups`, and lets the program change both. The steps are those of `numba_adam.Adam`,
+the core. Its arrays are what the tensors in `state` show. When the program has put in other parameters or other state,
+the tie makes a new core from what it finds. Imports torch, the optimizer, and sparse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from numba_adam.errors import HyperparameterError, StateDictError
+from numba_adam.interop.torch import to_tensor
+from numba_adam.optimizer import Adam
+from numba_adam.settings.options import Options
+from numba_adam.settings.results import APPLIED, StepResult
+from numba_adam.settings.scalars import plain
+from numba_adam.torch import sparse
+
+Groups = Sequence[dict[str, Any]]
+State = dict[torch.Tensor, dict[str, Any]]
+
+GROUP_KEYS = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "eps_mode")
+_REFUSED = {
+    "capturable": "a step on the CPU cannot be part of a CUDA graph",
+    "differentiable": "autograd does not see the steps of this library",
+}
+
+
+class Core(Adam):
+    """The optimizer that makes the steps."""
+
+    @property
+    def owner(self) -> object:
+        """What owns the arrays of its state. Another one has new arrays."""
+        return self._parameters.parts
+
+
+class Tie:
+    """Makes the steps of one `torch.optim.Optimizer`.
+
+    Args:
+        options: of the core, for all groups.
+        clipping: `max_grad_norm` and `clip_value` of each step.
+    """
+
+    def __init__(self, options: Options, clipping: dict[str, Any]) -> None:
+        self._options, self._clipping = options, clipping
+        self.result: StepResult | None = None
+        """Of the last step."""
+
+        self._core: Core | None = None
+        self._owner: object = None  # of the arrays that the state shows
+        self._settings: list[tuple[Any, ...]] = []  # of each group, as the core has them
+        self._groups: list[int] = []  # the number of each of the core's groups
+        self._params: list[torch.Tensor] = []  # all of them, in order
+        self._dense: list[int] = []  # the places of the core's parameters among all
+        self._sparse: set[int] = set()  # the places of those whose last gradient was sparse
+        self._seen: list[int] = []  # what the core was made from; see `_identities`
+        self._steps: npt.NDArray[np.float32] = np.zeros(0, np.float32)  # what the tensors "step" show
+        self._counts: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # the same numbers, exactly
+        self._shown = b""
+        self._new: set[int] = set()  # the core's parameters that have no state yet
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what makes a tie without a core. Its first step makes the core from the copied state."""
+        return Tie, (self._options, self._clipping)
+
+    def validate(self, groups: Groups) -> None:
+        """Refuse parameters and hyperparameters that no step could take.
+
+        Raises:
+            HyperparameterError: a hyperparameter is out of range, or refused.
+            ArrayError: a parameter cannot be updated in place.
+        """
+        settings = [_settings(group) for group in groups]
+        Core(
+            [_core_group(group, its) for group, its in zip(groups, settings, strict=True) if group["params"]],
+            **self._named(),
+        )
+
+    def step(self, groups: Groups, state: State, grad_scale: float) -> None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            groups: the param groups of the optimizer.
+            state: its state.
+            grad_scale: a factor for every gradient.
+
+        Raises:
+            ArrayError: a gradient does not fit. Nothing was changed.
+            HyperparameterError: a hyperparameter is out of range. Nothing was changed.
+        """
+        params = list(chain.from_iterable(group["params"] for group in groups))
+        grads = [param.grad for param in params]
+        rows = {place for place, grad in enumerate(grads) if grad is not None and grad.is_sparse}
+        settings = [_settings(group) for group in groups]
+        if rows:
+            sparse.check(params, rows, self._options, self._clipping)
+        excluded = self._excluded(params, grads, rows)
+        if excluded != self._sparse or not self._is_current(params, state):
+            self._tie(groups, settings, state, excluded)
+        elif settings != self._settings:
+            self._follow(settings)
+        own = grads if len(self._dense) == len(grads) else [grads[place] for place in self._dense]
+        self.result = APPLIED
+        if self._core is not None:
+            self.result = self._core.step(own, grad_scale=grad_scale, **self._clipping)
+            if self.result.applied:
+                self._count(own)
+            if self._core.owner is not self._owner:  # a parameter's axes lie in another order now
+                self._new = set(range(len(own)))
+                self._show(state, self._core)
+            elif self._new and any(own[index] is not None for index in self._new):
+                self._show(state, self._core)
+        for place in sorted(rows):
+            number, param = _group_of(groups, place), params[place]
+            sparse.step(param, grads[place], state[param], self._named_settings(settings[number]), grad_scale)
+        if rows:
+            self._seen = _identities(params, state)
+
+    def load(
+        self, groups: Groups, state: State, numbers: Sequence[Any], states: Mapping[Any, Mapping[str, Any]]
+    ) -> None:
+        """Load the states of a state dict into an empty state.
+
+        Args:
+            groups: the loaded param groups.
+            state: gets the states.
+            numbers: the keys of the parameters in `states`, in order.
+            states: the states of the state dict, copied here.
+
+        Raises:
+            StateDictError: a state does not fit. Nothing was changed.
+            HyperparameterError: a hyperparameter is out of range. Nothing was changed.
+        """
+        params = list(chain.from_iterable(group["params"] for group in groups))
+        strangers = states.keys() - set(numbers)
+        if strangers:
+            raise StateDictError(f"state[{min(strangers, key=repr)!r}] belongs to no param group of the state dict")
+        for number, param in zip(numbers, params, strict=True):
+            if number in states:
+                state[param] = dict(states[number])
+        self._tie(groups, [_settings(group) for group in groups], state, set())
+
+    def copies(self, groups: Groups, state: State, name: str) -> list[torch.Tensor]:
+        """Return the core's copies of the parameters: "ema" or "low_precision".
+
+        Raises:
+            HyperparameterError: the optimizer keeps none.
+        """
+        params = list(chain.from_iterable(group["params"] for group in groups))
+        if not self._is_current(params, state):
+            self._tie(groups, [_settings(group) for group in groups], state, set())
+        return [to_tensor(array) for array in getattr(self._core, name)]
+
+    def _is_current(self, params: Sequence[torch.Tensor], state: State) -> bool:
+        """Return whether the core still has the parameters and the state that the program sees."""
+        return self._steps.tobytes() == self._shown and self._seen == _identities(params, state)
+
+    def _excluded(self, params: Sequence[torch.Tensor], grads: Sequence[Any], rows: set[int]) -> set[int]:
+        """Return the places that the core does not update: of sparse gradients, and of none after a sparse one."""
+        return rows | {
+            place
+            for place in self._sparse
+            if place < len(params) and grads[place] is None and params[place] is self._params[place]
+        }
+
+    def _tie(self, groups: Groups, settings: list[tuple[Any, ...]], state: State, rows: set[int]) -> None:
+        """Make a core from the groups and the state, and let the state show its arrays."""
+        params = list(chain.from_iterable(group["params"] for group in groups))
+        core_groups, numbers, dense, place = [], [], [], 0
+        for number, group in enumerate(groups):
+            own = [place + index for index in range(len(group["params"])) if place + index not in rows]
+            place += len(group["params"])
+            if own:
+                core_groups.append({**_core_group(group, settings[number]), "params": [params[each] for each in own]})
+                numbers.append(number)
+                dense.extend(own)
+        core = Core(core_groups, **self._named()) if dense else None
+        if core is not None:
+            entries = {index: state[params[each]] for index, each in enumerate(dense) if state.get(params[each])}
+            if entries:
+                core.load_state_dict({**core.state_dict(), "state": entries})
+        self._core, self._settings, self._groups = core, settings, numbers
+        self._params, self._dense, self._sparse = params, dense, rows
+        self._counts, self._steps = np.zeros(len(dense), np.int64), np.zeros(len(dense), np.float32)
+        self._new = set(range(len(dense)))
+        if core is not None:
+            self._show(state, core)
+        self._shown = self._steps.tobytes()
+        self._seen = _identities(params, state)
+
+    def _follow(self, settings: list[tuple[Any, ...]]) -> None:
+        """Give the core the hyperparameters that the program has set."""
+        if self._core is not None:
+            for number, group in zip(self._groups, self._core.param_groups, strict=True):
+                for key, new, old in zip(GROUP_KEYS, settings[number], self._settings[number], strict=True):
+                    if new != old:
+                        group[key] = new
+        self._settings = settings
+
+    def _count(self, grads: Sequence[Any]) -> None:
+        """Count an applied step of the parameters that had a gradient."""
+        self._counts += [grad is not None for grad in grads]
+        self._steps[:] = self._counts
+        self._shown = self._steps.tobytes()
+
+    def _show(self, state: State, core: Core) -> None:
+        """Put tensors over the core's arrays into the state, for the parameters that it does not show yet."""
+        self._owner = core.owner
+        steps = torch.from_numpy(self._steps)
+        for index, entry in core.state.items():
+            if index in self._new:
+                self._new.remove(index)
+                self._counts[index] = self._steps[index] = entry["step"]
+                tensors = {key: _shown(value) for key, value in entry.items() if key != "step"}
+                state[self._params[self._dense[index]]] = {"step": steps[index], **tensors}
+        self._shown = self._steps.tobytes()
+        self._seen = _identities(self._params, state)
+
+    def _named(self) -> dict[str, Any]:
+        return asdict(self._options)
+
+    def _named_settings(self, settings: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(GROUP_KEYS, settings, strict=True))
+
+
+def _settings(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a group's hyperparameters as plain numbers, in the order of `GROUP_KEYS`.
+
+    Raises:
+        HyperparameterError: a setting is refused.
+    """
+    for key, reason in _REFUSED.items():
+        if group[key]:
+            raise HyperparameterError(f"{key}={group[key]!r} is refused: {reason}; leave it out")
+    beta1, beta2 = group["betas"]
+    return (plain(group["lr"]), (plain(beta1), plain(beta2)), *map(plain, map(group.__getitem__, GROUP_KEYS[2:])))
+
+
+def _core_group(group: Mapping[str, Any], settings: tuple[Any, ...]) -> dict[str, Any]:
+    return {"params": group["params"], **dict(zip(GROUP_KEYS, settings, strict=True))}
+
+
+def _group_of(groups: Groups, place: int) -> int:
+    """Return the number of the group of the parameter at a place among all."""
+    for number, group in enumerate(groups):
+        if place < len(group["params"]):
+            return number
+        place -= len(group["params"])
+    raise AssertionError("the place is of no group")
+
+
+def _identities(params: Sequence[torch.Tensor], state: State) -> list[int]:
+    """Return what tells whether somebody has put other parameters, entries or tensors in their places."""
+    entries = state.values()
+    return [*map(id, params), id(state), *map(id, entries), *map(id, chain.from_iterable(map(dict.values, entries)))]
+
+
+def _shown(value: Any) -> Any:
+    """Return a tensor over an array; other values, such as an order of axes, as they are."""
+    return to_tensor(value) if isinstance(value, np.ndarray) else value

@@ -1,0 +1,562 @@
+"""`numba_adam.torch` in a PyTorch program's place of torch.optim: the same values, and everything an Optimizer has."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numba_adam.torch as na_torch  # noqa: E402
+from numba_adam.errors import ArrayError, HyperparameterError, StateDictError  # noqa: E402
+
+pytestmark = pytest.mark.parity
+CLASSES = [(na_torch.Adam, torch.optim.Adam), (na_torch.AdamW, torch.optim.AdamW)]
+SETTINGS = [
+    {},
+    {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6},
+    {"weight_decay": 0.1},
+    {"amsgrad": True, "weight_decay": 0.05},
+    {"maximize": True},
+    {"lr": torch.tensor(0.003)},
+    {"fused": True},
+    {"foreach": True},
+]
+NEAR = 1e-5  # training amplifies the last bits' differences; another formula differs by a hundred times more
+
+
+@pytest.mark.parametrize(("ours", "theirs"), CLASSES)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_training_gives_the_same_parameters_as_torch_optim(pair, ours, theirs, settings):
+    both = pair(
+        lambda model: ours(model.parameters(), **settings), lambda model: theirs(model.parameters(), **settings)
+    )
+    both.train(30)
+    assert both.difference() < NEAR
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_takes_decoupled_weight_decay(pair, decoupled):
+    settings = {"weight_decay": 0.2, "decoupled_weight_decay": decoupled, "lr": 0.01}
+    both = pair(
+        lambda model: na_torch.Adam(model.parameters(), **settings),
+        lambda model: torch.optim.Adam(model.parameters(), **settings),
+    )
+    both.train(20)
+    assert both.difference() < NEAR
+
+
+def test_the_defaults_are_those_of_torch_optim():
+    for ours, theirs in CLASSES:
+        params = [torch.ones(2, requires_grad=True)]
+        expected = theirs(params).defaults
+        assert {key: ours(params).defaults[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype_of_parameters_trains(net, dtype):
+    model = net(dtype=dtype)
+    optimizer = na_torch.AdamW(model.parameters(), lr=0.01)
+    batch = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    state = optimizer.state[model[0].weight]
+    assert state["exp_avg"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_float64_parameters_follow_torch_optim_closely(pair, net):
+    def make():
+        return net(dtype=torch.float64)
+
+    both = pair(lambda m: na_torch.Adam(m.parameters()), lambda m: torch.optim.Adam(m.parameters()), make)
+    for optimizer, model in zip(both.optimizers, both.models, strict=True):
+        for number in range(20):
+            for place, param in enumerate(model.parameters()):
+                random = torch.Generator().manual_seed(100 * number + place)
+                param.grad = torch.randn(param.shape, dtype=torch.float64, generator=random)
+            optimizer.step()
+    assert both.difference() < 1e-14
+
+
+def test_state_is_alive_and_has_pytorchs_keys_and_forms(net):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters(), lr=0.1, amsgrad=True)
+    assert len(optimizer.state) == 0
+    weight = model[0].weight
+    for count in (1, 2):
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        state = optimizer.state[weight]
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+        assert (state["step"].item(), state["step"].dtype, state["step"].shape) == (count, torch.float32, ())
+        assert state["exp_avg"].shape == weight.shape
+    held = state["exp_avg"]
+    before = held.clone()
+    optimizer.step()
+    assert held is optimizer.state[weight]["exp_avg"]
+    assert not torch.equal(held, before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["exp_avg"].zero_(),
+        lambda state: state["step"].fill_(7),
+        lambda state: state.update(exp_avg=torch.full_like(state["exp_avg"], 0.5)),
+        lambda state: state.update(step=torch.tensor(3.0)),
+        lambda state: state.clear(),
+    ],
+    ids=["zeroed in place", "another step", "another tensor", "another step tensor", "cleared"],
+)
+def test_what_a_program_does_to_the_state_counts_in_the_next_step(pair, change):
+    both = pair(lambda m: na_torch.Adam(m.parameters(), lr=0.01), lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+    both.train(5)
+    for model, optimizer in zip(both.models, both.optimizers, strict=True):
+        change(optimizer.state[model[0].weight])
+    both.train(5)
+    assert both.difference() < NEAR
+    for model, optimizer in zip(both.models, both.optimizers, strict=True):
+        del optimizer.state[model[3].bias]
+    both.train(5)
+    assert both.difference() < NEAR
+
+
+def test_frozen_and_unused_parameters_keep_no_state(net):
+    model = net()
+    model[0].bias.requires_grad_(False)
+    unused = torch.nn.Parameter(torch.ones(3))
+    optimizer = na_torch.AdamW([*model.parameters(), unused], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+    assert unused not in optimizer.state
+    assert model[0].bias not in optimizer.state
+    assert torch.equal(unused, torch.ones(3))
+    unused.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[unused]["step"].item() == 1
+    assert optimizer.state[model[0].weight]["step"].item() == 4
+
+
+def test_parameters_of_no_and_of_zero_dimensions_train():
+    params = [
+        torch.nn.Parameter(torch.tensor(2.0)),
+        torch.nn.Parameter(torch.ones(0, 3)),
+        torch.nn.Parameter(torch.ones(2)),
+    ]
+    theirs = [param.detach().clone().requires_grad_() for param in params]
+    pairs = (na_torch.Adam(params, lr=0.1), params), (torch.optim.Adam(theirs, lr=0.1), theirs)
+    for optimizer, its in pairs:
+        for _ in range(3):
+            for param in its:
+                param.grad = torch.full_like(param, 0.3)
+            optimizer.step()
+    for one, other in zip(params, theirs, strict=True):
+        assert torch.allclose(one, other, atol=NEAR)
+    assert params[0].shape == ()
+
+
+def test_param_groups_are_followed(pair):
+    def groups(model):
+        return [{"params": model[0].parameters(), "lr": 0.05}, {"params": model[3].parameters(), "weight_decay": 0.3}]
+
+    both = pair(lambda m: na_torch.AdamW(groups(m)), lambda m: torch.optim.AdamW(groups(m)))
+    both.train(5)
+    for model, optimizer in zip(both.models, both.optimizers, strict=True):
+        optimizer.param_groups[0]["lr"] = 0.001
+        optimizer.param_groups[1]["betas"] = (0.5, 0.9)
+        optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.02})
+    both.train(5)
+    assert both.difference() < NEAR
+    assert both.optimizers[0].state[both.models[0][2].weight]["step"].item() == 5
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.05, total_steps=20),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.001, 0.1, step_size_up=4, cycle_momentum=True),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o, [torch.optim.lr_scheduler.LinearLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [5]
+        ),
+    ],
+    ids=["cosine", "one cycle", "lambda", "cyclic with betas", "sequence"],
+)
+@pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02)], ids=["number", "tensor"])
+def test_learning_rate_schedulers_drive_it(pair, schedule, lr):
+    both = pair(
+        lambda m: na_torch.Adam(m.parameters(), lr=copy.deepcopy(lr)),
+        lambda m: torch.optim.Adam(m.parameters(), lr=copy.deepcopy(lr)),
+    )
+    schedulers = [schedule(optimizer) for optimizer in both.optimizers]
+    for _ in range(12):
+        both.train(1)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert both.difference() < NEAR
+
+
+def test_reduce_on_plateau_drives_it(pair):
+    both = pair(lambda m: na_torch.Adam(m.parameters()), lambda m: torch.optim.Adam(m.parameters()))
+    schedulers = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0) for o in both.optimizers]
+    for _ in range(6):
+        both.train(1)
+        for scheduler in schedulers:
+            scheduler.step(1.0)
+    assert both.optimizers[0].param_groups[0]["lr"] == both.optimizers[1].param_groups[0]["lr"] < 1e-3
+    assert both.difference() < NEAR
+
+
+def test_a_closure_is_called_with_gradients_enabled_and_its_loss_returned(net):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters(), lr=0.01)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 6)).square().mean()
+        loss.backward()
+        losses.append(loss)
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure) is losses[0]
+    optimizer.step(closure)
+    assert losses[1] < losses[0]
+
+
+def test_all_hooks_run_in_pytorchs_order(net):
+    said = []
+    model = net()
+    optimizer = na_torch.Adam(model.parameters())
+    optimizer.register_step_pre_hook(lambda *_: said.append("before step"))
+    optimizer.register_step_post_hook(lambda *_: said.append("after step"))
+    optimizer.register_state_dict_pre_hook(lambda *_: said.append("before dict"))
+    optimizer.register_state_dict_post_hook(lambda _, found: said.append("after dict") or {**found, "note": 1})
+    optimizer.register_load_state_dict_pre_hook(lambda _, found: said.append("before load") or {**found, "seen": True})
+    optimizer.register_load_state_dict_post_hook(lambda o: said.append(f"after load: {len(o.state)} states"))
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    found = optimizer.state_dict()
+    assert found.pop("note") == 1
+    optimizer.load_state_dict(found)
+    assert said == ["before step", "after step", "before dict", "after dict", "before load", "after load: 6 states"]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), CLASSES)
+def test_state_dicts_load_into_torch_optim_and_back(pair, ours, theirs):
+    both = pair(lambda m: ours(m.parameters(), lr=0.01), lambda m: theirs(m.parameters(), lr=0.01))
+    both.train(8)
+    said = [copy.deepcopy(optimizer.state_dict()) for optimizer in both.optimizers]
+    assert [set(said[0]["state"][0]), len(said[0]["state"])] == [set(said[1]["state"][0]), len(said[1]["state"])]
+    both.optimizers[0].load_state_dict(said[1])
+    both.optimizers[1].load_state_dict(said[0])
+    both.train(8)
+    assert both.difference() < NEAR
+    assert both.optimizers[0].state[both.models[0][0].weight]["step"].item() == 16
+
+
+@pytest.mark.parametrize("state_dtype", [None, "8bit", "bfloat16"])
+def test_a_checkpoint_continues_with_the_same_bits(net, state_dtype):
+    def train(model, optimizer, steps, seed):
+        random = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6, generator=random)).square().mean().backward()
+            optimizer.step()
+
+    settings = {"lr": 0.01, "state_dtype": state_dtype}
+    model = net()
+    optimizer = na_torch.Adam(model.parameters(), **settings)
+    train(model, optimizer, 5, 1)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    train(model, optimizer, 5, 2)
+    other = net(seed=3)
+    again = na_torch.Adam(other.parameters(), **settings)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    other.load_state_dict(loaded["model"])
+    again.load_state_dict(loaded["optimizer"])
+    train(other, again, 5, 2)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_loading_copies_the_tensors(net):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters())
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    said = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(said)
+    held = said["state"][0]["exp_avg"].clone()
+    optimizer.step()
+    assert torch.equal(said["state"][0]["exp_avg"], held)
+    assert said["state"][0]["step"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda said: said["state"][0].update(exp_avg=torch.ones(3)), StateDictError),
+        (lambda said: said["state"][0].pop("exp_avg_sq"), StateDictError),
+        (lambda said: said["state"][0].update(step=torch.tensor(-1.0)), StateDictError),
+        (lambda said: said["state"].update({99: said["state"][0]}), StateDictError),
+        (lambda said: said["param_groups"].pop(), ValueError),
+        (lambda said: said["param_groups"][0].update(lr=-1.0), HyperparameterError),
+    ],
+    ids=["shape", "missing moment", "step", "stranger", "groups", "lr"],
+)
+def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(net, damage, error):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters())
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    said = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(said)
+    damage(said)
+    with pytest.raises(error):
+        optimizer.load_state_dict(said)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for index, entry in before["state"].items():
+        assert all(torch.equal(value, after["state"][index][key]) for key, value in entry.items())
+    optimizer.step()
+    assert optimizer.state[model[0].weight]["step"].item() == 2
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))],  # noqa: S301 - pickled here
+    ids=["copy", "pickle"],
+)
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+def test_a_copy_of_model_and_optimizer_trains_on_by_itself(net, copied, state_dtype):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters(), lr=0.01, state_dtype=state_dtype)
+
+    def train(model, optimizer):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(3, 6)).square().mean().backward()
+            optimizer.step()
+
+    train(model, optimizer)
+    other, its = copied((model, optimizer))
+    assert all(param in its.state for param in other.parameters())
+    before = [param.clone() for param in other.parameters()]
+    train(model, optimizer)
+    assert all(map(torch.equal, before, other.parameters()))
+    train(other, its)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+def test_autograd_hears_of_the_step():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = na_torch.Adam([weight], lr=0.5)
+    loss = (weight**2).sum()
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels last"])
+def test_dense_layouts_of_any_order_train(layout):
+    random = torch.Generator().manual_seed(5)
+    value = torch.randn(4, 3, 5, 2, generator=random)
+    value = value.transpose(1, 3) if layout == "transposed" else value.contiguous(memory_format=torch.channels_last)
+    ours, theirs = (torch.nn.Parameter(value.clone(memory_format=torch.preserve_format)) for _ in range(2))
+    optimizers = na_torch.Adam([ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1)
+    for _ in range(3):
+        grad = torch.randn(value.shape, generator=random)
+        for param, optimizer in zip((ours, theirs), optimizers, strict=True):
+            param.grad = grad.clone()
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=NEAR)
+    moment = optimizers[0].state[ours]["exp_avg"]
+    assert torch.allclose(moment, optimizers[1].state[theirs]["exp_avg"], atol=NEAR)
+
+
+def test_storage_that_is_replaced_is_followed(pair):
+    both = pair(lambda m: na_torch.Adam(m.parameters(), lr=0.01), lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+    both.train(3)
+    for model in both.models:
+        model[0].weight.data = model[0].weight.data.clone()
+    both.train(3)
+    for model in both.models:
+        model[0].weight.data = model[0].weight.data.t().contiguous().t()
+    both.train(3)
+    assert both.difference() < NEAR
+    ours, theirs = (o.state[m[0].weight]["exp_avg"] for o, m in zip(both.optimizers, both.models, strict=True))
+    assert torch.allclose(ours, theirs, atol=NEAR)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_sparse_gradients_update_their_rows_as_sparse_adam_does(amsgrad):
+    tables = [torch.nn.Embedding(40, 5, sparse=True) for _ in range(2)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    ours = na_torch.Adam(tables[0].parameters(), lr=0.05, eps_mode="hat", amsgrad=amsgrad)
+    theirs = torch.optim.SparseAdam(tables[1].parameters(), lr=0.05)
+    random = torch.Generator().manual_seed(2)
+    for _ in range(6):
+        rows = torch.randint(0, 40, (9,), generator=random)
+        for table, optimizer in zip(tables, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            table(rows).square().sum().backward()
+            optimizer.step()
+    if not amsgrad:
+        assert torch.allclose(tables[0].weight, tables[1].weight, atol=NEAR)
+    assert ours.state[tables[0].weight]["step"].item() == 6
+    assert ("max_exp_avg_sq" in ours.state[tables[0].weight]) == amsgrad
+
+
+def test_a_table_beside_dense_layers_trains_and_may_change_to_dense_gradients():
+    table, layer = torch.nn.Embedding(10, 4, sparse=True), torch.nn.Linear(4, 2)
+    optimizer = na_torch.AdamW([*table.parameters(), *layer.parameters()], lr=0.05, weight_decay=0.0)
+    rows = torch.tensor([1, 3, 3])
+    before = table.weight.detach().clone()
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(table(rows)).square().mean().backward()
+        optimizer.step()
+    untouched = [row for row in range(10) if row not in (1, 3)]
+    assert torch.equal(table.weight[untouched], before[untouched])
+    assert not torch.equal(table.weight[1], before[1])
+    moment = optimizer.state[table.weight]["exp_avg"].clone()
+    table.weight.grad = torch.zeros(10, 4)
+    optimizer.step()
+    assert torch.allclose(optimizer.state[table.weight]["exp_avg"], moment * 0.9)
+    assert optimizer.state[table.weight]["step"].item() == 3
+    assert optimizer.state[layer.weight]["step"].item() == 3
+    said = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(said)
+    assert torch.equal(optimizer.state[table.weight]["exp_avg"], said["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("unscaled", [False, True], ids=["step", "unscale_ first"])
+def test_a_grad_scaler_unscales_in_the_step_and_skips_what_overflows(pair, unscaled):
+    both = pair(lambda m: na_torch.Adam(m.parameters()), lambda m: torch.optim.Adam(m.parameters()))
+    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3) for _ in range(2)]
+    for number in range(8):
+        batch = torch.full((4, 6), float("inf") if number == 4 else 1.0 + number)
+        for model, optimizer, scaler in zip(both.models, both.optimizers, scalers, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(model(batch).square().mean()).backward()
+            if unscaled:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+    assert both.difference() < NEAR
+    assert scalers[0].get_scale() == scalers[1].get_scale() != 1024.0
+    assert both.optimizers[0].state[both.models[0][0].weight]["step"].item() == 7
+
+
+def test_max_grad_norm_clips_as_clip_grad_norm_does(pair):
+    both = pair(lambda m: na_torch.Adam(m.parameters(), max_grad_norm=0.01), lambda m: torch.optim.Adam(m.parameters()))
+
+    def clip(*_):
+        torch.nn.utils.clip_grad_norm_(both.models[1].parameters(), 0.01)
+
+    both.optimizers[1].register_step_pre_hook(clip)
+    assert both.optimizers[0].step_result is None
+    both.train(10)
+    assert both.difference() < NEAR
+    result = both.optimizers[0].step_result
+    assert result.applied
+    assert result.grad_norm > 0
+
+
+def test_a_step_that_is_not_finite_is_skipped_where_the_norm_is_measured():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = na_torch.Adam([weight], max_grad_norm=1.0)
+    weight.grad = torch.tensor([1.0, float("nan"), 1.0])
+    optimizer.step()
+    assert not optimizer.step_result.applied
+    assert torch.equal(weight, torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[weight]["step"].item() == 1
+
+
+def test_moving_averages_and_low_precision_copies_are_tensors(net):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters(), lr=0.01, ema_decay=0.5, low_precision_copy="bfloat16")
+    start = [param.detach().clone() for param in model.parameters()]
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for param, average, rounded, old in zip(
+        model.parameters(), optimizer.ema, optimizer.low_precision, start, strict=True
+    ):
+        assert torch.allclose(average, (param + old) / 2, atol=1e-6)
+        assert torch.equal(rounded, param.detach().bfloat16())
+    with pytest.raises(HyperparameterError, match="ema_decay"):
+        _ = na_torch.Adam(net().parameters()).ema
+
+
+@pytest.mark.parametrize("settings", [{"capturable": True}, {"differentiable": True}], ids=str)
+def test_what_would_be_a_lie_is_refused(settings):
+    with pytest.raises(HyperparameterError, match=next(iter(settings))):
+        na_torch.Adam([torch.ones(2, requires_grad=True)], **settings)
+
+
+def test_a_parameter_that_cannot_be_updated_is_refused_by_name():
+    with pytest.raises(ArrayError, match="complex64"):
+        na_torch.Adam([torch.ones(2, dtype=torch.complex64, requires_grad=True)])
+    with pytest.raises(ArrayError, match="device meta"):
+        na_torch.Adam([torch.nn.Parameter(torch.ones(2, device="meta"))])
+    optimizer = na_torch.Adam([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ArrayError, match="int64"):
+        optimizer.add_param_group({"params": [torch.ones(2, dtype=torch.int64)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_gradient_on_sparse_rows_is_refused_with_options_that_need_it_whole():
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    optimizer = na_torch.Adam(table.parameters(), max_grad_norm=1.0)
+    table(torch.tensor([1])).sum().backward()
+    before = table.weight.detach().clone()
+    with pytest.raises(HyperparameterError, match="max_grad_norm"):
+        optimizer.step()
+    assert torch.equal(table.weight, before)
+
+
+def test_a_compiled_model_trains(net):
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = na_torch.Adam(compiled.parameters(), lr=0.01)
+    before = [param.detach().clone() for param in model.parameters()]
+    compiled(torch.ones(3, 6)).sum().backward()
+    optimizer.step()
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
+def test_named_parameters_keep_their_names_in_the_state_dict(net):
+    model = net()
+    optimizer = na_torch.Adam(model.named_parameters())
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == [name for name, _ in model.named_parameters()]
+
+
+def test_no_warning_is_shown_in_ordinary_use(net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = net()
+        optimizer = na_torch.Adam(model.parameters())
+        model(torch.ones(1, 6)).sum().backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.state[model[0].weight]["step"].item() == 1

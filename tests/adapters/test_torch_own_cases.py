@@ -1,0 +1,81 @@
+"""PyTorch's own test cases for its optimizers, `torch.testing._internal.common_optimizers`, run against ours."""
+
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numba_adam.torch as na_torch  # noqa: E402
+
+pytestmark = pytest.mark.parity
+pytest.importorskip("expecttest", reason="PyTorch's own test cases need it")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what its modules say while they are imported
+    from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
+
+OURS = {torch.optim.Adam: na_torch.Adam, torch.optim.AdamW: na_torch.AdamW}
+INFOS = [info for info in optim_db if info.optim_cls in OURS]
+INPUTS = [(info, case) for info in INFOS for case in info.optim_inputs_func(device="cpu")]
+ERRORS = [(info, case) for info in INFOS for case in info.optim_error_inputs_func(device="cpu", dtype=torch.float32)]
+
+# What PyTorch refuses, or only warns of, and we treat in another way. docs/pytorch.md gives the reasons.
+TAKEN = (
+    "lr as a Tensor is not supported for capturable=False and foreach=True",
+    "betas must be either both floats or both Tensors",
+    r"betas\[0\] as a Tensor is not supported for capturable=False and foreach=True",
+)
+OTHER_ERROR = {
+    ".*a parameter group with duplicate parameters.*": "share memory",
+    "Tensor lr must be 1-element": "lr",
+    "Invalid beta parameter at index 0: 1.0": "betas",
+    "Invalid weight_decay value: -1": "weight_decay",
+}
+
+
+def named(pair):
+    info, case = pair
+    return f"{info.optim_cls.__name__}-{getattr(case, 'desc', '') or getattr(case, 'error_regex', '')}"
+
+
+@pytest.mark.parametrize(("info", "case"), INPUTS, ids=map(named, INPUTS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_configuration_gives_pytorchs_values(info, case, dtype):
+    random = torch.Generator().manual_seed(3)
+    values = [torch.randn(shape, dtype=dtype, generator=random) for shape in ((10, 5), (10,), ())]
+    sides = []
+    for make in (OURS[info.optim_cls], info.optim_cls):
+        params = [torch.nn.Parameter(value.clone()) for value in values]
+        sides.append((params, make(params, **case.kwargs)))
+    for _ in range(10):
+        grads = [torch.randn(value.shape, dtype=dtype, generator=random) for value in values]
+        for params, optimizer in sides:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad.clone()
+            optimizer.step()
+    for one, other in zip(*(params for params, _ in sides), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-6)
+    for one, other in zip(*(params for params, _ in sides), strict=True):
+        own, its = sides[0][1].state[one], sides[1][1].state[other]
+        assert own.keys() == its.keys()
+        for key, value in its.items():
+            torch.testing.assert_close(own[key], value, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("info", "case"), ERRORS, ids=map(named, ERRORS))
+def test_what_pytorch_refuses_is_refused(info, case):
+    assert case.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
+    make = OURS[info.optim_cls]
+    given = case.optimizer_error_input
+    if case.error_regex in TAKEN:
+        params = [torch.nn.Parameter(torch.ones(2))]
+        optimizer = make(params, **given.kwargs)
+        params[0].grad = torch.ones(2)
+        optimizer.step()
+        assert not torch.equal(params[0], torch.ones(2))
+        return
+    error = ValueError if case.error_type is UserWarning else case.error_type
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises(error, match=OTHER_ERROR.get(case.error_regex, case.error_regex)):
+            make([torch.nn.Parameter(torch.ones(2))] if given.params is None else given.params, **given.kwargs)

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,16 @@ def test_there_are_docstrings_with_examples():
     assert {"numba_adam.optimizer", "numba_adam.functional", "numba_adam.interop.flat"} <= set(MODULES)
 
 
-@pytest.mark.parametrize("name", MODULES)
+def marks(name):
+    """Return the marks of a module: one that needs a framework runs where that is installed."""
+    if not name.startswith("numba_adam.torch."):
+        return []
+    is_missing = importlib.util.find_spec("torch") is None
+    reason = "torch is not installed; the parity environment has it"
+    return [pytest.mark.parity, pytest.mark.skipif(is_missing, reason=reason)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in MODULES])
 def test_examples_in_docstrings_run(name):
     assert [getattr(numba_adam, public) for public in numba_adam.__all__]  # as users meet them
     results = doctest.testmod(importlib.import_module(name))

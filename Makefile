@@ -5,6 +5,12 @@
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 
+# How many tests run at the same time. Most of their time is compilation, which uses one core. Each worker compiles for
+# itself what no other has left in the cache yet, so more than two workers gain little.
+# One worker, for a debugger or for output as it comes: make test WORKERS=0
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
+
 # More arguments for the program that the target runs: make test ARGS="-k adam -x"
 ARGS ?=
 
@@ -51,7 +57,7 @@ help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
-	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign" $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not parity and not cuda and not campaign" $(ARGS)
 
 quick: $(VENV)/.test  ## two thousand tests that start no process: half a minute, for while you work
 	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not slow" $(QUICK) $(ARGS)
@@ -86,18 +92,18 @@ parity: $(PARITY)/.made  ## compare with PyTorch and JAX, and borrow their array
 	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
 
 cuda: $(CUDA)/.made  ## compile the CUDA kernels, read their PTX, keep and load them; needs no GPU (downloads 200 MB once)
-	$(CUDA)/bin/python -m pytest tests/cuda $(ARGS)
+	$(CUDA)/bin/python -m pytest $(PARALLEL) tests/cuda $(ARGS)
 
 # numba-cuda-mlir takes seconds for a kernel, so each layout is compiled in one of its two ways for each capability.
 packages: $(PACKAGES)/.made  ## compile them with numba-cuda-mlir and Numba's own numba.cuda too, and read their PTX
-	$(PACKAGES)/bin/python -m pytest tests/cuda/test_ptx.py -k "not (flat and sm_80) and not (table and sm_90)" $(ARGS)
-	HIDDEN_PACKAGES=numba_cuda_mlir $(PACKAGES)/bin/python -m pytest tests/cuda/test_ptx.py $(ARGS)
+	$(PACKAGES)/bin/python -m pytest $(PARALLEL) tests/cuda/test_ptx.py -k "not (flat and sm_80) and not (table and sm_90)" $(ARGS)
+	HIDDEN_PACKAGES=numba_cuda_mlir $(PACKAGES)/bin/python -m pytest $(PARALLEL) tests/cuda/test_ptx.py $(ARGS)
 
 gpu: $(GPU)/.made  ## on a machine with an NVIDIA GPU: compare its bits with the CPU's, and measure
 	$(GPU)/bin/python -m benchmarks.gpu $(ARGS)
 
 oldest: $(OLDEST)/.made  ## a test file for each public feature, on the oldest versions that pyproject.toml admits
-	$(OLDEST)/bin/python -m pytest -m "not parity and not cuda and not campaign" $(FEATURES) $(ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not parity and not cuda and not campaign" $(FEATURES) $(ARGS)
 
 bench: $(BENCH)/.made  ## run the benchmarks against their peers and write benchmarks/results (about 20 minutes)
 	$(BENCH)/bin/python -m benchmarks $(ARGS)

@@ -62,7 +62,7 @@ test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
 quick: $(VENV)/.test  ## two thousand tests that start no process: half a minute, for while you work
 	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not slow" $(QUICK) $(ARGS)
 
-campaigns: $(VENV)/.test  ## what takes minutes: kills, forks, signals and floods, the demonstration, the longer examples
+campaigns: $(VENV)/.test  ## what takes minutes: kills, forks, signals and floods, a push of 1 GB, the demonstration, the longer examples
 	$(VENV)/bin/python -m pytest -m "campaign and not parity" $(ARGS)
 
 mutants: $(MUTANTS)/.made  ## change the files that matter, one place at a time, and see that a test notices (an hour)

@@ -23,7 +23,7 @@ def transfer(request, header, block):
     yield request(trailer=transfer_pb2.TransferTrailer(checksum=checksum.intdigest()))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_push_of_1_gb_is_applied_and_pulled_whole(tmp_path, processes, peers):
     process = processes(tmp_path / "data", memory_budget_bytes=6 << 30)
     peer = peers(process.address)

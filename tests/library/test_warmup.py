@@ -108,25 +108,11 @@ def test_after_it_no_step_of_the_kind_needs_another_kernel(run_python, kind):
     assert run_python(SETUP + NOTHING_MORE, kind) == "True [] 0"
 
 
-COLD = """
-with event.install_recorder("numba:compile") as first:
-    seconds = na.warmup("float32")
-with event.install_recorder("numba:compile") as second:
-    plain("float32")
-print(len(first.buffer) > 0, len(second.buffer), list(seconds))
-"""
 WARM = """
 with event.install_recorder("numba:compile") as again:
     na.warmup(*sys.argv[1:])
 print(len(again.buffer), sum(loaded().values()) > 5)
 """
-
-
-@pytest.mark.slow
-def test_what_it_compiles_is_kept_for_the_next_process(run_python, tmp_path):
-    cache = str(tmp_path / "cache")
-    assert run_python(SETUP + COLD, NUMBA_CACHE_DIR=cache) == "True 0 ['float32']"
-    assert run_python(SETUP + WARM, "float32", NUMBA_CACHE_DIR=cache) == "0 True"
 
 
 @pytest.mark.slow

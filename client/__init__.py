@@ -2,7 +2,7 @@
 
     from numba_adam.client import ParameterClient
 
-A map, from what a program uses down to the wire:
+The files, from the public classes down to the wire:
 
     api          ParameterClient: models created, opened, listed; status and snapshots
     model        Model: pull, push, push_async, push_pull, on_rewind

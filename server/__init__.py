@@ -2,7 +2,7 @@
 
 Installed as numba_adam.server. One push, from the socket to the acknowledgement:
 
-    1. transport/gate       takes the call, if a thread is free; its first message is the push's header
+    1. transport/gate       admits the call if the limit allows; its first message is the push's header
     2. transport/service    finds the model; transport/messages turns the header into a plain PushRequest
     3. runtime/pushes       computes a digest of the header and asks the model
     4. model/push_ledger    judges: a repeat gets its earlier answer, a stale session an error, a new push goes on
@@ -19,7 +19,7 @@ The folders, from the bottom up; each imports only what stands above it in this 
     model/           one model as plain values and decisions: no threads, disk or network
     storage/         what lies on disk
     runtime/         the models of a running server: threads, memory budget, pushes, pulls, snapshots
-    transport/       gRPC: which calls are taken, what they mean, when they are ended
+    transport/       gRPC: admits calls, converts messages, ends stalled calls
     embedded         `Server`: start, address, stop
     main             `serve`: until a signal
 """

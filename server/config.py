@@ -1,4 +1,4 @@
-"""Every setting of the server, in one frozen record; flags beat environment beats file beats default.
+"""Every setting of the server, in one frozen dataclass. Flags override the environment, then the file, then defaults.
 
 The options of the command line, the NUMBA_ADAM_* variables and the keys of the TOML file all come from the fields of
 `ServerConfig`, so a new setting is written in one place. Imports the standard library, the error tree and the sizes.
@@ -47,7 +47,7 @@ class ServerConfig:
     listen: str = _setting(
         "127.0.0.1:50051", "address to serve on, as HOST:PORT; port 0 takes a free one. Loopback addresses only."
     )
-    data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it is not there.")  # noqa: RUF009 - a field
+    data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_budget_bytes: int = _setting(
         0,
         "the most memory that models and transfers may hold, in bytes or with a unit (8GiB, 512MiB); 0 means half of "
@@ -56,39 +56,35 @@ class ServerConfig:
         _LARGEST_BUDGET_BYTES,
     )
     snapshot_interval_seconds: float = _setting(
-        60.0, "seconds between snapshots of a model that moves; 0 turns the timer off.", 0
+        60.0, "seconds between snapshots of a model that changes; 0 turns the timer off.", 0
     )
-    snapshot_every_pushes: int = _setting(
-        1000, "a snapshot is written after so many pushes to a model; 0 turns that off.", 0
-    )
+    snapshot_every_pushes: int = _setting(1000, "pushes to a model between its snapshots; 0 turns that off.", 0)
     snapshots_kept: int = _setting(3, "snapshots kept of each model.", 2)
     threads: int = _setting(
         0,
         "threads that apply a large update; 0 means all that Numba has: one for each processor, or NUMBA_NUM_THREADS. "
-        "A larger number takes no more than these, and a line at the start says so. While small models are pushed or "
-        "pulled, one processor stays free for them.",
+        "A larger number means all too, and the log says so. While small models are pushed or pulled, one processor "
+        "stays free for them.",
         0,
     )
     rpc_threads: int = _setting(64, "calls served at the same time.", 4, _MOST_CALLS)
-    most_connections: int = _setting(
-        1024, "connections held at the same time; fewer where the system lets this process open few files.", 1
-    )
+    most_connections: int = _setting(1024, "largest number of connections; fewer if the limit of open files is low.", 1)
     largest_message_bytes: int = _setting(
         4 << 20,
-        "the largest single gRPC message taken, in bytes or with a unit (16MiB).",
+        "size of the largest gRPC message that is accepted, in bytes or with a unit (16MiB).",
         _SMALLEST_MESSAGE_BYTES,
         _LARGEST_MESSAGE_BYTES,
     )
     stop_deadline_seconds: float = _setting(
-        5.0, "how long calls in flight may take to finish once the server is told to stop, and has saved its models.", 0
+        5.0, "seconds for calls in flight to finish after a signal to stop; the models are saved first.", 0
     )
     stall_seconds: float = _setting(
         60.0,
-        "a transfer that moves less than 1 MiB in so long, and is not over by then, is ended; it may be tried again.",
+        "seconds in which a transfer must move 1 MiB or finish; a slower one is ended, and may be retried.",
         0.01,
     )
     keepalive_seconds: float = _setting(
-        30.0, "a connection that has been silent for so long is probed, and dropped when there is no answer.", 1
+        30.0, "seconds of silence until a connection is pinged; it is closed if no answer comes.", 1
     )
 
     def __post_init__(self) -> None:
@@ -116,15 +112,14 @@ def check_loopback(listen: str) -> tuple[str, int]:
     bare = host.removeprefix("[").removesuffix("]")
     if ":" in bare and host != f"[{bare}]":
         raise ConfigurationError(
-            f"listen={listen!r}: an IPv6 address stands in brackets, which tell it from its port; write [{bare}]:{port}"
+            f"listen={listen!r}: an IPv6 address needs brackets, which separate it from the port; write [{bare}]:{port}"
         )
     if ":" not in bare and host != bare:
         raise ConfigurationError(f"listen={listen!r}: brackets are for IPv6 addresses; write {bare}:{port}")
     if not is_loopback(bare):
         raise ConfigurationError(
-            f"listen={listen!r}: other machines could reach this address, and what would make that safe is missing: "
-            "TLS and a token, which come in a later release. Until then listen on 127.0.0.1, ::1 or localhost, and "
-            "reach it from elsewhere through an SSH tunnel"
+            f"listen={listen!r}: other machines could reach this address, and this release has neither TLS nor tokens. "
+            "Listen on 127.0.0.1, ::1 or localhost, and use an SSH tunnel to reach the server from other machines"
         )
     return host, int(port)
 
@@ -145,9 +140,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerConfig:
-    """Return the settings: flags beat NUMBA_ADAM_* variables beat the TOML file beat defaults.
+    """Return the settings. Flags override NUMBA_ADAM_* variables, then the TOML file, then the defaults.
 
-    An unknown NUMBA_ADAM_* variable is named in a warning and ignored: Kubernetes sets such variables for a service of
+    An unknown NUMBA_ADAM_* variable causes a warning, not an error: Kubernetes sets such variables for a service of
     that name.
 
     Args:
@@ -170,7 +165,7 @@ def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerCon
 
 
 def _warn_of_strange_variables(environ: Mapping[str, str]) -> None:
-    """Warn of each unknown variable that looks like a setting, and name the setting that it is most like."""
+    """Warn of each unknown variable that looks like a setting, and suggest the closest setting."""
     known = [_variable(name) for name in ("config", *(item.name for item in fields(ServerConfig)))]
     for name in sorted(environ):
         if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
@@ -204,9 +199,9 @@ def _parse(source: str, item: Field[Any], kind: type, text: str) -> Any:
 
 
 def _path(source: str, text: str) -> Path:
-    """Return a path, with ~ expanded: no shell does that in a file or a variable.
+    """Return a path with ~ expanded, which no shell does in a file or a variable.
 
-    An empty path is refused: it would mean the current folder, whichever that is.
+    An empty path is refused: it would mean the current folder.
     """
     if not text:
         raise ConfigurationError(f"{source}={text!r}: it must be a path")
@@ -217,7 +212,11 @@ def _path(source: str, text: str) -> Path:
 
 
 def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:
-    """Return a setting in its own type, or say what is wrong with it."""
+    """Return a setting, converted to its type.
+
+    Raises:
+        ConfigurationError: the type is wrong, or the value is out of range.
+    """
     if kind is Path and isinstance(value, str):
         value = _path(item.name, value)
     if _is_size(item) and isinstance(value, str):

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
 from numba_adam.server.runtime.runtime import Runtime
-from numba_adam.server.transport.descriptors import room_for_connections
+from numba_adam.server.transport.descriptors import connection_limit
 from numba_adam.server.transport.gate import Calls, Gate
 from numba_adam.server.transport.health import Health
 from numba_adam.server.transport.listen import endpoints
@@ -24,10 +24,10 @@ from numba_adam.server.transport.service import SERVICE_NAME, ParameterService, 
 from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
-_LARGEST_FRAME_BYTES = (1 << 24) - 1  # the most that HTTP/2 allows
+_LARGEST_FRAME_BYTES = (1 << 24) - 1  # HTTP/2's own limit
 _LOOKAHEAD_BYTES = 1 << 17
 _STOP_TRY_SECONDS = 5.0
-_WAITING_CALLS = 128  # beside those that are served: without a first message yet, or waiting for their turn
+_WAITING_CALLS = 128  # admitted but not served yet: they wait for their first message or for a permit
 
 
 class Server:
@@ -38,7 +38,7 @@ class Server:
 
     Raises:
         ConfigurationError: the data folder or the address cannot be used.
-        CorruptSnapshotError: a model has snapshots, and none of them holds.
+        CorruptSnapshotError: a model has snapshots, and all are damaged.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -52,12 +52,12 @@ class Server:
         service = entries(ParameterService(self._runtime, self._watch), self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)})
-        self._grpc = grpc.server(self._calls.lane.executor, [self._gate], options=_options(config))
+        self._grpc = grpc.server(self._calls.pool.executor, [self._gate], options=_options(config))
         self.address = ""
         """HOST:PORT, once started."""
 
     def start(self) -> None:
-        """Begin to serve.
+        """Start to serve.
 
         Raises:
             ConfigurationError: the address is taken.
@@ -77,20 +77,20 @@ class Server:
         _log.info("serving on %s, data in %s", self.address, self._config.data_dir)
 
     def stop(self) -> bool:
-        """Save every model, finish the calls in flight, save what they changed, and let the data folder go.
+        """Save every model, finish the calls in flight, save their changes, and release the data folder.
 
         Returns:
-            True when every model's last state is on disk.
+            True if every model's last state is on disk.
         """
-        if not self.address:  # it never served
+        if not self.address:  # it never started
             return self._runtime.stop()
         self._health.stop()
         self._runtime.begin_stop()
         deadline = time.monotonic() + self._config.stop_deadline_seconds
         self._grpc.stop(self._config.stop_deadline_seconds)  # no new calls; does not wait
-        self._runtime.save()  # whoever loses patience with us now costs nobody what was acknowledged before
+        self._runtime.save()  # first: a supervisor may kill this process while calls finish
         self._calls.in_flight.wait_until_none(deadline - time.monotonic())
-        while not self._grpc.stop(0).wait(_STOP_TRY_SECONDS):  # idle connections would keep it for all its grace
+        while not self._grpc.stop(0).wait(_STOP_TRY_SECONDS):  # idle connections would delay the first stop
             _log.warning("gRPC has not stopped yet")
         self._gate.stop()
         self._calls.requests.stop()
@@ -107,15 +107,15 @@ class Server:
         self.stop()
 
     def _bind(self) -> int:
-        """Take the port at every address to serve on; return it.
+        """Bind the port at every address to listen on; return the port.
 
         Raises:
-            ConfigurationError: one of them cannot be used.
+            ConfigurationError: an address cannot be used.
         """
         for endpoint in endpoints(self._config.listen):
             try:
                 port = self._grpc.add_insecure_port(endpoint)
-            except RuntimeError as error:  # another program took it in this very moment
+            except RuntimeError as error:  # another program took it meanwhile
                 self._grpc.stop(None)
                 raise ConfigurationError(
                     f"listen={self._config.listen!r}: {endpoint} is taken: another program may have it; stop that one "
@@ -128,19 +128,18 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     """Return gRPC's settings."""
     keepalive_milliseconds = int(config.keepalive_seconds * 1000)
     return [
-        ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the calls
-        ("grpc.http2.max_frame_size", _LARGEST_FRAME_BYTES),  # a chunk in one frame instead of sixty-four
+        ("grpc.so_reuseport", 0),  # with it, two servers on one port would share the calls
+        ("grpc.http2.max_frame_size", _LARGEST_FRAME_BYTES),  # one frame for a chunk instead of 64
         ("grpc.max_receive_message_length", config.largest_message_bytes),
-        # What a peer may send of a message that nobody has asked for yet. Left to itself gRPC takes ever more the
-        # faster the connection is, tens of megabytes for each stream.
+        # The flow-control window before a message is read. By default gRPC widens it to tens of megabytes a stream.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
-        ("grpc.max_concurrent_streams", config.rpc_threads + _WAITING_CALLS),  # further ones wait with their clients
+        ("grpc.max_concurrent_streams", config.rpc_threads + _WAITING_CALLS),  # further calls wait in their clients
         ("grpc.keepalive_time_ms", keepalive_milliseconds),
         ("grpc.keepalive_timeout_ms", keepalive_milliseconds),
-        ("grpc.http2.ping_timeout_ms", keepalive_milliseconds),  # a minute otherwise, whatever the line above says
-        ("grpc.http2.max_pings_without_data", 0),  # no limit: an idle peer is probed again and again
-        ("grpc.max_allowed_incoming_connections", room_for_connections(config.most_connections)),
+        ("grpc.http2.ping_timeout_ms", keepalive_milliseconds),  # its default of a minute would win over the line above
+        ("grpc.http2.max_pings_without_data", 0),  # no limit: ping an idle peer again and again
+        ("grpc.max_allowed_incoming_connections", connection_limit(config.most_connections)),
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]

@@ -49,8 +49,8 @@ def serve(config: ServerConfig) -> int:
 def _stop_signals() -> Iterator[Callable[[], signal.Signals]]:
     """Yield a function that waits for a signal to stop, and returns it.
 
-    The system may deliver a signal to any thread while the main thread is about to wait for a lock; Python would not
-    wake the main thread then. A byte in a pipe wakes it always.
+    The system may deliver a signal to any thread just before the main thread waits for a lock; Python would not wake
+    the main thread then. A byte in a pipe always wakes it.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -75,5 +75,5 @@ def new_checksum(kind: int) -> Checksum:
     maker = _MAKERS.get(kind)
     if maker is None:
         known = ", ".join(f"{ChecksumKind.Name(number)} ({number})" for number in SUPPORTED)
-        raise ValueError(f"checksum_kind={kind}: it must be one of {known}")
+        raise ValueError(f"checksum_kind={kind}: expected one of {known}")
     return maker()

@@ -49,7 +49,7 @@ class Reader:
 
     def __init__(self, total_bytes: int, checksum_kind: int) -> None:
         if checksum_kind not in SUPPORTED and (checksum_kind or total_bytes):
-            raise self.malformed(f"checksum_kind={checksum_kind}: it must be one of {SUPPORTED}")
+            raise self.malformed(f"checksum_kind={checksum_kind}: expected one of {SUPPORTED}")
         self.checksum = 0
         """Checksum of the whole payload, after `finish`. 0 for an empty payload without a checksum."""
 

@@ -4,8 +4,8 @@
     4096             param
     ...              exp_avg, exp_avg_sq, max_exp_avg_sq (with AMSGrad), pending (one staged gradient)
 
-Each array starts at a multiple of 64 bytes, a cache line. The mapping is shared although it has no name yet, so that
-other processes can map it later without a change of the layout.
+Each array starts at a multiple of 64 bytes, a cache line. The mapping is shared and has no name yet: a later release
+can let other processes map it without a new layout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FlatArray = npt.NDArray[Any]
 
 
 class Layout(NamedTuple):
-    """Where the arrays stand within the mapping, in bytes."""
+    """The positions of the arrays in the mapping, in bytes."""
 
     offsets: dict[str, int]
     """Array name -> position of its first byte."""
@@ -67,7 +67,7 @@ class Arena:
         try:
             self._mapping = mmap.mmap(-1, self.layout.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MemoryError(f"no {self.layout.total_bytes} bytes of memory for a model's arrays: {error}") from error
+            raise MemoryError(f"cannot map {self.layout.total_bytes} bytes for a model's arrays: {error}") from error
         self._write_header()
         self.param = self._flat("param")
         self.exp_avg = self._flat("exp_avg")

@@ -1,7 +1,7 @@
-"""Digests that tell a repeated push from another push under the same number.
+"""Digests that distinguish a repeated push from a different push with the same number.
 
-Snapshots hold the header's digest, and a newer server compares it. So it depends on the values of the fields alone,
-never on how a version of protobuf encodes them. Imports the checksum library.
+Snapshots hold the header's digest, and a newer server compares it. So it depends only on the values of the fields, not
+on how a version of protobuf encodes them. Imports the checksum library.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ def describe(tensors: Iterable[Tensor]) -> bytes:
 
 
 def content_of(push: PushRequest, arrays: bytes) -> Content:
-    """Return the digest of what a push's header says beside the push's key.
+    """Return the digest of a push's header without its key.
 
     Args:
         push: the header.
         arrays: `describe` of its arrays.
     """
-    absent = sorted(push.absent)  # a set: its order means nothing, and may differ between two tries
+    absent = sorted(push.absent)  # two tries may list the names in different orders
     others = (push.base_version, push.dtype, push.total_bytes, push.checksum_kind, absent)
     return Content(xxhash.xxh3_64_hexdigest(_encoded(others) + arrays))
 
 
 def with_payload(content: Content, checksum: int) -> Content:
-    """Return the content of a push whose payload has arrived, too."""
+    """Return the content of a push, completed with its payload's checksum."""
     return content._replace(payload=f"{checksum:016x}")
 
 
 def initial_values(checksum_kind: int, checksum: int) -> str:
-    """Return the digest of a new model's initial values. It is kept beside the id of the request that sent them."""
+    """Return the digest of a new model's initial values. It is stored with the id of the request that sent them."""
     return f"{checksum_kind}:{checksum:016x}"
 
 

@@ -1,4 +1,4 @@
-"""Names and ids that callers choose: which are allowed. Imports the error tree."""
+"""Validates the names and ids that callers choose. Imports the error tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST_RANDOM_ID = 64
 
 
 def is_model_name(name: str) -> bool:
-    """Return whether a model can have this name, which becomes a folder's name."""
+    """Return whether this is a valid model name. It becomes a folder's name."""
     return _MODEL_NAME.fullmatch(name) is not None
 
 
@@ -35,7 +35,7 @@ def check_worker_id(worker_id: str) -> str:
 
 
 def check_random_id(name: str, value: str) -> str:
-    """Return an id that a client made up, or raise InvalidRequestError."""
+    """Return a random id that a client made, or raise InvalidRequestError."""
     if not 1 <= len(value) <= _LONGEST_RANDOM_ID or not value.isprintable():
         raise InvalidRequestError(
             f"{name} {value[:80]!r}: it must be 1 to {_LONGEST_RANDOM_ID} random characters, none a control character"

@@ -4,13 +4,13 @@ Deterministic: values go in, decisions come out. There is no gRPC, clock, thread
 same calls in the same order give the same state, before a restart and after it. Imports the error tree and the check
 of records.
 
-A push is named by (state id, worker id, epoch, sequence). Within one session (one epoch of a worker) pushes are
+A push is identified by (state id, worker id, epoch, sequence). Within one session (one epoch of a worker) pushes are
 accepted in order without gaps, so one number says which were answered. The ledger keeps the last answers of each
-session, with digests of the content that they answered, and gives the same answer to the same content again. A
-rejection of a push's content is an answer too. A refusal without an answer changes nothing.
+session with digests of the content, and repeats an answer for the same content. A rejection of a push is an answer
+too. A refusal without an answer changes nothing.
 
-The opening of a session is named by its nonce, and says the newest epoch that its caller knew of. An opening that
-arrives after a newer session was opened changes nothing.
+A request to open a session has a nonce as its id, and says the newest epoch that its caller knew. If a newer session
+was opened before it arrives, it changes nothing.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _SESSION_KEYS = ("worker_id", "epoch", "last_sequence", "answers")
 _OPTIONAL_KEYS = (
     "first_version",
     "forgotten_epoch",
-)  # left out where they are 0, as a session's nonce where it has none
+)  # omitted if 0; a session's nonce is omitted if empty
 
 PUSH_MISMATCH = 4
-"""The reason of a rejection because the push does not fit the model, as the protocol and snapshots number it."""
+"""Reason of a rejection: the push does not fit the model. The protocol and snapshots use the same number."""
 
 NON_FINITE = 5
-"""The same, because of a NaN, an infinity, or a value whose square overflows."""
+"""Reason of a rejection: a gradient has a NaN, an infinity, or a value whose square overflows."""
 
 REJECTIONS: Mapping[int, type[PushRejectedError]] = {PUSH_MISMATCH: PushRejectedError, NON_FINITE: NonFiniteError}
-"""The errors that rejections are raised as, by reason."""
+"""The error class of each reason."""
 
 
 class Limits(NamedTuple):
@@ -56,24 +56,24 @@ class Limits(NamedTuple):
     """Answers kept for retries, per session."""
 
     most_sessions: int = 1024
-    """Sessions kept, one per worker; beyond this number the one that was idle for longest is forgotten."""
+    """Sessions kept, one per worker. Beyond this number, the one that was idle longest is dropped."""
 
     longest_text: int = 500
-    """Characters kept of a rejection's text."""
+    """Largest number of characters kept of a rejection's message."""
 
     most_text: int = 1 << 20
-    """Characters of all kept texts together; beyond this number a rejection's text is not kept."""
+    """Largest number of characters of all kept messages. Beyond it, new messages are not kept."""
 
 
 SESSION_BYTES = 42_000
-"""About how much memory a session with all its answers takes, here and in the record of the newest snapshot."""
+"""Approximate memory of a session with all its answers, here and in the record of the newest snapshot."""
 
-_NOT_KEPT = "rejected; the server keeps so many texts of rejections already that it does not keep this one"
+_NOT_KEPT = "rejected; the message was dropped, because the server keeps too many messages of rejections already"
 LIMITS = Limits()
 
 
 class PushKey(NamedTuple):
-    """Names one push."""
+    """Identifies one push."""
 
     state_id: str
     """State that the gradient was computed for."""
@@ -95,27 +95,27 @@ class Content(NamedTuple):
     """Digest of the header: base version, dtype, arrays, sizes, kind of checksum."""
 
     payload: str | None = None
-    """Checksum of the payload. None: it is not known yet, or the answer did not depend on it."""
+    """Checksum of the payload. None: not known yet, or the answer did not depend on it."""
 
 
 class Accepted(NamedTuple):
-    """The answer to a push that became a step."""
+    """The answer to an applied push."""
 
     version: int
-    """Version that it made."""
+    """The version that the push made."""
 
     staleness: int
     """Versions between the parameters it was computed from and those it was applied to."""
 
 
 class Rejected(NamedTuple):
-    """The answer to a push whose content cannot be applied."""
+    """The answer to a push with content that cannot be applied."""
 
     reason: int
     """A Reason of the protocol."""
 
     message: str
-    """What was given, what is needed, what to do."""
+    """The error message."""
 
 
 Answer = Accepted | Rejected
@@ -128,18 +128,18 @@ class Kept(NamedTuple):
     """The answer."""
 
     content: Content | None
-    """The content that it answered. None: not known, because a snapshot of format 1 did not say."""
+    """The content that was answered. None: not known, because snapshots of format 1 do not have it."""
 
 
 @dataclass(slots=True)
 class Session:
-    """What is known of one worker."""
+    """The newest session of one worker."""
 
     epoch: int
     """Its epoch."""
 
     nonce: str = ""
-    """Names the opening that made it; empty where the opening had no name."""
+    """Id of the request that opened it; empty if the request had none."""
 
     last_sequence: int = 0
     """Sequence number of the last push that was answered."""
@@ -152,9 +152,9 @@ class PushLedger:
     """One model's sessions, version and steps.
 
     Args:
-        state_id: names the model's line of history.
-        tensor_count: number of arrays, each of which counts its own steps.
-        limits: how much it remembers.
+        state_id: id of the model's line of history.
+        tensor_count: number of arrays; each has its own step count.
+        limits: how much the ledger keeps.
     """
 
     def __init__(self, state_id: str, tensor_count: int, limits: Limits = LIMITS) -> None:
@@ -169,28 +169,28 @@ class PushLedger:
         self.last_epoch = 0
         """The newest epoch given to any worker."""
 
-        self._forgotten_epoch = 0  # the newest of a session that was forgotten
+        self._forgotten_epoch = 0  # the newest epoch of all dropped sessions
         self._text_length = 0
 
     @property
     def kept_bytes(self) -> int:
-        """About how much memory the sessions take once each has all the answers that it keeps."""
+        """Approximate memory of the sessions when each has all the answers that it may keep."""
         return len(self.sessions) * SESSION_BYTES + 2 * self._text_length
 
     def open_session(self, worker_id: str, nonce: str = "", seen_epoch: int = 0) -> int:
-        """Open a session and return its epoch: higher than any before it, of whichever worker.
+        """Open a session and return its epoch, which is higher than all earlier epochs of all workers.
 
-        Epochs count over all workers, so that a worker that was forgotten never gets one it had before.
+        All workers share one counter, so a worker whose session was dropped never gets an old epoch again.
 
         Args:
             worker_id: the worker.
-            nonce: names the opening. If it made the worker's session, that session's epoch is returned. Empty, as from
-                clients of the first release: a new session is opened in any case.
+            nonce: id of the request. If the worker's session has the same one, its epoch is returned. Empty, as from
+                clients of the first release: always open a new session.
             seen_epoch: the newest epoch that the caller knows of.
 
         Raises:
             SessionFencedError: the worker has a session that the caller did not know of.
-            SessionUnknownError: the worker may have had one, which was forgotten.
+            SessionUnknownError: the worker may have had a session that was dropped.
             InvalidRequestError: `seen_epoch` has not been given to any worker yet.
         """
         session = self.sessions.get(worker_id)
@@ -207,12 +207,12 @@ class PushLedger:
         return self.last_epoch
 
     def rewind(self, state_id: str) -> None:
-        """Start a new line of history at this version; whatever came after it is lost."""
+        """Start a new line of history at this version; later versions are lost."""
         self.state_id = state_id
         self.first_version = self.version
 
     def check_state(self, state_id: str) -> None:
-        """Refuse a request that was meant for another state.
+        """Refuse a request for another state.
 
         Raises:
             RewoundError: the model is in another state.
@@ -224,17 +224,17 @@ class PushLedger:
             )
 
     def judge(self, push: PushKey, base_version: int, content: Content) -> Kept | None:
-        """Return the answer that a push was given before, or None where it is the next one. Changes nothing.
+        """Return the earlier answer to a push, or None if it is the next push. Changes nothing.
 
-        While the payload's checksum is not known, the answer is returned for any payload. It is valid only once the
-        push is judged again with the checksum.
+        Without the payload's checksum, the answer is returned for any payload. Judge the push again with the checksum
+        before using that answer.
 
         Raises:
             SequenceReusedError: the number was answered for other content.
-            RewoundError: the push was meant for another state.
+            RewoundError: the push is for another state.
             SessionUnknownError: no such session is open.
             SessionFencedError: a newer session of the same worker is open.
-            SequenceError: its answer is no longer kept, or a push before it is missing.
+            SequenceError: its answer is no longer kept, or an earlier push is missing.
             InvalidRequestError: its base version does not exist yet.
         """
         self.check_state(push.state_id)
@@ -253,7 +253,7 @@ class PushLedger:
         return None
 
     def accept(self, push: PushKey, base_version: int, present: Sequence[bool], content: Content) -> Accepted:
-        """Count the next push as a new version, and as a step of each array flagged in `present`."""
+        """Count the next push as a new version, and as a step of each array marked in `present`."""
         answer = Accepted(self.version + 1, self.version - base_version)
         self._record(push, Kept(answer, content))
         self.steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
@@ -261,7 +261,7 @@ class PushLedger:
         return answer
 
     def reject(self, push: PushKey, reason: int, message: str, content: Content) -> Rejected:
-        """Answer the next push with a rejection: its number is used up, nothing else changes."""
+        """Answer the next push with a rejection. Its sequence number is used; nothing else changes."""
         text = message if len(message) <= self._limits.longest_text else message[: self._limits.longest_text] + " ..."
         if self._text_length + len(text) > self._limits.most_text:
             text = _NOT_KEPT
@@ -297,7 +297,7 @@ class PushLedger:
         """Return the ledger that `to_record` wrote, in this version or an earlier one.
 
         Raises:
-            SnapshotError: it says something that this version does not know.
+            SnapshotError: it has a key or value that this version does not know.
         """
         check_keys(record, "the record of a model's pushes", _KEYS, _OPTIONAL_KEYS)
         ledger = cls(record["state_id"], len(record["steps"]), limits)
@@ -315,7 +315,7 @@ class PushLedger:
         return ledger
 
     def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
-        """Refuse an opening whose caller missed a session of its worker."""
+        """Refuse to open a session if the caller does not know the worker's newest one."""
         if seen_epoch > self.last_epoch:
             raise InvalidRequestError(
                 f"seen_epoch={seen_epoch}: the newest epoch of this state is {self.last_epoch}; give one that was seen"
@@ -360,7 +360,7 @@ class PushLedger:
         return kept
 
     def _record(self, push: PushKey, kept: Kept) -> None:
-        """Keep an answer, and make the worker the last one to be forgotten."""
+        """Keep an answer, and mark the worker as the most recently used."""
         session = self.sessions.pop(push.worker_id)
         self.sessions[push.worker_id] = session
         session.last_sequence = push.sequence
@@ -376,14 +376,14 @@ class PushLedger:
 
 
 def _text_length(kept: Kept) -> int:
-    """Return how many characters of text are kept for an answer."""
+    """Return the length of an answer's message."""
     if not isinstance(kept.answer, Rejected) or kept.answer.message == _NOT_KEPT:
         return 0
     return len(kept.answer.message)
 
 
 def _kept(*values: Any) -> Kept:
-    """Return a kept answer from its record: two values, and from format 2 on the two of its content."""
+    """Return a kept answer from its record: two values, and since format 2 two more for its content."""
     if len(values) not in (2, 4):
         raise SnapshotError(f"an answer's record has {len(values)} values, and this numba-adam knows 2 or 4")
     first, second, *content = values

@@ -18,12 +18,12 @@ def check_keys(record: Mapping[str, Any], what: str, required: Collection[str], 
 
     Args:
         record: the record.
-        what: names it in messages.
-        required: keys that must be there.
-        optional: keys that may be there.
+        what: its name in error messages.
+        required: keys that the record must have.
+        optional: keys that it may have.
 
     Raises:
-        SnapshotError: see above.
+        SnapshotError: a key is unknown or missing.
     """
     if strange := [key for key in record if key not in required and key not in optional]:
         raise SnapshotError(f"{what} has {_listed(strange)}, which this numba-adam does not know; {_ADVICE}")
@@ -32,10 +32,10 @@ def check_keys(record: Mapping[str, Any], what: str, required: Collection[str], 
 
 
 def check_value(value: object, what: str, known: Collection[object]) -> None:
-    """Refuse a value that is none of those that this version knows.
+    """Refuse a value that this version does not know.
 
     Raises:
-        SnapshotError: it is not.
+        SnapshotError: the value is unknown.
     """
     if type(value) not in {type(each) for each in known} or value not in known:
         choices = " or ".join(map(repr, known))

@@ -1,4 +1,4 @@
-"""What callers ask of a model, as plain values; and whether a push fits the model it names.
+"""Callers' requests as plain values, and the check that a push fits its model.
 
 `numba_adam.server.transport.messages` makes these values from the protocol's messages. Imports the error tree.
 """
@@ -19,16 +19,16 @@ class Creation(NamedTuple):
     """A request to create a model."""
 
     spec: Spec
-    """What the model is to be."""
+    """The spec of the new model."""
 
     request_id: str
-    """Names the request; a retry has the same."""
+    """Id of the request; a retry has the same."""
 
     exist_ok: bool
-    """Whether an equal model that exists is as good."""
+    """Whether to return an existing model with the same spec."""
 
     after_state_id: str | None
-    """The state of the last model of that name that the caller knew of. None: the caller does not say."""
+    """The state of the last model of that name that the caller knew. None: not given."""
 
     total_bytes: int
     """Size of the initial values."""
@@ -44,7 +44,7 @@ class Opening(NamedTuple):
     """The worker."""
 
     nonce: str
-    """Names the opening; a retry has the same. Empty: it has no name."""
+    """Id of the request; a retry has the same. Empty: none."""
 
     state_id: str
     """The state that the session is for; empty: any."""
@@ -54,10 +54,10 @@ class Opening(NamedTuple):
 
 
 class PushRequest(NamedTuple):
-    """What a push says before its payload."""
+    """The header of a push."""
 
     key: PushKey
-    """Names the push."""
+    """Identifies the push."""
 
     base_version: int
     """Version of the parameters that the gradient was computed from."""
@@ -66,10 +66,10 @@ class PushRequest(NamedTuple):
     """Element type of the payload, by its number; see DTYPE_NUMBERS."""
 
     tensors: Sequence[Tensor]
-    """The arrays in the payload; the spec's own tuple where they are the model's, which is quick to check."""
+    """The arrays in the payload. If they are all of the model's, this is the spec's own tuple: a fast check."""
 
     absent: Sequence[str]
-    """Names of the arrays that have no gradient."""
+    """Names of the arrays without a gradient."""
 
     total_bytes: int
     """Size of the payload."""
@@ -79,7 +79,7 @@ class PushRequest(NamedTuple):
 
 
 def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:
-    """Return for each array of the model whether the push has a gradient for it.
+    """Return for each array of the model whether the push has its gradient.
 
     Raises:
         PushRejectedError: dtype, names, shapes or the declared size do not fit the model.
@@ -109,7 +109,7 @@ def _check_size(spec: Spec, element_count: int, total_bytes: int) -> None:
 
 
 def _given_shapes(spec: Spec, push: PushRequest) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the payload's arrays, once every array of the model is named exactly once."""
+    """Return name -> shape of the payload's arrays. Checks that every array of the model is named exactly once."""
     names = [tensor.name for tensor in push.tensors] + list(push.absent)
     known = {tensor.name for tensor in spec.tensors}
     strange = [name for name in names if name not in known]

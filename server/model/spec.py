@@ -1,4 +1,4 @@
-"""What a model is: everything that does not change while it trains, as plain frozen values.
+"""The properties of a model that do not change while it trains, as plain frozen values.
 
 Imports the error tree, the hyperparameters with their limits, and the modes.
 """
@@ -19,7 +19,7 @@ from numba_adam.settings.hyperparameters import EPS_MODES, Hyperparameters
 from numba_adam.settings.limits import check_held
 
 DTYPE_NUMBERS = {"float32": 1, "float64": 2}
-"""Element types, with the numbers that the protocol and the digests in snapshots give them."""
+"""Element types and their numbers in the protocol and in the digests of snapshots."""
 
 _BYTES_OF_A_MODEL = 1 << 16  # measured, and rounded up: threads, locks, tables
 _BYTES_OF_AN_ARRAY = 3 << 9
@@ -34,25 +34,25 @@ _HYPERPARAMETERS = tuple(Hyperparameters.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything about a model that does not change while it trains."""
+    """The properties of a model that do not change while it trains."""
 
     name: str
     """Unique on the server, and a valid folder name."""
 
     dtype: str
-    """"float32" or "float64", of every array."""
+    """"float32" or "float64", for all arrays."""
 
     tensors: tuple[Tensor, ...]
-    """The arrays, in the order in which their bytes travel."""
+    """The arrays, in the order of their bytes in a payload."""
 
     hyperparameters: Hyperparameters
     """The optimizer's settings."""
 
     mode: Mode = Mode.ASYNC
-    """How pushes become steps."""
+    """How the server applies pushes."""
 
     durability: Durability = Durability.MEMORY
-    """What acknowledgements promise."""
+    """What a crash may lose."""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -71,7 +71,7 @@ class Spec:
 
     @property
     def description_bytes(self) -> int:
-        """About how much memory a model with this spec takes beside its arrays."""
+        """Approximate memory of a model with this spec, without its arrays."""
         return _BYTES_OF_A_MODEL + _BYTES_OF_AN_ARRAY * len(self.tensors)
 
     def to_record(self) -> dict[str, Any]:
@@ -87,10 +87,10 @@ class Spec:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Spec:
-        """Return the spec that `to_record` wrote. Facts about the creation may stand beside it.
+        """Return the spec that `to_record` wrote. The record may also have keys about the creation.
 
         Raises:
-            SnapshotError: it says something that this version does not know.
+            SnapshotError: it has a key or value that this version does not know.
         """
         check_keys(record, "the model's record", _KEYS, ("request_id", "initial"))
         check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
@@ -136,7 +136,7 @@ class Spec:
 
 
 def differences(have: Spec, want: Spec) -> list[str]:
-    """Return the differences between a model that exists and one that is asked for, one readable line each."""
+    """Return the differences between an existing model and the requested one, one line each."""
     lines = _tensor_differences(have, want)
     if have.dtype != want.dtype:
         lines.append(f"dtype: the model has {have.dtype}, asked for {want.dtype}")

@@ -1,4 +1,4 @@
-"""The arrays of a model: names, shapes, and how many and how large they may be. Imports the error tree."""
+"""The arrays of a model: names, shapes, and limits on their number and size. Imports the error tree."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple, Protocol
 from numba_adam.errors import InvalidRequestError
 
 MOST_ARRAYS = 1 << 16
-"""Of one model."""
+"""Largest number of arrays of one model."""
 
 _MOST_DIMENSIONS = 32
 _LONGEST_TENSOR_NAME = 256
-_LONGEST_NAMES = 6 << 20  # characters of all names together, as JSON writes them: a snapshot's header has room for them
+_LONGEST_NAMES = 6 << 20  # characters of all names together in JSON; they must fit a snapshot's header
 _MOST_BYTES = 1 << 62  # of one array: sizes and offsets fit a signed 64-bit number
 
 
@@ -46,11 +46,11 @@ class Described(Protocol):
 
 
 def check_count(arrays: Sequence[Described], others: int = 0) -> None:
-    """Refuse descriptions that no model can have, before anything is made of them.
+    """Refuse descriptions that no model can have, before they are converted.
 
     Args:
         arrays: the descriptions.
-        others: number of arrays that are named beside them.
+        others: number of further arrays that are named.
 
     Raises:
         InvalidRequestError: they are too many, or one of them has too many dimensions.
@@ -97,5 +97,5 @@ def check_tensors(arrays: Sequence[Described], itemsize: int) -> tuple[Tensor, .
     if sum(tensor.size for tensor in tensors) * itemsize >= _MOST_BYTES or any(
         extent >= _MOST_BYTES for tensor in tensors for extent in tensor.shape
     ):
-        raise InvalidRequestError("the arrays together are larger than 2**62 bytes, more than any computer can hold")
+        raise InvalidRequestError("the arrays together are larger than 2**62 bytes; use smaller arrays")
     return tensors

@@ -1,20 +1,20 @@
 """The models of a running server, without its network. Requests and answers are plain values.
 
-    runtime            puts the parts together; starts, saves, stops
+    runtime            assembles the parts; starts, saves, stops
     registry           the models by name
-    lifecycle          creating and deleting models; creation decides whether one that exists will do
+    lifecycle          creates and deletes models; creation decides whether an existing model satisfies a request
     model_loader       restores models from snapshots, and makes new ones
     model              one model: its spec, memory, ledger and step
-    sessions           opening workers' sessions
+    sessions           opens workers' sessions
     pushes             one push, from its header to its answer
-    receive            a transfer taken into memory and checked
-    call_queue         runs what changes a model, one call at a time
-    slices, launcher   the step over a model's arrays, in slices, on one thread or on many
-    pulls, pull_copy   waiting for a version; a copy of it for those who pull
-    waiters            how many calls may wait
-    small_calls        makes large updates give way to calls about small models
-    snapshot_writer    snapshots by timer, after pushes and on request; snapshot_requests answers the last
-    budget             the memory that models and transfers may take
+    receive            receives a transfer into memory and checks it
+    call_queue         runs the changes of a model one at a time
+    slices, launcher   the step over a model's arrays, in slices, on one thread or many
+    pulls, pull_copy   waits for a version; shares one copy of it among the callers
+    waiters            limits how many calls wait
+    small_calls        gives calls about small models priority over large updates
+    snapshot_writer    snapshots by timer, after pushes and on request; snapshot_requests answers those requests
+    budget             the memory budget of models and transfers
     model_errors       adds a model's state to errors about it
 
 May import `server.storage` and what stands below it, and the library.

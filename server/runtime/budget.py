@@ -1,7 +1,7 @@
 """The memory budget, and the pooled slots that transfers are received into.
 
-A transfer is admitted by the size that it declares, before any of its payload is accepted. A released slot stays
-mapped, because touching fresh pages costs more than the copy into them. It counts as held until something else needs
+A transfer is admitted by its declared size, before any of its payload is accepted. A released slot stays mapped,
+because touching fresh pages costs more than the copy into them. It counts as used until another transfer or model needs
 the memory. Imports the error tree and NumPy.
 """
 
@@ -21,16 +21,16 @@ from numba_adam.ps.detail import with_detail
 Bytes = npt.NDArray[np.uint8]
 
 SMALL_CHANGE_BYTES = 1 << 24
-"""Descriptions, sessions, texts and headers do not count in the budget until all together take more than this."""
+"""Descriptions, sessions, messages and headers count in the budget only beyond this total."""
 
-_GRAIN_BYTES = 1 << 16  # slot sizes are multiples of it, so that transfers of nearly the same size share slots
+_GRAIN_BYTES = 1 << 16  # slot sizes are multiples of it, so that transfers of similar sizes share slots
 _BYTES_PER_MILLISECOND = 1 << 20  # about the speed of a transfer: the advised pause grows with the size
 _SHORTEST_RETRY_MILLISECONDS = 20
 _LONGEST_RETRY_MILLISECONDS = 5000
 
 
 class Slot:
-    """A piece of memory for one transfer; a context manager that gives it back."""
+    """Memory for one transfer; a context manager that releases it."""
 
     def __init__(self, pool: SlotPool, memory: Bytes, nbytes: int) -> None:
         self._pool = pool
@@ -48,7 +48,7 @@ class Slot:
         self._pool._give_back(self._memory)
 
     def discard(self) -> None:
-        """Return the memory to the system."""
+        """Unmap the memory."""
         self._pool._let_go(self._memory)
         self._memory = self.bytes = np.empty(0, np.uint8)
 
@@ -57,7 +57,7 @@ class SlotPool:
     """The byte budget, shared by models and transfers.
 
     Args:
-        budget_bytes: the most that may be held.
+        budget_bytes: largest number of bytes in use.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -78,11 +78,11 @@ class SlotPool:
     def admit_model(self, name: str, arena_bytes: int, transfer_bytes: int) -> None:
         """Count a model's memory until `release_model`.
 
-        Beside all models, one transfer of the largest must fit: every model that is created can be pulled.
+        All models and one transfer of the largest must fit, so that every model can be pulled.
 
         Raises:
             TransferTooLargeError: the model alone does not fit the budget.
-            BudgetExceededError: it does not fit beside what is held now.
+            BudgetExceededError: it does not fit the free part of the budget.
         """
         with self._lock:
             if arena_bytes + _in_grains(transfer_bytes) > self.budget_bytes:
@@ -98,17 +98,17 @@ class SlotPool:
             self._set_kept(name, 0)
 
     def keep(self, owner: Hashable, nbytes: int, what: str, *, must: bool = False) -> None:
-        """Set how much memory an owner takes beside arrays. The total counts beyond SMALL_CHANGE_BYTES.
+        """Set the memory that an owner uses without arrays. The total counts beyond SMALL_CHANGE_BYTES.
 
         Args:
             owner: a model's name, or any other key; `release_model` or 0 bytes end the count.
-            nbytes: how much.
-            what: names it in an error message.
-            must: the memory is taken already and cannot be refused.
+            nbytes: size in bytes.
+            what: its name in error messages.
+            must: True: count it even if it does not fit, because it is in use already.
 
         Raises:
             TransferTooLargeError: it is larger than the whole budget.
-            BudgetExceededError: there is no room now.
+            BudgetExceededError: it exceeds the free part of the budget.
         """
         with self._lock:
             before = self._kept.get(owner, 0)
@@ -135,12 +135,12 @@ class SlotPool:
         """Return a slot for a transfer.
 
         Args:
-            nbytes: size that the transfer declares.
-            what: names the transfer in an error message.
+            nbytes: declared size of the transfer.
+            what: the transfer's name in error messages.
 
         Raises:
             TransferTooLargeError: it is larger than the whole budget.
-            BudgetExceededError: there is no room now.
+            BudgetExceededError: it exceeds the free part of the budget.
         """
         size = _in_grains(nbytes)
         if nbytes > self.budget_bytes:
@@ -155,7 +155,7 @@ class SlotPool:
         return Slot(self, memory, nbytes)
 
     def reserve(self, nbytes: int) -> bool:
-        """Count bytes that are held elsewhere, if they fit; return whether they do."""
+        """Count memory that the pool does not allocate, if it fits; return whether it does."""
         with self._lock:
             if not self._leaves_room(nbytes) or not self._make_room(nbytes):
                 return False
@@ -168,7 +168,7 @@ class SlotPool:
             self._in_use_bytes -= nbytes
 
     def spare(self, nbytes: int) -> Slot | None:
-        """Return a slot for optional use; None where it would take more than half of the free memory."""
+        """Return a slot for optional use; None if it would take more than half of the free memory."""
         with self._lock:
             room = self.budget_bytes - self._used() + sum(memory.nbytes for memory in self._free)
         if 2 * nbytes > room:
@@ -226,7 +226,7 @@ def _in_grains(nbytes: int) -> int:
 
 
 def _map(size: int) -> Bytes:
-    """Return fresh memory, in huge pages where the system offers them."""
+    """Map fresh memory, in huge pages if the system has them."""
     if not size:
         return np.empty(0, np.uint8)
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

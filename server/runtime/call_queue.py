@@ -1,8 +1,8 @@
 """Runs calls one at a time, in the order of their arrival.
 
-A model has two queues of its own, one for what changes it and one for its snapshots, so no model waits for another. A
-queue has no thread: a call runs on the thread that makes it, after the calls before it. So models cost no threads. The
-order of the calls is the order of versions. Imports the standard library and the error tree.
+Each model has two queues, one for changes and one for snapshots, so no model waits for another. A queue has no thread:
+a call runs on its caller's thread, after the earlier calls. So models need no threads. The order of the calls is the
+order of versions. Imports the standard library and the error tree.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CallQueue:
             self._waiting.append(turn)
         try:
             turn.acquire()
-        except BaseException:  # Ctrl-C: this call must not get the turn any more
+        except BaseException:  # Ctrl-C: this call must not get the turn later
             self._give_up(turn)
             raise
 

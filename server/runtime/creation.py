@@ -12,13 +12,13 @@ from numba_adam.server.runtime.model_errors import saying_state_of
 
 
 def is_ours(model: Model, creation: Creation, parts: Parts) -> bool:
-    """Return whether an earlier try of this request created the model; False where another did and that is allowed.
+    """Return True if an earlier try of this request created the model, False if another request did and may have.
 
     Raises:
         ModelExistsError: the model differs, or the request does not allow one that exists.
     """
     is_retry = model.request_id == creation.request_id
-    if is_retry and not model.initial:  # that version kept no digest: the id has to suffice
+    if is_retry and not model.initial:  # snapshots of format 1 have no digest, so the id decides
         return True
     with saying_state_of(model):
         if lines := differences(model.spec, creation.spec):
@@ -38,5 +38,5 @@ def _check_initial_values(model: Model, creation: Creation, parts: Parts) -> Non
     if initial_values(creation.checksum_kind, reader.checksum) != model.initial:
         raise ModelExistsError(
             f"model {model.spec.name!r} exists: request_id {creation.request_id!r} created it with other initial "
-            "values; make up a request_id for each creation"
+            "values; use a new random request_id for each creation"
         )

@@ -23,9 +23,9 @@ import numba
 
 from numba_adam.errors import ServerUnavailableError
 
-_SMALL_CALL_SECONDS = 1.0  # large updates give way for this long after a small call: who pushes at times, pushes again
+_SMALL_CALL_SECONDS = 1.0  # large updates give way for this long after a small call, because another one is likely
 _HAS_THREAD_PRIORITIES = sys.platform == "linux"
-_NICENESS = 5  # a third of the usual processor time under load: small calls come first, the update still advances
+_NICENESS = 5  # a third of the usual processor time under load: small calls run first, the update still advances
 
 
 class _Job:
@@ -92,7 +92,7 @@ class Launcher:
             try:
                 raise error
             finally:
-                del error  # its traceback holds this frame: in a circle, both would keep the gradient alive
+                del error  # its traceback references this frame; the cycle would keep the gradient alive
 
     def stop(self) -> None:
         """Finish the jobs that were started, then end the threads."""
@@ -146,7 +146,7 @@ class Launcher:
         try:
             call.result()
         finally:
-            del call  # it holds the error, whose traceback holds this frame
+            del call  # it references the error, whose traceback references this frame
 
     def _enter_background(self) -> None:
         """Prepare the background thread."""

@@ -1,4 +1,4 @@
-"""Models are created and deleted while the server runs. Imports the registry, the loader and the snapshot writer."""
+"""Creates and deletes models while the server runs. Imports the registry, the loader and the snapshot writer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Lifecycle:
         loader: makes new ones.
         snapshots: removes the snapshots of deleted ones.
         deletions: which models were deleted.
-        pool: takes the memory back.
+        pool: the memory budget.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Lifecycle:
         """Create a model from its initial values; return it, and whether this call or an earlier try created it.
 
         Raises:
-            ModelExistsError: there is another of that name.
+            ModelExistsError: another model has that name.
             ModelNotFoundError, RewoundError: the model was deleted meanwhile; see Deletions.check.
             InvalidRequestError: the transfer is malformed.
             BudgetExceededError: there is no memory for it.
@@ -68,11 +68,11 @@ class Lifecycle:
             return model, True
 
     def delete(self, name: str, state_id: str) -> StatePoint:
-        """Delete a model and its snapshots; return where its state stood.
+        """Delete a model and its snapshots; return its last state.
 
         Args:
             name: the model.
-            state_id: the state that is to be deleted; empty: any.
+            state_id: the state to delete; empty: any.
 
         Raises:
             ModelNotFoundError: there is no such model.

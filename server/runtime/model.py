@@ -1,6 +1,6 @@
 """One model on the server: its spec, its memory, its push ledger and the update over its arrays.
 
-Whatever changes a model runs in its apply queue, alone; reading is safe from any thread. Imports the files above it;
+Every change of a model runs alone, in its apply queue; reading is safe from any thread. Imports the files above it;
 never gRPC.
 """
 
@@ -30,33 +30,33 @@ class Push(NamedTuple):
     """A push that was received."""
 
     key: PushKey
-    """Names it."""
+    """Identifies it."""
 
     base_version: int
     """Version of the parameters that the gradient was computed from."""
 
     present: tuple[bool, ...]
-    """For each array of the model, whether there is a gradient for it."""
+    """For each array of the model, whether the push has its gradient."""
 
     content: Content
     """Digests of its content."""
 
 
 class Outcome(NamedTuple):
-    """The answer to a push, and where it comes from."""
+    """The answer to a push, and whether it is a repeated one."""
 
     answer: Answer
     """Accepted or rejected."""
 
     duplicate: bool
-    """True when an earlier try was given this answer already."""
+    """True: an earlier try got the same answer."""
 
     awaits_payload: bool = False
-    """True when the answer is valid only if the payload equals the earlier one, which is not compared yet."""
+    """True: the answer is valid only if the payload equals the earlier one. Not compared yet."""
 
 
 class Opened(NamedTuple):
-    """A session that is open."""
+    """An open session."""
 
     epoch: int
     """Its epoch."""
@@ -66,7 +66,7 @@ class Opened(NamedTuple):
 
 
 class Counters:
-    """Pushes since the server started, by what was done with them."""
+    """Counts of pushes since the server started, by result."""
 
     def __init__(self) -> None:
         self.applied = 0
@@ -79,11 +79,11 @@ class Model:
 
     Args:
         spec: its description.
-        request_id: names the request that created it.
+        request_id: id of the request that created it.
         arena: its memory.
         ledger: its sessions, version and steps.
         saved: the ledger's record in the newest snapshot; None before the first.
-        launcher: runs large updates; None: the calling thread does.
+        launcher: runs large updates; None: they run on the calling thread.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Model:
         self.spec = spec
         self.request_id = request_id
         self.initial = ""
-        """Digest of the initial values; empty where a snapshot of format 1 has none."""
+        """Digest of the initial values; empty if restored from a snapshot of format 1."""
 
         self.arena = arena
         self.ledger = ledger
@@ -106,17 +106,17 @@ class Model:
         """The ledger's record in the newest snapshot that is on disk."""
 
         self.tried_version = ledger.version
-        """Version of the last snapshot that was started, finished or not."""
+        """Version of the last snapshot that was started, even if it is not finished."""
 
         self.counters = Counters()
         self.apply_queue = CallQueue()
-        """Runs what changes the model, and what copies its arrays: no copy sees half an update."""
+        """Runs changes of the model and copies of its arrays, so that no copy sees half an update."""
 
         self.snapshot_queue = CallQueue()
-        """Runs what writes or removes the model's snapshots."""
+        """Runs writes and removals of the model's snapshots."""
 
         self.pending_slot = threading.Lock()
-        """Held by the transfer that uses the arena's own slot."""
+        """Held while a transfer uses the arena's own slot."""
 
         self.pull_copy_lock = threading.Lock()
         """Held while a pull copy is made."""
@@ -134,21 +134,21 @@ class Model:
 
     @property
     def is_small(self) -> bool:
-        """Whether an update of it is a single slice."""
+        """Whether its update is a single slice."""
         return self._sliced.is_short
 
     @property
     def snapshot_version(self) -> int:
-        """Version that the newest snapshot on disk holds."""
+        """Version of the newest snapshot on disk."""
         return int(self.saved["version"]) if self.saved else 0
 
     @property
     def is_saved(self) -> bool:
-        """Whether the newest snapshot on disk is the model as it is."""
+        """Whether the newest snapshot on disk has the current state."""
         return self.saved == self.ledger.to_record()
 
     def state(self) -> StatePoint:
-        """Return where the state stands."""
+        """Return the current state."""
         with self._changed:
             return StatePoint(
                 state_id=self.ledger.state_id,
@@ -159,12 +159,12 @@ class Model:
             )
 
     def content_of(self, push: PushRequest) -> Content:
-        """Return the digest of what a push's header says."""
+        """Return the digest of a push's header."""
         return content_of(push, self._described if push.tensors is self.spec.tensors else describe(push.tensors))
 
     @property
     def kept_bytes(self) -> int:
-        """About how much memory the model takes beside its arrays, once its sessions have all the answers they keep."""
+        """Approximate memory of the model without its arrays, when its sessions have all the answers they may keep."""
         return self.spec.description_bytes + self.ledger.kept_bytes
 
     def check_alive(self) -> None:
@@ -178,12 +178,12 @@ class Model:
             raise ModelNotFoundError(f"model {self.spec.name!r}: it was deleted")
         if self._is_broken:
             raise InternalServerError(
-                f"model {self.spec.name!r}: an update failed half-way and its state cannot be trusted; restart the "
-                "server to go back to the last snapshot"
+                f"model {self.spec.name!r}: an update failed half-way and its state is invalid; restart the server to "
+                "restore the last snapshot"
             )
 
     def judge(self, key: PushKey, base_version: int, content: Content) -> Outcome | None:
-        """Return the answer that a push was given before, or None where it is the next one; see PushLedger.judge."""
+        """Return the earlier answer to a push, or None if it is the next one; see PushLedger.judge."""
         with self._changed:
             self.check_alive()
             kept = self.ledger.judge(key, base_version, content)
@@ -199,7 +199,7 @@ class Model:
 
         Args:
             worker_id: the worker.
-            nonce: names the opening; empty: it has no name.
+            nonce: id of the request; empty: none.
             state_id: the state that the session is for; empty: any.
             seen_epoch: the newest epoch that the caller knows of.
 
@@ -218,7 +218,7 @@ class Model:
 
         Args:
             push: the push.
-            gradient: the present arrays' elements, one after the other.
+            gradient: the elements of the present arrays, concatenated.
         """
         known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
@@ -283,9 +283,9 @@ class Model:
         """Run the update over the arrays that have a gradient."""
         try:
             self._sliced.run(present, gradient, self.ledger.steps)
-        except ServerUnavailableError:  # the launcher has stopped: nothing was updated
+        except ServerUnavailableError:  # the launcher has stopped, and nothing was updated
             raise
         except Exception as error:
             self._is_broken = True
-            _log.exception("model %s: an update failed; the model takes no more pushes", self.spec.name)
-            raise InternalServerError(f"model {self.spec.name!r}: an update failed; the log says more") from error
+            _log.exception("model %s: an update failed; the model refuses further pushes", self.spec.name)
+            raise InternalServerError(f"model {self.spec.name!r}: an update failed; see the server's log") from error

@@ -1,4 +1,4 @@
-"""Adds a model's state to the errors about it, so that programs can read it. Imports the models."""
+"""Adds a model's state to errors about it, so that programs can read it. Imports the models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numba_adam.server.runtime.model import Model
 
 @contextlib.contextmanager
 def saying_epoch_of(model: Model) -> Iterator[None]:
-    """Add the newest epoch to refusals of an opening."""
+    """Add the newest epoch to errors of opening a session."""
     try:
         yield
     except (SessionFencedError, SessionUnknownError) as error:

@@ -1,6 +1,6 @@
-"""Models are restored from their snapshots when the server starts, or made from a transfer.
+"""Restores models from snapshots when the server starts, and creates models from transfers.
 
-Their memory counts in the budget. When a model cannot be made, its memory and files are released. Imports the snapshot
+Their memory counts in the budget. If a model cannot be made, its memory and files are released. Imports the snapshot
 writer, the data folder, the models and the receiver.
 """
 
@@ -32,12 +32,12 @@ _log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Makes models.
+    """Restores and creates models.
 
     Args:
-        pool: where their memory comes from.
-        data_folder: where their snapshots are.
-        snapshots: writes the first one.
+        pool: the memory budget.
+        data_folder: the folder of their snapshots.
+        snapshots: writes their first snapshots.
         launcher: runs their large updates.
     """
 
@@ -48,10 +48,10 @@ class ModelLoader:
         self._launcher = launcher
 
     def restore(self, name: str) -> Model:
-        """Return a model as it was in its newest intact snapshot.
+        """Return a model, restored from its newest intact snapshot.
 
         Raises:
-            ConfigurationError: the folder is another model's, or the budget is too small.
+            ConfigurationError: the folder belongs to another model, or the budget is too small.
             CorruptSnapshotError, SnapshotError: see DataFolder.restore.
         """
         arenas: list[Arena] = []
@@ -63,7 +63,7 @@ class ModelLoader:
                     f"data_dir={str(self._data_folder.path)!r}: the folder {name!r} in it holds snapshots of model "
                     f"{snapshot.model['name']!r}; move it elsewhere (a copy needs a data folder of its own)"
                 )
-            self._pool.release_model(name)  # taken for a newer snapshot that is damaged
+            self._pool.release_model(name)  # admitted for a newer snapshot that proved damaged
             arenas.clear()
             ledgers[:] = [PushLedger.from_record(snapshot.ledger)]
             try:
@@ -81,7 +81,7 @@ class ModelLoader:
         if why_rewound:
             ledger.rewind(_new_state_id())
             _log.warning(
-                "model %s: rewound to version %d: %s; whatever came after it is lost, and its state is now %s",
+                "model %s: rewound to version %d: %s; later versions are lost, and its state is now %s",
                 name,
                 ledger.version,
                 why_rewound,

@@ -26,7 +26,7 @@ class PullCopy:
 
     @property
     def bytes(self) -> Bytes:
-        """The parameters as they travel."""
+        """The parameters as payload bytes."""
         return self._slot.bytes
 
     def __enter__(self) -> PullCopy:
@@ -44,7 +44,7 @@ class PullCopies:
     """Makes and shares pull copies.
 
     Args:
-        pool: where their memory comes from.
+        pool: the memory budget.
     """
 
     def __init__(self, pool: SlotPool) -> None:
@@ -56,7 +56,7 @@ class PullCopies:
         """Return a copy of the newest version.
 
         Raises:
-            BudgetExceededError: there is no memory for it now.
+            BudgetExceededError: it exceeds the free part of the budget.
         """
         with model.pull_copy_lock:  # a second caller waits and shares the copy
             return self._share(model) or self._make(model)
@@ -85,7 +85,7 @@ class PullCopies:
         return pull_copy
 
     def _share(self, model: Model) -> PullCopy | None:
-        """Return the newest pull copy, if it is still of the newest version."""
+        """Return the newest pull copy, if its version is still the newest."""
         with self._lock:
             pull_copy = self._newest.get(model)
             if pull_copy is None or pull_copy.state.version != model.version:

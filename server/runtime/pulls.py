@@ -1,4 +1,4 @@
-"""Pulls: wait for the version that is asked for, then share a copy of it. Imports the models and the pull copies."""
+"""Pulls: wait for the requested version, then share a copy of it. Imports the models and the pull copies."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from numba_adam.server.runtime.waiters import Waiters
 
 
 class Caller(NamedTuple):
-    """What a pull needs to know of the caller that waits for its answer."""
+    """The caller of a pull: its deadline, and whether it is still connected."""
 
     time_remaining: Callable[[], float | None]
     """Seconds until the call's deadline; None without one."""
 
     is_gone: Callable[[], bool]
-    """Whether the caller has hung up."""
+    """Whether the caller has disconnected."""
 
     on_gone: Callable[[Callable[[], None]], object]
-    """Registers what to call when that happens."""
+    """Registers a callback for that."""
 
 
 class Pulls:
     """Answers pulls.
 
     Args:
-        pool: where the memory for copies comes from.
+        pool: the memory budget.
         launcher: gives way to pulls of small models.
-        waiters: bounds how many pulls wait.
+        waiters: limits how many pulls wait.
     """
 
     def __init__(self, pool: SlotPool, launcher: Launcher, waiters: Waiters) -> None:
         self._launcher = launcher
         self.copies = PullCopies(pool)
-        """The copies that are being sent."""
+        """The copies in use."""
 
         self._waiters = waiters
         self._is_stopping = threading.Event()
@@ -53,12 +53,12 @@ class Pulls:
             model: the model.
             caller: waits for the answer.
             state_id: the state that `min_version` belongs to.
-            min_version: the oldest version that will do; 0: any.
+            min_version: the oldest acceptable version; 0: any.
 
         Raises:
             RewoundError: the version belongs to another state.
             BudgetExceededError: there is no memory, or too many calls wait already.
-            DeadlineExceededError: the version did not come in time.
+            DeadlineExceededError: the model did not reach the version in time.
             ServerUnavailableError: the server is stopping.
         """
         with saying_state_of(model):
@@ -68,7 +68,7 @@ class Pulls:
                 return self.copies.take(model)
 
     def begin_stop(self) -> None:
-        """Let no pull wait any longer; the models' waiters must be woken after it."""
+        """Refuse pulls that wait. Wake the models' waiting calls after it."""
         self._is_stopping.set()
 
     def _wait_for_version(self, model: Model, caller: Caller, state_id: str, min_version: int) -> None:
@@ -88,5 +88,5 @@ class Pulls:
             raise ServerUnavailableError("the server is stopping; try again when it is back")
         if not is_reached:
             raise DeadlineExceededError(
-                f"min_version={min_version}: the model was at version {model.version} when the time was up"
+                f"min_version={min_version}: the model was at version {model.version} at the deadline"
             )

@@ -1,6 +1,6 @@
 """Pushes: judge the header, receive the gradient, apply it or reject it. Imports the models and the receiver.
 
-A push runs on the thread of its call. Only the last stop, the step itself, waits for other pushes to the same model.
+A push runs on its call's thread. Only the step itself waits for other pushes to the same model.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ _RETRY_MILLISECONDS = 50
 
 
 class Pushed(NamedTuple):
-    """The answer to a push that became a step, now or on an earlier try."""
+    """The answer to a push that was applied, now or on an earlier try."""
 
     version: int
-    """Version that it made."""
+    """The version that the push made."""
 
     staleness: int
     """Versions between the parameters it was computed from and those it was applied to."""
 
     is_duplicate: bool
-    """True when an earlier try was given this answer already."""
+    """True: an earlier try got the same answer."""
 
     state: StatePoint
-    """Where the model's state stands now."""
+    """The model's current state."""
 
 
 class Pushes:
-    """Takes pushes to all models.
+    """Handles pushes to all models.
 
     Args:
-        pool: where memory for gradients comes from.
+        pool: the memory budget.
         launcher: gives way to pushes to small models.
         snapshots: is told of each step.
     """
@@ -65,7 +65,7 @@ class Pushes:
         """Pushes whose payload is being received."""
 
     def push(self, model: Model, request: PushRequest, parts: Parts) -> Pushed:
-        """Take one push and make it a step, or give the answer that an earlier try was given.
+        """Apply one push, or repeat the answer to an earlier try.
 
         Raises:
             ServiceError: see PushLedger.judge and Receiver; PushRejectedError for content that cannot be applied.
@@ -79,7 +79,7 @@ class Pushes:
             return Pushed(answer.version, answer.staleness, is_duplicate, model.state())
 
     def _outcome(self, model: Model, request: PushRequest, parts: Parts) -> Outcome:
-        """Return the answer an earlier try was given, or the answer to this one."""
+        """Return the answer to an earlier try, or the answer to this one."""
         key, base_version = request.key, request.base_version
         content = model.content_of(request)
         known = model.judge(key, base_version, content)
@@ -103,7 +103,7 @@ class Pushes:
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
             return model.apply_queue.call(model.reject, push, NON_FINITE, str(error))
-        except PushRejectedError as error:  # for what its header says, whatever the payload
+        except PushRejectedError as error:  # because of its header: the payload does not matter
             return model.apply_queue.call(model.reject, push, PUSH_MISMATCH, str(error))
 
     @contextlib.contextmanager

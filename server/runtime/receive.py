@@ -1,7 +1,7 @@
-"""A transfer of values, copied into memory chunk by chunk and checked while each chunk is in the cache.
+"""Receives a transfer of values: copies each chunk into memory and checks it while it is in the cache.
 
-Bad values are reported only after the checksum holds: a bit that flipped on the way must not look like the sender's
-NaN. Imports NumPy, the finite check, the transfer and the error tree.
+Non-finite values are reported only after the checksum is verified, so that a flipped bit is not reported as the
+sender's NaN. Imports NumPy, the finite check, the transfer and the error tree.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Receiver(Reader):
     Args:
         target: one-dimensional bytes to fill, of the declared size.
         dtype: element type of the payload.
-        tensors: the arrays in the payload, in order; they name the place of a bad value.
+        tensors: the arrays in the payload, in order; error messages name them.
         checksum_kind: a ChecksumKind of the protocol.
-        what: "gradient" or "initial value", for messages.
-        limit: a value of this magnitude or more is refused; infinity allows every finite one.
+        what: "gradient" or "initial value", for error messages.
+        limit: values of this magnitude or more are refused; infinity allows every finite value.
 
     Raises:
         InvalidRequestError: an unknown kind of checksum.
@@ -55,7 +55,7 @@ class Receiver(Reader):
         self._bad_element = -1
 
     def take(self, chunk: Chunk) -> None:
-        """Check a chunk, copy it into place and check its values; raises as Reader.take does."""
+        """Check a chunk, copy it to its offset and check its values; raises as Reader.take does."""
         super().take(chunk)
         self._check_finite()
 
@@ -71,7 +71,7 @@ class Receiver(Reader):
         return piece.data
 
     def _check_finite(self) -> None:
-        """Check the elements that are complete; a chunk may end within one."""
+        """Check the complete elements; a chunk may end within one."""
         complete = self.received_bytes // self._elements.itemsize
         if self._bad_element < 0 and complete > self._checked_elements:
             found = first_beyond(self._elements[self._checked_elements : complete], self._limit)
@@ -89,8 +89,8 @@ class Receiver(Reader):
         needed = "every value must be finite"
         if np.isfinite(value):
             needed = (
-                f"its square is beyond {self._elements.dtype.name}, in which the second moment would be infinite for "
-                f"ever; every magnitude must be below {self._limit:.2g}: look at the loss, or clip the gradients"
+                f"its square overflows {self._elements.dtype.name}, and the second moment would stay infinite; every "
+                f"magnitude must be below {self._limit:.2g}: check the loss, or clip the gradients"
             )
         return (
             f"{self._what} {tensor.name!r} holds {value} at element {place}"

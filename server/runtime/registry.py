@@ -27,14 +27,14 @@ class Registry:
             return [self._models[name] for name in sorted(self._models)]
 
     def find(self, name: str) -> Model | None:
-        """Return the model of a name, or None where there is none."""
+        """Return the model with this name, or None."""
         return self._models.get(name)
 
     def get(self, name: str) -> Model:
-        """Return the model of a name.
+        """Return the model with this name.
 
         Raises:
-            ModelNotFoundError: there is none.
+            ModelNotFoundError: no model has it.
         """
         model = self._models.get(name)
         if model is None:
@@ -42,18 +42,18 @@ class Registry:
         return model
 
     def add(self, model: Model) -> None:
-        """Add a model; from now on calls find it."""
+        """Add a model, so that calls find it."""
         with self._lock:
             self._models[model.spec.name] = model
 
     def remove(self, model: Model) -> None:
-        """Remove a model; from now on no call finds it."""
+        """Remove a model, so that no call finds it."""
         with self._lock:
             del self._models[model.spec.name]
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[Model | None]:
-        """Hold a name while its model is created or deleted; yield the model there is.
+        """Hold a name while its model is created or deleted; yield the existing model or None.
 
         Raises:
             PushInProgressError: another call holds the name.

@@ -1,4 +1,4 @@
-"""A server without its network, put together from the files beside it: what starts, saves and stops.
+"""A server without its network: assembles the parts of this folder; starts, saves and stops them.
 
 Calls come from many threads. Imports everything above it.
 """
@@ -27,16 +27,16 @@ _log = logging.getLogger(__name__)
 
 
 class Status(NamedTuple):
-    """What a server holds and has done, beside its models."""
+    """A server's status, without its models."""
 
     uptime_seconds: float
     """Time since it started."""
 
     memory_used_bytes: int
-    """Bytes that models and transfers hold."""
+    """Bytes that models and transfers use."""
 
     memory_budget_bytes: int
-    """Bytes that they may hold."""
+    """Bytes that they may use."""
 
     threading_layer: str
     """Numba's threading layer; empty before the first push."""
@@ -46,7 +46,7 @@ class Status(NamedTuple):
 
 
 class Runtime:
-    """Everything a server holds.
+    """The parts of a server.
 
     Args:
         config: the settings.
@@ -86,15 +86,15 @@ class Runtime:
         self.lifecycle = Lifecycle(self.registry, loader, self.snapshots, deletions, self.pool)
 
     def start(self) -> None:
-        """Begin a run on the data folder, and start the background threads.
+        """Record the start of a run in the data folder, and start the background threads.
 
         Raises:
             ConfigurationError: the data folder cannot be written.
         """
         if self._config.threads > self.launcher.threads:
             _log.warning(
-                "threads=%d: large updates run on %d, which are all that Numba has here; threads=0 takes them all, and "
-                "NUMBA_NUM_THREADS sets how many there are",
+                "threads=%d: Numba has only %d threads here, and large updates use them all; set NUMBA_NUM_THREADS to "
+                "have more, or threads=0 to use all",
                 self._config.threads,
                 self.launcher.threads,
             )
@@ -107,19 +107,19 @@ class Runtime:
         self._is_started = True
 
     def begin_stop(self) -> None:
-        """Tell the calls that wait for a version that the server is stopping."""
+        """Refuse the calls that wait for a version."""
         self.pulls.begin_stop()
         for model in self.registry.all():
             model.wake()
 
     def save(self) -> dict[str, bool]:
-        """Write a snapshot of every model that has changed since its last; return for each whether it is saved now."""
+        """Write a snapshot of every model that changed since its last one; return for each whether it is saved now."""
         return self.snapshots.save_all(self.registry.all())
 
     def stop(self) -> bool:
-        """Write the last snapshots and release the data folder; False if one of them could not be written.
+        """Write the last snapshots and release the data folder; return whether all were written.
 
-        A server that never started leaves the data folder as it was.
+        A server that never started does not change the data folder.
         """
         self.begin_stop()
         saved = {}
@@ -137,7 +137,7 @@ class Runtime:
         return are_there and all(saved.values())
 
     def status(self) -> Status:
-        """Return what the server holds and has done, beside its models."""
+        """Return the status, without the models."""
         from numba_adam.cpu.kernels.threads import threading_layer
 
         return Status(

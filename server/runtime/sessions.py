@@ -1,4 +1,4 @@
-"""Workers' sessions: opening them, and counting the memory they take. Imports the models and the budget."""
+"""Opens workers' sessions, and counts their memory. Imports the models and the budget."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 def open_session(model: Model, opening: Opening, pool: SlotPool) -> tuple[Opened, StatePoint]:
-    """Open a session; return it and where the state stands.
+    """Open a session; return it and the model's state.
 
     Raises:
         InvalidRequestError: the worker id, the nonce or the seen epoch is not allowed.
-        RewoundError: the model is in another state than the session is for.
+        RewoundError: the session is for another state.
         SessionFencedError, SessionUnknownError: see PushLedger.open_session.
     """
     with saying_state_of(model), saying_epoch_of(model):
@@ -38,16 +38,16 @@ def open_session(model: Model, opening: Opening, pool: SlotPool) -> tuple[Opened
 
 
 def count_memory(model: Model, pool: SlotPool, *, one_more: bool = False, must: bool = False) -> None:
-    """Count what a model keeps beside its arrays: sessions, answers, texts.
+    """Count a model's memory without its arrays: sessions, answers, messages.
 
     Args:
         model: the model.
         pool: the budget.
-        one_more: with one session more than it has.
-        must: the memory is taken already and cannot be refused.
+        one_more: True: count one more session than the model has.
+        must: True: count it even if it does not fit, because it is in use already.
 
     Raises:
-        BudgetExceededError: there is no room for it now.
+        BudgetExceededError: it exceeds the free part of the budget.
     """
     nbytes = model.kept_bytes + (SESSION_BYTES if one_more else 0)
-    pool.keep(model.spec.name, nbytes, f"model {model.spec.name!r}: what it keeps beside its arrays", must=must)
+    pool.keep(model.spec.name, nbytes, f"model {model.spec.name!r}: its sessions and answers", must=must)

@@ -1,4 +1,4 @@
-"""The update over a model's flat arrays, in slices of a few milliseconds: no call waits for a whole large update.
+"""Runs the update of a model's flat arrays in slices of a few milliseconds, so that calls wait for a slice at most.
 
 The update is element-wise, so slicing does not change the result. Imports NumPy, the library's update, the arena, the
 spec and the launcher.
@@ -18,9 +18,9 @@ from numba_adam.server.model.arena import Arena, FlatArray, split
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.launcher import Launcher
 
-MOST_ELEMENTS = 1 << 22  # of one slice; of several slices each has at least half of it, enough for the prefetch
-_GRAIN = 512  # elements: slices begin at cache lines
-_FEWEST_ELEMENTS = 2 * ELEMENTS_PER_TASK  # fewer take less time than waking another thread
+MOST_ELEMENTS = 1 << 22  # of one slice; each of several has at least half of it, enough for the prefetch
+_GRAIN = 512  # elements; slices begin at cache lines
+_FEWEST_ELEMENTS = 2 * ELEMENTS_PER_TASK  # a smaller update takes less time than waking another thread
 
 
 class Piece(NamedTuple):
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     """Its first element, counted within the tensor."""
 
     end: int
-    """The one after the last."""
+    """The end, exclusive."""
 
 
 class Slice:
@@ -43,7 +43,7 @@ class Slice:
         spec: the model.
         arena: its memory.
         begin: the first element.
-        end: the one after the last.
+        end: the end, exclusive.
     """
 
     def __init__(self, spec: Spec, arena: Arena, begin: int, end: int) -> None:
@@ -57,7 +57,7 @@ class Slice:
         )
 
     def update_whole(self, gradient: FlatArray, step: int) -> None:
-        """Make a step of all tensors; each has a gradient, and all have the same step count."""
+        """Make a step of all tensors. Each must have a gradient, and all the same step count."""
         self._whole.update([gradient[self._range]], np.array([step]))
 
     def update_by_tensor(self, gradients: Sequence[FlatArray | None], steps: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ class SlicedUpdate:
     Args:
         spec: the model.
         arena: its memory.
-        launcher: runs updates that several threads finish sooner. None: the calling thread runs them all.
+        launcher: runs updates that are faster on several threads. None: all run on the calling thread.
     """
 
     def __init__(self, spec: Spec, arena: Arena, launcher: Launcher | None) -> None:
@@ -90,9 +90,9 @@ class SlicedUpdate:
         """Make one step.
 
         Args:
-            present: for each tensor, whether there is a gradient for it.
-            gradient: the present tensors' elements, one after the other.
-            steps: updates that each tensor has made so far.
+            present: for each tensor, whether it has a gradient.
+            gradient: the elements of the present tensors, concatenated.
+            steps: number of earlier updates of each tensor.
         """
         slices = self._updated(present, gradient, steps)
         if self._launcher is not None and self._is_worth_a_launch(gradient.size, self._launcher):
@@ -102,7 +102,7 @@ class SlicedUpdate:
                 pass
 
     def _is_worth_a_launch(self, elements: int, launcher: Launcher) -> bool:
-        """Return whether several threads are faster; a small update does not wait for a large one's slice."""
+        """Return whether several threads are faster; a small update should not wait for a slice of a large one."""
         if launcher.threads == 1 or elements < _FEWEST_ELEMENTS:
             return False
         return not self.is_short or launcher.is_idle
@@ -126,7 +126,7 @@ class SlicedUpdate:
 
 
 def _cuts(elements: int) -> Iterator[tuple[int, int]]:
-    """Yield where slices of nearly equal size begin and end."""
+    """Yield the begin and end of slices of nearly equal size."""
     count = -(-elements // MOST_ELEMENTS)
     size = -(-elements // (count * _GRAIN)) * _GRAIN if count else 1
     for begin in range(0, elements, size):

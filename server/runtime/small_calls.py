@@ -1,4 +1,4 @@
-"""Calls about small models, to which large updates give way. Imports the models and the launcher."""
+"""Gives calls about small models priority over large updates. Imports the models and the launcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots that a caller asks for. Imports the registry and the snapshot writer."""
+"""Answers calls that request snapshots. Imports the registry and the snapshot writer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SnapshotRequests:
     Args:
         registry: the models.
         snapshots: writes them.
-        waiters: bounds how many requests wait.
+        waiters: limits how many requests wait.
     """
 
     def __init__(self, registry: Registry, snapshots: SnapshotWriter, waiters: Waiters) -> None:
@@ -23,10 +23,10 @@ class SnapshotRequests:
         self._waiters = waiters
 
     def write(self, name: str) -> list[tuple[Model, Written]]:
-        """Write a snapshot of one model, or of all where the name is empty; return what was written.
+        """Write a snapshot of one model, or of all if the name is empty; return the snapshots.
 
         Raises:
-            SnapshotError: one could not be written; of all models, the others are written all the same.
+            SnapshotError: a snapshot could not be written; those of the other models were.
             BudgetExceededError: too many calls wait already.
         """
         with self._waiters.waiting("a snapshot"):

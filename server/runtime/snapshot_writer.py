@@ -1,9 +1,8 @@
-"""Snapshots of models: on request, by timer, and after so many pushes.
+"""Writes snapshots of models: on request, by timer, and after a number of pushes.
 
-A model's snapshots are written one after the other, and never wait for another model's. The state is copied in the
-model's apply queue and written outside it, so pushes wait for the copy and not for the disk. Where the budget has no
-memory for a copy, pushes wait until the state stands in the page cache. Imports the data folder, the budget and the
-models.
+A model's snapshots are written one at a time, and do not wait for another model's. The state is copied in the model's
+apply queue and written outside it, so pushes wait for the copy and not for the disk. If the budget has no memory for a
+copy, pushes wait until the state is in the page cache. Imports the data folder, the budget and the models.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from numba_adam.server.storage.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
-_MOST_WRITERS = 32  # threads that write snapshots in the background, or of all models at once
+_MOST_WRITERS = 32  # threads that write snapshots in the background, or of all models
 _PAGE_BYTES = 4096
 
 
 class Written(NamedTuple):
-    """A snapshot that is on disk."""
+    """A snapshot on disk."""
 
     state: StatePoint
-    """State and version that it holds."""
+    """Its state and version."""
 
     size_bytes: int
     """Size of the file."""
@@ -51,9 +50,9 @@ class SnapshotWriter:
 
     Args:
         data_folder: the data folder.
-        pool: where memory for copies comes from.
+        pool: the memory budget.
         interval_seconds: time between snapshots of a model that changes; 0: no timer.
-        every_pushes: number of pushes to a model after which it gets a snapshot; 0: no such number.
+        every_pushes: number of pushes to a model between its snapshots; 0: no limit.
         models: returns all models.
     """
 
@@ -71,19 +70,19 @@ class SnapshotWriter:
         self._every_pushes = every_pushes
         self._models = models
         self._changed = threading.Condition()
-        self._calls = 0  # under way
+        self._calls = 0  # calls in progress
         self._is_stopped = False
         self._queued: set[Model] = set()
         self._writers = ThreadPoolExecutor(_MOST_WRITERS, "numba-adam-snapshots")
         self._timer = threading.Thread(target=self._run, name="numba-adam-timer", daemon=True)
 
     def start(self) -> None:
-        """Start the timer, unless there is none or it was started before."""
+        """Start the timer, if there is one and it does not run yet."""
         if self._interval_seconds and self._timer.ident is None:
             self._timer.start()
 
     def stop(self) -> None:
-        """Refuse new calls, and return once those under way are done."""
+        """Refuse new calls, and wait for those in progress."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
@@ -93,7 +92,7 @@ class SnapshotWriter:
             self._timer.join()
 
     def snapshot(self, model: Model) -> Written:
-        """Write a snapshot and return once it is on disk.
+        """Write a snapshot, and return when it is on disk.
 
         Raises:
             SnapshotError: it could not be written.
@@ -103,10 +102,10 @@ class SnapshotWriter:
             return model.snapshot_queue.call(self._write, model, self._capture)
 
     def snapshot_all(self, models: Iterable[Model]) -> list[tuple[Model, Written]]:
-        """Write a snapshot of each model, in parallel; models that are deleted meanwhile are left out.
+        """Write a snapshot of each model, in parallel. The result omits models that are deleted meanwhile.
 
         Raises:
-            SnapshotError: the first that could not be written; the others are written all the same.
+            SnapshotError: for the first snapshot that could not be written, after the others were written.
         """
         written, errors = [], []
         for model, call in self._each(self.snapshot, models):
@@ -121,12 +120,12 @@ class SnapshotWriter:
         return written
 
     def begin(self, model: Model) -> None:
-        """Write the first snapshot of a new model. Nothing changes it yet, so nothing is copied."""
+        """Write the first snapshot of a new model. Nothing changes the model yet, so no copy is needed."""
         with self._call():
             model.snapshot_queue.call(self._write, model, _capture_in_place)
 
     def save(self, model: Model) -> None:
-        """Write a snapshot unless the newest one holds the model as it is now.
+        """Write a snapshot unless the newest one has the current state.
 
         Raises:
             SnapshotError, ModelNotFoundError: see snapshot.
@@ -135,7 +134,7 @@ class SnapshotWriter:
             self.snapshot(model)
 
     def save_all(self, models: Sequence[Model]) -> dict[str, bool]:
-        """Save each model, in parallel; return for each that is not deleted meanwhile whether it is saved now."""
+        """Save each model, in parallel; return for each whether it is saved now. Omits models deleted meanwhile."""
         saved = {}
         try:
             calls = self._each(self.save, models)
@@ -147,8 +146,8 @@ class SnapshotWriter:
                 saved[model.spec.name] = True
             except ModelNotFoundError:
                 continue
-            except Exception:  # the other models must be saved, whatever it is
-                _log.exception("model %s: no last snapshot", model.spec.name)
+            except Exception:  # the other models must be saved after any error
+                _log.exception("model %s: the last snapshot could not be written", model.spec.name)
                 saved[model.spec.name] = False
         return saved
 
@@ -167,12 +166,12 @@ class SnapshotWriter:
             raise SnapshotError(f"model {model.spec.name!r}: its folder could not be removed ({error})") from error
 
     def note_push(self, model: Model) -> None:
-        """Ask for a snapshot in the background if the model has moved far enough from its last one."""
+        """Queue a snapshot in the background if enough pushes were applied since the last one."""
         if self._every_pushes and model.version - model.tried_version >= self._every_pushes:
             self._queue_snapshot(model)
 
     def _each(self, function: Callable[[Model], _R], models: Iterable[Model]) -> list[tuple[Model, Future[_R]]]:
-        """Call a function with each model on the writers' threads; return once all calls are over."""
+        """Call a function with each model on the writers' threads; return when all calls have ended."""
         with self._call():
             calls = [(model, self._writers.submit(function, model)) for model in models]
             wait(call for _, call in calls)
@@ -180,7 +179,7 @@ class SnapshotWriter:
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[None]:
-        """Make `stop` wait for the body."""
+        """Make `stop` wait until the body ends."""
         with self._changed:
             if self._is_stopped:
                 raise ServerUnavailableError("the server is stopping; try again when it is back")
@@ -193,7 +192,7 @@ class SnapshotWriter:
                 self._changed.notify_all()
 
     def _queue_snapshot(self, model: Model) -> None:
-        """Write a snapshot in the background, unless one is queued or being written there already."""
+        """Write a snapshot in the background, unless one is already queued or being written."""
         with self._changed:
             if self._is_stopped or model in self._queued:
                 return
@@ -202,7 +201,7 @@ class SnapshotWriter:
                 self._queued.add(model)
 
     def _run(self) -> None:
-        """Queue snapshots of the models that changed, once in each interval."""
+        """Queue snapshots of the changed models, once per interval."""
         due = time.monotonic() + self._interval_seconds
         while True:
             with self._changed:
@@ -214,20 +213,20 @@ class SnapshotWriter:
             due = time.monotonic() + self._interval_seconds
 
     def _write_quietly(self, model: Model) -> None:
-        """Write a snapshot in the background: log errors, raise none."""
+        """Write a snapshot in the background. Logs errors instead of raising them."""
         try:
             with self._call():
                 model.snapshot_queue.call(self._write_if_moved, model)
         except (ModelNotFoundError, ServerUnavailableError):  # deleted, or stopped, meanwhile
             pass
-        except Exception:  # later snapshots must still be queued, whatever it is
-            _log.exception("model %s: no snapshot was written; the one before it stays", model.spec.name)
+        except Exception:  # later snapshots must still be queued after any error
+            _log.exception("model %s: the snapshot could not be written; the previous one stays", model.spec.name)
         with self._changed:
             self._queued.discard(model)
         self.note_push(model)  # pushes during the write queued nothing
 
     def _write_if_moved(self, model: Model) -> None:
-        """Write a snapshot unless another call has just written one."""
+        """Write a snapshot, unless another call has just written one."""
         if model.version != model.snapshot_version:
             self._write(model, self._capture)
 
@@ -236,7 +235,7 @@ class SnapshotWriter:
 
         Args:
             model: the model.
-            capture: called with the descriptor of an empty file; writes the snapshot, returns its records and size.
+            capture: gets the descriptor of an empty file, writes the snapshot, and returns its records and size.
         """
         start = time.monotonic()
         model.check_alive()
@@ -256,7 +255,7 @@ class SnapshotWriter:
             raise SnapshotError(f"model {model.spec.name!r}: its snapshot could not be written ({error})") from error
         model.note_snapshot(captured[0])
         state = model.state()
-        state = state._replace(version=state.snapshot_version)  # the model may have moved on
+        state = state._replace(version=state.snapshot_version)  # later pushes may have changed the model
         written = Written(state, size, time.monotonic() - start)
         _log.info(
             "model %s: snapshot of version %d, %d bytes, took %.3f s", model.spec.name, state.version, *written[1:]
@@ -278,7 +277,7 @@ class SnapshotWriter:
 
 
 def _capture_in_place(model: Model, descriptor: int) -> tuple[Snapshot, int]:
-    """Write a model's state straight from its arena; nothing may change it meanwhile."""
+    """Write a model's state directly from its arena; nothing may change it meanwhile."""
     snapshot = model.capture()
     return snapshot, snapshots.write(descriptor, snapshot, model.arena.state_arrays())
 

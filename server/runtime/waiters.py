@@ -1,4 +1,4 @@
-"""How many calls may wait for something to happen. Imports the error tree."""
+"""Limits how many calls wait for an event. Imports the error tree."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _RETRY_MILLISECONDS = 50
 
 
 class Waiters:
-    """Bounds how many calls wait, so that threads remain for those that push.
+    """Limits how many calls wait, so that threads remain for pushes.
 
     Args:
-        most: how many.
+        most: the limit.
     """
 
     def __init__(self, most: int) -> None:
         self.free = most
-        """How many more may wait now."""
+        """How many more calls may wait now."""
 
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Count the body as a call that waits.
+        """Count a waiting call during the body.
 
         Args:
-            what: names what the call waits for, in the message.
+            what: what the call waits for, in error messages.
 
         Raises:
-            BudgetExceededError: too many wait already.
+            BudgetExceededError: too many calls wait already.
         """
         with self._lock:
             has_room = self.free > 0

@@ -1,13 +1,13 @@
-"""The data folder: which models there are, and the newest intact snapshot of each.
+"""The data folder: the models in it, and the newest intact snapshot of each.
 
-    DIR/lock                            held by flock while a server runs; says the folder's format
-    DIR/run                             the run that began last: its id and the names of the models
-    DIR/manifest                        written at a clean stop, gone while a server runs: each model's last snapshot
-    DIR/models/NAME/00000007.snapshot   one model's snapshots, numbered as they were written
+    DIR/lock                            held by flock while a server runs; has the folder's format
+    DIR/run                             the newest run: its id and the names of the models
+    DIR/manifest                        each model's last snapshot; written at a clean stop, removed at a start
+    DIR/models/NAME/00000007.snapshot   one model's snapshots, numbered in the order of writing
 
 A snapshot is written to a temporary file, fsynced and renamed, and the folder is fsynced. Only then is the oldest
-snapshot deleted. A model keeps its state id only where the manifest describes its newest snapshot file exactly;
-otherwise the model is rewound. Imports the snapshot format, the manifest and the error tree.
+snapshot deleted. A model keeps its state id only if the manifest describes its newest snapshot file exactly; otherwise
+the model is rewound. Imports the snapshot format, the manifest and the error tree.
 """
 
 from __future__ import annotations
@@ -53,30 +53,30 @@ class Restored(NamedTuple):
     """The records."""
 
     why_rewound: str
-    """Why this may not be the model's last state; empty where it is."""
+    """Why this may not be the model's last state; empty if it is."""
 
 
 class _Newest(NamedTuple):
-    """A model's newest snapshot, as this process wrote or read it."""
+    """The snapshot of a model that this process wrote or read last."""
 
     number: int
     xxh3_64: str
 
 
 class DataFolder:
-    """A data folder, held by this process alone until `close`.
+    """A data folder, locked by this process until `close`.
 
     Args:
-        path: created if it is not there.
-        kept: snapshots kept of each model.
+        path: the folder; created if it does not exist.
+        kept: number of snapshots kept of each model.
 
     Raises:
-        ConfigurationError: another server holds it, it cannot be written, others may write to it, or another release
-            wrote it.
+        ConfigurationError: another server has locked it, it is not writable, other users may write to it, or another
+            release wrote it.
     """
 
     def __init__(self, path: Path, kept: int) -> None:
-        self.path = path.resolve()  # the process may change its working folder later
+        self.path = path.resolve()  # this process may change its working directory later
         self._models = self.path / "models"
         self._kept = kept
         self._newest: dict[str, _Newest] = {}
@@ -103,12 +103,12 @@ class DataFolder:
         """Return the names of the models, sorted.
 
         Raises:
-            SnapshotError: one that must be there is not.
+            SnapshotError: a model that must exist has no snapshot.
         """
         names = sorted(path.name for path in self._models.iterdir() if path.is_dir())
         strange = [name for name in names if not is_model_name(name) and not name.startswith(_DELETED)]
         if strange:
-            _log.warning("%s: %s: not the name of a model, left alone", self._models, ", ".join(map(repr, strange)))
+            _log.warning("%s: %s: ignored, not the name of a model", self._models, ", ".join(map(repr, strange)))
         found = {name for name in names if is_model_name(name)} - set(self._half_made())
         there = {name for name in found if _numbers(self._models / name)}
         missing = (found | self._last_run.names) - self._buried() - there
@@ -121,7 +121,7 @@ class DataFolder:
         return sorted(found)
 
     def begin(self) -> None:
-        """Begin a run: from now on, a stop without `close` counts as a crash. Call it before anything is written.
+        """Begin a run: after it, a stop without `close` counts as a crash. Call it before the first write.
 
         Raises:
             ConfigurationError: the folder cannot be written.
@@ -140,11 +140,11 @@ class DataFolder:
         self._run_id = run_id
 
     def write(self, name: str, capture: Callable[[int], int]) -> int:
-        """Write a model's next snapshot and return its size; it is on disk when this returns.
+        """Write a model's next snapshot, wait until it is on disk, and return its size.
 
         Args:
             name: the model.
-            capture: called with the descriptor of an empty file; writes the snapshot and returns its size.
+            capture: gets the descriptor of an empty file, writes the snapshot, and returns its size.
         """
         self._check_held()
         folder = self._folder(name)
@@ -168,8 +168,8 @@ class DataFolder:
         """Read the newest intact snapshot. Damaged ones are renamed and kept.
 
         Raises:
-            CorruptSnapshotError: none of the model's snapshots is intact.
-            SnapshotError: one cannot be read at all.
+            CorruptSnapshotError: all of the model's snapshots are damaged.
+            SnapshotError: a snapshot cannot be read.
         """
         folder = self._folder(name)
         damaged: list[str] = []
@@ -179,28 +179,28 @@ class DataFolder:
                 found = snapshots.read(path, arrays_for)
                 last = _describe(path, number, found)
             except CorruptSnapshotError as error:
-                _log.error("model %s: %s; falling back to the snapshot before it", name, error)
+                _log.error("model %s: %s; trying the previous snapshot", name, error)
                 damaged.append(str(error))
                 continue
-            except OSError as error:  # it may be intact: only a person may decide to go back further
+            except OSError as error:  # it may be intact, so only a person may decide to skip it
                 raise SnapshotError(
                     f"model {name!r}: snapshot {str(path)!r} cannot be read ({error}); make it readable, or move it "
-                    "away to go back to the one before it"
+                    "away to restore the previous one"
                 ) from error
             _set_aside(folder, number)
             self._newest[name] = _Newest(number, last.xxh3_64)
             return Restored(found, "a newer snapshot is damaged" if damaged else self._last_run.why_rewound(name, last))
         raise CorruptSnapshotError(
-            f"model {name!r}: no snapshot holds ({'; '.join(damaged) or 'there is none'}); restore the folder from a "
+            f"model {name!r}: no snapshot is intact ({'; '.join(damaged) or 'none exists'}); restore the folder from a "
             f"backup, or move {str(folder)!r} away to start without the model"
         )
 
     def holds(self, name: str) -> bool:
-        """Return whether the snapshot that this process wrote or read last is still there."""
+        """Return whether the snapshot that this process wrote or read last still exists."""
         return self._last(name) is not None
 
     def delete(self, name: str) -> None:
-        """Remove a model's folder; after a crash it is either whole or gone."""
+        """Remove a model's folder atomically: after a crash it is complete or gone."""
         self._check_held()
         folder = self._folder(name)
         if folder.exists():
@@ -213,13 +213,13 @@ class DataFolder:
             shutil.rmtree(grave)
 
     def close(self, saved: Collection[str] = ()) -> bool:
-        """Release the folder. Where no run has begun, nothing in it changes.
+        """Release the folder. If no run has begun, nothing in it changes.
 
         Args:
             saved: the models whose last state is in their newest snapshot; the next start continues them.
 
         Returns:
-            True when those snapshots are there.
+            True if those snapshots exist.
 
         Raises:
             OSError: the manifest could not be written; the next start will treat this as a crash.
@@ -241,7 +241,7 @@ class DataFolder:
         return self._models / check_model_name(name)
 
     def _make(self) -> bool:
-        """Make the folder where there is none; return whether it has no lock yet."""
+        """Create the folder if it does not exist; return whether it has no lock file yet."""
         make_folder(self.path)
         check_folder(self.path)
         make_folder(self._models)
@@ -258,21 +258,21 @@ class DataFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigurationError(
-                f"data_dir={str(self.path)!r}: another server holds it; stop that one or give this one its own folder"
+                f"data_dir={str(self.path)!r}: another server uses it; stop that one, or use another folder"
             ) from error
 
     def _check_held(self) -> None:
         """Refuse to write after the folder was replaced.
 
         Raises:
-            OSError: the folder was moved, removed or unmounted while it was held.
+            OSError: the folder was moved, removed or unmounted while it was locked.
         """
         path = self.path / "lock"
         if not os.path.samestat(path.stat(), os.fstat(self._lock)):
-            raise OSError(f"{str(path)!r} is not the file that this server has locked: there is another folder now")
+            raise OSError(f"{str(path)!r} is not the file that this server locked: the folder was replaced")
 
     def _check_ours(self) -> None:
-        """Refuse a folder where others may write to anything that a server reads or writes."""
+        """Refuse a folder if other users may write to anything that the server reads or writes."""
         folders = [path for path in self._models.iterdir() if is_model_name(path.name) and path.is_dir()]
         for folder in (self._models, *folders):
             check_folder(folder)
@@ -283,18 +283,18 @@ class DataFolder:
                 check_file(path)
 
     def _half_made(self) -> list[str]:
-        """Return the models whose creation a crash cut short: none was ever acknowledged."""
+        """Return the models whose creation a crash interrupted. None of them was acknowledged."""
         folders = [path for path in self._models.iterdir() if path.is_dir() and self._last_run.names_all]
         empty = [path.name for path in folders if all(item.suffix == TEMPORARY for item in path.iterdir())]
         return [name for name in empty if is_model_name(name) and name not in self._last_run.names]
 
     def _buried(self) -> set[str]:
-        """Return the models whose deletion a crash cut short."""
+        """Return the models whose deletion a crash interrupted."""
         graves = (_GRAVE_NAME.fullmatch(path.name) for path in self._models.iterdir())
         return {grave.group(1) for grave in graves if grave}
 
     def _sweep(self) -> None:
-        """Remove what a crash left unfinished; it was never acknowledged."""
+        """Remove files that a crash left unfinished; they were never acknowledged."""
         half_made = self._half_made()
         for path in self._models.iterdir():
             if path.name.startswith(_DELETED):
@@ -320,7 +320,7 @@ class DataFolder:
         replace(self.path / "run", Run(run_id, tuple(sorted(self._names))).write)
 
     def _last(self, name: str) -> LastSnapshot | None:
-        """Return the manifest's entry of a model; None where its newest snapshot is gone or was replaced."""
+        """Return the manifest's entry of a model; None if its newest snapshot is missing or was replaced."""
         newest = self._newest.get(name)
         if newest is None:
             return None
@@ -353,7 +353,7 @@ def _describe(path: Path, number: int, records: Snapshot) -> LastSnapshot:
 
 
 def _set_aside(folder: Path, number: int) -> None:
-    """Rename the snapshots that are newer than the one that held."""
+    """Rename the snapshots that are newer than the restored one."""
     for newer in _numbers(folder):
         if newer > number:
             _path(folder, newer).rename(folder / f"{newer:08d}{_DAMAGED}")

@@ -1,10 +1,9 @@
-"""Which models were deleted, so that a creation that arrives late does not restore one of them.
+"""Records deletions of models, so that a late request to create a model does not restore a deleted one.
 
     DIR/deletions       JSON: the newest deletions, the oldest first; one for each name
 
-The file is written to a temporary file, fsynced and renamed. If it cannot be written or read, a restart forgets the
-deletions; no deletion and no start fails for it. Imports the requests, the check of
-records and the error tree.
+The file is written to a temporary file, fsynced and renamed. If it cannot be written or read, deletions and starts
+still succeed, but a restart forgets the deletions. Imports the requests, the check of records and the error tree.
 """
 
 from __future__ import annotations
@@ -24,30 +23,30 @@ from numba_adam.server.storage.durable import replace, write_all
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 MOST = 1024
-"""Deletions that are remembered; beyond this number the oldest is forgotten."""
+"""Deletions kept; beyond this number the oldest is dropped."""
 
 
 class Deletion(NamedTuple):
-    """The last deletion of a model of one name."""
+    """The last deletion of a model with one name."""
 
     request_id: str
-    """Named the request that had created it."""
+    """Id of the request that created the model."""
 
     state_id: str
-    """Its state when it was deleted."""
+    """The model's last state."""
 
     version: int
-    """Its version then."""
+    """The model's last version."""
 
 
 class Deletions:
     """The newest deletions of a data folder.
 
     Args:
-        folder: the data folder, which this process holds.
+        folder: the data folder, locked by this process.
 
     Raises:
-        SnapshotError: the file says something that this version does not know.
+        SnapshotError: the file has a key or value that this version does not know.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +55,7 @@ class Deletions:
         self._by_name = self._read()
 
     def note(self, name: str, deletion: Deletion) -> None:
-        """Remember a deletion; called just before the model is deleted."""
+        """Record a deletion, just before the model is deleted."""
         with self._lock:
             self._by_name.pop(name, None)
             self._by_name[name] = deletion
@@ -64,15 +63,15 @@ class Deletions:
                 del self._by_name[next(iter(self._by_name))]
             try:
                 self._write()
-            except OSError as error:  # a full disk: the deletion itself frees space
+            except OSError as error:  # such as a full disk, where the deletion frees space
                 _log.warning("%s: %s; until the next deletion, a restart forgets this one", self._path, error)
 
     def check(self, creation: Creation) -> None:
-        """Refuse a creation whose caller did not know of a deletion.
+        """Refuse to create a model if the caller does not know of its deletion.
 
         Raises:
             ModelNotFoundError: an earlier try created the model, and it was deleted since.
-            RewoundError: the caller did not know of the last deletion under this name.
+            RewoundError: the caller did not know of the last deletion with this name.
         """
         name, after = creation.spec.name, creation.after_state_id
         with self._lock:
@@ -98,10 +97,10 @@ class Deletions:
             return {name: Deletion(*values) for name, *values in record["deletions"]}
         except FileNotFoundError:
             return {}
-        except SnapshotError:  # it is an OSError too
+        except SnapshotError:  # a subclass of OSError
             raise
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            _log.warning("%s: it cannot be read (%s); which models were deleted is forgotten", self._path, error)
+            _log.warning("%s: cannot be read (%s); the earlier deletions are forgotten", self._path, error)
             return {}
 
     def _write(self) -> None:

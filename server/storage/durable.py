@@ -1,6 +1,6 @@
-"""Folders and files that only this user can write, and that are on disk once these functions return.
+"""Writes folders and files durably: only this user can write to them, and they are on disk when the functions return.
 
-Imports the rule for private folders, which it shares with the kernel cache, and the error tree.
+Imports the rule for private folders, which the kernel cache uses too, and the error tree.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.kernel_cache import private_folder
 
 TEMPORARY = ".writing"
-"""Ends the name of a file that is being written."""
+"""Suffix of files that are being written."""
 
 _ADVICE = (
-    "a data folder and all in it must belong to the user who runs the server, and nobody else may write to it: find "
-    "out who did, then use chown and chmod go-w, or take another folder"
+    "a data folder and its content must belong to the server's user, and no other user may write to it: find out who "
+    "did, then use chown and chmod go-w, or use another folder"
 )
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents, for this user alone, whatever the umask."""
+    """Create a folder and its missing parents, accessible only to this user for any umask."""
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     if missing:
         private_folder.make(path)
@@ -35,8 +35,8 @@ def write_new(path: Path, write: Callable[[int], int]) -> int:
     """Create a file, write it with `write`, and fsync it. On failure the file is removed.
 
     Args:
-        path: a file of that name is overwritten.
-        write: called with the descriptor of the empty file; returns the size.
+        path: the file; an existing one is overwritten.
+        write: gets the descriptor of the empty file; returns the size.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -52,7 +52,7 @@ def write_new(path: Path, write: Callable[[int], int]) -> int:
 
 
 def write_all(descriptor: int, raw: bytes) -> int:
-    """Write all bytes, in as many calls as it takes; return their number."""
+    """Write all bytes, in several calls if necessary; return their number."""
     view = memoryview(raw)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -60,7 +60,7 @@ def write_all(descriptor: int, raw: bytes) -> int:
 
 
 def replace(path: Path, write: Callable[[int], int]) -> None:
-    """Replace a file atomically: after a crash it is the old one or the new one, whole."""
+    """Replace a file atomically: after a crash it is the complete old file or the complete new one."""
     temporary = path.with_name(path.name + TEMPORARY)
     write_new(temporary, write)
     temporary.rename(path)
@@ -80,10 +80,10 @@ def check_folder(path: Path) -> None:
     """Refuse a folder that other users may write to or replace.
 
     Args:
-        path: without symbolic links above it.
+        path: the folder; none of its parents is a symbolic link.
 
     Raises:
-        ConfigurationError: it is such a folder, or a symbolic link.
+        ConfigurationError: other users may, or it is a symbolic link.
     """
     reason = private_folder.why_unsafe(path)
     if reason:
@@ -91,10 +91,10 @@ def check_folder(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that others may write to.
+    """Refuse a file that other users may write to.
 
     Raises:
-        ConfigurationError: it is such a file, or a symbolic link.
+        ConfigurationError: other users may, or it is a symbolic link.
     """
     try:
         status = path.lstat()
@@ -104,7 +104,7 @@ def check_file(path: Path) -> None:
         raise ConfigurationError(f"data_dir: {str(path)!r} is a symbolic link; put the file itself there")
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # opening a pipe would block
         raise ConfigurationError(
-            f"data_dir: {str(path)!r} is no file, with mode {stat.filemode(status.st_mode)}; move it away"
+            f"data_dir: {str(path)!r} is not a file or folder, mode {stat.filemode(status.st_mode)}; move it away"
         )
     if not private_folder.is_ours_alone(status):
         raise ConfigurationError(

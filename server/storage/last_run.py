@@ -1,7 +1,6 @@
-"""What the last run of a server left in the data folder, and whether a model's newest snapshot is its last state.
+"""Reads the records of the last run, and decides whether a model's newest snapshot is its last state.
 
-A snapshot that is not provably the last state is a rewind, for a stated reason. Imports the manifest and the error
-tree.
+Without proof that it is, the model is rewound, and the reason is stated. Imports the manifest and the error tree.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.storage.manifest import FORMAT, LastSnapshot, check_format, read_manifest, read_run
 
 LOCK_TEXT = f"numba-adam data folder, format {FORMAT}\n".encode("ascii")
-"""Content of the lock file in a folder of this format. In the first format it was empty."""
+"""Content of the lock file in this format. In the first format the file was empty."""
 
 _LOCK_TEXT = re.compile(rb"numba-adam data folder, format ([0-9]{1,9})\n")
 
 
 class LastRun:
-    """What the last run left in a data folder.
+    """The records of the last run in a data folder.
 
     Args:
         folder: the data folder.
-        lock_text: content of its lock file; None where there was none.
+        lock_text: content of its lock file; None if it did not exist.
 
     Raises:
         ConfigurationError: another release wrote it, or it cannot be read.
@@ -35,25 +34,26 @@ class LastRun:
         is_first_format = lock_text == b"" and not (folder / "run").exists() and not (folder / "manifest").exists()
         known = run or manifest
         self.names = frozenset(known.models if known else ())
-        """The models that must be there."""
+        """The models that must exist."""
 
         self.names_all = is_first_format or known is not None
-        """Whether `names` is complete: a folder of another name without a snapshot was never a model to anyone."""
+        """Whether `names` is complete. If so, other folders without a snapshot are models that were never
+        acknowledged."""
 
         self._last = manifest.models if manifest else {}
         self._is_left_clean = is_first_format and not (folder / "running").exists()
         self._why_all = ""
         if manifest is None:
-            self._why_all = "the server before was not stopped cleanly"
+            self._why_all = "the last server was not stopped cleanly"
             if (folder / "manifest").exists():
                 self._why_all = "the manifest of the last clean stop is damaged"
         elif run is None:
-            self._why_all = "the record of the last server that ran here is missing or damaged"
+            self._why_all = "the record of the last run is missing or damaged"
         elif run.run_id != manifest.run_id:
-            self._why_all = "the manifest was not written by the last server that ran here"
+            self._why_all = "the manifest is not from the last run"
 
     def why_rewound(self, name: str, found: LastSnapshot) -> str:
-        """Return why a model's newest snapshot may not be its last state; empty where it is."""
+        """Return why a model's newest snapshot may not be its last state; empty if it is."""
         if self._is_left_clean:
             return ""
         if self._why_all:

@@ -1,10 +1,10 @@
-"""The records of a data folder: which models are in it, and how the last run of a server on it ended.
+"""The records of a data folder: its models, and how the last run of a server ended.
 
-    DIR/run        written at every start and when a model is created or deleted: the run's random id, and the models
-    DIR/manifest   written at a clean stop: the same id, and which file holds the last state of each model
+    DIR/run        the run's random id and the models; written at every start, creation and deletion
+    DIR/manifest   the same id, and the file with the last state of each model; written at a clean stop
 
-A manifest is valid only beside the run record with the same id, so an older one that was put back is detected. Each
-file is one line of JSON with a checksum. Imports the checksum library, durable files and the error tree.
+A manifest is valid only with the run record of the same id, which detects an old manifest that was put back. Each file
+is one line of JSON with a checksum. Imports the checksum library, durable files and the error tree.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.storage.durable import write_all
 
 FORMAT = 2
-"""Format of data folders. The first had neither file: an empty file `running` stood there while a server ran."""
+"""Format of data folders. The first format had neither file, but an empty file `running` while a server ran."""
 
 _log = logging.getLogger(__name__)
 
 
 class LastSnapshot(NamedTuple):
-    """The file that holds a model's last state."""
+    """The file with a model's last state."""
 
     number: int
     """Its number."""
 
     xxh3_64: str
-    """The checksum of its header, which holds the checksum of its data."""
+    """The checksum of its header, which has the checksum of its data."""
 
     changed_ns: int
-    """The file's ctime: when its content, name or owner last changed. A copy has another."""
+    """The file's ctime: when its content, name or owner last changed. A copy has a different one."""
 
     version: int
     """Version of the model."""
@@ -55,12 +55,12 @@ class Run(NamedTuple):
     """The names of the models."""
 
     def write(self, descriptor: int) -> int:
-        """Write it into an empty file; return the size."""
+        """Write it to an empty file; return the size."""
         return _write(descriptor, "run", {"run_id": self.run_id, "models": self.models})
 
 
 class Manifest(NamedTuple):
-    """How a run ended: cleanly."""
+    """The record of a clean stop."""
 
     run_id: str
     """The run."""
@@ -69,13 +69,13 @@ class Manifest(NamedTuple):
     """The models whose last state is on disk, by name."""
 
     def write(self, descriptor: int) -> int:
-        """Write it into an empty file; return the size."""
+        """Write it to an empty file; return the size."""
         models = {name: last._asdict() for name, last in self.models.items()}
         return _write(descriptor, "manifest", {"run_id": self.run_id, "models": models})
 
 
 def read_run(path: Path) -> Run | None:
-    """Return the last run; None where the file is missing or damaged.
+    """Return the last run; None if the file is missing or damaged.
 
     Raises:
         ConfigurationError: it cannot be read, or is of another format.
@@ -85,7 +85,7 @@ def read_run(path: Path) -> Run | None:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return the manifest; None where the file is missing or damaged.
+    """Return the manifest; None if the file is missing or damaged.
 
     Raises:
         ConfigurationError: it cannot be read, or is of another format.
@@ -100,11 +100,11 @@ def check_format(version: object, path: Path) -> None:
     """Refuse a data folder that another release wrote.
 
     Raises:
-        ConfigurationError: the format is not this one.
+        ConfigurationError: the format is different.
     """
     if version != FORMAT:
         raise ConfigurationError(
-            f"{str(path)!r}: it is of a data folder of format {version!r}, and this numba-adam reads format {FORMAT}; "
+            f"{str(path)!r}: the data folder has format {version!r}, and this numba-adam reads format {FORMAT}; "
             "use the release that wrote it"
         )
 
@@ -114,7 +114,7 @@ def _write(descriptor: int, kind: str, content: Mapping[str, Any]) -> int:
 
 
 def _encode(content: Mapping[str, Any]) -> bytes:
-    """Return a line of JSON whose last field is the checksum of the others."""
+    """Return a line of JSON. Its last field is the checksum of the others."""
     checksum = xxhash.xxh3_64_hexdigest(_dumps(content))
     return _dumps({**content, "xxh3_64": checksum}) + b"\n"
 
@@ -141,7 +141,7 @@ def _read(path: Path, kind: str) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         is_whole = False
     if not is_whole:
-        _log.error("%s: it is damaged, and what it said is lost", path)
+        _log.error("%s: damaged; its content is lost", path)
         return None
     check_format(content["format"], path)
     return content

@@ -1,18 +1,18 @@
-"""The snapshot file, format version 2: a valid safetensors file in which every bit is checked.
+"""The snapshot file, format version 2: a valid safetensors file with checksums of every bit.
 
     8 bytes          length of the header, little-endian
     header           JSON, padded with spaces so that the data starts at a multiple of 64
     data             param/NAME of all tensors, then exp_avg/NAME, exp_avg_sq/NAME[, max_exp_avg_sq/NAME]
 
-The header begins with `__metadata__`. Its first entry is the XXH3 of the header (its own 16 digits counted as zeros),
-its second the XXH3 of the data. Then follow the format version, the model's record and the push ledger's record, as
-JSON. The ledger's record has the key "machine", its name in the first release.
+The header begins with `__metadata__`. Its first entry is the XXH3 of the header (with zeros for its own 16 digits), its
+second the XXH3 of the data. The format version, the model's record and the push ledger's record follow, as JSON. The
+ledger's record has the key "machine", its name in the first release.
 
-Version 1 is read too. It differs in the ledger's record alone: the kept answers have no digests of the pushes that they
-answered, so a repeated push is recognized by its number only.
+Version 1 can be read too. It differs only in the ledger's record: its answers have no digests of the pushes, so a
+repeated push is recognized only by its number.
 
 `write` only writes; the data folder makes the file durable. `read` verifies everything before it returns, and reads
-the data straight into the arrays it is given. Imports NumPy, the checksum library and the error tree.
+the data directly into the given arrays. Imports NumPy, the checksum library and the error tree.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ class Snapshot(NamedTuple):
 
 
 def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
-    """Write a snapshot into an empty file and return its size in bytes. Does not fsync.
+    """Write a snapshot to an empty file and return its size in bytes. Does not fsync.
 
     Args:
-        descriptor: of the file, open for writing, at its beginning.
+        descriptor: the file's, open for writing, at its beginning.
         snapshot: the records.
         arrays: name -> flat array of all tensors' elements.
 
     Raises:
-        SnapshotError: its header would be too long to be read again.
+        SnapshotError: its header would be too long to read.
         OSError: the file cannot be written.
     """
     header = _header(snapshot, arrays)
     if len(header) - 8 > _LONGEST_HEADER_BYTES:
         raise SnapshotError(
             f"model {snapshot.model['name']!r}: the description of its arrays and workers takes {len(header)} bytes, "
-            f"and a snapshot has room for {_LONGEST_HEADER_BYTES}; use fewer arrays or shorter names"
+            f"and a snapshot allows {_LONGEST_HEADER_BYTES}; use fewer arrays or shorter names"
         )
     _write_all(descriptor, header)
     data_hash = xxhash.xxh3_64()
@@ -85,7 +85,7 @@ def write(descriptor: int, snapshot: Snapshot, arrays: Arrays) -> int:
         for start in range(0, len(raw), _PIECE_BYTES):
             piece = raw[start : start + _PIECE_BYTES]
             data_hash.update(piece.data)
-            if _is_zero(piece):  # a hole in the file: a new model's moments take no time and no space
+            if _is_zero(piece):  # leave a hole in the file, so that a new model's moments take no time and no space
                 os.lseek(descriptor, len(piece), os.SEEK_CUR)
             else:
                 _write_all(descriptor, piece.data)
@@ -102,11 +102,11 @@ def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays])
 
     Args:
         path: the file.
-        arrays_for: called once the header is verified; returns the flat arrays to fill.
+        arrays_for: called after the header is verified; returns the flat arrays to fill.
 
     Raises:
-        CorruptSnapshotError: it is damaged or cut off. The arrays may have been written to.
-        SnapshotError: it is intact, and says something that this version does not know.
+        CorruptSnapshotError: it is damaged or truncated. The arrays may have been written to.
+        SnapshotError: it is intact, but has a key or value that this version does not know.
         OSError: the file cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays])
         arrays = arrays_for(snapshot)
         expected = _header(snapshot, arrays)
         if _describe(json.loads(expected[8:])) != described:
-            raise _corrupt(path, "its list of tensors is not that of its model")
+            raise _corrupt(path, "its list of tensors does not match its model")
         data_hash = xxhash.xxh3_64()
         position = len(header)
         for array in arrays.values():
@@ -128,7 +128,7 @@ def read(path: str | os.PathLike[str], arrays_for: Callable[[Snapshot], Arrays])
 
 
 def read_records(path: str | os.PathLike[str]) -> Snapshot:
-    """Read and verify a snapshot's header alone.
+    """Read and verify only the header of a snapshot.
 
     Raises:
         CorruptSnapshotError, OSError: see read.
@@ -138,7 +138,7 @@ def read_records(path: str | os.PathLike[str]) -> Snapshot:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the checksum of a snapshot's header. The header holds the data's checksum, so this identifies both."""
+    """Return the checksum of a snapshot's header. The header has the data's checksum, so this identifies both."""
     with open(path, "rb", buffering=0) as file:
         return os.pread(file.fileno(), _HASH_DIGITS, _HEADER_HASH_AT).decode("ascii", "replace")
 
@@ -176,13 +176,13 @@ def _entries(tensors: Sequence[Tensor], arrays: Arrays) -> dict[str, Any]:
 
 
 def _read_header(descriptor: int, path: str | os.PathLike[str]) -> bytes:
-    """Return length and header after verifying their checksum."""
+    """Return length and header, and verify their checksum."""
     first = os.pread(descriptor, 8, 0)
     if len(first) < 8:
         raise _corrupt(path, f"it ends after {len(first)} bytes, within its first field")
     (length,) = struct.unpack("<Q", first)
     if not _DATA_HASH_AT + _HASH_DIGITS - 8 <= length <= _LONGEST_HEADER_BYTES:
-        raise _corrupt(path, f"its header's length, {length}, cannot be")
+        raise _corrupt(path, f"its header's length, {length}, is impossible")
     header = first + _read_exactly(descriptor, length, 8)
     if len(header) < 8 + length:
         raise _corrupt(path, f"it ends at byte {len(header)}, within its header of {length} bytes")
@@ -210,7 +210,7 @@ def _parse(header: bytes, path: str | os.PathLike[str]) -> tuple[Snapshot, dict[
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CorruptSnapshotError):
             raise
-        raise _corrupt(path, f"its header is whole but makes no sense ({error!r})") from error
+        raise _corrupt(path, f"its header is intact but invalid ({error!r})") from error
 
 
 def _describe(content: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _read_array(
 
 
 def _read_exactly(descriptor: int, length: int, position: int) -> bytes:
-    """Return `length` bytes from a position, or fewer where the file ends."""
+    """Return `length` bytes from a position, or fewer at the end of the file."""
     parts = []
     while length and (part := os.pread(descriptor, min(length, _PIECE_BYTES), position)):
         parts.append(part)
@@ -252,7 +252,7 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def _is_zero(piece: npt.NDArray[np.uint8]) -> bool:
-    """Return whether all bytes are zero. The first and the last byte decide nearly all other cases."""
+    """Return whether all bytes are zero. Checks the first and the last byte first, which decides most cases."""
     return not (piece[0] or piece[-1] or piece.any())
 
 

@@ -1,14 +1,14 @@
-"""The network's edge: gRPC. The only part of the server that knows the protocol's messages.
+"""The gRPC transport. The only part of the server that knows the protocol's messages.
 
     service            the calls of the protocol
-    messages           between the protocol's messages and plain values
-    pages              answers about many models
-    gate, permits      which calls are taken, and how many at a time
-    requests           parsing messages within the memory budget
-    watch, in_flight   ending calls that stall; counting those under way
+    messages           converts between protobuf messages and plain values
+    pages              pagination of answers about many models
+    gate, permits      admission control and concurrency limits
+    requests           parses messages within the memory budget
+    watch, in_flight   ends stalled calls; counts calls in flight
     health, reflection the standard services
-    listen             the sockets to serve on
-    descriptors        how many connections there may be
+    listen             the sockets to listen on
+    descriptors        the limit on connections
 
 May import `server.runtime` and what stands below it, and grpc.
 """

@@ -9,7 +9,7 @@ import resource
 
 _ENOUGH = 1 << 16
 _FOR_FILES = 256
-"""Descriptors reserved for snapshots, folders, logs and libraries that are loaded on use."""
+"""Descriptors reserved for snapshots, folders, logs and libraries that load on use."""
 
 
 def raise_limit() -> None:
@@ -20,8 +20,8 @@ def raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def room_for_connections(most: int) -> int:
-    """Return how many connections to allow: `most`, or fewer to leave half of the descriptors or 256 for files."""
+def connection_limit(most: int) -> int:
+    """Return how many connections to allow: at most `most`, so that 256 descriptors or half of all remain for files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return most

@@ -1,8 +1,8 @@
-"""Which calls are taken: so many at a time, each on a thread of its own; the rest are refused before they cost one.
+"""Admission control: admits a limited number of concurrent calls, and refuses the others before they take a thread.
 
-A call takes its thread before its first message is there, and may never send one. So there are more threads than
-calls are served at a time, and a call counts as served only from its first message on. Messages that are on their way
-in take memory that nobody has declared; so few come at a time. Imports grpc, the watch and the budget.
+gRPC gives a call its thread before the first message arrives, and a client may never send one. So there are more
+threads than calls served at a time, and a call counts as served only after its first message. An incoming message
+takes memory before its size is known, so few messages may arrive at a time. Imports grpc, the watch and the budget.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Context = grpc.ServicerContext
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 SMALL_MESSAGE_BYTES = 1 << 16
-"""What is no longer than this is not worth waiting for."""
+"""Messages and answers up to this size are not counted."""
 
-_ARRIVING_BYTES = 1 << 24  # of messages may be on their way in, however little of the budget is left
-_BUDGET_SHARE = 8  # and further ones together may take this part of the budget
-_RARE_BYTES = 1 << 20  # a first message is a header: a larger one names tens of thousands of arrays, or is an attack
+_ARRIVING_BYTES = 1 << 24  # incoming messages may always take this much memory
+_BUDGET_SHARE = 8  # incoming messages beyond that may take this fraction of the budget
+_RARE_BYTES = 1 << 20  # larger first messages are rare: a header with tens of thousands of arrays, or an attack
 _FULL = ErrorDetail(reason=Reason.REASON_BUDGET, retry_after_milliseconds=100)
 
 
-class Lane:
-    """The calls of one kind: how many there may be, and the threads they run on.
+class CallPool:
+    """A thread pool for calls of one kind, with a limit on concurrent calls.
 
     Args:
-        name: for the threads.
-        most_calls: how many there may be, each on a thread of its own.
-        watch: is told when there is no room for more.
-        initializer: runs on each of the threads before anything else.
+        name: part of the threads' names.
+        most_calls: largest number of concurrent calls, each on its own thread.
+        watch: is told when the limit is reached.
+        initializer: runs first on each thread.
     """
 
     def __init__(self, name: str, most_calls: int, watch: Watch, initializer: Callable[[], None] | None = None) -> None:
@@ -54,106 +54,106 @@ class Lane:
         self._live = 0
         self._lock = threading.Lock()
 
-    def enter(self) -> bool:
-        """Take a call, if there is room; every call that is taken leaves again."""
+    def try_admit(self) -> bool:
+        """Admit a call if the limit allows; return whether it did. `release` must follow."""
         with self._lock:
-            has_room = self._live < self._most_calls
-            self._live += has_room
-        if not has_room:
-            self._watch.press()
-        return has_room
+            is_admitted = self._live < self._most_calls
+            self._live += is_admitted
+        if not is_admitted:
+            self._watch.report_pressure()
+        return is_admitted
 
-    def leave(self) -> None:
-        """Say that a call is over."""
+    def release(self) -> None:
+        """Note that an admitted call has ended."""
         with self._lock:
             self._live -= 1
 
 
 class Entry(NamedTuple):
-    """How the calls of one method are taken."""
+    """The pool and the handler of one method."""
 
-    lane: Lane
-    """Where they count."""
+    pool: CallPool
+    """Admits and runs its calls."""
 
     handler: Handler
-    """What runs them; it takes its requests as a stream, so that its first message is awaited where it is watched."""
+    """gRPC's handler. It receives requests as a stream, so that the watch sees the wait for the first message."""
 
 
 class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for type checkers only
-    """Takes calls, or refuses them before they have a thread.
+    """Admits calls, or refuses them before they take a thread.
 
     Args:
-        entries: how the calls of each method are taken, by its path.
+        entries: every method's entry, by its path.
     """
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = entries
         self._executor = ThreadPoolExecutor(1, "numba-adam-refusal")
-        self._refusal: Handler = grpc.stream_unary_rpc_method_handler(on(self._executor, _refuse))
+        self._refusal: Handler = grpc.stream_unary_rpc_method_handler(run_on(self._executor, _refuse))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """Return what answers a call; None where there is no such method. On gRPC's own thread."""
+        """Return the handler of a call; None for an unknown method. Runs on gRPC's own thread."""
         entry = self._entries.get(handler_call_details.method)
         if entry is None:
             return None
-        return entry.handler if entry.lane.enter() else self._refusal
+        return entry.handler if entry.pool.try_admit() else self._refusal
 
     def stop(self) -> None:
-        """End the threads, once their calls are over; gRPC leaves them as they are."""
+        """End the threads after their calls; gRPC does not end them."""
         self._executor.shutdown(wait=False)
-        for lane in {entry.lane for entry in self._entries.values()}:
-            lane.executor.shutdown(wait=False)
+        for pool in {entry.pool for entry in self._entries.values()}:
+            pool.executor.shutdown(wait=False)
 
 
 class Calls:
-    """What the calls of a server share.
+    """What all calls of a server share: threads, limits and the budget.
 
     Args:
-        pool: the budget.
-        watch: ends calls that keep the server waiting.
-        served: how many are served at a time.
-        waiting: how many more may be there beside them.
-        message_bytes: the largest message.
+        budget: the memory budget.
+        watch: ends stalled calls.
+        served: number of calls served at a time.
+        waiting: number of further calls that may be open.
+        message_bytes: size of the largest message.
     """
 
-    def __init__(self, pool: SlotPool, watch: Watch, served: int, waiting: int, message_bytes: int) -> None:
+    def __init__(self, budget: SlotPool, watch: Watch, served: int, waiting: int, message_bytes: int) -> None:
         self.watch = watch
         self.in_flight = InFlight()
-        """What a server that stops waits for."""
+        """The calls that a stopping server waits for."""
 
-        self.requests = Requests(pool)
-        """Parses what the calls receive."""
+        self.requests = Requests(budget)
+        """Parses requests."""
 
-        self._pool = pool
-        # What is worth several threads is launched from one that all models share; see the launcher.
-        self.lane = Lane("rpc", served + waiting, watch, initializer=lambda: use_threads(1))
+        self._budget = budget
+        # Calls run kernels on one thread; only the launcher's thread uses more.
+        self.pool = CallPool("rpc", served + waiting, watch, initializer=lambda: use_threads(1))
         self._served = Permits(served, watch)
-        self._arrived: set[Context] = set()  # calls whose first message is on its way in, or large and not parsed yet
+        self._holding: set[Context] = set()  # calls whose first message holds a permit: arriving, or large and unparsed
         free = max(1, _ARRIVING_BYTES // message_bytes)
-        arriving_bytes = 2 * message_bytes  # gRPC holds it, and makes the bytes that we get
+        arriving_bytes = 2 * message_bytes  # gRPC's buffer and the bytes object made of it
         self._messages = Permits(
-            free + pool.budget_bytes // _BUDGET_SHARE // arriving_bytes,
+            free + budget.budget_bytes // _BUDGET_SHARE // arriving_bytes,
             watch,
             free,
-            take=lambda: pool.reserve(arriving_bytes),
-            give_back=lambda: pool.give_back(arriving_bytes),
+            reserve=lambda: budget.reserve(arriving_bytes),
+            give_back=lambda: budget.give_back(arriving_bytes),
         )
 
     def handler(self, run: Callable[[bytes, Iterator[bytes], Context], Any], *, answers_stream: bool) -> Handler:
         """Return gRPC's handler of a method.
 
         Args:
-            run: takes the first message, the further ones and the context.
-            answers_stream: whether it returns an iterator of messages, or one message; they are bytes.
+            run: takes the first message, an iterator of the others, and the context. Messages are bytes.
+            answers_stream: True: `run` returns an iterator of messages; False: one message.
         """
         make = grpc.stream_stream_rpc_method_handler if answers_stream else grpc.stream_unary_rpc_method_handler
         call = self._streaming(run) if answers_stream else self._answering(run)
-        return make(on(self.lane.executor, call))
+        return make(run_on(self.pool.executor, call))
 
     @contextlib.contextmanager
     def served(self, context: Context) -> Iterator[None]:
-        """Have the body be one of the calls that are served at a time; the call is in flight until it is over."""
-        self._let_first_go(context)  # it is parsed, and counts as such
+        """Wait for a permit to serve, and hold it during the body. The call is in flight until it ends."""
+        self._release_first(context)  # it is parsed; the parser counts its memory
         self.in_flight.begin(context)
         self._served.acquire(context)
         try:
@@ -162,23 +162,23 @@ class Calls:
             self._served.release()
 
     def counted(self, answer: bytes, context: Context) -> bytes:
-        """Return an answer; a large one counts until its peer has taken it.
+        """Return an answer; a large one counts in the budget until its call ends.
 
         Raises:
-            BudgetExceededError: there is no room for it now.
+            BudgetExceededError: it exceeds the free part of the budget.
         """
         if len(answer) > SMALL_MESSAGE_BYTES:
             owner, what = object(), f"an answer of {len(answer)} bytes"
-            self._pool.keep(owner, 2 * len(answer), what)  # gRPC makes a copy
-            if not context.add_callback(lambda: self._pool.keep(owner, 0, what)):
-                self._pool.keep(owner, 0, what)
+            self._budget.keep(owner, 2 * len(answer), what)  # gRPC makes a copy
+            if not context.add_callback(lambda: self._budget.keep(owner, 0, what)):
+                self._budget.keep(owner, 0, what)
         return answer
 
     def _answering(self, run: Callable[[bytes, Iterator[bytes], Context], bytes]) -> Callable[..., bytes]:
         def call(requests: Iterator[bytes], context: Context) -> bytes:
             with self._first(requests, context) as first, self._rest(requests, context) as rest:
                 answer = run(first, rest, context)
-            self.watch.leave(context, len(answer))
+            self.watch.begin_last_turn(context, len(answer))
             return answer
 
         return call
@@ -192,12 +192,12 @@ class Calls:
 
     @contextlib.contextmanager
     def _first(self, requests: Iterator[bytes], context: Context) -> Iterator[bytes]:
-        """Wait for a call's first message; a large one counts until the call is served, or over."""
+        """Wait for a call's first message; a large one holds a permit until the call is served or ends."""
         if not context.add_callback(lambda: self._end(context)):
-            self._end(context)  # it was over before it had a thread
+            self._end(context)  # it ended before it got a thread
             context.abort(grpc.StatusCode.CANCELLED, "the caller is gone")
         self._messages.acquire(context, is_new=True)
-        self._arrived.add(context)
+        self._holding.add(context)
         size = 0
         try:
             first = self.watch.first(requests, context)
@@ -205,28 +205,28 @@ class Calls:
                 end_as_invalid(context, "the call ended without a request; send one")
             size = len(first)
             if size <= SMALL_MESSAGE_BYTES:
-                self._let_first_go(context)
+                self._release_first(context)
             yield first
         finally:
             if size > _RARE_BYTES:
                 give_back_free_memory()
-            self._let_first_go(context)
+            self._release_first(context)
 
-    def _let_first_go(self, context: Context) -> None:
-        """Have a call's first message count no more; called by the call's own thread."""
-        if context in self._arrived:
-            self._arrived.remove(context)
+    def _release_first(self, context: Context) -> None:
+        """Release the permit of a call's first message, if it is held. Runs on the call's own thread."""
+        if context in self._holding:
+            self._holding.remove(context)
             self._messages.release()
 
     def _end(self, context: Context) -> None:
         self.watch.end(context)
-        self.lane.leave()
+        self.pool.release()
 
     def _rest(self, requests: Iterator[bytes], context: Context) -> contextlib.closing[Generator[bytes, None, None]]:
         return contextlib.closing(self._messages_of(requests, context))
 
     def _messages_of(self, requests: Iterator[bytes], context: Context) -> Generator[bytes, None, None]:
-        """Yield the further messages of a call; a large one counts until the next is asked for."""
+        """Yield a call's messages after the first; a large one holds a permit until the caller takes the next."""
         messages = self.watch.receive(requests, context)
         while True:
             self._messages.acquire(context)
@@ -244,8 +244,8 @@ class Calls:
                     self._messages.release()
 
 
-def on(executor: ThreadPoolExecutor, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a call that gRPC runs on an executor's threads, which it takes from an attribute of the function."""
+def run_on(executor: ThreadPoolExecutor, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gRPC runs on an executor's threads. gRPC reads the executor from an attribute."""
 
     def run(*args: Any) -> Any:
         return call(*args)
@@ -266,7 +266,7 @@ def end(context: Context, code: grpc.StatusCode, message: str, detail: ErrorDeta
 
 
 def end_as_invalid(context: Context, message: str) -> NoReturn:
-    """End a call whose request makes no sense.
+    """End a call with an invalid request.
 
     Raises:
         Exception: gRPC's own, which ends the call.
@@ -275,5 +275,5 @@ def end_as_invalid(context: Context, message: str) -> NoReturn:
 
 
 def _refuse(_: Iterator[bytes], context: Context) -> None:
-    """Answer a call for which there is no room."""
-    end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls are under way already; try again later", _FULL)
+    """Refuse a call that exceeds the limit."""
+    end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of concurrent calls is reached; try again later", _FULL)

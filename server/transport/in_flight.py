@@ -22,7 +22,7 @@ class InFlight:
         self._changed = threading.Condition()
 
     def begin(self, context: grpc.ServicerContext) -> None:
-        """Count a call until its answer is sent or its caller is gone."""
+        """Count a call until its answer is sent or its caller disconnects."""
         with self._changed:
             self._count += 1
             self._changed.notify_all()

@@ -1,8 +1,8 @@
-"""The sockets a server listens on: every address of a name, on one port, or none.
+"""Chooses the addresses to listen on: every address of a host name, all on the same port.
 
-A port counts as taken when any process has bound it in one of the address families, listening or not: two servers on
-one port would each get some of the clients. This includes 127.0.0.1 and ::1 together, because clients of `localhost`
-may find either. Imports the standard library and the error tree.
+A port is taken if any process has bound it in any address family, even without listening. Otherwise two servers on one
+port would each get some of the clients. 127.0.0.1 and ::1 belong together: a client of `localhost` may use either.
+Imports the standard library and the error tree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import check_loopback, is_loopback
 
 _log = logging.getLogger(__name__)
-_LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761, section 6.3, whatever the file of host names says
+_LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761, section 6.3; the hosts file may differ
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this computer lacks the address family
 _TIME_WAIT = "06"  # in /proc/net/tcp: a closed connection; the next server may take its port
 _LISTENING = "0A"
@@ -27,10 +27,10 @@ _TRIES = 20
 def endpoints(listen: str) -> list[str]:
     """Return the endpoints to serve on, as numeric HOST:PORT, all with the same port.
 
-    They were free a moment ago. Port 0 becomes a port that is free at every address.
+    Another process may still take one before this one binds it. Port 0 becomes a port that is free at every address.
 
     Args:
-        listen: the setting of that name.
+        listen: the setting `listen`.
 
     Raises:
         ConfigurationError: an address cannot be used; the message says which.
@@ -69,8 +69,8 @@ def _addresses(host: str) -> list[str]:
     strange = [address for address in found if not is_loopback(address)]
     if strange:
         raise ConfigurationError(
-            f"listen: this machine says that localhost is {strange[0]}, which other machines could reach; "
-            "correct its file of host names, or listen on 127.0.0.1"
+            f"listen: this machine resolves localhost to {strange[0]}, which other machines could reach; "
+            "correct its hosts file, or listen on 127.0.0.1"
         )
     return list(dict.fromkeys([*_LOCALHOST, *found]))
 
@@ -107,7 +107,7 @@ def _is_usable(listen: str, address: str, port: int, *, may_lack: bool) -> bool:
 def _is_left_over(address: str, port: int) -> bool:
     """Return whether only closed connections of an earlier server occupy a port.
 
-    A socket that is bound and does not listen is in none of the system's tables, so a trial bind decides.
+    The system's tables omit sockets that are bound but do not listen, so a trial bind decides.
     """
     states = _states(port)
     if not states or _LISTENING in states:

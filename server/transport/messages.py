@@ -1,6 +1,6 @@
-"""Between the protocol's messages and the plain values of the layers below. No other file of the server knows both.
+"""Converts between protobuf messages and the plain values of the layers below. No other file of the server knows both.
 
-Imports the generated messages, the models and what they speak.
+Imports the generated messages, the models and their values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
 
     Raises:
         InvalidRequestError: a name, shape, dtype, mode or durability that is not allowed.
-        HyperparameterError: a hyperparameter out of range, or of that of the model's dtype.
+        HyperparameterError: a hyperparameter is out of range, or out of the range of the model's dtype.
     """
     mode = convert.MODES.get(message.mode or model_pb2.MODE_ASYNC)
     if mode is None:
@@ -76,17 +76,17 @@ def opening_from_proto(request: pb.OpenSessionRequest) -> Opening:
 
 
 class PushHeaders:
-    """Turns the headers of pushes into plain values.
+    """Converts the headers of pushes to plain values.
 
-    Keeps each model's arrays as a message. Protobuf compares it in C, in a tenth of the time that tuples of a thousand
-    arrays take to make.
+    It keeps each model's arrays as a message and compares headers with it. Protobuf does that in C, ten times as fast
+    as making tuples of a thousand arrays.
     """
 
     def __init__(self) -> None:
         self._arrays: WeakKeyDictionary[Model, Any] = WeakKeyDictionary()
 
     def from_proto(self, header: pb.PushHeader, model: Model) -> PushRequest:
-        """Return what a header says.
+        """Return the push request of a header.
 
         Raises:
             InvalidRequestError: it names more arrays, or larger ones, than a model can have.
@@ -106,7 +106,7 @@ class PushHeaders:
         arrays = self._arrays.get(model)
         if arrays is None:
             arrays = self._arrays[model] = spec_to_proto(model.spec).tensors
-        as_many = len(header.tensors) == len(arrays)  # or protobuf makes an object of each, to compare it
+        as_many = len(header.tensors) == len(arrays)  # first: comparing makes an object of each array
         if as_many and header.tensors == arrays and not header.absent:
             return model.spec.tensors
         check_count(header.tensors, len(header.absent))
@@ -125,7 +125,7 @@ def model_to_proto(model: Model) -> model_pb2.Model:
 
 
 def model_status_to_proto(model: Model) -> pb.ModelStatus:
-    """Return what has happened to a model."""
+    """Return a model's status: its description and its counts."""
     return pb.ModelStatus(
         model=model_to_proto(model),
         pushes_applied=model.counters.applied,
@@ -138,7 +138,7 @@ def model_status_to_proto(model: Model) -> pb.ModelStatus:
 def status_to_proto(
     status: Status, models: Iterable[pb.ModelStatus], next_page_token: str
 ) -> pb.GetServerStatusResponse:
-    """Return what the server holds and has done, with one page of its models."""
+    """Return the server's status, with one page of its models."""
     return pb.GetServerStatusResponse(
         server_version=numba_adam.__version__, models=models, next_page_token=next_page_token, **status._asdict()
     )

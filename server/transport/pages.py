@@ -1,4 +1,4 @@
-"""Answers about many models, in pages that stay small even where the models' descriptions are long.
+"""Pagination of answers about many models. Pages are limited in models and in bytes.
 
 Imports protobuf and the models.
 """
@@ -15,13 +15,13 @@ from numba_adam.server.model.names import is_model_name
 from numba_adam.server.runtime.model import Model
 
 LARGEST_PAGE = 1000
-"""Most models in one page, even when a request asks for more."""
+"""Most models in one page, even if a request asks for more."""
 
 PAGE_BYTES = 1 << 20
-"""Largest page, unless a single model takes more."""
+"""Size of the largest page, unless one model alone takes more."""
 
 WHOLE_BYTES = 64 << 20
-"""Largest answer without pages: what our client receives."""
+"""Size of the largest answer without pages: the limit of our client."""
 
 _M = TypeVar("_M", bound=Message)
 
@@ -34,26 +34,26 @@ class PageRequest(Protocol):
 
 
 class Page(NamedTuple, Generic[_M]):
-    """Some of the models."""
+    """One page of models."""
 
     messages: list[_M]
-    """Their descriptions, by name."""
+    """Their descriptions, ordered by name."""
 
     next_page_token: str
-    """Asks for the next page; empty: this is the last one."""
+    """The token of the next page; empty on the last page."""
 
 
 def page_of(models: Iterable[Model], request: PageRequest, describe: Callable[[Model], _M]) -> Page[_M]:
     """Return the page that a request asks for.
 
     Args:
-        models: all models, by name.
+        models: all models, ordered by name.
         request: page_size 0 asks for all models in one answer.
         describe: returns a model's description.
 
     Raises:
         InvalidRequestError: an invalid page size or token.
-        TransferTooLargeError: all models in one answer are more than a client receives.
+        TransferTooLargeError: page_size is 0, and the answer would exceed WHOLE_BYTES.
     """
     if request.page_size < 0:
         raise InvalidRequestError(f"page_size={request.page_size}: it must be at least 0")

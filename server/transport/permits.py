@@ -1,4 +1,4 @@
-"""How many calls may do something at a time, and in which order those wait that must. Imports grpc and the watch."""
+"""A semaphore for calls that may be cancelled, with an order of waiters. Imports grpc and the watch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LOOK_SECONDS = 0.25
 
 
 class Permits:
-    """Bounds how many calls do something at a time.
+    """Limits how many calls do something at a time.
 
-    Calls that have shown what they want wait in the order in which they came. Of those that have not, the newest is
-    first: who opens calls and says nothing is soon older than whoever has something to say. Both have turns.
+    Calls that have sent a message wait in a queue: first in, first out. Calls that have not sent one wait on a stack:
+    last in, first out, so that calls that stay silent do not delay new ones. Permits go to both in turn.
 
     Args:
-        most: how many permits there are.
-        watch: is told while somebody waits.
-        free: so many of them cost nothing. None: all.
-        take: takes what a further one costs, if it is there.
-        give_back: gives that back.
+        most: number of permits.
+        watch: is told while a call waits.
+        free: number of permits that reserve nothing. None: all.
+        reserve: reserves the memory for one more permit; returns whether it could.
+        give_back: gives that memory back.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class Permits:
         most: int,
         watch: Watch,
         free: int | None = None,
-        take: Callable[[], bool] = lambda: True,
+        reserve: Callable[[], bool] = lambda: True,
         give_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._most, self._free = most, most if free is None else free
-        self._take, self._give_back = take, give_back
+        self._reserve, self._give_back = reserve, give_back
         self._watch = watch
         self._held = 0
         self._lock = threading.Lock()
@@ -48,8 +48,8 @@ class Permits:
         """Wait for a permit.
 
         Args:
-            context: of the call that wants it.
-            is_new: whether the call has not sent a message yet.
+            context: the call's.
+            is_new: True: the call has not sent a message yet.
 
         Raises:
             Exception: gRPC's own, when the caller is gone.
@@ -60,11 +60,11 @@ class Permits:
                 return
             granted = threading.Event()
             waiters.append(granted)
-        self._watch.press()
+        self._watch.report_pressure()
         while not granted.wait(_LOOK_SECONDS):
-            self._watch.press()
+            self._watch.report_pressure()
             with self._lock:
-                self._grant()  # what a permit costs may have become free
+                self._grant()  # memory may have become free
                 if not granted.is_set() and not context.is_active():
                     waiters.remove(granted)
                     break
@@ -80,14 +80,14 @@ class Permits:
             self._grant()
 
     def _grant(self) -> None:
-        """Give permits to those who wait, as long as there are any."""
+        """Give permits to waiting calls while there are any."""
         while (self._known or self._new) and self._try():
             is_known = bool(self._known) and (self._is_known_next or not self._new)
             self._is_known_next = not is_known
             (self._known.popleft() if is_known else self._new.pop()).set()
 
     def _try(self) -> bool:
-        if self._held < self._free or (self._held < self._most and self._take()):
+        if self._held < self._free or (self._held < self._most and self._reserve()):
             self._held += 1
             return True
         return False

@@ -1,4 +1,4 @@
-"""The standard reflection service, with the same limits as all other calls. Imports grpc's reflection and the gate."""
+"""The standard reflection service, under the limits of all other calls. Imports grpc's reflection and the gate."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LONGEST_REQUEST_BYTES = 1 << 14
 
 
 def reflection_entries(services: Iterable[str], calls: Calls) -> dict[str, Entry]:
-    """Return how the calls of the service are taken.
+    """Return the entry of the service's method.
 
     Args:
         services: names of the services that it describes.
-        calls: what the server's calls share.
+        calls: the server's limits.
     """
     servicer: Any = reflection.ReflectionServicer(services)
 
@@ -30,7 +30,7 @@ def reflection_entries(services: Iterable[str], calls: Calls) -> dict[str, Entry
         return calls.watch.send(answers, context)
 
     path = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
-    return {path: Entry(calls.lane, calls.handler(run, answers_stream=True))}
+    return {path: Entry(calls.pool, calls.handler(run, answers_stream=True))}
 
 
 def _decoded(raw: bytes, context: Context) -> ServerReflectionRequest:
@@ -39,4 +39,4 @@ def _decoded(raw: bytes, context: Context) -> ServerReflectionRequest:
             return ServerReflectionRequest.FromString(raw)
     except DecodeError:
         pass
-    return end_as_invalid(context, f"the request is no reflection request of at most {_LONGEST_REQUEST_BYTES} bytes")
+    return end_as_invalid(context, f"expected a reflection request of at most {_LONGEST_REQUEST_BYTES} bytes")

@@ -1,7 +1,7 @@
-"""The gRPC edge: decode, call the runtime, encode; errors become statuses by the table of numba_adam.ps.errors.
+"""The gRPC service: decodes a request, calls the runtime, encodes the answer.
 
-Requests that stream arrays are decoded by numba_adam.ps.framing, which borrows a chunk's bytes where the generated
-parser would copy them. Imports grpc and the runtime.
+Errors become statuses as numba_adam.ps.errors lists them. numba_adam.ps.framing decodes requests that stream arrays: it
+views a chunk's bytes, where the generated parser would copy them. Imports grpc and the runtime.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-_SENDING_BYTES = 1 << 22  # of chunks under way to all who pull, about
+_SENDING_BYTES = 1 << 22  # about how much all pulls together have in chunks that are being sent
 _SMALLEST_CHUNK_BYTES = 1 << 16
 _PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
 
 class ParameterService:
-    """The calls of numba_adam.ps.v1.ParameterService; see the .proto files for what each does.
+    """The calls of numba_adam.ps.v1.ParameterService. The .proto files say what each does.
 
     Args:
-        runtime: what they act on.
-        watch: ends transfers that have stopped.
+        runtime: the runtime that serves them.
+        watch: ends stalled transfers.
     """
 
     def __init__(self, runtime: Runtime, watch: Watch) -> None:
         self._runtime = runtime
         self._watch = watch
         self._headers = messages.PushHeaders()
-        self._describing = threading.Lock()  # a large description takes memory while it is made: one at a time
+        self._describing = threading.Lock()  # a description may be large, so only one is made at a time
         self._senders = 0
         self._senders_lock = threading.Lock()
 
@@ -89,7 +89,7 @@ class ParameterService:
         return messages.opened_to_proto(*open_session(model, messages.opening_from_proto(request), self._runtime.pool))
 
     def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
-        """Take one gradient."""
+        """Apply one gradient."""
         return pb.PushResponse(ack=self._push(*self._open(request)))
 
     def pull(self, request: pb.PullRequest, context: Context) -> Iterator[pb.PullResponse | bytes]:
@@ -101,7 +101,7 @@ class ParameterService:
             yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)
 
     def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
-        """Take one gradient and send the parameters that came of it."""
+        """Apply one gradient, and send the updated parameters."""
         header, parts = self._open(request)
         _check_kind(header.checksum_kind)
         ack = self._push(header, parts)
@@ -122,7 +122,7 @@ class ParameterService:
             return answer.SerializeToString()
 
     def _push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
-        """Take one gradient; return the acknowledgement."""
+        """Apply one gradient; return the acknowledgement."""
         model = self._runtime.registry.get(header.model)
         with saying_state_of(model):
             request = self._headers.from_proto(header, model)
@@ -131,7 +131,7 @@ class ParameterService:
     def _send(
         self, pull_copy: PullCopy, kind: int, response: type[_PullAnswer], context: Context
     ) -> Iterator[_PullAnswer | bytes]:
-        """Send a pull copy; the more do so at a time, the smaller their chunks, of which each has some in memory."""
+        """Send a pull copy. Concurrent pulls use smaller chunks, because each keeps several in memory."""
         with self._senders_lock:
             self._senders += 1
             share = _SENDING_BYTES // self._senders
@@ -146,13 +146,13 @@ class ParameterService:
         """Return the header of a stream, and the parts that follow it."""
         first = next(request, None)
         if not isinstance(first, Message) or first.WhichOneof("part") != "header":
-            raise InvalidRequestError("a transfer is a header, chunks, a trailer: this stream begins otherwise")
-        header: Any = getattr(first, "header")  # noqa: B009 - every transfer message has one, Message itself has not
+            raise InvalidRequestError("the stream must begin with a header; send header, chunks, trailer")
+        header: Any = getattr(first, "header")  # noqa: B009 - a field of every transfer message, not of Message
         return header, request
 
 
 class _Method(NamedTuple):
-    """How one call is decoded and run."""
+    """The decoder of a method's requests, and the function that answers them."""
 
     decode: Callable[[bytes], Any]
     run: Callable[..., Any]
@@ -170,20 +170,20 @@ METHODS: dict[str, _Method] = {
     "Snapshot": _Method(pb.SnapshotRequest.FromString, ParameterService.snapshot),
     "GetServerStatus": _Method(pb.GetServerStatusRequest.FromString, ParameterService.get_server_status),
 }
-"""Every call of the service, by its name in the protocol."""
+"""Every method of the service, by its name in the protocol."""
 
 
 def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
-    """Return how the calls of the service are taken, by their paths."""
+    """Return the entries of the service's methods, by path."""
     methods = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
     return {
-        f"/{SERVICE_NAME}/{name}": Entry(calls.lane, _handler(service, calls, METHODS[name], call))
+        f"/{SERVICE_NAME}/{name}": Entry(calls.pool, _handler(service, calls, METHODS[name], call))
         for name, call in methods.items()
     }
 
 
 def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:
-    """Return gRPC's handler of one call, of the kind that its description asks for."""
+    """Return gRPC's handler of one method, streaming as its descriptor says."""
     run, decode, requests = method.run.__get__(service), method.decode, calls.requests
 
     def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack) -> Any:
@@ -196,12 +196,12 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
         with ExitStack() as held:
             request = None
             try:
-                request = request_of(first, rest, held)  # before it is served: it may be refused for what it is
+                request = request_of(first, rest, held)  # before `served`: an invalid request needs no permit
                 with calls.served(context):
                     return calls.counted(framing.encode_message(run(request, context)), context)
             except Exception as error:
                 status = _status_of(error)
-            del request  # what it takes is free before it no longer counts
+            del request  # frees its memory before `held` stops counting it
             return end(context, *status)
 
     def answers(first: bytes, rest: Iterator[bytes], context: Context) -> Iterator[bytes]:
@@ -222,15 +222,15 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
 
 
 def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:
-    """Return what to answer an error with, by the table.
+    """Return the status for an error.
 
     Raises:
-        Exception: the error itself, where nobody waits for an answer, or it was given.
+        Exception: the error itself, if the call has already ended or been answered.
     """
     if isinstance(error, grpc.RpcError) or (type(error) is Exception and not error.args):  # gRPC's own
         raise error
     if not isinstance(error, NumbaAdamError):
-        _log.error("a call failed with an error of the server's own", exc_info=error)
+        _log.error("a call failed with an internal error", exc_info=error)
     return to_status(error)
 
 
@@ -240,13 +240,13 @@ def _caller(context: Context) -> Caller:
 
 def _check_kind(kind: int) -> None:
     if kind not in SUPPORTED:
-        raise InvalidRequestError(f"checksum_kind={kind}: it must be one of {SUPPORTED}")
+        raise InvalidRequestError(f"checksum_kind={kind}: expected one of {SUPPORTED}")
 
 
 def _pulled(
     pull_copy: PullCopy, kind: int, response: type[_PullAnswer], chunk_bytes: int
 ) -> Iterator[_PullAnswer | bytes]:
-    """Return the messages that carry a pull copy: header, chunks (already encoded), trailer."""
+    """Yield the messages of a pull copy: header, encoded chunks, trailer."""
     payload, checksum = pull_copy.bytes.data, new_checksum(kind)
     state = convert.state_to_proto(pull_copy.state)
     header = pb.PullHeader(state=state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]

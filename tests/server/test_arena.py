@@ -91,7 +91,7 @@ def test_an_update_beyond_4_gib_lands_where_it_should(monkeypatch):
 
 
 def test_memory_that_is_not_there_is_a_clear_error():
-    with pytest.raises(MemoryError, match="bytes of memory for a model's arrays"):
+    with pytest.raises(MemoryError, match="bytes for a model's arrays"):
         Arena([1 << 58], "float32")
 
 

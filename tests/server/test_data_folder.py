@@ -80,7 +80,7 @@ def test_a_damaged_newest_falls_back_and_says_so(data_folders, tmp_path, caplog)
     with caplog.at_level(logging.ERROR):
         assert get(data_folder) == (2, True)
     assert "00000003.snapshot" in caplog.text
-    assert "falling back" in caplog.text
+    assert "trying the previous snapshot" in caplog.text
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot", "00000003.damaged"]
     put(data_folder, 7)
     assert get(data_folder) == (7, False)
@@ -109,7 +109,7 @@ def test_when_none_holds_the_error_names_all_and_nothing_is_removed(data_folders
     for version in (1, 2):
         put(data_folder, version)
         damage(tmp_path, f"0000000{version}.snapshot")
-    with pytest.raises(CorruptSnapshotError, match="model 'model': no snapshot holds") as caught:
+    with pytest.raises(CorruptSnapshotError, match="model 'model': no snapshot is intact") as caught:
         get(data_folder)
     assert "00000001" in str(caught.value)
     assert "00000002" in str(caught.value)
@@ -145,7 +145,7 @@ def test_the_next_start_sweeps_what_a_crash_left(data_folders, tmp_path):
 
 def test_one_server_at_a_time(data_folders, tmp_path):
     data_folders()
-    with pytest.raises(ConfigurationError, match="another server holds it") as caught:
+    with pytest.raises(ConfigurationError, match="another server uses it") as caught:
         DataFolder(tmp_path / "data", 3)
     assert str(tmp_path) in str(caught.value)
 
@@ -193,7 +193,7 @@ def test_what_is_no_model_is_left_alone_and_said_once(data_folders, tmp_path, ca
         (models / folder / "00000001.writing").touch(mode=0o600)
     (models / "notes").touch(mode=0o600)
     assert data_folders().model_names() == ["model"]
-    assert "'not a model': not the name of a model, left alone" in caplog.text
+    assert "'not a model': ignored, not the name of a model" in caplog.text
     assert ".deleted" not in caplog.text
     assert sorted(os.listdir(models)) == ["model", "not a model", "notes"]
     assert os.listdir(models / "not a model") == ["00000001.writing"]
@@ -260,7 +260,7 @@ def test_nothing_is_written_where_another_folder_lies_now(data_folders, tmp_path
     (tmp_path / "data").rename(tmp_path / "moved")
     shutil.copytree(tmp_path / "moved", tmp_path / "data")
     for change in (lambda: put(data_folder, 2), lambda: data_folder.delete("model"), data_folder.close):
-        with pytest.raises(OSError, match="is not the file that this server has locked"):
+        with pytest.raises(OSError, match="is not the file that this server locked"):
             change()
     assert files(tmp_path) == ["00000001.snapshot"]
     assert sorted(os.listdir(tmp_path / "data")) == ["lock", "models", "run"]

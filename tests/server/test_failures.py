@@ -44,7 +44,7 @@ def test_a_snapshot_that_cannot_be_written_is_said_and_pushes_go_on(config, peer
     assert (ack.version, ack.state.snapshot_version) == (2, 0)
     with caplog.at_level(logging.ERROR):
         assert not server.stop()
-    assert "no last snapshot" in caplog.text
+    assert "the last snapshot could not be written" in caplog.text
 
 
 def test_the_exit_status_says_that_a_last_snapshot_is_missing(tmp_path, processes, peers, params, grads_of):
@@ -76,7 +76,7 @@ def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(tmp_path
     block(tmp_path / "data")
     for _ in range(2):
         worker.push(grads_of(params, rng))
-    while "no snapshot was written" not in process.log.read_text():
+    while "the snapshot could not be written" not in process.log.read_text():
         assert peer.state().snapshot_version == 0
     (tmp_path / "data" / "models" / "model").unlink()
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_an_error_that_nobody_foresaw_ends_neither_the_snapshots_nor_those_of_th
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "write", fail)
         workers["a"].push(grads_of(params, rng))
-        while "no snapshot was written" not in caplog.text:  # the test's timeout is its limit
+        while "the snapshot could not be written" not in caplog.text:  # the test's timeout is its limit
             workers["b"].push(grads_of(params, rng))
     workers["a"].push(grads_of(params, rng))
     while peer.state("a").snapshot_version < 2:

@@ -119,7 +119,7 @@ def test_a_symbolic_link_in_it_is_refused(config, folder, tmp_path, place):
 def test_a_pipe_in_it_is_refused_and_not_waited_for(config, folder, place):
     (folder / place).unlink(missing_ok=True)
     os.mkfifo(folder / place, 0o600)
-    with pytest.raises(ConfigurationError, match="is no file") as caught:
+    with pytest.raises(ConfigurationError, match="is not a file or folder") as caught:
         Server(config)
     assert str(folder / place) in str(caught.value)
 

@@ -14,9 +14,9 @@ from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.snapshot import Snapshot
 
 GROUPS = ("param", "exp_avg", "exp_avg_sq")
-CRASHED = "the server before was not stopped cleanly"
-OTHER_RUN = "the manifest was not written by the last server that ran here"
-NO_RUN = "the record of the last server that ran here is missing or damaged"
+CRASHED = "the last server was not stopped cleanly"
+OTHER_RUN = "the manifest is not from the last run"
+NO_RUN = "the record of the last run is missing or damaged"
 COPIED = "its snapshot is a copy, or was moved or changed since the server stopped"
 
 

@@ -140,4 +140,4 @@ def test_a_record_of_deletions_that_is_damaged_keeps_no_server_from_starting(con
     server = Server(config)
     server.start()
     assert server.stop()
-    assert "which models were deleted is forgotten" in caplog.text
+    assert "the earlier deletions are forgotten" in caplog.text

@@ -138,7 +138,7 @@ def test_what_is_left_of_closed_connections_keeps_no_port(config, peers):
 def test_a_name_of_this_machine_that_others_reach_is_refused(config, monkeypatch):
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer)
-    with pytest.raises(ConfigurationError, match=r"localhost is 192\.0\.2\.7, which other machines could reach"):
+    with pytest.raises(ConfigurationError, match=r"localhost to 192\.0\.2\.7, which other machines could reach"):
         Server(dataclasses.replace(config, listen="localhost:0")).start()
 
 

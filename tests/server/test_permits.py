@@ -16,7 +16,7 @@ class Pressed:
     def __init__(self):
         self.waits = {}
 
-    def press(self):
+    def report_pressure(self):
         self.waits[threading.current_thread()].set()
 
 

@@ -79,7 +79,7 @@ def test_names_that_no_snapshot_could_hold_are_refused(peer, refused):
 def test_a_request_longer_than_it_can_mean_is_refused_unread(peer, refused, call):
     refusal = refused(lambda: call(peer.stub, "x" * 20_000))
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "one of this call has at most 16384" in refusal.message
+    assert "this call allows at most 16384" in refusal.message
 
 
 def test_a_rejection_that_is_kept_is_cut_and_its_retry_gets_the_same(worker, refused, grads):
@@ -115,7 +115,7 @@ def test_a_header_that_the_budget_has_no_room_for_is_not_parsed():
     raw = header_of(50_000)
     pool = SlotPool(2 * SMALL_CHANGE_BYTES)
     pool.admit_model("m", SMALL_CHANGE_BYTES, SMALL_CHANGE_BYTES // 2)
-    with pytest.raises(BudgetExceededError, match=f"a message of {len(raw)} bytes that is no chunk"):
+    with pytest.raises(BudgetExceededError, match=f"a header or trailer of {len(raw)} bytes"):
         Requests(pool).parse_part(parse, raw, ExitStack())
     assert pool.used_bytes == SMALL_CHANGE_BYTES
     with pytest.raises(TransferTooLargeError):

@@ -147,7 +147,7 @@ def test_a_damaged_newest_snapshot_falls_back_even_after_a_clean_stop(config, pe
         assert found.state.state_id != worker.state_id
         assert_same_bits(found.arrays, before.arrays)
     assert path.name in caplog.text
-    assert "falling back" in caplog.text
+    assert "trying the previous snapshot" in caplog.text
     assert "rewound to version 1" in caplog.text
 
 
@@ -199,7 +199,7 @@ def test_when_no_snapshot_holds_the_server_does_not_start(config, peers, params)
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-1])
     for _ in range(2):  # and what it found is left as it was
-        with pytest.raises(na.errors.CorruptSnapshotError, match="model 'model': no snapshot holds") as caught:
+        with pytest.raises(na.errors.CorruptSnapshotError, match="model 'model': no snapshot is intact") as caught:
             Server(config)
         assert all(str(path) in str(caught.value) for path in damaged)
 
@@ -327,7 +327,7 @@ def test_a_snapshot_comes_by_timer_and_after_so_many_pushes(tmp_path, processes,
 
 
 def test_a_second_server_on_the_same_folder_or_address_is_refused(server, config, tmp_path):
-    with pytest.raises(na.errors.ConfigurationError, match="another server holds it"):
+    with pytest.raises(na.errors.ConfigurationError, match="another server uses it"):
         Server(config)
     other = type(config)(listen=server.address, data_dir=tmp_path / "other", memory_budget_bytes=1 << 28)
     second = Server(other)
@@ -366,7 +366,7 @@ def test_a_folder_that_is_no_models_is_left_alone(config, peers, params, caplog)
             "model"
         ]
     assert (odd / "00000001.snapshot").read_text() == "something else"
-    assert "'lost+found': not the name of a model, left alone" in caplog.text
+    assert "'lost+found': ignored, not the name of a model" in caplog.text
 
 
 def test_a_budget_too_small_for_what_is_on_disk_is_a_clear_error(config, peers):

@@ -18,6 +18,7 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
 from numba_adam.server.storage.data_folder import DataFolder
 
+FAILED = "the snapshot could not be written"  # in the log
 CALLS = ("open", "write", "pwrite", "ftruncate", "fsync", "mkdir", "rename", "unlink", "rmdir")
 
 # Runs an operation on a fresh copy of a data folder, again and again, and dies before its 1st, 2nd, 3rd ... call of the
@@ -334,10 +335,10 @@ def test_a_failing_disk_is_not_tried_again_at_every_push(tmp_path, processes, pe
         (folder / f"{number:08d}.writing").mkdir()  # in the way of every snapshot to come
     for push in range(1, 13):
         worker.push(grads_of(params, np.random.default_rng(push)))
-        while process.log.read_text().count("no snapshot was written") < push // 4:  # the test's timeout is its limit
+        while process.log.read_text().count(FAILED) < push // 4:  # limit: the test's timeout
             assert process.is_running
     assert peer.state().snapshot_version == 0
-    assert process.log.read_text().count("no snapshot was written") == 3
+    assert process.log.read_text().count(FAILED) == 3
     process.kill()
 
 

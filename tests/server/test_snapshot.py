@@ -190,7 +190,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     """Thousands of arrays with long names: the server that had acknowledged such a model would never start again."""
     snapshot, arena = example()
     monkeypatch.setattr(snapshots, "_LONGEST_HEADER_BYTES", 500)
-    with pytest.raises(SnapshotError, match="a snapshot has room for 500; use fewer arrays or shorter names"):
+    with pytest.raises(SnapshotError, match="a snapshot allows 500; use fewer arrays or shorter names"):
         write(tmp_path / "s", snapshot, arena)
     assert (tmp_path / "s").stat().st_size == 0
 

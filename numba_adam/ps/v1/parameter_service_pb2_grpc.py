@@ -26,17 +26,17 @@ if _version_not_supported:
 
 
 class ParameterServiceStub(object):
-    """Holds parameters and Adam's state, and applies gradients that workers push.
+    """Holds models, each with its parameters and Adam's state, and applies the gradients that workers push.
 
-    Idempotence. A push is named by (state id, worker id, epoch, sequence) and is applied at most once however often
-    it is sent: the answer is kept and given again, to the same content only. Creating a model is named by its request
-    id, opening a session by its nonce. All other calls may be repeated at will.
+    Idempotence. The state id, the worker id, the epoch and the sequence number identify a push. The server applies it at
+    most once. It keeps the answer, and repeats it for a retry with the same content. The request id identifies the
+    creation of a model, and the nonce the opening of a session. All other calls may be repeated freely.
 
     Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
-    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. A message that arrives after a newer one has
-    decided otherwise is refused and changes nothing.
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. If a newer call has changed that, the server
+    refuses the late one, and nothing changes.
 
-    Errors. Each carries an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
+    Errors. Each has an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
 
     def __init__(self, channel):
@@ -98,89 +98,90 @@ class ParameterServiceStub(object):
 
 
 class ParameterServiceServicer(object):
-    """Holds parameters and Adam's state, and applies gradients that workers push.
+    """Holds models, each with its parameters and Adam's state, and applies the gradients that workers push.
 
-    Idempotence. A push is named by (state id, worker id, epoch, sequence) and is applied at most once however often
-    it is sent: the answer is kept and given again, to the same content only. Creating a model is named by its request
-    id, opening a session by its nonce. All other calls may be repeated at will.
+    Idempotence. The state id, the worker id, the epoch and the sequence number identify a push. The server applies it at
+    most once. It keeps the answer, and repeats it for a retry with the same content. The request id identifies the
+    creation of a model, and the nonce the opening of a session. All other calls may be repeated freely.
 
     Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
-    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. A message that arrives after a newer one has
-    decided otherwise is refused and changes nothing.
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. If a newer call has changed that, the server
+    refuses the late one, and nothing changes.
 
-    Errors. Each carries an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
+    Errors. Each has an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
 
     def CreateModel(self, request_iterator, context):
-        """Creates a model and sets its parameters; the moments start at zero, the version at 0.
-        The stream is a header, chunks, a trailer. The server may answer before the payload when `exist_ok` is set
-        and the model exists; the rest need not be sent then.
+        """Creates a model and sets its parameters. The moments start at zero, and the version at 0. The stream is one header,
+        then chunks, then one trailer. If `exist_ok` is set and the model exists, the server may answer before the payload;
+        the client can then stop sending.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Returns one model's description and where its state stands.
+        """Returns the description and the current state of one model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the models, by name; in pages, where `page_size` asks for them.
+        """Lists the models by name, in pages if `page_size` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model, its state and its snapshots. Not to be undone. Give its state id, or a request that arrives late
-        deletes the model that was created after it under the same name.
+        """Deletes a model, its state and its snapshots. This cannot be undone. Set the state id: without it, a late request
+        deletes a newer model of the same name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def OpenSession(self, request, context):
-        """Opens a session of a worker on a model and returns the epoch its pushes carry. The session that the worker had
-        before is fenced. Sent again with the same nonce, it returns the same epoch.
+        """Opens a session of a worker on a model, and returns the epoch for its pushes. Fences the worker's previous session.
+        A retry with the same nonce returns the same epoch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Push(self, request_iterator, context):
-        """Sends one gradient; the answer says which version it made. The stream is a header, chunks, a trailer.
+        """Applies one gradient, and returns the version that it made. The stream is one header, then chunks, then one trailer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """Returns the parameters of one version, whole. The stream is a header, chunks, a trailer.
+        """Returns all parameters, of one version. The stream is one header, then chunks, then one trailer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PushPull(self, request_iterator, context):
-        """Push, then pull of a version at least as new, in one round trip. The answer is the push's acknowledgement, then
-        a pull's header, chunks and trailer. A retry that finds the push applied already still gets the parameters.
+        """Applies one gradient, then returns the parameters of that version or a newer one. The response stream is the
+        acknowledgement of the push, then the header, chunks and trailer of a pull. A retry of an applied push also returns
+        the parameters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Writes a snapshot now and returns when it is on disk.
+        """Writes a snapshot, and returns when it is on disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerStatus(self, request, context):
-        """Returns what the server holds and has done; its models in pages, where `page_size` asks for them.
+        """Returns the server's version, memory, threads and models, in pages if `page_size` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,17 +249,17 @@ def add_ParameterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ParameterService(object):
-    """Holds parameters and Adam's state, and applies gradients that workers push.
+    """Holds models, each with its parameters and Adam's state, and applies the gradients that workers push.
 
-    Idempotence. A push is named by (state id, worker id, epoch, sequence) and is applied at most once however often
-    it is sent: the answer is kept and given again, to the same content only. Creating a model is named by its request
-    id, opening a session by its nonce. All other calls may be repeated at will.
+    Idempotence. The state id, the worker id, the epoch and the sequence number identify a push. The server applies it at
+    most once. It keeps the answer, and repeats it for a retry with the same content. The request id identifies the
+    creation of a model, and the nonce the opening of a session. All other calls may be repeated freely.
 
     Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
-    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. A message that arrives after a newer one has
-    decided otherwise is refused and changes nothing.
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. If a newer call has changed that, the server
+    refuses the late one, and nothing changes.
 
-    Errors. Each carries an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
+    Errors. Each has an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
 
     @staticmethod

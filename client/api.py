@@ -132,7 +132,7 @@ class ParameterClient:
             eps_mode: where eps is added: "hat" (Kingma & Ba, section 2) or "algorithm1" (as in PyTorch).
             maximize: True: maximize the objective.
             amsgrad: divide by the largest exp_avg_sq seen so far.
-            mode: how pushes become steps. "async": each push is one step.
+            mode: how the server applies pushes. "async": each push is one step.
             exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
                 Several workers can then run the same program.
 

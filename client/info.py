@@ -60,7 +60,7 @@ class ModelInfo:
     """The optimizer's settings."""
 
     mode: str
-    """How pushes become steps: "async"."""
+    """How the server applies pushes: "async"."""
 
     durability: str
     """What acknowledgements promise: "memory"."""

@@ -1,1 +1,1 @@
-"""Where compiled kernels of the CPU and of GPUs are kept between processes. Imports no compiler."""
+"""The on-disk cache of compiled kernels, for the CPU and GPUs. Imports no compiler."""

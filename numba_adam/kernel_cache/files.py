@@ -1,4 +1,4 @@
-"""How the caches of Numba and of the CUDA packages become ours: another folder, and no failure.
+"""Adapts the caches of Numba and of the CUDA packages: they use our folder, and never fail.
 
 A file that cannot be read or written costs one compilation, never an error. Imports its neighbours alone.
 """
@@ -16,11 +16,11 @@ _log = logging.getLogger("numba_adam")
 
 
 class Locator:
-    """What Numba calls a locator: a folder, and what its files are valid for.
+    """A locator, in Numba's terms: a folder, and the sources that its files are valid for.
 
     Args:
         folder: from `location.folder`.
-        sources: what the kernels are made of.
+        sources: the kernels' source files.
     """
 
     def __init__(self, folder: Path | None, sources: Sources) -> None:
@@ -31,7 +31,7 @@ class Locator:
         return str(self._folder)
 
     def get_source_stamp(self) -> str | None:
-        """Return the fingerprint that a file must have been made for."""
+        """Return the fingerprint of the sources that a file must be compiled from."""
         return self._sources.fingerprint
 
     def ensure_cache_path(self) -> None:
@@ -47,7 +47,7 @@ class Locator:
             raise PermissionError(reason)
 
     def is_current(self) -> bool:
-        """Say whether kernels that are compiled now are made of the sources that the folder is for."""
+        """Return whether kernels that are compiled now come from the folder's sources."""
         return self._sources.are_unchanged()
 
 
@@ -71,14 +71,14 @@ class FaultTolerant:
             return None
 
     def save_overload(self, sig: object, data: object) -> None:
-        """Cache a kernel if it is made of the sources that the folder is for."""
+        """Cache a kernel if it was compiled from the folder's sources."""
         if not self._impl.locator.is_current():
-            _log.info("a kernel is not kept: sources were edited after this process began")
+            _log.info("a kernel is not cached: sources were edited after this process started")
             return
         try:
             self._save(sig, data)
         except Exception as error:
-            _log.warning("a compiled kernel could not be kept in %s: %s", self.cache_path, error)
+            _log.warning("a kernel could not be cached in %s: %s", self.cache_path, error)
 
     def _save(self, sig: object, data: object) -> None:
         try:

@@ -1,10 +1,9 @@
-"""The folder in which compiled kernels are kept between processes: which one, when it is valid, who may write to it.
+"""Chooses the folder of the kernel cache, and checks who may write to it.
 
-Numba's own cache only looks at the file that contains a kernel, so a kernel that calls into another file keeps running
-old machine code after that file has changed. Here the name of the folder is a fingerprint of the compiler and of every
-source that kernels are made of: after an edit or an upgrade the folder is another one, and nothing stale can be found.
-Where the sources cannot be read, an edit would go unnoticed, and nothing is kept. The kernels of the CPU and of GPUs
-have folders side by side.
+Numba's own cache checks only the file that contains a kernel, so a kernel that calls into another file keeps running
+old machine code after that file has changed. Here the folder's name is a fingerprint of the compiler and of all source
+files of kernels. So an edit or an upgrade uses a new folder, and no stale kernel is found. If the sources cannot be
+read, an edit would go unnoticed, so nothing is cached. The kernels of the CPU and of GPUs have separate folders.
 
 Imports neither Numba nor a CUDA package; `files` is about the files in the folder.
 """
@@ -31,7 +30,7 @@ def folder(sources: Sources, chosen: str) -> Path | None:
     """Return the folder for some sources, created if necessary; None if no folder can be trusted.
 
     Args:
-        sources: what the kernels are made of.
+        sources: the kernels' source files.
         chosen: the parent folder that the user chose, NUMBA_CACHE_DIR; "" for the default.
     """
     if sources.fingerprint is None:

@@ -54,7 +54,7 @@ def why_unsafe(path: Path) -> str | None:
     if status.st_uid != os.geteuid():
         return f"{str(path)!r} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}"
     if not is_ours_alone(status):
-        return f"others may write to {str(path)!r} (mode {stat.S_IMODE(status.st_mode):o}, needed is 700 or 755)"
+        return f"others may write to {str(path)!r} (mode {stat.S_IMODE(status.st_mode):o}, expected 700 or 755)"
     for above in path.parents:
         mode = above.lstat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:

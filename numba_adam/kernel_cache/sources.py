@@ -1,4 +1,4 @@
-"""Which files kernels are made of, and a fingerprint of them. Imports the standard library alone."""
+"""The source files of kernels, and their fingerprint. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNCHECKED, _CHECKED = b"\x01\x00\x00\x00", b"\x03\x00\x00\x00"
 
 
 class Sources:
-    """The files that kernels are made of, as they were when this object read them.
+    """The source files of kernels, as they were when this object read them.
 
     Args:
         patterns: CPU_KERNELS or GPU_KERNELS.
@@ -33,8 +33,8 @@ class Sources:
         self._paths = _readable(patterns)
         self._seen = self._stamps()
         self.fingerprint = self._digest(versions) if self._paths else None
-        """A digest, 32 hexadecimal digits, of what machine code depends on besides the processor. None if the sources
-        cannot be read: they are in a zip file, or only their .pyc files are there."""
+        """A digest, 32 hexadecimal digits, of all that determines machine code but the processor. None if the sources
+        cannot be read, because they are in a zip file or only their .pyc files exist."""
 
     def are_unchanged(self) -> bool:
         """Say whether the files are unchanged; modules that are imported later run what the files contain then."""

@@ -1,4 +1,4 @@
-"""Steps with accumulated gradients: how the sums of several micro-batches become the gradients of one step."""
+"""Steps with accumulated gradients: turns the sums of several micro-batches into the gradients of one step."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Accumulation = Literal["mean", "sum"]
 
 
 class _Accumulated:
-    """The class of ACCUMULATED, which is its only object. None would be a parameter without a gradient."""
+    """The class of ACCUMULATED, its only instance. None cannot be the default: it means no gradient."""
 
     def __repr__(self) -> str:
         return "ACCUMULATED"
 
 
 ACCUMULATED = _Accumulated()
-"""The default of `grads` in `Adam.step`: take what `accumulate` has summed."""
+"""The default of `grads` in `Adam.step`: use the sums of `accumulate`."""
 
 
 def check_accumulation(accumulation: object) -> None:
-    """Refuse an argument `accumulation` of a step.
+    """Validate the argument `accumulation` of a step.
 
     Raises:
         HyperparameterError: it is neither "mean" nor "sum".
@@ -39,7 +39,7 @@ def share(accumulation: Accumulation, count: int) -> float:
         NamesError: there are no micro-batches.
     """
     if not count:
-        raise NamesError("no gradients are given, and none were accumulated: step(grads), or accumulate(grads) before")
+        raise NamesError("no gradients were given or accumulated: call step(grads), or accumulate(grads) before step()")
     return 1.0 / count if accumulation == "mean" else 1.0
 
 

@@ -1,6 +1,6 @@
-"""The choice of a backend: every parameter is borrowed and updated in the memory that it lies in.
+"""Chooses a backend for each parameter: it is borrowed and updated in the memory where it is.
 
-A CUDA package is imported only where there is an array on a GPU. Knows no framework.
+A CUDA package is imported only if an array is on a GPU. Knows no framework.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from numba_adam.settings.step_arrays import array_format
 
 
 def borrow_param(param: Any, name: str) -> Any:
-    """Return a parameter's memory: a NumPy view, or a CudaArray where it lies on a GPU.
+    """Return a parameter's memory: a NumPy view, or a CudaArray if it is on a GPU.
 
     Raises:
         ArrayError: it cannot be updated in place; the message says what to do.
     """
     if is_on_cuda(param):
         return borrow_cuda(param, name=name, writable=True, any_order=True)
-    # A view of our own: what is done to the caller's array object, such as `array.shape = ...`, does not change it.
+    # Our own view: a change of the caller's array object, such as `array.shape = ...`, does not affect it.
     return borrow(param, name=name, writable=True, narrow=True, any_order=True).view()
 
 
-def check_same_place(new: Any, name: str, old: Any) -> None:
-    """Refuse a parameter that has gone from this host's memory to a GPU, or from one GPU to another, or back.
+def check_same_device(new: Any, name: str, old: Any) -> None:
+    """Refuse a parameter that has moved to another device. Its state is still on the old one.
 
     Raises:
-        UnsupportedArrayError: it has; its state stayed where it was.
+        UnsupportedArrayError: the device differs.
     """
-    if _place(new) != _place(old):
+    if _device(new) != _device(old):
         raise UnsupportedArrayError(
-            f"{name} is {_place(new)}, and was {_place(old)} when the optimizer was made: make another optimizer, and "
-            "load_state_dict(old.state_dict()) into it"
+            f"{name} is {_device(new)}, and was {_device(old)} when the optimizer was made: make another optimizer, "
+            "and load_state_dict(old.state_dict()) into it"
         )
 
 
 def parts_of(members: Sequence[Member], options: Options) -> list[Part[Any]]:
-    """Divide parameters by the memory that they lie in and by their compute dtype.
+    """Divide parameters by their device and by their compute dtype.
 
     Raises:
-        CudaUnavailableError: one is on a GPU, and there is no CUDA package, or no driver.
-        DtypeError: one is on a GPU, and the options are not for that.
+        CudaUnavailableError: a parameter is on a GPU, but there is no CUDA package or no driver.
+        DtypeError: a parameter is on a GPU, which does not support the options.
     """
     on_host = [member for member in members if not isinstance(member.param, CudaArray)]
     on_gpus = [member for member in members if isinstance(member.param, CudaArray)]
@@ -65,23 +65,23 @@ def parts_of(members: Sequence[Member], options: Options) -> list[Part[Any]]:
 
 
 def _divided(members: Sequence[Member], options: Options) -> list[list[Member]]:
-    """Return the members of each memory and compute dtype, in the order in which these come first."""
+    """Return the members of each device and compute dtype, in order of first appearance."""
     found: dict[tuple[str, str], list[Member]] = {}
     for member in members:
-        key = _place(member.param), options.computed_in(array_format(member.param))
+        key = _device(member.param), options.computed_in(array_format(member.param))
         found.setdefault(key, []).append(member)
     return list(found.values())
 
 
 def check_loss_scale(parts: Sequence[Part[Any]]) -> None:
-    """Refuse a loss scale on a GPU, unless one part on a GPU has all parameters.
+    """Refuse a loss scale on a GPU, unless one part on that GPU has all parameters.
 
     Raises:
-        HyperparameterError: they are not.
+        HyperparameterError: the parameters have several parts, or are not on a GPU.
     """
     if len(parts) > 1 or not isinstance(parts[0].roster.params[0], CudaArray):
         raise HyperparameterError(
-            "loss_scale is an array on a GPU: that needs all parameters on that GPU, computed in one precision; give "
+            "loss_scale is an array on a GPU: all parameters must be on that GPU and have one compute dtype; or give "
             "it as a float"
         )
 
@@ -93,15 +93,15 @@ def update_on_cuda(
 
     Args:
         arrays: grad, param, exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq.
-        hyperparameters: those of this step.
-        step: 1 for the first.
+        hyperparameters: the hyperparameters of this step.
+        step: 1 for the first step.
         grad_scale: multiplies the gradient.
         labels: what messages call the columns of a table.
 
     Raises:
         ArrayError: an array does not fit; the message names it. Nothing was changed.
-        CudaUnavailableError: there is no CUDA package, or no driver.
-        HyperparameterError: the dtype that is computed in cannot hold a number. Nothing was changed.
+        CudaUnavailableError: there is no CUDA package or no driver.
+        HyperparameterError: the compute dtype cannot represent a hyperparameter. Nothing was changed.
     """
     from numba_adam.cuda.table import CudaTable  # needs a CUDA package
 
@@ -124,5 +124,5 @@ def update_on_cuda(
     table.step([arrays[0]], Scaling(grad_scale))
 
 
-def _place(array: Any) -> str:
+def _device(array: Any) -> str:
     return f"on GPU {array.device}" if isinstance(array, CudaArray) else "in this host's memory"

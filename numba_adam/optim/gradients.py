@@ -1,6 +1,6 @@
-"""The gradients of a step, brought into the order of the parameters. Knows no kernel.
+"""Puts the gradients of a step into the order of the parameters. Knows no kernel.
 
-Python needs a microsecond to tell an array or a Mapping from a list, so lists and dicts are recognized by their type.
+Lists and dicts are recognized by their exact type, because isinstance with a protocol takes a microsecond.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def in_order(grads: object, count: int, names: Sequence[str], single: bool) -> l
     """Return one gradient, or None, for each parameter.
 
     Args:
-        grads: what `Adam.step` was given.
+        grads: the argument of `Adam.step`.
         count: number of parameters.
-        names: their names, empty when they have none.
-        single: whether the optimizer was made for one bare array.
+        names: their names; empty if they have none.
+        single: True: the optimizer was made for one bare array.
 
     Raises:
-        NamesError: the form differs from the parameters', or a gradient is missing or one too many.
+        NamesError: the form differs from the parameters', or the number or names of gradients do.
     """
     if single:
         return [grads if type(grads) is np.ndarray else _one(grads)]
@@ -66,7 +66,7 @@ def _by_name(grads: object, names: Sequence[str]) -> list[object]:
     missing = [name for name in names if name not in grads]
     if missing:
         raise NamesError(
-            f"grads has no {missing[0]!r}: give a gradient for every parameter, or None to leave it as it is"
+            f"grads has no {missing[0]!r}: give a gradient for every parameter, or None to leave it unchanged"
         )
     known = set(names)
     unknown = [name for name in grads if name not in known]

@@ -1,4 +1,4 @@
-"""Steps that measure their gradients first: the global norm, clipping by it, and no step where one is not finite."""
+"""Steps that measure their gradients first: clip the global norm, and skip the step if a gradient is not finite."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def launch_if_finite(plans: Plans, scaling: Scaling) -> StepResult:
 
 
 def _sums_of_squares(plans: Plans) -> tuple[list[float], float]:
-    """Return the sum of squares of each part's gradients, and the factor that these were multiplied by before.
+    """Return the sum of squares of each part's gradients, and the factor by which these were multiplied.
 
-    float64 gradients whose squares overflow, or lose digits, are scaled and read again.
+    If squares of float64 gradients overflow or lose digits, the gradients are scaled and read again.
     """
     sums = [part.sum_of_squares(plan) for part, plan in plans]
     has_float64 = "float64" in [part.dtype for part, _ in plans]
@@ -44,9 +44,9 @@ def _sums_of_squares(plans: Plans) -> tuple[list[float], float]:
 
 
 def _overflows(plans: Plans, scaling: Scaling, factor: float, bound: float) -> bool:
-    """Return whether the square of a gradient that is multiplied by `factor` overflows its second moment.
+    """Return whether the square of a gradient times `factor` overflows the second moment.
 
-    The gradients are read again only where `bound`, which no gradient's magnitude exceeds, is near the limit.
+    The gradients are read again only if `bound`, an upper bound of their magnitudes, is near the limit.
     """
     return any(
         2.0 * bound >= part.largest_gradient

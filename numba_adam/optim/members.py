@@ -20,11 +20,11 @@ def borrow_members(groups: ParamGroups, labels: Sequence[str], options: Options)
 
     Args:
         groups: the param groups.
-        labels: what error messages call each parameter behind "params": "['w']", "[3]", or "".
-        options: of the optimizer.
+        labels: the name of each parameter after "params" in error messages: "['w']", "[3]", or "".
+        options: the optimizer's.
 
     Raises:
-        ArrayError: a parameter cannot be updated in place, or not with these options.
+        ArrayError: a parameter cannot be updated in place with these options.
     """
     pairs = [(group, param) for group in groups for param in group["params"]]
     members = []
@@ -39,7 +39,7 @@ def borrow_members(groups: ParamGroups, labels: Sequence[str], options: Options)
 
 
 def set_compute_dtypes(groups: ParamGroups, members: Sequence[Member], options: Options) -> str:
-    """Tell every group the compute dtypes of its parameters; return the narrowest of all."""
+    """Set the compute dtypes of every group's parameters; return the narrowest of all."""
     dtypes = [options.computed_in(array_format(member.param)) for member in members]
     for group in groups:
         pairs = zip(dtypes, members, strict=True)

@@ -10,7 +10,7 @@ from numba_adam.interop.arrays import Extents, check_like
 from numba_adam.interop.axes import as_given
 from numba_adam.interop.writes import CountedWrites
 from numba_adam.optim import state_dicts
-from numba_adam.optim.backends import check_same_place, parts_of
+from numba_adam.optim.backends import check_same_device, parts_of
 from numba_adam.optim.gradients import in_order
 from numba_adam.optim.members import borrow_members, set_compute_dtypes
 from numba_adam.optim.stepping import make_ready
@@ -22,22 +22,22 @@ from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroups, follow_schedules
 from numba_adam.settings.results import StepResult, may_have_written
 
-_FIXED_ARRAYS = "these arrays are the optimizer's own and cannot be replaced: write into them"
+_FIXED_ARRAYS = "these arrays belong to the optimizer and cannot be replaced: write into them"
 
 
 class Parameters:
-    """The parameters of one optimizer, in the order in which they were given. The optimizer's lock is held."""
+    """The parameters of one optimizer, in the order in which they were given. Callers hold the optimizer's lock."""
 
     def __init__(self, groups: ParamGroups, options: Options, *, is_single: bool) -> None:
         """Borrow the parameters, and divide them among the backends.
 
         Args:
             groups: the param groups.
-            options: of the optimizer.
-            is_single: whether the optimizer was given one bare array.
+            options: the optimizer's.
+            is_single: True: the optimizer was given one bare array.
 
         Raises:
-            ArrayError: a parameter cannot be updated in place; or two share memory.
+            ArrayError: a parameter cannot be updated in place, or two share memory.
         """
         self.is_single = is_single
         self.names: list[str] = [name for group in groups for name in group.get("param_names", ())]
@@ -52,13 +52,13 @@ class Parameters:
         """The narrowest compute dtype of all parameters."""
 
         self.parts: list[Part[Any]] = parts_of(self.members, options)
-        """What the backends update."""
+        """The parameters of each backend and compute dtype."""
 
     def in_order(self, grads: object) -> list[object]:
         """Return one gradient, or None, for each parameter.
 
         Raises:
-            NamesError: the form differs from the parameters', or a gradient is missing or one too many.
+            NamesError: the form differs from the parameters', or the number or names of gradients do.
         """
         return in_order(grads, len(self.members), self.names, self.is_single)
 
@@ -74,10 +74,10 @@ class Parameters:
         """Return the parts. They have the parameters' memory, hyperparameters and state for the next step.
 
         Args:
-            accumulations: how many micro-batches were accumulated.
+            accumulations: number of accumulated micro-batches.
 
         Raises:
-            ArrayError: as for `rebind`; or two of the arrays that a step writes share memory.
+            ArrayError: as for `rebind`, or two of the arrays that a step writes share memory.
         """
         if self._watch.kinds:
             self.rebind(accumulations)
@@ -89,12 +89,12 @@ class Parameters:
         return self.parts
 
     def _follow_schedules(self) -> None:
-        """Set the learning rate of every group that has a schedule to that of the next step."""
+        """Set the next step's learning rate in every group that has a schedule."""
         scheduled = [group for group in self._groups if group.schedule is not None]
         follow_schedules(scheduled, [1 + max(part.last_step(group) for part in self.parts) for group in scheduled])
 
     def count_writes(self, result: StepResult, grads: Sequence[Any]) -> None:
-        """Tell the frameworks that count writes to their tensors of a step's."""
+        """Tell frameworks that count writes to their tensors about the writes of a step."""
         if self._writes.kinds and may_have_written(result):
             self._writes.count(grads)
 
@@ -109,7 +109,7 @@ class Parameters:
         """Replace every parameter's state.
 
         Raises:
-            StateDictError: a state is from before another load. Nothing was changed.
+            StateDictError: another load replaced this state meanwhile. Nothing was changed.
         """
         for part in self.parts:
             part.check_whole([states[place] for place in part.roster.places])
@@ -120,7 +120,7 @@ class Parameters:
         """Return the arrays of a column of `Copies`, in the form in which the parameters were given.
 
         Raises:
-            HyperparameterError: the optimizer keeps none.
+            HyperparameterError: the optimizer does not have these arrays.
         """
         by_place = {
             member.place: None if array is None else as_given(array, member.axes)
@@ -128,16 +128,16 @@ class Parameters:
             for member, array in zip(part.roster.members, getattr(part.copies, column), strict=True)
         }
         if any(array is None for array in by_place.values()):
-            raise HyperparameterError(f"this optimizer keeps no such arrays: make it with {option}")
+            raise HyperparameterError(f"this optimizer does not have these arrays: make it with {option}")
         return self.in_form([by_place[place] for place in range(len(by_place))])
 
     def rebind(self, accumulations: int) -> None:
         """Re-borrow the parameters whose storage was replaced, as `tensor.data = ...` does.
 
-        Without that a step would update memory that nobody reads any more.
+        Otherwise a step would update memory that is no longer in use.
 
         Args:
-            accumulations: how many micro-batches were accumulated.
+            accumulations: number of accumulated micro-batches.
 
         Raises:
             ArrayError: a parameter's shape, dtype or memory kind has changed; or its order of axes, and gradients were
@@ -147,7 +147,7 @@ class Parameters:
             return
         members = borrow_members(self._groups, self._labels, self._options)
         for new, old in zip(members, self.members, strict=True):
-            check_same_place(new.param, f"params{new.label}", old.param)
+            check_same_device(new.param, f"params{new.label}", old.param)
             check_like(new.shown, f"params{new.label}", old.shown, "the memory it had before")
         turned = [new.label for new, old in zip(members, self.members, strict=True) if new.axes != old.axes]
         if turned and accumulations:
@@ -162,7 +162,7 @@ class Parameters:
             part.rebind([members[place] for place in part.roster.places])
 
     def _parts_with_this_state(self, members: list[Member]) -> list[Part[Any]]:
-        """Return new parts of parameters whose axes lie in another order: as in PyTorch, an element keeps its index."""
+        """Return new parts after an order of axes changed. As in PyTorch, the state of an element keeps its index."""
         saved = state_dicts.dump(self._groups, self.states())
         states = state_dicts.parse(saved, self._groups, [member.shown for member in members]).states
         parts = parts_of(members, self._options)

@@ -1,7 +1,7 @@
-"""The contents of an optimizer for `copy.deepcopy` and pickle, and an optimizer made from them. Imports neither.
+"""Converts an optimizer to plain contents for `copy.deepcopy` and pickle, and back. Imports neither module.
 
-The parameters stand in them as the arrays themselves. So a model and its optimizer are copied together, and the copied
-optimizer updates the copied model. Locks, launch plans and views are made again.
+The contents include the parameters' arrays themselves. So a model and its optimizer are copied together, and the copied
+optimizer updates the copied model. Locks, launch plans and views are created again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 class PickledSchedule:
-    """A schedule to be copied or pickled. deepcopy takes any; pickle refuses one that it could not find by its name."""
+    """A schedule for copies and pickles. deepcopy copies any; pickle refuses one that cannot be found by its name."""
 
     def __init__(self, schedule: Schedule) -> None:
         """Hold the schedule."""
@@ -61,7 +61,7 @@ def dump(
     *,
     is_single: bool,
 ) -> dict[str, Any]:
-    """Return all that another optimizer needs to go on with the same bits, in plain containers.
+    """Return everything that an optimizer needs to continue with the same bits, in plain containers.
 
     Raises:
         TypeError: a parameter cannot be copied.
@@ -76,22 +76,22 @@ def dump(
         "is_single": is_single,
         "state": {index: dict(entry) for index, entry in state.items()},
         "kept": {
-            name: _by_place(parts, [_as_given(part, getattr(part.copies, column)) for part in parts])
+            name: _by_position(parts, [_as_given(part, getattr(part.copies, column)) for part in parts])
             for name, column in _COPIES.items()
         },
-        "sums": _by_place(parts, [part.accumulator.grads() if part.accumulator else [] for part in parts]),
+        "sums": _by_position(parts, [part.accumulator.grads() if part.accumulator else [] for part in parts]),
     }
 
 
 def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
-    """Read what `dump` returned.
+    """Read the result of `dump`.
 
     Raises:
         StateDictError: another version of this library wrote it.
     """
     if said.get("format") != _FORMAT:
         raise StateDictError(
-            f"this optimizer was pickled in format {said.get('format')!r}, needed is {_FORMAT}: another version of "
+            f"this optimizer was pickled in format {said.get('format')!r}, expected {_FORMAT}: another version of "
             "numba-adam wrote it; use state_dict() between versions"
         )
     groups, entries, first = [], [], 0
@@ -106,9 +106,9 @@ def parse(said: Mapping[str, Any], owned: Mapping[str, object]) -> Said:
 
 
 def restore(parts: Sequence[Part[Any]], said: Mapping[str, Any]) -> None:
-    """Give parts the averages, copies and sums of a `dump`: the first two as the same arrays, where they fit."""
+    """Set the averages, copies and sums of a `dump`. Averages and copies stay the same arrays if they fit."""
     for part in parts:
-        assert isinstance(part, CpuPart)  # as `dump` saw to
+        assert isinstance(part, CpuPart)  # `dump` checked it
         kept = [_in_memory_order(part, _of_part(part, said["kept"][name])) for name in _COPIES]
         adopt_copies(part.copies, Copies(part.roster.params, *kept))
         grads = _of_part(part, said["sums"])
@@ -118,9 +118,9 @@ def restore(parts: Sequence[Part[Any]], said: Mapping[str, Any]) -> None:
             part.accumulator.restore(grads)
 
 
-def _of_part(part: Part[Any], by_place: Mapping[int, Any]) -> list[Any]:
-    """Return the array of each parameter of a part; None where there is none."""
-    return [by_place.get(place) for place in part.roster.places]
+def _of_part(part: Part[Any], by_position: Mapping[int, Any]) -> list[Any]:
+    """Return the array of each parameter of a part, or None."""
+    return [by_position.get(place) for place in part.roster.places]
 
 
 def _group(group: ParamGroup) -> dict[str, Any]:
@@ -142,13 +142,13 @@ def _as_given(part: Part[Any], arrays: Sequence[Any]) -> list[Any]:
 
 
 def _in_memory_order(part: Part[Any], arrays: Sequence[Any]) -> list[Any]:
-    """Return arrays with the axes of a part's parameters as these lie in memory."""
+    """Return arrays with the axes in the order in which the part's parameters have them in memory."""
     pairs = zip(arrays, part.roster.axes, strict=True)
     return [None if array is None else in_memory_order(array, axes) for array, axes in pairs]
 
 
-def _by_place(parts: Sequence[Part[Any]], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:
-    """Return the arrays of parts by their parameters' places, without those that are None."""
+def _by_position(parts: Sequence[Part[Any]], columns: Sequence[Sequence[Any]]) -> dict[int, Any]:
+    """Return the arrays of parts by their parameters' positions, without None."""
     return {
         place: array
         for part, column in zip(parts, columns, strict=True)
@@ -169,7 +169,7 @@ def _check_copyable(given: object, param: object, name: str) -> None:
 
 
 def _check_named(schedule: Any) -> None:
-    """Refuse a function that pickle could not find by its name."""
+    """Refuse a function that pickle cannot find by its name."""
     function = schedule.func if isinstance(schedule, partial) else schedule
     if not isinstance(function, FunctionType):
         return
@@ -178,7 +178,7 @@ def _check_named(schedule: Any) -> None:
         found = getattr(found, name, None)
     if found is not function:
         raise HyperparameterError(
-            f"lr={function.__qualname__!r} is a schedule that cannot be pickled, for no module has it under that name: "
-            "use a function at the top level of a module, or an object with __call__; or save state_dict(), which has "
-            "the last learning rate as a number"
+            f"lr={function.__qualname__!r} is a schedule that cannot be pickled, because no module has it under that "
+            "name: use a function at the top level of a module, or an object with __call__; or save state_dict(), "
+            "which has the last learning rate as a number"
         )

@@ -17,11 +17,11 @@ def scaling(
     zero_grad: object = False,
     dtype: str = "float32",
 ) -> Scaling:
-    """Return the treatment of the gradients that these arguments of `Adam.step` ask for.
+    """Return the treatment of the gradients for these arguments of `Adam.step`.
 
     Args:
         grad_scale: multiplies every gradient.
-        loss_scale: divides every gradient; one on a GPU is read there, in the step.
+        loss_scale: divides every gradient; an array on a GPU is read there, during the step.
         max_grad_norm: largest global norm.
         clip_value: largest magnitude of an element.
         zero_grad: whether the gradients are set to zero.
@@ -32,7 +32,7 @@ def scaling(
     """
     is_plain = loss_scale is None and max_grad_norm is None and clip_value is None
     if is_plain and zero_grad is False and type(grad_scale) is float and grad_scale == 1.0:
-        return AS_THEY_ARE  # as nearly always
+        return AS_THEY_ARE  # the usual case
     factor, zero = real("grad_scale", grad_scale), flag("zero_grad", zero_grad)
     on_gpu = loss_scale if loss_scale is not None and is_on_cuda(loss_scale) else None
     if loss_scale is not None and on_gpu is None:

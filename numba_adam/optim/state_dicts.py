@@ -75,7 +75,7 @@ def parse(state_dict: Mapping[str, Any], groups: Sequence[ParamGroup], params: S
 
 
 def _nesting(state_dict: object) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Any]]:
-    """Return the groups and the states, after checking that they are groups and states."""
+    """Return the groups and the states, and check their types."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise StateDictError("a state dict has the keys 'state' and 'param_groups'; pass what state_dict() returned")
     entries, by_key = state_dict["param_groups"], state_dict["state"]
@@ -90,7 +90,7 @@ def _nesting(state_dict: object) -> tuple[Sequence[Mapping[str, Any]], Mapping[A
 
 
 def _check_keys(keys: Sequence[Any], by_key: Mapping[Any, Any]) -> None:
-    """Refuse a state that belongs to no array, or to two."""
+    """Refuse a state that belongs to no array or to two."""
     numbers = [key for key in keys if isinstance(key, (int, str))]
     if len(numbers) < len(keys):
         raise StateDictError("the 'params' of 'param_groups' must be numbers; pass what state_dict() returned")
@@ -103,7 +103,7 @@ def _check_keys(keys: Sequence[Any], by_key: Mapping[Any, Any]) -> None:
 
 
 def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGroup]) -> None:
-    """Refuse the same names in another order: each state would go to another array. New names are accepted."""
+    """Refuse the same names in another order, which would exchange states between arrays. Accept new names."""
     for index, entry in enumerate(entries):
         names = entry.get("param_names") or []
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
@@ -119,7 +119,7 @@ def _check_names(entries: Sequence[Mapping[str, Any]], groups: Sequence[ParamGro
 
 
 def _hyperparameters(entry: Mapping[str, Any], group: ParamGroup) -> tuple[Hyperparameters, dict[str, Any]]:
-    """Return a group's hyperparameters and notes. What the entry lacks stays as it is, except eps_mode."""
+    """Return a group's hyperparameters and notes. Missing entries keep their values, except eps_mode."""
     silent = (*FIXED, *PYTORCHS, *group.owned)
     said = {key: plain(value) for key, value in entry.items() if key in HYPERPARAMETER_NAMES and key not in silent}
     notes = {key: deepcopy(value) for key, value in entry.items() if key not in (*HYPERPARAMETER_NAMES, *silent)}
@@ -157,7 +157,7 @@ def _step(value: object, name: str) -> int:
 
 
 def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Array | EightBit:
-    """Return one array of a state, in whatever format it has."""
+    """Return one array of a state, in its own format."""
     label = f"{where}[{name!r}]"
     if _dtype_name(state[name]) != "uint8":
         return _array(state[name], label, param)
@@ -176,13 +176,13 @@ def _moment(state: Mapping[str, Any], name: str, where: str, param: Array) -> Ar
 
 
 def _axes(state: Mapping[str, Any], where: str, param: Array) -> Axes | None:
-    """Return the order of axes in which the blocks of codes follow each other; None for C order."""
+    """Return the order of axes of the blocks of codes; None for C order."""
     given = state.get("axes")
     if given is None:
         return None
     try:
         axes = tuple(map(operator.index, given))
-    except (TypeError, ValueError, RuntimeError):  # whatever a framework raises
+    except (TypeError, ValueError, RuntimeError):  # frameworks raise different errors
         axes = ()
     if sorted(axes) != list(range(param.ndim)):
         raise StateDictError(
@@ -192,12 +192,12 @@ def _axes(state: Mapping[str, Any], where: str, param: Array) -> Axes | None:
 
 
 def _dtype_name(array: object) -> str:
-    """Return the name of an array's dtype, whatever framework it is of."""
+    """Return the name of an array's dtype, for any framework."""
     return str(getattr(array, "dtype", "")).rpartition(".")[2]
 
 
 def _read(array: Any, name: str) -> Array:
-    """Return a NumPy array of an array of any framework: the array itself where it is one."""
+    """Convert an array of any framework to a NumPy array; return a NumPy array itself."""
     try:
         return np.asarray(array)
     except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, for instance

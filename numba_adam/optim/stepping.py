@@ -1,7 +1,7 @@
-"""The steps of a step, over all parts of an optimizer: make ready, plan, check, launch.
+"""The stages of a step, over all parts of an optimizer: make ready, plan, check, launch.
 
-All parts make the step, or none does: the first three change neither a parameter nor its state. An optimizer has one
-part, unless its parameters differ in compute dtype or in the memory that they lie in.
+All parts make the step, or none does: the first three stages change neither a parameter nor its state. An optimizer has
+one part, unless its parameters differ in compute dtype or device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Parts = Sequence[Part[Any]]
 
 
 def make_ready(parts: Parts) -> None:
-    """Let every part have a table for the current hyperparameters, and the state that its step needs.
+    """Make every part's table for the current hyperparameters, and the state that its step needs.
 
     Raises:
         ArrayError: two of the arrays that a step writes share memory.
@@ -58,7 +58,7 @@ def plan(parts: Parts, grads: Sequence[Any], scaling: Scaling) -> Plans:
 
 
 def check(plans: Plans) -> None:
-    """Refuse gradients that share memory, for a step that sets them to zero: it would zero one before it reads another.
+    """Refuse gradients that share memory if the step sets them to zero: it would zero one before it reads the other.
 
     Raises:
         OverlapError: two gradients share memory. Nothing was changed.
@@ -68,7 +68,7 @@ def check(plans: Plans) -> None:
 
 
 def launch(plans: Plans, scaling: Scaling) -> StepResult:
-    """Make the planned step; where the gradients are measured, only if they are finite, and clipped to their norm."""
+    """Make the planned step. If the gradients are measured: only if they are finite, and with their norm clipped."""
     if scaling.is_measured:
         part, its_plan = plans[0]
         if len(plans) == 1 and part.measures_in_launch:
@@ -89,7 +89,7 @@ def accumulate(parts: Parts, grads: Sequence[Any]) -> None:
     make_ready(parts)
     plans = plan(parts, grads, AS_THEY_ARE)
     for part in parts:
-        part.make_accumulator()  # before anything is added: there may be no memory for one
+        part.make_accumulator()  # first, because an allocation may fail
     for (part, its_plan), own in zip(plans, _divided(grads, parts), strict=True):
         part.accumulate(its_plan, own)
 

@@ -1,6 +1,6 @@
-"""Parameters whose storage may be replaced between steps, as `tensor.data = ...` does: a cheap look before each step.
+"""Detects, cheaply before each step, parameters whose storage was replaced, as `tensor.data = ...` does.
 
-NumPy arrays need none: the kernels look at their objects. Knows no framework.
+NumPy arrays are skipped, because the kernels check their objects. Knows no framework.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class _Kind(NamedTuple):
 
     layouts: Callable[[Sequence[Any]], object]  # returns their addresses, shapes, strides and dtypes
     params: list[Any]
-    seen: object  # the layouts when they were borrowed
+    seen: object  # their layouts when they were borrowed
 
 
 class Watch:
@@ -32,10 +32,10 @@ class Watch:
             if layouts is not None:
                 found.setdefault(layouts, []).append(param)
         self.kinds = [_Kind(layouts, of_kind, layouts(of_kind)) for layouts, of_kind in found.items()]
-        """Empty where there is nothing to look at."""
+        """Empty if there is nothing to check."""
 
     def sees_a_change(self) -> bool:
-        """Return whether one of them has another layout now, or cannot be borrowed any more."""
+        """Return whether a layout has changed, or a parameter cannot be borrowed any more."""
         try:
             return any(layouts(params) != seen for layouts, params, seen in self.kinds)
         except ArrayError:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """How pushes become steps."""
+    """How the server applies pushes."""
 
     ASYNC = "async"
     """Every accepted push is one step, in the order of acceptance."""

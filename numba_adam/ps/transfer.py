@@ -13,7 +13,7 @@ from numba_adam.ps.checksum import SUPPORTED, new_checksum
 
 
 class Chunk(NamedTuple):
-    """A run of payload bytes, as a view of the received message."""
+    """A range of payload bytes, as a view of the received message."""
 
     offset: int
     """Position of the first byte within the payload."""
@@ -68,7 +68,7 @@ class Reader:
             InvalidRequestError: the chunk does not follow the one before, is empty, or exceeds the declared size. It
                 was not copied.
         """
-        self._check_place(chunk.offset, chunk.data.nbytes)
+        self._check_position(chunk.offset, chunk.data.nbytes)
         data = self._put(chunk.data)
         if self._running is not None:
             self._running.update(data)
@@ -98,7 +98,7 @@ class Reader:
         """Copy the next bytes; return the copy that is still in the CPU's cache, for the checksum."""
         return data
 
-    def _check_place(self, offset: int, size: int) -> None:
+    def _check_position(self, offset: int, size: int) -> None:
         if offset != self.received_bytes:
             kind = "overlaps the one before" if offset < self.received_bytes else "leaves a gap"
             raise self.malformed(

@@ -146,9 +146,7 @@ class Health:
                 return str(HealthCheckRequest.FromString(raw).service)
         except DecodeError:
             pass
-        context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT, "the request must be a HealthCheckRequest of 1,024 bytes at most"
-        )
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "send a request of at most 1,024 bytes: a HealthCheckRequest")
         raise AssertionError("abort raises")
 
     def _forget(self, watcher: _Watcher) -> None:

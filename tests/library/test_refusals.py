@@ -331,7 +331,7 @@ def test_named_parameters_want_named_gradients(grads):
 def test_no_gradients_at_all_where_none_were_accumulated(form):
     w = np.ones(3)
     optimizer = na.Adam({"single": w, "list": [w], "dict": {"w": w}}[form])
-    check_refused(optimizer.step, [w], NamesError, ["no gradients are given", "accumulate"])
+    check_refused(optimizer.step, [w], NamesError, ["no gradients were given", "accumulate"])
     if form != "single":  # where None is the one gradient, which is missing
         check_refused(lambda: optimizer.step(None), [w], NamesError, ["grads is a NoneType"])
     assert optimizer.state == {}

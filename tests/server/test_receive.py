@@ -155,9 +155,7 @@ def test_a_value_from_the_limit_on_is_named(dtype, limit, largest, element):
             taker.take(part)
         if is_refused:
             name, place = ("first", element) if element < 6 else ("second", element - 6)
-            with pytest.raises(
-                NonFiniteError, match=f"gradient '{name}' holds .* at element {place}.*overflows {dtype}"
-            ):
+            with pytest.raises(NonFiniteError, match=f"'{name}' holds .* at element {place}.*overflows {dtype}"):
                 taker.finish(xxhash.xxh3_64_intdigest(payload))
         else:
             taker.finish(xxhash.xxh3_64_intdigest(payload))

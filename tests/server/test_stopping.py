@@ -207,7 +207,7 @@ def test_a_full_disk_is_said_and_costs_only_what_finds_no_room(tmp_path, process
         process.signal(signal.SIGTERM)
         wait_for_snapshot(process)
     assert process.wait() == 1
-    assert "model large: no last snapshot" in process.log.read_text()
+    assert "model large: the last snapshot could not be written" in process.log.read_text()
     peer = peers(processes(tmp_path / "data").address)
     assert (peer.state().state_id, peer.state().version) == (worker.state_id, 3)
     assert peer.state("large").version == 0
@@ -219,7 +219,7 @@ def test_room_that_is_made_on_a_full_disk_meanwhile_is_used(tmp_path, processes,
     limit_files(process, 1 << 10)
     with in_mid_push(peer, stopped=True):
         process.signal(signal.SIGTERM)
-        while "model model: no last snapshot" not in process.log.read_text():
+        while "model model: the last snapshot could not be written" not in process.log.read_text():
             assert process.is_running
         limit_files(process, resource.RLIM_INFINITY)
     assert process.wait() == 0

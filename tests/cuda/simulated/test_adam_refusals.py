@@ -77,7 +77,7 @@ def test_a_read_only_gradient_cannot_be_set_to_zero():
 def test_a_loss_scale_on_a_gpu_needs_all_parameters_there():
     optimizer, params, grads = pair()
     scale = Interface(np.array(2.0, "f4"))
-    with pytest.raises(HyperparameterError, match="loss_scale is an array on a GPU: that needs all parameters on that"):
+    with pytest.raises(HyperparameterError, match="loss_scale is an array on a GPU: all parameters must be on that"):
         optimizer.step(grads, loss_scale=scale)
     with pytest.raises(HyperparameterError, match="loss_scale is an array on a GPU"):
         na.Adam(np.ones(3)).step(np.ones(3), loss_scale=scale)

@@ -95,7 +95,7 @@ def test_the_mean_is_the_sum_times_one_over_the_count(dtype, count):
     {"loss_scale": 4.0, "max_grad_norm": 3.0, "clip_value": 0.1},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("kind", ["mean", "sum"])
-def test_what_is_done_to_gradients_is_done_to_the_mean_or_the_sum(kind, step):
+def test_scaling_and_clipping_apply_to_the_mean_or_the_sum(kind, step):
     params, batches = ones(), draws(4)
     own, result = accumulated(params, batches, {**step, "accumulation": kind})
     share = np.float32(0.25 if kind == "mean" else 1.0)  # exact, so that the order of the factors does not matter
@@ -104,14 +104,14 @@ def test_what_is_done_to_gradients_is_done_to_the_mean_or_the_sum(kind, step):
     assert result == other
 
 
-def test_the_norm_is_that_of_the_mean():
+def test_the_norm_is_the_norm_of_the_mean():
     batches = draws(3)
     _, result = accumulated(ones(), batches, {"max_grad_norm": 1e9})
     squares = math.fsum(float(x) ** 2 for total in sums_of(batches, "float32") for x in total)
     assert result.grad_norm == pytest.approx(math.sqrt(squares) / 3, rel=1e-13)
 
 
-def test_rounds_follow_each_other():
+def test_several_rounds_of_accumulation_can_follow_each_other():
     params = ones()
     own = na.Adam([param.copy() for param in params])
     by_hand = na.Adam([param.copy() for param in params])
@@ -126,7 +126,7 @@ def test_rounds_follow_each_other():
     assert contents(own) == contents(by_hand)
 
 
-def test_the_threads_change_no_bit():
+def test_the_number_of_threads_does_not_change_the_bits():
     found, before = set(), numba.get_num_threads()
     try:
         for threads in range(1, before + 1):
@@ -138,7 +138,7 @@ def test_the_threads_change_no_bit():
     assert len(found) == 1
 
 
-def test_averages_copies_and_masters_follow():
+def test_averages_copies_and_master_weights_are_updated():
     params, batches = ones("bfloat16"), draws(3, "bfloat16")
     for options in ({"master_weights": True, "ema_decay": 0.5}, {"low_precision_copy": "float16", "ema_decay": 0.5}):
         own, _ = accumulated(params, batches, {"accumulation": "sum"}, **options)
@@ -150,7 +150,7 @@ def test_averages_copies_and_masters_follow():
 # --- the caller's gradients ---
 
 
-def test_the_callers_gradients_are_not_changed_and_may_be_used_again():
+def test_gradients_are_not_changed_and_can_be_reused():
     optimizer, grad = na.Adam([np.zeros(3, np.float32)], lr=1.0, betas=(0.0, 0.0)), np.ones(3, np.float32)
     for _ in range(3):
         optimizer.accumulate([grad])
@@ -161,7 +161,7 @@ def test_the_callers_gradients_are_not_changed_and_may_be_used_again():
     assert optimizer.state[0]["exp_avg"].tolist() == [6, 6, 6]
 
 
-def test_gradients_may_be_read_only_share_memory_and_be_any_buffer():
+def test_gradients_may_be_read_only_shared_or_any_buffer():
     grad = np.arange(6, dtype=np.float32)
     grad.setflags(write=False)
     optimizer = na.Adam([np.zeros(4, np.float32), np.zeros(4, np.float32)], betas=(0.0, 0.0))
@@ -172,7 +172,7 @@ def test_gradients_may_be_read_only_share_memory_and_be_any_buffer():
 
 
 @pytest.mark.parametrize("form", ["one", "dict", "groups"])
-def test_gradients_come_in_the_form_of_the_parameters(form):
+def test_gradients_have_the_same_form_as_the_parameters(form):
     w, grad = np.zeros(3), np.ones(3)
     params, grads = {
         "one": (w, grad),
@@ -186,7 +186,7 @@ def test_gradients_come_in_the_form_of_the_parameters(form):
     assert next(iter(optimizer.state.values()))["exp_avg"].tolist() == [1, 1, 1]
 
 
-def test_none_adds_nothing_and_counts_in_the_mean():
+def test_none_counts_as_a_zero_gradient_in_the_mean():
     params, batches = ones(), draws(4)
     for k, grads in enumerate(batches):
         grads[k] = grads[4] = None
@@ -196,7 +196,7 @@ def test_none_adds_nothing_and_counts_in_the_mean():
     assert 4 not in own.state
 
 
-def test_a_parameter_that_had_a_gradient_in_an_earlier_round_stays_as_it_is_without_one():
+def test_a_parameter_without_a_gradient_in_this_round_does_not_change():
     params = [np.ones(3), np.ones(3, np.float32)]
     optimizer = na.Adam(params, lr=0.5)
     for _ in range(2):
@@ -209,7 +209,7 @@ def test_a_parameter_that_had_a_gradient_in_an_earlier_round_stays_as_it_is_with
     assert params[0].tobytes() == before
 
 
-def test_a_step_in_which_all_gradients_are_none_changes_nothing():
+def test_a_step_with_only_none_gradients_changes_nothing():
     optimizer = na.Adam([np.ones(3)])
     optimizer.accumulate([None])
     assert optimizer.step().applied
@@ -223,7 +223,7 @@ def test_a_step_in_which_all_gradients_are_none_changes_nothing():
 
 @pytest.mark.parametrize("step", [{"loss_scale": 2.0}, {"max_grad_norm": 1.0}], ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_step_that_is_left_out_drops_the_sums(bad, step):
+def test_a_skipped_step_drops_the_sums(bad, step):
     params = [np.ones(3), np.ones(40_000, np.float32)]
     optimizer = na.Adam(params)
     optimizer.accumulate([np.ones(3), np.ones(40_000)])
@@ -241,7 +241,7 @@ def test_a_step_that_is_left_out_drops_the_sums(bad, step):
     assert contents(optimizer) == contents(other)
 
 
-def test_sums_that_overflow_are_found():
+def test_an_overflow_of_a_sum_is_detected():
     optimizer = na.Adam([np.ones(2, np.float32)])
     for _ in range(2):
         optimizer.accumulate([np.full(2, 3e38, np.float32)])
@@ -249,7 +249,7 @@ def test_sums_that_overflow_are_found():
     assert optimizer.state == {}
 
 
-def test_without_a_scale_or_a_norm_what_is_not_finite_is_used_and_is_gone_with_the_step():
+def test_without_a_finite_check_non_finite_sums_are_used_and_then_reset():
     optimizer = na.Adam([np.ones(2)])
     optimizer.accumulate([np.array([1.0, np.nan])])
     assert optimizer.step().applied
@@ -257,7 +257,7 @@ def test_without_a_scale_or_a_norm_what_is_not_finite_is_used_and_is_gone_with_t
     assert optimizer.step(loss_scale=1.0).applied
 
 
-def test_what_was_accumulated_can_be_dropped():
+def test_accumulated_gradients_can_be_dropped():
     params, grads = ones(), draws(1)[0]
     optimizer = na.Adam([param.copy() for param in params])
     optimizer.drop_accumulated()  # nothing yet
@@ -274,7 +274,7 @@ def test_what_was_accumulated_can_be_dropped():
 # --- refusals ---
 
 
-def test_a_step_without_gradients_needs_some_that_were_accumulated():
+def test_a_step_without_gradients_requires_accumulated_ones():
     for params in (np.ones(3), [np.ones(3)], {"w": np.ones(3)}):
         optimizer = na.Adam(params)
         with pytest.raises(NamesError, match="accumulate"):
@@ -293,7 +293,7 @@ def test_a_step_with_gradients_while_sums_exist_is_refused_with_advice():
 
 
 @pytest.mark.parametrize("value", ["average", None, 1, np.ones(2), ["mean"]], ids=repr)
-def test_another_kind_of_accumulation_is_refused_and_the_sums_stay(value):
+def test_an_unknown_accumulation_is_refused_and_the_sums_are_kept(value):
     optimizer = na.Adam([np.ones(3)])
     with pytest.raises(HyperparameterError, match="accumulation"):
         optimizer.step([np.ones(3)], accumulation=value)
@@ -314,7 +314,7 @@ WRONG = {
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("name", WRONG)
-def test_a_gradient_that_does_not_fit_leaves_all_sums_as_they_were(name, place, warm):
+def test_an_unsuitable_gradient_changes_no_sum(name, place, warm):
     error, make = WRONG[name]
     optimizer = na.Adam([np.ones(3, np.float32), np.ones(3), np.ones(3, np.float32)], betas=(0.0, 0.0))
     count = 1 if warm else 0
@@ -340,7 +340,7 @@ def test_gradients_in_another_form_are_refused(wrong):
 
 
 @pytest.mark.parametrize("first", ["accumulate", "step"])
-def test_a_gradient_in_a_parameters_memory_is_refused_whatever_came_first(first):
+def test_a_gradient_in_a_parameters_memory_is_refused_in_any_order_of_calls(first):
     """Among them a float32 gradient in a float64 parameter, which another part of the optimizer updates."""
     single, double = np.ones(4, np.float32), np.ones(2)
     optimizer = na.Adam([single, double])
@@ -373,14 +373,14 @@ def test_a_parameter_made_read_only_keeps_the_sums():
 # --- beside other things ---
 
 
-def test_accumulating_is_no_step():
+def test_accumulating_does_not_count_as_a_step():
     optimizer = na.Adam([np.ones(3)], ema_decay=0.5)
     optimizer.accumulate([np.ones(3)])
     assert optimizer.state == {}
     assert optimizer.state_dict()["state"] == {}
 
 
-def test_hyperparameters_may_change_while_sums_wait():
+def test_hyperparameters_can_change_between_accumulation_and_step():
     w, other = np.ones(3), np.ones(3)
     optimizer = na.Adam([w])
     optimizer.accumulate([np.ones(3)])
@@ -392,7 +392,7 @@ def test_hyperparameters_may_change_while_sums_wait():
     assert "max_exp_avg_sq" in optimizer.state[0]
 
 
-def test_sums_wait_while_a_state_is_loaded():
+def test_loading_a_state_keeps_the_sums():
     """As PyTorch's gradients do."""
     source, _ = stepped([np.ones(3)], [np.full(3, 2.0)])
     w, other = np.ones(3), np.ones(3)
@@ -406,7 +406,7 @@ def test_sums_wait_while_a_state_is_loaded():
     assert optimizer.state[0]["step"] == 2
 
 
-def test_two_threads_may_accumulate_at_once():
+def test_two_threads_can_accumulate_at_the_same_time():
     optimizer = na.Adam([np.ones(40_000, np.float32)], betas=(0.0, 0.0))
 
     def work():
@@ -448,7 +448,7 @@ def test_no_sum_is_lost_between_threads_that_accumulate_and_one_that_steps():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_goes_on_with_what_was_accumulated(run_python):
+def test_a_forked_child_continues_with_the_accumulated_sums(run_python):
     program = """
 import os
 import threading
@@ -472,7 +472,7 @@ print(good, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.parity
-def test_a_parameters_memory_may_move_while_sums_wait():
+def test_a_parameters_storage_can_be_replaced_between_accumulation_and_step():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; `make parity` installs it")
     w = torch.nn.Parameter(torch.ones(3))
     optimizer = na.Adam([w], lr=1.0, betas=(0.0, 0.0))

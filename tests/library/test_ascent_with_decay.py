@@ -62,7 +62,7 @@ def by_rows(param, grads, scale, options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o['decoupled_weight_decay']}-{o['eps_mode']}")
 @pytest.mark.parametrize("way", [by_function, by_optimizer, by_clipping, by_rows])
-def test_maximising_with_decay_is_what_the_papers_write(way, options, dtype):
+def test_maximizing_with_decay_follows_the_papers(way, options, dtype):
     param, grads = data(dtype)
     oracle = expected(param.copy(), grads, 0.5, options)
     moments = way(param, [grad.copy() for grad in grads], 0.5, options)
@@ -82,7 +82,7 @@ def test_adamw_climbs_and_decays():
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_without_a_gradient_both_directions_decay_towards_zero(decoupled):
+def test_without_gradients_decay_goes_to_zero_in_both_directions(decoupled):
     up, down = np.full(3, 2.0), np.full(3, 2.0)
     for param, maximize in ((up, True), (down, False)):
         options = {"weight_decay": 0.5, "decoupled_weight_decay": decoupled, "maximize": maximize}

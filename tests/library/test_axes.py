@@ -59,7 +59,7 @@ def same_bits(one, other):
 
 @pytest.mark.parametrize("mix", [False, True], ids=["same order", "other orders"])
 @pytest.mark.parametrize("seed", range(12))
-def test_a_step_is_the_reference_whatever_the_order_of_axes(seed, mix, dtype):
+def test_a_step_matches_the_reference_for_any_order_of_axes(seed, mix, dtype):
     rng, cases = draw(seed)
     params = arrays(rng, cases, dtype)
     places = [param.ctypes.data for param in params]
@@ -84,7 +84,7 @@ def test_a_step_is_the_reference_whatever_the_order_of_axes(seed, mix, dtype):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("treatment", [{}, {"max_grad_norm": 0.5, "clip_value": 0.3}, {"zero_grad": True}], ids=repr)
 @pytest.mark.parametrize("seed", range(100, 104))
-def test_every_element_has_the_bits_of_its_twin_in_c_order(seed, options, treatment):
+def test_every_element_has_the_same_bits_as_in_c_order(seed, options, treatment):
     rng, cases = draw(seed)
     params = arrays(rng, cases)
     others = twins(params)
@@ -111,7 +111,7 @@ def test_every_element_has_the_bits_of_its_twin_in_c_order(seed, options, treatm
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_what_is_kept_has_the_parameters_shape_and_strides(order):
+def test_state_and_copies_have_the_parameters_shape_and_strides(order):
     """As with torch.preserve_format: moments, averages, copies."""
     param = laid_out(np.ones((2, 3, 4), np.float32), order)
     optimizer = na.Adam(param, amsgrad=True, ema_decay=0.5, low_precision_copy="float16")
@@ -125,7 +125,7 @@ def test_what_is_kept_has_the_parameters_shape_and_strides(order):
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.dtype(np.uint16)], ids=str)
 @pytest.mark.parametrize("options", [{"master_weights": True}, {}, {"state_dtype": "bfloat16"}], ids=repr)
-def test_parameters_of_16_bits(dtype, options):
+def test_16_bit_parameters_have_any_order_of_axes(dtype, options):
     rng, cases = draw(7)
     params = arrays(rng, cases, BFLOAT16 if dtype == np.uint16 else dtype)
     if dtype == np.uint16:
@@ -141,7 +141,7 @@ def test_parameters_of_16_bits(dtype, options):
         assert optimizers[0].state[0]["master_param"].shape == params[0].shape
 
 
-def test_accumulated_gradients_of_any_order():
+def test_accumulated_gradients_have_any_order_of_axes():
     rng, cases = draw(3)
     params = arrays(rng, cases)
     others = twins(params)
@@ -156,7 +156,7 @@ def test_accumulated_gradients_of_any_order():
     assert all(same_bits(*pair) for pair in zip(params, others, strict=True))
 
 
-def test_a_gradient_of_another_order_is_set_to_zero_only_with_the_step():
+def test_a_gradient_with_another_order_is_zeroed_only_by_the_step():
     param = np.ones((3, 4), np.float32)
     optimizer, grad = na.Adam(param), np.full((3, 4), np.inf, np.float32, order="F")
     assert not optimizer.step(grad, zero_grad=True, max_grad_norm=1.0).applied
@@ -168,7 +168,7 @@ def test_a_gradient_of_another_order_is_set_to_zero_only_with_the_step():
     assert not grad.any()
 
 
-def test_a_large_array_in_fortran_order_on_several_threads():
+def test_a_large_array_in_fortran_order_is_updated_on_several_threads():
     rng = np.random.default_rng(0)
     param, other = np.asfortranarray(rng.normal(size=(700, 301))), None
     other = param.copy(order="C")
@@ -182,7 +182,7 @@ def test_a_large_array_in_fortran_order_on_several_threads():
 
 
 @pytest.mark.parametrize("seed", range(20, 30))
-def test_the_function_takes_arrays_of_one_order(seed, dtype):
+def test_the_function_accepts_arrays_with_the_same_order(seed, dtype):
     rng, cases = draw(seed, 1)
     param, grad, exp_avg, exp_avg_sq, largest = (arrays(rng, cases, dtype)[0] for _ in range(5))
     for array in (exp_avg_sq, largest):
@@ -197,7 +197,7 @@ def test_the_function_takes_arrays_of_one_order(seed, dtype):
 
 
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
-def test_the_function_refuses_a_state_of_another_order_by_name(name):
+def test_the_function_refuses_a_state_with_another_order(name):
     for order in ("C", "F"):
         given = {
             each: np.ones((3, 4), np.float32, order) for each in ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -224,7 +224,7 @@ def trained(order, **options):
 
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True, "ema_decay": 0.5}, {"state_dtype": "bfloat16"}], ids=repr)
 @pytest.mark.parametrize("orders", list(itertools.product([(0, 1, 2), (2, 1, 0), (1, 2, 0)], repeat=2)))
-def test_a_state_goes_on_in_an_optimizer_of_another_order(orders, options):
+def test_a_state_continues_in_an_optimizer_with_another_order(orders, options):
     param, optimizer = trained(orders[0], **options)
     other = laid_out(param, orders[1])
     resumed = na.Adam({"w": other}, **options)
@@ -240,7 +240,7 @@ def test_a_state_goes_on_in_an_optimizer_of_another_order(orders, options):
 
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 2, 1)])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_a_state_in_8_bits_goes_on_after_files_that_keep_no_strides(order, amsgrad):
+def test_an_8_bit_state_continues_after_files_that_do_not_store_strides(order, amsgrad):
     """The blocks of codes run through the memory: "axes" says in which order, wherever the codes lie meanwhile."""
     param, optimizer = trained(order, state_dtype="8bit", amsgrad=amsgrad)
     saved = optimizer.state_dict()
@@ -255,7 +255,7 @@ def test_a_state_in_8_bits_goes_on_after_files_that_keep_no_strides(order, amsgr
 
 
 @pytest.mark.parametrize("orders", list(itertools.permutations([(0, 1, 2), (2, 1, 0), (1, 2, 0)], 2)))
-def test_a_state_in_8_bits_is_read_by_optimizers_of_any_order(orders):
+def test_an_8_bit_state_loads_into_optimizers_with_any_order(orders):
     """As floats its bits are the same; in the blocks of another order they are rounded once more."""
     param, optimizer = trained(orders[0], state_dtype="8bit", amsgrad=True)
     floats = [na.Adam({"w": laid_out(param, order)}, state_dtype="float32", amsgrad=True) for order in orders]
@@ -273,7 +273,7 @@ def test_a_state_in_8_bits_is_read_by_optimizers_of_any_order(orders):
 
 
 @pytest.mark.parametrize("axes", [(0, 1), (0, 1, 1), (0, 1, 3), "012", 3, (0.0, 1.0, 2.0)])
-def test_axes_that_are_none_are_refused(axes):
+def test_invalid_axes_are_refused(axes):
     _, optimizer = trained((2, 1, 0), state_dtype="8bit")
     saved = optimizer.state_dict()
     saved["state"][0]["axes"] = axes
@@ -298,7 +298,7 @@ SPARSE = {
 
 
 @pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
-def test_what_is_not_dense_is_refused_by_name(make):
+def test_arrays_that_are_not_dense_are_refused_by_name(make):
     values = make()
     good = np.ones((3, 4), np.float32)
     with pytest.raises(LayoutError, match=r"params\['w'\].*has strides.*contiguous memory, its axes in any order"):
@@ -317,7 +317,7 @@ def test_what_is_not_dense_is_refused_by_name(make):
     assert optimizer.state["w"]["step"] == 1
 
 
-def test_rows_of_tables_stay_in_c_order():
+def test_tables_of_rows_must_be_in_c_order():
     """What is named of a table is a row, so a row lies in one piece; its gradient may lie in any order."""
     table, moments = np.ones((4, 3), np.float32, "F"), [np.zeros((4, 3), np.float32) for _ in range(2)]
     rows, grads = np.array([1, 3]), np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)
@@ -332,7 +332,7 @@ def test_rows_of_tables_stay_in_c_order():
         na.adam_update_rows(tables[0], rows, np.repeat(grads, 2, axis=1)[:, ::2], *states[0], 2)
 
 
-def test_a_gradient_of_another_shape_is_refused_whatever_its_order():
+def test_a_gradient_with_another_shape_is_refused_in_any_order():
     param = np.ones((3, 4), np.float32, "F")
     optimizer = na.Adam({"w": param})
     with pytest.raises(ShapeError, match=r"grads\['w'\] has shape \(4, 3\).*params\['w'\], \(3, 4\)"):

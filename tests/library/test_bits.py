@@ -45,14 +45,14 @@ def expected():
     numba.set_num_threads(before)
 
 
-def test_one_two_and_four_threads(run_python, dtype, expected):
+def test_one_two_and_four_threads_give_the_same_bits(run_python, dtype, expected):
     seen = {n: run_python(SCRIPT, dtype.name, *map(str, SIZES), str(n), NUMBA_NUM_THREADS="4") for n in (1, 2, 4)}
     assert seen == dict.fromkeys((1, 2, 4), expected[dtype.name])
 
 
 @pytest.mark.skipif(not X86, reason="SSE2 and AVX2 are instruction sets of x86-64")
 @pytest.mark.parametrize("cpu", ["x86-64", "haswell"])  # SSE2 alone; AVX2 and FMA
-def test_code_for_older_cpus(run_python, dtype, expected, cpu):
+def test_code_for_older_cpus_gives_the_same_bits(run_python, dtype, expected, cpu):
     sizes = map(str, SIZES)
     assert (
         run_python(SCRIPT, dtype.name, *sizes, "0", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="") == expected[dtype.name]
@@ -73,7 +73,7 @@ def plain_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, amsgrad, c):
 
 
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
-def test_plain_python(dtype, name):
+def test_plain_python_gives_the_same_bits(dtype, name):
     hyperparameters = HYPERPARAMETERS[name]
     optimizer = train([300], dtype, dict(hyperparameters))
     param, grads = data(300, dtype)
@@ -91,7 +91,7 @@ def test_plain_python(dtype, name):
         assert column.tobytes() == np.array(numbers, dtype).tobytes()
 
 
-def test_function_and_class_agree(dtype):
+def test_the_function_and_the_class_give_the_same_bits(dtype):
     (param, grads), total = data(40_000, dtype), 40_000
     optimizer = train([total], dtype, {"lr": 0.01})
     moments = np.zeros((2, total), dtype)
@@ -105,7 +105,7 @@ def test_function_and_class_agree(dtype):
 @pytest.mark.parametrize("amsgrad", [False, True])
 @settings(max_examples=40)
 @given(sizes=st.lists(MANY, min_size=1, max_size=8), threads=st.integers(1, numba.config.NUMBA_NUM_THREADS))
-def test_however_the_elements_are_cut_into_arrays(sizes, threads, amsgrad):
+def test_dividing_the_elements_into_arrays_does_not_change_the_bits(sizes, threads, amsgrad):
     numba.set_num_threads(1)
     whole = digest_of(train([sum(sizes)], "float32", {"amsgrad": amsgrad}))
     numba.set_num_threads(threads)
@@ -113,7 +113,7 @@ def test_however_the_elements_are_cut_into_arrays(sizes, threads, amsgrad):
 
 
 @pytest.mark.parametrize("size", BORDERS)
-def test_sizes_around_every_border(size, dtype):
+def test_sizes_around_every_boundary_give_the_same_bits(size, dtype):
     """Against the same elements within a larger array, so that no border falls where it did."""
     whole = train([size + 1_000], dtype, {})
     param, grads = data(size + 1_000, dtype)
@@ -124,7 +124,7 @@ def test_sizes_around_every_border(size, dtype):
     assert (param[size:] == data(size + 1_000, dtype)[0][size:]).all(), "written behind the end"
 
 
-def test_a_thousand_arrays_of_all_sizes():
+def test_a_thousand_arrays_of_all_sizes_give_the_same_bits():
     rng = np.random.default_rng(11)
     sizes = rng.integers(0, 90, 1_000).tolist()
     sizes[500], sizes[-1] = 50_000, 0
@@ -132,7 +132,7 @@ def test_a_thousand_arrays_of_all_sizes():
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3, 5])
-def test_arrays_that_begin_off_every_vector_boundary(shift):
+def test_unaligned_arrays_give_the_same_bits(shift):
     total = 40_000
     param, grads = data(total, "float32")
     room = [np.full(total + 8, 77.0, np.float32) for _ in range(4)]
@@ -147,7 +147,7 @@ def test_arrays_that_begin_off_every_vector_boundary(shift):
         assert (array[shift + total :] == 77).all()
 
 
-def test_shapes_do_not_matter():
+def test_shapes_do_not_change_the_bits():
     total = 6 * 7_000
     param, grads = data(total, "float32")
     shaped = param.reshape(2, 3, 1, 7_000).copy()
@@ -159,7 +159,7 @@ def test_shapes_do_not_matter():
     assert optimizer.state[0]["exp_avg"].shape == shaped.shape
 
 
-def test_gradients_are_only_read():
+def test_gradients_are_not_written_to():
     pieces = cut(data(40_000, "float32")[1][0], (*SIZES[1:4], 6_999))
     before = [piece.tobytes() for piece in pieces]
     na.Adam([np.zeros_like(piece) for piece in pieces]).step(pieces)

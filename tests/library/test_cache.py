@@ -130,7 +130,7 @@ def copy_of_the_package(to):
 WHICH = "\nimport numba_adam.numerics.element\nprint('from', numba_adam.numerics.element.__file__)\n"
 
 
-def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, own_copy):
+def test_the_next_process_uses_edited_mathematics(run_python, tmp_path, own_copy):
     folder = copy_of_the_package(tmp_path / "site")
     environment = {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(own_copy)}
     output = run_python(STEP + WHICH, **environment)
@@ -152,7 +152,7 @@ def test_edited_mathematics_are_seen_by_the_next_process(run_python, tmp_path, o
 NUMERICS = [path.stem for path in (PACKAGE / "numerics").glob("*.py") if path.stem != "__init__"]
 
 
-def test_every_source_that_a_kernel_is_made_of_is_in_the_fingerprint(run_python, tmp_path):
+def test_every_source_of_a_kernel_is_in_the_fingerprint(run_python, tmp_path):
     folder = copy_of_the_package(tmp_path)
     program = "from numba_adam.cpu.kernels.cache import sources; print(sources().fingerprint)"
     seen = {run_python(program, PYTHONPATH=str(folder))}
@@ -172,7 +172,7 @@ def forbid_writing(folder):
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
-def test_a_read_only_package_and_no_home(run_python, tmp_path):
+def test_a_read_only_package_and_no_home_still_have_a_cache(run_python, tmp_path):
     """Root may write anywhere, whatever the mode says, so the home is a file: nobody can make a folder in that."""
     folder = copy_of_the_package(tmp_path / "site")
     forbid_writing(folder)
@@ -196,7 +196,7 @@ def test_a_read_only_package_and_no_home(run_python, tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_no_place_at_all(run_python, tmp_path):
+def test_without_any_writable_folder_every_process_compiles(run_python, tmp_path):
     (tmp_path / "file").write_text("a file")
     output = run_python(USE + "print(folder(), first, use())", NUMBA_CACHE_DIR=str(tmp_path / "file"))
     warning, result = output.splitlines()
@@ -229,7 +229,7 @@ for path in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-def test_a_folder_of_another_user_is_not_used(run_python, own_copy):
+def test_a_folder_that_belongs_to_another_user_is_not_used(run_python, own_copy):
     (base,) = own_copy.iterdir()
     for path in [base, *base.rglob("*")]:
         os.chown(path, NOBODY, NOBODY)
@@ -237,12 +237,12 @@ def test_a_folder_of_another_user_is_not_used(run_python, own_copy):
     assert output.splitlines()[-1] == "None True"
 
 
-def test_folders_are_made_for_their_owner_alone(warm):
+def test_folders_are_created_for_their_owner_only(warm):
     (base,) = warm.iterdir()
     assert [stat.S_IMODE(path.stat().st_mode) for path in (base, *base.iterdir())] == [0o700, 0o700]
 
 
-def test_versions_that_nobody_uses_any_more_are_removed(run_python, own_copy):
+def test_unused_versions_are_removed(run_python, own_copy):
     (base,) = own_copy.iterdir()
     (current,) = base.iterdir()
     old, young = "0123456789abcdef" * 2, "fedcba9876543210" * 2
@@ -285,7 +285,7 @@ def test_a_damaged_file_costs_a_compilation(run_python, one_kernel, tmp_path, su
     damage.assert_each_was_mended(output, len(damage.KINDS), suffix)
 
 
-def test_files_that_cannot_be_written_cost_only_compilations(run_python, one_kernel, tmp_path):
+def test_unwritable_files_cost_only_compilations(run_python, one_kernel, tmp_path):
     """A folder in a file's place can be neither read nor replaced, not even by root."""
     shutil.copytree(one_kernel, tmp_path / "cache")
     for path in files(tmp_path / "cache", "nbi"):
@@ -296,7 +296,7 @@ def test_files_that_cannot_be_written_cost_only_compilations(run_python, one_ker
     assert any("could not be cached" in line for line in output)
 
 
-def test_a_process_without_a_compiler_is_told_why_nothing_works(run_python):
+def test_a_process_without_a_compiler_gets_a_clear_error(run_python):
     program = """
 import numba_adam
 try:

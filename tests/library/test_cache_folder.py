@@ -76,7 +76,7 @@ def zipped(site: Path) -> Path:
     return archive
 
 
-def test_kernels_from_a_zip_are_not_kept_and_an_edit_is_seen(run_python, site, tmp_path):
+def test_kernels_from_a_zip_are_not_cached(run_python, site, tmp_path):
     cache = tmp_path / "cache"
     environment = {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(zipped(site))}
     last, logged = shown(run_python(USE + SHOW, **environment))
@@ -89,7 +89,7 @@ def test_kernels_from_a_zip_are_not_kept_and_an_edit_is_seen(run_python, site, t
 
 
 @pytest.mark.parametrize("without_source", ["**/*.py", "numerics/element.py", "cpu/kernels/finite.py"])
-def test_kernels_from_compiled_python_alone_are_not_kept(run_python, site, tmp_path, without_source):
+def test_kernels_from_pyc_files_without_sources_are_not_cached(run_python, site, tmp_path, without_source):
     """A .pyc file in the place of its source is run as it is; its source may have been another one."""
     assert compileall.compile_dir(site, quiet=1, legacy=True)
     for source in (site / "numba_adam").glob(without_source):
@@ -100,7 +100,7 @@ def test_kernels_from_compiled_python_alone_are_not_kept(run_python, site, tmp_p
     assert "sources cannot be read" in logged
 
 
-def test_kernels_whose_compiled_python_is_run_unchecked_are_not_kept(run_python, site, tmp_path):
+def test_kernels_from_unchecked_pyc_files_are_not_cached(run_python, site, tmp_path):
     """Python then runs the code of the .pyc file, whatever an edit has made of the source (PEP 552)."""
     unchecked = PycInvalidationMode.UNCHECKED_HASH
     assert compileall.compile_file(site / "numba_adam/cpu/kernels/finite.py", quiet=1, invalidation_mode=unchecked)
@@ -109,7 +109,7 @@ def test_kernels_whose_compiled_python_is_run_unchecked_are_not_kept(run_python,
     assert shown(run_python(USE + SHOW, **environment))[0] == NOWHERE
 
 
-def test_kernels_whose_compiled_python_is_never_checked_are_not_kept(site, tmp_path):
+def test_kernels_are_not_cached_if_pyc_files_are_never_checked(site, tmp_path):
     """As before, where Python is started with --check-hash-based-pycs never."""
     checked = PycInvalidationMode.CHECKED_HASH
     assert compileall.compile_file(site / "numba_adam/cpu/kernels/finite.py", quiet=1, invalidation_mode=checked)
@@ -122,7 +122,7 @@ def test_kernels_whose_compiled_python_is_never_checked_are_not_kept(site, tmp_p
         assert (done.stdout.strip() != "None") is is_kept, done.stderr
 
 
-def test_what_was_edited_after_a_process_began_is_not_kept_as_what_was_there_before(run_python, site, tmp_path):
+def test_kernels_edited_during_a_process_are_not_cached_as_the_old_ones(run_python, site, tmp_path):
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
     edited_meanwhile = """
 from pathlib import Path
@@ -146,7 +146,7 @@ def test_numba_does_not_choose_the_cache_folder(run_python, tmp_path):
     assert list(tmp_path.glob("cache/numba-adam/*/*.nbi"))
 
 
-def test_settings_that_change_the_machine_code_have_a_folder_of_their_own(run_python, tmp_path):
+def test_settings_that_change_the_machine_code_have_their_own_folder(run_python, tmp_path):
     program = "from numba_adam.cpu.kernels.cache import folder; print(folder())"
     settings = ({}, {"NUMBA_OPT": "0"}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_LOOP_VECTORIZE": "0"})
     found = {run_python(program, NUMBA_CACHE_DIR=str(tmp_path), **each) for each in settings}
@@ -166,7 +166,7 @@ def test_settings_that_change_the_machine_code_have_a_folder_of_their_own(run_py
         ({}, "home/.cache/numba-adam"),
     ],
 )
-def test_a_tilde_is_the_home_folder(run_python, tmp_path, variables, expected):
+def test_a_tilde_means_the_home_folder(run_python, tmp_path, variables, expected):
     environment = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": str(tmp_path / "home"), **variables}
     folder = Path(run_python("from numba_adam.cpu.kernels.cache import folder; print(folder())", **environment))
     assert folder.parent == tmp_path / expected
@@ -174,7 +174,7 @@ def test_a_tilde_is_the_home_folder(run_python, tmp_path, variables, expected):
 
 
 @pytest.mark.parametrize("home", ["~", "~/user", "relative", ""])
-def test_a_home_that_is_no_path_is_not_made_a_folder_of_that_name(run_python, tmp_path, home):
+def test_a_home_that_is_not_a_path_creates_no_folder_with_that_name(run_python, tmp_path, home):
     """The system's list of users then says which; here it says one that this test may write to."""
     program = """
 import os, pwd, sys, types
@@ -188,13 +188,13 @@ print(folder())
     assert [path.name for path in tmp_path.iterdir()] == ["listed"]
 
 
-def test_an_unknown_users_home_is_no_folder(run_python, tmp_path):
+def test_an_unknown_users_home_creates_no_folder(run_python, tmp_path):
     program = "from numba_adam.cpu.kernels.cache import folder; print(folder())"
     assert run_python(program, NUMBA_CACHE_DIR="~nobody-of-this-name/kept").splitlines()[-1] == "None"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_relative_folder_is_where_it_was_checked_after_a_change_of_directory(run_python, tmp_path):
+def test_a_relative_folder_stays_the_same_after_a_change_of_directory(run_python, tmp_path):
     elsewhere = """
 from numba_adam.cpu.kernels.cache import folder
 import os
@@ -209,7 +209,7 @@ os.chdir("elsewhere")
     assert list(tmp_path.glob("kept/numba-adam/*/*.nbi"))
 
 
-def test_a_link_is_followed_once(run_python, tmp_path):
+def test_a_symbolic_link_is_resolved_once(run_python, tmp_path):
     """Who may change the link later cannot change what is read."""
     (tmp_path / "own").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "own")
@@ -220,7 +220,7 @@ def test_a_link_is_followed_once(run_python, tmp_path):
 # --- who else may write there ---
 
 
-def test_a_folder_in_one_in_which_anyone_may_rename_is_not_used(run_python, tmp_path):
+def test_a_folder_that_anyone_may_rename_is_not_used(run_python, tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "open/kept")}
@@ -231,7 +231,7 @@ def test_a_folder_in_one_in_which_anyone_may_rename_is_not_used(run_python, tmp_
     assert shown(run_python(USE + SHOW, **environment))[0].startswith(f"found 2 compiled True folder {tmp_path}")
 
 
-def test_a_folder_that_others_put_in_its_place_later_is_not_used(run_python, tmp_path):
+def test_a_folder_that_others_replaced_later_is_not_used(run_python, tmp_path):
     swapped = """
 from numba_adam.cpu.kernels.cache import folder
 import os
@@ -247,7 +247,7 @@ assert use() and found == 2
     assert output.count("others may write to") >= 2
 
 
-def test_every_folder_that_is_made_is_its_owners_alone_whatever_the_umask(run_python, tmp_path):
+def test_created_folders_belong_to_their_owner_only_for_any_umask(run_python, tmp_path):
     program = (
         "import os; os.umask(int(sys.argv[1], 8))\nfrom numba_adam.cpu.kernels.cache import folder; print(folder())"
     )
@@ -262,7 +262,7 @@ def test_every_folder_that_is_made_is_its_owners_alone_whatever_the_umask(run_py
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users are POSIX's")
-def test_why_a_folder_is_not_used_is_said(run_python, tmp_path):
+def test_the_log_says_why_a_folder_is_not_used(run_python, tmp_path):
     (tmp_path / "kept/numba-adam").mkdir(parents=True)
     (tmp_path / "kept/numba-adam").chmod(0o775)
     _, logged = shown(run_python(USE + SHOW, NUMBA_CACHE_DIR=str(tmp_path / "kept")))

@@ -63,7 +63,7 @@ def hard(name):
 
 
 @names
-def test_every_code_widens_to_its_value(name):
+def test_every_code_decodes_to_its_value(name):
     expected = CODES.view(DTYPES[name]).astype(np.float32)
     found = np.empty(65_536, np.float32)
     convert(CODES.view(DTYPES[name]), found)
@@ -76,7 +76,7 @@ def test_every_code_widens_to_its_value(name):
 
 
 @names
-def test_every_code_that_is_widened_narrows_to_itself(name):
+def test_every_decoded_value_encodes_to_the_same_code(name):
     wide = CODES.view(DTYPES[name]).astype(np.float32)
     numbers = ~np.isnan(wide)
     assert (narrow_compiled(wide, name)[numbers] == CODES[numbers]).all()
@@ -84,7 +84,7 @@ def test_every_code_that_is_widened_narrows_to_itself(name):
 
 
 @names
-def test_the_nearest_code_is_taken(name):
+def test_encoding_rounds_to_the_nearest_code(name):
     values = hard(name)
     expected = oracle.nearest(values, name)
     assert (narrow_compiled(values, name) == expected).all(), f"seed {SEED}"
@@ -93,13 +93,13 @@ def test_the_nearest_code_is_taken(name):
 
 
 @names
-def test_plain_python_narrows_as_the_machine_does(name):
+def test_plain_python_encodes_like_the_compiled_code(name):
     values = np.random.default_rng(SEED).choice(hard(name), 20_000, replace=False)
     assert (narrow_plain(values, name) == narrow_compiled(values, name)).all(), f"seed {SEED}"
 
 
 @names
-def test_the_oracle_agrees_with_fractions(name):
+def test_the_oracle_matches_exact_fractions(name):
     """Slow and beyond doubt: the distance to every code near by, as exact fractions."""
     rng = np.random.default_rng(SEED)
     values = rng.choice(hard(name), 300, replace=False)
@@ -113,7 +113,7 @@ def test_the_oracle_agrees_with_fractions(name):
 
 
 @names
-def test_every_tie_goes_to_the_even_code(name):
+def test_every_tie_rounds_to_the_even_code(name):
     middle = ties(name)
     assert len(middle) > 30_000
     codes = narrow_compiled(middle, name)
@@ -122,7 +122,7 @@ def test_every_tie_goes_to_the_even_code(name):
 
 
 @names
-def test_a_nan_stays_one_with_its_sign(name):
+def test_a_nan_stays_a_nan_with_its_sign(name):
     rng = np.random.default_rng(SEED)
     words = np.concatenate([[0x7F800001, 0x7FFFFFFF, 0x7FC00000, 0x7F80FFFF], rng.integers(0x7F800001, 2**31, 5_000)])
     words = np.concatenate([words, words + 2**31]).astype(np.uint32)
@@ -134,7 +134,7 @@ def test_a_nan_stays_one_with_its_sign(name):
 
 
 @names
-def test_too_large_is_infinite_and_too_small_is_zero(name):
+def test_large_values_become_infinite_and_small_ones_zero(name):
     ladder, infinity = oracle._LADDER[name], {"bfloat16": 0x7F80, "float16": 0x7C00}[name]
     limit, half = np.float32(ladder[-2] / 2 + ladder[-1] / 2), np.float32(ladder[1] / 2)
     large = np.float32([limit, np.nextafter(limit, np.float32(0)), np.inf, -np.inf])
@@ -158,7 +158,7 @@ def halves_of(words, lower, upper):
         lower[i], upper[i] = compiled.lower_bfloat16(words[i]), compiled.upper_bfloat16(words[i])
 
 
-def test_two_in_a_word_are_rounded_as_one_by_one():
+def test_pairs_in_a_word_encode_like_single_values():
     lower = hard("bfloat16")
     upper = np.random.default_rng(SEED).permutation(lower)
     words = np.empty(len(lower), np.uint32)
@@ -169,7 +169,7 @@ def test_two_in_a_word_are_rounded_as_one_by_one():
     assert words[:2_000].tolist() == plain
 
 
-def test_two_in_a_word_are_widened_as_one_by_one():
+def test_pairs_in_a_word_decode_like_single_values():
     words = np.random.default_rng(SEED).integers(0, 2**32, 10_000, dtype=np.uint32)
     lower, upper = np.empty((2, len(words)), np.float32)
     halves_of(words, lower, upper)
@@ -179,7 +179,7 @@ def test_two_in_a_word_are_widened_as_one_by_one():
     assert bits([codecs.upper_bfloat16(word) for word in words[:500]]).tolist() == bits(upper[:500]).tolist()
 
 
-def test_a_nan_of_bfloat16_is_one_in_a_word_too():
+def test_a_bfloat16_nan_in_a_pair_stays_a_nan():
     codes = np.concatenate([np.arange(0x7F81, 0x8000), np.arange(0xFF81, 0x10000)]).astype(np.uint32)
     values, words = of_bits(codes << 16), np.empty(len(codes), np.uint32)
     pairs_of(values, values[::-1].copy(), words)
@@ -204,7 +204,7 @@ def at_random(values, randoms):
 
 
 @pytest.mark.parametrize("value", [1.0000001, 3.14159, -2.7182817, 1e-39, -1e-45, 1e-20, 3.38e38, 0.9999999, 1.0])
-def test_over_all_random_numbers_the_mean_is_the_value(value):
+def test_the_mean_of_stochastic_rounding_is_the_value(value):
     """Exactly: of the 65,536 numbers that count, as many round up as the mean needs."""
     codes = at_random(value, np.arange(65_536, dtype=np.uint32))
     numbers = codes.view(ml_dtypes.bfloat16).astype(np.float64)
@@ -213,7 +213,7 @@ def test_over_all_random_numbers_the_mean_is_the_value(value):
     assert Fraction(float(np.float32(value))) == sum(map(Fraction, numbers.tolist())) / 65_536
 
 
-def test_it_is_one_of_the_two_neighbours_and_the_one_that_the_bits_say():
+def test_stochastic_rounding_takes_the_neighbour_that_the_bits_select():
     values = hard("bfloat16")
     values = values[np.isfinite(values)]
     randoms = np.random.default_rng(SEED).integers(0, 2**32, len(values), dtype=np.uint32)
@@ -223,7 +223,7 @@ def test_it_is_one_of_the_two_neighbours_and_the_one_that_the_bits_say():
     assert found[:5_000].tolist() == plain
 
 
-def test_what_is_a_bfloat16_already_stays_what_it_is():
+def test_stochastic_rounding_keeps_bfloat16_values():
     wide = CODES.view(ml_dtypes.bfloat16).astype(np.float32)
     for random in (0, 1, 0x8000, 0xFFFF, 0xFFFFFFFF):
         found = at_random(wide, np.full(65_536, random, np.uint32))
@@ -252,14 +252,14 @@ def drawn(key, count, first=0):
     return out
 
 
-def test_random_numbers_are_the_same_plain_and_compiled():
+def test_random_numbers_are_equal_in_plain_and_compiled_code():
     for key in (0, 1, 0x9E3779B9, 2**32 - 1):
         for first in (0, 2**32 - 500, 123_456_789):
             plain = [random_numbers.random_bits(np.uint32(key), np.uint32((first + i) % 2**32)) for i in range(1_000)]
             assert drawn(key, 1_000, first).tolist() == plain
 
 
-def test_keys_are_the_same_plain_and_compiled_and_differ():
+def test_keys_are_equal_in_plain_and_compiled_code_and_distinct():
     seeds, steps, places = (0, 1, 2**31, 2**32, 2**63 - 1), (1, 2, 2**32, 2**53), (0, 1, 2, 70_000)
     whole = [(seed, step, place, column) for seed in seeds for step in steps for place in places for column in range(6)]
     keys = [int(random_numbers.stream_key(*each)) for each in whole]
@@ -268,7 +268,7 @@ def test_keys_are_the_same_plain_and_compiled_and_differ():
 
 
 @pytest.mark.parametrize("key", [0, 1, 2, 0xDEADBEEF])
-def test_random_numbers_fill_their_range_evenly(key):
+def test_random_numbers_are_uniform(key):
     """Chi-squared over the values of each byte: 255 degrees of freedom have a deviation of 22.6, of which 6 are let."""
     count = 1 << 18
     numbers = drawn(key, count)
@@ -279,7 +279,7 @@ def test_random_numbers_fill_their_range_evenly(key):
         assert 255 - 6 * 22.6 < chi_squared < 255 + 6 * 22.6, shift
 
 
-def test_neighbours_and_neighbouring_keys_are_unrelated():
+def test_neighbouring_random_numbers_and_keys_are_uncorrelated():
     """The correlation of n independent numbers deviates from 0 by 1 / sqrt(n); 6 deviations are let."""
     count = 1 << 16
 

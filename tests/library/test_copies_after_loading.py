@@ -23,7 +23,7 @@ def trained(param, count, **options):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["float32", "float64"])
-def test_a_copy_is_that_of_the_parameters_as_they_are_when_a_state_is_loaded(name, kind):
+def test_loading_a_state_makes_copies_of_the_current_parameters(name, kind):
     """A checkpoint writes new values into the parameters, then loads the state: the copy is not of the old values."""
     source = values_of(SIZE, DTYPES[name], 1)
     saved = copy.deepcopy(trained(source, 3).state_dict())
@@ -67,7 +67,7 @@ def test_a_loaded_master_copy_is_what_the_next_step_works_on(name):
 
 
 @pytest.mark.parametrize("has_state", [False, True])
-def test_without_a_master_copy_in_the_dict_it_is_the_parameter_as_it_is_now(has_state):
+def test_without_a_master_copy_in_the_dict_the_current_parameter_is_used(has_state):
     source = values_of(SIZE, DTYPES["bfloat16"], 1)
     saved = copy.deepcopy(trained(source, 2 if has_state else 0).state_dict())
     param = values_of(SIZE, DTYPES["bfloat16"], 2)
@@ -83,7 +83,7 @@ def test_without_a_master_copy_in_the_dict_it_is_the_parameter_as_it_is_now(has_
         assert optimizer.state[0][key].tobytes() == value.tobytes(), key
 
 
-def test_one_parameter_with_a_state_and_one_without():
+def test_a_parameter_with_a_state_and_one_without_load_together():
     params = [values_of(SIZE, DTYPES["bfloat16"], k) for k in range(2)]
     optimizer = na.Adam(params, lr=0.05, master_weights=True, ema_decay=0.5)
     optimizer.step([values_of(SIZE, DTYPES["float32"], 1), None])

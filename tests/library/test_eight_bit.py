@@ -81,23 +81,23 @@ def assert_oracles_bits(hyperparameters, sizes=SIZES, param="float32", grad="flo
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
-def test_a_step_has_the_oracles_bits(name, scaling):
+def test_a_step_matches_the_oracle(name, scaling):
     assert_oracles_bits(HYPERPARAMETERS[name], scaling=SCALINGS[scaling])
 
 
 @pytest.mark.parametrize("name", ["adam", "decoupled", "amsgrad"])
 @pytest.mark.parametrize("grad", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("param", ["float32", "bfloat16", "float16"])
-def test_any_parameter_and_gradient_have_the_oracles_bits(param, grad, name):
+def test_any_parameter_and_gradient_match_the_oracle(param, grad, name):
     assert_oracles_bits(HYPERPARAMETERS[name], (129, 1025), param, grad)
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad"])
-def test_another_seed_has_the_oracles_bits_too(name):
+def test_another_seed_matches_the_oracle(name):
     assert_oracles_bits(HYPERPARAMETERS[name], seed=2**40 + 7)
 
 
-def test_arrays_of_any_shape_have_the_bits_of_flat_ones():
+def test_arrays_of_any_shape_have_the_same_bits_as_flat_arrays():
     flat, deep = draw(600, 0), draw(600, 0).reshape(5, 3, 40)
     grad = draw(600, 1)
     one, other = (na.Adam(param, state_dtype="8bit") for param in (flat, deep))
@@ -108,7 +108,7 @@ def test_arrays_of_any_shape_have_the_bits_of_flat_ones():
     assert [a.tobytes() for a in arrays_of(one, 0)] == [a.tobytes() for a in arrays_of(other, 0)]
 
 
-def test_empty_arrays_are_stepped_over():
+def test_empty_arrays_are_skipped():
     params = [np.zeros(0, np.float32), np.ones((2, 0), np.float32), np.ones(3, np.float32)]
     optimizer = na.Adam(params, state_dtype="8bit", lr=0.5)
     optimizer.step([np.ones_like(param) for param in params])
@@ -142,20 +142,20 @@ for options in ({}, {"amsgrad": True}, {"weight_decay": 0.1, "ema_decay": 0.9, "
 )
 
 
-def test_one_two_and_four_threads_make_the_same_bits(run_python):
+def test_one_two_and_four_threads_give_the_same_bits(run_python):
     seen = [run_python(PROGRAM, threads, NUMBA_NUM_THREADS="4") for threads in "124"]
     assert len(set(seen[0].split())) == 3
     assert seen[1:] == seen[:1] * 2
 
 
 @pytest.mark.skipif(not X86, reason="SSE2 and AVX2 are instruction sets of x86-64")
-def test_code_for_older_cpus_makes_the_same_bits(run_python):
+def test_code_for_older_cpus_gives_the_same_bits(run_python):
     """One thread, so that a single kernel is compiled anew."""
     expected = run_python(PROGRAM, "1", NUMBA_NUM_THREADS="1")
     assert run_python(PROGRAM, "1", NUMBA_NUM_THREADS="1", NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="") == expected
 
 
-def test_an_array_cut_between_threads_has_the_oracles_bits():
+def test_an_array_divided_among_threads_matches_the_oracle():
     before = numba.get_num_threads()
     numba.set_num_threads(min(2, before))
     try:
@@ -172,7 +172,7 @@ def after_steps(param: np.ndarray, neighbours: list[np.ndarray], **options) -> l
     return [array.tobytes() for array in (param, *arrays_of(optimizer, 0))]
 
 
-def test_bits_do_not_depend_on_where_arrays_lie_or_what_lies_beside():
+def test_bits_do_not_depend_on_addresses_or_neighbouring_arrays():
     alone = after_steps(draw(1500, 0), [])
     for skip in range(1, 17, 5):
         room = np.zeros(1500 + skip, np.float32)
@@ -180,7 +180,7 @@ def test_bits_do_not_depend_on_where_arrays_lie_or_what_lies_beside():
         assert after_steps(room[skip:], [draw(skip * 100, 0)]) == alone
 
 
-def test_a_seed_changes_the_dither_and_nothing_else():
+def test_the_seed_changes_only_the_dither():
     """After one step the parameters are the same, and no code differs by more than one from the one below."""
     params, states = [], []
     for seed in (0, 1):
@@ -212,7 +212,7 @@ def test_extra_fused_work_does_not_change_8_bit_state():
     assert [array.tobytes() for array in arrays_of(beside, 0)] == [array.tobytes() for array in arrays_of(alone, 0)]
 
 
-def test_a_parameter_without_a_gradient_keeps_its_codes_and_its_place_in_the_dither():
+def test_a_parameter_without_a_gradient_keeps_its_codes_and_dither():
     params = [draw(300, 0), draw(300, 0)]
     optimizer = na.Adam(params, state_dtype="8bit")
     optimizer.step([draw(300, 1), None])
@@ -225,7 +225,7 @@ def test_a_parameter_without_a_gradient_keeps_its_codes_and_its_place_in_the_dit
     assert [array.tobytes() for array in arrays_of(optimizer, 1)] == [array.tobytes() for array in wanted]
 
 
-def test_rounding_makes_no_difference_to_8_bits():
+def test_the_rounding_option_does_not_change_8_bit_state():
     assert after_steps(draw(1500, 0), [], rounding="stochastic") == after_steps(draw(1500, 0), [])
 
 
@@ -237,7 +237,7 @@ DEAD = {"zero": 0.0, "1e-20": 1e-20, "1e-30": 1e-30}
 @pytest.mark.parametrize("gradient", DEAD)
 @pytest.mark.parametrize("alive", [1, 64, 127])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.95, 0.99)}], ids=str)
-def test_parameters_whose_gradients_vanish_stop_beside_live_neighbours(options, alive, gradient):
+def test_parameters_with_vanished_gradients_stop_changing(options, alive, gradient):
     """They move for a while, as momentum has it; 300 steps later not a bit of them changes any more."""
     rng = np.random.default_rng(alive)
     is_dead = np.arange(1280) % 128 >= alive
@@ -254,7 +254,7 @@ def test_parameters_whose_gradients_vanish_stop_beside_live_neighbours(options, 
     assert (param != before)[~is_dead].all()
 
 
-def test_with_no_gradient_at_all_nothing_ever_moves():
+def test_zero_gradients_change_no_parameter():
     param = draw(1000, 0)
     before = param.copy()
     optimizer = na.Adam(param, state_dtype="8bit", betas=(0.9, 0.9), eps=0.0 + 1e-30)
@@ -264,7 +264,7 @@ def test_with_no_gradient_at_all_nothing_ever_moves():
     assert not any(array.any() for array in arrays_of(optimizer, 0))
 
 
-def test_gradients_that_end_leave_a_state_that_fades_to_nothing():
+def test_without_further_gradients_the_state_decays_to_zero():
     param = draw(1000, 0)
     optimizer = na.Adam(param, state_dtype="8bit", betas=(0.5, 0.5))
     optimizer.step(draw(1000, 1))
@@ -293,7 +293,7 @@ def poisoned(value: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 1e30])
-def test_a_gradient_that_is_not_finite_poisons_its_own_block_and_no_other(value):
+def test_a_non_finite_gradient_affects_only_its_own_block(value):
     """Neither does one whose square is not. The step that brings it moves the neighbours as ever."""
     param, clean = poisoned(value, 1)
     others = np.arange(1000) != 300
@@ -306,7 +306,7 @@ def test_a_gradient_that_is_not_finite_poisons_its_own_block_and_no_other(value)
 
 @pytest.mark.parametrize("treatment", [{"loss_scale": 8.0}, {"max_grad_norm": 1.0}])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_measured_step_leaves_such_gradients_out(value, treatment):
+def test_a_measured_step_with_a_non_finite_gradient_is_skipped(value, treatment):
     param = draw(1000, 0)
     optimizer = na.Adam(param, state_dtype="8bit")
     optimizer.step(draw(1000, 1), **treatment)
@@ -348,7 +348,7 @@ def test_blocks_of_very_different_gradients_each_keep_their_own_scale(scale):
     assert np.abs(param - 1).mean() > 0.02
 
 
-def test_gradients_too_small_for_their_squares_move_nothing():
+def test_gradients_with_squares_that_underflow_change_no_parameter():
     param = draw(1000, 0)
     before = param.copy()
     optimizer = na.Adam(param, state_dtype="8bit")
@@ -361,7 +361,7 @@ def test_gradients_too_small_for_their_squares_move_nothing():
 # --- what it takes, and what it does not ---
 
 
-def test_the_state_takes_two_bytes_and_a_sixteenth_a_parameter():
+def test_the_state_takes_two_and_a_sixteenth_bytes_per_parameter():
     param = np.ones(2**20, np.float32)
     optimizer = na.Adam(param, state_dtype="8bit")
     optimizer.step(np.ones_like(param))
@@ -373,7 +373,7 @@ def test_float64_parameters_are_refused():
         na.Adam({"w": np.ones(3)}, state_dtype="8bit")
 
 
-def test_it_stays_close_to_float32_state():
+def test_8_bit_training_stays_close_to_float32_state():
     """Fifty steps of a few thousand parameters: the mean error is a small part of the way gone."""
     params = [np.zeros(5000, np.float32) for _ in range(2)]
     optimizers = [na.Adam(params[0]), na.Adam(params[1], state_dtype="8bit")]
@@ -389,7 +389,7 @@ def test_it_stays_close_to_float32_state():
     "options", [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1}, {"amsgrad": True}], ids=str
 )
 @pytest.mark.parametrize("size", [1, 100, 127])
-def test_a_poisoned_last_block_keeps_the_scales_of_a_whole_one(size, options):
+def test_a_short_non_finite_block_has_the_scales_of_a_full_block(size, options):
     """What the last block lacks must add nothing, not even a NaN."""
     found = []
     for elements in (size, 128):
@@ -401,7 +401,7 @@ def test_a_poisoned_last_block_keeps_the_scales_of_a_whole_one(size, options):
     assert found[0] == found[1]
 
 
-def test_a_first_moment_without_a_second_one_is_lost_unless_it_is_not_finite():
+def test_a_finite_first_moment_without_a_second_is_lost():
     optimizer = na.Adam(np.ones(256, np.float32))
     optimizer.step(np.ones(256, np.float32))
     state = optimizer.state_dict()

@@ -44,7 +44,7 @@ def assert_same(own: EightBit, expected: reference.Codes) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_code_is_the_nearest_of_all_codes(size, kind):
+def test_encoding_takes_the_nearest_of_all_codes(size, kind):
     exp_avg, exp_avg_sq = moments(kind, size)
     own = encode(exp_avg, exp_avg_sq)
     expected = reference.encode_both(exp_avg, exp_avg_sq)
@@ -66,14 +66,14 @@ def test_arrays_of_any_layout_have_the_same_codes():
         assert_same(one, reference.Codes(other.codes, other.scales))
 
 
-def test_what_is_encoded_is_left_alone():
+def test_encoding_does_not_change_its_input():
     exp_avg, exp_avg_sq = moments("normal", 300)
     before = exp_avg.tobytes(), exp_avg_sq.tobytes()
     encode(exp_avg, exp_avg_sq)
     assert (exp_avg.tobytes(), exp_avg_sq.tobytes()) == before
 
 
-def test_every_code_stands_for_the_value_in_the_table():
+def test_every_code_decodes_to_its_value_in_the_table():
     codes = np.arange(256, dtype=np.uint8)
     scales = np.ones(2, np.float32)
     first, second = decode(EightBit(codes, scales), EightBit(np.full(256, 32, np.uint8), scales))
@@ -84,7 +84,7 @@ def test_every_code_stands_for_the_value_in_the_table():
 
 
 @pytest.mark.parametrize("which", ["root", "ratio"])
-def test_plain_codecs_keep_every_level_and_part_at_every_middle(which):
+def test_plain_codecs_keep_every_level_and_round_at_every_midpoint(which):
     """A scale of 1 leaves values as they are, so levels, middles and their neighbours can be given exactly."""
     narrow = getattr(codecs, f"narrow_{which}")
     table = reference.ROOTS if which == "root" else reference.RATIOS
@@ -131,7 +131,7 @@ def test_plain_codecs_follow_the_threshold_rule_for_any_dither(kind):
         assert root_values.tobytes() == reference.roots_of(second).tobytes()
 
 
-def test_the_dither_turns_by_the_documented_steps():
+def test_the_dither_advances_by_the_documented_steps():
     dither = np.uint32(5)
     for step in range(1, 300):
         dither = codecs.following_dither(dither, codecs.DITHER_STEP)
@@ -142,26 +142,26 @@ def test_the_dither_turns_by_the_documented_steps():
 
 
 @pytest.mark.parametrize("kind", ["normal", "over many powers", "small", "half zero"])
-def test_zero_is_code_0_and_no_other_root_is(kind):
+def test_only_zero_has_code_0(kind):
     roots = np.sqrt(moments(kind, 128 * 50)[1])
     roots[::7] = 0
     codes = encode(None, roots * roots)[1].codes
     assert ((codes == 0) == (roots * roots == 0)).all()
 
 
-def test_the_negative_zero_is_code_0_too():
+def test_negative_zero_has_code_0_too():
     exp_avg_sq = np.array([1.0, -0.0, 0.0], np.float32)
     assert encode(None, exp_avg_sq)[1].codes.tolist() == [255, 0, 0]
 
 
-def test_zeros_among_large_values_come_back_as_zeros():
+def test_zeros_among_large_values_stay_zeros():
     exp_avg, exp_avg_sq = moments("over many powers", 1000)
     exp_avg[::3] = exp_avg_sq[::3] = 0
     for array in decode(*encode(exp_avg, exp_avg_sq)):
         assert (array[::3] == 0).all()
 
 
-def test_a_root_that_is_as_good_as_nothing_beside_its_neighbours_stays_what_keeps_steps_small():
+def test_a_tiny_root_among_large_ones_does_not_become_zero():
     exp_avg_sq = np.full(128, 1e-36, np.float32)
     exp_avg_sq[0] = 1.0
     codes = encode(None, exp_avg_sq)[1].codes
@@ -169,7 +169,7 @@ def test_a_root_that_is_as_good_as_nothing_beside_its_neighbours_stays_what_keep
     assert (codes[1:] == 1).all()
 
 
-def test_a_block_below_the_smallest_is_zero_whatever_its_codes():
+def test_a_block_below_the_smallest_magnitude_decodes_to_zeros():
     roots = np.full(256, 2.0**-51, np.float32)
     roots[128] = 2.0**-50
     own = encode(None, roots * roots)[1]
@@ -186,7 +186,7 @@ def test_a_first_moment_without_a_second_is_lost():
     np.testing.assert_allclose(first[1:], 1, rtol=0.05)
 
 
-def test_the_largest_of_a_block_has_the_last_code():
+def test_the_largest_value_of_a_block_has_the_last_code():
     """In training too, but for 20 of 2**18 dithers, where it has the one before."""
     rng = np.random.default_rng(6)
     exp_avg, exp_avg_sq = (np.exp(rng.uniform(-20, 20, 10_000)).astype(np.float32) for _ in range(2))
@@ -214,7 +214,7 @@ def error_bound(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["normal", "over many powers", "half zero", "equal"])
-def test_errors_are_at_most_half_the_distance_of_two_codes(kind):
+def test_errors_are_at_most_half_the_distance_between_codes(kind):
     exp_avg, exp_avg_sq = moments(kind, 128 * 100)
     first, second = encode(exp_avg, exp_avg_sq)
     roots = np.sqrt(exp_avg_sq).astype(np.float64)
@@ -229,7 +229,7 @@ def test_errors_are_at_most_half_the_distance_of_two_codes(kind):
 
 
 @pytest.mark.parametrize("kind", ["normal", "over many powers", "half zero"])
-def test_encoding_what_was_decoded_changes_no_code(kind):
+def test_decoding_and_encoding_keeps_every_code(kind):
     once = encode(*moments(kind, 128 * 100))
     again = encode(*decode(*once))
     for one, other in zip(once, again, strict=True):

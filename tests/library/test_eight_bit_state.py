@@ -46,7 +46,7 @@ def eight_bit(state: dict, name: str) -> EightBit:
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_a_state_dict_says_codes_and_scales(amsgrad):
+def test_a_state_dict_has_codes_and_scales(amsgrad):
     params = params_of()
     states = trained(params, state_dtype="8bit", amsgrad=amsgrad).state_dict()["state"]
     for param, state in zip(params, states.values(), strict=True):
@@ -59,7 +59,7 @@ def test_a_state_dict_says_codes_and_scales(amsgrad):
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_a_round_trip_goes_on_with_the_same_bits(amsgrad):
+def test_a_round_trip_continues_with_the_same_bits(amsgrad):
     params = params_of()
     first = trained(params, state_dtype="8bit", amsgrad=amsgrad, seed=3)
     saved, kept = copy.deepcopy(first.state_dict()), [param.copy() for param in params]
@@ -70,7 +70,7 @@ def test_a_round_trip_goes_on_with_the_same_bits(amsgrad):
     assert bits(second, kept) == bits(first, params)
 
 
-def test_what_is_loaded_is_copied():
+def test_loaded_arrays_are_copied():
     params = params_of()
     optimizer = trained(params, state_dtype="8bit")
     saved = copy.deepcopy(optimizer.state_dict())
@@ -83,7 +83,7 @@ def test_what_is_loaded_is_copied():
             assert (saved["state"][index][f"{name}_scale"] == state[f"{name}_scale"]).all()
 
 
-def test_codes_may_lie_anywhere():
+def test_codes_may_have_any_memory_layout():
     params = params_of()
     optimizer = trained(params, state_dtype="8bit")
     saved = copy.deepcopy(optimizer.state_dict())
@@ -99,7 +99,7 @@ def test_codes_may_lie_anywhere():
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_8_bits_are_loaded_as_the_values_they_stand_for(name, amsgrad):
+def test_8_bit_state_loads_as_its_decoded_values(name, amsgrad):
     saved = trained(params_of(), state_dtype="8bit", amsgrad=amsgrad).state_dict()
     optimizer = na.Adam(params_of(), state_dtype=name)
     optimizer.load_state_dict(saved)
@@ -123,7 +123,7 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_other_formats_are_loaded_as_the_nearest_codes(name, amsgrad):
+def test_other_formats_load_as_the_nearest_codes(name, amsgrad):
     params = params_of("f8" if name == "float64" else "f4")
     saved = trained(params, state_dtype=name, amsgrad=amsgrad).state_dict()
     optimizer = na.Adam(params_of(), state_dtype="8bit")
@@ -145,7 +145,7 @@ def test_float64_state_beyond_float32_becomes_infinite_without_a_warning():
     assert own.scales.tolist() == [np.inf]
 
 
-def test_to_float32_and_back_the_codes_are_the_same():
+def test_converting_to_float32_and_back_keeps_the_codes():
     """But for the sign of a first moment of zero beside a second one of zero, which has none."""
     saved = trained(params_of(), state_dtype="8bit").state_dict()
     between, back = na.Adam(params_of()), na.Adam(params_of(), state_dtype="8bit")
@@ -157,7 +157,7 @@ def test_to_float32_and_back_the_codes_are_the_same():
             np.testing.assert_allclose(state[f"{name}_scale"], saved["state"][index][f"{name}_scale"], rtol=2.0**-21)
 
 
-def test_float64_parameters_take_8_bit_state_over():
+def test_float64_parameters_load_8_bit_state():
     saved = trained(params_of(), state_dtype="8bit").state_dict()
     params = params_of("f8")
     optimizer = na.Adam(params)
@@ -167,7 +167,7 @@ def test_float64_parameters_take_8_bit_state_over():
     assert optimizer.step(train_in_float64).applied
 
 
-def test_an_average_and_master_copies_go_with_it():
+def test_an_average_and_master_weights_load_with_8_bit_state():
     options = {"state_dtype": "8bit", "ema_decay": 0.9, "master_weights": True}
     params = params_of("f2")
     optimizer = trained(params, **options)

@@ -43,7 +43,7 @@ def exact_correction(beta: float, step: int) -> Fraction:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 0.999, 1 - 2.0**-20])
-def test_the_bias_correction_is_that_of_exact_arithmetic(beta):
+def test_the_bias_correction_matches_exact_arithmetic(beta):
     for step in (*range(1, 40), 100, 1000):
         exact = exact_correction(beta, step)
         error = abs(Fraction(constants.bias_correction(beta, step)) - exact) / exact
@@ -53,20 +53,20 @@ def test_the_bias_correction_is_that_of_exact_arithmetic(beta):
 
 @pytest.mark.parametrize("hyperparameters", SETS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_constants_are_those_of_the_oracle(hyperparameters, dtype):
+def test_constants_match_the_oracle(hyperparameters, dtype):
     for step, (grad_scale, clip_value) in itertools.product(STEPS, SCALES):
         ours = constants_of(Hyperparameters(**hyperparameters), step, dtype, grad_scale, clip_value)
         theirs = fold(hyperparameters, step, dtype, grad_scale, clip_value)
         assert ours._asdict() == {**theirs._asdict(), "ema_decay": 0.0, "one_minus_ema_decay": 1.0, "zero": 0.0}
 
 
-def test_the_averages_decay_is_folded_too():
+def test_the_averages_decay_is_in_the_constants():
     s = folding.settings(Hyperparameters(), "float32", 0.75)
     c = constants.correct(s, 1.0, 1.0, 1.0, 0.0)
     assert (c.ema_decay, c.one_minus_ema_decay) == (0.75, 0.25)
 
 
-def test_constants_without_floors_are_the_others():
+def test_constants_without_floors_differ_only_in_eps_and_floors():
     c = constants.Constants(*map(float, range(1, 16)), 0.0)
     bare = constants.without_floors(c, 77.0)
     left_out = {"exp_avg_floor": 0.0, "exp_avg_sq_floor": 0.0, "least_exp_avg_sq": 0.0, "eps": 77.0}
@@ -110,7 +110,7 @@ def states(real):
 
 
 @pytest.mark.parametrize("hyperparameters", SETS, ids=str)
-def test_an_elements_update_has_the_oracles_bits(real, hyperparameters):
+def test_an_elements_update_matches_the_oracle(real, hyperparameters):
     dtype, zero = np.dtype(real), real(0)
     for step, scales in zip((1, 3, 1000), SCALES, strict=True):
         plain = constants_of(Hyperparameters(**hyperparameters), step, dtype.name, *scales)
@@ -124,7 +124,7 @@ def test_an_elements_update_has_the_oracles_bits(real, hyperparameters):
                 assert all(type(number) is real for number in moments)
 
 
-def test_a_moment_at_its_floor_is_kept_and_one_below_is_zero(real):
+def test_a_moment_below_its_floor_becomes_zero(real):
     first, second = map(real, FLOORS[np.dtype(real).name][::-1])
     c = as_real(fold({"betas": (0.5, 0.5)}, 1, np.dtype(real).name), np.dtype(real))
     ours = constants.Constants(*c, real(0), real(1), real(0))
@@ -137,31 +137,31 @@ def test_a_moment_at_its_floor_is_kept_and_one_below_is_zero(real):
         assert element.moments(real(0), real(0), real(1), 2 * second, ours) == (real(0.5), 4 * second)
 
 
-def test_nothing_is_scaled_or_clipped_unless_asked_for():
+def test_by_default_gradients_are_neither_scaled_nor_clipped():
     plain = constants_of(Hyperparameters(), 3, "float32")
     assert plain == constants_of(Hyperparameters(), 3, "float32", 1.0, 0.0)
 
 
-def test_the_average_of_weights(real):
+def test_the_average_of_the_weights_matches_the_formula(real):
     c = constants.Constants(*[real(0)] * 16)._replace(ema_decay=real(0.75), one_minus_ema_decay=real(0.25))
     assert element.average(real(2), real(10), c) == real(4)
 
 
-def test_the_largest_second_moment_stays_and_a_nan_too(real):
+def test_the_largest_second_moment_is_kept_and_so_is_a_nan(real):
     assert element.largest(real(2), real(1)) == 2
     assert element.largest(real(1), real(2)) == 2
     assert np.isnan(element.largest(real("nan"), real(1))) or np.isnan(element.largest(real(1), real("nan")))
     assert np.isnan(element.largest(real(1), real("nan")))
 
 
-def test_products_are_products():
+def test_the_product_of_plain_python_is_a_multiplication():
     assert operations.product(3.0, 5.0) == 15.0
 
 
 # --- clipping by the norm ---
 
 
-def test_the_clip_factor_is_pytorchs():
+def test_the_clip_factor_matches_pytorch():
     """torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1."""
     for norm, factor, max_norm in itertools.product((0.5, 1.0, 3.0), (1.0, 0.5, -2.0), (1.0, 0.9, 6.0)):
         measured, clipped = norms.measured(norm**2, factor, max_norm, norms.PLAIN_SQUARES)
@@ -182,7 +182,7 @@ def test_scaled_squares_give_the_same_norm_and_factor(norm, scale):
         assert clipped == pytest.approx(factor * min(1.0, max_norm / (total + 1e-6)), rel=1e-15)
 
 
-def test_which_sums_of_squares_need_a_scale():
+def test_sums_of_squares_that_overflow_or_lose_digits_need_a_scale():
     assert norms.scale_of_squares(1.0) == norms.scale_of_squares(2.0**-900) == norms.PLAIN_SQUARES == 1.0
     assert norms.scale_of_squares(math.nextafter(2.0**-900, 0.0)) == norms.scale_of_squares(0.0) == norms.OF_SMALL
     assert norms.scale_of_squares(math.inf) == norms.scale_of_squares(math.nan) == norms.OF_LARGE
@@ -194,7 +194,7 @@ def test_which_sums_of_squares_need_a_scale():
         assert (number * scale) ** 2 > 2.0**-1022
 
 
-def test_which_gradients_have_squares_that_cannot_be_held():
+def test_gradients_with_squares_beyond_the_limit_are_too_large():
     limit = norms.LARGEST_GRADIENT["float32"]
     below = math.nextafter(limit, 0.0)
     assert norms.is_too_large(limit, 1.0, 0.0, limit)

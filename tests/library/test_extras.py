@@ -53,7 +53,7 @@ def contents(optimizer):
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("name", NARROW)
-def test_with_master_weights_a_parameter_is_the_rounding_of_what_float32_would_be(name, state, amsgrad):
+def test_with_master_weights_a_parameter_is_the_rounded_float32_parameter(name, state, amsgrad):
     params, grads = arrays_of(name, "float16")
     options = {**HYPERPARAMETERS, "state_dtype": state, "amsgrad": amsgrad}
     narrow = trained(params, grads, master_weights=True, **options)
@@ -66,7 +66,7 @@ def test_with_master_weights_a_parameter_is_the_rounding_of_what_float32_would_b
             assert narrow.state[index][key].tobytes() == wide.state[index][key].tobytes()
 
 
-def test_master_weights_keep_what_the_parameter_cannot_show():
+def test_master_weights_keep_changes_below_the_parameters_precision():
     with_master, without = (np.ones(4, BFLOAT16) for _ in range(2))
     optimizers = [na.Adam([with_master], lr=1e-4, master_weights=True), na.Adam([without], lr=1e-4)]
     for optimizer in optimizers:
@@ -76,7 +76,7 @@ def test_master_weights_keep_what_the_parameter_cannot_show():
     assert (with_master == np.float32(0.99)).all() or (np.abs(with_master.astype(np.float32) - 0.99) < 2**-8).all()
 
 
-def test_wide_parameters_have_no_master_copy():
+def test_float32_and_float64_parameters_have_no_master_copy():
     params = [np.ones(3, np.float32), np.ones(3, BFLOAT16), np.ones(3)]
     optimizer = na.Adam(params, master_weights=True, lr=0.5)
     optimizer.step([np.ones(3, np.float32)] * 3)
@@ -84,7 +84,7 @@ def test_wide_parameters_have_no_master_copy():
     assert (oracle.widen(params[1]) < 1).all()
 
 
-def test_a_state_of_float64_for_a_narrow_parameter_with_a_master_copy():
+def test_a_16_bit_parameter_with_a_master_copy_can_have_float64_state():
     (param, *_), grads = arrays_of("bfloat16", "float32")
     optimizer = trained([param], [several[:1] for several in grads], master_weights=True, state_dtype="float64")
     twin = Twin(param, "float64", master_weights=True)
@@ -94,7 +94,7 @@ def test_a_state_of_float64_for_a_narrow_parameter_with_a_master_copy():
     assert bits(params_of(optimizer)[0]) == bits(twin.param)
 
 
-def test_a_gradient_that_is_not_finite_reaches_the_master_copy_only_without_a_scale():
+def test_a_non_finite_gradient_reaches_the_master_copy_only_without_a_finite_check():
     w = np.ones(3, BFLOAT16)
     optimizer = na.Adam([w], master_weights=True)
     optimizer.step([np.ones(3, np.float32)])
@@ -108,7 +108,7 @@ def test_a_gradient_that_is_not_finite_reaches_the_master_copy_only_without_a_sc
 
 
 @pytest.mark.parametrize("form", ["plain", "another buffer"])
-def test_a_parameter_with_a_master_copy_that_was_made_read_only_is_not_written(form):
+def test_a_read_only_parameter_with_a_master_copy_is_not_written(form):
     w = np.ones(6, BFLOAT16)
     grad = np.ones(6, np.float32) if form == "plain" else memoryview(np.ones(6, np.float32))
     optimizer = na.Adam([w], master_weights=True, lr=0.5)
@@ -131,7 +131,7 @@ def test_a_parameter_with_a_master_copy_that_was_made_read_only_is_not_written(f
     ("float32", None), ("float64", None), ("float32", "float64"), ("float64", "float32"), ("bfloat16", None),
     ("bfloat16 as uint16", "bfloat16"), ("float16", None),
 ])  # fmt: skip
-def test_the_average_is_that_of_the_weights_before_they_are_rounded(param, state, decay):
+def test_the_average_uses_the_weights_before_rounding(param, state, decay):
     params, grads = arrays_of(param)
     optimizer = trained(params, grads, state_dtype=state, ema_decay=decay)
     for place, (array, found) in enumerate(zip(params, optimizer.ema, strict=True)):
@@ -142,14 +142,14 @@ def test_the_average_is_that_of_the_weights_before_they_are_rounded(param, state
         assert bits(params_of(optimizer)[place]) == bits(twin.param)
 
 
-def test_an_average_changes_no_bit_of_the_rest():
+def test_an_average_does_not_change_other_bits():
     for param in ("float32", "float64", "bfloat16"):
         params, grads = arrays_of(param, param)
         with_one, without = (trained(params, grads, **options) for options in ({"ema_decay": 0.9}, {}))
         assert contents(with_one)[0] == contents(without)[0]
 
 
-def test_with_master_weights_the_average_is_that_of_the_master_copies():
+def test_with_master_weights_the_average_uses_the_master_copies():
     params, grads = arrays_of("bfloat16")
     narrow = trained(params, grads, master_weights=True, ema_decay=0.9)
     wide = trained([oracle.widen(param) for param in params], grads, ema_decay=0.9)
@@ -165,7 +165,7 @@ def test_parameters_without_a_gradient_keep_their_average():
     assert optimizer.ema[0].tolist() == pytest.approx([0.75] * 3)
 
 
-def test_hyperparameters_may_change_between_steps():
+def test_hyperparameters_can_change_between_steps():
     (param, *_), grads = arrays_of("bfloat16", steps=6)
     optimizer = na.Adam([param.copy()], ema_decay=0.9, low_precision_copy="float16")
     twin = Twin(param, ema_decay=0.9, low_precision_copy="float16", hyperparameters={})
@@ -185,7 +185,7 @@ def test_hyperparameters_may_change_between_steps():
 
 @pytest.mark.parametrize("kind", COPIES)
 @pytest.mark.parametrize("param", DTYPES)
-def test_the_copy_is_the_rounding_of_the_new_parameter(param, kind):
+def test_the_copy_is_the_rounded_new_parameter(param, kind):
     params, grads = arrays_of(param)
     optimizer = trained(params, grads, low_precision_copy=kind, ema_decay=0.5)
     for place, (array, found) in enumerate(zip(params, optimizer.low_precision, strict=True)):
@@ -198,7 +198,7 @@ def test_the_copy_is_the_rounding_of_the_new_parameter(param, kind):
 
 
 @pytest.mark.parametrize(("kind", "step"), [("bfloat16", 2.0**-7), ("float16", 2.0**-10)])
-def test_a_float64_parameter_just_beside_a_tie_is_not_rounded_twice(kind, step):
+def test_a_float64_parameter_near_a_tie_is_rounded_once(kind, step):
     above, below = 1 + step / 2 + 2.0**-40, 1 + 3 * step / 2 - 2.0**-40
     optimizer = na.Adam(np.array([above, below, -above, -below]), lr=0.0, low_precision_copy=kind)
     optimizer.step(np.ones(4))
@@ -209,14 +209,14 @@ def test_a_float64_parameter_just_beside_a_tie_is_not_rounded_twice(kind, step):
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_before_the_first_step_the_copy_is_that_of_the_parameter(kind):
+def test_before_the_first_step_the_copy_equals_the_parameter(kind):
     params, _ = arrays_of("float32")
     optimizer = na.Adam(params, low_precision_copy=kind)
     assert [bits(array) for array in optimizer.low_precision] == [bits(p.astype(COPIES[kind])) for p in params]
 
 
 @pytest.mark.parametrize("skip", [0, 1, 5, 31])
-def test_a_large_parameter_is_rounded_from_its_master_copy_wherever_it_lies(skip):
+def test_a_large_parameter_at_any_address_is_its_rounded_master_copy(skip):
     """Copies of large arrays go past the caches, in whole lines; what is beside them must stay."""
     size = 2**21 + 77
     memory = np.full(size + 64, 7, BFLOAT16)
@@ -231,7 +231,7 @@ def test_a_large_parameter_is_rounded_from_its_master_copy_wherever_it_lies(skip
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_the_copy_of_a_large_parameter_is_its_rounding_too(kind):
+def test_the_copy_of_a_large_parameter_is_its_rounded_value(kind):
     size = 2**21 + 1
     param = np.random.default_rng(1).standard_normal(size, dtype=np.float32)
     optimizer = na.Adam([param], low_precision_copy=kind)
@@ -247,7 +247,7 @@ def test_a_copy_too_large_for_float16_is_infinite():
     assert optimizer.low_precision.tolist() == [65_504.0, math.inf, math.inf]
 
 
-def test_master_weights_and_a_copy_are_one_too_many():
+def test_master_weights_and_a_copy_cannot_be_combined():
     for dtype in (BFLOAT16, np.float32):
         with pytest.raises(HyperparameterError, match="master_weights and low_precision_copy"):
             na.Adam([np.ones(3, dtype)], master_weights=True, low_precision_copy="bfloat16")
@@ -256,7 +256,7 @@ def test_master_weights_and_a_copy_are_one_too_many():
 # --- in the form of params ---
 
 
-def test_what_is_kept_comes_in_the_form_of_the_parameters():
+def test_copies_and_averages_have_the_form_of_the_parameters():
     options = {"ema_decay": 0.5, "low_precision_copy": "bfloat16"}
     w = np.ones((2, 3), np.float32)
     single = na.Adam(w.copy(), **options)
@@ -273,7 +273,7 @@ def test_what_is_kept_comes_in_the_form_of_the_parameters():
 
 
 @pytest.mark.parametrize(("name", "option"), [("ema", "ema_decay"), ("low_precision", "low_precision_copy")])
-def test_what_is_not_kept_is_refused_with_the_way_to_have_it(name, option):
+def test_missing_copies_are_refused_with_advice(name, option):
     for params in (np.ones(3), [np.ones(3)], {"w": np.ones(3)}):
         with pytest.raises(HyperparameterError, match=option):
             getattr(na.Adam(params), name)
@@ -300,7 +300,7 @@ def test_gradients_in_the_optimizers_own_memory_are_refused(name, options):
     assert (contents(optimizer), own.tobytes()) == before
 
 
-def test_what_is_kept_cannot_be_resized_away():
+def test_copies_and_averages_cannot_be_resized():
     optimizer = na.Adam([np.ones(10_000, np.float32)], ema_decay=0.5, low_precision_copy="bfloat16")
     optimizer.step([np.ones(10_000, np.float32)])
     for array in (optimizer.ema[0], optimizer.low_precision[0]):
@@ -326,7 +326,7 @@ ROUND_TRIPS = {
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
-def test_a_round_trip_goes_on_with_the_same_bits(name):
+def test_a_round_trip_continues_with_the_same_bits(name):
     param, options = ROUND_TRIPS[name]
     params, grads = arrays_of(param, "float32", steps=6)
     first = trained(params, grads[:3], **options)
@@ -349,7 +349,7 @@ FLOATS = ("float32", "float64", "bfloat16")
 
 @pytest.mark.parametrize("new", FLOATS)
 @pytest.mark.parametrize("old", FLOATS)
-def test_a_state_is_rounded_to_the_format_of_those_who_load_it(old, new):
+def test_loading_rounds_a_state_to_the_optimizers_format(old, new):
     params, grads = arrays_of("float32", "float32")
     first = trained(params, grads, state_dtype=old, amsgrad=True, ema_decay=0.5)
     second = na.Adam([param.copy() for param in params], state_dtype=new, ema_decay=0.5)
@@ -361,7 +361,7 @@ def test_a_state_is_rounded_to_the_format_of_those_who_load_it(old, new):
         assert bits(second.ema[index]) == bits(first.ema[index].astype(second.ema[index].dtype))
 
 
-def test_a_state_of_bits_as_uint16_is_one_of_bfloat16():
+def test_a_uint16_state_loads_as_bfloat16_bits():
     params, grads = arrays_of("float32")
     first = trained(params, grads, state_dtype="bfloat16")
     saved = copy.deepcopy(first.state_dict())
@@ -372,7 +372,7 @@ def test_a_state_of_bits_as_uint16_is_one_of_bfloat16():
     assert contents(second)[1] == contents(first)[1]
 
 
-def test_a_state_without_a_master_copy_begins_with_the_parameter():
+def test_loading_without_a_master_copy_starts_from_the_parameter():
     params, grads = arrays_of("bfloat16")
     first = trained(params, grads)
     second = na.Adam([param.copy() for param in params_of(first)], master_weights=True, ema_decay=0.5)
@@ -382,7 +382,7 @@ def test_a_state_without_a_master_copy_begins_with_the_parameter():
         assert second.ema[index].tobytes() == oracle.widen(param).tobytes()
 
 
-def test_what_an_optimizer_does_not_keep_is_left_in_the_dict():
+def test_loading_ignores_entries_that_the_optimizer_does_not_use():
     params, grads = arrays_of("bfloat16")
     first = trained(params, grads, master_weights=True, ema_decay=0.5)
     second = na.Adam([param.copy() for param in params])
@@ -390,7 +390,7 @@ def test_what_an_optimizer_does_not_keep_is_left_in_the_dict():
     assert set(second.state[0]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
-def test_what_is_loaded_is_copied():
+def test_loaded_arrays_are_copied():
     params, grads = arrays_of("bfloat16")
     first = trained(params, grads, master_weights=True, ema_decay=0.5)
     second = na.Adam([param.copy() for param in params_of(first)], master_weights=True, ema_decay=0.5)
@@ -403,7 +403,7 @@ def test_what_is_loaded_is_copied():
 # --- without ml_dtypes, in a child, on threads ---
 
 
-def test_without_ml_dtypes_bfloat16_is_uint16(run_python):
+def test_without_ml_dtypes_bfloat16_arrays_are_uint16(run_python):
     output = run_python(
         """
 import sys
@@ -452,7 +452,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), after(2) == expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_large_array_with_everything_at_once(threads):
+def test_a_large_array_with_all_options_matches_the_oracle(threads):
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:
@@ -472,7 +472,7 @@ def test_a_large_array_with_everything_at_once(threads):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_kept_stays_the_same_array_when_a_state_is_loaded(dtype):
+def test_loading_a_state_keeps_the_array_objects(dtype):
     """Somebody may hold it: a model that computes with the copy, say."""
     params, grads = arrays_of(dtype)
     kinds = {"low_precision_copy": "float16"} if dtype == "float32" else {"master_weights": True}
@@ -493,7 +493,7 @@ def test_what_is_kept_stays_the_same_array_when_a_state_is_loaded(dtype):
 
 
 @pytest.mark.parametrize("first", ["float64", "bfloat16"])
-def test_the_random_numbers_of_a_parameter_behind_another_dtype_are_those_of_its_own_place(first):
+def test_random_numbers_depend_on_the_parameters_index_in_the_optimizer(first):
     """It is the first of its part, and the second of its optimizer: the optimizer's place counts."""
     arrays = [values_of(50, DTYPES[first], 1), values_of(50, BFLOAT16, 2), values_of(50, np.dtype("float64"), 3)]
     grads = [values_of(50, array.dtype, 4) for array in arrays]

@@ -51,7 +51,7 @@ def test_a_state_without_gradients_decays_to_zero_and_is_never_subnormal(dtype, 
     assert (param == at_rest).all()
 
 
-def test_gradients_too_small_to_square(dtype):
+def test_gradients_with_squares_that_underflow_make_no_huge_update(dtype):
     """Their second moment is held above its floor, so that the first one is not divided by nothing."""
     tiny = np.sqrt(smallest_normal(dtype), dtype=dtype) * dtype.type(0.5)
     optimizer = na.Adam(np.ones(8, dtype))
@@ -61,7 +61,7 @@ def test_gradients_too_small_to_square(dtype):
         assert subnormals(optimizer.state[0]["exp_avg"]) == 0
 
 
-def test_the_floor_is_the_first_number_that_is_kept(dtype):
+def test_the_floor_is_the_smallest_number_that_is_kept(dtype):
     floors = FLOORS[dtype.name]
     one = dtype.type(1)
     first = np.array([floors.exp_avg, np.nextafter(dtype.type(floors.exp_avg), 0 * one)] * 2, dtype) * [1, 1, -1, -1]
@@ -76,7 +76,7 @@ def test_the_floor_is_the_first_number_that_is_kept(dtype):
     assert exp_avg_sq.tolist() == [floors.exp_avg_sq, 0, floors.exp_avg_sq, 0]
 
 
-def test_a_loaded_state_of_subnormals_is_zero_after_one_step(dtype):
+def test_a_loaded_subnormal_state_is_zero_after_one_step(dtype):
     optimizer = na.Adam(np.ones(3, dtype))
     optimizer.step(np.ones(3, dtype))
     loaded = optimizer.state_dict()
@@ -127,7 +127,7 @@ def test_a_state_of_any_format_decays_to_zero_and_is_never_subnormal(name, amsgr
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float64 with float32"])
-def test_gradients_too_small_to_square_in_the_states_format(name):
+def test_gradients_with_squares_that_underflow_the_states_format(name):
     dtype, state, _ = FORMATS[name]
     grad = np.full(8, 2.0**-70).astype(dtype)
     optimizer = na.Adam([np.ones(8, dtype)], state_dtype=state, amsgrad=True)
@@ -313,7 +313,7 @@ def test_the_bits_of_no_format_depend_on_the_cpus_settings(name, size, direction
 
 
 @needs_glibc
-def test_the_settings_of_this_test_are_felt(ordinary):
+def test_the_test_really_changes_the_environment(ordinary):
     """Otherwise the test above would prove nothing."""
     tiny, minus_one = np.array([1e-40], np.float32), np.array([-1.0], np.float32)
     ordinary.with_changes(flush=True, rounding=ROUNDING[MACHINE][2]).set()

@@ -78,7 +78,7 @@ def names_of(combination):
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=names_of)
-def test_every_mixture(combination):
+def test_every_supported_mixture_of_formats_matches_the_oracle(combination):
     """Parameters, gradients and state, on one thread, in all sizes at once; refused by name where not supported."""
     param, grad, state = combination
     params = [values_of(size, DTYPES[param], size) for size in SIZES]
@@ -92,7 +92,7 @@ def test_every_mixture(combination):
 
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "float64", "8bit"])
 @pytest.mark.parametrize("param", DTYPES)
-def test_what_a_parameter_may_have_as_its_state(param, state):
+def test_supported_state_formats_are_accepted_and_others_refused(param, state):
     w = np.ones(3, DTYPES[param])
     name = param.split()[0]
     if oracle.is_supported(name, state):
@@ -103,7 +103,7 @@ def test_what_a_parameter_may_have_as_its_state(param, state):
 
 
 @pytest.mark.parametrize("param", DTYPES)
-def test_the_state_is_float32_or_that_of_a_float64_parameter(param):
+def test_the_default_state_is_float32_or_float64(param):
     optimizer = na.Adam([np.ones(3, DTYPES[param])])
     optimizer.step([np.ones(3, np.float32)])
     assert optimizer.state[0]["exp_avg"].dtype == ("float64" if param == "float64" else "float32")
@@ -129,13 +129,13 @@ def arrays_of(kind, sizes, steps=STEPS):
 @kinds
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 @pytest.mark.parametrize("step", [{}, {"grad_scale": 0.7, "clip_value": 0.25}], ids=["plain", "clipped"])
-def test_every_way_of_stepping(kind, name, step):
+def test_every_kind_of_step_matches_the_oracle(kind, name, step):
     params, grads, state = arrays_of(kind, (1_300, 7))
     check_like(*train(params, grads, state=state, hyperparameters=HYPERPARAMETERS[name], step=step))
 
 
 @kinds
-def test_a_loss_scale_and_a_global_norm(kind):
+def test_a_loss_scale_with_a_global_norm_matches_the_oracle(kind):
     """Sums of squares run over the gradients' values, in float64, in lanes; the scaled step is that of `grad_scale`."""
     params, grads, state = arrays_of(kind, (9_000, 5), steps=1)
     optimizer, other = (na.Adam([p.copy() for p in params], state_dtype=state) for _ in range(2))
@@ -149,7 +149,7 @@ def test_a_loss_scale_and_a_global_norm(kind):
 
 @kinds
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_leaves_the_whole_step_out(kind, bad):
+def test_one_non_finite_value_skips_the_whole_step(kind, bad):
     params, grads, state = arrays_of(kind, (9_000, 5), steps=2)
     optimizer = na.Adam(params, state_dtype=state, ema_decay=0.5)
     optimizer.step(grads[0])
@@ -170,7 +170,7 @@ def test_one_value_that_is_not_finite_leaves_the_whole_step_out(kind, bad):
 
 
 @kinds
-def test_values_that_are_not_finite_go_where_arithmetic_takes_them(kind):
+def test_without_a_finite_check_non_finite_values_propagate(kind):
     (param,), ((grad,),), state = arrays_of(kind, (1_500,), steps=1)
     with np.errstate(over="ignore"):
         for k, value in enumerate((np.nan, np.inf, -np.inf, -0.0, 3.3e38, 1e-40)):
@@ -178,7 +178,7 @@ def test_values_that_are_not_finite_go_where_arithmetic_takes_them(kind):
     check_like(*train([param], [[grad]] * 3, state=state, hyperparameters=HYPERPARAMETERS["AdamW"]))
 
 
-def test_bfloat16_in_pairs_is_bfloat16_in_tiles():
+def test_bfloat16_pairs_and_tiles_give_the_same_bits():
     """An average of the weights is something that pairs do not have, so it takes the other way."""
     params, grads, state = arrays_of("pairs", (1, 2, 1_025, 4_099, 66_001))
     for name, hyperparameters in HYPERPARAMETERS.items():
@@ -197,7 +197,7 @@ def test_bfloat16_in_pairs_is_bfloat16_in_tiles():
 
 @pytest.mark.parametrize("shifts", [*itertools.product((0, 1), repeat=2), (3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16 as uint16", "float16"])
-def test_arrays_that_begin_between_two_words(dtype, shifts):
+def test_16_bit_arrays_that_begin_in_the_middle_of_a_word_match_the_oracle(dtype, shifts):
     size = 3_001
     rooms = [np.full(size + 4, 0x3F3F, np.uint16).view(DTYPES[dtype]) for _ in range(2)]
     param, grad = (room[shift : shift + size] for room, shift in zip(rooms, shifts, strict=True))
@@ -214,7 +214,7 @@ def test_arrays_that_begin_between_two_words(dtype, shifts):
         assert (outside == 0x3F3F).all(), "written outside"
 
 
-def test_all_formats_in_one_optimizer():
+def test_all_formats_in_one_optimizer_match_the_oracle():
     """One launch for what is computed in float32, one for float64; None and other gradients between steps."""
     sizes = (1, 1_025, 40_000, 3)
     whole = [(name, size) for size in sizes for name in DTYPES]
@@ -237,7 +237,7 @@ def test_all_formats_in_one_optimizer():
         assert same(optimizer.state[str(k)]["exp_avg_sq"], twin.exp_avg_sq), whole[k]
 
 
-def test_a_thousand_arrays_of_all_formats_and_sizes():
+def test_a_thousand_arrays_of_all_formats_and_sizes_match_the_oracle():
     rng = np.random.default_rng(12)
     names = rng.choice(["float32", "bfloat16", "float16", "bfloat16 as uint16"], 1_000)
     sizes = [*rng.integers(0, 90, 998).tolist(), 70_001, 33_000]
@@ -247,14 +247,14 @@ def test_a_thousand_arrays_of_all_formats_and_sizes():
 
 
 @kinds
-def test_a_gradient_changes_its_format_from_step_to_step(kind):
+def test_a_gradients_format_can_change_between_steps(kind):
     (param,), _, state = arrays_of(kind, (1_100,), steps=0)
     grads = [[values_of(1_100, dtype, k)] for k, dtype in enumerate((*DTYPES.values(), *DTYPES.values()))]
     check_like(*train([param], grads, state=state))
 
 
 @kinds
-def test_the_function_takes_what_the_class_takes(kind):
+def test_the_function_accepts_the_same_formats_as_the_class(kind):
     (param,), grads, state = arrays_of(kind, (1_100,))
     optimizer, _ = train([param], grads, state=state, hyperparameters=HYPERPARAMETERS["AMSGrad"])
     moments = [np.zeros(1_100, DTYPES[state]) for _ in range(3)]
@@ -265,7 +265,7 @@ def test_the_function_takes_what_the_class_takes(kind):
         assert moment.tobytes() == optimizer.state[0][key].tobytes()
 
 
-def test_the_function_takes_moments_of_two_formats():
+def test_the_function_accepts_moments_of_two_formats():
     param, grad = values_of(1_500, DTYPES["bfloat16"], 1), values_of(1_500, DTYPES["float16"], 2)
     moments = [np.zeros(1_500, BFLOAT16), np.zeros(1_500, np.float32)]
     twins = [Twin(param, "bfloat16"), Twin(param, "float32")]
@@ -290,7 +290,7 @@ def test_the_function_takes_moments_of_two_formats():
         ("float64", "float64", "float16"),
     ],
 )
-def test_mixtures_that_the_function_refuses(param, first, second):
+def test_the_function_refuses_unsupported_mixtures(param, first, second):
     arrays = [np.ones(4, DTYPES[name]) for name in (param, "float32", first, second)]
     before = [array.tobytes() for array in arrays]
     with pytest.raises(DtypeError, match=r"float16|float64 goes with") as caught:
@@ -305,14 +305,14 @@ def test_mixtures_that_the_function_refuses(param, first, second):
 @pytest.mark.parametrize("kind", ["pairs", "tiles of bfloat16", "float32 with float16 gradients"])
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_stochastic_rounding_uses_the_numbers_of_seed_step_and_element(kind, seed, amsgrad):
+def test_stochastic_rounding_depends_on_seed_step_and_element(kind, seed, amsgrad):
     params, grads, _ = arrays_of(kind, (1, 1_300, 40_000), steps=3)
     hyperparameters = {"amsgrad": amsgrad, "lr": 0.01}
     options = {"rounding": "stochastic", "seed": seed, "hyperparameters": hyperparameters}
     check_like(*train(params, grads, state="bfloat16", **options))
 
 
-def test_changes_too_small_to_be_seen_are_kept_in_the_mean():
+def test_stochastic_rounding_keeps_small_changes_in_the_mean():
     """A step of 1e-4 from 1, where bfloat16 has steps of 2**-8: a fraction p of 200,000 elements takes one.
 
     Their mean deviates by sqrt(p (1 - p) / n) steps; six such deviations are let, for each of ten seeds.
@@ -331,7 +331,7 @@ def test_changes_too_small_to_be_seen_are_kept_in_the_mean():
     assert (w == 1).all()
 
 
-def test_seeds_and_parameters_have_random_numbers_of_their_own():
+def test_each_seed_and_parameter_has_its_own_random_numbers():
     def trained(seed):
         params = [np.ones(5_000, BFLOAT16) for _ in range(2)]
         na.Adam(params, lr=1e-3, rounding="stochastic", seed=seed).step([np.ones(5_000, BFLOAT16)] * 2)
@@ -341,7 +341,7 @@ def test_seeds_and_parameters_have_random_numbers_of_their_own():
     assert trained(7) == trained(7)
 
 
-def test_what_does_not_change_is_not_rounded_away():
+def test_stochastic_rounding_keeps_unchanged_parameters():
     w = values_of(5_000, BFLOAT16, 3)
     before = w.tobytes()
     optimizer = na.Adam([w], lr=0.0, rounding="stochastic", state_dtype="bfloat16")
@@ -365,13 +365,13 @@ def expected():
 
 
 @pytest.mark.parametrize("threads", [2, 4])
-def test_threads_change_no_bit(run_python, expected, threads):
+def test_the_number_of_threads_does_not_change_the_bits(run_python, expected, threads):
     assert run_python(SCRIPT, str(threads), "large", NUMBA_NUM_THREADS="4").splitlines() == expected["large"]
 
 
 @pytest.mark.skipif(not X86, reason="SSE2 and AVX2 are instruction sets of x86-64")
 @pytest.mark.parametrize("cpu", ["x86-64", "haswell"])  # SSE2 alone; AVX2 and FMA
-def test_code_for_older_cpus(run_python, expected, cpu):
+def test_code_for_older_cpus_gives_the_same_bits(run_python, expected, cpu):
     output = run_python(SCRIPT, "1", "small", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="")
     assert output.splitlines() == expected["small"]
 
@@ -391,7 +391,7 @@ def test_code_for_older_cpus(run_python, expected, cpu):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_options_that_are_none(name, values):
+def test_invalid_options_are_refused(name, values):
     w = np.ones(3, np.float32)
     for value in values:
         for kind in (na.Adam, na.AdamW):
@@ -400,7 +400,7 @@ def test_options_that_are_none(name, values):
     assert (w == 1).all()
 
 
-def test_options_are_not_those_of_a_group():
+def test_format_options_are_refused_in_a_group():
     for name, value in (("state_dtype", "bfloat16"), ("ema_decay", 0.9), ("seed", 1)):
         with pytest.raises(HyperparameterError, match=name):
             na.Adam([{"params": [np.ones(3)], name: value}])
@@ -409,7 +409,7 @@ def test_options_are_not_those_of_a_group():
             optimizer.param_groups[0][name] = value
 
 
-def test_seeds_of_any_integer_type():
+def test_seeds_may_have_any_integer_type():
     trained = []
     for seed in (3, np.int32(3), np.uint64(3), np.array(3)):
         w = np.ones(500, BFLOAT16)
@@ -419,7 +419,7 @@ def test_seeds_of_any_integer_type():
 
 
 @pytest.mark.parametrize("param", DTYPES)
-def test_float16_is_not_rounded_at_random(param):
+def test_stochastic_rounding_does_not_apply_to_float16(param):
     w = np.ones(3, DTYPES[param])
     if param != "float16":
         assert na.Adam([w], rounding="stochastic").step([w.copy()]).applied
@@ -430,7 +430,7 @@ def test_float16_is_not_rounded_at_random(param):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.uint16])
-def test_narrow_arrays_that_cannot_be_used(dtype):
+def test_unsuitable_16_bit_arrays_are_refused(dtype):
     good, wrong = np.ones((4, 6), dtype), {
         "contiguous": np.ones((4, 12), dtype)[:, ::2],
         "address": np.frombuffer(bytearray(49), np.uint8)[1:].view(dtype).reshape(4, 6),

@@ -123,7 +123,7 @@ def step(grads, shapes):
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("name", USABLE)
-def test_what_is_usable_gives_the_same_as_a_plain_copy(name, place):
+def test_a_suitable_array_gives_the_same_result_as_a_plain_copy(name, place):
     grads = [np.ones(5, np.float32), values(), np.ones((), np.float32)]
     grads[place] = USABLE[name]()
     plain = [np.array(grad, np.float32, copy=True, subok=False) for grad in grads]
@@ -137,7 +137,7 @@ def test_what_is_usable_gives_the_same_as_a_plain_copy(name, place):
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("name", OTHER_FORMATS)
-def test_gradients_of_other_formats_count_as_what_they_are_in_float32(name, place):
+def test_16_bit_gradients_count_with_their_float32_values(name, place):
     make, read = OTHER_FORMATS[name]
     grads = [np.ones(5, np.float32), values(), np.ones((), np.float32)]
     grads[place] = make()
@@ -148,7 +148,7 @@ def test_gradients_of_other_formats_count_as_what_they_are_in_float32(name, plac
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_is_refused_by_its_own_name(name, place):
+def test_an_unsuitable_array_is_refused_by_name(name, place):
     make, error = REFUSED[name]
     shapes = [(5,), (2, 2), ()]
     shapes[place] = SHAPE
@@ -175,7 +175,7 @@ def test_parameters_of_every_usable_kind_are_updated_in_place(name):
     assert after.tobytes() == before.tobytes()
 
 
-def test_the_function_takes_every_usable_kind_everywhere():
+def test_the_function_accepts_every_suitable_kind_for_every_argument():
     for place in range(4):
         for name, make in USABLE.items():
             if place != 1 and name in ("read-only", "of bytes", *ANOTHER_ORDER):
@@ -190,7 +190,7 @@ def test_the_function_takes_every_usable_kind_everywhere():
             assert found == [each.tobytes() for each in expected], (place, name)
 
 
-def test_arrays_of_other_kinds_between_plain_ones():
+def test_arrays_of_other_kinds_can_be_mixed_with_plain_ones():
     sizes = [3, 0, 70, 1, 1_000]
     plain = [np.arange(size, dtype=np.float32) for size in sizes]
     mixed = [plain[0], plain[1].view(Sub), array.array("f", plain[2]), None, memoryview(plain[4])]
@@ -199,7 +199,7 @@ def test_arrays_of_other_kinds_between_plain_ones():
     assert step(mixed, shapes)[0] == step(plain, shapes)[0]
 
 
-def test_an_array_that_is_reshaped_between_steps_is_seen_as_it_is_now():
+def test_a_gradient_that_was_reshaped_between_steps_is_read_again():
     param, grad = np.zeros((3, 4), np.float32), np.ones((3, 4), np.float32)
     optimizer = na.Adam([param])
     optimizer.step([grad])
@@ -211,7 +211,7 @@ def test_an_array_that_is_reshaped_between_steps_is_seen_as_it_is_now():
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_machines_on_which_array_objects_look_otherwise_ask_every_array(answer, monkeypatch):
+def test_without_the_fast_check_every_array_is_borrowed(answer, monkeypatch):
     """Without the quick look: the same bits, the same refusals."""
     import numba_adam.cpu.table as table
 

@@ -49,7 +49,7 @@ def test_the_norm_of_float64_gradients_has_all_its_digits(size, magnitude):
 
 
 @pytest.mark.parametrize("magnitude", [1e155, 1e160, 1e300, 1.7e308])
-def test_huge_finite_float64_gradients_are_clipped_not_left_out(magnitude):
+def test_huge_finite_float64_gradients_are_clipped_and_not_skipped(magnitude):
     grads = [np.full(3, magnitude), np.full(40_000, -magnitude)]
     params, optimizer, result = stepped(grads, max_grad_norm=2.0)
     assert result.applied
@@ -59,7 +59,7 @@ def test_huge_finite_float64_gradients_are_clipped_not_left_out(magnitude):
     assert np.isfinite(params[1]).all()
 
 
-def test_a_norm_beyond_float64_is_infinite_and_its_step_applied():
+def test_a_norm_beyond_float64_is_infinite_and_the_step_is_applied():
     _, optimizer, result = stepped([np.full(400, 1.7e308)], max_grad_norm=1.0)
     assert result == na.StepResult(applied=True, grad_norm=math.inf)
     assert optimizer.state[0]["exp_avg"] == pytest.approx(0.1 / 20)
@@ -73,7 +73,7 @@ def test_tiny_float64_gradients_are_clipped_to_a_tinier_norm():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("others", [1.0, 1e160, 1e-170])
-def test_what_is_not_finite_is_still_left_out_among_huge_and_tiny_gradients(bad, others):
+def test_non_finite_gradients_among_huge_and_tiny_ones_skip_the_step(bad, others):
     grad = np.full(9_000, others)
     grad[8_500] = bad
     params, optimizer, result = stepped([grad], max_grad_norm=1.0)
@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_still_left_out_among_huge_and_tiny_gradients(bad,
     assert (params[0] == 1).all()
 
 
-def test_the_norm_of_huge_gradients_does_not_depend_on_threads_or_cuts():
+def test_the_norm_of_huge_gradients_does_not_depend_on_threads_or_array_sizes():
     rng = np.random.default_rng(6)
     grads = [rng.normal(size=size) * 1e160 for size in (5, 8192, 8193, 0, 100_000, 31)]
     before, norms = numba.get_num_threads(), set()
@@ -119,7 +119,7 @@ def test_parts_of_different_dtypes_share_a_norm_that_underflows():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("size", [*range(1, 36), 47, 48, 49, 8191, 8207, 8192 + 31])
-def test_every_element_of_a_blocks_tail_is_in_the_norm(dtype, size):
+def test_the_norm_includes_every_element_of_a_blocks_tail(dtype, size):
     """A block is summed in 16 lanes; the last elements do not fill them. Each element has a square of its own."""
     grad = np.zeros(size, dtype)
     for place in {0, size // 2, *range(max(0, size - 33), size)}:
@@ -154,7 +154,7 @@ KINDS = {  # dtype of the parameter, options, what its second moments can hold
     "options", [{"loss_scale": 1.0}, {"max_grad_norm": math.inf}, {"max_grad_norm": 1e300}], ids=str
 )
 @pytest.mark.parametrize("name", KINDS)
-def test_a_gradient_whose_square_overflows_leaves_the_step_out_where_a_check_is_asked_for(name, options):
+def test_a_finite_check_skips_a_step_with_an_overflowing_square(name, options):
     dtype, state, held = KINDS[name]
     params = [np.ones(3, dtype), np.ones(9_000, dtype)]
     optimizer = na.Adam(params, **state)
@@ -179,7 +179,7 @@ def test_no_float32_gradient_is_too_large_for_a_float64_state():
     assert np.isfinite(optimizer.state[0]["exp_avg_sq"]).all()
 
 
-def test_what_is_applied_keeps_its_second_moment_finite(dtype):
+def test_applied_steps_keep_the_second_moment_finite(dtype):
     """Step after step: a mean of squares that can be held can be held."""
     param = np.ones(3, dtype)
     optimizer = na.Adam([param], betas=(0.9, 0.5))
@@ -196,7 +196,7 @@ def test_what_is_applied_keeps_its_second_moment_finite(dtype):
     [{"max_grad_norm": 1.0}, {"loss_scale": 1e20}, {"loss_scale": 1.0, "clip_value": 5.0}],
     ids=str,
 )
-def test_large_gradients_that_are_scaled_or_clipped_down_are_taken(options):
+def test_large_gradients_are_accepted_after_scaling_or_clipping(options):
     param = np.ones(3, np.float32)
     optimizer = na.Adam([param], lr=0.5)
     assert optimizer.step([np.array([1e30, -1e30, 0], np.float32)], **options).applied
@@ -204,13 +204,13 @@ def test_large_gradients_that_are_scaled_or_clipped_down_are_taken(options):
     assert param == pytest.approx([0.5, 1.5, 1.0], rel=1e-3)
 
 
-def test_a_loss_scale_that_makes_a_square_overflow_counts():
+def test_a_loss_scale_that_makes_a_square_overflow_skips_the_step():
     optimizer = na.Adam([np.ones(3, np.float32)])
     assert not optimizer.step([np.full(3, 1e10, np.float32)], loss_scale=1e-10).applied
     assert optimizer.step([np.full(3, 1e10, np.float32)], loss_scale=1e-9).applied
 
 
-def test_many_gradients_whose_norm_alone_is_beyond_the_limit_are_taken():
+def test_gradients_are_accepted_when_only_their_norm_exceeds_the_limit():
     grads = [np.full(100_000, 1e18, np.float32)]
     _, optimizer, result = stepped(grads, loss_scale=1.0)
     assert result.applied
@@ -218,7 +218,7 @@ def test_many_gradients_whose_norm_alone_is_beyond_the_limit_are_taken():
     assert np.isfinite(optimizer.state[0]["exp_avg_sq"]).all()
 
 
-def test_the_moments_of_one_part_decide_for_all():
+def test_an_overflow_in_one_part_skips_the_step_of_all_parts():
     params = [np.ones(3, np.float32), np.ones(3)]
     optimizer = na.Adam(params)
     assert optimizer.step([np.ones(3, np.float32), np.full(3, 1e30)], loss_scale=1.0).applied
@@ -226,7 +226,7 @@ def test_the_moments_of_one_part_decide_for_all():
     assert [state["step"] for state in optimizer.state.values()] == [1, 1]
 
 
-def test_without_a_check_a_square_that_overflows_is_kept_as_the_documents_say():
+def test_without_a_finite_check_an_overflowing_square_stays_in_the_moment():
     param = np.ones(1, np.float32)
     optimizer = na.Adam([param], lr=0.1)
     optimizer.step([np.full(1, 1e30, np.float32)])

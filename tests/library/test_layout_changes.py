@@ -115,7 +115,7 @@ def test_a_parameter_that_was_changed_is_refused_and_nothing_is_updated(kind, ch
 
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5, "low_precision_copy": "float16"}], ids=repr)
 @pytest.mark.parametrize("change", ["shape", "dtype"])
-def test_it_is_refused_before_its_first_step_too(change, options):
+def test_a_changed_parameter_is_refused_before_its_first_step_too(change, options):
     param = np.ones((4, 4), np.float32)
     optimizer = na.Adam({"w": param}, **options)
     make, error, words = CHANGES[change]
@@ -133,7 +133,7 @@ def test_a_parameter_with_a_master_copy_is_watched_too():
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_state_is_loaded_as_the_parameter_was(change):
+def test_a_state_loads_with_the_parameters_original_layout(change):
     """The optimizer goes on from what it borrowed: a changed array object does not confuse what is read of it."""
     param, optimizer = trained("C order", ema_decay=0.5)
     saved = optimizer.state_dict()
@@ -146,7 +146,7 @@ def test_a_state_is_loaded_as_the_parameter_was(change):
         optimizer.load_state_dict(saved)
 
 
-def test_a_copy_that_was_handed_out_is_watched_too():
+def test_a_copy_given_to_the_caller_is_watched_too():
     param, optimizer = trained("C order", low_precision_copy="float16")
     to_integers(optimizer.low_precision["w"])
     before = param.tobytes()
@@ -155,7 +155,7 @@ def test_a_copy_that_was_handed_out_is_watched_too():
     assert param.tobytes() == before
 
 
-def test_a_parameter_that_was_given_other_memory_is_refused():
+def test_a_parameter_with_replaced_memory_is_refused():
     memory = bytearray(np.ones(16, np.float32).tobytes())
     param = np.frombuffer(memory, np.float32)
     optimizer = na.Adam([param])
@@ -168,7 +168,7 @@ def test_a_parameter_that_was_given_other_memory_is_refused():
     assert ((param == 3).all(), bytes(memory)) == (True, before)
 
 
-def test_an_equal_dtype_that_is_another_object_is_no_change():
+def test_an_equal_dtype_object_is_not_a_change():
     param = np.ones(8, np.float32)
     optimizer = na.Adam([param], lr=0.1)
     optimizer.step([np.ones(8, np.float32)])
@@ -178,7 +178,7 @@ def test_an_equal_dtype_that_is_another_object_is_no_change():
 
 
 @pytest.mark.parametrize("kind", ["C order", "Fortran order", "a subclass"])
-def test_memory_that_an_optimizer_writes_to_is_not_resized(kind):
+def test_arrays_that_an_optimizer_writes_to_cannot_be_resized(kind):
     param, optimizer = trained(kind)
     with pytest.raises(ValueError, match=r"resize|contiguous"):
         param.resize((400, 400), refcheck=False)
@@ -187,7 +187,7 @@ def test_memory_that_an_optimizer_writes_to_is_not_resized(kind):
 
 
 @pytest.mark.parametrize("kind", ["C order", "Fortran order", "a subclass"])
-def test_a_parameter_made_read_only_is_refused_whatever_its_kind(kind):
+def test_a_read_only_parameter_of_any_kind_is_refused(kind):
     param, optimizer = trained(kind)
     before = param.tobytes()
     param.flags.writeable = False
@@ -200,7 +200,7 @@ def test_a_parameter_made_read_only_is_refused_whatever_its_kind(kind):
 
 
 @pytest.mark.parametrize("order", "CF")
-def test_a_gradient_is_read_as_it_lies_in_every_step(order):
+def test_every_step_reads_a_gradient_with_its_current_strides(order):
     """The same object, given again with other strides: element by element it is another gradient."""
     param, other = (np.ones((4, 4), np.float32, order) for _ in range(2))
     optimizers = [na.Adam([param], lr=0.1), na.Adam([other], lr=0.1)]
@@ -251,7 +251,7 @@ if np.lib.NumpyVersion(np.__version__) >= "2.1.0":  # whose DLPack says what may
 
 
 @pytest.mark.parametrize("lend", LENDERS)
-def test_a_lender_whose_layout_changes_is_followed_or_refused(lend):
+def test_a_changed_layout_of_a_lender_is_followed_or_refused(lend):
     rng = np.random.default_rng(2)
     values, grads = rng.normal(size=(4, 4)), rng.normal(size=(4, 4, 4))
     lent, twin = lend(values.copy()), values.copy()
@@ -277,7 +277,7 @@ def test_a_lender_whose_layout_changes_is_followed_or_refused(lend):
     assert optimizer.state[0]["step"] == 5
 
 
-def test_an_array_of_the_standard_library_cannot_be_resized_meanwhile():
+def test_an_array_of_the_standard_library_cannot_be_resized_while_in_use():
     param = stdlib.array("f", [1.0] * 4)
     optimizer = na.Adam([param])
     optimizer.step([np.ones(4, np.float32)])
@@ -286,7 +286,7 @@ def test_an_array_of_the_standard_library_cannot_be_resized_meanwhile():
     assert optimizer.step([np.ones(4, np.float32)]).applied
 
 
-def test_an_order_that_changes_while_gradients_are_accumulated_is_refused():
+def test_a_change_of_axes_during_accumulation_is_refused():
     lent = Interface(np.ones((3, 4)))
     optimizer = na.Adam([lent], lr=0.1)
     optimizer.accumulate([np.ones((3, 4))])
@@ -302,7 +302,7 @@ def test_an_order_that_changes_while_gradients_are_accumulated_is_refused():
 
 
 @pytest.mark.parametrize("options", [{"state_dtype": "8bit"}, {"amsgrad": True, "state_dtype": "bfloat16"}], ids=repr)
-def test_a_state_of_few_bits_follows_too(options):
+def test_an_8_bit_state_follows_a_change_of_axes(options):
     rng = np.random.default_rng(3)
     lent = Interface(rng.normal(size=(9, 40)).astype(np.float32))
     optimizer = na.Adam([lent], **options)

@@ -94,7 +94,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NOT_FOR_FLOAT32)
-def test_what_float32_cannot_hold_is_refused_by_name(way, name):
+def test_values_beyond_float32_are_refused_by_name(way, name):
     values = NOT_FOR_FLOAT32[name]
     with pytest.raises(HyperparameterError, match=named(name, values) + ".*float32"):
         WAYS[way](np.float32, **values)
@@ -102,7 +102,7 @@ def test_what_float32_cannot_hold_is_refused_by_name(way, name):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", FOR_FLOAT32)
-def test_what_float32_can_hold_is_taken(way, name):
+def test_values_within_float32_are_accepted(way, name):
     WAYS[way](np.float32, **FOR_FLOAT32[name])
     assert FOR_FLOAT32[name]
 
@@ -116,14 +116,14 @@ def test_float64_keeps_its_range(way, name):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NOT_FOR_FLOAT64)
-def test_what_float64_cannot_hold_is_refused_by_name(way, name):
+def test_values_beyond_float64_are_refused_by_name(way, name):
     values = NOT_FOR_FLOAT64[name]
     with pytest.raises(HyperparameterError, match=named(name, values) + ".*float64"):
         WAYS[way](np.float64, **values)
 
 
 @pytest.mark.parametrize("name", NOT_FOR_FLOAT32)
-def test_a_refused_update_has_changed_nothing(name):
+def test_a_refused_update_changes_nothing(name):
     arrays = [np.full(3, value, np.float32) for value in (1.0, 0.5, 0.25, 0.125)]
     before = [array.copy() for array in arrays]
     with pytest.raises(HyperparameterError):
@@ -136,7 +136,7 @@ def test_a_refused_update_has_changed_nothing(name):
     [{"master_weights": True}, {"state_dtype": "8bit"}, {"state_dtype": "bfloat16"}, {}],
     ids=str,
 )
-def test_narrow_parameters_are_computed_in_float32(options):
+def test_16_bit_parameters_are_computed_in_float32(options):
     with pytest.raises(HyperparameterError, match="eps=1e-46"):
         na.Adam([np.ones(3, ml_dtypes.bfloat16)], eps=1e-46, **options)
 
@@ -159,12 +159,12 @@ def test_a_schedule_that_goes_beyond_float32_is_refused_and_nothing_changes():
     assert (param.tobytes(), optimizer.state[0]["exp_avg"].tobytes(), optimizer.state[0]["step"]) == before
 
 
-def test_a_schedule_that_begins_beyond_float32_is_refused_at_once():
+def test_a_schedule_that_starts_beyond_float32_is_refused_at_once():
     with pytest.raises(HyperparameterError, match="float32"):
         na.Adam([np.ones(3, np.float32)], lr=lambda step: 1e39 / step)
 
 
-def test_no_group_changes_when_anothers_schedule_is_refused():
+def test_a_refused_schedule_changes_no_group():
     groups = [
         {"params": [np.ones(3, np.float32)], "lr": lambda step: 0.1 * step},
         {"params": [np.ones(3, np.float32)], "lr": lambda step: 1e38 * step**2},
@@ -177,7 +177,7 @@ def test_no_group_changes_when_anothers_schedule_is_refused():
     assert [group.hyperparameters.lr for group in optimizer.param_groups] == [0.1, 1e38]
 
 
-def test_a_learning_rate_that_decays_below_float32_is_no_error():
+def test_a_learning_rate_that_decays_below_float32_is_accepted():
     param = np.ones(3, np.float32)
     optimizer = na.Adam([param], lr=lambda step: 1e-3 * 1e-20**step)
     for _ in range(20):
@@ -195,7 +195,7 @@ def test_the_largest_learning_rates_of_a_dtype_make_finite_steps(dtype):
             assert (param == 0).all()
 
 
-def test_a_history_with_what_the_dtype_cannot_hold_is_refused():
+def test_a_history_with_values_beyond_the_dtype_is_refused():
     history = na.RowHistory([(1, na.Hyperparameters(lr=1e39)), (2, na.Hyperparameters())])
     for dtype, is_refused in ((np.float64, False), (np.float32, True)):
         table, exp_avg, exp_avg_sq = np.ones((3, 2, 3), dtype)
@@ -211,7 +211,7 @@ def test_a_history_with_what_the_dtype_cannot_hold_is_refused():
 
 
 @pytest.mark.parametrize("scale", [1e39, -1e39, 1e-46, 1e-40])
-def test_scales_that_float32_cannot_hold_are_refused_in_functions_too(scale):
+def test_scales_beyond_float32_are_refused_in_functions_too(scale):
     for way in (updated, rows_of):
         with pytest.raises(HyperparameterError, match=re.escape(f"grad_scale={scale!r}")):
             way(np.float32, grad_scale=scale)

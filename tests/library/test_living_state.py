@@ -42,7 +42,7 @@ def bits(state_dict):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_entry_of_a_state_dict_moves_with_later_steps(kind):
+def test_every_entry_of_a_state_dict_changes_with_later_steps(kind):
     optimizer, params = made(kind)
     steps(optimizer, params, 2)
     taken, shown = optimizer.state_dict(), optimizer.state
@@ -62,7 +62,7 @@ def test_the_param_groups_of_a_state_dict_are_a_copy():
     assert taken["param_groups"][0]["lr"] == 0.5
 
 
-def test_the_step_is_pleasant_to_use():
+def test_the_step_entry_behaves_like_a_number():
     optimizer = na.Adam([np.ones(3)])
     for _ in range(3):
         optimizer.step([np.ones(3)])
@@ -76,7 +76,7 @@ def test_the_step_is_pleasant_to_use():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dict_from_before_a_load_keeps_the_state_from_before_as_in_pytorch(kind):
+def test_a_load_does_not_change_earlier_state_dicts_as_in_pytorch(kind):
     """But for `ema`, whose arrays stay in place: a model may compute with them."""
     optimizer, params = made(kind)
     steps(optimizer, params, 2)
@@ -100,7 +100,7 @@ def test_a_dict_from_before_a_load_keeps_the_state_from_before_as_in_pytorch(kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_state_dict_of_its_own_loads_back_also_with_states_exchanged(kind):
+def test_an_optimizers_own_state_dict_loads_even_with_exchanged_states(kind):
     optimizer, _ = made(kind, size=3)
     optimizer.step([np.ones(3, np.float32), None])
     optimizer.step([np.ones(3, np.float32), np.full(3, 2.0, np.float32)])
@@ -115,7 +115,7 @@ def test_a_state_dict_of_its_own_loads_back_also_with_states_exchanged(kind):
         assert bits(optimizer.state_dict()) == {(1 - index, name): value for (index, name), value in before.items()}
 
 
-def test_a_load_in_which_a_parameter_has_no_state_leaves_old_dicts_alone():
+def test_a_load_without_state_for_a_parameter_does_not_change_earlier_dicts():
     optimizer = na.Adam([np.ones(3)])
     fresh = copy.deepcopy(optimizer.state_dict())
     optimizer.step([np.ones(3)])
@@ -149,7 +149,7 @@ def test_a_state_dict_goes_through_savez_without_pickle(kind):
     assert [param.tobytes() for param in others] == [param.tobytes() for param in params]
 
 
-def test_what_cannot_be_flattened_or_read_back_is_refused():
+def test_invalid_flat_arrays_and_groups_are_refused():
     optimizer = na.Adam([np.ones(3)])
     optimizer.param_groups[0]["hook"] = print
     with pytest.raises(StateDictError, match="JSON"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_flattened_or_read_back_is_refused():
         optimizer.load_state_dict(from_flat_arrays({"param_groups": groups}))
 
 
-def test_a_state_in_8_bits_with_an_average_is_loaded_back():
+def test_an_8_bit_state_with_an_average_loads_back():
     """It was taken for a dict from before another load, and refused."""
     w = np.ones(300, np.float32)
     optimizer = na.Adam(w, state_dtype="8bit", ema_decay=0.5)

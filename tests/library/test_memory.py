@@ -45,7 +45,7 @@ print(all(digest(4) == alone for _ in range(25)))
 """
 
 
-def test_a_threads_room_is_its_own_where_all_threads_share_one_heap(run_python):
+def test_scratch_buffers_of_threads_do_not_overlap_in_a_shared_heap(run_python):
     """A tile's room was given back before the tile was done; with a heap for each thread nobody took it meanwhile."""
     environment = {"MALLOC_ARENA_MAX": "1", "NUMBA_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
     assert run_python(CROWD, **environment) == "True"
@@ -135,20 +135,20 @@ def threads(request):
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_nothing_is_written_beside_arrays_of_any_length(name):
+def test_a_step_writes_only_within_arrays_of_any_length(name):
     for size, weight_decay in itertools.product(SIZES, (0.0, 0.1)):
         assert stays_within([size], name, weight_decay=weight_decay)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("shift", [1, 3])
-def test_nor_where_they_do_not_begin_with_a_cache_line(name, shift):
+def test_a_step_writes_only_within_arrays_at_any_address(name, shift):
     for size in (*range(70), 127, 128, 129, 1023, 1024, 1025, 40_001):
         assert stays_within([size], name, shift)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_nor_where_threads_divide_them(name, threads):
+def test_a_step_on_several_threads_writes_only_within_its_arrays(name, threads):
     for sizes in ([32_768], [32_769, 1, 0, 127, 65_535], [1_023] * 70, [0, 0, 200_001]):
         assert stays_within(sizes, name)
 

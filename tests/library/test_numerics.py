@@ -122,7 +122,7 @@ def param_after(h, param, exp_avg, exp_avg_sq, step, real):
     return adam_step(0, 0, 0, 0, 1)._replace(param=kept * param.astype(real) - update, update=update)
 
 
-def test_three_steps_by_hand(dtype):
+def test_three_steps_match_a_calculation_by_hand(dtype):
     """Betas of 1/2 and 3/4, gradients 1, 1, 3, eps 0, lr 1: fractions that anyone can follow."""
     param, exp_avg, exp_avg_sq = np.full(1, 10, dtype), np.zeros(1, dtype), np.zeros(1, dtype)
     worked = [  # gradient, exp_avg, exp_avg_sq, corrections, param
@@ -137,7 +137,7 @@ def test_three_steps_by_hand(dtype):
         assert float(param[0]) == pytest.approx(expected, rel=float(4 * np.finfo(dtype).eps))
 
 
-def test_hat_mode_is_keras_formula():
+def test_hat_mode_is_the_formula_of_keras():
     """keras.optimizers.Adam.update_step: the moments move towards the gradient, alpha holds both corrections."""
     rng = np.random.default_rng(2)
     w = rng.normal(size=50)
@@ -153,7 +153,7 @@ def test_hat_mode_is_keras_formula():
     np.testing.assert_allclose(param, w, rtol=1e-12, atol=1e-14)
 
 
-def test_algorithm1_is_the_paper():
+def test_algorithm1_mode_follows_the_paper():
     """Kingma & Ba 2015, Algorithm 1, line by line."""
     rng = np.random.default_rng(3)
     theta = rng.normal(size=50)
@@ -168,7 +168,7 @@ def test_algorithm1_is_the_paper():
     np.testing.assert_allclose(param, theta, rtol=1e-12, atol=1e-14)
 
 
-def test_the_eps_modes_differ():
+def test_the_two_eps_modes_differ():
     results = []
     for eps_mode in ("hat", "algorithm1"):
         param = np.ones(1)
@@ -188,7 +188,7 @@ def test_early_steps_in_float64_keep_their_digits():
 
 
 @pytest.mark.parametrize("step", [1, 10, 1_000, 10**6, 10**9, 10**15, 2**53])
-def test_any_number_of_steps(step, dtype):
+def test_the_bias_correction_works_for_any_number_of_steps(step, dtype):
     state = [np.array([value], dtype) for value in (1.0, 1.0, 0.5, 0.25)]
     expected = adam_step(*state, step, real=np.longdouble)
     na.adam_update(*state, step)
@@ -197,7 +197,7 @@ def test_any_number_of_steps(step, dtype):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_passed_on(bad, dtype, amsgrad):
+def test_nan_and_infinity_propagate(bad, dtype, amsgrad):
     """As in PyTorch: the state keeps them, and the parameter becomes NaN. The floor must not turn them into zero."""
     param, grad = np.ones(40, dtype), np.ones(40, dtype)
     grad[17] = bad
@@ -213,14 +213,14 @@ def test_nan_and_infinity_are_passed_on(bad, dtype, amsgrad):
     assert np.isfinite(param[others]).all()
 
 
-def test_a_nan_parameter_stays_one_and_harms_no_other(dtype):
+def test_a_nan_parameter_stays_nan_and_changes_no_other(dtype):
     param = np.array([np.nan, 1.0], dtype)
     na.Adam(param, weight_decay=0.1).step(np.ones(2, dtype))
     assert np.isnan(param[0])
     assert 0.9 < param[1] < 1
 
 
-def test_zero_eps_and_zero_gradient_is_no_step(dtype):
+def test_zero_eps_and_a_zero_gradient_make_no_step(dtype):
     """0 / 0, which is NaN in PyTorch: a parameter that has not had a gradient yet stays where it is."""
     param = np.ones(2, dtype)
     na.Adam(param, eps=0.0).step(np.array([0, 1], dtype))
@@ -228,7 +228,7 @@ def test_zero_eps_and_zero_gradient_is_no_step(dtype):
     assert 0.99 < param[1] < 1
 
 
-def test_lr_zero_leaves_the_parameter_and_moves_the_moments(dtype):
+def test_lr_zero_updates_only_the_moments(dtype):
     param = np.ones(3, dtype)
     optimizer = na.Adam(param, lr=0.0)
     optimizer.step(np.ones(3, dtype))

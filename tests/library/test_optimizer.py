@@ -38,7 +38,7 @@ def expected_after(param, grads, **hyperparameters):
 # --- forms ---
 
 
-def test_one_array():
+def test_one_bare_array_is_updated():
     (w,), (g,) = arrays((2, 3)), arrays((2, 3), seed=1)
     before = w.copy()
     optimizer = na.Adam(w, lr=0.1)
@@ -50,7 +50,7 @@ def test_one_array():
 
 
 @pytest.mark.parametrize("form", [list, tuple, iter])
-def test_a_collection_of_arrays(form):
+def test_a_collection_of_arrays_is_updated(form):
     params, grads = arrays(3, (2, 2)), arrays(3, (2, 2), seed=1)
     before = [w.copy() for w in params]
     optimizer = na.Adam(form(params))
@@ -60,13 +60,13 @@ def test_a_collection_of_arrays(form):
     assert list(optimizer.state) == [0, 1]
 
 
-def test_a_generator_of_arrays():
+def test_a_generator_of_arrays_is_updated():
     params = arrays(3, 4)
     na.Adam(w for w in params).step([np.ones(3, "f4"), np.ones(4, "f4")])
     assert (params[0] != arrays(3, 4)[0]).all()
 
 
-def test_a_dict_in_any_order():
+def test_gradients_in_a_dict_may_have_any_order():
     (w, b), (gw, gb) = arrays((2, 3), 3), arrays((2, 3), 3, seed=1)
     before = w.copy(), b.copy()
     optimizer = na.Adam({"w": w, "b": b})
@@ -78,7 +78,7 @@ def test_a_dict_in_any_order():
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (1, 1, 1)])
-def test_scalars_and_empty_arrays(shape, dtype):
+def test_scalars_and_empty_arrays_are_updated(shape, dtype):
     w, g = np.ones(shape, dtype), np.full(shape, 2, dtype)
     optimizer = na.Adam([w, np.ones(3, dtype)])
     for _ in range(2):
@@ -88,13 +88,13 @@ def test_scalars_and_empty_arrays(shape, dtype):
     np.testing.assert_allclose(w, expected_after(np.ones(shape), [g, g]).param, rtol=1e-6)
 
 
-def test_an_optimizer_with_only_empty_arrays():
+def test_an_optimizer_with_only_empty_arrays_works():
     optimizer = na.Adam([np.ones((0, 2)), np.ones(0)])
     assert optimizer.step([np.ones((0, 2)), np.ones(0)]).applied
     assert [optimizer.state[index]["step"] for index in (0, 1)] == [1, 1]
 
 
-def test_float32_and_float64_side_by_side():
+def test_float32_and_float64_parameters_can_be_mixed():
     params = [arrays(4)[0], arrays(5, dtype=np.float64)[0], arrays(6)[0]]
     grads = [np.ones_like(w) for w in params]
     before = [w.copy() for w in params]
@@ -108,7 +108,7 @@ def test_float32_and_float64_side_by_side():
         assert optimizer.state[index]["exp_avg"].dtype == params[index].dtype
 
 
-def test_anything_with_the_buffer_protocol():
+def test_objects_with_the_buffer_protocol_are_accepted():
     w, g = array.array("f", [1, 2]), array.array("f", [1, -1])
     na.Adam([w], lr=0.5).step([g])
     assert w.tolist() == pytest.approx([0.5, 2.5])
@@ -131,7 +131,7 @@ class Copier:
 
 
 @pytest.mark.parametrize("size", [10, 3_000])
-def test_gradients_of_exporters_that_copy_are_not_read_after_they_were_freed(size):
+def test_gradients_of_exporters_that_copy_stay_alive_during_the_step(size):
     grads = [np.full(size, k + 1, np.float32) for k in range(20)]
     optimizer = na.Adam([np.zeros(size, np.float32) for _ in grads], betas=(0.0, 0.0))
     optimizer.step([Copier(grad) for grad in grads])
@@ -141,7 +141,7 @@ def test_gradients_of_exporters_that_copy_are_not_read_after_they_were_freed(siz
 # --- state ---
 
 
-def test_state_is_made_on_first_use():
+def test_state_is_created_on_first_use():
     optimizer = na.Adam(arrays(3, 2))
     assert optimizer.state == {}
     assert optimizer.state_dict()["state"] == {}
@@ -155,7 +155,7 @@ def test_state_is_made_on_first_use():
     np.testing.assert_allclose(state["exp_avg_sq"], 0.001 * grad**2, rtol=1e-6)
 
 
-def test_none_leaves_an_array_and_its_state_alone_and_each_has_its_own_bias_correction():
+def test_none_changes_nothing_and_each_parameter_has_its_own_bias_correction():
     params = arrays(4, 5, 3)
     before = [w.copy() for w in params]
     rng = np.random.default_rng(8)
@@ -176,7 +176,7 @@ def test_none_leaves_an_array_and_its_state_alone_and_each_has_its_own_bias_corr
     assert 2 not in optimizer.state
 
 
-def test_none_for_a_single_array_is_a_step_that_changes_nothing():
+def test_none_for_a_single_array_changes_nothing():
     w = np.ones(3)
     optimizer = na.Adam(w)
     optimizer.step(None)
@@ -184,7 +184,7 @@ def test_none_for_a_single_array_is_a_step_that_changes_nothing():
     assert optimizer.state == {}
 
 
-def test_state_arrays_are_the_optimizers_own():
+def test_state_arrays_belong_to_the_optimizer():
     optimizer = na.Adam([np.ones(3)])
     optimizer.step([np.ones(3)])
     first = optimizer.state[0]["exp_avg"]
@@ -196,7 +196,7 @@ def test_state_arrays_are_the_optimizers_own():
 # --- hyperparameters and groups ---
 
 
-def test_adamw_is_adam_with_decoupled_decay_of_a_hundredth():
+def test_adamw_is_adam_with_a_decoupled_decay_of_0_01():
     results = []
     for make in (
         lambda w: na.AdamW([w]),
@@ -213,7 +213,7 @@ def test_adamw_is_adam_with_decoupled_decay_of_a_hundredth():
     )
 
 
-def test_the_order_of_arguments_is_pytorchs():
+def test_the_arguments_have_the_order_of_pytorch():
     group = na.Adam([np.ones(2)], 0.1, (0.8, 0.9), 1e-3, 0.2, True).param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.8, 0.9), 1e-3)
     assert (group["weight_decay"], group["amsgrad"]) == (0.2, True)
@@ -234,7 +234,7 @@ def test_groups_have_their_own_hyperparameters():
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
 
 
-def test_groups_of_both_dtypes_and_every_kind():
+def test_groups_may_mix_dtypes_and_kinds_of_arrays():
     params = [*arrays(3, 4), *arrays(3, 4, dtype=np.float64)]
     grads = [np.ones_like(w) for w in params]
     before = [w.copy() for w in params]
@@ -253,7 +253,7 @@ def test_groups_of_both_dtypes_and_every_kind():
         np.testing.assert_allclose(params[index], expected.param, rtol=1e-5)
 
 
-def test_named_groups():
+def test_groups_may_have_named_parameters():
     (w, b), (gw, gb) = arrays(3, 4), arrays(3, 4, seed=1)
     optimizer = na.Adam([{"params": {"w": w}, "lr": 0.1}, {"params": {"b": b}}])
     optimizer.step({"b": gb, "w": gw})
@@ -261,7 +261,7 @@ def test_named_groups():
     assert set(optimizer.state) == {"w", "b"}
 
 
-def test_a_change_takes_effect_on_the_next_step():
+def test_a_changed_hyperparameter_takes_effect_on_the_next_step():
     (w,), (g,) = arrays(6), arrays(6, seed=1)
     optimizer = na.Adam([w])
     expected = adam_step(w, g, 0, 0, 1)
@@ -294,7 +294,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("key", "value"), CHANGES, ids=str)
 @pytest.mark.parametrize("how", ["item", "update", "or", "setdefault"])
-def test_a_change_is_checked_when_it_is_made(key, value, how):
+def test_a_changed_hyperparameter_is_validated_at_once(key, value, how):
     group = na.Adam([np.ones(3)]).param_groups[0]
     before = dict(group)
     if how == "setdefault" and key in before:
@@ -311,7 +311,7 @@ def test_a_change_is_checked_when_it_is_made(key, value, how):
     assert dict(group) == before
 
 
-def test_several_changes_at_once():
+def test_several_hyperparameters_can_change_at_once():
     (w,) = arrays(3)
     optimizer = na.Adam([w])
     optimizer.param_groups[0] |= {"lr": 0.5, "eps": 0.0}
@@ -320,7 +320,7 @@ def test_several_changes_at_once():
 
 
 @pytest.mark.parametrize("remove", [lambda g: g.pop("lr"), lambda g: g.clear(), lambda g: g.popitem()])
-def test_nothing_can_be_removed_from_a_group(remove):
+def test_keys_of_a_group_cannot_be_removed(remove):
     group = na.Adam([np.ones(3)]).param_groups[0]
     before = dict(group)
     with pytest.raises(HyperparameterError, match="cannot be removed"):
@@ -335,7 +335,7 @@ def test_a_copy_of_a_group_is_a_plain_dict():
     assert group["lr"] == 1e-3
 
 
-def test_numpy_numbers_are_numbers():
+def test_numpy_numbers_are_accepted_as_hyperparameters():
     group = na.Adam([np.ones(2)], lr=np.float32(0.5), betas=[np.float64(0.5), 0], amsgrad=np.bool_(True)).param_groups[
         0
     ]
@@ -346,7 +346,7 @@ def test_numpy_numbers_are_numbers():
 # --- AMSGrad ---
 
 
-def test_amsgrad_divides_by_the_largest():
+def test_amsgrad_divides_by_the_largest_second_moment():
     (w,) = arrays(6)
     grads = [np.full(6, size, np.float32) for size in (5, 1, 0.1)]
     optimizer = na.Adam([w], amsgrad=True, betas=(0.5, 0.5))
@@ -358,7 +358,7 @@ def test_amsgrad_divides_by_the_largest():
     assert (optimizer.state[0]["max_exp_avg_sq"] > optimizer.state[0]["exp_avg_sq"]).all()
 
 
-def test_amsgrad_switched_on_midway_begins_with_what_is_there():
+def test_amsgrad_switched_on_later_starts_from_the_current_moment():
     (w,) = arrays(6)
     optimizer = na.Adam([w], betas=(0.5, 0.5))
     grads = [np.full(6, size, np.float32) for size in (5, 1, 0.1)]
@@ -374,7 +374,7 @@ def test_amsgrad_switched_on_midway_begins_with_what_is_there():
     assert (optimizer.state[0]["max_exp_avg_sq"] == largest).all()
 
 
-def test_amsgrad_in_one_group_only():
+def test_amsgrad_can_be_on_in_one_group_only():
     params = arrays(6, 6)
     optimizer = na.Adam([{"params": [params[0]], "amsgrad": True}, {"params": [params[1]]}])
     optimizer.step([np.ones(6, "f4")] * 2)
@@ -393,7 +393,7 @@ def test_grad_scale_multiplies_the_gradient():
     assert results[0] == results[1]
 
 
-def test_maximize_climbs():
+def test_maximize_increases_the_objective():
     up, down = np.zeros(5), np.zeros(5)
     na.Adam([up], maximize=True).step([np.ones(5)])
     na.Adam([down]).step([np.ones(5)])
@@ -401,7 +401,7 @@ def test_maximize_climbs():
     assert (up > 0).all()
 
 
-def test_repr_says_what_it_is_without_the_arrays():
+def test_repr_describes_the_optimizer_without_its_arrays():
     text = repr(na.AdamW({"w": np.full((100, 200), 3.25), "b": np.zeros(200)}, lr=0.25))
     assert text.startswith("AdamW(")
     for part in ("20,200", "lr", "0.25", "2 arrays"):
@@ -409,14 +409,14 @@ def test_repr_says_what_it_is_without_the_arrays():
     assert "array(" not in text
 
 
-def test_one_array_may_be_updated_through_a_view():
+def test_an_array_can_be_updated_through_a_view():
     whole = np.zeros((4, 3))
     na.Adam([whole[1:3], whole[0]]).step([np.ones((2, 3)), np.ones(3)])
     assert (whole[:3] < 0).all()
     assert (whole[3] == 0).all()
 
 
-def test_names_are_words():
+def test_parameter_names_must_be_strings():
     with pytest.raises(NamesError, match="1"):
         na.Adam({1: np.ones(2)})
 
@@ -431,6 +431,6 @@ def test_the_number_of_groups_is_fixed():
         opt.param_groups[0] = {"lr": 1.0}
 
 
-def test_an_optimizer_has_no_shallow_copy_and_the_error_says_what_to_do():
+def test_a_shallow_copy_is_refused_with_advice():
     with pytest.raises(TypeError, match=r"deepcopy.*load_state_dict\(opt.state_dict\(\)\)"):
         copy.copy(na.Adam(np.ones(3)))

@@ -45,7 +45,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("form", PAIRS)
-def test_pairs_of_names_and_arrays_are_named_parameters(form):
+def test_pairs_of_name_and_array_are_named_parameters(form):
     optimizer, bits = after_a_step(PAIRS[form])
     named, expected = after_a_step(dict)
     assert bits == expected
@@ -54,11 +54,11 @@ def test_pairs_of_names_and_arrays_are_named_parameters(form):
 
 
 @pytest.mark.parametrize("grads", [lambda g: list(g.items()), lambda g: iter(g.items()), lambda g: reversed(g.items())])
-def test_gradients_may_be_pairs_too(grads):
+def test_gradients_may_be_pairs_of_name_and_array(grads):
     assert after_a_step(dict, grads)[1] == after_a_step(dict)[1]
 
 
-def test_pairs_that_do_not_fit_are_refused():
+def test_invalid_pairs_are_refused():
     one, other = np.ones(3), np.ones(3)
     with pytest.raises(NamesError, match="pairs"):
         na.Adam([("w", one), other])
@@ -191,7 +191,7 @@ LIST_CHANGES = {
 
 @pytest.mark.parametrize("change", LIST_CHANGES)
 @pytest.mark.parametrize("which", ["params", "param_names", "ema", "groups"])
-def test_a_list_of_what_is_fixed_cannot_be_changed(which, change):
+def test_fixed_lists_cannot_be_changed(which, change):
     w = np.ones(3)
     optimizer = na.Adam([{"params": [("w", w)]}], ema_decay=0.5)
     unnamed = na.Adam([np.ones(3)], ema_decay=0.5)
@@ -220,7 +220,7 @@ DICT_CHANGES = {
 
 
 @pytest.mark.parametrize("change", DICT_CHANGES)
-def test_dicts_of_state_cannot_be_changed_but_their_arrays_can(change):
+def test_state_dicts_are_fixed_but_their_arrays_are_writable(change):
     optimizer = na.Adam({"w": np.ones(3)}, ema_decay=0.5)
     optimizer.step({"w": np.ones(3)})
     for entries in (optimizer.state, optimizer.state["w"], optimizer.ema):
@@ -252,7 +252,7 @@ def test_an_attribute_without_effect_cannot_be_set(kind, name):
     assert name not in vars(optimizer)
 
 
-def test_the_advice_is_one_that_works():
+def test_the_advice_in_the_error_works():
     optimizer = na.Adam([np.ones(3)])
     with pytest.raises(ImmutableError, match=r"opt\.param_groups\[0\]\['lr'\] = "):
         optimizer.lr = 0.1
@@ -286,7 +286,7 @@ class Counting(na.Adam):
         return super().step(*args, **kwargs)
 
 
-def test_an_extension_may_have_attributes_but_not_those_that_mislead():
+def test_a_subclass_may_have_attributes_but_no_misleading_ones():
     optimizer = Counting([np.ones(3)])
     optimizer.step([np.ones(3)])
     optimizer.last = 5
@@ -295,7 +295,7 @@ def test_an_extension_may_have_attributes_but_not_those_that_mislead():
         optimizer.lr = 0.1
 
 
-def test_a_method_may_be_wrapped():
+def test_a_method_can_be_wrapped():
     optimizer, calls = na.Adam([np.ones(3)]), []
     step = optimizer.step
     optimizer.step = lambda grads: calls.append(1) or step(grads)
@@ -306,7 +306,7 @@ def test_a_method_may_be_wrapped():
 # --- what a class says itself ---
 
 
-def test_adamw_cannot_be_told_to_couple_its_decay():
+def test_adamw_refuses_a_coupled_decay():
     w = np.ones(3)
     optimizer = na.AdamW([w])
     group = optimizer.param_groups[0]
@@ -325,7 +325,7 @@ def test_adamw_cannot_be_told_to_couple_its_decay():
 
 @pytest.mark.parametrize("old", [na.Adam, na.AdamW])
 @pytest.mark.parametrize("new", [na.Adam, na.AdamW])
-def test_adamw_stays_decoupled_whatever_it_loads_and_adam_takes_over_what_the_dict_says(old, new):
+def test_adamw_stays_decoupled_after_loading_and_adam_follows_the_dict(old, new):
     source = old([np.ones(3)], weight_decay=0.25)
     source.step([np.ones(3)])
     w = np.full(3, 2.0)
@@ -343,7 +343,7 @@ def test_adamw_stays_decoupled_whatever_it_loads_and_adam_takes_over_what_the_di
 
 
 @pytest.mark.parametrize(("kind", "decoupled"), [(na.Adam, False), (na.AdamW, True)])
-def test_a_dict_of_an_older_pytorch_leaves_what_it_does_not_say(kind, decoupled):
+def test_a_dict_of_an_older_pytorch_keeps_the_settings_that_it_lacks(kind, decoupled):
     """Early ones had no maximize, foreach or capturable, the step was an int, and nothing said which kind of decay."""
     state = {0: {"step": 3, "exp_avg": np.ones(3), "exp_avg_sq": np.ones(3)}}
     group = {"lr": 0.25, "betas": (0.5, 0.75), "eps": 1e-6, "weight_decay": 0.125, "amsgrad": False, "params": [0]}

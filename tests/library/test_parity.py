@@ -78,7 +78,7 @@ def check_equal(theirs, ours, dtype, factor=1):
 @pytest.mark.parametrize("options", COMBINATIONS, ids=lambda options: "-".join(map(str, options.values())))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
-def test_hundreds_of_steps_are_pytorchs(kind, dtype, options):
+def test_hundreds_of_steps_match_pytorch(kind, dtype, options):
     first, second, theirs, ours = pair(kind, dtype, **options)
     train((first, second), theirs, dtype, STEPS)
     check_equal(theirs, ours, dtype)
@@ -92,7 +92,7 @@ def test_hundreds_of_steps_are_pytorchs(kind, dtype, options):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_go_where_they_go_in_pytorch(bad):
+def test_nan_and_infinity_propagate_as_in_pytorch(bad):
     first, second, theirs, ours = pair("Adam", "float32")
     grads = [np.ones(shape, np.float32) for shape in SHAPES]
     grads[1][3] = bad
@@ -124,7 +124,7 @@ def test_a_real_pytorch_dict_continues_here(kind, dtype, amsgrad):
 @pytest.mark.parametrize("saved_by", ["Adam", "AdamW"])
 @pytest.mark.parametrize("loaded_by", ["Adam", "AdamW"])
 @pytest.mark.parametrize("form", ["tensors", "of an older PyTorch"])
-def test_a_dict_of_either_kind_goes_on_as_it_does_in_pytorch(saved_by, loaded_by, form):
+def test_a_dict_of_adam_or_adamw_continues_as_in_pytorch(saved_by, loaded_by, form):
     """AdamW's decay stays decoupled when it loads Adam's dict; it became L2 before."""
     source, _, theirs, _ = pair(saved_by, "float32", weight_decay=0.1)
     train((source, na.AdamW(start("float32"))), theirs, "float32", 5)
@@ -145,7 +145,7 @@ def test_a_dict_of_either_kind_goes_on_as_it_does_in_pytorch(saved_by, loaded_by
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_an_optimizer_of_pytorchs_can_be_replaced_by_its_param_groups(named):
+def test_param_groups_of_a_pytorch_optimizer_make_an_equal_optimizer(named):
     layer = torch.nn.Linear(3, 2)
     theirs = torch.optim.AdamW(layer.named_parameters() if named else layer.parameters(), lr=0.25, weight_decay=0.5)
     ours = na.AdamW(theirs.param_groups)
@@ -160,7 +160,7 @@ def test_an_optimizer_of_pytorchs_can_be_replaced_by_its_param_groups(named):
         na.AdamW([{**theirs.param_groups[0], "fused": True}])
 
 
-def test_named_parameters_and_notes_are_taken_as_pytorch_takes_them():
+def test_named_parameters_and_notes_are_accepted_as_in_pytorch():
     layer, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     twin.load_state_dict(layer.state_dict())
     groups = [
@@ -201,7 +201,7 @@ def test_our_dict_continues_in_pytorch(kind, dtype, amsgrad):
     check_equal(theirs, ours, dtype)
 
 
-def test_there_and_back_again_changes_no_bit():
+def test_a_round_trip_through_pytorch_changes_no_bit():
     first, second, theirs, _ = pair("AdamW", "float32", amsgrad=True)
     train((first, second), theirs, "float32", 5)
     before = copy.deepcopy(second.state_dict())
@@ -232,7 +232,7 @@ def test_pytorch_parameters_and_gradients_are_used_in_place():
         np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_learning_rate_kept_as_a_tensor():
+def test_a_learning_rate_may_be_a_tensor():
     param = torch.nn.Parameter(torch.ones(3))
     theirs = torch.optim.Adam([param], lr=torch.tensor(0.25))
     param.grad = torch.ones(3)

@@ -74,7 +74,7 @@ def seen(optimizer):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_copy_goes_on_with_the_same_bits_over_arrays_of_its_own(way, kind):
+def test_a_copy_continues_with_the_same_bits_on_its_own_arrays(way, kind):
     optimizer, params = made(kind)
     for k in range(3):
         optimizer.step({**grads_of(params, k), "w1": None})
@@ -92,7 +92,7 @@ def test_a_copy_goes_on_with_the_same_bits_over_arrays_of_its_own(way, kind):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_copied_with_it_stays_shared_with_it(way):
+def test_a_model_copied_with_its_optimizer_still_shares_its_arrays(way):
     params = {"w": np.ones(300, np.float32), "v": np.ones(3, np.float32)}
     optimizer = na.Adam(params, ema_decay=0.5, low_precision_copy="float16", lr=0.5)
     grads = {name: np.ones_like(array) for name, array in params.items()}
@@ -110,7 +110,7 @@ def test_what_is_copied_with_it_stays_shared_with_it(way):
 
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_an_array_that_pickle_gives_another_order_takes_its_state_along(way, options):
+def test_a_state_follows_an_array_that_pickle_reorders(way, options):
     """NumPy keeps no order of axes but C's and Fortran's below pickle's protocol 5."""
     rng = np.random.default_rng(2)
     w = rng.normal(size=(5, 6, 7)).astype(np.float32).transpose(1, 2, 0)
@@ -129,7 +129,7 @@ def test_an_array_that_pickle_gives_another_order_takes_its_state_along(way, opt
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle 5"])
-def test_what_was_accumulated_goes_along(way):
+def test_accumulated_gradients_are_copied(way):
     optimizer, params = made("plain")
     optimizer.step(grads_of(params, 0))
     optimizer.accumulate({**grads_of(params, 1), "w1": None})
@@ -145,7 +145,7 @@ def test_what_was_accumulated_goes_along(way):
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle 5"])
 @pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float32", "float32")])
-def test_accumulated_without_a_gradient_for_any_parameter_of_one_dtype(dtypes, way):
+def test_accumulated_none_for_all_parameters_of_one_dtype_is_copied(dtypes, way):
     v, w = (np.ones(3, dtype) for dtype in dtypes)
     optimizer = na.Adam([v, w], lr=0.5)
     optimizer.accumulate([np.ones(3, np.float32), None])
@@ -156,7 +156,7 @@ def test_accumulated_without_a_gradient_for_any_parameter_of_one_dtype(dtypes, w
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle 5"])
-def test_accumulated_without_any_gradient(way):
+def test_accumulated_none_for_all_parameters_is_copied(way):
     optimizer = na.Adam([np.ones(3)], lr=0.5)
     optimizer.accumulate([None])
     other = WAYS[way](optimizer)
@@ -165,7 +165,7 @@ def test_accumulated_without_any_gradient(way):
 
 
 @pytest.mark.parametrize("form", [lambda w: w, lambda w: [w], lambda w: {"w": w}], ids=["one", "list", "dict"])
-def test_before_the_first_step_and_in_every_form(form):
+def test_an_optimizer_in_every_form_can_be_copied_before_its_first_step(form):
     w = np.ones(3)
     optimizer = na.Adam(form(w), lr=0.5)
     other = copy.deepcopy(optimizer)
@@ -176,7 +176,7 @@ def test_before_the_first_step_and_in_every_form(form):
 
 
 @pytest.mark.parametrize("schedule", [halves, Cosine(), functools.partial(pow, 0.5), lambda step: 0.5 / step])
-def test_schedules_are_copied_with_it(schedule):
+def test_schedules_are_copied(schedule):
     optimizer = na.Adam([np.ones(3)], lr=schedule)
     optimizer.step([np.ones(3)])
     other = copy.deepcopy(optimizer)
@@ -215,7 +215,7 @@ class Counting(na.Adam):
         self.note = ["kept"]
 
 
-def test_an_extensions_attributes_go_along_and_a_wrapped_method_does_not():
+def test_a_subclass_keeps_its_attributes_but_not_wrapped_methods():
     optimizer = Counting([np.ones(3)])
     optimizer.count, wrapped = 5, []
     step = optimizer.step
@@ -227,7 +227,7 @@ def test_an_extensions_attributes_go_along_and_a_wrapped_method_does_not():
         assert (optimizer.state, wrapped) == ({}, [])
 
 
-def test_it_may_be_pickled_again_and_has_locks_of_its_own():
+def test_an_unpickled_optimizer_has_its_own_locks_and_pickles_again():
     optimizer, params = made("plain")
     other = pickle.loads(pickle.dumps(copy.deepcopy(optimizer)))
     threads = [threading.Thread(target=each.step, args=[grads_of(params, 0)]) for each in (optimizer, other)]
@@ -238,7 +238,7 @@ def test_it_may_be_pickled_again_and_has_locks_of_its_own():
     assert seen(other) == seen(optimizer)
 
 
-def test_read_only_buffers_of_pickle_are_copied_for_what_is_the_optimizers_own():
+def test_read_only_pickle_buffers_are_copied_for_the_optimizers_arrays():
     params = [np.ones(300, np.float32)]
     optimizer = na.Adam(params, ema_decay=0.5)
     optimizer.step([np.ones(300, np.float32)])
@@ -253,7 +253,7 @@ def test_read_only_buffers_of_pickle_are_copied_for_what_is_the_optimizers_own()
     assert seen_list(other) == seen_list(optimizer)
 
 
-def test_other_memory_than_numpys():
+def test_parameters_in_other_memory_than_numpys_are_copied_or_refused():
     import array
 
     other = copy.deepcopy(na.Adam([array.array("f", [1, 2])], lr=0.5))
@@ -264,7 +264,7 @@ def test_other_memory_than_numpys():
             duplicate(na.Adam([memoryview(np.ones(3))]))
 
 
-def test_a_pickle_of_another_format_is_refused():
+def test_a_pickle_with_another_format_is_refused():
     said = na.Adam([np.ones(3)]).__getstate__()
     other = na.Adam.__new__(na.Adam)
     for format_ in (0, 2, None):

@@ -91,7 +91,7 @@ def check_refused(call, arrays, error, words):
 
 @pytest.mark.parametrize(("make", "error", "message"), ROWS)
 @pytest.mark.parametrize("place", range(1, 5), ids=NAMES[1:])
-def test_function_refuses_an_array_that_does_not_fit(make, error, message, place):
+def test_the_function_refuses_an_unsuitable_array(make, error, message, place):
     arrays = good()
     arrays[place] = make()
     with pytest.raises(error, match=message):
@@ -100,21 +100,21 @@ def test_function_refuses_an_array_that_does_not_fit(make, error, message, place
 
 
 @pytest.mark.parametrize("name", [name for name, row in WRONG.items() if row[1] is not ShapeError])
-def test_function_refuses_a_parameter_that_cannot_be_used(name):
+def test_the_function_refuses_an_unsuitable_parameter(name):
     make, error, _ = WRONG[name]
     arrays = [make(), *good()[1:]]
     check_refused(lambda: na.adam_update(*arrays[:4], 1), arrays, error, ["param"])
 
 
 @pytest.mark.parametrize("place", [0, 2, 3, 4], ids=lambda place: NAMES[place])
-def test_function_refuses_read_only_arrays(place):
+def test_the_function_refuses_read_only_arrays(place):
     arrays = good()
     read_only(arrays[place])
     words = [NAMES[place], "read-only", "copy"]
     check_refused(lambda: na.adam_update(*arrays[:4], 1, max_exp_avg_sq=arrays[4]), arrays, ReadOnlyError, words)
 
 
-def test_a_read_only_gradient_is_welcome():
+def test_a_read_only_gradient_is_accepted():
     arrays = good()
     read_only(arrays[1])
     na.adam_update(*arrays[:4], 1)
@@ -126,7 +126,7 @@ PAIRS = [(a, b) for a in range(5) for b in range(a + 1, 5)]
 
 @pytest.mark.parametrize("lap", [24, 1, 23])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{NAMES[pair[0]]}-{NAMES[pair[1]]}")
-def test_function_refuses_arrays_that_share_memory(pair, lap):
+def test_the_function_refuses_arrays_that_share_memory(pair, lap):
     """Wholly, by one element, or by all but one; in either order."""
     for one, other in (pair, pair[::-1]):
         arrays, whole = good(), np.random.default_rng(1).random(48, np.float32)
@@ -136,7 +136,7 @@ def test_function_refuses_arrays_that_share_memory(pair, lap):
         check_refused(lambda a=arrays: na.adam_update(*a[:4], 1, max_exp_avg_sq=a[4]), arrays, OverlapError, words)
 
 
-def test_function_takes_neighbours():
+def test_the_function_accepts_adjacent_arrays():
     whole = np.random.default_rng(1).random(120, np.float32)
     param, grad, exp_avg, exp_avg_sq, largest = whole.reshape(5, 4, 6)
     kept = grad.copy()
@@ -147,12 +147,12 @@ def test_function_takes_neighbours():
 @pytest.mark.parametrize(
     "step", [0, -1, 2**53 + 1, 2**80, 1.0, 1.5, "1", None, True, np.float64(1), float("nan"), [1], np.bool_(True)]
 )
-def test_function_refuses_a_step_that_is_none(step):
+def test_the_function_refuses_an_invalid_step(step):
     arrays = good()
     check_refused(lambda: na.adam_update(*arrays[:4], step), arrays, HyperparameterError, ["step", repr(step)])
 
 
-def test_a_step_of_any_integer_type():
+def test_a_step_may_have_any_integer_type():
     results = []
     for step in (3, np.int32(3), np.uint8(3), np.array(3)):
         arrays = good()
@@ -173,7 +173,7 @@ BAD_ROWS = [pytest.param(name, value, id=f"{name}={str(value)[:12]}") for name, 
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_ROWS)
-def test_hyperparameters_are_refused_everywhere(name, value):
+def test_invalid_hyperparameters_are_refused_everywhere(name, value):
     arrays = good()
     for call in (
         lambda: na.adam_update(*arrays[:4], 1, **{name: value}),
@@ -187,7 +187,7 @@ def test_hyperparameters_are_refused_everywhere(name, value):
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), "1", None, True, 1j, [1.0], 10**400, np.ones(2)], ids=str
 )
-def test_grad_scale_is_refused(value):
+def test_an_invalid_grad_scale_is_refused(value):
     arrays = good()
     optimizer = na.Adam([arrays[0]])
     check_refused(lambda: na.adam_update(*arrays[:4], 1, grad_scale=value), arrays, HyperparameterError, ["grad_scale"])
@@ -196,13 +196,13 @@ def test_grad_scale_is_refused(value):
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
-def test_amsgrad_must_be_a_truth_value(value):
+def test_amsgrad_must_be_a_bool(value):
     with pytest.raises(HyperparameterError, match="amsgrad"):
         na.Adam([np.ones(2)], amsgrad=value)
 
 
 @pytest.mark.parametrize("key", ["momentum", "LR", "param_names", "", 3])
-def test_groups_with_unknown_keys(key):
+def test_groups_with_unknown_keys_are_refused(key):
     with pytest.raises(HyperparameterError, match=repr(key)):
         na.Adam([{"params": [np.ones(2)], key: 1}])
 
@@ -211,7 +211,7 @@ def test_groups_with_unknown_keys(key):
 
 
 @pytest.mark.parametrize("name", [name for name, row in WRONG.items() if row[1] is not ShapeError])
-def test_a_parameter_that_cannot_be_used(name):
+def test_an_unsuitable_parameter_is_refused(name):
     make, error, message = WRONG[name]
     with pytest.raises(error, match=message) as caught:
         na.Adam({"v": np.ones(3, "f4"), "w": make()})
@@ -220,7 +220,7 @@ def test_a_parameter_that_cannot_be_used(name):
         na.Adam([np.ones(3, "f4"), make()])
 
 
-def test_a_read_only_parameter():
+def test_a_read_only_parameter_is_refused():
     with pytest.raises(ReadOnlyError, match=r"params\[0\].*read-only"):
         na.Adam([read_only(np.ones(3))])
 
@@ -228,18 +228,18 @@ def test_a_read_only_parameter():
 @pytest.mark.parametrize(
     "params", [[], {}, (), iter([]), [{"params": []}]], ids=["list", "dict", "tuple", "iterator", "group"]
 )
-def test_no_parameters(params):
+def test_an_optimizer_without_parameters_is_refused(params):
     with pytest.raises(NamesError, match="at least one array"):
         na.Adam(params)
 
 
 @pytest.mark.parametrize("params", [None, 3, "weights", [None], [1.0], [[np.ones(2)]], b"12345678"], ids=str)
-def test_parameters_that_are_none(params):
+def test_none_is_refused_as_a_parameter(params):
     with pytest.raises(ArrayError, match="params"):
         na.Adam(params)
 
 
-def test_parameters_that_share_memory():
+def test_parameters_that_share_memory_are_refused():
     whole = np.ones(10)
     for params in ([whole, whole], [whole[:6], whole[5:]], [whole, whole[3:4]], [whole, whole.view("f4")]):
         with pytest.raises(OverlapError, match=r"params\[0\] and params\[1\] share memory"):
@@ -248,17 +248,17 @@ def test_parameters_that_share_memory():
         na.Adam([{"params": {"a": whole, "b": np.ones(3)}}, {"params": {"c": whole}, "lr": 1.0}])
 
 
-def test_names_that_are_used_twice():
+def test_duplicate_names_are_refused():
     with pytest.raises(NamesError, match="'w'"):
         na.Adam([{"params": {"w": np.ones(3)}}, {"params": {"w": np.ones(3)}}])
 
 
-def test_groups_half_of_which_have_names():
+def test_a_mixture_of_named_and_unnamed_groups_is_refused():
     with pytest.raises(NamesError, match="some param groups have names"):
         na.Adam([{"params": {"w": np.ones(3)}}, {"params": [np.ones(3)]}])
 
 
-def test_a_group_without_parameters():
+def test_a_group_without_parameters_is_refused():
     with pytest.raises(NamesError, match="must have 'params'"):
         na.Adam([{"lr": 1.0}])
 
@@ -301,19 +301,19 @@ def check_step_refused(optimizer, params, grads, error, words):
 
 
 @pytest.mark.parametrize(("make", "error", "message"), ROWS)
-def test_a_gradient_that_does_not_fit(make, error, message):
+def test_an_unsuitable_gradient_is_refused(make, error, message):
     optimizer, params, grads = used()
     with pytest.raises(error, match=message):
         optimizer.step({**grads, "a": make()})
     check_step_refused(optimizer, params, {**grads, "a": make()}, error, ["grads['a']"])
 
 
-def test_the_last_gradient_of_the_other_dtype_is_checked_before_anything_is_done():
+def test_all_gradients_are_validated_before_anything_changes():
     optimizer, params, grads = used()
     check_step_refused(optimizer, params, {**grads, "c": np.ones(3, "i8")}, DtypeError, ["grads['c']", "int64"])
 
 
-def test_gradients_with_the_wrong_names():
+def test_gradients_with_wrong_names_are_refused():
     optimizer, params, grads = used()
     check_step_refused(optimizer, params, {"a": grads["a"], "b": grads["b"]}, NamesError, ["'c'", "None"])
     check_step_refused(*used()[:2], {**grads, "d": grads["b"]}, NamesError, ["'d'"])
@@ -322,13 +322,13 @@ def test_gradients_with_the_wrong_names():
 
 
 @pytest.mark.parametrize("grads", [[None, None, None], np.ones(3), (x for x in "abc"), 3])
-def test_named_parameters_want_named_gradients(grads):
+def test_named_parameters_require_named_gradients(grads):
     optimizer, params, _ = used()
     check_step_refused(optimizer, params, grads, NamesError, ["grads", "names"])
 
 
 @pytest.mark.parametrize("form", ["single", "list", "dict"])
-def test_no_gradients_at_all_where_none_were_accumulated(form):
+def test_a_step_without_gradients_is_refused(form):
     w = np.ones(3)
     optimizer = na.Adam({"single": w, "list": [w], "dict": {"w": w}}[form])
     check_refused(optimizer.step, [w], NamesError, ["no gradients were given", "accumulate"])
@@ -338,7 +338,7 @@ def test_no_gradients_at_all_where_none_were_accumulated(form):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_the_wrong_number_of_gradients(count):
+def test_a_wrong_number_of_gradients_is_refused(count):
     w = [np.ones(3), np.ones(3)]
     optimizer = na.Adam(w)
     check_refused(lambda: optimizer.step([np.ones(3)] * count), w, NamesError, [f"{count} gradients for 2 parameters"])
@@ -346,14 +346,14 @@ def test_the_wrong_number_of_gradients(count):
 
 
 @pytest.mark.parametrize("grads", [np.ones((2, 3)), {0: np.ones(3), 1: np.ones(3)}, iter([]), 3.0], ids=type)
-def test_a_list_of_parameters_wants_a_list_of_gradients(grads):
+def test_a_list_of_parameters_requires_a_list_of_gradients(grads):
     w = [np.ones(3), np.ones(3)]
     optimizer = na.Adam(w)
     check_refused(lambda: optimizer.step(grads), w, NamesError, ["grads", "list"])
 
 
 @pytest.mark.parametrize("grads", [[np.ones(3)], {"w": np.ones(3)}, (np.ones(3),), [1.0, 1.0, 1.0]], ids=str)
-def test_one_parameter_wants_one_gradient(grads):
+def test_one_parameter_requires_one_gradient(grads):
     w = np.ones(3)
     optimizer = na.Adam(w)
     check_refused(lambda: optimizer.step(grads), [w], NamesError, ["grads", "one array"])
@@ -361,7 +361,7 @@ def test_one_parameter_wants_one_gradient(grads):
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
 @pytest.mark.parametrize("lap", ["whole", "partly"])
-def test_a_gradient_that_lies_in_the_state(key, lap):
+def test_a_gradient_in_the_states_memory_is_refused(key, lap):
     optimizer, params, grads = used(amsgrad=True)
     grads["a"] = optimizer.state["a"][key]
     if lap == "partly":
@@ -371,19 +371,19 @@ def test_a_gradient_that_lies_in_the_state(key, lap):
 
 
 @pytest.mark.parametrize("other", ["a", "b", "c"])
-def test_a_gradient_that_lies_in_a_parameter_even_of_the_other_dtype(other):
+def test_a_gradient_in_a_parameters_memory_is_refused(other):
     optimizer, params, grads = used()
     grads["b"] = params[other].reshape(-1).view("f4")[:5]
     check_step_refused(optimizer, params, grads, OverlapError, ["grads['b']", f"params['{other}']", "share"])
 
 
-def test_a_gradient_that_lies_in_the_state_of_the_other_dtype():
+def test_a_gradient_in_the_memory_of_the_other_dtypes_state_is_refused():
     optimizer, params, grads = used()
     grads["c"] = optimizer.state["a"]["exp_avg"].reshape(-1).view("f8")[:3]
     check_step_refused(optimizer, params, grads, OverlapError, ["grads['c']", "exp_avg['a']"])
 
 
-def test_one_gradient_may_serve_several_parameters():
+def test_one_gradient_can_be_used_for_several_parameters():
     w, v = np.ones(3), np.ones(3)
     grad = np.full(3, 0.5)
     na.Adam([w, v]).step([grad, grad])
@@ -391,7 +391,7 @@ def test_one_gradient_may_serve_several_parameters():
     assert (w < 1).all()
 
 
-def test_a_first_step_that_is_refused_makes_no_state():
+def test_a_refused_first_step_creates_no_state():
     w = np.ones(3)
     optimizer = na.Adam({"w": w}, amsgrad=True)
     check_refused(lambda: optimizer.step({"w": np.ones(4)}), [w], ShapeError, ["grads['w']"])
@@ -399,7 +399,7 @@ def test_a_first_step_that_is_refused_makes_no_state():
     assert optimizer.state_dict()["state"] == {}
 
 
-def test_a_refused_step_after_amsgrad_was_switched_on_shows_no_new_state():
+def test_a_refused_step_after_switching_amsgrad_on_creates_no_state():
     optimizer, params, grads = used()
     optimizer.param_groups[0]["amsgrad"] = True
     before = seen(optimizer, params)
@@ -407,7 +407,7 @@ def test_a_refused_step_after_amsgrad_was_switched_on_shows_no_new_state():
     assert seen(optimizer, params) == before
 
 
-def test_warnings_as_errors_do_not_leave_a_step_half_done():
+def test_warnings_as_errors_do_not_interrupt_a_step():
     """A learning rate beyond float32 would overflow while it is folded: it is refused where it is set."""
     w = np.ones(3, "f4")
     optimizer = na.Adam([w])
@@ -425,7 +425,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_parameter_that_was_made_read_only_after_a_step_is_not_written(form):
+def test_a_parameter_made_read_only_after_a_step_is_not_written(form):
     w = np.ones(3)
     params, grads = FORMS[form](w)
     optimizer = na.Adam(params)
@@ -453,7 +453,7 @@ def test_an_array_resized_between_steps_does_not_crash_the_process(name):
     assert optimizer.state[0]["step"] == 2
 
 
-def test_the_function_calls_its_arguments_by_their_names():
+def test_the_functions_errors_name_its_arguments():
     param, exp_avg, exp_avg_sq = np.ones((3, 4))
     with pytest.raises(ShapeError, match=r"^grad has shape \(5,\): it must have the shape of param, "):
         na.adam_update(param, np.ones(5), exp_avg, exp_avg_sq, 1)
@@ -463,7 +463,7 @@ def test_the_function_calls_its_arguments_by_their_names():
         na.adam_update(param, np.ones(4), np.ones(4, "i4"), exp_avg_sq, 1)
 
 
-def test_an_object_whose_dtype_is_none_of_numpy():
+def test_an_object_with_a_foreign_dtype_is_refused():
     class Odd:
         dtype: ClassVar = ["f4"]
 

@@ -78,7 +78,7 @@ def dense_of(rows, grads, param):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", WIDTHS, ids=str)
-def test_lazy_is_the_dense_step_on_the_rows_named_and_nothing_elsewhere(shape, dtype, variant):
+def test_lazy_mode_is_the_dense_step_on_the_given_rows_only(shape, dtype, variant):
     rng = np.random.default_rng(1)
     table, twin = (Table(30, shape, dtype, variant) for _ in range(2))
     for step in range(1, 9):
@@ -95,7 +95,7 @@ def test_lazy_is_the_dense_step_on_the_rows_named_and_nothing_elsewhere(shape, d
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", WIDTHS, ids=str)
-def test_exact_is_the_dense_step_with_gradients_of_zero(shape, dtype, variant):
+def test_exact_mode_is_the_dense_step_with_zero_gradients(shape, dtype, variant):
     rng = np.random.default_rng(2)
     table, twin = (Table(30, shape, dtype, variant) for _ in range(2))
     for step in range(1, 40):
@@ -109,7 +109,7 @@ def test_exact_is_the_dense_step_with_gradients_of_zero(shape, dtype, variant):
     assert (table.last_step == 39).all()
 
 
-def test_exact_agrees_with_the_papers_formulas():
+def test_exact_mode_follows_the_papers_formulas():
     rng = np.random.default_rng(3)
     options = {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True, "eps_mode": "algorithm1"}
     table = Table(6, (4,), np.float64, "adam")
@@ -132,7 +132,7 @@ def test_exact_agrees_with_the_papers_formulas():
     variant=st.sampled_from(sorted(VARIANTS)),
     dtype=st.sampled_from(["float32", "float64"]),
 )
-def test_any_sequence_of_pushes(pushes, gaps, width, variant, dtype):
+def test_any_sequence_of_pushes_matches_the_dense_update(pushes, gaps, width, variant, dtype):
     """Exact on one table, dense on its twin, with steps between of which the first hears nothing."""
     rng = np.random.default_rng(4)
     table, twin = (Table(8, (width,), dtype, variant) for _ in range(2))
@@ -150,7 +150,7 @@ def test_any_sequence_of_pushes(pushes, gaps, width, variant, dtype):
 
 
 @pytest.mark.parametrize("variant", ["adam", "amsgrad", "l2"])
-def test_long_gaps_through_fading_and_rest(dtype, variant):
+def test_long_gaps_match_the_dense_update(dtype, variant):
     """Rows of all ages in one tile; their moments fade to zero on the way. The decay is quick, so that they do."""
     options = {"betas": (0.5, 0.8) if dtype == np.float32 else (0.3, 0.4)}
     rng = np.random.default_rng(5)
@@ -168,7 +168,7 @@ def test_long_gaps_through_fading_and_rest(dtype, variant):
         assert (table.moments[0] == 0).all(axis=1).sum() > 20, "they did not fade, and this test saw nothing"
 
 
-def test_more_steps_missed_than_are_replayed_at_once():
+def test_more_missed_steps_than_one_replay_match_the_dense_update():
     table, twin = (Table(3, (2,), "float32", "adam") for _ in range(2))
     options = {"betas": (0.9, 0.9999), "lr": 1e-5}
     grads = np.ones((3, 2), np.float32)
@@ -184,7 +184,7 @@ def test_more_steps_missed_than_are_replayed_at_once():
     assert table.last_step.tolist() == [80_001, 80_001, 1]
 
 
-def test_a_row_that_was_never_touched_makes_up_for_a_billion_steps_at_once():
+def test_an_untouched_row_skips_a_billion_steps_at_once():
     table = Table(2, (16,), "float32", "adam")
     before = table.param[0].copy()
     table.exact([0], np.ones((1, 16), np.float32), 10**9)
@@ -192,7 +192,7 @@ def test_a_row_that_was_never_touched_makes_up_for_a_billion_steps_at_once():
     assert (table.param[0] < before).all()
 
 
-def test_a_row_at_rest_stays_where_it_is_without_eps():
+def test_a_row_at_rest_does_not_change_without_eps():
     """No moment and no eps: 0 / 0 is no step, in the dense step as in the exact mode."""
     table, twin = (Table(2, (3,), "float32", "adam") for _ in range(2))
     before = table.param.copy()
@@ -203,7 +203,7 @@ def test_a_row_at_rest_stays_where_it_is_without_eps():
     assert table.bits() == twin.bits()
 
 
-def test_catching_up_some_rows_leaves_the_others(dtype):
+def test_catching_up_some_rows_does_not_change_the_others(dtype):
     table, twin = (Table(10, (4,), dtype, "adamw") for _ in range(2))
     grads = np.ones((10, 4), dtype)
     table.exact(np.arange(10), grads, 1)
@@ -219,7 +219,7 @@ def test_catching_up_some_rows_leaves_the_others(dtype):
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint32", "int64", "uint64", ">i4"])
-def test_rows_of_any_integer_type(kind):
+def test_rows_may_have_any_integer_type(kind):
     table, twin = (Table(100, (3,), "float32", "adam") for _ in range(2))
     rows, grads = np.array([99, 3, 99, 0]), np.ones((4, 3), np.float32)
     table.lazy(rows.astype(kind), grads, 1)
@@ -227,7 +227,7 @@ def test_rows_of_any_integer_type(kind):
     assert table.bits() == twin.bits()
 
 
-def test_rows_that_are_read_only_or_strided():
+def test_rows_may_be_read_only_or_strided():
     table, twin = (Table(100, (3,), "float32", "adam") for _ in range(2))
     rows, grads = np.array([5, 0, 7, 0, 5, 0]), np.ones((3, 3), np.float32)
     rows.flags.writeable = grads.flags.writeable = False
@@ -238,7 +238,7 @@ def test_rows_that_are_read_only_or_strided():
 
 @pytest.mark.parametrize("count", [0, 7])
 @pytest.mark.parametrize("shape", [(0,), (3,)])
-def test_nothing_to_do(count, shape):
+def test_an_empty_call_changes_nothing(count, shape):
     table = Table(count, shape, "float32", "adam")
     before = table.bits()
     table.lazy([], np.zeros((0, *shape), np.float32), 1)
@@ -247,7 +247,7 @@ def test_nothing_to_do(count, shape):
     assert not table.last_step.any()
 
 
-def test_a_table_without_columns_still_counts_its_steps():
+def test_a_table_without_columns_counts_its_steps():
     table = Table(3, (0,), "float32", "adam")
     table.exact([1], np.zeros((1, 0), np.float32), 5)
     assert table.last_step.tolist() == [0, 5, 0]
@@ -280,7 +280,7 @@ def digest(width, dtype):
 
 @pytest.mark.usefixtures("_threads_as_they_were")
 @pytest.mark.parametrize("width", [1, 3, 16, 17, 3_000])
-def test_the_number_of_threads_changes_no_bit(width, dtype):
+def test_the_number_of_threads_does_not_change_the_bits(width, dtype):
     seen = set()
     for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
         numba.set_num_threads(threads)
@@ -298,14 +298,14 @@ print(digest(16, "float32"), digest(3_000, "float64"))
 """
 
 
-def test_one_two_and_four_threads(run_python, request):
+def test_one_two_and_four_threads_give_the_same_bits(run_python, request):
     library = request.path.parent
     program = THREADS.format(tests=str(library.parent), library=str(library))
     seen = {run_python(program, str(threads), NUMBA_NUM_THREADS="4") for threads in (1, 2, 4)}
     assert len(seen) == 1
 
 
-def test_tables_that_begin_off_every_vector_boundary():
+def test_unaligned_tables_give_the_same_bits():
     twin = Table(50, (16,), "float32", "adam")
     room = [np.full(50 * 16 + 3, 77.0, np.float32) for _ in range(3)]
     views = [array[1:-2].reshape(50, 16) for array in room]
@@ -318,7 +318,7 @@ def test_tables_that_begin_off_every_vector_boundary():
     assert all(array[0] == array[-1] == array[-2] == 77 for array in room)
 
 
-def test_the_lazy_mode_looks_at_no_other_row(tmp_path):
+def test_the_lazy_mode_reads_only_the_given_rows(tmp_path):
     """A table of 128 GB, of which only what is named exists: its files have holes."""
     paths = [tmp_path / name for name in ("param", "exp_avg", "exp_avg_sq")]
     arrays = [np.memmap(path, np.float32, "w+", shape=(2**31, 16)) for path in paths]
@@ -332,7 +332,7 @@ def test_the_lazy_mode_looks_at_no_other_row(tmp_path):
 # --- hyperparameters that change ---
 
 
-def test_a_history_replays_what_held_at_each_step(dtype):
+def test_a_history_replays_each_step_with_its_own_hyperparameters(dtype):
     rng = np.random.default_rng(7)
     table, twin = (Table(12, (3,), dtype, "adam") for _ in range(2))
     history = RowHistory()
@@ -347,7 +347,7 @@ def test_a_history_replays_what_held_at_each_step(dtype):
     assert len(history.entries) == 59
 
 
-def test_pairs_as_a_history():
+def test_a_history_may_be_a_list_of_pairs():
     pairs = [
         (1, na.Hyperparameters(lr=0.1)),
         (4, na.Hyperparameters(lr=0.2, weight_decay=0.5)),
@@ -399,7 +399,7 @@ def test_after_a_call_with_a_history_calls_without_one_are_refused():
         table.exact([0], grads, 3, lr=0.2)
 
 
-def test_a_view_of_last_step_is_known_again():
+def test_a_view_of_last_step_is_recognized():
     table = Table(3, (2,), "float32", "adam")
     grads, whole = np.ones((1, 2), np.float32), table.last_step
     table.last_step = whole[:]
@@ -409,7 +409,7 @@ def test_a_view_of_last_step_is_known_again():
         table.exact([0], grads, 2, lr=0.2)
 
 
-def test_once_all_rows_are_up_to_date_hyperparameters_may_change():
+def test_hyperparameters_can_change_when_all_rows_are_up_to_date():
     table, twin = (Table(3, (2,), "float32", "adam") for _ in range(2))
     grads = np.ones((3, 2), np.float32)
     table.exact([0], grads[:1], 1, lr=0.1)
@@ -423,7 +423,7 @@ def test_once_all_rows_are_up_to_date_hyperparameters_may_change():
     assert table.bits() == twin.bits()
 
 
-def test_a_history_that_cannot_know_is_refused():
+def test_a_history_that_lacks_needed_steps_is_refused():
     table, grads, history = Table(3, (2,), "float32", "adam"), np.ones((1, 2), np.float32), RowHistory()
     table.exact([0], grads, 1, lr=0.1, history=history)
     table.exact([0], grads, 5, lr=0.1, history=history)
@@ -441,7 +441,7 @@ def test_a_history_that_cannot_know_is_refused():
     assert [(first_step, entry.lr) for first_step, entry in history.entries] == [(1, 0.1), (7, 0.2)]
 
 
-def test_a_history_forgets_what_nobody_needs():
+def test_a_history_drops_entries_that_no_row_needs():
     history = RowHistory((step, na.Hyperparameters(lr=step)) for step in range(1, 11))
     history.forget(4)
     assert [first_step for first_step, _ in history.entries] == [4, 5, 6, 7, 8, 9, 10]
@@ -452,7 +452,7 @@ def test_a_history_forgets_what_nobody_needs():
         history.record(9, na.Hyperparameters())
 
 
-def test_a_history_grows_without_end():
+def test_a_history_can_grow_without_limit():
     table, twin, history = Table(2, (2,), "float64", "adam"), Table(2, (2,), "float64", "adam"), RowHistory()
     grads = np.ones((1, 2))
     for step in range(1, 300):
@@ -463,7 +463,7 @@ def test_a_history_grows_without_end():
     assert table.bits([1]) == twin.bits([1])
 
 
-def test_an_empty_history_that_is_first_given_late_takes_its_first_call_for_all_steps_before():
+def test_an_empty_history_uses_its_first_call_for_all_earlier_steps():
     history, grads = RowHistory(), np.ones((1, 2), np.float32)
     table, twin, other = (Table(2, (2,), "float32", "adam") for _ in range(3))
     table.exact([0], grads, 5, lr=0.25, history=history)
@@ -478,7 +478,7 @@ def test_an_empty_history_that_is_first_given_late_takes_its_first_call_for_all_
         other.exact([0], grads, 3, lr=0.5, history=history)
 
 
-def test_an_empty_history_of_a_catching_up_that_comes_late():
+def test_an_empty_history_works_for_a_late_catch_up():
     history, table, twin = RowHistory(), Table(2, (2,), "float32", "adamw"), Table(2, (2,), "float32", "adamw")
     table.catch_up(None, 7, history=history)
     twin.catch_up(None, 7)

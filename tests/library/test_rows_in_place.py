@@ -51,7 +51,7 @@ def dense_twin(arrays, rows, grads, amsgrad):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_any_width_at_any_address(width, amsgrad, dtype):
+def test_any_width_at_any_address_matches_the_dense_step(width, amsgrad, dtype):
     rng = np.random.default_rng(2)
     for offset, rows in zip([0, 1, 3, 4, 7, 11, 15, 0], ROWS.values(), strict=True):
         arrays = [make(rng, (COUNT, width), dtype, offset + k) for k in range(4 if amsgrad else 3)]
@@ -65,7 +65,7 @@ def test_any_width_at_any_address(width, amsgrad, dtype):
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("width", [16, 17])
-def test_any_order_of_rows(name, width, dtype):
+def test_any_order_of_rows_matches_the_dense_step(name, width, dtype):
     rng, rows = np.random.default_rng(3), ROWS[name]
     arrays = [make(rng, (COUNT, width), dtype, 0) for _ in range(3)]
     grads = make(rng, (len(rows), width), dtype, 0)
@@ -74,7 +74,7 @@ def test_any_order_of_rows(name, width, dtype):
     assert [array.tobytes() for array in arrays] == [twin.tobytes() for twin in expected]
 
 
-def test_special_values_in_some_rows_stay_in_them(dtype):
+def test_non_finite_values_stay_in_their_rows(dtype):
     rng = np.random.default_rng(4)
     arrays = [make(rng, (COUNT, 16), dtype, 0) for _ in range(3)]
     arrays[0][9], arrays[1][11, 3], arrays[2][13] = np.inf, np.nan, 0
@@ -113,7 +113,7 @@ for threads in (1, 2, 4):
 """
 
 
-def test_one_two_and_four_threads(run_python, request):
+def test_one_two_and_four_threads_give_the_same_bits(run_python, request):
     program = THREADS.format(library=str(request.path.parent))
     one, *others = run_python(program, NUMBA_NUM_THREADS="4").splitlines()
     assert others == [one, one]

@@ -56,7 +56,7 @@ def dense_twin(arrays, rows, grads):
 
 
 @pytest.mark.parametrize("spread", SPREADS)
-def test_however_rows_are_spread(spread, dtype):
+def test_any_distribution_of_rows_matches_the_dense_step(spread, dtype):
     arrays, rows, grads = push(spread, dtype)
     expected = dense_twin(arrays, rows, grads)
     adam_update_rows(arrays[0], rows, grads, *arrays[1:], 7, **OPTIONS)
@@ -64,7 +64,7 @@ def test_however_rows_are_spread(spread, dtype):
 
 
 @pytest.mark.parametrize("size", [4095, 4096, 4097, 6143, 6144, 8192, 8193])
-def test_about_as_few_as_are_many(size):
+def test_calls_near_the_threshold_match_the_dense_step(size):
     arrays, rows, grads = push("in no order", "float32")
     expected = dense_twin(arrays, rows[:size], grads[:size])
     adam_update_rows(arrays[0], rows[:size], grads[:size], *arrays[1:], 7, **OPTIONS)
@@ -73,7 +73,7 @@ def test_about_as_few_as_are_many(size):
 
 @pytest.mark.parametrize("row", [-1, COUNT, 2**40, -(2**63), 2**63 - 1])
 @pytest.mark.parametrize("places", [[0], [1, 2], [MANY // 2, MANY - 1], [MANY // 2 + 1], [MANY - 1, 3]])
-def test_a_row_that_is_not_there_changes_nothing(places, row):
+def test_a_row_outside_the_table_changes_nothing(places, row):
     arrays, rows, grads = push("some twice", "float32")
     before = [array.tobytes() for array in arrays]
     rows[places] = row
@@ -104,7 +104,7 @@ for threads in (1, 2, 3, 5):
 """
 
 
-def test_any_number_of_threads(run_python, request):
+def test_any_number_of_threads_gives_the_same_bits(run_python, request):
     one, *others = run_python(THREADS.format(library=str(request.path.parent)), NUMBA_NUM_THREADS="5").split()
     assert others == [one] * 3
 
@@ -120,7 +120,7 @@ def _shares(rows, parts):
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
 @pytest.mark.parametrize(("features", "examples"), [(1, 100_000), (8, 8_192), (26, 10_240), (26, 65_536), (64, 4_096)])
-def test_threads_share_evenly_where_rows_have_a_period(features, examples, parts):
+def test_periodic_rows_are_divided_evenly_among_threads(features, examples, parts):
     """Each example names one row of each feature, and each feature has its own range: a sample must not keep step."""
     rows = RNG.integers(COUNT, size=(examples, features)) + np.arange(features) * COUNT
     assert _shares(rows.reshape(-1), parts).max() < 1.25 * rows.size / parts

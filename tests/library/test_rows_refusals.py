@@ -93,7 +93,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_does_not_fit_is_refused(given, name):
+def test_unsuitable_arguments_are_refused(given, name):
     change, error, message = WRONG[name]
     given |= change
     before = {key: value.tobytes() for key, value in given.items() if isinstance(value, np.ndarray)}
@@ -120,7 +120,7 @@ def test_a_last_step_within_the_table_is_refused(given):
         call(given)
 
 
-def test_a_history_is_left_as_it_was_by_a_call_that_is_refused(given):
+def test_a_refused_call_does_not_change_the_history(given):
     history = RowHistory([(1, na.Hyperparameters(amsgrad=True))])
     given |= {"history": history, "rows": np.array([4, 9])}
     with pytest.raises(ArrayError):
@@ -137,7 +137,7 @@ def test_a_history_in_the_lazy_mode_is_refused(given):
         call(given)
 
 
-def test_rows_beyond_a_step_are_not_brought_back(given):
+def test_rows_newer_than_the_step_are_refused(given):
     moments = given["exp_avg"], given["exp_avg_sq"]
     with pytest.raises(HyperparameterError, match=r"step=5, and last_step\[0\] is 6.*from 0 to 5"):
         adam_catch_up_rows(given["param"], None, *moments, 5, last_step=given["last_step"])
@@ -145,7 +145,7 @@ def test_rows_beyond_a_step_are_not_brought_back(given):
     assert given["last_step"].tolist() == [6, 5, 5, 5, 6]
 
 
-def test_the_correct_call_passes(given):
+def test_the_correct_call_is_accepted(given):
     """Otherwise the tests above would prove nothing."""
     call(given)
     assert given["last_step"].tolist() == [6, 7, 0, 1, 7]

@@ -76,7 +76,7 @@ def every_number(wrap):
 
 
 @pytest.mark.parametrize("form", SCALARS)
-def test_an_array_of_one_element_is_the_number_that_it_holds(form):
+def test_an_array_of_one_element_counts_as_its_number(form):
     assert every_number(SCALARS[form]) == every_number(float)
 
 
@@ -93,7 +93,7 @@ def test_a_whole_number_may_be_an_array_of_one_element(wrap):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_both_betas_may_be_one_array(dtype):
+def test_betas_may_be_one_array(dtype):
     optimizer = na.Adam([np.ones(3)], betas=np.array([0.5, 0.75], dtype))
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
     optimizer.param_groups[0]["betas"] = np.array([0.25, 0.5], dtype)
@@ -104,7 +104,7 @@ def test_both_betas_may_be_one_array(dtype):
     assert optimizer.param_groups[0]["betas"] == (0.25, 0.5)
 
 
-def test_numbers_in_a_loaded_dict_may_be_arrays():
+def test_numbers_in_a_state_dict_may_be_arrays():
     optimizer = na.Adam([np.ones(3)])
     optimizer.step([np.ones(3)])
     given = copy.deepcopy(optimizer.state_dict())
@@ -141,7 +141,7 @@ NONE = {
 
 
 @pytest.mark.parametrize("form", NONE)
-def test_arrays_that_hold_no_number_are_refused_by_name(form):
+def test_arrays_without_a_single_number_are_refused_by_name(form):
     value, w = NONE[form], np.ones((3, 1))
     state = (np.zeros((3, 1)), np.zeros((3, 1)))
     optimizer = na.Adam([w])
@@ -168,12 +168,12 @@ def test_arrays_that_hold_no_number_are_refused_by_name(form):
     assert optimizer.state == {}
 
 
-def test_the_message_says_how_many_there_are():
+def test_the_message_says_how_many_elements_there_are():
     with pytest.raises(HyperparameterError, match=r"lr=array.*real number, not ndarray of shape \(2,\)"):
         na.Adam([np.ones(3)], lr=np.ones(2))
 
 
-def test_float16_moments_are_refused_with_the_reason():
+def test_float16_moments_are_refused_with_a_reason():
     with pytest.raises(HyperparameterError, match=r"state_dtype='float16'.*square of a gradient.*bfloat16.*8bit"):
         na.Adam([np.ones(3, np.float32)], state_dtype="float16")
     half = np.zeros(3, np.float16)

@@ -46,7 +46,7 @@ def test_a_step_that_measures_nothing_reports_no_norm():
     assert result == na.StepResult(applied=True, grad_norm=None)
 
 
-def test_gradients_above_the_norm_are_scaled_down_to_it():
+def test_gradients_with_a_larger_norm_are_scaled_down():
     params, grads = arrays(), arrays(1)
     norm = exact_norm(grads)
     clipped, result = stepped(params, grads, max_grad_norm=1.5)
@@ -58,7 +58,7 @@ def test_gradients_above_the_norm_are_scaled_down_to_it():
     assert np.linalg.norm(exp_avg.astype(np.float64)) == pytest.approx(1.5, rel=1e-5)
 
 
-def test_gradients_below_the_norm_stay_as_they_are():
+def test_gradients_with_a_smaller_norm_do_not_change():
     params, grads = arrays(), arrays(1)
     clipped, _ = stepped(params, grads, max_grad_norm=1e6)
     plain, _ = stepped(params, grads)
@@ -66,7 +66,7 @@ def test_gradients_below_the_norm_stay_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_loss_scale_is_taken_out_in_the_step(dtype):
+def test_the_step_divides_by_the_loss_scale(dtype):
     params, grads = arrays(dtype=dtype), arrays(1, dtype)
     scaled, result = stepped(params, [grad * dtype(1024) for grad in grads], loss_scale=1024.0)
     plain, _ = stepped(params, grads)
@@ -76,7 +76,7 @@ def test_the_loss_scale_is_taken_out_in_the_step(dtype):
 
 @pytest.mark.parametrize("options", [{"loss_scale": 8.0}, {"max_grad_norm": 1.0}], ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_leaves_the_whole_step_out(options, bad):
+def test_one_non_finite_value_skips_the_whole_step(options, bad):
     opt, _ = stepped(arrays(), arrays(1))
     before = contents(opt)
     for array, place in [(0, 0), (0, 4), (1, 8191), (2, 8192), (4, 0), (4, 50_000), (4, 99_999), (5, 30)]:
@@ -89,7 +89,7 @@ def test_one_value_that_is_not_finite_leaves_the_whole_step_out(options, bad):
     assert opt.step(arrays(2), **options).applied
 
 
-def test_a_first_step_that_is_left_out_leaves_no_state():
+def test_a_skipped_first_step_creates_no_state():
     opt = na.Adam(np.ones(3))
     assert not opt.step(np.array([1.0, np.nan, 1.0]), loss_scale=2.0).applied
     assert opt.state == {}
@@ -109,7 +109,7 @@ def test_values_are_clipped_after_scaling(dtype):
     assert contents(clipped) == contents(by_hand)
 
 
-def test_clipping_by_value_lets_nan_through():
+def test_clipping_by_value_keeps_nan():
     opt, _ = stepped([np.ones(2)], [np.array([np.nan, 5.0])], clip_value=1.0)
     assert np.isnan(opt.param_groups[0]["params"][0]).tolist() == [True, False]
 
@@ -144,7 +144,7 @@ def test_the_norm_is_a_sum_over_lanes_and_blocks_in_order(seed):
     assert result.grad_norm == math.sqrt(total)
 
 
-def test_absent_gradients_are_not_in_the_norm():
+def test_the_norm_ignores_missing_gradients():
     grads = arrays(1)
     grads[1] = grads[4] = None
     opt, result = stepped(arrays(), grads, max_grad_norm=1e9)
@@ -191,7 +191,7 @@ def test_an_infinite_norm_measures_and_clips_nothing(infinity):
 
 
 @pytest.mark.parity
-def test_clipping_is_pytorchs():
+def test_clipping_matches_pytorch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; `make parity` installs it")
     params, grads = arrays(sizes=(300, 40)), [arrays(seed, sizes=(300, 40)) for seed in range(1, 30)]
     theirs = [torch.nn.Parameter(torch.from_numpy(param.copy())) for param in params]
@@ -212,7 +212,7 @@ def test_clipping_is_pytorchs():
     "arguments",
     [{"loss_scale": 1e-50}, {"grad_scale": 1e39}, {"grad_scale": -1e39, "clip_value": 1.0}, {"clip_value": 1e-50}],
 )
-def test_scales_that_float32_cannot_hold_are_refused_and_nothing_changes(arguments):
+def test_scales_beyond_float32_are_refused_and_nothing_changes(arguments):
     w = np.ones(3, np.float32)
     optimizer = na.Adam([w])
     with pytest.raises(na.errors.HyperparameterError, match="float32 holds no"):

@@ -51,7 +51,7 @@ def contents(optimizer):
 
 
 @pytest.mark.parametrize("make", [na.Adam, na.AdamW])
-def test_a_schedule_is_the_same_as_setting_the_rate_before_each_step(make):
+def test_a_schedule_equals_setting_the_rate_before_each_step(make):
     options = {"weight_decay": 0.1, "ema_decay": 0.9}
     by_schedule, by_hand = make(fresh(), cosine, **options), make(fresh(), **options)
     for step in range(1, 25):
@@ -62,7 +62,7 @@ def test_a_schedule_is_the_same_as_setting_the_rate_before_each_step(make):
         assert contents(by_schedule) == contents(by_hand)
 
 
-def test_a_schedule_is_called_with_the_int_1_for_the_first_update():
+def test_the_first_update_calls_the_schedule_with_the_int_1():
     schedule, w = Recorder(), np.ones(3)
     optimizer = na.Adam(w, lr=schedule)
     schedule.taken()
@@ -73,7 +73,7 @@ def test_a_schedule_is_called_with_the_int_1_for_the_first_update():
 
 
 @pytest.mark.parametrize("options", [{"loss_scale": 2.0}, {"max_grad_norm": 1.0}], ids=str)
-def test_steps_that_were_left_out_do_not_count(options):
+def test_skipped_steps_do_not_count(options):
     schedule = Recorder()
     optimizer = na.Adam([np.ones(3), np.ones(3, np.float32)], lr=schedule)
     schedule.taken()
@@ -82,7 +82,7 @@ def test_steps_that_were_left_out_do_not_count(options):
     assert schedule.seen == [1, 2, 2, 2, 3, 3]
 
 
-def test_steps_that_were_refused_do_not_count():
+def test_refused_steps_do_not_count():
     schedule = Recorder()
     optimizer = na.Adam([np.ones(3)], lr=schedule)
     optimizer.step([np.ones(3)])
@@ -95,7 +95,7 @@ def test_steps_that_were_refused_do_not_count():
     assert schedule.seen == [2]
 
 
-def test_parameters_without_gradients_do_not_hold_it_up():
+def test_parameters_without_gradients_do_not_delay_the_schedule():
     """The number is one more than the updates of the group's parameter that has had most."""
     schedule = Recorder()
     optimizer = na.Adam(fresh(), lr=schedule)
@@ -117,7 +117,7 @@ def test_an_accumulated_step_is_one_update():
     assert schedule.seen == [1, 2, 3]
 
 
-def test_groups_have_their_own():
+def test_groups_have_their_own_schedules():
     own, common = Recorder(lambda step: 0.5 / step), Recorder(lambda step: 1.0 / step)
     params = fresh(("float32", "float64", "float32", "float64"), 3)
     groups = [
@@ -137,7 +137,7 @@ def test_groups_have_their_own():
     assert [group["lr"] for group in optimizer.state_dict()["param_groups"]] == [0.25, 0.5, 0.25, 1.0]
 
 
-def test_a_group_with_arrays_of_several_dtypes_has_one_number():
+def test_a_group_with_several_dtypes_has_one_update_number():
     schedule, params = Recorder(), fresh(size=3)
     optimizer = na.Adam(params, lr=schedule)
     schedule.taken()
@@ -152,7 +152,7 @@ def test_a_group_with_arrays_of_several_dtypes_has_one_number():
 # --- setting it ---
 
 
-def test_a_schedule_can_be_set_replaced_and_taken_away():
+def test_a_schedule_can_be_set_replaced_and_removed():
     w, other = np.ones(3), np.ones(3)
     optimizer, twin = na.Adam([w], lr=0.5), na.Adam([other])
     group = optimizer.param_groups[0]
@@ -172,7 +172,7 @@ def test_a_schedule_can_be_set_replaced_and_taken_away():
     assert rates == pytest.approx([0.5, 0.2, 0.3, cosine(4), 0.25, 0.1 / 6, 0.1 / 7])
 
 
-def test_other_hyperparameters_may_change_under_a_schedule():
+def test_other_hyperparameters_can_change_during_a_schedule():
     w, other = np.ones(3), np.ones(3)
     optimizer, twin = na.Adam([w], lr=cosine), na.Adam([other])
     for step, change in enumerate([{}, {"eps": 1e-2}, {"betas": (0.5, 0.5)}, {"amsgrad": True}], 1):
@@ -194,7 +194,7 @@ def test_a_group_shows_its_schedule():
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
-def test_a_schedule_may_look_at_its_optimizer():
+def test_a_schedule_may_read_its_optimizer():
     """It used to wait forever for the lock that the step itself held."""
     optimizer = na.Adam([np.ones(3)], lr=0.1)
     optimizer.param_groups[0]["lr"] = lambda _: 0.1 / (1 + len(optimizer.state) + len(optimizer.state_dict()))
@@ -203,7 +203,7 @@ def test_a_schedule_may_look_at_its_optimizer():
 
 
 @pytest.mark.parametrize("rate", [0, 1, np.float32(0.5), np.float64(0.25), np.int64(2)], ids=repr)
-def test_any_real_number_will_do(rate):
+def test_a_schedule_may_return_any_real_number(rate):
     optimizer = na.Adam([np.ones(3)], lr=lambda _: rate)
     optimizer.step([np.ones(3)])
     lr = optimizer.state_dict()["param_groups"][0]["lr"]
@@ -213,7 +213,7 @@ def test_any_real_number_will_do(rate):
 # --- state dicts ---
 
 
-def test_a_state_dict_holds_the_rate_of_the_last_update_as_a_number():
+def test_a_state_dict_has_the_last_rate_as_a_number():
     optimizer = na.Adam([np.ones(3)], lr=cosine)
     for step in (1, 2, 3):
         optimizer.step([np.ones(3)])
@@ -221,7 +221,7 @@ def test_a_state_dict_holds_the_rate_of_the_last_update_as_a_number():
         assert (lr, type(lr)) == (cosine(step), float)
 
 
-def test_loading_keeps_the_schedule_and_goes_on_where_the_state_was():
+def test_loading_keeps_the_schedule_and_continues_from_the_states_step():
     schedule, ran = Recorder(cosine), na.Adam([np.ones(3)], lr=cosine)
     for _ in range(7):
         ran.step([np.full(3, 0.5)])
@@ -238,7 +238,7 @@ def test_loading_keeps_the_schedule_and_goes_on_where_the_state_was():
     assert contents(loaded) == contents(ran)
 
 
-def test_loading_what_a_schedule_has_left_into_an_optimizer_without_one_sets_the_number():
+def test_loading_into_an_optimizer_without_a_schedule_sets_the_last_rate():
     ran = na.Adam([np.ones(3)], lr=lambda step: 0.25 / step)
     ran.step([np.ones(3)])
     ran.step([np.ones(3)])
@@ -253,7 +253,7 @@ BAD = [None, "0.1", -1.0, math.nan, math.inf, True, [0.1], 1j]
 
 
 @pytest.mark.parametrize("bad", BAD, ids=repr)
-def test_what_is_no_rate_is_refused_when_it_is_set(bad):
+def test_an_invalid_rate_is_refused_when_it_is_set(bad):
     with pytest.raises(HyperparameterError, match=r"schedule.*update 1.*lr"):
         na.Adam([np.ones(3)], lr=lambda _: bad)
     optimizer = na.Adam([np.ones(3)], lr=0.5)
@@ -275,7 +275,7 @@ def failing(step):
 
 @pytest.mark.parametrize("bad", [*BAD, failing], ids=lambda bad: "failing" if bad is failing else repr(bad))
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_schedule_that_fails_later_leaves_everything_as_it_was(bad, pending):
+def test_a_schedule_that_raises_later_changes_nothing(bad, pending):
     """Also the other groups' rates, the average, the copy, the gradients, and what was accumulated."""
     late = bad if callable(bad) else lambda step: bad if step == 3 else 0.1
     params = fresh(size=40)
@@ -303,7 +303,7 @@ def test_a_schedule_that_fails_later_leaves_everything_as_it_was(bad, pending):
     assert params[1].tobytes() == by_hand.param_groups[0]["params"][1].tobytes()
 
 
-def test_the_message_says_which_update():
+def test_the_message_says_which_update_failed():
     optimizer = na.Adam([np.ones(3)], lr=lambda step: 2 - step)
     optimizer.step([np.ones(3)])
     optimizer.step([np.ones(3)])

@@ -42,7 +42,7 @@ def after_steps(optimizer, params, seeds):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtypes", [("f4", "f4", "f4"), ("f8", "f4", "f8")])
-def test_a_round_trip_goes_on_with_the_same_bits(dtypes, amsgrad):
+def test_a_round_trip_continues_with_the_same_bits(dtypes, amsgrad):
     params = params_of(dtypes)
     first = make(params, amsgrad=amsgrad)
     after_steps(first, params, range(4))
@@ -56,7 +56,7 @@ def test_a_round_trip_goes_on_with_the_same_bits(dtypes, amsgrad):
     assert after_steps(second, kept, range(4, 9)) == expected
 
 
-def test_what_is_loaded_is_copied():
+def test_loaded_arrays_are_copied():
     params = params_of()
     optimizer = make(params)
     after_steps(optimizer, params, range(2))
@@ -77,7 +77,7 @@ def test_its_own_state_dict_can_be_loaded_back():
     assert after_steps(optimizer, params, [])[1] == before
 
 
-def test_the_nesting_and_the_keys_are_pytorchs():
+def test_the_nesting_and_the_keys_match_pytorch():
     params = params_of()
     optimizer = make(params, amsgrad=True)
     after_steps(optimizer, params, range(1))
@@ -91,7 +91,7 @@ def test_the_nesting_and_the_keys_are_pytorchs():
     assert all(type(group) is dict for group in saved["param_groups"])
 
 
-def test_a_state_before_the_first_step_resets():
+def test_loading_a_state_without_steps_resets_the_optimizer():
     params = params_of()
     optimizer = make(params)
     fresh = copy.deepcopy(optimizer.state_dict())
@@ -140,7 +140,7 @@ def pytorchs():
     return {"state": state, "param_groups": [group]}
 
 
-def test_a_pytorch_dict_is_understood():
+def test_a_pytorch_dict_loads():
     optimizer = na.Adam(params_of(), eps_mode="hat")
     given = pytorchs()
     optimizer.load_state_dict(given)
@@ -156,7 +156,7 @@ def test_a_pytorch_dict_is_understood():
     assert [optimizer.state[index]["step"] for index in range(3)] == [8, 8, 1]
 
 
-def test_parameters_may_be_numbered_in_any_way():
+def test_parameters_may_have_any_numbers():
     given = pytorchs()
     given["param_groups"][0]["params"] = [12, 5, 9]
     given["state"] = {12: given["state"][0], 5: given["state"][1]}
@@ -260,7 +260,7 @@ ROWS += [pytest.param(*row, HyperparameterError, id=name) for name, row in BAD_H
 
 
 @pytest.mark.parametrize(("change", "words", "error"), ROWS)
-def test_a_bad_dict_is_refused_and_nothing_of_it_is_loaded(change, words, error):
+def test_an_invalid_dict_is_refused_and_changes_nothing(change, words, error):
     params = params_of(("f8", "f4", "f8"))
     optimizer = make(params)
     after_steps(optimizer, params, range(2))
@@ -278,7 +278,7 @@ def test_a_bad_dict_is_refused_and_nothing_of_it_is_loaded(change, words, error)
     assert after_steps(optimizer, params, range(2, 5)) == after_steps(twin, twins, range(5))
 
 
-def test_states_are_not_given_to_parameters_of_another_name():
+def test_states_do_not_load_into_parameters_with_other_names():
     first, second = (na.Adam({name: np.ones(3) for name in names}) for names in ("xy", "yx"))
     first.step({"x": np.ones(3), "y": np.full(3, 2.0)})
     with pytest.raises(StateDictError, match=r"'x'.*'y'"):
@@ -286,7 +286,7 @@ def test_states_are_not_given_to_parameters_of_another_name():
     assert second.state == {}
 
 
-def test_names_that_only_one_side_knows_do_not_matter():
+def test_names_that_only_one_side_has_are_ignored():
     first, second = na.Adam({"x": np.ones(3)}), na.Adam([np.ones(3)])
     first.step({"x": np.ones(3)})
     second.load_state_dict(first.state_dict())
@@ -297,7 +297,7 @@ def test_names_that_only_one_side_knows_do_not_matter():
 
 
 @pytest.mark.parametrize("names", [5, "w", [["w"]], [1]], ids=str)
-def test_param_names_that_are_no_names(names):
+def test_invalid_param_names_are_refused(names):
     optimizer = na.Adam({"w": np.ones(3)})
     given = optimizer.state_dict()
     given["param_groups"][0]["param_names"] = names

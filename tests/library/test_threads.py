@@ -116,12 +116,12 @@ def using(layer: str, thread_count: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_threads_step_at_once(run_python, layer):
+def test_several_threads_can_step_at_the_same_time(run_python, layer):
     assert run_python(CROWD, **using(layer, 4)) == layer
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that signal")
-def test_a_signal_handler_steps_while_a_step_is_under_way(run_python):
+def test_a_signal_handler_can_step_during_a_step(run_python):
     """It runs between any two bytecodes, those that hold the lock of the launch among them."""
     program = (
         COMMON
@@ -156,7 +156,7 @@ print("done")
     assert run_python(program, NUMBA_NUM_THREADS="2") == "done"
 
 
-def test_threads_may_mix_the_function_and_the_class():
+def test_threads_can_mix_the_function_and_the_class():
     begin, failures = threading.Barrier(4), []
 
     def train(kind, seed):
@@ -198,7 +198,7 @@ def test_a_small_update_takes_one_thread_and_set_num_threads_is_obeyed():
     assert own.tasks_for(10**9) == own.thread_count() == 1
 
 
-def test_set_num_threads_holds_for_its_own_thread(run_python):
+def test_set_num_threads_applies_to_its_own_thread(run_python):
     program = (
         COMMON
         + """
@@ -314,7 +314,7 @@ print("done")
 
 
 @needs_fork
-def test_threads_that_fork_at_once_while_optimizers_are_made(run_python):
+def test_threads_can_fork_while_optimizers_are_made(run_python):
     program = (
         COMMON
         + """

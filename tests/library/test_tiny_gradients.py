@@ -86,7 +86,7 @@ def assert_bounded(made, expected, slack):
 @pytest.mark.parametrize("signs", SIGNS)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("eps_mode", ["hat", "algorithm1"])
-def test_no_eps_makes_an_update_larger_than_exact_arithmetic_does(name, signs, amsgrad, eps_mode):
+def test_for_any_eps_no_update_is_larger_than_in_exact_arithmetic(name, signs, amsgrad, eps_mode):
     dtype, options, slack = KINDS[name]
     unit = unit_of(dtype, options)
     magnitudes = np.repeat(np.array(MAGNITUDES) * unit, BLOCK).astype(np.longdouble)
@@ -103,7 +103,7 @@ def test_no_eps_makes_an_update_larger_than_exact_arithmetic_does(name, signs, a
 
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-3, 1.0])
 @pytest.mark.parametrize("name", ["float32", "float64", "float32 with float64", "float64 with float32"])
-def test_gradients_whose_squares_can_be_held_get_the_exact_update_whatever_eps(name, eps):
+def test_gradients_with_normal_squares_get_the_exact_update_for_any_eps(name, eps):
     dtype, options, slack = KINDS[name]
     unit = unit_of(dtype, options)
     magnitudes = np.array([each * unit for each in MAGNITUDES if each >= FELT], np.longdouble)
@@ -112,7 +112,7 @@ def test_gradients_whose_squares_can_be_held_get_the_exact_update_whatever_eps(n
 
 
 @pytest.mark.parametrize("magnitude", [0.5, 3.0, 20.0, 31.0])
-def test_second_moments_of_tiny_gradients_add_up_over_thousands_of_steps(magnitude):
+def test_second_moments_of_tiny_gradients_accumulate_over_thousands_of_steps(magnitude):
     """Each increment is below the smallest normal number; together they are far above it."""
     grads = [np.full(4, magnitude * 2.0**-63, np.longdouble)] * 2_500
     *_, (made, expected) = updates(np.float32, {}, grads, lr=1.0, eps=0.0)
@@ -123,7 +123,7 @@ def test_second_moments_of_tiny_gradients_add_up_over_thousands_of_steps(magnitu
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.99, 0.9), (0.5, 0.0)], ids=str)
 @pytest.mark.parametrize("period", [2, 7, 60, 300])
-def test_second_moments_of_rare_gradients_are_not_lost_in_between(period, betas):
+def test_second_moments_of_rare_gradients_are_kept_between_them(period, betas):
     """A moment that decays below its floor between two gradients is lost; that must not add up."""
     sizes = np.array([0.9, 1.0001, 1.2, 2.0, 3.0, 31.5, 31.7, 34.0], np.longdouble) * 2.0**-63
     sizes = np.append(sizes, sizes / 31.6)
@@ -132,7 +132,7 @@ def test_second_moments_of_rare_gradients_are_not_lost_in_between(period, betas)
         assert_bounded(made, expected, 0.12)
 
 
-def test_the_issues_own_numbers():
+def test_the_numbers_of_the_bug_report_give_the_exact_update():
     for eps in (1e-25, 0.0):
         param = np.zeros(1, np.float32)
         na.Adam([param], lr=1.0, eps=eps).step([np.full(1, 1e-19, np.float32)])
@@ -141,7 +141,7 @@ def test_the_issues_own_numbers():
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_zero_gradients_make_no_step_without_eps(name, amsgrad):
+def test_zero_gradients_without_eps_make_no_step(name, amsgrad):
     dtype, options, _ = KINDS[name]
     params = [np.ones(200, dtype), np.ones(129, dtype)]
     optimizer = na.Adam(params, lr=1.0, eps=0.0, amsgrad=amsgrad, **options)
@@ -163,7 +163,7 @@ def test_a_loaded_first_moment_without_a_second_one_makes_no_huge_step(dtype):
 
 @pytest.mark.parametrize("eps_mode", ["hat", "algorithm1"])
 @pytest.mark.parametrize(("eps", "amsgrad"), list(itertools.product([0.0, 1e-30, 1e-19], [False, True])))
-def test_exact_rows_with_tiny_gradients_are_the_dense_update_bit_for_bit(eps, amsgrad, eps_mode, dtype):
+def test_exact_rows_with_tiny_gradients_match_the_dense_update_bit_for_bit(eps, amsgrad, eps_mode, dtype):
     unit = math.sqrt(np.finfo(dtype).smallest_normal)
     rng = np.random.default_rng(8)
     shape = (len(MAGNITUDES), 5)

@@ -103,7 +103,7 @@ print(sum(before.values()) > 5, more(before, loaded()), len(compiled.buffer))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_it_no_step_of_the_kind_needs_another_kernel(run_python, kind):
+def test_no_step_compiles_a_kernel_after_a_warmup(run_python, kind):
     """Not even one from the cache."""
     assert run_python(SETUP + NOTHING_MORE, kind) == "True [] 0"
 
@@ -121,7 +121,7 @@ def test_the_next_process_compiles_nothing_of_any_kind(run_python):
     assert run_python(SETUP + WARM, *KINDS) == "0 True"
 
 
-def test_it_says_what_it_has_done():
+def test_it_reports_what_it_compiled():
     seen = []
     seconds = na.warmup("float32", "float64", progress=lambda kind, taken: seen.append((kind, taken)))
     assert list(seconds) == ["float32", "float64"]
@@ -129,7 +129,7 @@ def test_it_says_what_it_has_done():
     assert all(isinstance(taken, float) and taken >= 0 for taken in seconds.values())
 
 
-def test_it_does_all_kinds_unless_it_is_told_which():
+def test_it_compiles_all_kinds_by_default():
     seen = []
     assert tuple(na.warmup(progress=lambda kind, _: seen.append(kind))) == KINDS
     assert tuple(seen) == KINDS
@@ -143,5 +143,5 @@ def test_an_unknown_kind_is_refused_before_anything_is_compiled(kind):
     assert seen == []
 
 
-def test_a_kind_may_be_given_twice():
+def test_a_kind_can_be_given_twice():
     assert list(na.warmup("float32", "float32")) == ["float32"]

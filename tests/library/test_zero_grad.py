@@ -42,7 +42,7 @@ def contents(optimizer):
 
 @pytest.mark.parametrize("grad", DTYPES)
 @pytest.mark.parametrize("param", ["float32", "float64", "bfloat16"])
-def test_gradients_are_set_to_zero_and_all_else_is_the_same(param, grad):
+def test_only_the_gradients_are_set_to_zero(param, grad):
     params, grads = arrays_of(param, grad)
     options = {"state_dtype": "bfloat16"} if (param, grad) == ("bfloat16", "bfloat16") else {}
     plain = trained(params, grads, **options)
@@ -87,7 +87,7 @@ def test_a_read_only_gradient_is_refused_before_anything_changes(form):
 
 
 @pytest.mark.parametrize("options", [{"loss_scale": 2.0}, {"max_grad_norm": 1.0}], ids=str)
-def test_a_step_that_is_left_out_leaves_the_gradients(options):
+def test_a_skipped_step_keeps_the_gradients(options):
     grad = np.array([1, np.inf, 3], np.float32)
     optimizer = na.Adam([np.ones(3, np.float32)])
     assert not optimizer.step([grad], zero_grad=True, **options).applied
@@ -125,7 +125,7 @@ def test_gradients_that_share_memory_cannot_be_set_to_zero(form):
 
 
 @pytest.mark.parametrize("value", [1, 0, None, "yes", np.ones(2), 1.0])
-def test_zero_grad_must_be_a_truth_value(value):
+def test_zero_grad_must_be_a_bool(value):
     grad = np.ones(3)
     optimizer = na.Adam(np.ones(3))
     with pytest.raises(HyperparameterError, match="zero_grad"):

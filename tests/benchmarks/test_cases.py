@@ -21,7 +21,7 @@ def steps(contestant: Ours | PlainNumpy, count: int) -> None:
 
 
 @pytest.mark.parametrize("workload", [one_array(1000), equal_arrays(count=3, elements=70)])
-def test_contestants_that_did_the_same_work_agree(workload: Workload) -> None:
+def test_contestants_with_the_same_work_agree(workload: Workload) -> None:
     ours, peer = Ours(workload, threads=2), PlainNumpy(workload, threads=2)
     steps(ours, 20)
     steps(peer, 20)
@@ -29,7 +29,7 @@ def test_contestants_that_did_the_same_work_agree(workload: Workload) -> None:
     assert all(np.any(one != before) for one, before in zip(ours.params(), workload.params(), strict=True))
 
 
-def test_contestants_that_did_not_are_found_out() -> None:
+def test_contestants_with_different_work_are_detected() -> None:
     workload = one_array(1000)
     ours, peer = Ours(workload, threads=2), PlainNumpy(workload, threads=2)
     steps(ours, 20)
@@ -38,7 +38,7 @@ def test_contestants_that_did_not_are_found_out() -> None:
         check_agreement(ours, peer, workload)
 
 
-def test_ways_that_lead_elsewhere_are_found_out() -> None:
+def test_variants_with_different_results_are_detected() -> None:
     (way,) = one_array(1000).grads()
     noise = one_array(1000).params()[0] * np.float32(0.002)
     check_direction([way], [3 * way + noise], least=0.9)
@@ -57,17 +57,17 @@ def test_the_memory_loop_changes_nothing() -> None:
         np.testing.assert_array_equal(array, was)
 
 
-def test_a_step_that_needs_memory_is_seen_to_need_it() -> None:
+def test_the_memory_of_a_step_is_measured() -> None:
     workload = one_array(4_000_000)
     assert growth_of_a_step(PlainNumpy(workload, threads=2)) >= 4 * workload.elements
 
 
-def test_a_library_that_is_not_there_is_missing() -> None:
+def test_a_library_that_is_not_installed_is_reported_as_missing() -> None:
     with pytest.raises(MissingError, match="no_such_library is not installed"):
         load("no_such_library")
 
 
-def test_reasons_can_be_published() -> None:
+def test_reasons_contain_no_private_paths() -> None:
     reason = str(missing("peer", OSError("cannot open /home/somebody/lib/peer.so: no such file\nsecond line")))
     assert reason == "peer does not run here: OSError: cannot open .../peer.so: no such file"
 
@@ -90,17 +90,17 @@ def test_reasons_can_be_published() -> None:
         "beside/update/p99",
     ],
 )
-def test_a_case_runs_in_a_process_of_its_own(name: str) -> None:
+def test_a_case_runs_in_its_own_process(name: str) -> None:
     answer = worker.run(name, TINY)
     assert answer.keys() == {"pairs", "notes", "curves"}, answer
     assert len(answer["pairs"]) >= 2
 
 
-def test_a_case_that_fails_says_so() -> None:
+def test_a_failed_case_is_reported() -> None:
     answer = worker.run("no/such/case", TINY)
     assert "no/such/case" in answer["failed"]
 
 
-def test_everybody_gets_as_many_threads() -> None:
+def test_all_contestants_get_the_same_number_of_threads() -> None:
     environment = worker.environment(threads=3)
     assert {environment[name] for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "NPROC")} == {"3"}

@@ -47,7 +47,7 @@ def test_errors_are_counted_in_learning_rates() -> None:
     assert largest == pytest.approx(2.0, rel=1e-3)
 
 
-def test_all_start_alike_and_float32_state_is_what_is_compared_with() -> None:
+def test_all_runs_start_alike_and_are_compared_with_float32_state() -> None:
     problem = Bowl()
     before = [param.copy() for param in problem.params]
     trained = train(problem, OURS, CHECKPOINT + 10)
@@ -62,7 +62,7 @@ def test_all_start_alike_and_float32_state_is_what_is_compared_with() -> None:
         assert each.losses.held_out == pytest.approx(exact.losses.held_out, rel=0.05)
 
 
-def test_without_dither_the_state_is_what_the_nearest_codes_hold() -> None:
+def test_without_dither_the_state_has_the_nearest_codes() -> None:
     array = np.ones(300, np.float32)
     optimizer = NEAREST.make([array], 0.0)
     optimizer.step([np.random.default_rng(0).normal(size=300).astype("f4")])
@@ -86,7 +86,7 @@ def test_streams_are_the_same_each_time_and_differ_by_seed(name: str) -> None:
     assert (one != other).any()
 
 
-def test_streams_are_what_their_titles_say() -> None:
+def test_streams_match_their_titles() -> None:
     rare = next(gradients(BY_NAME["rare"], 0))
     assert np.count_nonzero(rare) == pytest.approx(SIZE / 10, rel=0.1)
     decades = np.abs(next(gradients(BY_NAME["decades"], 0)))
@@ -99,7 +99,7 @@ def test_streams_are_what_their_titles_say() -> None:
     assert fall[UNTIL_FALL] == pytest.approx(fall[UNTIL_FALL - 1] / 30, rel=0.1)
 
 
-def test_dither_lets_parameters_stop_whose_gradients_vanish_and_nearest_rounding_does_not() -> None:
+def test_with_dither_parameters_without_gradients_stop_but_not_with_nearest_rounding() -> None:
     results = stream_through(BY_NAME["vanish"], [EIGHT_BIT, NEAREST], 0)
     dithered, nearest = results[EIGHT_BIT.name], results[NEAREST.name]
     assert dithered.late.mean < 0.1 * nearest.late.mean
@@ -109,7 +109,7 @@ def test_dither_lets_parameters_stop_whose_gradients_vanish_and_nearest_rounding
     assert dithered.way == nearest.way > 1
 
 
-def test_the_digits_gradient_is_the_demonstrations() -> None:
+def test_the_digits_gradient_equals_the_demonstrations() -> None:
     one, same, other = Digits(0), Digits(0), Digits(1)
     assert sum(param.size for param in one.params) == 19_210
     grads, again = one.gradients(one.params, 3), same.gradients(same.params, 3)
@@ -120,7 +120,7 @@ def test_the_digits_gradient_is_the_demonstrations() -> None:
     assert losses.held_out != losses.training
 
 
-def test_the_text_is_pythons_own_and_a_tenth_is_held_out() -> None:
+def test_the_text_is_pythons_documentation_with_a_tenth_held_out() -> None:
     own = text()
     assert own.training.max() < own.symbols < 256
     assert own.held_out.size == pytest.approx((own.training.size + own.held_out.size) / 10, rel=0.1)
@@ -132,7 +132,7 @@ def trained(loss: float, mean: float) -> Trained:
     return Trained(Losses(loss, 2 * loss), 0.5, errors, errors)
 
 
-def test_losses_are_printed_with_their_spread_and_their_difference() -> None:
+def test_losses_are_printed_with_spread_and_difference() -> None:
     lines = tables.of_losses(
         [{"a": trained(1.0, 0), "b": trained(1.5, 0)}, {"a": trained(3.0, 0), "b": trained(3.5, 0)}]
     )
@@ -140,7 +140,7 @@ def test_losses_are_printed_with_their_spread_and_their_difference() -> None:
     assert lines[2].split()[4:7] == ["+0.5000", "+-", "0.0000"]
 
 
-def test_errors_are_the_mean_of_means_and_the_largest_of_all() -> None:
+def test_errors_are_the_mean_of_means_and_the_overall_maximum() -> None:
     lines = tables.of_errors([{"a": trained(1, 0), "b": trained(1, 0.1)}, {"a": trained(1, 0), "b": trained(1, 0.3)}])
     assert lines[0].count("gradients") == 4
     assert lines[1].split() == ["b", "0.2", "(max", "3)", "0.4", "(max", "6)", "0.2", "(max", "3)", "0.4", "(max", "6)"]
@@ -150,7 +150,7 @@ def test_one_seed_has_no_spread() -> None:
     assert tables.spread([2.0]) == (2.0, 0.0)
 
 
-def test_streams_are_printed_with_what_is_known() -> None:
+def test_streams_are_printed_with_their_errors() -> None:
     stream = BY_NAME["equal"]
     errors = {CHECKPOINT: Error(0.1, 1), stream.steps: Error(0.2, 2)}
     known, unknown = Streamed(errors, 18.0, Error(0.3, 3), 1.001), Streamed(errors, 18.0, Error(0.3, 3))

@@ -22,7 +22,7 @@ def test_contestants_alternate_and_are_called_equally_often() -> None:
     assert turns[-6:] == ["A", "B"] * 3
 
 
-def test_what_comes_before_a_call_comes_before_every_call() -> None:
+def test_the_setup_runs_before_every_call() -> None:
     calls: list[str] = []
     before = (lambda: calls.append("before A"), lambda: calls.append("before B"))
     pairs = interleave(

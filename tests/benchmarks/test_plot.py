@@ -40,7 +40,7 @@ def texts(path: Path) -> str:
     return " ".join("".join(element.itertext()) for element in ElementTree.parse(path).iter() if "text" in element.tag)
 
 
-def test_light_and_dark_name_everybody_and_the_machine(tmp_path: Path) -> None:
+def test_both_pictures_name_all_contestants_and_the_machine(tmp_path: Path) -> None:
     paths = plot.draw(run_of(OURS, PEERS), tmp_path)
     assert [path.name for path in paths] == ["scaling-light.svg", "scaling-dark.svg"]
     for path in paths:
@@ -50,7 +50,7 @@ def test_light_and_dark_name_everybody_and_the_machine(tmp_path: Path) -> None:
     assert plot.DARK.ink in dark
 
 
-def test_who_is_far_slower_is_named_and_not_drawn(tmp_path: Path) -> None:
+def test_a_much_slower_contestant_is_named_but_not_drawn(tmp_path: Path) -> None:
     path, _ = plot.draw(run_of(OURS, PEERS), tmp_path)
     assert "above this plot: a slow peer, 40 to 50 ns" in texts(path)
 

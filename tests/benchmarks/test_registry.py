@@ -42,7 +42,7 @@ def test_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_bars_are_those_asked_for() -> None:
+def test_every_bar_has_its_required_limit() -> None:
     bars = {case.name: (case.bar.limit, case.bar.at_least) for case in CASES if case.bar}
     assert bars == ASKED
 
@@ -57,19 +57,19 @@ def test_flat_sizes_are_compared_with_every_peer() -> None:
         assert peers >= {"torch", "deepspeed", "optax", "numpy"}
 
 
-def test_cases_are_chosen_by_how_their_names_begin() -> None:
+def test_cases_are_selected_by_name_prefix() -> None:
     assert {case.theme for case in chosen(["flat/1m", "many"])} == {"flat", "many"}
     assert chosen([]) == list(CASES)
     assert named("flat/1m/torch").name == "flat/1m/torch"
 
 
-def test_a_case_about_one_thread_runs_on_one() -> None:
+def test_a_single_thread_case_runs_on_one_thread() -> None:
     settings = Settings(threads=2)
     assert named("scaling/float32/one-thread").settings(settings).threads == 1
     assert named("scaling/float32/all-threads").settings(settings) == settings
 
 
-def test_a_name_that_nothing_has_is_refused() -> None:
+def test_an_unknown_case_is_refused() -> None:
     with pytest.raises(LookupError, match="'flat/7'"):
         chosen(["flat/7"])
     with pytest.raises(LookupError, match="'flat'"):

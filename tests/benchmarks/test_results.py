@@ -45,20 +45,20 @@ EVERYTHING = run_of(
 )
 
 
-def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_run_reads_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     results.save(EVERYTHING, path)
     assert results.load(path) == EVERYTHING
 
 
-def test_a_run_from_before_there_were_curves_is_read(tmp_path: Path) -> None:
+def test_an_older_run_without_curves_is_read(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     results.save(run_of(outcome()), path)
     path.write_text(path.read_text().replace(', "curves": {}', ""))
     assert results.load(path) == run_of(outcome())
 
 
-def test_a_run_that_ended_early_is_kept_too(tmp_path: Path) -> None:
+def test_a_run_that_ended_early_is_saved(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     results.save(run_of(complete=False), path)
     assert results.load(path).outcomes == []
@@ -78,13 +78,13 @@ def test_the_newest_complete_run_is_found(tmp_path: Path) -> None:
     assert results.newest(tmp_path).name == "a.json"
 
 
-def test_without_a_complete_run_there_is_none(tmp_path: Path) -> None:
+def test_without_a_complete_run_none_is_found(tmp_path: Path) -> None:
     results.save(run_of(complete=False), tmp_path / "part.json")
     with pytest.raises(FileNotFoundError, match="no complete run"):
         results.newest(tmp_path)
 
 
-def test_a_new_result_never_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
+def test_a_new_result_never_replaces_an_old_one(tmp_path: Path) -> None:
     paths = []
     for _ in range(3):
         paths.append(results.free_path("2026-11-23", tmp_path))
@@ -99,7 +99,7 @@ def test_a_row_shows_median_quartiles_and_the_verdict() -> None:
     assert report.row(outcome(bar=None))[-2:] == ("-", "-")
 
 
-def test_a_missing_peer_has_a_row_that_says_why() -> None:
+def test_a_missing_peer_has_a_row_with_the_reason() -> None:
     missing = report.row(outcome(pairs=[], problem="missing: no compiler"))
     assert (missing.figure, missing.verdict, missing.asked) == ("missing: no compiler", "not measured", "at most 0.8")
 
@@ -119,11 +119,11 @@ def test_a_missing_peer_has_a_row_that_says_why() -> None:
         (10.0625, Unit.BYTES_EACH, "10.06 bytes"),
     ],
 )
-def test_amounts_are_readable(value: float, unit: Unit, text: str) -> None:
+def test_amounts_are_formatted_with_units(value: float, unit: Unit, text: str) -> None:
     assert report.amount(value, unit) == text
 
 
-def test_the_summary_names_what_fell_short_and_what_was_not_measured() -> None:
+def test_the_summary_lists_missed_bars_and_missing_measurements() -> None:
     short, missing = outcome(bar=Bar(0.5)), outcome(name="d", pairs=[], problem="missing: no compiler")
     assert report.summary([outcome(), short, missing]) == [
         "1 of 3 bars met",
@@ -132,7 +132,7 @@ def test_the_summary_names_what_fell_short_and_what_was_not_measured() -> None:
     ]
 
 
-def test_every_case_stands_in_the_table() -> None:
+def test_every_case_is_in_the_table() -> None:
     lines = table.markdown(EVERYTHING, "run").splitlines()
     rows = [line for line in lines if line.startswith("| one array of 1 million ")]
     assert len(rows) == len(EVERYTHING.outcomes)
@@ -140,7 +140,7 @@ def test_every_case_stands_in_the_table() -> None:
     assert "(results/run.json)" in lines[2]
 
 
-def test_the_short_table_holds_the_highlights_and_names_the_machine() -> None:
+def test_the_short_table_has_the_highlights_and_the_machine() -> None:
     chosen = [outcome(name=name, bar=None) for name in table.HIGHLIGHTS]
     lines = table.highlights(run_of(outcome(title="another"), *chosen), "run").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:-2]] == ["| one array of 1 million"] * 6
@@ -148,18 +148,18 @@ def test_the_short_table_holds_the_highlights_and_names_the_machine() -> None:
     assert all(word in lines[-1] for word in ("a CPU", "1 GB", "a system", "2026-11-23"))
 
 
-def test_a_run_without_a_highlight_makes_no_short_table() -> None:
+def test_a_run_without_a_highlight_is_refused_for_the_short_table() -> None:
     with pytest.raises(ValueError, match=table.HIGHLIGHTS[0]):
         table.highlights(EVERYTHING, "run")
 
 
-def test_the_documents_hold_the_tables_of_the_newest_run() -> None:
+def test_the_documents_have_the_tables_of_the_newest_run() -> None:
     newest = results.newest()
     for path, text in table.documents(results.load(newest), newest.stem).items():
         assert path.read_text() == text, f"{path.name}: run `python -m benchmarks.table --write`"
 
 
-def test_the_table_replaces_what_stands_between_the_markers() -> None:
+def test_the_table_replaces_the_text_between_the_markers() -> None:
     text = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nMore.\n"
     once = table.replaced(text, "| new |")
     assert once == f"# Title\n\n{table.BEGIN}\n| new |\n{table.END}\n\nMore.\n"

@@ -15,7 +15,7 @@ from benchmarks.statistics import Summary, percentile, summarise
         ([1.0, 1.0, 1.0, 1.0, 1000.0], Summary(1.0, 1.0, 1.0)),  # one outlier moves nothing
     ],
 )
-def test_summary(values: list[float], expected: Summary) -> None:
+def test_the_summary_has_median_and_quartiles(values: list[float], expected: Summary) -> None:
     assert summarise(values) == expected
 
 
@@ -35,7 +35,7 @@ def test_a_median_of_nothing_is_refused() -> None:
     ("quantity", "expected"),
     [(Quantity.RATIO, 0.5), (Quantity.FRACTION, 2.0), (Quantity.DIFFERENCE, -3.0), (Quantity.VALUE, 3.0)],
 )
-def test_quantities_of_a_pair(quantity: Quantity, expected: float) -> None:
+def test_quantities_of_a_pair_match_a_calculation_by_hand(quantity: Quantity, expected: float) -> None:
     assert quantity.of(3.0, 6.0) == expected
 
 
@@ -48,5 +48,5 @@ def test_quantities_of_a_pair(quantity: Quantity, expected: float) -> None:
         (Bar(0.9, at_least=True), 0.8999, False),
     ],
 )
-def test_a_bar_is_met_at_its_limit_and_not_beyond(bar: Bar, median: float, met: bool) -> None:
+def test_a_bar_is_met_up_to_its_limit(bar: Bar, median: float, met: bool) -> None:
     assert bar.met(median) is met

@@ -25,34 +25,34 @@ def test_resnet50_has_its_161_arrays_and_25557032_parameters() -> None:
     assert workload.shapes[-2:] == ((1000, 2048), (1000,))
 
 
-def test_arrays_are_float32_of_the_shapes_wanted() -> None:
+def test_arrays_are_float32_with_the_given_shapes() -> None:
     workload = equal_arrays(count=3, elements=5)
     for arrays in (workload.params(), workload.grads()):
         assert [(array.shape, array.dtype) for array in arrays] == [((5,), np.float32)] * 3
 
 
-def test_everybody_gets_equal_numbers_in_memory_of_their_own() -> None:
+def test_contestants_get_equal_values_in_separate_memory() -> None:
     workload = one_array(1000)
     (one,), (other,) = workload.params(), workload.params()
     np.testing.assert_array_equal(one, other)
     assert not np.shares_memory(one, other)
 
 
-def test_the_numbers_are_ordinary() -> None:
+def test_the_values_are_normal_numbers() -> None:
     workload = one_array(100_000)
     check_usual([*workload.params(), *workload.grads()], "workload")
     assert 0.009 < np.std(workload.grads()[0]) < 0.011
 
 
 @pytest.mark.parametrize("strange", [0.0, 1e-40, np.nan, np.inf, -np.inf])
-def test_zeros_subnormal_numbers_and_infinities_are_noticed(strange: float) -> None:
+def test_zeros_subnormal_numbers_and_infinities_are_detected(strange: float) -> None:
     array = np.ones(1000, dtype=np.float32)
     array[::10] = strange
     with pytest.raises(UnusualError, match="of 1000 numbers"):
         check_usual([array], "grads")
 
 
-def test_large_workloads_repeat_a_million_ordinary_numbers() -> None:
+def test_large_workloads_repeat_a_million_normal_numbers() -> None:
     (array,) = Repeated(((1000, 2500),)).params()
     numbers = array.reshape(-1)
     check_usual([numbers], "workload")
@@ -69,7 +69,7 @@ def test_bfloat16_keeps_eight_bits_of_precision() -> None:
     assert np.shares_memory(widened(array), array)
 
 
-def test_sets_of_rows_have_no_row_in_common() -> None:
+def test_sets_of_rows_are_disjoint() -> None:
     workload = TableWorkload(rows=2000, width=4, touched=50)
     sets = workload.sets()
     assert [rows.shape for rows in sets] == [(50,)] * SETS

@@ -27,7 +27,7 @@ def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProce
     )
 
 
-def test_version() -> None:
+def test_version_prints_the_version() -> None:
     for command in (["-m", "numba_adam"], [str(Path(sys.executable).parent / "numba-adam")]):
         words = [sys.executable, *command] if command[0] == "-m" else command
         result = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True, timeout=800)
@@ -48,14 +48,14 @@ def test_help_names_every_command_and_gives_examples(capsys: pytest.CaptureFixtu
     assert "examples:" in shown
 
 
-def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([])
     assert "examples:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_teaches_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_each_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
     assert exit_info.value.code == 0
@@ -66,7 +66,7 @@ def test_each_command_teaches_with_examples(command: str, capsys: pytest.Capture
 @pytest.mark.parametrize(
     "words", [["fly"], ["--fly"], ["doctor", "--fly"], ["status", "extra"], ["demo", "--steps", "1"]]
 )
-def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_command_line_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(words)
     assert exit_info.value.code == 2
@@ -82,7 +82,7 @@ def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str], capsys
         ("demo", "sklearn", "demo"),
     ],
 )
-def test_a_missing_extra_is_named_with_the_command_that_installs_it(command: str, blocked: str, extra: str) -> None:
+def test_a_missing_extra_is_reported_with_its_install_command(command: str, blocked: str, extra: str) -> None:
     result = run(command, blocked=(blocked,))
     assert result.returncode == 1
     assert f"in your clone of numba-adam, run: pip install -e '.[{extra}]'" in result.stderr
@@ -108,7 +108,7 @@ def closed_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("words", CLIENTS)
-def test_where_nothing_listens_the_first_try_says_so_and_how_to_start_a_server(
+def test_a_refused_connection_is_reported_at_once_with_advice(
     words: list[str], closed_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Had it tried again, as a training program does, this test would end with the suite's own timeout."""
@@ -131,7 +131,7 @@ def test_the_advice_for_the_default_server_needs_no_options(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("words", CLIENTS)
-def test_a_name_that_cannot_be_found_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_host_is_reported_in_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--server", "nowhere.invalid:1", "--timeout-seconds", "100000"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("numba-adam: nowhere.invalid:1 cannot be reached: ")
@@ -139,7 +139,7 @@ def test_a_name_that_cannot_be_found_is_one_line(words: list[str], capsys: pytes
 
 
 @pytest.mark.parametrize("words", CLIENTS)
-def test_a_listener_that_does_not_answer_is_told_from_one_that_is_not_there(
+def test_a_silent_listener_and_a_missing_one_have_different_errors(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -150,7 +150,7 @@ def test_a_listener_that_does_not_answer_is_told_from_one_that_is_not_there(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", CLIENTS)
-def test_ctrl_c_ends_it_with_130_and_one_line(words: list[str]) -> None:
+def test_ctrl_c_exits_with_130_and_one_line(words: list[str]) -> None:
     """The server takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(800)

@@ -8,7 +8,7 @@ from numba_adam.cli import checkup, main
 from numba_adam.cli.connection import bytes_in_words
 
 
-def test_all_is_well_on_a_machine_that_runs_these_tests(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_this_machine_nothing_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     for subject in ("python", "numba", "processor", "threads", "kernel cache", "memory", "gpu", "server extra"):
@@ -16,7 +16,7 @@ def test_all_is_well_on_a_machine_that_runs_these_tests(capsys: pytest.CaptureFi
     assert "Everything needed works." in shown
 
 
-def test_json_is_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     import numba
 
     assert main(["doctor", "--json"]) == 0
@@ -27,12 +27,12 @@ def test_json_is_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(finding["broken"] for finding in report["findings"])
 
 
-def test_threads_are_those_of_a_parallel_update_just_made() -> None:
+def test_threads_are_reported_after_a_parallel_update() -> None:
     found = {finding.subject: finding.found for finding in checkup.examine()}
     assert "layer" in found["threads"]
 
 
-def test_what_is_broken_makes_the_status_1_and_says_what_to_do(
+def test_a_broken_finding_exits_with_1_and_gives_advice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(checkup._SUBJECTS, "numpy", checkup._required("a_package_that_is_nowhere"))
@@ -43,7 +43,7 @@ def test_what_is_broken_makes_the_status_1_and_says_what_to_do(
     assert "1 broken" in shown
 
 
-def test_an_examination_that_fails_ends_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_check_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(subject: str) -> checkup.Finding:
         raise OSError(f"{subject} cannot be read")
 
@@ -56,5 +56,5 @@ def test_an_examination_that_fails_ends_none_of_the_others(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (28_000_000, "28.0 MB"), (10**12, "1.0 TB")]
 )
-def test_bytes_in_words(count: int, words: str) -> None:
+def test_bytes_are_formatted_with_units(count: int, words: str) -> None:
     assert bytes_in_words(count) == words

@@ -33,7 +33,7 @@ def train(address: str, pushes: int) -> None:
             model.push({"slope": np.ones((2, 3), np.float32), "offset": None})
 
 
-def test_status_says_what_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_the_pushes_that_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     train(server.address, pushes=3)
     assert main(["status", "--server", server.address]) == 0
     shown = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_status_says_what_a_crash_would_lose(server: Server, capsys: pytest.Capt
     assert "  pushes   3 applied, 0 repeated, 0 rejected" in shown
 
 
-def test_status_of_an_empty_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_of_a_server_without_models(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--server", server.address]) == 0
     assert capsys.readouterr().out.endswith("\nno models\n")
 
@@ -60,7 +60,7 @@ def test_status_as_json_has_every_field(server: Server, capsys: pytest.CaptureFi
     assert answer["memory_used_bytes"] > 0
 
 
-def test_snapshot_writes_what_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snapshot_saves_the_current_version(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     train(server.address, pushes=2)
     assert main(["snapshot", "--server", server.address, "--model", "line"]) == 0
     assert capsys.readouterr().out.startswith("line: version 2, ")
@@ -71,14 +71,14 @@ def test_snapshot_writes_what_a_crash_would_lose(server: Server, capsys: pytest.
     assert (snapshot["model"], snapshot["version"]) == ("line", 2)
 
 
-def test_snapshot_of_a_model_that_is_not_there(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snapshot_of_an_unknown_model_is_an_error(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["snapshot", "--server", server.address, "--model", "nothing"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("numba-adam: ")
     assert "'nothing'" in shown
 
 
-def test_serve_says_where_it_serves_and_stops_when_told(tmp_path: Path) -> None:
+def test_serve_prints_its_address_and_stops_on_a_signal(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -103,7 +103,7 @@ def test_serve_says_where_it_serves_and_stops_when_told(tmp_path: Path) -> None:
     assert (process.returncode, rest) == (0, ""), errors
 
 
-def test_serve_on_an_address_that_is_taken_is_an_error_of_ours(
+def test_serve_on_an_address_in_use_is_one_clear_error(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", "--listen", server.address, "--data-dir", str(tmp_path / "other")]) == 1
@@ -111,7 +111,7 @@ def test_serve_on_an_address_that_is_taken_is_an_error_of_ours(
 
 
 @pytest.mark.parametrize("module", [connection, status])
-def test_examples_in_docstrings_are_true(module: ModuleType) -> None:
+def test_examples_in_docstrings_run(module: ModuleType) -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0

@@ -98,12 +98,12 @@ atexit.register(client.close, wait=False)
 
 
 @pytest.mark.parametrize("program", WAYS.values(), ids=WAYS)
-def test_the_interpreter_exits_whatever_was_going_on(server_process, program):
+def test_the_interpreter_exits_during_any_call(server_process, program):
     assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
 
 
 @pytest.mark.parametrize("how", ["raise RuntimeError('ours')", "threading.Thread(target=lambda: 1 / 0).start()"])
-def test_an_exception_does_not_keep_it_either(server_process, how):
+def test_an_exception_does_not_delay_the_exit(server_process, how):
     program = MODEL + STOPPED + f"push = model.push_async(grads)\n{how}"
     with programs.started(program, server_process.address, str(server_process.process_id)) as process:
         _, errors = process.communicate(timeout=programs.PATIENCE_SECONDS)

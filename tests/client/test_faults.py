@@ -54,7 +54,7 @@ def same(left, right):
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("form", ["push", "push_pull"])
-def test_a_connection_that_breaks_anywhere_in_a_push_costs_nothing(
+def test_a_broken_connection_at_any_byte_of_a_push_loses_nothing(
     server, connect, make_wire, arrays, gradients_of, expected, direction, form
 ):
     wire = make_wire(server.address)
@@ -77,7 +77,7 @@ def test_a_connection_that_breaks_anywhere_in_a_push_costs_nothing(
     assert connect(server.address).status().models[0].pushes_applied == len(seeds)
 
 
-def test_a_connection_that_breaks_in_a_large_push(server, connect, make_wire, gradients_of, expected):
+def test_a_broken_connection_in_a_large_push_loses_nothing(server, connect, make_wire, gradients_of, expected):
     params = {"w": np.zeros(700_000, np.float32)}
     wire = make_wire(server.address)
     model = connect(wire.address).create_model("m", params, lr=0.01)
@@ -88,7 +88,7 @@ def test_a_connection_that_breaks_in_a_large_push(server, connect, make_wire, gr
     same(model.pull(), expected(range(4), params=params))
 
 
-def test_a_connection_that_breaks_in_a_pull(server, connect, make_wire):
+def test_a_broken_connection_in_a_pull_is_retried(server, connect, make_wire):
     params = {"w": np.random.default_rng(0).normal(size=700_000).astype(np.float32)}
     wire = make_wire(server.address)
     model = connect(wire.address).create_model("m", params)
@@ -101,7 +101,7 @@ def test_a_connection_that_breaks_in_a_pull(server, connect, make_wire):
     assert wire.cuts == 8
 
 
-def test_a_connection_that_breaks_while_a_model_is_created_or_deleted(server, connect, make_wire, arrays):
+def test_a_broken_connection_in_a_creation_or_deletion_is_retried(server, connect, make_wire, arrays):
     wire = make_wire(server.address)
     client, direct = connect(wire.address), connect(server.address)
     before = dict(wire.carried)
@@ -119,13 +119,13 @@ def test_a_connection_that_breaks_while_a_model_is_created_or_deleted(server, co
     assert [model.name for model in client.list_models()] == ["m0"]
 
 
-def test_a_server_that_is_not_there_is_reported_with_its_address(connect):
+def test_an_unreachable_server_is_reported_with_its_address(connect):
     client = connect("127.0.0.1:1", timeout_seconds=2.0)
     with pytest.raises(ServerUnavailableError, match=r"gave up after \d+ tr.*127\.0\.0\.1:1 cannot be reached"):
         client.status()
 
 
-def test_a_server_of_another_kind_is_reported_as_such(connect):
+def test_another_kind_of_server_is_reported_as_such(connect):
     other = grpc.server(futures.ThreadPoolExecutor(1))
     port = other.add_insecure_port("127.0.0.1:0")
     other.start()
@@ -136,7 +136,7 @@ def test_a_server_of_another_kind_is_reported_as_such(connect):
         other.stop(None).wait()
 
 
-def test_a_gradient_that_was_given_up_is_never_mistaken_for_the_next(
+def test_an_abandoned_push_is_never_mistaken_for_the_next(
     server, connect, make_wire, arrays, gradients_of, expected, hurry
 ):
     """The first push is applied, its answer lost, and the client gives up: the second must not get its answer."""
@@ -157,7 +157,7 @@ def test_a_gradient_that_was_given_up_is_never_mistaken_for_the_next(
     same(model.pull(), expected(applied))
 
 
-def test_a_push_behind_others_ends_at_its_own_deadline(server, connect, make_wire, arrays, gradients_of, hurry):
+def test_a_queued_push_ends_at_its_own_deadline(server, connect, make_wire, arrays, gradients_of, hurry):
     """Those before it have more time."""
     wire = make_wire(server.address)
     model = connect(wire.address).create_model("m", arrays)
@@ -176,7 +176,7 @@ def test_a_push_behind_others_ends_at_its_own_deadline(server, connect, make_wir
     assert model.push(gradients_of(arrays, 5)).version == applied + 1  # the one that was never sent is not in it
 
 
-def test_a_push_that_finds_no_room_behind_others_ends_at_its_own_deadline(
+def test_a_push_that_waits_for_a_full_queue_ends_at_its_own_deadline(
     server, connect, make_wire, arrays, gradients_of, hurry
 ):
     wire = make_wire(server.address)
@@ -216,9 +216,7 @@ def test_a_clean_restart_goes_unnoticed(server_process, connect, arrays, gradien
     same(model.pull(), expected(range(4)))
 
 
-def test_a_snapshot_that_is_gone_after_a_clean_stop_is_a_rewind_and_says_so(
-    server_process, connect, arrays, gradients_of, expected
-):
+def test_a_snapshot_removed_after_a_clean_stop_causes_a_rewind(server_process, connect, arrays, gradients_of, expected):
     """Its version 4 became 2 under the same state id, and nobody was told."""
     client = connect(server_process.address)
     model = client.create_model("m", arrays, lr=0.01)
@@ -238,7 +236,7 @@ def test_a_snapshot_that_is_gone_after_a_clean_stop_is_a_rewind_and_says_so(
     same(model.pull(), expected(range(2)))
 
 
-def test_a_kill_rewinds_to_the_last_snapshot_and_says_so(
+def test_a_kill_rewinds_to_the_last_snapshot_and_reports_it(
     server_process, connect, arrays, gradients_of, expected, caplog
 ):
     rewinds: list[int] = []
@@ -268,7 +266,7 @@ def test_a_kill_rewinds_to_the_last_snapshot_and_says_so(
 
 
 @pytest.mark.parametrize("notice", ["pull", "pull of a version", "push_pull", "push_async"])
-def test_every_call_notices_a_rewind_once(server_process, connect, arrays, gradients_of, expected, notice):
+def test_every_kind_of_call_reports_a_rewind_once(server_process, connect, arrays, gradients_of, expected, notice):
     client = connect(server_process.address)
     model = client.create_model("m", arrays, lr=0.01)
     rewinds: list[tuple[int, int]] = []
@@ -295,7 +293,7 @@ def test_every_call_notices_a_rewind_once(server_process, connect, arrays, gradi
     assert rewinds == [(1, 1)]
 
 
-def test_two_workers_both_learn_of_a_kill_and_go_on(server_process, connect, arrays, gradients_of):
+def test_two_workers_are_told_of_a_kill_and_continue(server_process, connect, arrays, gradients_of):
     clients = [connect(server_process.address, f"w{index}") for index in range(2)]
     models = [client.create_model("m", arrays, exist_ok=True) for client in clients]
     rewinds: list[list[int]] = [[], []]
@@ -310,9 +308,7 @@ def test_two_workers_both_learn_of_a_kill_and_go_on(server_process, connect, arr
     assert sorted(model.push(gradients_of(arrays, 3)).version for model in models) == [1, 2]
 
 
-def test_a_rewind_that_is_noticed_late_is_reported_with_the_version_gone_back_to(
-    server_process, connect, arrays, gradients_of
-):
+def test_a_late_report_of_a_rewind_has_the_restored_version(server_process, connect, arrays, gradients_of):
     early, late = (connect(server_process.address, name) for name in ("early", "late"))
     models = [client.create_model("m", arrays, exist_ok=True) for client in (early, late)]
     rewinds: list[int] = []
@@ -331,7 +327,7 @@ def test_a_rewind_that_is_noticed_late_is_reported_with_the_version_gone_back_to
     assert ack.version == 3
 
 
-def test_pushers_and_pullers_carry_on_through_kills(server_process, connect, arrays, gradients_of, expected):
+def test_pushes_and_pulls_continue_through_kills(server_process, connect, arrays, gradients_of, expected):
     """Versions stay without gaps; what was acknowledged before the snapshot is in."""
     client = connect(server_process.address, timeout_seconds=800)
     model = client.create_model("m", arrays, lr=0.01)
@@ -433,7 +429,7 @@ def busy_server(make_server, connect):
     stalled.close()
 
 
-def test_a_push_waits_as_long_as_the_server_advises_and_then_goes_through(busy_server, connect):
+def test_a_push_waits_for_the_advised_time_and_then_succeeds(busy_server, connect):
     server, params, stalled = busy_server
     model = connect(server.address, "w1").open_model("m")
     retries = Retries(stalled.release)
@@ -454,7 +450,7 @@ def test_a_push_waits_as_long_as_the_server_advises_and_then_goes_through(busy_s
         assert pause >= error.detail.retry_after_milliseconds / 1000
 
 
-def test_a_budget_that_stays_taken_is_reported_at_the_deadline(busy_server, connect, hurry):
+def test_a_budget_that_stays_full_is_reported_at_the_deadline(busy_server, connect, hurry):
     server, params, stalled = busy_server
     model = connect(server.address, "w1").open_model("m")
     hurry(model, 3.0)
@@ -482,7 +478,7 @@ def test_leaving_the_block_waits_for_pushes_in_the_background(server, connect, a
     same(connect(server.address).open_model("m").pull(), expected(range(5)))
 
 
-def test_closing_without_waiting_ends_what_is_in_flight(busy_server, connect):
+def test_closing_without_waiting_ends_calls_in_flight(busy_server, connect):
     server, params, _ = busy_server
     client = connect(server.address, "w1")
     model = client.open_model("m")
@@ -509,7 +505,7 @@ def test_leaving_the_block_by_an_exception_does_not_wait(busy_server, connect):
         queued[0].result(timeout=800)
 
 
-def test_a_closed_client_says_so(server, connect, arrays, gradients_of):
+def test_a_closed_client_refuses_calls(server, connect, arrays, gradients_of):
     client = connect(server.address)
     model = client.create_model("m", arrays)
     model.push_async(gradients_of(arrays, 1)).result()

@@ -39,7 +39,7 @@ def address(server_process) -> str:
 
 
 @pytest.mark.parametrize("form", ["push", "push_pull", "push_async", "push after push_async"])
-def test_a_child_is_refused_and_the_parents_own_pushes_go_on(address, form):
+def test_a_forked_child_is_refused_and_the_parent_continues(address, form):
     """Before the first push, between two, and after the last."""
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
@@ -67,7 +67,7 @@ def test_a_child_is_refused_and_the_parents_own_pushes_go_on(address, form):
 
 
 @pytest.mark.parametrize("start", ["os.fork", "multiprocessing", "a thread of the parent"])
-def test_every_acknowledged_gradient_of_forked_workers_is_in(address, start):
+def test_every_acknowledged_gradient_of_forked_workers_is_applied(address, start):
     """Four workers with clients of their own, while the parent goes on: 1 + 4 * 5 + 4 pushes, as many versions."""
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
@@ -111,7 +111,7 @@ def test_every_acknowledged_gradient_of_forked_workers_is_in(address, start):
     assert programs.run(f"START = {start!r}\nif True:\n" + program, address) == ""
 
 
-def test_a_fork_while_pushes_are_under_way_costs_none_of_them(address):
+def test_a_fork_during_pushes_loses_none_of_them(address):
     """Large pushes of two threads, in the background and not; every fork finds some half-way."""
     program = """
     size = 2_000_000
@@ -142,7 +142,7 @@ def test_a_fork_while_pushes_are_under_way_costs_none_of_them(address):
     assert programs.run(EVERY_CALL + "if True:\n" + program, address) == ""
 
 
-def test_futures_of_the_parent_are_settled_in_the_child(server_process):
+def test_the_parents_futures_are_settled_in_the_child(server_process):
     """One was done before the fork; the others wait for a server that does not answer."""
     program = """
     from concurrent.futures import as_completed, wait
@@ -173,7 +173,7 @@ def test_futures_of_the_parent_are_settled_in_the_child(server_process):
     )
 
 
-def test_a_child_is_refused_at_once_whichever_lock_its_parent_held(address):
+def test_a_child_is_refused_at_once_whatever_lock_its_parent_held(address):
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
     model = client.create_model("m", zeros)
@@ -205,7 +205,7 @@ def test_a_child_is_refused_at_once_whichever_lock_its_parent_held(address):
     assert programs.run(EVERY_CALL + "if True:\n" + program, address) == ""
 
 
-def test_where_something_else_uses_grpc_a_client_in_the_child_is_refused_with_advice(address):
+def test_a_client_in_a_child_of_a_process_that_uses_grpc_is_refused_with_advice(address):
     """A server in the parent, whose threads gRPC cannot end: the child's calls would wait for them for ever."""
     program = """
     import grpc
@@ -228,7 +228,7 @@ def test_where_something_else_uses_grpc_a_client_in_the_child_is_refused_with_ad
     assert programs.run(EVERY_CALL + "if True:\n" + program, address) == ""
 
 
-def test_a_child_that_runs_to_its_end_exits_with_the_parents_clients_unclosed(address):
+def test_a_child_exits_normally_with_the_parents_open_clients(address):
     """Not by os._exit: all objects are taken down, while a pull of another thread was under way at the fork."""
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
@@ -250,7 +250,7 @@ def test_a_child_that_runs_to_its_end_exits_with_the_parents_clients_unclosed(ad
     assert programs.run("if True:\n" + program, address) == ""
 
 
-def test_a_child_may_be_the_first_to_use_grpc_and_fork_in_its_turn(address):
+def test_a_child_can_be_the_first_to_use_grpc_and_can_fork(address):
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
     def grandchild():

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.skipif(torch is None, reason="PyTorch is not installed; the parity environment has it")
-def test_a_pytorch_worker(client):
+def test_a_pytorch_worker_trains(client):
     layer = torch.nn.Linear(5, 3)
     model = client.create_model("m", dict(layer.named_parameters()), lr=0.1)
     before = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
@@ -33,7 +33,7 @@ def test_a_pytorch_worker(client):
 
 
 @pytest.mark.skipif(jax is None, reason="JAX is not installed; the parity environment has it")
-def test_a_jax_worker(client):
+def test_a_jax_worker_trains(client):
     model = client.create_model("m", {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}, lr=0.1)
     grads = jax.grad(lambda p: (jnp.ones(3) @ p["w"] + p["b"]).sum())({"w": jnp.ones((3, 2)), "b": jnp.zeros(2)})
     assert model.push(grads).version == 1
@@ -43,7 +43,7 @@ def test_a_jax_worker(client):
 
 
 @pytest.mark.skipif(torch is None, reason="PyTorch is not installed; the parity environment has it")
-def test_backward_through_a_graph_made_before_a_pull_into_its_tensors_is_an_error(client):
+def test_a_backward_pass_through_tensors_overwritten_by_a_pull_is_an_error(client):
     weights = {"w": torch.ones(3, requires_grad=True)}
     model = client.create_model("m", weights, lr=0.1)
     loss = (weights["w"] ** 2).sum()

@@ -43,7 +43,7 @@ def layout():
 
 
 @pytest.mark.parametrize("exchange", exchanges("Pull"), ids=lambda exchange: exchange["what"])
-def test_parameters_of_the_first_release_are_understood(exchange, layout):
+def test_a_pull_of_the_first_release_is_read(exchange, layout):
     answers = map(framing.decode_pull_response, messages(exchange, "answers"))
     pulled = read_parameters(answers, layout, None, silent)
     assert {name: array.shape for name, array in pulled.parameters.items()} == dict(layout.shapes)
@@ -52,7 +52,7 @@ def test_parameters_of_the_first_release_are_understood(exchange, layout):
 
 
 @pytest.mark.parametrize("exchange", exchanges("PushPull"), ids=lambda exchange: exchange["what"])
-def test_push_pull_answers_of_the_first_release_are_understood(exchange, layout):
+def test_a_push_pull_answer_of_the_first_release_is_read(exchange, layout):
     first, *rest = map(framing.decode_push_pull_response, messages(exchange, "answers"))
     ack = ack_of(first.ack)
     pulled = read_parameters(iter(rest), layout, None, silent)
@@ -61,7 +61,7 @@ def test_push_pull_answers_of_the_first_release_are_understood(exchange, layout)
 
 
 @pytest.mark.parametrize("exchange", exchanges("Push"), ids=lambda exchange: exchange["what"])
-def test_a_push_is_laid_out_as_in_the_first_release(exchange):
+def test_a_push_has_the_bytes_of_the_first_release(exchange):
     header, *rest = messages(exchange, "requests")
     parts = list(map(framing.decode_push_request, rest))
     chunks = [part for part in parts if isinstance(part, framing.Chunk)]

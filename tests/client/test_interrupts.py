@@ -52,7 +52,7 @@ def quiet():
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("form", ["push", "push_pull", "push large", "push beside push_async"])
-def test_an_interrupted_push_leaves_the_next_one_neither_waiting_nor_taken_for_it(server_process, form, seed):
+def test_the_push_after_an_interrupted_one_is_neither_blocked_nor_mistaken_for_it(server_process, form, seed):
     """Every acknowledged push is in, and no version is acknowledged twice."""
     program = (
         f"SEED, FORM = {seed}, {form!r}"
@@ -86,7 +86,7 @@ assert threading.active_count() == 1, threading.enumerate()
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_any_interrupted_call_leaves_all_others_working(server_process, seed):
+def test_other_calls_work_after_any_interrupted_call(server_process, seed):
     program = (
         f"SEED = {seed}"
         + INTERRUPTED
@@ -119,7 +119,7 @@ assert threading.active_count() == 1, threading.enumerate()
 @pytest.mark.parametrize(
     "call", ["model.push(grads)", "model.push_pull(grads)", "model.pull(min_version=9)", "client.status()"]
 )
-def test_a_call_that_the_server_does_not_answer_is_given_up_and_the_next_one_is_answered(server_process, call):
+def test_an_unanswered_call_can_be_interrupted_and_the_next_one_works(server_process, call):
     """The call may last for a day; the server stands still until it was interrupted."""
     program = (
         "SEED = 0"
@@ -141,7 +141,7 @@ client.close()
     assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
 
 
-def test_a_call_that_two_signals_interrupt_at_once_is_given_up(server_process):
+def test_two_simultaneous_signals_interrupt_a_call(server_process):
     """The second one comes up while the first is being dealt with; the server stands still all the while."""
     program = (
         "SEED = 0"
@@ -184,7 +184,7 @@ client.close()
     assert programs.run(program, server_process.address, str(server_process.process_id)) == ""
 
 
-def test_a_call_between_two_tries_is_given_up(server_process):
+def test_a_call_between_two_tries_can_be_interrupted(server_process):
     program = (
         "SEED = 0"
         + INTERRUPTED
@@ -200,7 +200,7 @@ assert threading.active_count() == 1, threading.enumerate()
     assert programs.run(program, server_process.address) == ""
 
 
-def test_another_threads_calls_go_on_through_an_interrupt(server_process):
+def test_an_interrupt_does_not_affect_another_threads_calls(server_process):
     """An interrupted call takes its connection with it; what else was on its way is sent again, and is in once."""
     program = (
         "SEED = 0"
@@ -228,7 +228,7 @@ client.close()
     assert programs.run(program, server_process.address) == ""
 
 
-def test_a_signal_whose_handler_raises_nothing_gives_nothing_up(server_process):
+def test_a_signal_handler_that_does_not_raise_interrupts_nothing(server_process):
     program = """
 client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
 model = client.create_model("m", zeros)

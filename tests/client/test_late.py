@@ -251,12 +251,12 @@ def assert_nothing_changes(world, late):
         assert (ack.applied, ack.version, ack.duplicate) == (True, version + 1, False)
 
 
-def test_the_calls_are_all_there():
+def test_every_call_has_a_case():
     assert set(CALLS) == set(pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name)
 
 
 @pytest.mark.parametrize(("method", "newer"), PAIRS)
-def test_a_call_that_was_given_up_and_arrives_late_changes_nothing_newer(world, method, newer):
+def test_an_abandoned_call_that_arrives_late_changes_nothing(world, method, newer):
     prepare(world, method)
     world.relay.lose_request(method, GIVE_UP)
     with pytest.raises(ServiceError, match="lost on the way"):
@@ -268,7 +268,7 @@ def test_a_call_that_was_given_up_and_arrives_late_changes_nothing_newer(world, 
 
 @pytest.mark.parametrize("lose", ["lose_request", "lose_answer"])
 @pytest.mark.parametrize(("method", "newer"), PAIRS)
-def test_a_call_that_was_tried_again_and_arrives_once_more_changes_nothing_newer(world, method, newer, lose):
+def test_a_duplicate_of_a_retried_call_that_arrives_late_changes_nothing(world, method, newer, lose):
     prepare(world, method)
     getattr(world.relay, lose)(method, TRY_AGAIN)
     CALLS[method](world)
@@ -277,9 +277,7 @@ def test_a_call_that_was_tried_again_and_arrives_once_more_changes_nothing_newer
     assert_nothing_changes(world, world.relay.late)
 
 
-def test_after_a_crash_what_was_sent_before_it_changes_nothing(
-    server_process, make_relay, connect, arrays, gradients_of
-):
+def test_a_call_sent_before_a_crash_changes_nothing_after_it(server_process, make_relay, connect, arrays, gradients_of):
     """One crash for all calls: each has a model, a relay and a worker of its own."""
     worlds = {}
     for method, call in CALLS.items():
@@ -317,7 +315,7 @@ def test_a_late_opening_does_not_fence_the_only_worker(world):
     assert model.push(world.grads()).version == 2
 
 
-def test_all_tries_of_an_opening_have_one_name_also_after_it_was_given_up(world):
+def test_all_tries_of_an_opening_have_the_same_nonce(world):
     world.direct.create_model(world.name, world.arrays)
     model = world.handle()
     for code in (GIVE_UP, TRY_AGAIN):
@@ -332,7 +330,7 @@ def test_all_tries_of_an_opening_have_one_name_also_after_it_was_given_up(world)
     assert (first.seen_epoch, first.state_id) == (0, model.state_id)
 
 
-def test_a_new_process_takes_over_with_two_openings_and_the_first_can_push_no_more(world):
+def test_a_new_process_takes_over_and_fences_the_old_one(world):
     world.direct.create_model(world.name, world.arrays)
     old = world.handle()
     old.push(world.grads())
@@ -343,7 +341,7 @@ def test_a_new_process_takes_over_with_two_openings_and_the_first_can_push_no_mo
     assert new.push(world.grads()).version == 3
 
 
-def test_a_process_that_had_a_session_does_not_take_it_back_from_another(world):
+def test_a_fenced_process_does_not_take_its_session_back(world):
     """Its push is in doubt, so it opens another session; meanwhile a second process of its name is at work."""
     world.direct.create_model(world.name, world.arrays)
     old = world.handle()
@@ -374,7 +372,7 @@ def test_a_late_opening_of_an_older_process_does_not_take_over(world):
     assert third.push(world.grads()).version == 3
 
 
-def test_a_process_that_looked_does_not_take_over_from_one_that_came_since(world):
+def test_a_process_does_not_take_over_from_a_session_it_has_not_seen(world):
     """It saw the first process's session, gave up, and tries once more when a third process is at work."""
     world.direct.create_model(world.name, world.arrays)
     world.connect(world.address, "w").open_model(world.name).push(world.grads())
@@ -390,7 +388,7 @@ def test_a_process_that_looked_does_not_take_over_from_one_that_came_since(world
     assert third.push(world.grads()).version == 3
 
 
-def test_an_opening_without_an_answer_is_not_sent_again_for_another_state(world):
+def test_an_unanswered_opening_is_not_sent_again_for_another_state(world):
     """The model was created anew after its first try: its name, and what it saw, belong to the state before."""
     world.direct.create_model(world.name, world.arrays)
     model = world.handle()
@@ -432,7 +430,7 @@ def test_an_opening_of_the_first_release_is_served_as_it_was(world):
         ({"nonce": "n", "state_id": "0" * 32}, RewoundError, "state_id='0000"),
     ],
 )
-def test_openings_that_cannot_be_are_refused(world, fields, error, words):
+def test_invalid_openings_are_refused(world, fields, error, words):
     state_id = world.direct.create_model(world.name, world.arrays).state_id
     if fields.get("state_id") == "":
         fields = fields | {"state_id": state_id}
@@ -444,7 +442,7 @@ def test_openings_that_cannot_be_are_refused(world, fields, error, words):
 # --- creations and deletions ------------------------------------------------------------------------------------
 
 
-def test_a_late_deletion_does_not_delete_the_model_that_was_created_after_it(world):
+def test_a_late_deletion_does_not_delete_a_newer_model(world):
     world.direct.create_model(world.name, world.arrays)
     world.relay.lose_request("DeleteModel", TRY_AGAIN)
     world.client.delete_model(world.name)
@@ -456,7 +454,7 @@ def test_a_late_deletion_does_not_delete_the_model_that_was_created_after_it(wor
     assert model.push(world.grads()).version == 2
 
 
-def test_a_deletion_in_doubt_does_not_delete_what_was_created_since(world, server):
+def test_a_retried_deletion_does_not_delete_a_newer_model(world, server):
     """Its first try was carried out, its answer lost; before the second, another program creates the model anew."""
     world.direct.create_model(world.name, world.arrays)
     world.relay.lose_answer("DeleteModel", TRY_AGAIN)
@@ -473,7 +471,7 @@ def test_a_deletion_in_doubt_does_not_delete_what_was_created_since(world, serve
     assert again[0].push(world.grads()).version == 1
 
 
-def test_a_late_creation_does_not_bring_a_deleted_model_back(world):
+def test_a_late_creation_does_not_restore_a_deleted_model(world):
     world.relay.lose_request("CreateModel", TRY_AGAIN)
     world.client.create_model(world.name, world.arrays)
     world.direct.delete_model(world.name)
@@ -483,7 +481,7 @@ def test_a_late_creation_does_not_bring_a_deleted_model_back(world):
     assert world.observe() == {}
 
 
-def test_a_model_is_created_anew_by_a_caller_that_is_there(world):
+def test_a_live_caller_can_create_a_deleted_model_again(world):
     """One that is refused for the sake of the last deletion names it, and is served."""
     for number in range(3):
         model = world.client.create_model(world.name, world.arrays, exist_ok=number % 2 == 0)
@@ -509,7 +507,7 @@ def test_a_deletion_is_remembered_after_a_restart(server_process, make_relay, co
 # --- pulls ------------------------------------------------------------------------------------------------------
 
 
-def test_a_late_pull_with_min_version_reads_and_decides_nothing(world):
+def test_a_late_pull_with_min_version_changes_nothing(world):
     model = world.direct.create_model(world.name, world.arrays)
     model.push(world.grads())
     request = pb.PullRequest(model=world.name, min_version=1, state_id=model.state_id, checksum_kind=1)

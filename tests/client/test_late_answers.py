@@ -84,7 +84,7 @@ def late(server_process):
     relay.close()
 
 
-def test_parameters_of_the_old_state_that_come_after_a_rewind_are_no_rewind_back(
+def test_late_parameters_of_the_old_state_do_not_undo_a_rewind(
     server_process, late, connect, arrays, gradients_of, expected
 ):
     """A pull was answered before the crash, and its answer comes when the client has heard of the crash."""
@@ -114,7 +114,7 @@ def test_parameters_of_the_old_state_that_come_after_a_rewind_are_no_rewind_back
 
 
 @pytest.mark.parametrize("form", ["push", "push_pull", "push_async"])
-def test_a_push_whose_answer_is_lost_and_whose_session_is_then_forgotten_is_not_sent_again(
+def test_a_push_with_a_lost_answer_and_a_dropped_session_is_not_sent_again(
     server, connect, make_wire, arrays, gradients_of, expected, form
 ):
     """The server remembers so many sessions; by the time of the second try this one is not among them any more.

@@ -73,13 +73,13 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_no_spelling_of_this_machine_reaches_the_proxy(server, connect, proxy, spelling):
+def test_no_spelling_of_a_loopback_address_uses_the_proxy(server, connect, proxy, spelling):
     port = server.address.rpartition(":")[2]
     assert connect(spelling.format(port=port)).status().models == ()
     assert proxy.asked == []
 
 
-def test_a_machine_elsewhere_is_reached_through_the_proxy(connect, proxy):
+def test_another_machine_is_reached_through_the_proxy(connect, proxy):
     """Else the tests above would show nothing."""
     while not proxy.asked:  # the test's timeout is its limit
         with pytest.raises(ServiceError):
@@ -109,7 +109,7 @@ def test_a_machine_elsewhere_is_reached_through_the_proxy(connect, proxy):
         "unix-abstract:adam",
     ],
 )
-def test_what_names_this_machine_reaches_no_proxy_either(connect, proxy, address):
+def test_names_of_this_machine_do_not_use_the_proxy(connect, proxy, address):
     """Nothing listens there, or gRPC finds no such name: what it says comes from itself."""
     assert is_loopback(address)
     with pytest.raises(ServiceError):
@@ -130,10 +130,10 @@ def test_what_names_this_machine_reaches_no_proxy_either(connect, proxy, address
         "ipv4:127.0.0.1:1,10.0.0.1:1",
     ],
 )
-def test_what_names_another(address, proxy):
+def test_addresses_of_other_machines_are_not_loopback(address, proxy):
     assert not is_loopback(address)
 
 
-def test_the_examples_are_true():
+def test_examples_in_docstrings_run():
     results = doctest.testmod(loopback)
     assert (results.attempted > 0, results.failed) == (True, 0)

@@ -42,7 +42,7 @@ def same(left, right):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_pushes_take_the_steps_of_adam(client, arrays, gradients_of, dtype):
+def test_pushes_make_the_steps_of_adam(client, arrays, gradients_of, dtype):
     params = {name: array.astype(dtype) for name, array in arrays.items()}
     model = client.create_model("m", params, lr=0.01)
     oracle = {name: (array.astype(np.float64), 0.0, 0.0) for name, array in params.items()}
@@ -59,7 +59,7 @@ def test_pushes_take_the_steps_of_adam(client, arrays, gradients_of, dtype):
         np.testing.assert_allclose(array, oracle[name][0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_pull_gives_back_what_was_created(client, arrays):
+def test_a_pull_returns_the_initial_values(client, arrays):
     model = client.create_model("m", arrays)
     same(model.pull(), arrays)
     assert (model.version, model.name) == (0, "m")
@@ -67,14 +67,14 @@ def test_a_pull_gives_back_what_was_created(client, arrays):
     assert model.spec.hyperparameters.lr == 1e-3
 
 
-def test_a_pull_is_views_of_one_flat_vector(client, arrays):
+def test_a_pull_returns_views_of_one_flat_vector(client, arrays):
     pulled = client.create_model("m", arrays).pull()
     assert pulled["w"].base is not None
     assert pulled["w"].base is pulled["b"].base
     assert pulled["w"].flags.writeable
 
 
-def test_a_pull_into_given_arrays(client, arrays):
+def test_a_pull_can_write_to_given_arrays(client, arrays):
     model = client.create_model("m", arrays)
     out = {name: np.full_like(array, 9) for name, array in arrays.items()}
     pulled = model.pull(out=out)
@@ -92,7 +92,7 @@ def test_an_array_without_a_gradient_does_not_change(client, arrays, gradients_o
     assert model.push(dict.fromkeys(arrays)).version == 2
 
 
-def test_push_pull_returns_the_parameters_that_the_push_made(client, arrays, gradients_of):
+def test_push_pull_returns_the_updated_parameters(client, arrays, gradients_of):
     model = client.create_model("m", arrays, lr=0.1)
     params = model.push_pull(gradients_of(arrays, 1))
     assert (model.version, model.last_ack.version) == (1, 1)
@@ -118,7 +118,7 @@ def test_push_async_keeps_the_order_of_the_calls(client, arrays, gradients_of):
     assert last.version == 21
 
 
-def test_push_async_from_the_callback_of_another_push_does_not_wait_for_itself(client, arrays, gradients_of):
+def test_push_async_from_a_callback_does_not_deadlock(client, arrays, gradients_of):
     """The queue is full, and a thread waits for room in it, when callbacks on the sender's own thread push more."""
     model, grads = client.create_model("m", arrays), gradients_of(arrays, 0)
     wanted, versions, done = 20, [], threading.Event()
@@ -138,7 +138,7 @@ def test_push_async_from_the_callback_of_another_push_does_not_wait_for_itself(c
     assert all(push.result(800).applied for push in others)
 
 
-def test_a_push_that_waits_for_room_is_told_when_the_client_is_closed(server, connect, arrays, gradients_of):
+def test_closing_the_client_ends_a_push_that_waits_for_the_queue(server, connect, arrays, gradients_of):
     """A callback closes the client on the sender's own thread."""
     client = connect(server.address)
     model, grads = client.create_model("m", arrays), gradients_of(arrays, 0)
@@ -163,7 +163,7 @@ def test_a_rejected_push_in_the_background_does_not_stop_the_next(client, arrays
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_gradient_that_is_not_finite_is_refused_and_the_next_push_goes_on(client, arrays, gradients_of, bad):
+def test_a_non_finite_gradient_is_refused_and_the_next_push_works(client, arrays, gradients_of, bad):
     model = client.create_model("m", arrays)
     grads = gradients_of(arrays, 1)
     grads["b"][3] = bad
@@ -175,7 +175,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_the_next_push_goes_on(clie
     assert model.push(gradients_of(arrays, 2)).version == 1
 
 
-def test_threads_may_share_a_model(client, arrays, gradients_of):
+def test_threads_can_share_a_model(client, arrays, gradients_of):
     model = client.create_model("m", arrays)
 
     def work(worker: int) -> list[int]:
@@ -188,7 +188,7 @@ def test_threads_may_share_a_model(client, arrays, gradients_of):
     assert sorted(versions) == list(range(1, 61))
 
 
-def test_a_pull_waits_for_the_version_it_asks_for(server, connect, arrays, gradients_of):
+def test_a_pull_waits_for_the_requested_version(server, connect, arrays, gradients_of):
     model = connect(server.address).create_model("m", arrays)
     other = connect(server.address).open_model("m")
     with futures.ThreadPoolExecutor(1) as pool:
@@ -199,7 +199,7 @@ def test_a_pull_waits_for_the_version_it_asks_for(server, connect, arrays, gradi
     assert model.version >= 2
 
 
-def test_a_version_that_does_not_come_in_time(server, connect, arrays, hurry):
+def test_a_version_that_is_not_reached_in_time_is_an_error(server, connect, arrays, hurry):
     model = connect(server.address).create_model("m", arrays)
     hurry(model, 0.3)
     with pytest.raises(DeadlineExceededError, match=r"pull of model 'm': gave up after .* within 0.3 s"):
@@ -207,7 +207,7 @@ def test_a_version_that_does_not_come_in_time(server, connect, arrays, hurry):
 
 
 @pytest.mark.parametrize("min_version", [-1, 1.5, "2", 1 << 64])
-def test_a_version_that_cannot_be_is_refused(client, arrays, min_version):
+def test_an_invalid_version_is_refused(client, arrays, min_version):
     model = client.create_model("m", arrays)
     with pytest.raises(InvalidRequestError, match=r"min_version: expected a whole number from 0 to \d+, got "):
         model.pull(min_version=min_version)
@@ -235,7 +235,7 @@ MISFITS = {
 
 @pytest.mark.parametrize(("spoil", "error", "message"), MISFITS.values(), ids=MISFITS)
 @pytest.mark.parametrize("form", ["push", "push_pull", "push_async"])
-def test_gradients_that_do_not_fit_are_refused_before_anything_is_sent(
+def test_unsuitable_gradients_are_refused_before_anything_is_sent(
     client, arrays, gradients_of, form, spoil, error, message
 ):
     model = client.create_model("m", arrays)
@@ -245,7 +245,7 @@ def test_gradients_that_do_not_fit_are_refused_before_anything_is_sent(
     assert model.push(gradients_of(arrays, 2)).version == 1
 
 
-def test_places_for_a_pull_that_do_not_fit_are_refused(client, arrays):
+def test_unsuitable_output_arrays_are_refused(client, arrays):
     model = client.create_model("m", arrays)
     with pytest.raises(NamesError, match="out lacks 'w'"):
         model.pull(out={})
@@ -270,13 +270,13 @@ def test_places_for_a_pull_that_do_not_fit_are_refused(client, arrays):
         ({"a": np.ones((4, 4)).T[:2]}, LayoutError, r"params\['a'\]"),
     ],
 )
-def test_initial_values_that_cannot_be_a_model_are_refused(client, params, error, message):
+def test_invalid_initial_values_are_refused(client, params, error, message):
     with pytest.raises(error, match=message):
         client.create_model("m", params)
 
 
 @pytest.mark.parametrize("name", [None, 5, "half of a pair \ud800"])
-def test_a_model_name_that_cannot_travel_is_refused(client, arrays, name):
+def test_a_model_name_that_cannot_be_encoded_is_refused(client, arrays, name):
     for call in (lambda: client.create_model(name, arrays), lambda: client.open_model(name)):
         with pytest.raises(InvalidRequestError, match=r"model name: expected text .* got "):
             call()
@@ -319,7 +319,7 @@ def test_a_client_with_wrong_settings_is_refused(arguments, message):
 # --- models on the server ---------------------------------------------------------------------------------------
 
 
-def test_workers_that_all_create_the_model_get_the_same_one(server, connect, arrays):
+def test_workers_that_create_the_same_model_share_it(server, connect, arrays):
     ready = threading.Barrier(6)
 
     def work(_: int) -> str:
@@ -332,7 +332,7 @@ def test_workers_that_all_create_the_model_get_the_same_one(server, connect, arr
     assert [model.name for model in connect(server.address).list_models()] == ["m"]
 
 
-def test_a_model_that_differs_is_refused_with_what_differs(server, connect, arrays):
+def test_a_different_model_is_refused_and_the_error_lists_differences(server, connect, arrays):
     connect(server.address).create_model("m", arrays, lr=0.1)
     other = connect(server.address)
     with pytest.raises(ModelExistsError, match="exist"):
@@ -359,7 +359,7 @@ def test_models_are_opened_listed_and_deleted(client, arrays):
         client.delete_model("m")
 
 
-def test_a_model_created_anew_under_a_name_starts_afresh(client, arrays, gradients_of):
+def test_a_model_created_again_with_a_name_starts_from_zero(client, arrays, gradients_of):
     old = client.create_model("m", arrays)
     old.push(gradients_of(arrays, 1))
     client.delete_model("m")
@@ -369,7 +369,7 @@ def test_a_model_created_anew_under_a_name_starts_afresh(client, arrays, gradien
     assert (new.version, new.push(gradients_of(arrays, 2)).version, rewinds) == (0, 1, [])
 
 
-def test_a_model_created_anew_with_its_arrays_in_another_order_is_not_taken_for_the_old_one(server, connect):
+def test_an_old_handle_refuses_a_new_model_with_reordered_arrays(server, connect):
     """Both have as many bytes: an old handle would put each array's values into the other."""
     ones, twos = np.ones(3, np.float32), np.full(3, 2, np.float32)
     other = connect(server.address)
@@ -387,7 +387,7 @@ def test_a_model_created_anew_with_its_arrays_in_another_order_is_not_taken_for_
     same(client.open_model("m").pull(), {"b": twos, "a": ones})
 
 
-def test_snapshots_and_status(client, arrays, gradients_of):
+def test_snapshot_and_status_return_records(client, arrays, gradients_of):
     model = client.create_model("m", arrays)
     model.push(gradients_of(arrays, 1))
     [snapshot] = client.snapshot("m")
@@ -411,7 +411,7 @@ def test_a_second_process_of_the_same_worker_takes_over(server, connect, arrays,
     assert new.push(gradients_of(arrays, 4)).version == 3
 
 
-def test_an_ack_is_frozen():
+def test_an_ack_cannot_be_modified():
     ack = Ack(version=1, durability="memory", snapshot_version=0)
     with pytest.raises(AttributeError):
         ack.version = 2

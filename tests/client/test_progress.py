@@ -45,18 +45,18 @@ def test_a_long_transfer_draws_one_line_and_ends_it():
 
 
 @pytest.mark.parametrize("setting", [None, False, True])
-def test_where_stderr_is_no_terminal_nothing_is_drawn(setting, monkeypatch):
+def test_without_a_terminal_nothing_is_drawn(setting, monkeypatch):
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     assert reporter(setting, "push") is silent
 
 
-def test_on_a_terminal_it_draws(monkeypatch):
+def test_on_a_terminal_a_line_is_drawn(monkeypatch):
     monkeypatch.setattr(progress.sys, "stderr", Terminal())
     assert isinstance(reporter(True, "push"), TerminalLine)
     assert reporter(False, "push") is silent
 
 
-def test_a_callable_hears_of_pushes_and_pulls(server, connect):
+def test_a_callable_gets_the_progress_of_pushes_and_pulls(server, connect):
     told: list[tuple[int, int]] = []
     client = connect(server.address, progress=lambda done, total: told.append((done, total)))
     params = {"w": np.ones(400_000, np.float32)}
@@ -68,7 +68,7 @@ def test_a_callable_hears_of_pushes_and_pulls(server, connect):
         assert (1 << 20, 1_600_000) in told
 
 
-def test_an_error_of_the_callable_ends_the_push_with_that_error_and_the_next_goes_on(server, connect, caplog):
+def test_an_error_of_the_callable_ends_its_push_and_the_next_one_works(server, connect, caplog):
     calls = iter(range(100))
 
     def failing(done: int, total: int) -> None:

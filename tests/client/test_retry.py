@@ -55,14 +55,14 @@ def busy(milliseconds: int) -> ServiceError:
     return with_detail(errors.BudgetExceededError("memory is taken"), retry_after_milliseconds=milliseconds)
 
 
-def test_it_tries_until_it_succeeds():
+def test_a_call_is_retried_until_it_succeeds():
     clock, attempt = Clock(), Failing(*gone(3))
     assert run(attempt, clock) == "done"
     assert len(attempt.given) == 4
 
 
 @pytest.mark.parametrize("most_tries", [1, 3])
-def test_it_tries_no_more_often_than_it_may(most_tries):
+def test_the_number_of_tries_is_limited(most_tries):
     clock, attempt = Clock(), Failing(*gone(10))
     with pytest.raises(ServerUnavailableError, match=f"gave up after {most_tries} tr"):
         run(attempt, clock, backoff=Backoff(most_tries=most_tries))
@@ -75,7 +75,7 @@ def test_the_pauses_double_up_to_a_ceiling():
     assert clock.waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0])
 
 
-def test_the_jitter_takes_any_part_of_the_pause():
+def test_the_jitter_scales_the_pause():
     clock, parts = Clock(), iter([0.0, 0.25, 0.999])
     run(Failing(*gone(3)), clock, backoff=Backoff(1.0, 8.0), jitter=lambda: next(parts))
     assert clock.waits == pytest.approx([0.0, 0.5, 3.996])
@@ -88,7 +88,7 @@ def test_the_default_jitter_is_random_and_within_the_pause():
     assert len(set(clock.waits)) > 30
 
 
-def test_a_hint_is_waited_for_in_full():
+def test_the_pause_is_at_least_the_servers_hint():
     clock = Clock()
     run(Failing(busy(700), busy(300)), clock, backoff=Backoff(0.1, 2.0), jitter=lambda: 0.5)
     assert clock.waits == pytest.approx([0.75, 0.4])
@@ -101,38 +101,38 @@ def test_a_hint_beyond_the_deadline_gives_up_at_once():
     assert clock.waits == []
 
 
-def test_each_try_gets_the_time_that_is_left():
+def test_each_try_gets_the_remaining_time():
     clock, attempt = Clock(), Failing(*gone(2))
     run(attempt, clock, seconds=10.0, backoff=Backoff(1.0, 2.0), jitter=lambda: 1.0)
     assert attempt.given == pytest.approx([10.0, 9.0, 7.0])
 
 
-def test_it_gives_up_at_the_deadline_with_the_last_error_and_the_story():
+def test_at_the_deadline_the_last_error_is_raised_with_a_summary():
     clock, attempt = Clock(), Failing(*gone(1000))
     with pytest.raises(ServerUnavailableError, match=r"gave up after \d+ tries within 3 s; .*connection refused"):
         run(attempt, clock, seconds=3.0)
     assert clock.now - 100.0 <= 3.0
 
 
-def test_a_last_try_that_runs_out_of_time_does_not_hide_why_it_was_tried():
+def test_a_timeout_of_the_last_try_does_not_hide_the_earlier_error():
     failures = [busy(10), errors.DeadlineExceededError("time was up")]
     with pytest.raises(BudgetExceededError, match="gave up after 2 tries within 1 s; the last one: memory is taken"):
         run(Failing(*failures), Clock(), seconds=1.0, backoff=Backoff(10.0, 10.0), jitter=iter([0.0, 1.0]).__next__)
 
 
-def test_of_two_errors_that_say_something_the_last_one_is_told():
+def test_of_two_errors_that_are_no_timeouts_the_last_is_raised():
     with pytest.raises(BudgetExceededError, match="gave up after 2 tries within 1 s; the last one: memory is taken"):
         run(Failing(*gone(1), busy(60_000)), Clock(), seconds=1.0)
 
 
-def test_a_pause_that_takes_all_the_time_that_is_left_is_not_made():
+def test_a_pause_longer_than_the_remaining_time_is_skipped():
     clock = Clock()
     with pytest.raises(BudgetExceededError, match="gave up after 1 try"):
         run(Failing(busy(1000)), clock, seconds=1.0, jitter=lambda: 0.0)
     assert clock.waits == []
 
 
-def test_no_time_is_left_once_the_deadline_has_passed():
+def test_after_the_deadline_no_time_remains():
     clock = Clock()
     deadline = Deadline(2.0, clock)
     assert deadline.remaining_seconds() == 2.0
@@ -142,7 +142,7 @@ def test_no_time_is_left_once_the_deadline_has_passed():
     assert deadline.remaining_seconds() == 0.0
 
 
-def test_pauses_are_as_the_wire_document_says_and_nobody_changes_them_later():
+def test_pauses_match_the_wire_document_and_are_frozen():
     backoff = Backoff()
     assert (backoff.ceiling(1), backoff.ceiling(2), backoff.ceiling(100)) == (0.05, 0.1, 2.0)
     with pytest.raises(AttributeError):
@@ -155,7 +155,7 @@ def test_the_detail_of_the_last_error_is_kept():
     assert caught.value.detail.retry_after_milliseconds == 60_000
 
 
-def test_a_call_that_is_tried_for_long_warns_once(caplog):
+def test_a_call_that_is_retried_for_long_warns_once(caplog):
     with caplog.at_level(logging.INFO, "numba_adam.client.transport.retry"):
         run(Failing(*gone(20)), Clock(), backoff=Backoff(1.0, 1.0), jitter=lambda: 1.0)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -202,26 +202,26 @@ LASTING = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
-def test_what_passes_is_tried_again(error):
+def test_transient_errors_are_retried(error):
     assert is_retryable(error)
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)
-def test_what_lasts_is_reported_at_once(error):
+def test_permanent_errors_are_raised_at_once(error):
     attempt = Failing(error)
     with pytest.raises(type(error)):
         run(attempt, Clock())
     assert len(attempt.given) == 1
 
 
-def test_every_error_of_the_service_is_decided():
+def test_every_service_error_is_either_transient_or_permanent():
     def below(cls: type) -> set[type]:
         return {cls}.union(*(below(child) for child in cls.__subclasses__()))
 
     assert {type(error) for error in PASSING + LASTING} == below(ServiceError)
 
 
-def test_a_timeout_beyond_what_timers_count_is_a_long_one(server, connect, arrays, gradients_of):
+def test_a_timeout_beyond_the_range_of_timers_is_shortened(server, connect, arrays, gradients_of):
     client = connect(server.address, timeout_seconds=1e300)
     model = client.create_model("m", arrays)
     assert model.push_async(gradients_of(arrays, 0)).result().version == 1

@@ -51,7 +51,7 @@ def create_anew(other, arrays, name):
 
 
 @pytest.mark.parametrize("pushes", [0, 1, 3])
-def test_a_model_created_anew_is_a_rewind_told_once_and_the_worker_goes_on(
+def test_a_model_created_again_is_reported_as_one_rewind(
     server, connect, create_anew, arrays, gradients_of, name, pushes, caplog
 ):
     """Also where the worker finds out as it opens its first session, and whatever its epochs were before."""
@@ -72,16 +72,14 @@ def test_a_model_created_anew_is_a_rewind_told_once_and_the_worker_goes_on(
     assert rewinds == [0]
 
 
-def test_a_session_stays_open_from_push_to_push(server, connect, other, arrays, gradients_of, name):
+def test_a_session_stays_open_between_pushes(server, connect, other, arrays, gradients_of, name):
     model = connect(server.address, "w").open_model(name)
     for version in (1, 2, 3):
         assert model.push(gradients_of(arrays, version)).version == version
         assert (model._session.epoch, model._session.next_sequence) == (1, version + 1)
 
 
-def test_a_session_that_was_given_up_is_opened_anew_under_the_next_epoch(
-    server, connect, other, arrays, gradients_of, name
-):
+def test_an_abandoned_session_is_opened_again_with_the_next_epoch(server, connect, other, arrays, gradients_of, name):
     model = connect(server.address, "w").open_model(name)
     model.push(gradients_of(arrays, 1))
     model._session.forget()
@@ -89,9 +87,7 @@ def test_a_session_that_was_given_up_is_opened_anew_under_the_next_epoch(
     assert (model._session.epoch, model._session.next_sequence) == (2, 2)
 
 
-def test_a_worker_that_was_fenced_stays_fenced_and_does_not_even_ask(
-    server, connect, other, arrays, gradients_of, name
-):
+def test_a_fenced_worker_stays_fenced_without_asking_the_server(server, connect, other, arrays, gradients_of, name):
     old, new = (connect(server.address, "w").open_model(name) for _ in range(2))
     for version, model in enumerate((old, new), 1):
         assert model.push(gradients_of(arrays, version)).version == version
@@ -102,7 +98,7 @@ def test_a_worker_that_was_fenced_stays_fenced_and_does_not_even_ask(
     assert new.push(gradients_of(arrays, 4)).version == 3
 
 
-def test_a_worker_whose_session_was_forgotten_opens_another(server, connect, make_server, arrays, gradients_of, name):
+def test_a_worker_with_a_dropped_session_opens_another(server, connect, make_server, arrays, gradients_of, name):
     """By a server that has had more workers since than it remembers."""
     own = make_server()
     model = connect(own.address, "w").create_model(name, arrays)
@@ -123,7 +119,7 @@ def state(state_id, version=1, first_version=0):
     return StatePoint(state_id=state_id, version=version, first_version=first_version, durability=DURABILITY_MEMORY)
 
 
-def test_states_that_are_gone_are_never_believed_again():
+def test_answers_of_earlier_states_are_ignored():
     """Answers of three lines of history, in any order: only what is newer to the client is a rewind."""
     session = Session(None, "m", "w", state("a", 5))
     session.notice(state("a", 6))
@@ -150,7 +146,7 @@ def test_a_state_of_unknown_durability_changes_nothing():
     assert (session.origin.state_id, session.take_rewinds()) == ("a", [])
 
 
-def test_what_a_session_says_cannot_be_changed_by_its_readers():
+def test_a_sessions_state_is_frozen():
     session = Session(None, "m", "w", state("a"))
     with pytest.raises(AttributeError):
         session.origin.version = 9

@@ -26,7 +26,7 @@ def arrays_of(shapes):
 
 
 @given(shapes=SHAPES, chunk_bytes=st.integers(1, 50), kind=st.sampled_from([XXH3_64, CRC32C]))
-def test_what_is_sent_is_the_arrays_bytes_in_order(shapes, chunk_bytes, kind):
+def test_the_payload_is_the_arrays_bytes_in_order(shapes, chunk_bytes, kind):
     arrays = arrays_of(shapes)
     payload = b"".join(array.tobytes() for array in arrays)
     header, *rest = Upload(b"header", arrays, kind, silent, chunk_bytes).messages()
@@ -41,7 +41,7 @@ def test_what_is_sent_is_the_arrays_bytes_in_order(shapes, chunk_bytes, kind):
 
 
 @given(shapes=SHAPES, cuts=st.lists(st.integers(1, 30), max_size=20))
-def test_what_comes_is_put_in_place_wherever_it_was_cut(shapes, cuts):
+def test_a_payload_in_any_chunks_is_received(shapes, cuts):
     arrays = arrays_of(shapes)
     payload = b"".join(array.tobytes() for array in arrays)
     places = [np.full_like(array, -1) for array in arrays]
@@ -57,7 +57,7 @@ def test_what_comes_is_put_in_place_wherever_it_was_cut(shapes, cuts):
         np.testing.assert_array_equal(place, array, strict=True)
 
 
-def test_nothing_is_copied_where_a_payload_is_cut():
+def test_dividing_a_payload_into_chunks_copies_nothing():
     array = np.arange(100, dtype=np.uint8)
     pieces = [part for run in cut([array.data], 7) for part in run]
     assert all(np.shares_memory(np.asarray(part), array) for part in pieces)
@@ -73,7 +73,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("chunks", DAMAGE.values(), ids=DAMAGE)
-def test_chunks_that_do_not_follow_each_other_are_refused(chunks):
+def test_chunks_out_of_order_are_refused(chunks):
     download = Download([np.zeros(2, np.float32)], 8, XXH3_64, silent)
     *good, bad = chunks
     for chunk in good:
@@ -82,7 +82,7 @@ def test_chunks_that_do_not_follow_each_other_are_refused(chunks):
         download.take(bad)
 
 
-def test_missing_bytes_and_wrong_bytes_are_found_at_the_end():
+def test_missing_and_wrong_bytes_are_detected_at_the_end():
     download = Download([np.zeros(2, np.float32)], 8, XXH3_64, silent)
     download.take(Chunk(0, memoryview(b"1234")))
     with pytest.raises(CorruptTransferError, match="ended after 4 bytes: its header declared 8"):
@@ -93,7 +93,7 @@ def test_missing_bytes_and_wrong_bytes_are_found_at_the_end():
     download.finish(xxhash.xxh3_64_intdigest(b"12345678"))
 
 
-def test_progress_is_told_after_each_chunk():
+def test_progress_is_reported_after_each_chunk():
     told: list[tuple[int, int]] = []
     list(Upload(b"", [np.zeros(25, np.uint8)], XXH3_64, lambda done, total: told.append((done, total)), 10).messages())
     assert told == [(10, 25), (20, 25), (25, 25)]

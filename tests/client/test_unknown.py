@@ -127,7 +127,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_answer_that_says_what_is_not_known_is_refused_by_name(newer, connect, model, arrays, gradients_of, case):
+def test_an_answer_with_an_unknown_value_is_refused_by_name(newer, connect, model, arrays, gradients_of, case):
     method, call, path, words = CASES[case]
     path, _, value = path.partition("=")
     newer.changes[method] = change(path, int(value or 9))
@@ -135,7 +135,7 @@ def test_an_answer_that_says_what_is_not_known_is_refused_by_name(newer, connect
         CALLS[call](Tried(connect(newer.address), model, gradients_of(arrays, 1)))
 
 
-def test_every_enum_that_an_answer_can_hold_has_its_case():
+def test_every_enum_in_an_answer_has_a_case():
     """A new one fails here, until it is refused and tried above. Reasons fall back to the status, by promise."""
     files = (error_pb2, model_pb2, pb, transfer_pb2)
     enums: set[str] = {enum.name for file in files for enum in file.DESCRIPTOR.enum_types_by_name.values()}
@@ -148,9 +148,7 @@ def test_every_enum_that_an_answer_can_hold_has_its_case():
                     assert asked or any(path.partition("=")[0].endswith(field.name) for _, _, path, _ in CASES.values())
 
 
-def test_after_an_ack_of_unknown_durability_the_next_gradient_is_not_mistaken_for_that_one(
-    newer, model, arrays, gradients_of
-):
+def test_a_push_after_an_ack_of_unknown_durability_is_not_mistaken_for_it(newer, model, arrays, gradients_of):
     newer.changes["Push"] = change("ack.state.durability")
     with pytest.raises(ConfigurationError):
         model.push(gradients_of(arrays, 1))
@@ -159,7 +157,7 @@ def test_after_an_ack_of_unknown_durability_the_next_gradient_is_not_mistaken_fo
     assert (ack.version, ack.applied, ack.duplicate) == (3, True, False)
 
 
-def test_a_part_of_a_stream_that_is_not_known_is_refused(newer, connect, model, hurry):
+def test_an_unknown_part_of_a_stream_is_refused(newer, connect, model, hurry):
     def forget_the_part(message):
         if message.WhichOneof("part") == "chunk":
             message.Clear()

@@ -82,7 +82,7 @@ def push_header(arrays, sent: pb.PushHeader, sequence: int) -> pb.PushHeader:
 
 
 @pytest.mark.parametrize("absent", [None, "over a chunk", "scalar"])
-def test_a_push(recorder, plain, model, params, absent):
+def test_a_push_has_the_same_bytes(recorder, plain, model, params, absent):
     grads = {name: None if name == absent else array + 1 for name, array in params.items()}
     assert model.push(grads).version == 1
     ours, answered = recorder.of("Push")
@@ -95,7 +95,7 @@ def test_a_push(recorder, plain, model, params, absent):
     assert [pb.PushResponse.FromString(raw).SerializeToString() for raw in answered] == answered
 
 
-def test_a_pull(recorder, plain, model, params):
+def test_a_pull_has_the_same_bytes(recorder, plain, model, params):
     model.push({name: array + 1 for name, array in params.items()})
     pulled = model.pull()
     ours, answered = recorder.of("Pull")
@@ -107,7 +107,7 @@ def test_a_pull(recorder, plain, model, params):
     assert [pb.PullResponse.FromString(raw).SerializeToString() for raw in answered] == answered
 
 
-def test_a_push_pull(recorder, plain, model, params):
+def test_a_push_pull_has_the_same_bytes(recorder, plain, model, params):
     grads = {name: array + 1 for name, array in params.items()}
     pulled = model.push_pull(grads)
     ours, answered = recorder.of("PushPull")
@@ -123,7 +123,7 @@ def test_a_push_pull(recorder, plain, model, params):
     assert plain.payload(rest) == payload_of(model.pull())
 
 
-def test_a_model_is_created(recorder, plain, model, params):
+def test_a_creation_has_the_same_bytes(recorder, plain, model, params):
     ours, answered = recorder.of("CreateModel")
     payload = payload_of(params)
     hyperparameters = model_pb2.Hyperparameters(

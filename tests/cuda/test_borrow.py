@@ -17,7 +17,7 @@ from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, Unsupporte
     ("dtype", "code", "number"),
     [("f4", 2, "float32"), ("f8", 2, "float64"), ("f2", 2, "float16"), ("u2", 4, "bfloat16"), ("u2", 1, "bfloat16")],
 )
-def test_both_protocols_say_the_same(dtype, code, number):
+def test_both_protocols_give_the_same_result(dtype, code, number):
     array = np.zeros((2, 3), dtype)
     for lent in (Interface(array, device=3), Capsule(array, code, device=3)):
         borrowed = borrow_cuda(lent, name="w", writable=True)
@@ -26,7 +26,7 @@ def test_both_protocols_say_the_same(dtype, code, number):
         assert borrowed.dtype == array.dtype
 
 
-def test_a_dtype_that_the_array_interface_cannot_say_is_asked_for_by_dlpack():
+def test_a_dtype_without_an_array_interface_type_is_read_from_dlpack():
     """PyTorch's bfloat16 has no type string."""
 
     class Both(Capsule):
@@ -38,7 +38,7 @@ def test_a_dtype_that_the_array_interface_cannot_say_is_asked_for_by_dlpack():
     assert borrow_cuda(Both(array, 4), name="w").format == "bfloat16"
 
 
-def test_a_tensor_that_records_gradients_is_borrowed_all_the_same():
+def test_a_tensor_that_requires_grad_is_borrowed():
     class Recording(Interface):
         def detach(self):
             return Interface(self.array)
@@ -51,26 +51,26 @@ def test_a_tensor_that_records_gradients_is_borrowed_all_the_same():
     assert borrow_cuda(Recording(array), name="w").address == array.ctypes.data
 
 
-def test_the_stream_is_the_one_the_array_says():
+def test_the_stream_comes_from_the_array():
     assert borrow_cuda(Interface(np.zeros(4, "f4")), name="w").stream == 7
     assert borrow_cuda(Capsule(np.zeros(4, "f4")), name="w").stream == 1  # CUDA's legacy default stream
 
 
 @pytest.mark.parametrize("lend", [Interface, Capsule])
 @pytest.mark.parametrize("array", [np.zeros((4, 3), "f4").T, np.zeros(8, "f4")[::2], np.zeros((4, 4), "f4")[:, :2]])
-def test_what_is_not_contiguous_is_refused(lend, array):
+def test_arrays_that_are_not_contiguous_are_refused(lend, array):
     with pytest.raises(LayoutError, match=r"grads\['w'\].*expected C-contiguous memory, got strides"):
         borrow_cuda(lend(array), name="grads['w']")
 
 
 @pytest.mark.parametrize("lend", [Interface, Capsule])
 @pytest.mark.parametrize("shape", [(), (0,), (1, 5), (5, 1), (3, 0, 2)])
-def test_strides_along_axes_of_one_element_do_not_matter(lend, shape):
+def test_strides_of_axes_of_length_one_are_ignored(lend, shape):
     array = np.zeros((*shape, 2), "f4")[..., 0] if shape in ((), (0,)) else np.zeros(shape, "f4")
     assert borrow_cuda(lend(array), name="w").shape == shape
 
 
-def test_what_cannot_be_written_is_refused_only_where_it_is_to_be_written():
+def test_read_only_arrays_are_refused_only_for_writing():
     array = np.zeros(4, "f4")
     array.flags.writeable = False
     assert borrow_cuda(Interface(array), name="w").size == 4
@@ -93,7 +93,7 @@ def test_memory_of_this_host_is_refused():
     assert is_on_cuda(Capsule(np.zeros(4, "f4")))
 
 
-def test_what_is_not_aligned_is_refused():
+def test_unaligned_arrays_are_refused():
     array = np.frombuffer(bytearray(17), "f4", count=4, offset=1)
     with pytest.raises(LayoutError, match=r"expected an address that is a multiple of 4, got 0x"):
         borrow_cuda(Interface(array), name="w")
@@ -109,7 +109,7 @@ def test_borrowing_imports_no_cuda_package():
     assert run.stdout.strip() == "[]"
 
 
-def test_without_a_gpu_a_table_says_what_is_missing():
+def test_without_a_gpu_a_table_raises_a_clear_error():
     program = (
         "import numpy as np\n"
         "from numba_adam import Hyperparameters\n"
@@ -137,7 +137,7 @@ def test_training_on_the_cpu_imports_no_cuda_package():
     assert run.stdout.strip() == "[]"
 
 
-def test_without_a_gpu_the_optimizer_says_what_is_missing():
+def test_without_a_gpu_the_optimizer_raises_a_clear_error():
     program = (
         "import sys, numpy as np, numba_adam as na\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

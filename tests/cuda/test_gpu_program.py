@@ -25,14 +25,14 @@ def run(*arguments, **environment):
     )
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_the_program_says_so():
     result = run(NUMBA_ENABLE_CUDASIM="0", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2
     assert "finds no GPU" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_in_the_simulator_every_bit_is_the_cpus(tmp_path):
+def test_in_the_simulator_every_bit_equals_the_cpus(tmp_path):
     result = run("--output", str(tmp_path), NUMBA_ENABLE_CUDASIM="1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "every bit is the same" in result.stdout
@@ -50,7 +50,7 @@ def test_in_the_simulator_every_bit_is_the_cpus(tmp_path):
     ("cold", "warm", "is_kept"),
     [((0, 1), (1, 0), True), ((0, 1), (0, 1), False), ((1, 0), (1, 0), False), ((0, 0), (0, 0), False)],
 )
-def test_a_kernel_is_kept_when_one_process_compiles_it_and_the_next_loads_it(cold, warm, is_kept):
+def test_a_kernel_is_cached_by_one_process_and_loaded_by_the_next(cold, warm, is_kept):
     """The last: the CUDA package counts neither."""
     first, second = (Launch("lanes", seconds, *counts) for seconds, counts in ((1.5, cold), (0.25, warm)))
     (found,) = compared([first], [second])

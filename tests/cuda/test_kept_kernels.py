@@ -119,7 +119,7 @@ def files(folder, pattern):
 # --- kept ---
 
 
-def test_the_next_process_loads_what_one_has_compiled(first):
+def test_the_next_process_loads_compiled_kernels(first):
     folder, cold = first
     warm = used(folder, *CHOSEN, before="stated_gpu.forbid_compiling()\n")
     assert (counts(cold), counts(warm)) == (COMPILED, LOADED)
@@ -127,7 +127,7 @@ def test_the_next_process_loads_what_one_has_compiled(first):
     assert len({code for *_, code in cold.values()}) == len(CHOSEN), "kernels whose machine code differs must be chosen"
 
 
-def test_it_is_kept_beside_the_cpus(own_copy):
+def test_gpu_and_cpu_kernels_are_cached_in_separate_folders(own_copy):
     """And neither removes the other's."""
     program = "import numba_adam.cpu.kernels.cache as cpu; print(cpu.folder()); print(cache.folder())"
     cpu, gpu = map(Path, run(program, NUMBA_CACHE_DIR=str(own_copy)))
@@ -136,14 +136,14 @@ def test_it_is_kept_beside_the_cpus(own_copy):
     assert files(gpu, "*.nbc")
 
 
-def test_in_the_simulator_nothing_is_kept(tmp_path):
+def test_in_the_simulator_nothing_is_cached(tmp_path):
     program = "from numba_adam.cuda.kernels import norm; norm.lanes_kernel('float32')"
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_package_without_such_a_cache_compiles_and_says_so_once():
+def test_a_package_without_a_cache_compiles_and_logs_it_once():
     program = """
 import types
 made, package = norm.lanes_kernel("float32"), types.ModuleType("another_package")
@@ -166,7 +166,7 @@ def name_of(kernel):
     return kernel._cache._impl.filename_base
 
 
-def test_every_kernel_has_a_name_of_its_own():
+def test_every_kernel_has_its_own_name():
     names = {kernel.name: name_of(kernel.make()) for kernel in every_kernel()}
     assert len(names) >= 40
     assert len(set(names.values())) == len(names)
@@ -182,7 +182,7 @@ def test_every_field_of_a_layout_is_in_the_name(field):
     assert name_of(seam.kernel(entry, "entry", usual)) != name_of(seam.kernel(entry, "entry", other))
 
 
-def test_all_that_a_builder_is_given_is_in_its_kernels_name():
+def test_every_argument_of_a_builder_is_in_the_kernels_name():
     @seam.kernel_builder("entry")
     def build(format_, count):
         def entry():
@@ -195,7 +195,7 @@ def test_all_that_a_builder_is_given_is_in_its_kernels_name():
     assert [name_of(build(*arguments)) for arguments in given] == [name_of(build.__wrapped__(*one)) for one in given]
 
 
-def test_without_the_format_in_the_name_a_kernel_would_be_taken_for_another(tmp_path):
+def test_kernels_that_differ_only_in_the_format_have_different_names(tmp_path):
     """Both are one function with other closures: the index of the file cannot tell them apart."""
     program = (
         USE_ANEW
@@ -213,7 +213,7 @@ for identity in ([("same",)] * 2, [("own", 1), ("own", 2)]):
     assert lines[2][2] != lines[3][2]
 
 
-def test_another_compute_capability_has_its_own(own_copy, first):
+def test_another_compute_capability_has_its_own_machine_code(own_copy, first):
     ours = {name: first[1][name] for name in SMALL}
     other = used(own_copy, *SMALL, capability="8.0")
     assert counts(other) == COMPILED
@@ -224,7 +224,7 @@ def test_another_compute_capability_has_its_own(own_copy, first):
         assert [again[name][2] for name in SMALL] == [expected[name][2] for name in SMALL]
 
 
-def test_what_another_process_wrote_in_its_place_is_not_taken(own_copy):
+def test_a_file_overwritten_by_another_process_is_not_used(own_copy):
     """Numba gives files numbers without a lock, so two processes on different GPUs may choose the same one."""
     used(own_copy, "total", capability="8.0")
     ours, theirs = files(own_copy, "total-*.nbc")
@@ -357,7 +357,7 @@ for name in damage.damaged(kinds, lambda: cache.folder().glob(own_name + ".*" + 
     damage.assert_each_was_mended(output, len(damage.KINDS) + 1, suffix)
 
 
-def test_machine_code_that_the_driver_refuses_is_compiled_anew(own_copy):
+def test_machine_code_that_the_driver_refuses_is_compiled_again(own_copy):
     """Here a stated driver refuses what is loaded, and takes what is compiled."""
     program = USE_ANEW + "assert not first\nstated_gpu.state(9, 0, refusals=1)\nprint(use(), use())"
     logged, *_, result = run(program, NUMBA_CACHE_DIR=str(own_copy))
@@ -365,7 +365,7 @@ def test_machine_code_that_the_driver_refuses_is_compiled_anew(own_copy):
     assert result == "True False"
 
 
-def test_files_that_cannot_be_written_cost_only_compilations(own_copy):
+def test_unwritable_files_cost_only_compilations(own_copy):
     """A folder in a file's place can be neither read nor replaced, not even by root."""
     for path in files(own_copy, "lanes-*.nbi"):
         path.unlink()
@@ -375,7 +375,7 @@ def test_files_that_cannot_be_written_cost_only_compilations(own_copy):
     assert any("could not be cached" in line for line in logged)
 
 
-def test_no_place_at_all(tmp_path):
+def test_without_any_writable_folder_every_process_compiles(tmp_path):
     (tmp_path / "file").write_text("a file")
     warning, result = run(USE_ANEW + "print(cache.folder(), first, use())", NUMBA_CACHE_DIR=str(tmp_path / "file"))
     assert result == "None True True"
@@ -391,6 +391,6 @@ def test_a_folder_that_others_may_write_to_is_not_used(own_copy):
     assert "compiled in every process" in warning
 
 
-def test_a_folder_that_is_removed_meanwhile_is_made_again(own_copy):
+def test_a_folder_that_was_removed_is_created_again(own_copy):
     program = "import shutil\nshutil.rmtree(cache.folder())\n" + USE_ANEW + "print(first, use())"
     assert run(program, NUMBA_CACHE_DIR=str(own_copy)) == ["True False"]

@@ -84,7 +84,7 @@ def test_the_update_rounds_every_operation_on_its_own(name, kernel, capability):
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_the_update_is_fused_where_asked(name, kernel, capability):
+def test_the_update_is_fused_with_contract(name, kernel, capability):
     lines, _ = instructions(name, kernel, capability)
     real = LAYOUTS[name].real.replace("float", "f")
     assert f"fma.rn.{real}" in operations(lines)
@@ -93,7 +93,7 @@ def test_the_update_is_fused_where_asked(name, kernel, capability):
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name].real == "float32"])
-def test_nothing_is_computed_in_float64_where_float32_was_asked_for(name, kernel, capability):
+def test_float32_kernels_compute_nothing_in_float64(name, kernel, capability):
     lines, _ = instructions(name, kernel, capability)
     assert [line for line in lines if ".f64" in line] == []
 
@@ -107,7 +107,7 @@ def wide(layout, names):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_columns_move_by_16_bytes(name, kernel, capability):
+def test_columns_are_loaded_and_stored_in_16_bytes(name, kernel, capability):
     lines, _ = instructions(name, kernel, capability)
     layout = LAYOUTS[name]
     read = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema")
@@ -125,7 +125,7 @@ def expect_full_width(layout, vectors):
 
 
 @pytest.mark.parametrize("name", EIGHT_BIT)
-def test_a_blocks_threads_find_its_largest_by_shuffles(name, kernel, capability):
+def test_the_largest_value_of_a_block_is_found_by_shuffles(name, kernel, capability):
     """Four rounds for each moment among 16 threads; no memory is shared, and no barrier holds a block of threads up."""
     lines, ptx = instructions(name, kernel, capability)
     found = operations(lines)
@@ -137,7 +137,7 @@ def test_a_blocks_threads_find_its_largest_by_shuffles(name, kernel, capability)
 
 
 @pytest.mark.parametrize("name", EIGHT_BIT)
-def test_each_root_is_taken_once(name, kernel, capability):
+def test_each_root_is_computed_once(name, kernel, capability):
     """A root is both the step's and what is stored; three copies of the loop: with clipping, with L2 decay, with none.
 
     AMSGrad's step divides by another one, so there are two of each element. And one is taken once, beside eps.
@@ -148,7 +148,7 @@ def test_each_root_is_taken_once(name, kernel, capability):
 
 
 @pytest.mark.parametrize("name", SUMS)
-def test_sums_move_by_16_bytes_and_are_rounded_alone(name, kernel, capability):
+def test_sums_use_16_byte_accesses_and_round_every_operation(name, kernel, capability):
     lines, ptx = instructions(name, f"sum {kernel}", capability)
     layout = SUMS[name]
     vectors = [op for op in operations(lines) if re.search(r"\.v[24]\.", op)]
@@ -162,7 +162,7 @@ def test_sums_move_by_16_bytes_and_are_rounded_alone(name, kernel, capability):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_all_loads_are_under_way_before_the_first_is_waited_for(name, kernel, capability):
+def test_all_loads_are_issued_before_the_first_use(name, kernel, capability):
     lines, _ = instructions(name, kernel, capability)
     found = operations(lines)
     loads = [k for k, op in enumerate(found) if op.startswith("ld.global.v")]
@@ -173,14 +173,14 @@ def test_all_loads_are_under_way_before_the_first_is_waited_for(name, kernel, ca
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_elements_at_work_stay_in_registers(name, kernel, capability):
+def test_elements_stay_in_registers(name, kernel, capability):
     _, ptx = instructions(name, kernel, capability)
     assert ".local" not in ptx
     assert "call" not in ptx
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_what_is_folded_and_summed_rounds_every_operation_on_its_own(name, capability):
+def test_folding_and_summing_round_every_operation(name, capability):
     lines, ptx = instructions(name, "small", capability)
     expect_strict_arithmetic(lines)
     expect_nothing_to_fuse(lines)
@@ -188,7 +188,7 @@ def test_what_is_folded_and_summed_rounds_every_operation_on_its_own(name, capab
     assert ".local" not in ptx or (seam.TAKES_MLIR and name.startswith("fold"))
 
 
-def test_the_package_taken_is_the_first_that_is_installed():
+def test_the_first_installed_cuda_package_is_used():
     modules = {"numba-cuda": "numba_cuda", "numba-cuda-mlir": "numba_cuda_mlir"}
     installed = [name for name, module in modules.items() if util.find_spec(module) is not None]
     assert next(iter(installed), "numba.cuda") == seam.PACKAGE
@@ -216,13 +216,13 @@ def _store_extremes(address):
     _store_uint32(address + 12, max(_load_uint32(address), _load_uint32(address + 4)))
 
 
-def test_unsigned_numbers_are_compared_as_unsigned_ones(capability):
+def test_unsigned_numbers_are_compared_as_unsigned(capability):
     """numba-cuda-mlir 0.6.0 compiles their min and max as `min.s32` and `max.s32`."""
     ptx = seam.compile_ptx(seam.kernel(_store_extremes, "extremes"), ("int64",), capability)
     assert re.findall(r"(?:min|max|setp\.\w+)\.([us])(?:32|64)", ptx) in (["u"], ["u", "u"])
 
 
-def test_named_tuples_are_made_in_kernels_of_the_smaller_and_the_larger_number(capability):
+def test_kernels_can_make_named_tuples_and_use_min_and_max(capability):
     """Numba 0.68.1's own numba.cuda stops at min and max of two numbers, numba-cuda-mlir 0.6.0 at the named tuple."""
     ptx = seam.compile_ptx(seam.kernel(_store_ends, "ends"), ("int64", "int64"), capability)
     assert ptx.count("st.global.") == 2

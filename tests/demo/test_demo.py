@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.campaign
-def test_the_command_trains_through_a_crash_and_reads_97_percent_of_the_test_images(
+def test_the_command_trains_through_a_crash_and_reaches_97_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a user sees it, once; what it records is a history without gaps before and after the crash."""
@@ -59,19 +59,19 @@ def test_the_command_trains_through_a_crash_and_reads_97_percent_of_the_test_ima
     assert {push.worker for push in record.pushes} == {0, 1, 2}
 
 
-def test_a_run_too_short_for_a_crash_can_be_drawn_too(tmp_path: Path) -> None:
+def test_a_run_without_a_crash_can_be_drawn(tmp_path: Path) -> None:
     record = Record(pushes=[Push(i / 10, 0, i + 1, 1 / (i + 1), "a") for i in range(40)], correct=1, tested=2)
     draw(record, ["NumPy"], tmp_path / "short.png")
     assert (tmp_path / "short.png").read_bytes().startswith(PNG)
 
 
-def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the server wants a folder")
     with pytest.raises(ServerUnavailableError, match=r"did not start; the end of its log:\n(.|\n)*data"):
         ServerProcess(tmp_path, snapshot_every_pushes=10).start()
 
 
-def test_a_worker_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+def test_a_failed_worker_is_reported_with_its_log(tmp_path: Path) -> None:
     events: queue.Queue = queue.Queue()
     worker = WorkerProcess(0, [], tmp_path, events)
     exit_event = events.get(timeout=800)
@@ -96,7 +96,7 @@ def test_the_gradient_is_the_slope_of_the_loss() -> None:
         assert (ahead - behind) / 2e-6 == pytest.approx((gradients[name] * direction).sum(), rel=1e-4)
 
 
-def test_workers_and_test_never_see_the_same_image() -> None:
+def test_training_and_test_images_are_disjoint() -> None:
     training, test = digits.load()
     shards = [training.shard(index, 2) for index in range(2)]
     assert sum(len(shard.labels) for shard in shards) == len(training.labels) == 1437

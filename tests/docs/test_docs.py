@@ -33,7 +33,7 @@ def test_examples_run(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_quotations_stand_where_they_say(document):
+def test_quotations_match_their_sources(document):
     for label, target, number, quoted in QUOTATION.findall(document.read_text()):
         source = (document.parent / target).resolve()
         assert source == ROOT / label
@@ -47,7 +47,7 @@ def test_how_adam_works_quotes_all_four_steps():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_links_lead_somewhere(document):
+def test_links_are_valid(document):
     targets = [link or picture for link, picture in LINK.findall(document.read_text())]
     broken = [target for target in targets if not (document.parent / target).exists()]
     assert broken == []

@@ -16,7 +16,7 @@ MODULES = [
 ]
 
 
-def test_there_are_docstrings_with_examples():
+def test_examples_in_docstrings_are_found():
     assert {"numba_adam.optimizer", "numba_adam.functional", "numba_adam.interop.flat"} <= set(MODULES)
 
 

@@ -41,7 +41,7 @@ def marks(program: str) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize(
     "program", [pytest.param(program, id=name, marks=marks(program)) for name, program in programs()]
 )
-def test_a_program_runs_from_the_clones_folder(program: str, tmp_path: Path) -> None:
+def test_every_program_runs_in_the_clones_folder(program: str, tmp_path: Path) -> None:
     server = Server(ServerConfig(listen="127.0.0.1:0", data_dir=tmp_path / "data"))
     server.start()
     try:

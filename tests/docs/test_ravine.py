@@ -59,7 +59,7 @@ def adam(start, gradient, steps: int, lr: float) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_committed_picture_is_what_the_script_draws(ravine, fresh, theme):
+def test_the_committed_picture_matches_the_script(ravine, fresh, theme):
     committed, drawn = ElementTree.parse(ROOT / f"docs/ravine-{theme}.svg"), fresh[f"ravine-{theme}.svg"]
     assert words(committed) == words(drawn)
     for name in names(ravine):
@@ -69,7 +69,7 @@ def test_the_committed_picture_is_what_the_script_draws(ravine, fresh, theme):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_lines_drawn_are_the_walks_point_by_point(ravine, theme):
+def test_the_lines_in_the_picture_match_the_runs(ravine, theme):
     committed = ElementTree.parse(ROOT / f"docs/ravine-{theme}.svg")
     for name, places in zip(WALKS, (ravine.walk_plainly(), ravine.walk_with_adam()[0]), strict=True):
         inches = np.array([ravine.at(place) for place in places])
@@ -77,7 +77,7 @@ def test_the_lines_drawn_are_the_walks_point_by_point(ravine, theme):
         np.testing.assert_allclose(points(committed, name), POINTS_PER_INCH * inches, atol=0.01, err_msg=name)
 
 
-def test_adam_in_the_picture_is_adam_of_the_paper(ravine):
+def test_adam_in_the_picture_follows_the_paper(ravine):
     expected = adam(ravine.START, ravine.slope, ravine.STEPS, ravine.ADAM_LR)
     np.testing.assert_allclose(ravine.walk_with_adam()[0], expected, rtol=1e-6, atol=1e-8)
 
@@ -88,7 +88,7 @@ def test_the_compasses_give_the_step(ravine):
         np.testing.assert_allclose(reading.moved, step, rtol=1e-6, atol=1e-9)
 
 
-def test_plain_gradient_descent_has_the_best_learning_rate_there_is(ravine):
+def test_plain_gradient_descent_has_its_best_learning_rate(ravine):
     """The worst of both directions shrinks by |1 - lr * curvature|, and no other rate makes that less."""
     rates = np.linspace(0.001, 2 / ravine.STEEPNESS, 10_000)
     worst = np.maximum(np.abs(1 - rates), np.abs(1 - rates * ravine.STEEPNESS))

@@ -20,11 +20,11 @@ def run(name: str, *words: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=800).stdout
 
 
-def test_quickstart_library() -> None:
+def test_the_library_quickstart_runs() -> None:
     assert run("quickstart_library.py") == "slope 3.000, offset -2.000\n"
 
 
-def test_quickstart_service(tmp_path: Path) -> None:
+def test_the_service_quickstart_runs(tmp_path: Path) -> None:
     server = Server(ServerConfig(listen="127.0.0.1:0", data_dir=tmp_path))
     server.start()
     try:
@@ -34,7 +34,7 @@ def test_quickstart_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_digits() -> None:
+def test_the_digits_example_reaches_its_accuracy() -> None:
     shown = run("digits.py", "--steps", "500")
     assert "the server was killed after version" in shown
     # A worker that was slow to start may have opened its first session after the crash; then it has nothing to say.
@@ -44,6 +44,6 @@ def test_digits() -> None:
     assert float(accuracy[1]) > 90.0
 
 
-def test_every_example_is_tried_here() -> None:
+def test_every_example_has_a_test() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
     assert names == {"digits.py", "quickstart_library.py", "quickstart_service.py"}

@@ -136,7 +136,7 @@ print([name for name in second if second[name] != first[name]])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_no_mixture_of_formats_compiles_what_another_has_not(dtype: str) -> None:
+def test_no_mixture_of_formats_compiles_another_kernel(dtype: str) -> None:
     run = subprocess.run(
         [sys.executable, "-c", FORMATS_PROGRAM, dtype],
         capture_output=True,

@@ -33,7 +33,7 @@ def test_the_tree_has_every_error_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DEFINED))
-def test_an_error_is_what_the_tree_says(name: str) -> None:
+def test_every_error_has_the_bases_in_the_tree(name: str) -> None:
     parent, builtin = drawn()[name]
     bases = DEFINED[name].__bases__
     if parent is None:
@@ -46,6 +46,6 @@ def test_an_error_is_what_the_tree_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DEFINED))
-def test_an_error_says_what_it_means(name: str) -> None:
+def test_every_error_has_a_docstring(name: str) -> None:
     assert DEFINED[name].__doc__.endswith(".")
     assert str(DEFINED[name]("lr=-1.0: it must be at least 0")) == "lr=-1.0: it must be at least 0"

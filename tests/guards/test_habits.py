@@ -17,7 +17,7 @@ def asserts(test: ast.AST) -> bool:
     return False
 
 
-def test_every_file_says_what_it_is_for(sources) -> None:
+def test_every_file_has_a_docstring(sources) -> None:
     assert [source.path for source in sources if not (ast.get_docstring(source.tree) or "").strip()] == []
 
 
@@ -55,7 +55,7 @@ def test_the_library_logs_and_never_prints(sources) -> None:
     assert printing == []
 
 
-def test_nothing_is_left_to_do(sources, root) -> None:
+def test_no_file_has_a_todo(sources, root) -> None:
     mark = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX|NotImplemented" r"Error)\b")
     left = [
         f"{source.path}:{number}: {line.strip()}"
@@ -66,6 +66,6 @@ def test_nothing_is_left_to_do(sources, root) -> None:
     assert left == []
 
 
-def test_files_stay_small_enough_to_hold_one_idea(sources, root) -> None:
+def test_files_are_short(sources, root) -> None:
     lengths = {source.path: len((root / source.path).read_text().splitlines()) for source in sources}
     assert {path: length for path, length in lengths.items() if length > 600} == {}

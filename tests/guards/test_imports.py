@@ -98,7 +98,7 @@ def below(module: str, packages: set[str]) -> bool:
         ),
     ],
 )
-def test_importing_stays_light(program: str, forbidden: set[str]) -> None:
+def test_imports_are_light(program: str, forbidden: set[str]) -> None:
     assert loaded_by(program) & forbidden == set()
 
 
@@ -142,7 +142,7 @@ def test_imports_point_one_way(sources) -> None:
     assert wrong == []
 
 
-def test_no_imports_run_in_a_circle(sources) -> None:
+def test_no_imports_are_circular(sources) -> None:
     modules = inside(sources)
     left = {name: set(imported_modules(source, modules)) - {name, "__init__"} for name, source in modules.items()}
     needed = set(left)
@@ -173,7 +173,7 @@ def test_the_top_of_the_package_is_its_public_face(root: Path) -> None:
     assert len(list((root / "numba_adam").glob("*.py"))) <= MOST_FILES_AT_THE_TOP
 
 
-def test_grpc_is_known_to_the_service_only(sources) -> None:
+def test_only_the_service_imports_grpc(sources) -> None:
     strangers = [
         f"{source.path}:{line}: {name}"
         for source in sources
@@ -184,7 +184,7 @@ def test_grpc_is_known_to_the_service_only(sources) -> None:
     assert strangers == []
 
 
-def test_numba_is_known_to_the_kernels_only(sources) -> None:
+def test_only_kernels_import_numba(sources) -> None:
     strangers = [
         f"{source.path}:{line}: {name}"
         for source in sources
@@ -195,7 +195,7 @@ def test_numba_is_known_to_the_kernels_only(sources) -> None:
     assert strangers == []
 
 
-def test_frameworks_are_known_to_interop_only(sources) -> None:
+def test_only_interop_names_frameworks(sources) -> None:
     strangers = [
         f"{source.path}:{line}: {name}"
         for source in sources
@@ -206,7 +206,7 @@ def test_frameworks_are_known_to_interop_only(sources) -> None:
     assert strangers == []
 
 
-def test_nothing_imports_the_folders_by_their_bare_names(sources) -> None:
+def test_no_import_uses_a_folders_bare_name(sources) -> None:
     """From the repository's root `import server` would work, and in an installation it would not."""
     bare = [
         f"{source.path}:{line}: {name}"
@@ -217,7 +217,7 @@ def test_nothing_imports_the_folders_by_their_bare_names(sources) -> None:
     assert bare == []
 
 
-def test_below_its_transport_the_server_knows_no_message(sources) -> None:
+def test_below_its_transport_the_server_imports_no_messages(sources) -> None:
     strangers = [
         f"{source.path}:{line}: {name}"
         for source in sources

@@ -10,7 +10,7 @@ DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/**/*.md")
 SHIPPED = ("numba_adam/**/*.py", "server/**/*.py", "client/**/*.py", "examples/**/*.py")
 
 
-def test_every_install_line_is_one_that_installing_gives(root) -> None:
+def test_every_install_line_comes_from_installing(root) -> None:
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     known = {installing.command(extra) for extra in (None, *extras)}
     found = {
@@ -24,7 +24,7 @@ def test_every_install_line_is_one_that_installing_gives(root) -> None:
     assert {(path, line) for path, line in found if line.rstrip(".,;:)") not in known and line not in known} == set()
 
 
-def test_only_one_file_of_the_package_says_how_to_install_it(root) -> None:
+def test_only_one_file_of_the_package_has_install_commands(root) -> None:
     """Others ask it, so that the advice cannot differ from place to place."""
     saying = {
         path.relative_to(root).as_posix()

@@ -33,7 +33,7 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def test_oracles_import_nothing_of_what_they_judge(sources) -> None:
+def test_oracles_import_no_code_that_they_test(sources) -> None:
     oracles = {source.path: imported(source.tree) for source in sources if is_oracle(source.path)}
     assert {PurePosixPath(path).name for path in oracles} >= KNOWN
     judged = {path: names & set(JUDGED) for path, names in oracles.items()}

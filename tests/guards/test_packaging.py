@@ -48,12 +48,12 @@ def test_the_version_is_the_same_everywhere(root: Path, pyproject: dict) -> None
     assert re.search(rf"^## {re.escape(version)}\b", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_the_library_needs_numba_and_numpy_only(pyproject: dict) -> None:
+def test_the_library_requires_only_numba_and_numpy(pyproject: dict) -> None:
     names = {re.split(r"[<>=!~\[ ]", requirement)[0] for requirement in pyproject["project"]["dependencies"]}
     assert names == {"numba", "numpy"}
 
 
-def test_every_lower_bound_is_one_that_can_be_tried(root: Path, pyproject: dict) -> None:
+def test_every_lower_bound_is_an_exact_version(root: Path, pyproject: dict) -> None:
     tool = root / "tools" / "lower_bounds.py"
     run = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=True, timeout=800)
     bounds = dict(line.split("==") for line in run.stdout.split())

@@ -27,7 +27,7 @@ def listed(root) -> dict[str, str]:
     return found
 
 
-def test_every_package_is_listed_and_no_folder_that_is_not_there(root, listed) -> None:
+def test_the_tree_lists_every_package_and_no_other_folder(root, listed) -> None:
     packages = {
         path.parent.relative_to(root).as_posix()
         for folder in ("numba_adam", "server", "client", "benchmarks")

@@ -46,14 +46,14 @@ def versions(tensors):
     return [tensor._version for tensor in tensors]
 
 
-def test_only_parameters_that_have_a_gradient_are_written_to():
+def test_only_parameters_with_a_gradient_are_written_to():
     params = leaves(3, 2)
     optimizer = na.Adam({"a": params[0], "b": params[1]})
     optimizer.step({"a": None, "b": np.ones(2, np.float32)})
     assert versions(params) == [0, 1]
 
 
-def test_a_step_that_is_left_out_or_refused_writes_nothing():
+def test_a_skipped_or_refused_step_writes_nothing():
     params = leaves(3)
     optimizer, grad = na.Adam(params), torch.full((3,), float("inf"))
     assert not optimizer.step([grad], max_grad_norm=1.0, zero_grad=True).applied
@@ -63,7 +63,7 @@ def test_a_step_that_is_left_out_or_refused_writes_nothing():
     assert grad.isinf().all()
 
 
-def test_gradients_that_are_set_to_zero_were_written_to():
+def test_gradients_set_to_zero_count_as_written():
     params, grads = leaves(3, 2), [torch.ones(3), torch.ones(2)]
     optimizer = na.Adam(params)
     optimizer.step(grads)
@@ -72,7 +72,7 @@ def test_gradients_that_are_set_to_zero_were_written_to():
     assert (versions(grads), grads[0].any().item()) == ([1, 0], False)
 
 
-def test_a_gradient_in_a_graph_may_not_be_set_to_zero_unnoticed():
+def test_setting_a_gradient_in_a_graph_to_zero_is_detected():
     """As with create_graph=True: the gradient is needed again by the second backward pass."""
     grad = torch.full((3,), 2.0)
     weight = torch.ones(3, requires_grad=True)
@@ -94,7 +94,7 @@ def test_accumulating_writes_to_no_tensor_and_the_step_with_the_sums_writes_to_t
 
 @pytest.mark.parametrize("options", [{}, {"low_precision_copy": "bfloat16", "ema_decay": 0.5}, {"state_dtype": "8bit"}])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_parameters_of_every_format_say_that_they_were_written_to(dtype, options):
+def test_writes_to_parameters_of_every_format_are_counted(dtype, options):
     params = [torch.ones(3, dtype=getattr(torch, dtype), requires_grad=True)]
     optimizer = na.Adam(params, master_weights=dtype != "float32" and not options, **options)
     for count in range(1, 4):
@@ -102,13 +102,13 @@ def test_parameters_of_every_format_say_that_they_were_written_to(dtype, options
         assert versions(params) == [count]
 
 
-def test_parameters_of_two_precisions_say_that_they_were_written_to():
+def test_writes_to_parameters_of_two_precisions_are_counted():
     params = [torch.ones(2, dtype=torch.float64), torch.ones(2), torch.ones(0)]
     na.Adam(params).step([torch.ones(2, dtype=torch.float64), torch.ones(2), torch.ones(0)])
     assert versions(params) == [1, 1, 1]
 
 
-def test_a_parameter_with_other_memory_is_told_too():
+def test_writes_to_a_parameter_with_replaced_storage_are_counted():
     params = leaves(3)
     optimizer = na.Adam(params)
     optimizer.step([torch.ones(3)])
@@ -145,7 +145,7 @@ def test_loading_a_state_dict_writes_to_no_tensor():
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_adam_update_says_which_tensors_it_wrote_to(amsgrad):
+def test_adam_update_counts_its_writes(amsgrad):
     param, grad, *moments = [torch.ones(3, requires_grad=k == 0) for k in range(5 if amsgrad else 4)]
     largest = {"max_exp_avg_sq": moments[2]} if amsgrad else {}
     loss = (param**2).sum()
@@ -165,7 +165,7 @@ def test_a_refused_adam_update_writes_nothing():
 
 
 @pytest.mark.parametrize("mode", ["lazy", "exact"])
-def test_rows_say_which_tensors_were_written_to(mode):
+def test_row_updates_count_their_writes(mode):
     table, exp_avg, exp_avg_sq, largest = (torch.ones(4, 2) for _ in range(4))
     state = {} if mode == "lazy" else {"last_step": np.zeros(4, np.int64), "history": na.RowHistory()}
     grads = torch.ones(1, 2)
@@ -195,7 +195,7 @@ def test_rows_of_an_embedding_in_a_graph_are_protected():
         loss.backward()
 
 
-def test_tensors_made_in_inference_mode_keep_no_count_and_are_updated():
+def test_inference_tensors_without_a_counter_are_updated():
     with torch.inference_mode():
         param, grad = torch.ones(3), torch.ones(3)
     na.Adam([param], lr=0.5).step([grad], zero_grad=True)
@@ -203,7 +203,7 @@ def test_tensors_made_in_inference_mode_keep_no_count_and_are_updated():
     assert not grad.any()
 
 
-def test_writes_are_noted_in_every_version_of_pytorch(monkeypatch):
+def test_writes_are_counted_in_every_version_of_pytorch(monkeypatch):
     """PyTorch 2.5 and later take a list, 2.1 to 2.4 one tensor at a time, earlier ones have no such function."""
     modern = torch.autograd.graph.increment_version
 

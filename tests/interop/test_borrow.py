@@ -71,7 +71,7 @@ def test_a_borrowed_view_is_the_same_memory(wrap, dtype):
     assert owner[1, 2] == 42
 
 
-def test_memory_lent_by_dlpack():
+def test_memory_is_borrowed_through_dlpack():
     owner = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert np.shares_memory(borrow(Capsule(owner), name="w"), owner)
     if np.lib.NumpyVersion(np.__version__) < "2.1.0":  # whose DLPack does not say what may be written to
@@ -82,19 +82,19 @@ def test_memory_lent_by_dlpack():
         assert owner[1, 2] == 42
 
 
-def test_a_plain_array_comes_back_as_it_is():
+def test_a_plain_array_is_returned_itself():
     owner = np.ones(3, np.float32)
     assert borrow(owner, name="w", writable=True) is owner
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1, 1, 1)])
-def test_shapes_without_or_with_one_element(shape):
+def test_empty_and_single_element_shapes_are_borrowed(shape):
     owner = np.zeros(shape)
     assert borrow(owner, name="w", writable=True).shape == shape
     assert borrow(Interface(owner), name="w").shape == shape
 
 
-def test_arrays_of_the_standard_library():
+def test_arrays_of_the_standard_library_are_borrowed():
     assert borrow(array.array("f", [1, 2]), name="g").tolist() == [1, 2]
     assert borrow((ctypes.c_double * 2)(3, 4), name="g", writable=True).tolist() == [3, 4]
 
@@ -114,7 +114,7 @@ READ_ONLY = {
 
 
 @pytest.mark.parametrize("wrap", READ_ONLY.values(), ids=READ_ONLY)
-def test_read_only_memory_may_be_read_but_not_borrowed_for_writing(wrap):
+def test_read_only_memory_is_refused_only_for_writing(wrap):
     owner = np.ones(3, np.float32)
     owner.flags.writeable = False
     assert not borrow(wrap(owner), name="w").flags.writeable
@@ -146,7 +146,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("given", "error", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_used_as_it_is_is_refused_by_name(given, error, message):
+def test_unsuitable_arrays_are_refused_by_name(given, error, message):
     with pytest.raises(error, match=message) as caught:
         borrow(given, name="grads['w']")
     assert "grads['w']" in str(caught.value)

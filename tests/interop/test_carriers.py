@@ -40,7 +40,7 @@ def bits(optimizer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_state_dict_goes_through_torch_load_with_weights_only(kind):
+def test_a_state_dict_loads_with_weights_only(kind):
     w = np.ones(300, np.float32)
     optimizer = na.Adam({"w": w}, **KINDS[kind])
     optimizer.param_groups[0].update(name="body", initial_lr=0.1)
@@ -71,7 +71,7 @@ def test_the_documents_program_runs(tmp_path):
     assert (run.returncode, run.stdout) == (0, "1 0.5\n"), run.stderr
 
 
-def test_bfloat16_stays_bfloat16_and_codes_stay_codes():
+def test_bfloat16_and_codes_keep_their_types():
     half = na.Adam([np.ones(3, dtype_of(BFLOAT16))], state_dtype="bfloat16")
     codes = na.Adam([np.ones(3, np.float32)], state_dtype="8bit")
     for optimizer in (half, codes):
@@ -82,7 +82,7 @@ def test_bfloat16_stays_bfloat16_and_codes_stay_codes():
     assert (entry["exp_avg"].dtype, entry["exp_avg_scale"].dtype) == (torch.uint8, torch.float32)
 
 
-def test_codes_that_cannot_be_read_are_refused():
+def test_unreadable_codes_are_refused():
     optimizer = na.Adam([np.ones(3, np.float32)], state_dtype="8bit")
     optimizer.step([np.ones(3, np.float32)])
     given = to_tensors(optimizer.state_dict())

@@ -25,7 +25,7 @@ def ones(seed):
 
 
 @pytest.mark.parametrize("values", ["the same", "new ones"])
-def test_a_copy_and_an_average_stay_the_same_arrays_and_follow_the_moved_parameter(values):
+def test_copies_and_averages_stay_the_same_arrays_after_a_parameter_moved(values):
     moved, same = (torch.nn.Parameter(ones(1)) for _ in range(2))
     options = {"low_precision_copy": "float16", "ema_decay": 0.5, "lr": 0.1}
     optimizers = [na.Adam([param], **options) for param in (moved, same)]
@@ -46,7 +46,7 @@ def test_a_copy_and_an_average_stay_the_same_arrays_and_follow_the_moved_paramet
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_dict_taken_before_memory_moved_stays_the_optimizers_master_copy_too(dtype):
+def test_a_state_dict_shares_the_master_copy_after_memory_was_replaced(dtype):
     param = torch.nn.Parameter(ones(1).to(getattr(torch, dtype)))
     optimizer = na.Adam([param], lr=0.1, master_weights=True, ema_decay=0.5, amsgrad=True)
     optimizer.step([ones(2)])
@@ -59,7 +59,7 @@ def test_a_dict_taken_before_memory_moved_stays_the_optimizers_master_copy_too(d
     assert (param.detach().float() - ones(3)).abs().max() < 0.2  # it went on from the new values
 
 
-def test_a_dict_taken_before_the_axes_were_turned_keeps_the_state_from_before_in_every_entry():
+def test_a_state_dict_keeps_its_state_after_axes_were_transposed():
     param = torch.nn.Parameter(ones(1).reshape(4, 16))
     optimizer = na.Adam([param], lr=0.1, ema_decay=0.5, amsgrad=True)
     optimizer.step([ones(2).reshape(4, 16)])
@@ -72,7 +72,7 @@ def test_a_dict_taken_before_the_axes_were_turned_keeps_the_state_from_before_in
 
 
 @pytest.mark.parametrize("order", ["load, then move", "move, then load"])
-def test_a_load_and_a_move_in_either_order(order):
+def test_loading_and_moving_work_in_either_order(order):
     """With values that the parameter's format holds no more than rounded: the master copy's are not lost."""
     source = torch.nn.Parameter(ones(1).bfloat16())
     first = na.Adam([source], lr=0.01, master_weights=True)

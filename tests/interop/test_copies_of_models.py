@@ -50,7 +50,7 @@ def test_a_model_and_its_optimizer_are_copied_together(duplicate, options):
     assert other.state["0.weight"]["step"] == 6
 
 
-def test_the_copy_follows_parameters_that_are_given_other_memory():
+def test_the_copy_follows_parameters_with_replaced_storage():
     model = torch.nn.Linear(3, 1)
     twin, other = copy.deepcopy((model, na.Adam(model.named_parameters(), lr=0.5)))
     twin.weight.data = twin.weight.data.clone()

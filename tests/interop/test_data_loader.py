@@ -52,7 +52,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_that_touch_the_client_are_refused_and_those_that_make_their_own_work(tmp_path: Path) -> None:
+def test_loader_workers_need_their_own_client(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     program = tmp_path / "train.py"
     program.write_text(PROGRAM)

@@ -29,7 +29,7 @@ def test_an_array_is_borrowed_without_a_copy():
     assert view.ctypes.data == array.unsafe_buffer_pointer()
 
 
-def test_it_is_never_borrowed_for_writing():
+def test_borrowing_for_writing_is_refused():
     with pytest.raises(ReadOnlyError, match=r"w \(JAX array\) is read-only.*np\.array\(x\)"):
         borrow(jnp.ones(3), name="w", writable=True)
 
@@ -40,7 +40,7 @@ def test_other_dtypes_are_refused_by_name():
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_gradients_of_16_bits_are_used_as_what_they_are(name):
+def test_16_bit_gradients_keep_their_values(name):
     values = np.random.default_rng(1).normal(size=1_300).astype(np.float32)
     grad = jnp.asarray(values).astype(name)
     assert borrow(grad, name="grad", narrow=True).dtype == grad.dtype
@@ -58,7 +58,7 @@ def test_a_gradient_cannot_be_set_to_zero():
     assert (optimizer.state, w.tolist()) == ({}, [1, 1, 1])
 
 
-def test_a_tracer_is_refused_with_the_reason():
+def test_a_tracer_is_refused_with_a_reason():
     with pytest.raises(UnsupportedArrayError, match=r"tracer.*borrow outside of jit"):
         jax.jit(lambda x: borrow(x, name="grad").sum())(jnp.ones(3))
 

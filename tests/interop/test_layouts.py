@@ -58,7 +58,7 @@ def images(seed, memory_format=None):
 
 
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}], ids=repr)
-def test_weights_whose_channels_come_last_learn_as_with_torch(options):
+def test_channels_last_weights_train_as_with_torch(options):
     last = torch.channels_last
     ours, theirs, mine, their = pair(lambda: convolution(last), **options)
     assert not ours[0].weight.is_contiguous()
@@ -76,7 +76,7 @@ def test_weights_whose_channels_come_last_learn_as_with_torch(options):
 @pytest.mark.parametrize(
     "options", [{}, {"amsgrad": True, "ema_decay": 0.5}, {"low_precision_copy": "bfloat16"}], ids=repr
 )
-def test_a_model_that_is_turned_to_channels_last_after_steps_goes_on_as_with_torch(options):
+def test_a_model_converted_to_channels_last_continues_as_with_torch(options):
     ours, theirs, mine, their = pair(convolution, **options)
     for seed in range(6):
         if seed == 2:
@@ -114,7 +114,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
-def test_a_matrix_that_is_transposed_where_it_lies_updates_the_right_elements(turn):
+def test_a_matrix_transposed_in_place_updates_the_right_elements(turn):
     """As with torch.optim, the state of element (i, j) stays with whatever is element (i, j)."""
     ours, theirs, mine, their = pair(Bare)
     data = torch.randn(4, 4, generator=torch.Generator().manual_seed(9))
@@ -128,7 +128,7 @@ def test_a_matrix_that_is_transposed_where_it_lies_updates_the_right_elements(tu
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
-def test_one_whose_shape_changes_is_refused_until_it_is_as_before(turn):
+def test_a_parameter_with_another_shape_is_refused_until_it_is_restored(turn):
     module = Bare(3, 4)
     weight = module.weight
     optimizer = na.Adam([weight], lr=LR)
@@ -145,7 +145,7 @@ def test_one_whose_shape_changes_is_refused_until_it_is_as_before(turn):
     assert optimizer.state[0]["step"] == 2
 
 
-def test_a_transposed_convolutions_weight_with_its_axes_swapped():
+def test_a_weight_with_swapped_axes_trains_as_with_torch():
     module = torch.nn.ConvTranspose2d(4, 4, 3)
     weight = module.weight
     twin = weight.detach().clone().numpy()
@@ -161,7 +161,7 @@ def test_a_transposed_convolutions_weight_with_its_axes_swapped():
 
 
 @pytest.mark.parametrize("make", [lambda w: w.view(torch.int32), lambda w: w.double(), lambda w: w.half()])
-def test_another_dtype_is_refused_wherever_it_lies(make):
+def test_another_dtype_is_refused_at_any_address(make):
     param = torch.nn.Parameter(torch.ones(4, 4))
     optimizer = na.Adam([param])
     optimizer.step([torch.ones(4, 4)])
@@ -183,7 +183,7 @@ def test_another_device_is_refused():
         optimizer.step([torch.ones(4)])
 
 
-def test_what_is_no_longer_dense_is_refused():
+def test_a_parameter_that_is_no_longer_dense_is_refused():
     param = torch.nn.Parameter(torch.ones(4, 4))
     optimizer = na.Adam([param])
     optimizer.step([torch.ones(4, 4)])
@@ -196,7 +196,7 @@ def test_what_is_no_longer_dense_is_refused():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_gradients_of_another_order_are_read_element_by_element(dtype):
+def test_gradients_with_another_order_are_read_element_by_element(dtype):
     """`y = x.t(); y.backward(...)` and hooks leave such gradients; so does the same tensor turned with t_()."""
     params = [torch.nn.Parameter(torch.ones(4, 4, dtype=getattr(torch, dtype))) for _ in range(2)]
     optimizers = [na.Adam([param], lr=LR) for param in params]
@@ -212,7 +212,7 @@ def test_gradients_of_another_order_are_read_element_by_element(dtype):
 
 
 @pytest.mark.parametrize("state", [None, "bfloat16", "8bit"])
-def test_torch_goes_on_from_a_state_of_another_order(state):
+def test_torch_continues_from_a_state_with_another_order(state):
     last = torch.channels_last
     ours, theirs, mine, their = pair(lambda: convolution(last), state_dtype=state)
     for seed in range(2):
@@ -228,7 +228,7 @@ def test_torch_goes_on_from_a_state_of_another_order(state):
             assert (found.float().numpy() == wide.state[index][key]).all(), key
 
 
-def test_a_state_of_torchs_is_loaded_whatever_its_order():
+def test_a_torch_state_with_any_order_loads():
     last = torch.channels_last
     ours, theirs, mine, their = pair(lambda: convolution(last))
     for seed in range(2):

@@ -44,16 +44,16 @@ def bits_of(wrap):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_tensor_of_one_element_is_the_number_that_it_holds(form):
+def test_a_tensor_of_one_element_counts_as_its_number(form):
     assert bits_of(FORMS[form]) == bits_of(float)
 
 
 @pytest.mark.parametrize("array", [lambda pair: torch.tensor(pair), lambda pair: jnp.array(pair)], ids=["torch", "jax"])
-def test_both_betas_may_be_one_tensor(array):
+def test_betas_may_be_one_tensor(array):
     assert na.Adam([np.ones(3)], betas=array([0.5, 0.75])).param_groups[0]["betas"] == (0.5, 0.75)
 
 
-def test_a_schedule_of_jax_scalars():
+def test_a_schedule_may_return_jax_scalars():
     """What optax's schedules return: functions of an update's number, traced or not, that answer with a JAX scalar."""
     schedule = jax.jit(lambda step: 0.5 * (1 + jnp.cos(jnp.pi * step / 10)))
     w, other = np.ones(3), np.ones(3)
@@ -69,7 +69,7 @@ def test_a_schedule_of_jax_scalars():
 @pytest.mark.parametrize(
     "step", [torch and torch.tensor(3), torch and torch.tensor([3]), torch and jnp.int32(3)], ids=str
 )
-def test_the_number_of_a_step_may_be_a_tensor_of_integers(step):
+def test_the_step_may_be_an_integer_tensor(step):
     results = []
     for number in (3, step):
         arrays = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
@@ -91,7 +91,7 @@ def none():
 
 
 @pytest.mark.parametrize("value", [row[1] for row in none()] if torch else [], ids=lambda value: str(value)[:20])
-def test_tensors_that_hold_no_real_number_are_refused_by_name(value):
+def test_tensors_without_a_real_number_are_refused_by_name(value):
     w = np.ones(3)
     optimizer = na.Adam([w])
     for name in ("lr", "eps", "weight_decay", "ema_decay"):
@@ -114,7 +114,7 @@ def test_a_traced_value_is_refused():
     assert jax.jit(train)(0.5) == 0.5
 
 
-def test_a_tensor_that_changes_later_changes_nothing():
+def test_a_later_change_of_a_tensor_has_no_effect():
     rate = torch.tensor(0.25)
     optimizer = na.Adam([np.ones(3)], lr=rate)
     rate.fill_(7.0)

@@ -39,7 +39,7 @@ def test_a_tensor_is_written_in_place(dtype, requires_grad):
     assert view.ctypes.data == tensor.data_ptr()
 
 
-def test_parameters_and_their_gradients():
+def test_parameters_and_their_gradients_are_used_in_place():
     layer = torch.nn.Linear(3, 2)
     layer(torch.ones(3)).sum().backward()
     assert borrow(layer.weight, name="w", writable=True).shape == (2, 3)
@@ -58,7 +58,7 @@ def refused():
 @pytest.mark.parametrize(
     ("make", "error", "message"), [row[1:] for row in refused()], ids=[row[0] for row in refused()]
 )
-def test_tensors_that_cannot_be_used_are_refused_by_name(make, error, message):
+def test_unsuitable_tensors_are_refused_by_name(make, error, message):
     with pytest.raises(error, match=message) as caught:
         borrow(make(), name="grads['w']")
     assert "grads['w']" in str(caught.value)
@@ -80,7 +80,7 @@ def ours(**group: object) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
-def test_torch_loads_our_state_and_goes_on_from_it(kind):
+def test_torch_loads_our_state_and_continues(kind):
     given = ours(decoupled_weight_decay=kind == "AdamW")
     parameters = [torch.ones(2, 3, requires_grad=True), torch.ones(4, requires_grad=True)]
     optimizer = getattr(torch.optim, kind)(parameters)
@@ -106,7 +106,7 @@ def test_the_tensors_share_no_memory_with_our_arrays():
     assert not (given["state"][0]["exp_avg"] == 99).any()
 
 
-def test_hat_mode_is_refused_with_the_reason_and_the_way_out():
+def test_hat_mode_is_refused_with_advice():
     with pytest.raises(StateDictError, match=r"eps_mode='hat'.*\['eps_mode'\] = 'algorithm1' and choose its eps"):
         to_torch_state_dict(ours(eps_mode="hat"))
 
@@ -127,7 +127,7 @@ def stepped(*shapes):
 
 
 @pytest.mark.parametrize("kind", ["tensor", "array"])
-def test_a_parameter_whose_data_was_replaced_still_learns(kind):
+def test_a_parameter_with_replaced_data_still_trains(kind):
     """As with torch.optim: `.data = `, `vector_to_parameters` and their like do not leave the optimizer behind."""
     (moved, other), optimizer = stepped(3, (2, 2))
     (same, _), reference = stepped(3, (2, 2))
@@ -141,7 +141,7 @@ def test_a_parameter_whose_data_was_replaced_still_learns(kind):
     assert [entry["step"] for entry in optimizer.state.values()] == [3, 3]
 
 
-def test_a_parameter_replaced_by_what_does_not_fit_is_refused_until_it_fits_again():
+def test_a_parameter_with_unsuitable_data_is_refused_until_it_is_restored():
     (param, other), optimizer = stepped(3, 2)
     kept, before = param.data, other.detach().clone()
     for data, error in ((torch.ones(4), ShapeError), (torch.ones(3).double(), DtypeError)):
@@ -156,7 +156,7 @@ def test_a_parameter_replaced_by_what_does_not_fit_is_refused_until_it_fits_agai
     assert optimizer.state[0]["step"] == 2
 
 
-def test_parameters_that_come_to_share_memory_are_refused():
+def test_parameters_that_later_share_memory_are_refused():
     (one, other), optimizer = stepped(3, 3)
     one.data = other.data
     with pytest.raises(OverlapError):
@@ -181,7 +181,7 @@ def draw(seed, dtype, *sizes):
 @pytest.mark.parametrize("options", [{}, {"master_weights": True}, {"state_dtype": "bfloat16"}, {"ema_decay": 0.5}])
 @pytest.mark.parametrize("grad", [*NARROW, "float32"])
 @pytest.mark.parametrize("param", NARROW)
-def test_tensors_of_16_bits_learn_as_arrays_do(param, grad, options):
+def test_16_bit_tensors_train_like_arrays(param, grad, options):
     tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, param, 1_300, 3)]
     arrays = as_arrays(tensors)
     optimizer, other = na.Adam(tensors, lr=0.01, **options), na.Adam(arrays, lr=0.01, **options)
@@ -196,7 +196,7 @@ def test_tensors_of_16_bits_learn_as_arrays_do(param, grad, options):
 
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("dtype", ["float32", *NARROW])
-def test_torch_goes_on_from_a_state_of_any_format(dtype, state):
+def test_torch_continues_from_a_state_of_any_format(dtype, state):
     """What torch loads is what a float32 optimizer of ours loads, rounded to the parameter's dtype by torch."""
     tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, dtype, 1_300, 3)]
     options = {"eps_mode": "algorithm1", "amsgrad": True}
@@ -222,7 +222,7 @@ def test_torch_goes_on_from_a_state_of_any_format(dtype, state):
 
 @pytest.mark.parametrize("dtype", ["float32", *NARROW])
 @pytest.mark.parametrize("state", ["float32", "bfloat16"])
-def test_a_state_of_torchs_is_loaded_whatever_its_format(dtype, state):
+def test_a_torch_state_of_any_format_loads(dtype, state):
     tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, dtype, 300)]
     theirs = torch.optim.Adam(tensors)
     tensors[0].grad = draw(2, dtype, 300)[0]
@@ -236,7 +236,7 @@ def test_a_state_of_torchs_is_loaded_whatever_its_format(dtype, state):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_a_parameter_of_16_bits_whose_memory_moved_still_learns(dtype):
+def test_a_16_bit_parameter_with_replaced_storage_still_trains(dtype):
     """What the master copy holds beyond the parameter's bits is not lost when the same values get other memory."""
     moved, same = (torch.nn.Parameter(torch.ones(64).to(getattr(torch, dtype))) for _ in range(2))
     options = {"master_weights": True, "ema_decay": 0.5, "lr": 1e-4}
@@ -252,7 +252,7 @@ def test_a_parameter_of_16_bits_whose_memory_moved_still_learns(dtype):
         assert optimizers[0].state[0][key].tobytes() == optimizers[1].state[0][key].tobytes(), key
 
 
-def test_new_values_in_other_memory_are_what_the_master_copy_begins_with():
+def test_the_master_copy_starts_from_new_values_in_replaced_storage():
     param = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     optimizer = na.Adam([param], lr=1e-4, master_weights=True)
     optimizer.step([torch.ones(4)])
@@ -261,7 +261,7 @@ def test_new_values_in_other_memory_are_what_the_master_copy_begins_with():
     np.testing.assert_allclose(optimizer.state[0]["master_param"], [1 - 2e-4, 2 - 1e-4, -3 - 1e-4, 4 - 1e-4], rtol=1e-6)
 
 
-def test_moved_parameters_that_are_refused_lose_nothing():
+def test_refused_moved_parameters_keep_their_state():
     param = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     optimizer = na.Adam([param], lr=1e-4, master_weights=True)
     optimizer.step([torch.ones(4)])
@@ -276,7 +276,7 @@ def test_moved_parameters_that_are_refused_lose_nothing():
     assert optimizer.step([torch.ones(4)]).applied
 
 
-def test_a_dict_of_nadam_is_refused_for_what_would_be_ignored():
+def test_a_nadam_dict_is_refused_because_of_unknown_options():
     param = torch.ones(3, requires_grad=True)
     theirs = torch.optim.NAdam([param])
     param.sum().backward()

@@ -22,7 +22,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("kind", "data", "expected"), KNOWN)
-def test_published_values(kind, data, expected):
+def test_checksums_match_published_values(kind, data, expected):
     summed = new_checksum(kind)
     summed.update(data)
     assert summed.value() == expected
@@ -30,7 +30,7 @@ def test_published_values(kind, data, expected):
 
 @pytest.mark.parametrize("kind", checksum.SUPPORTED)
 @given(data=st.binary(max_size=2000), cuts=st.lists(st.integers(0, 2000), max_size=4))
-def test_the_cuts_do_not_matter(kind, data, cuts):
+def test_dividing_the_data_does_not_change_the_checksum(kind, data, cuts):
     whole, pieces = new_checksum(kind), new_checksum(kind)
     whole.update(data)
     borders = [0, *sorted(cuts), len(data)]
@@ -41,7 +41,7 @@ def test_the_cuts_do_not_matter(kind, data, cuts):
 
 @pytest.mark.parametrize("kind", checksum.SUPPORTED)
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
-def test_memory_of_any_format_is_taken_as_its_bytes(kind, shape):
+def test_memory_of_any_format_counts_as_its_bytes(kind, shape):
     array = np.full(shape, 1.5, np.float64)
     typed, raw = new_checksum(kind), new_checksum(kind)
     typed.update(array)

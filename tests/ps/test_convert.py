@@ -30,12 +30,12 @@ SETTINGS = st.builds(
 
 
 @given(SETTINGS)
-def test_hyperparameters_survive_the_wire(settings):
+def test_hyperparameters_survive_conversion_and_back(settings):
     raw = convert.hyperparameters_to_proto(settings).SerializeToString()
     assert convert.hyperparameters_from_proto(model_pb2.Hyperparameters.FromString(raw)) == settings
 
 
-def test_what_is_not_set_takes_its_default():
+def test_unset_fields_get_their_defaults():
     assert convert.hyperparameters_from_proto(model_pb2.Hyperparameters()) == Hyperparameters()
     given_zero = convert.hyperparameters_from_proto(model_pb2.Hyperparameters(lr=0, beta1=0, eps=0))
     assert (given_zero.lr, given_zero.betas, given_zero.eps) == (0.0, (0.0, 0.999), 0.0)
@@ -48,7 +48,7 @@ def test_values_out_of_range_are_refused():
         convert.hyperparameters_from_proto(model_pb2.Hyperparameters(eps_mode=7))
 
 
-def test_dtypes():
+def test_dtypes_convert_in_both_directions():
     for dtype in (np.float32, np.float64):
         assert convert.dtype_from_proto(convert.dtype_to_proto(dtype)) == np.dtype(dtype)
     with pytest.raises(InvalidRequestError, match="dtype=0: it must be"):
@@ -79,7 +79,7 @@ def test_every_mode_and_durability_of_the_protocol_is_known():
         assert model_pb2.Durability.Name(convert.durability_to_proto(durability)) == f"DURABILITY_{durability.upper()}"
 
 
-def test_a_state_arrives_as_it_was():
+def test_a_state_survives_conversion():
     state = StatePoint("ab" * 16, 7, first_version=3, snapshot_version=5, durability=Durability.MEMORY)
     message = convert.state_to_proto(state)
     assert message == model_pb2.StatePoint(

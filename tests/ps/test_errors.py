@@ -58,16 +58,16 @@ def across(error: BaseException) -> ServiceError:
     return from_rpc_error(Failure(code, message, ((DETAIL_KEY, detail.SerializeToString()),)))
 
 
-def test_every_class_of_service_errors_has_one_line():
+def test_every_service_error_has_one_row():
     assert sorted(row.error.__name__ for row in TABLE) == sorted(cls.__name__ for cls in below(ServiceError))
 
 
-def test_every_reason_has_a_line():
+def test_every_reason_has_a_row():
     assert {row.reason for row in TABLE} == set(Reason.values())
 
 
 @pytest.mark.parametrize("reason", [number for number in Reason.values() if number])
-def test_every_reason_comes_out_as_the_class_it_names(reason):
+def test_every_reason_becomes_its_class(reason):
     made = next(row.error for row in TABLE if row.reason == reason)("why")
     received = across(made)
     assert type(received) is type(made)
@@ -88,7 +88,7 @@ def test_every_class_crosses_the_wire(row):
     assert str(received).startswith("why")
 
 
-def test_the_codes_are_those_that_the_protocol_names():
+def test_the_codes_match_the_comments_of_the_protocol():
     text = (Path(__file__).parents[2] / "proto/numba_adam/ps/v1/error.proto").read_text()
     comments = {name: comment for comment, name in re.findall(r"((?:  //.*\n)+)  (REASON_\w+) = ", text)}
     assert comments.keys() == set(Reason.keys())
@@ -97,7 +97,7 @@ def test_the_codes_are_those_that_the_protocol_names():
             assert row.code.name in comments[Reason.Name(row.reason)]
 
 
-def test_the_detail_travels_whole():
+def test_the_detail_is_transferred_completely():
     state = StatePoint("ab" * 16, 7, first_version=2, snapshot_version=5, durability=Durability.MEMORY)
     message = model_pb2.StatePoint(
         state_id="ab" * 16, version=7, first_version=2, snapshot_version=5, durability=model_pb2.DURABILITY_MEMORY
@@ -111,7 +111,7 @@ def test_the_detail_travels_whole():
     assert detail_of(across(with_detail(errors.SessionFencedError("late"), epoch=9))).epoch == 9
 
 
-def test_values_are_added_to_a_detail_and_the_others_stay():
+def test_with_detail_keeps_the_other_values():
     made = with_detail(errors.BudgetExceededError("busy"), retry_after_milliseconds=250)
     assert with_detail(made, epoch=3) is made
     received = detail_of(across(made))
@@ -119,13 +119,13 @@ def test_values_are_added_to_a_detail_and_the_others_stay():
 
 
 @pytest.mark.parametrize("cls", sorted(below(NumbaAdamError) - below(ServiceError), key=lambda cls: cls.__name__))
-def test_errors_about_arrays_and_settings_are_requests_that_make_no_sense(cls):
+def test_errors_about_arrays_and_settings_become_invalid_requests(cls):
     received = across(cls("lr=-1"))
     assert type(received) is errors.InvalidRequestError
     assert str(received) == "lr=-1"
 
 
-def test_a_bug_of_the_server_does_not_tell_its_secrets():
+def test_an_internal_error_does_not_reveal_its_message():
     received = across(KeyError("/home/someone/secret"))
     assert type(received) is errors.InternalServerError
     assert "secret" not in str(received)
@@ -133,7 +133,7 @@ def test_a_bug_of_the_server_does_not_tell_its_secrets():
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_every_status_without_a_detail_means_something(code):
+def test_every_status_without_a_detail_becomes_a_class(code):
     received = from_rpc_error(Failure(code, "why"))
     assert isinstance(received, ServiceError)
     assert "why" in str(received)
@@ -149,11 +149,11 @@ def test_every_status_without_a_detail_means_something(code):
         (grpc.StatusCode.INTERNAL, errors.InternalServerError),
     ],
 )
-def test_statuses_that_grpc_makes_itself(code, cls):
+def test_statuses_from_grpc_itself_become_clear_errors(code, cls):
     assert type(from_rpc_error(Failure(code))) is cls
 
 
-def test_a_message_that_grpc_finds_too_large_is_not_sent_again():
+def test_a_message_too_large_for_grpc_is_not_retried():
     words = "SERVER: Received message larger than max (1048584 vs. 65536)"
     received = from_rpc_error(Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, words))
     assert type(received) is errors.TransferTooLargeError
@@ -167,13 +167,13 @@ def test_a_reason_of_a_newer_server_falls_back_to_the_code():
     assert detail_of(received).retry_after_milliseconds == 5
 
 
-def test_a_detail_that_is_none_is_passed_over():
+def test_an_invalid_detail_is_ignored():
     received = from_rpc_error(Failure(grpc.StatusCode.UNAVAILABLE, "x", ((DETAIL_KEY, b"\xff\xff"),)))
     assert (type(received), detail_of(received)) == (errors.ServerUnavailableError, None)
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "漢"])
-def test_a_long_message_is_cut_to_what_the_metadata_holds(letter):
+def test_a_long_message_is_shortened_to_fit_the_metadata(letter):
     _, message, _ = to_status(errors.InvalidRequestError(letter * 10_000))
     assert len(message.encode()) < 2100
     assert message.endswith("... (shortened)")

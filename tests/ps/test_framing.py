@@ -49,13 +49,13 @@ def ours(decode: object, raw: bytes) -> object:
 
 @pytest.mark.parametrize("message_type", [message_type for _, message_type in DECODERS], ids=IDS)
 @given(offset=OFFSETS, data=st.binary(max_size=300))
-def test_an_encoded_chunk_is_what_generated_code_writes(message_type, offset, data):
+def test_an_encoded_chunk_equals_that_of_generated_code(message_type, offset, data):
     assert encode_chunk(offset, data) == message_type(chunk=TensorChunk(offset=offset, data=data)).SerializeToString()
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 16383, 16384, 1 << 20, (1 << 21) + 5])
 @pytest.mark.parametrize("offset", EDGE_OFFSETS)
-def test_lengths_and_offsets_around_every_varint_border(size, offset):
+def test_lengths_and_offsets_around_every_varint_boundary(size, offset):
     data = np.random.default_rng(size).bytes(size)
     raw = encode_chunk(offset, data)
     assert raw == pb.PushRequest(chunk=TensorChunk(offset=offset, data=data)).SerializeToString()
@@ -165,13 +165,13 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.parametrize(("decode", "message_type"), DECODERS, ids=IDS)
 @given(raw=st.one_of(MESSAGES, damaged(), st.binary(max_size=40)))
-def test_every_byte_string_means_what_the_generated_parser_says(decode, message_type, raw):
+def test_every_byte_string_decodes_as_in_the_generated_parser(decode, message_type, raw):
     assert ours(decode, raw) == oracle(message_type, raw)
 
 
 @pytest.mark.parametrize(("decode", "message_type"), DECODERS, ids=IDS)
 @given(data=st.data())
-def test_every_cut_of_a_good_chunk_means_the_same(decode, message_type, data):
+def test_every_truncated_chunk_decodes_as_in_the_generated_parser(decode, message_type, data):
     raw = encode_chunk(data.draw(OFFSETS), data.draw(st.binary(max_size=200)))
     cut = raw[: data.draw(st.integers(0, len(raw)))]
     assert ours(decode, cut) == oracle(message_type, cut)
@@ -202,12 +202,12 @@ LEGAL_BUT_ODD = {
 
 @pytest.mark.parametrize("raw", LEGAL_BUT_ODD.values(), ids=LEGAL_BUT_ODD)
 @pytest.mark.parametrize(("decode", "message_type"), DECODERS, ids=IDS)
-def test_legal_but_odd_spellings_are_read_as_generated_code_reads_them(decode, message_type, raw):
+def test_unusual_encodings_decode_as_in_the_generated_parser(decode, message_type, raw):
     assert oracle(message_type, raw) != "refused", "the test means to be legal protobuf"
     assert ours(decode, raw) == oracle(message_type, raw)
 
 
-def test_messages_are_serialised_and_bytes_pass():
+def test_messages_are_serialized_and_bytes_stay_unchanged():
     message = pb.PushRequest(trailer=TransferTrailer(checksum=7))
     assert encode_message(message) == message.SerializeToString()
     raw = encode_chunk(0, b"abc")

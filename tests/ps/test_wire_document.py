@@ -15,7 +15,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "wire.md"
 TEXT = DOCUMENT.read_text()
 
 
-def test_every_test_it_names_exists():
+def test_every_named_test_exists():
     named = re.findall(r"\]\((\.\./tests/[\w/]+\.py)#(\w+)\)", TEXT)
     assert len(named) > 40
     sources = {path: (DOCUMENT.parent / path).read_text() for path, _ in named}
@@ -23,11 +23,11 @@ def test_every_test_it_names_exists():
     assert missing == []
 
 
-def test_the_error_table_is_the_one_in_the_code():
+def test_the_error_table_matches_the_code():
     written = re.findall(r"^\| `(REASON_\w+)` \| `(\w+)` \| `(\w+)` \|", TEXT, re.MULTILINE)
     own = [row for row in TABLE if row.reason and row.error not in (errors.ConfigurationError, ServiceError)]
     assert written == [(Reason.Name(row.reason), row.code.name, row.error.__name__) for row in own]
 
 
-def test_the_pauses_it_gives_are_the_defaults():
+def test_the_pauses_match_the_defaults():
     assert f"from {Backoff().first_seconds:g} to {Backoff().ceiling_seconds:g} seconds" in TEXT

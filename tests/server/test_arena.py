@@ -33,7 +33,7 @@ def test_arrays_are_zero_aligned_and_apart(dtype, amsgrad):
         assert (array == number).all()
 
 
-def test_the_header_says_where_everything_is():
+def test_the_header_has_the_offset_of_every_array():
     arena = Arena([10], "float64", amsgrad=True)
     magic, form, itemsize, count, *offsets = struct.unpack_from("<8sIIQ5Q", arena._mapping, 0)
     assert (magic, form, itemsize, count) == (b"NBADARN\x00", 1, 8, 10)
@@ -43,7 +43,7 @@ def test_the_header_says_where_everything_is():
         assert struct.unpack_from("<d", arena._mapping, offset) == (offset,)
 
 
-def test_without_amsgrad_the_header_has_a_zero_in_its_place():
+def test_without_amsgrad_the_headers_offset_is_zero():
     arena = Arena([10], "float32")
     assert struct.unpack_from("<5Q", arena._mapping, 24)[3] == 0
     assert arena.max_exp_avg_sq is None
@@ -67,7 +67,7 @@ def test_the_layout_counts_beyond_32_bits():
     assert found.total_bytes == HEADER_BYTES + 4 * 24_000_000_064
 
 
-def test_an_update_beyond_4_gib_lands_where_it_should(monkeypatch):
+def test_an_update_beyond_4_gib_changes_the_right_elements(monkeypatch):
     """The first tensor's 4.3 GB are never touched: the mapping is sparse."""
     hole, size = 2**32 // 4 + 1000, 20_000
     mapped = mmap.mmap
@@ -90,7 +90,7 @@ def test_an_update_beyond_4_gib_lands_where_it_should(monkeypatch):
     assert not arena.param[:100_000].any()
 
 
-def test_memory_that_is_not_there_is_a_clear_error():
+def test_a_failed_allocation_gives_a_clear_error():
     with pytest.raises(MemoryError, match="bytes for a model's arrays"):
         Arena([1 << 58], "float32")
 

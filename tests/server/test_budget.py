@@ -9,7 +9,7 @@ from numba_adam.server.runtime.budget import SMALL_CHANGE_BYTES, SlotPool
 GRAIN = 1 << 16
 
 
-def test_slots_are_counted_and_given_back():
+def test_slots_count_until_they_are_released():
     pool = SlotPool(10 * GRAIN)
     with pool.acquire(GRAIN + 1, "a push") as slot:
         assert slot.bytes.nbytes == GRAIN + 1
@@ -19,7 +19,7 @@ def test_slots_are_counted_and_given_back():
         assert pool.used_bytes == 2 * GRAIN
 
 
-def test_slots_in_use_are_apart():
+def test_slots_in_use_do_not_overlap():
     pool = SlotPool(10 * GRAIN)
     with pool.acquire(GRAIN, "a push") as one, pool.acquire(GRAIN, "a push") as two:
         one.bytes[:] = 1
@@ -27,7 +27,7 @@ def test_slots_in_use_are_apart():
         assert (one.bytes == 1).all()
 
 
-def test_a_full_budget_refuses_and_says_when_to_come_back():
+def test_a_full_budget_refuses_with_a_time_to_retry():
     pool = SlotPool(2 * GRAIN)
     with pool.acquire(GRAIN, "a push"):
         with pytest.raises(BudgetExceededError, match="of 65537 bytes: 65536 of the server's 131072 bytes") as caught:
@@ -45,7 +45,7 @@ def test_free_slots_make_room_for_other_sizes():
         assert pool.used_bytes == 4 * GRAIN
 
 
-def test_what_is_larger_than_everything_is_told_so():
+def test_a_transfer_larger_than_the_budget_gets_its_own_error():
     with pytest.raises(TransferTooLargeError, match="whole memory budget is 131072 bytes") as caught:
         SlotPool(2 * GRAIN).acquire(2 * GRAIN + 1, "a pull")
     assert to_status(caught.value)[2].retry_after_milliseconds == 0
@@ -59,7 +59,7 @@ def test_models_count_until_they_are_released():
     assert pool.used_bytes == 0
 
 
-def test_no_model_is_admitted_that_could_never_be_pulled():
+def test_a_model_that_could_not_be_pulled_is_refused():
     pool = SlotPool(10 * GRAIN)
     with pytest.raises(TransferTooLargeError, match="model 'm' needs"):
         pool.admit_model("m", 9 * GRAIN, 2 * GRAIN)
@@ -76,7 +76,7 @@ def test_an_empty_transfer_takes_nothing():
         assert slot.bytes.nbytes == 0
 
 
-def test_what_can_do_without_leaves_as_much_room_as_it_takes():
+def test_an_optional_slot_takes_at_most_half_of_the_free_memory():
     pool = SlotPool(10 * GRAIN)
     pool.acquire(2 * GRAIN, "a push").release()  # kept, and makes room
     with pool.acquire(4 * GRAIN, "a push"):
@@ -87,7 +87,7 @@ def test_what_can_do_without_leaves_as_much_room_as_it_takes():
             assert pool.spare(1) is None
 
 
-def test_memory_that_is_discarded_counts_no_more():
+def test_discarded_memory_does_not_count():
     pool = SlotPool(4 * GRAIN)
     slot = pool.spare(2 * GRAIN)
     assert pool.used_bytes == 2 * GRAIN
@@ -98,7 +98,7 @@ def test_memory_that_is_discarded_counts_no_more():
         assert pool.used_bytes == 4 * GRAIN
 
 
-def test_what_is_kept_beside_arrays_counts_beyond_small_change():
+def test_memory_without_arrays_counts_beyond_an_allowance():
     pool = SlotPool(10 * GRAIN)
     pool.admit_model("m", 2 * GRAIN, GRAIN)
     pool.keep("m", SMALL_CHANGE_BYTES, "a description")
@@ -112,7 +112,7 @@ def test_what_is_kept_beside_arrays_counts_beyond_small_change():
     assert pool.used_bytes == 0
 
 
-def test_what_is_kept_leaves_room_for_the_largest_transfer():
+def test_memory_without_arrays_leaves_space_for_the_largest_transfer():
     pool = SlotPool(10 * GRAIN)
     pool.admit_model("m", 2 * GRAIN, 3 * GRAIN - 1)
     with pytest.raises(BudgetExceededError, match="sessions of") as caught:
@@ -128,7 +128,7 @@ def test_what_is_kept_leaves_room_for_the_largest_transfer():
         pool.keep("header", SMALL_CHANGE_BYTES + 10 * GRAIN + 1, "a header")
 
 
-def test_what_is_reserved_counts_until_it_is_given_back():
+def test_reserved_memory_counts_until_it_is_given_back():
     pool = SlotPool(4 * GRAIN)
     assert pool.reserve(3 * GRAIN)
     assert not pool.reserve(2 * GRAIN)

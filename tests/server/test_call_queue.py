@@ -54,7 +54,7 @@ def wait_until_queued(queue, count):
         pause.wait(0.001)
 
 
-def test_a_call_runs_on_the_thread_that_makes_it(queue):
+def test_a_call_runs_on_its_callers_thread(queue):
     assert queue.call(threading.get_ident) == threading.get_ident()
 
 
@@ -72,7 +72,7 @@ def test_two_calls_never_run_at_the_same_time(queue, threads):
     assert all(len(together) == 1 for together in seen)
 
 
-def test_calls_run_in_the_order_in_which_they_came(queue, threads, held):
+def test_calls_run_in_the_order_of_their_arrival(queue, threads, held):
     order = []
     calls = []
     for number in range(10):
@@ -86,7 +86,7 @@ def test_calls_run_in_the_order_in_which_they_came(queue, threads, held):
     assert queue.waiting == 0
 
 
-def test_an_error_comes_back_to_whoever_asked_and_the_next_one_has_its_turn(queue, threads, held):
+def test_an_error_goes_to_its_caller_and_the_next_call_runs(queue, threads, held):
     wrong = threads.submit(queue.call, lambda: 1 // 0)
     wait_until_queued(queue, 1)
     right = threads.submit(queue.call, lambda: 7)
@@ -98,7 +98,7 @@ def test_an_error_comes_back_to_whoever_asked_and_the_next_one_has_its_turn(queu
     assert queue.call(lambda: 8) == 8
 
 
-def test_an_error_does_not_keep_a_gradients_memory(queue):
+def test_an_error_does_not_keep_a_gradient_alive(queue):
     """Without the garbage collector's help: a rejected push must give its slot's memory back at once."""
     gradient = np.zeros(10)
     alive = weakref.ref(gradient)
@@ -117,7 +117,7 @@ def test_an_error_does_not_keep_a_gradients_memory(queue):
         gc.enable()
 
 
-def test_the_end_comes_after_what_was_handed_over_before_it(queue, threads, held):
+def test_stop_waits_for_earlier_calls(queue, threads, held):
     done = []
     calls = [threads.submit(queue.call, done.append, 1)]
     wait_until_queued(queue, 1)
@@ -132,7 +132,7 @@ def test_the_end_comes_after_what_was_handed_over_before_it(queue, threads, held
     assert done == [1]
 
 
-def test_after_the_end_it_says_that_the_server_is_stopping(queue):
+def test_a_stopped_queue_says_that_the_server_is_stopping(queue):
     assert queue.call(lambda: 1) == 1
     queue.stop()
     queue.stop()  # twice does no harm
@@ -152,7 +152,7 @@ def interrupt():
     raise InterruptionError
 
 
-def test_a_call_that_is_interrupted_while_it_waits_leaves_the_queue(queue, threads, held, on_signal):
+def test_a_waiting_call_that_is_interrupted_leaves_the_queue(queue, threads, held, on_signal):
     on_signal(interrupt)
 
     def signal_once_queued():
@@ -168,7 +168,7 @@ def test_a_call_that_is_interrupted_while_it_waits_leaves_the_queue(queue, threa
     assert queue.call(lambda: 7) == 7
 
 
-def test_a_call_that_is_interrupted_as_its_turn_comes_hands_it_on(queue, threads, held, on_signal):
+def test_a_call_interrupted_at_its_turn_passes_the_turn_on(queue, threads, held, on_signal):
     def interrupt_with_the_turn_given():
         held.set()
         wait_until_queued(queue, 0)

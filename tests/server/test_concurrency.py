@@ -33,7 +33,7 @@ def sha256(*arrays):
     return found.hexdigest()
 
 
-def test_the_state_is_that_of_a_replay_in_version_order(config, peers):
+def test_the_state_equals_a_replay_in_version_order(config, peers):
     """Four workers push, some of them twice; the server restarts in between; one SHA-256 says that nothing was lost."""
     size = 40_000  # enough for the parallel kernel
     start = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
@@ -69,7 +69,7 @@ def test_the_state_is_that_of_a_replay_in_version_order(config, peers):
     assert found == sha256(param, exp_avg, exp_avg_sq)
 
 
-def test_a_pull_is_one_version_whole_while_others_push(server, peers):
+def test_a_pull_during_pushes_returns_one_version(server, peers):
     """All elements of a gradient are equal, so all elements of a version are; a torn pull would show."""
     peer = peers(server.address)
     peer.create({"x": np.zeros(300_000, np.float32)}, lr=0.1)
@@ -99,7 +99,7 @@ def test_a_pull_is_one_version_whole_while_others_push(server, peers):
     assert sum(seen) > 3
 
 
-def test_a_slow_puller_keeps_its_version_and_holds_nobody_up(server, peers):
+def test_a_slow_pull_keeps_its_version_and_delays_nobody(server, peers):
     peer = peers(server.address)
     size = 4_000_000
     peer.create({"x": np.zeros(size, np.float32)}, lr=0.1)
@@ -131,7 +131,7 @@ def tight(tmp_path):
     )
 
 
-def test_beyond_the_budget_transfers_are_told_to_come_again(tight, peers, refused):
+def test_transfers_beyond_the_budget_are_told_to_retry(tight, peers, refused):
     x = np.ones(1 << 18, np.float32)
     finish = threading.Event()
     with Server(tight) as server:
@@ -167,7 +167,7 @@ def test_beyond_the_budget_transfers_are_told_to_come_again(tight, peers, refuse
         assert refusal.detail.retry_after_milliseconds == 0
 
 
-def test_pullers_of_one_version_share_one_copy(server, peers):
+def test_pulls_of_one_version_share_one_copy(server, peers):
     peer = peers(server.address)
     peer.create({"x": np.zeros(1 << 20, np.float32)})
     before = server._runtime.pool.used_bytes
@@ -219,7 +219,7 @@ def test_two_pushes_received_at_the_same_time_do_not_share_memory(server, peer):
     np.testing.assert_array_equal(peer.pull().arrays["x"], start)
 
 
-def test_a_session_that_is_fenced_while_its_push_is_received_changes_nothing(server, peer, refused):
+def test_a_push_of_a_session_fenced_meanwhile_changes_nothing(server, peer, refused):
     x = {"x": np.ones(1 << 18, np.float32)}
     peer.create(x)
     older = peer.session()
@@ -231,7 +231,7 @@ def test_a_session_that_is_fenced_while_its_push_is_received_changes_nothing(ser
     assert newer.push(x).version == 1
 
 
-def test_pushes_one_after_the_other_need_the_models_own_memory_only(server, peer):
+def test_sequential_pushes_need_only_the_models_own_memory(server, peer):
     x = {"x": np.ones(1 << 18, np.float32)}
     peer.create(x)
     session, before = peer.session(), server._runtime.pool.used_bytes
@@ -240,7 +240,7 @@ def test_pushes_one_after_the_other_need_the_models_own_memory_only(server, peer
     assert server._runtime.pool.used_bytes == before
 
 
-def test_waits_for_a_version_that_are_over_leave_room_for_others(config, server, peer):
+def test_finished_waits_for_a_version_do_not_count(config, server, peer):
     """As many one after the other as calls are served at the same time."""
     peer.create({"x": np.ones(4, np.float32)})
     session, waiters = peer.session(), server._runtime.waiters
@@ -255,7 +255,7 @@ def test_waits_for_a_version_that_are_over_leave_room_for_others(config, server,
     assert waiters.free == all_free
 
 
-def test_a_server_whose_threads_are_all_busy_still_says_that_it_serves(config, peers, params, grads_of):
+def test_a_busy_server_still_reports_that_it_is_serving(config, peers, params, grads_of):
     """Or whoever watches over it would take it for dead, and kill it."""
     with Server(dataclasses.replace(config, rpc_threads=4)) as server:
         peer = peers(server.address)

@@ -28,7 +28,7 @@ def toml(tmp_path):
     return str(path)
 
 
-def test_flags_beat_environment_beats_file_beats_default(parse, toml):
+def test_flags_override_the_environment_the_file_and_the_defaults(parse, toml):
     environ = {"NUMBA_ADAM_LISTEN": "127.0.0.1:2", "NUMBA_ADAM_SNAPSHOTS_KEPT": "5"}
     found = load(parse(["--config", toml, "--listen", "127.0.0.1:3"]), environ)
     assert found.listen == "127.0.0.1:3"
@@ -38,11 +38,11 @@ def test_flags_beat_environment_beats_file_beats_default(parse, toml):
     assert found.rpc_threads == ServerConfig().rpc_threads
 
 
-def test_the_file_may_be_named_by_the_environment(parse, toml):
+def test_the_environment_can_name_the_file(parse, toml):
     assert load(parse([]), {"NUMBA_ADAM_CONFIG": toml}).snapshots_kept == 4
 
 
-def test_nothing_given_is_the_default(parse):
+def test_without_settings_the_defaults_apply(parse):
     assert load(parse([]), {}) == ServerConfig()
 
 
@@ -71,19 +71,19 @@ def test_the_help_explains_every_setting():
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.8.9.1:50051", "[::1]:50051", "localhost:65535"])
-def test_loopback_addresses_are_taken(listen):
+def test_loopback_addresses_are_accepted(listen):
     assert ServerConfig(listen=listen).listen == listen
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.168.1.4:1", "example.org:50051", "128.0.0.1:1"])
-def test_other_addresses_are_refused_and_the_message_says_what_is_missing(listen):
+def test_other_addresses_are_refused_and_the_error_says_why(listen):
     with pytest.raises(ConfigurationError, match="neither TLS nor tokens") as caught:
         ServerConfig(listen=listen)
     assert listen in str(caught.value)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1", ":1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "[::1]:-1", ""])
-def test_what_is_no_address_is_refused(listen):
+def test_invalid_addresses_are_refused(listen):
     with pytest.raises(ConfigurationError, match="HOST:PORT"):
         ServerConfig(listen=listen)
 
@@ -140,25 +140,25 @@ def test_mistakes_in_the_file_are_named(parse, tmp_path):
 
 
 @pytest.mark.parametrize("listen", ["::1:50077", "::1:0", "[::1:50077", "fe80::1:7"])
-def test_an_ipv6_address_without_brackets_is_told_to_take_them(listen):
+def test_an_ipv6_address_without_brackets_is_refused_with_advice(listen):
     """Whether its last part is a port, nobody can tell; gRPC says of it that the address is in use."""
     with pytest.raises(ConfigurationError, match="needs brackets"):
         ServerConfig(listen=listen)
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
-def test_brackets_around_what_is_no_ipv6_address_are_refused(name):
+def test_brackets_around_other_addresses_are_refused(name):
     """A name in brackets was served at whichever of its addresses was free."""
     with pytest.raises(ConfigurationError, match=re.escape(f"brackets are for IPv6 addresses; write {name}:6000")):
         ServerConfig(listen=f"[{name}]:6000")
 
 
-def test_the_brackets_to_write_are_shown():
+def test_the_error_shows_where_brackets_belong():
     with pytest.raises(ConfigurationError, match=r"write \[::1\]:50077$"):
         ServerConfig(listen="::1:50077")
 
 
-def test_a_tilde_is_the_home_folder_where_no_shell_expands_it(parse, tmp_path, monkeypatch):
+def test_a_tilde_in_a_file_or_variable_means_the_home_folder(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "server.toml").write_text("data_dir = '~/adam'")
     assert load(parse(["--config", "~/server.toml"]), {}).data_dir == tmp_path / "adam"
@@ -169,7 +169,7 @@ def test_a_tilde_is_the_home_folder_where_no_shell_expands_it(parse, tmp_path, m
         load(parse([]), {"NUMBA_ADAM_DATA_DIR": "~nobody-has-this-name/x"})
 
 
-def test_a_variable_that_is_no_setting_is_named_with_the_one_it_is_most_like(parse, caplog):
+def test_an_unknown_variable_is_reported_with_the_closest_setting(parse, caplog):
     environ = {
         "NUMBA_ADAM_DATADIR": "/somewhere",
         "NUMBA_ADAM_MEMORY_BUDGET": "8GiB",
@@ -186,7 +186,7 @@ def test_a_variable_that_is_no_setting_is_named_with_the_one_it_is_most_like(par
     assert "did you mean NUMBA_ADAM_THREADS?" in warnings["numba_adam_threads"]
 
 
-def test_known_variables_are_no_reason_to_warn(parse, caplog):
+def test_known_variables_cause_no_warning(parse, caplog):
     environ = {
         f"NUMBA_ADAM_{item.name.upper()}": str(getattr(ServerConfig(), item.name)) for item in fields(ServerConfig)
     }
@@ -209,7 +209,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("text", SIZES)
-def test_sizes_take_units_wherever_they_come_from(parse, tmp_path, text):
+def test_sizes_may_have_units_from_every_source(parse, tmp_path, text):
     file = tmp_path / "server.toml"
     file.write_text(f"memory_budget_bytes = {text!r}")
     found = [
@@ -223,7 +223,7 @@ def test_sizes_take_units_wherever_they_come_from(parse, tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["8G", "8 Gi B", "GiB", "", "-1GiB", "1e9", "0.3B", "8GiB8", "1.GiB", "٨GiB", "nan"])
-def test_what_is_no_size_is_refused_with_an_example(parse, tmp_path, text):
+def test_an_invalid_size_is_refused_with_an_example(parse, tmp_path, text):
     with pytest.raises(ConfigurationError, match=r"--memory-budget-bytes=.*such as 8GiB"):
         load(parse([f"--memory-budget-bytes={text}"]), {})
     with pytest.raises(ConfigurationError, match=r"NUMBA_ADAM_LARGEST_MESSAGE_BYTES=.*such as 8GiB"):
@@ -314,16 +314,16 @@ LIMIT = 300 << 20
         ),
     ],
 )
-def test_the_memory_is_that_of_the_control_group(proc, groups, mounts, limits):
+def test_the_usable_memory_is_the_control_groups_limit(proc, groups, mounts, limits):
     assert usable_bytes(proc(groups, mounts, limits)) == LIMIT
 
 
 @pytest.mark.parametrize("limits", [{}, {"fs/memory.max": "max"}, {"fs/memory.max": 1 << 62}, {"fs/memory.max": "?"}])
-def test_without_a_limit_the_memory_is_the_machines(proc, tmp_path, limits):
+def test_without_a_limit_the_usable_memory_is_the_machines(proc, tmp_path, limits):
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert usable_bytes(proc(["0::/"], [("/", "fs", "cgroup2", "x")], limits)) == machine
     assert usable_bytes(tmp_path / "no proc at all") == machine
 
 
-def test_no_budget_means_half_of_the_memory_there_is():
+def test_the_default_budget_is_half_of_the_usable_memory():
     assert ServerConfig().memory_budget_bytes == usable_bytes() // 2 > 1 << 28

@@ -63,7 +63,7 @@ def damage(tmp_path, file, name="model"):
     path.write_bytes(whole)
 
 
-def test_the_newest_is_found_and_the_last_three_are_kept(data_folders, tmp_path):
+def test_the_newest_snapshot_is_restored_and_three_are_kept(data_folders, tmp_path):
     data_folder = data_folders()
     for version in range(1, 6):
         size = put(data_folder, version)
@@ -72,7 +72,7 @@ def test_the_newest_is_found_and_the_last_three_are_kept(data_folders, tmp_path)
     assert (tmp_path / "data" / "models" / "model" / "00000005.snapshot").stat().st_size == size
 
 
-def test_a_damaged_newest_falls_back_and_says_so(data_folders, tmp_path, caplog):
+def test_a_damaged_newest_snapshot_falls_back_with_a_log_line(data_folders, tmp_path, caplog):
     data_folder = data_folders()
     for version in (1, 2, 3):
         put(data_folder, version)
@@ -86,7 +86,7 @@ def test_a_damaged_newest_falls_back_and_says_so(data_folders, tmp_path, caplog)
     assert get(data_folder) == (7, False)
 
 
-def test_two_damaged_ones_fall_back_to_the_third(data_folders, tmp_path):
+def test_two_damaged_snapshots_fall_back_to_the_third(data_folders, tmp_path):
     data_folder = data_folders()
     for version in (1, 2, 3):
         put(data_folder, version)
@@ -95,7 +95,7 @@ def test_two_damaged_ones_fall_back_to_the_third(data_folders, tmp_path):
     assert get(data_folder) == (1, True)
 
 
-def test_a_newest_that_cannot_be_opened_is_a_clear_error_and_nothing_is_set_aside(data_folders, tmp_path):
+def test_an_unreadable_newest_snapshot_is_an_error_and_stays(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
     (tmp_path / "data" / "models" / "model" / "00000002.snapshot").mkdir()
@@ -104,7 +104,7 @@ def test_a_newest_that_cannot_be_opened_is_a_clear_error_and_nothing_is_set_asid
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot"]
 
 
-def test_when_none_holds_the_error_names_all_and_nothing_is_removed(data_folders, tmp_path):
+def test_if_all_snapshots_are_damaged_the_error_names_them_and_none_is_removed(data_folders, tmp_path):
     data_folder = data_folders()
     for version in (1, 2):
         put(data_folder, version)
@@ -116,7 +116,7 @@ def test_when_none_holds_the_error_names_all_and_nothing_is_removed(data_folders
     assert files(tmp_path) == ["00000001.snapshot", "00000002.snapshot"]
 
 
-def test_a_failed_write_leaves_what_was_there(data_folders, tmp_path):
+def test_a_failed_write_keeps_the_earlier_snapshots(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
 
@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_what_was_there(data_folders, tmp_path):
     assert get(data_folder) == (1, False)
 
 
-def test_the_next_start_sweeps_what_a_crash_left(data_folders, tmp_path):
+def test_the_next_start_removes_files_that_a_crash_left(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
     (tmp_path / "data" / "models" / "model" / "00000002.writing").write_bytes(b"half")
@@ -143,14 +143,14 @@ def test_the_next_start_sweeps_what_a_crash_left(data_folders, tmp_path):
     assert files(tmp_path) == ["00000001.snapshot"]
 
 
-def test_one_server_at_a_time(data_folders, tmp_path):
+def test_a_second_server_on_the_folder_is_refused(data_folders, tmp_path):
     data_folders()
     with pytest.raises(ConfigurationError, match="another server uses it") as caught:
         DataFolder(tmp_path / "data", 3)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_deleting_removes_the_folder(data_folders, tmp_path):
+def test_deleting_a_model_removes_its_folder(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
     put(data_folder, 1, name="other")
@@ -161,7 +161,7 @@ def test_deleting_removes_the_folder(data_folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "a\\b", ".hidden", "a\0b", "ü", "x" * 129, "a b"])
-def test_no_name_leaves_the_folder(data_folders, tmp_path, name):
+def test_no_model_name_escapes_the_folder(data_folders, tmp_path, name):
     data_folder = data_folders()
     with pytest.raises(InvalidRequestError, match="model name"):
         put(data_folder, 1, name=name)
@@ -171,19 +171,19 @@ def test_no_name_leaves_the_folder(data_folders, tmp_path, name):
     assert sorted(os.listdir(tmp_path / "data")) == ["lock", "models", "run"]
 
 
-def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path):
+def test_an_unusable_folder_gives_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="must be a folder this user can write"):
         DataFolder(tmp_path / "file", 3)
 
 
-def test_files_are_the_users_own(data_folders, tmp_path):
+def test_files_are_accessible_only_to_the_user(data_folders, tmp_path):
     put(data_folders(), 1)
     for path in [*(tmp_path / "data").rglob("*.snapshot"), tmp_path / "data" / "lock"]:
         assert path.stat().st_mode & 0o077 == 0
 
 
-def test_what_is_no_model_is_left_alone_and_said_once(data_folders, tmp_path, caplog):
+def test_a_folder_that_is_not_a_model_is_ignored_and_logged_once(data_folders, tmp_path, caplog):
     data_folder = data_folders()
     put(data_folder, 1)
     data_folder.close()
@@ -199,7 +199,7 @@ def test_what_is_no_model_is_left_alone_and_said_once(data_folders, tmp_path, ca
     assert os.listdir(models / "not a model") == ["00000001.writing"]
 
 
-def test_a_deletion_that_a_crash_cut_short_is_carried_out(data_folders, tmp_path):
+def test_a_deletion_interrupted_by_a_crash_is_completed(data_folders, tmp_path):
     """The run still names the model, and its files are out of the way already."""
     data_folder = data_folders()
     put(data_folder, 1)
@@ -211,7 +211,7 @@ def test_a_deletion_that_a_crash_cut_short_is_carried_out(data_folders, tmp_path
     assert os.listdir(models) == ["other"]
 
 
-def test_a_known_model_whose_folder_is_empty_is_missed(data_folders, tmp_path):
+def test_a_known_model_with_an_empty_folder_is_reported_as_missing(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
     data_folder.close()
@@ -221,7 +221,7 @@ def test_a_known_model_whose_folder_is_empty_is_missed(data_folders, tmp_path):
     assert (tmp_path / "data" / "models" / "model").is_dir()
 
 
-def test_the_newest_snapshot_is_held_until_it_goes_or_changes(data_folders, tmp_path, caplog):
+def test_the_newest_snapshot_is_known_until_it_is_removed_or_changed(data_folders, tmp_path, caplog):
     data_folder = data_folders()
     assert not data_folder.holds("model")
     put(data_folder, 1)
@@ -245,7 +245,7 @@ def test_the_newest_snapshot_is_held_until_it_goes_or_changes(data_folders, tmp_
     assert data_folder.close(["model"])  # once more: there is nothing left to do
 
 
-def test_a_folder_that_was_only_looked_at_is_let_go_as_it_was_found(data_folders, tmp_path):
+def test_a_folder_without_a_run_is_released_unchanged(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
     data_folder.close()
@@ -254,7 +254,7 @@ def test_a_folder_that_was_only_looked_at_is_let_go_as_it_was_found(data_folders
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
 
 
-def test_nothing_is_written_where_another_folder_lies_now(data_folders, tmp_path):
+def test_nothing_is_written_after_the_folder_was_replaced(data_folders, tmp_path):
     data_folder = data_folders()
     put(data_folder, 1)
     (tmp_path / "data").rename(tmp_path / "moved")
@@ -269,7 +269,7 @@ def test_nothing_is_written_where_another_folder_lies_now(data_folders, tmp_path
 @pytest.mark.parametrize(
     "name", ["models", "models/model", "models/model/00000001.snapshot", "lock", "run", "manifest"]
 )
-def test_what_others_may_write_to_is_refused_by_name(data_folders, tmp_path, name):
+def test_a_path_that_others_may_write_to_is_refused_by_name(data_folders, tmp_path, name):
     data_folder = data_folders()
     put(data_folder, 1)
     data_folder.close()
@@ -282,7 +282,7 @@ def test_what_others_may_write_to_is_refused_by_name(data_folders, tmp_path, nam
 
 
 @pytest.mark.parametrize("name", ["run.writing", "running"])
-def test_a_run_that_cannot_begin_is_a_clear_error(data_folders, tmp_path, name):
+def test_a_run_that_cannot_begin_gives_a_clear_error(data_folders, tmp_path, name):
     """Something that is no file lies where one is written or removed."""
     data_folder = data_folders()
     data_folder.close()

@@ -66,7 +66,7 @@ def test_idle_connections_leave_descriptors_for_snapshots(processes, tmp_path, s
     assert process.stop() == 0
 
 
-def test_who_comes_after_peers_that_are_gone_gets_in(processes, tmp_path):
+def test_a_new_client_connects_after_dead_peers_are_closed(processes, tmp_path):
     """All connections are taken by peers that answer nothing; they are probed, and cut."""
     process = processes(tmp_path / "data", most_connections=20, keepalive_seconds=1)
     with contextlib.ExitStack() as stack:
@@ -78,7 +78,7 @@ def test_who_comes_after_peers_that_are_gone_gets_in(processes, tmp_path):
 
 @pytest.mark.parametrize("answers", [0, 1, 3])
 @pytest.mark.parametrize("says", [PREFACE, PREFACE + SETTINGS_ACK], ids=["settings ignored", "settings acknowledged"])
-def test_a_peer_that_answers_no_ping_is_cut(processes, tmp_path, says, answers):
+def test_a_peer_that_answers_no_ping_is_disconnected(processes, tmp_path, says, answers):
     """Also one that has answered some, and without any call."""
     process = processes(tmp_path / "data", keepalive_seconds=1)
     with contextlib.closing(connect(process.address, says=says)) as connection:
@@ -91,7 +91,7 @@ def test_a_peer_that_answers_no_ping_is_cut(processes, tmp_path, says, answers):
     assert answered == answers
 
 
-def test_a_server_may_open_as_many_files_as_the_system_lets_it(processes, tmp_path):
+def test_the_limit_of_open_files_is_raised_to_the_systems(processes, tmp_path):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     process = processes(tmp_path / "data", descriptors=(100, hard))
     assert limit_of(process) == (1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16))

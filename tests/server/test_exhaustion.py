@@ -366,7 +366,7 @@ def memory_of(process, entry):
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @pytest.mark.campaign
-def test_no_client_takes_what_others_need(processes, tmp_path, attack, limits):
+def test_an_attacking_client_does_not_block_others_or_exceed_the_memory(processes, tmp_path, attack, limits):
     process = processes(tmp_path / "data", **limits)
     grads = {"w": np.ones(500_000, np.float32)}
     with ParameterClient(process.address, timeout_seconds=60) as client, contextlib.ExitStack() as stack:

@@ -28,7 +28,7 @@ def block(folder, name="model"):
     (folder / "models" / name).write_text("in the way")
 
 
-def test_a_snapshot_that_cannot_be_written_is_said_and_pushes_go_on(config, peers, params, grads_of, refused, caplog):
+def test_a_failed_snapshot_is_reported_and_pushes_continue(config, peers, params, grads_of, refused, caplog):
     rng = np.random.default_rng(1)
     server = Server(config)
     server.start()
@@ -47,7 +47,7 @@ def test_a_snapshot_that_cannot_be_written_is_said_and_pushes_go_on(config, peer
     assert "the last snapshot could not be written" in caplog.text
 
 
-def test_the_exit_status_says_that_a_last_snapshot_is_missing(tmp_path, processes, peers, params, grads_of):
+def test_the_exit_status_reports_a_missing_last_snapshot(tmp_path, processes, peers, params, grads_of):
     process = processes(tmp_path / "data")
     peer = peers(process.address)
     peer.create(params)
@@ -56,7 +56,7 @@ def test_the_exit_status_says_that_a_last_snapshot_is_missing(tmp_path, processe
     assert process.stop() == 1
 
 
-def test_a_data_folder_that_is_gone_at_the_end_is_said(tmp_path, processes, peers, params):
+def test_a_data_folder_missing_at_the_stop_is_logged(tmp_path, processes, peers, params):
     folder = tmp_path / "data"
     process = processes(folder)
     peers(process.address).create(params)
@@ -67,7 +67,7 @@ def test_a_data_folder_that_is_gone_at_the_end_is_said(tmp_path, processes, peer
     assert "stopped" in log
 
 
-def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(tmp_path, processes, peers, params, grads_of):
+def test_a_failed_snapshot_by_count_is_logged_and_retried_later(tmp_path, processes, peers, params, grads_of):
     rng = np.random.default_rng(3)
     process = processes(tmp_path / "data", snapshot_every_pushes=2)
     peer = peers(process.address)
@@ -85,9 +85,7 @@ def test_a_snapshot_by_count_that_fails_is_logged_and_tried_again_later(tmp_path
         assert peer.state().version == 4
 
 
-def test_an_error_that_nobody_foresaw_ends_neither_the_snapshots_nor_those_of_the_other_models(
-    config, peers, params, grads_of, monkeypatch, caplog
-):
+def test_an_unexpected_error_does_not_stop_later_snapshots(config, peers, params, grads_of, monkeypatch, caplog):
     """No real way to run out of memory just there is known; a writer that fails stands in for one."""
     rng, write = np.random.default_rng(5), snapshots.write
 
@@ -118,7 +116,7 @@ def test_an_error_that_nobody_foresaw_ends_neither_the_snapshots_nor_those_of_th
         assert peers(server.address).state("b").version == last
 
 
-def test_a_model_that_cannot_be_kept_is_not_created(config, server, peer, params, refused):
+def test_a_model_without_a_first_snapshot_is_not_created(config, server, peer, params, refused):
     before = server._runtime.pool.used_bytes
     block(config.data_dir)
     assert refused(lambda: peer.create(params)).detail.reason == Reason.REASON_SNAPSHOT
@@ -126,7 +124,7 @@ def test_a_model_that_cannot_be_kept_is_not_created(config, server, peer, params
     assert server._runtime.pool.used_bytes == before
 
 
-def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatch):
+def test_a_model_with_a_failed_update_refuses_calls_until_a_restart(monkeypatch):
     """No real way to make the kernel fail is known; the table stands in for one."""
     spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
     model = Model(spec, "r", Arena([4], "float32"), PushLedger("s", 1))
@@ -146,7 +144,7 @@ def test_an_update_that_fails_half_way_ends_the_model_until_a_restart(monkeypatc
             call()
 
 
-def test_a_server_that_was_never_started_lets_its_folder_go(config, peers, params):
+def test_a_server_that_was_never_started_releases_its_folder(config, peers, params):
     with Server(config) as server:
         peer = peers(server.address)
         peer.create(params)
@@ -157,7 +155,7 @@ def test_a_server_that_was_never_started_lets_its_folder_go(config, peers, param
         assert peers(server.address).state() == state
 
 
-def test_a_data_folder_that_cannot_be_written_at_the_start_is_let_go_as_it_was(config, peers, params):
+def test_a_data_folder_that_is_not_writable_at_the_start_is_released_unchanged(config, peers, params):
     """As on a full disk: nothing was served, so nobody has to be told of anything."""
     with Server(config) as server:
         peer = peers(server.address)
@@ -172,7 +170,7 @@ def test_a_data_folder_that_cannot_be_written_at_the_start_is_let_go_as_it_was(c
         assert peers(server.address).state() == state
 
 
-def test_a_deletion_that_the_disk_fails_is_said_and_the_model_does_not_come_back(config, peers, params, refused):
+def test_a_deletion_with_a_disk_error_is_reported_and_stays(config, peers, params, refused):
     """Its folder is out of the way by then; only what is written down of it could not be."""
     server = Server(config)
     server.start()
@@ -190,7 +188,7 @@ def test_a_deletion_that_the_disk_fails_is_said_and_the_model_does_not_come_back
         assert [model.spec.name for model in models] == ["kept"]
 
 
-def test_what_comes_after_the_end_is_refused_and_never_waits(config):
+def test_calls_after_the_stop_are_refused_at_once(config):
     """A call that outlived the deadline for stopping may still be on its way to the disk."""
     server = Server(config)
     server.start()

@@ -45,7 +45,7 @@ def folder(config, peers, params):
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o077, 0o277, 0o777], ids=oct)
-def test_folders_are_made_0700_and_files_0600_whatever_the_umask(config, tmp_path, peers, params, mask):
+def test_folders_have_mode_0700_and_files_0600_for_any_umask(config, tmp_path, peers, params, mask):
     settings = dataclasses.replace(config, data_dir=tmp_path / "above" / "data")
     with umask(mask), Server(settings) as server:
         peer = peers(server.address)
@@ -64,7 +64,7 @@ PLACES = ["", "models", "models/model", "models/model/00000001.snapshot", "lock"
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("mode", [0o020, 0o002, 0o022], ids=oct)
-def test_what_others_may_write_to_is_refused_and_left_alone(config, folder, place, mode):
+def test_a_path_that_others_may_write_to_is_refused_unchanged(config, folder, place, mode):
     path = folder / place
     path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
     before = tree(folder)
@@ -76,7 +76,7 @@ def test_what_others_may_write_to_is_refused_and_left_alone(config, folder, plac
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_belongs_to_another_user_is_refused(config, folder, place):
+def test_a_path_of_another_user_is_refused(config, folder, place):
     if os.geteuid():
         pytest.skip("only root can give a file away")
     os.chown(folder / place, 12345, -1)
@@ -84,14 +84,14 @@ def test_what_belongs_to_another_user_is_refused(config, folder, place):
         Server(config)
 
 
-def test_a_folder_that_others_may_read_is_taken(config, folder):
+def test_a_folder_that_others_may_read_is_accepted(config, folder):
     for place in ("", "models", "models/model"):
         (folder / place).chmod(0o755)
     with Server(config) as server:
         assert server.address
 
 
-def test_a_parent_from_which_others_could_move_it_away_is_refused(config, tmp_path):
+def test_a_parent_that_lets_others_rename_the_folder_is_refused(config, tmp_path):
     """The same rule as for the folder that kernels are kept in."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
@@ -103,7 +103,7 @@ def test_a_parent_from_which_others_could_move_it_away_is_refused(config, tmp_pa
 
 
 @pytest.mark.parametrize("place", PLACES[1:])
-def test_a_symbolic_link_in_it_is_refused(config, folder, tmp_path, place):
+def test_a_symbolic_link_in_the_folder_is_refused(config, folder, tmp_path, place):
     """What it leads to may be anybody's, and to remove a model would remove only the link."""
     path = folder / place
     path.rename(tmp_path / "elsewhere")
@@ -116,7 +116,7 @@ def test_a_symbolic_link_in_it_is_refused(config, folder, tmp_path, place):
 
 
 @pytest.mark.parametrize("place", ["manifest", "models/model/00000009.snapshot"])
-def test_a_pipe_in_it_is_refused_and_not_waited_for(config, folder, place):
+def test_a_pipe_in_the_folder_is_refused_without_waiting(config, folder, place):
     (folder / place).unlink(missing_ok=True)
     os.mkfifo(folder / place, 0o600)
     with pytest.raises(ConfigurationError, match="is not a file or folder") as caught:
@@ -124,7 +124,7 @@ def test_a_pipe_in_it_is_refused_and_not_waited_for(config, folder, place):
     assert str(folder / place) in str(caught.value)
 
 
-def test_the_folder_itself_may_be_a_symbolic_link_and_is_the_one_it_led_to(config, folder, tmp_path, peers, params):
+def test_the_folder_may_be_a_symbolic_link_which_is_resolved_once(config, folder, tmp_path, peers, params):
     """As on another disk; turned to lead elsewhere while the server runs, it changes nothing."""
     folder.rename(tmp_path / "disk")
     folder.symlink_to(tmp_path / "disk")
@@ -145,9 +145,7 @@ def test_a_link_to_a_folder_that_others_may_write_to_is_refused(config, folder, 
         Server(config)
 
 
-def test_a_relative_folder_stays_where_it_was_when_the_program_goes_elsewhere(
-    config, tmp_path, monkeypatch, peers, params
-):
+def test_a_relative_folder_stays_the_same_after_a_change_of_directory(config, tmp_path, monkeypatch, peers, params):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     with Server(dataclasses.replace(config, data_dir=Path("here"))) as server:
@@ -161,7 +159,7 @@ def test_a_relative_folder_stays_where_it_was_when_the_program_goes_elsewhere(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_link_in_the_place_of_a_file_that_is_being_written_is_not_followed(tmp_path):
+def test_a_link_with_the_name_of_a_temporary_file_is_not_followed(tmp_path):
     """Left there before the folder was ours alone."""
     data_folder = DataFolder(tmp_path / "data", 3)
     data_folder.begin()

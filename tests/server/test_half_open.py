@@ -78,7 +78,7 @@ def assert_serves(peer, session, grads, version):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_open_calls_hold_nobody_up(server, peer, params, grads_of, half_open, kind):
+def test_half_open_calls_do_not_delay_other_calls(server, peer, params, grads_of, half_open, kind):
     """Five times as many as there are threads; they would be ended after a minute, for which nobody waits."""
     peer.create(params)
     session, grads = peer.session(), grads_of(params, np.random.default_rng(1))
@@ -88,7 +88,7 @@ def test_half_open_calls_hold_nobody_up(server, peer, params, grads_of, half_ope
     assert_serves(peer, session, grads, 3)
 
 
-def test_half_open_calls_of_all_kinds_at_once_hold_nobody_up(server, peer, params, grads_of, half_open):
+def test_half_open_calls_of_all_kinds_do_not_delay_other_calls(server, peer, params, grads_of, half_open):
     peer.create(params)
     session, grads = peer.session(), grads_of(params, np.random.default_rng(1))
     for path in KINDS.values():
@@ -96,7 +96,7 @@ def test_half_open_calls_of_all_kinds_at_once_hold_nobody_up(server, peer, param
     assert_serves(peer, session, grads, 1)
 
 
-def test_busy_is_not_dead_whatever_keeps_the_server_busy(server, peer, params, grads_of, half_open):
+def test_the_health_service_answers_while_all_threads_are_busy(server, peer, params, grads_of, half_open):
     """All threads that serve have transfers that have stopped half-way, and all others have silent calls.
 
     On a machine so busy that this takes 15 seconds, the server ends a transfer, as docs/wire.md says.
@@ -121,27 +121,27 @@ def test_busy_is_not_dead_whatever_keeps_the_server_busy(server, peer, params, g
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_half_open_call_is_ended_after_a_while(config, half_open, kind):
+def test_a_half_open_call_is_ended_after_the_limit(config, half_open, kind):
     with Server(dataclasses.replace(config, stall_seconds=0.3)) as server:
         (call,) = half_open(server.address, KINDS[kind], 1)
         assert call.code() == grpc.StatusCode.CANCELLED
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_call_that_ends_without_a_request_is_told_so(server, peer, kind):
+def test_a_call_without_a_request_gets_a_clear_error(server, peer, kind):
     call = peer.channel.stream_stream(KINDS[kind], None, None)(iter([]), timeout=800)
     assert call.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "request" in call.details()
 
 
 @pytest.mark.parametrize("path", ["/numba_adam.ps.v1.ParameterService/NoSuchCall", "/no.such.Service/Call"])
-def test_half_open_calls_that_do_not_exist_are_ended_at_once(server, peer, half_open, path):
+def test_half_open_calls_of_unknown_methods_end_at_once(server, peer, half_open, path):
     for call in half_open(server.address, path, 5 * THREADS):
         assert call.code() == grpc.StatusCode.UNIMPLEMENTED
     assert is_serving(peer)
 
 
-def test_more_calls_than_the_server_takes_are_told_to_come_again(server, half_open):
+def test_calls_beyond_the_limit_are_told_to_retry(server, half_open):
     """Refused at once, while those who say nothing are still waited for; and one who comes again gets in."""
     path = KINDS["many messages, one answer"]
     calls = [call for _ in range(4) for call in half_open(server.address, path, THREADS + 64)]

@@ -111,7 +111,7 @@ def everything_works(peer, session, name):
 
 
 @pytest.mark.parametrize("budget", [ROOM, NO_ROOM], ids=["with room for a copy", "without"])
-def test_while_one_models_snapshot_waits_for_the_disk_another_model_is_served(config, models, threads, refused, budget):
+def test_a_snapshot_that_waits_for_the_disk_does_not_delay_other_models(config, models, threads, refused, budget):
     with Server(dataclasses.replace(config, memory_budget_bytes=budget)) as server:
         peer, (_, b) = models(server, "a", "b")
         with disk_blocked(config.data_dir) as disk:
@@ -122,9 +122,7 @@ def test_while_one_models_snapshot_waits_for_the_disk_another_model_is_served(co
         assert "model 'a': its snapshot could not be written" in snapshot.result(DEADLINE).message
 
 
-def test_while_a_models_snapshot_waits_for_the_disk_the_model_itself_is_pushed_and_pulled(
-    config, models, threads, refused
-):
+def test_a_snapshot_that_waits_for_the_disk_does_not_delay_its_own_model(config, models, threads, refused):
     with Server(config) as server:
         peer, (a,) = models(server, "a")
         with disk_blocked(config.data_dir) as disk:
@@ -136,7 +134,7 @@ def test_while_a_models_snapshot_waits_for_the_disk_the_model_itself_is_pushed_a
         snapshot.result(DEADLINE)
 
 
-def test_without_memory_for_a_copy_pushes_to_the_model_wait_and_none_is_lost(config, models, threads, refused):
+def test_without_memory_for_a_copy_pushes_wait_and_none_is_lost(config, models, threads, refused):
     with Server(dataclasses.replace(config, memory_budget_bytes=NO_ROOM)) as server:
         peer, (a, _) = models(server, "a", "b")
         apply_queue = server._runtime.registry.get("a").apply_queue
@@ -153,7 +151,7 @@ def test_without_memory_for_a_copy_pushes_to_the_model_wait_and_none_is_lost(con
         assert (peer.pull("a").arrays["x"] != 0).all()
 
 
-def test_a_snapshot_holds_one_version_whole_however_the_model_moves_meanwhile(config, models, threads):
+def test_a_snapshot_during_pushes_has_one_version(config, models, threads):
     """All elements of a version are equal, so a torn snapshot would show."""
     with Server(config) as server:
         peer, (a,) = models(server, "a")
@@ -182,7 +180,7 @@ def test_a_snapshot_holds_one_version_whole_however_the_model_moves_meanwhile(co
     assert last >= versions[-1]
 
 
-def test_a_model_that_is_snapshotted_in_a_loop_does_not_keep_another_from_its_interval(config, models, threads):
+def test_snapshots_in_a_loop_do_not_delay_another_models_interval(config, models, threads):
     with Server(dataclasses.replace(config, snapshot_interval_seconds=0.05)) as server:
         peer, (_, b) = models(server, "a", "b")
         over = threading.Event()
@@ -202,7 +200,7 @@ def test_a_model_that_is_snapshotted_in_a_loop_does_not_keep_another_from_its_in
 
 
 @pytest.mark.parametrize("settings", [{"snapshot_interval_seconds": 0.05}, {"snapshot_every_pushes": 1}])
-def test_a_background_snapshot_that_waits_for_the_disk_holds_up_no_other_models(config, models, settings, caplog):
+def test_a_waiting_background_snapshot_does_not_delay_other_models(config, models, settings, caplog):
     with Server(dataclasses.replace(config, **settings)) as server:
         peer, (a, b) = models(server, "a", "b")
         with disk_blocked(config.data_dir) as disk:
@@ -218,7 +216,7 @@ def test_a_background_snapshot_that_waits_for_the_disk_holds_up_no_other_models(
                 assert peer.state("a").version == 2
 
 
-def test_pushes_that_come_while_a_snapshot_by_count_is_written_are_not_forgotten(config, models):
+def test_pushes_during_a_snapshot_by_count_are_counted(config, models):
     """Nobody pushes after it: the snapshot writer itself has to look again."""
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer, (a,) = models(server, "a")
@@ -231,7 +229,7 @@ def test_pushes_that_come_while_a_snapshot_by_count_is_written_are_not_forgotten
             assert peer.state("a").version == 3
 
 
-def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, models, threads, refused):
+def test_a_deletion_waits_for_the_models_snapshot_and_removes_all_files(config, models, threads, refused):
     with Server(config) as server:
         peer, _ = models(server, "a", "b")
         with disk_blocked(config.data_dir) as disk:
@@ -249,7 +247,7 @@ def test_a_deletion_waits_for_the_models_snapshot_and_leaves_nothing(config, mod
         assert [path.name for path in (config.data_dir / "models").iterdir()] == ["b"]
 
 
-def test_two_snapshots_of_a_model_are_written_one_after_the_other(config, models, threads, refused):
+def test_snapshots_of_one_model_are_written_one_at_a_time(config, models, threads, refused):
     with Server(config) as server:
         peer, _ = models(server, "a")
         snapshot_queue = server._runtime.registry.get("a").snapshot_queue
@@ -289,7 +287,7 @@ def held(queue, threads):
         call.result(DEADLINE)
 
 
-def test_a_snapshot_waits_for_the_update_that_is_under_way_and_gives_its_memory_back(config, models, threads):
+def test_a_snapshot_waits_for_the_current_update_and_releases_its_memory(config, models, threads):
     """With memory for a copy and without."""
     for budget in (ROOM, NO_ROOM):
         settings = dataclasses.replace(config, memory_budget_bytes=budget, data_dir=config.data_dir / str(budget))
@@ -304,7 +302,7 @@ def test_a_snapshot_waits_for_the_update_that_is_under_way_and_gives_its_memory_
             assert server._runtime.pool.used_bytes == before
 
 
-def test_a_background_snapshot_is_left_out_when_another_came_first(config, models, threads):
+def test_a_background_snapshot_is_skipped_after_a_newer_one(config, models, threads):
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer, (a,) = models(server, "a")
         runtime, snapshot_queue = server._runtime, server._runtime.registry.get("a").snapshot_queue
@@ -322,7 +320,7 @@ def test_a_background_snapshot_is_left_out_when_another_came_first(config, model
         assert files(config, "a") == ["00000001.snapshot", "00000002.snapshot"]
 
 
-def test_a_model_that_did_not_move_is_not_written_at_its_interval(config, models):
+def test_an_unchanged_model_gets_no_snapshot_at_its_interval(config, models):
     with Server(dataclasses.replace(config, snapshot_interval_seconds=0.05)) as server:
         peer, (_, b) = models(server, "a", "b")
         for version in (1, 2, 3):
@@ -332,7 +330,7 @@ def test_a_model_that_did_not_move_is_not_written_at_its_interval(config, models
         assert files(config, "a") == ["00000001.snapshot"]
 
 
-def test_the_end_waits_for_a_snapshot_that_is_being_written(config, peers, threads, refused):
+def test_stop_waits_for_a_snapshot_in_progress(config, peers, threads, refused):
     """Or the next server would find the folder free while this one still writes into it."""
     server = Server(config)
     server.start()
@@ -351,7 +349,7 @@ def test_the_end_waits_for_a_snapshot_that_is_being_written(config, peers, threa
     server.stop()
 
 
-def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(config, models, threads, peers):
+def test_small_pushes_complete_during_a_large_update_of_another_model(config, models, threads, peers):
     """The launcher is held within a slice, as by an update without end: a large push waits for it, and nothing else."""
     with Server(config) as server:
         peer, (_, b) = models(server, "a", "b")
@@ -382,7 +380,7 @@ def test_during_a_large_update_of_one_model_small_pushes_to_another_complete(con
 
 
 @pytest.mark.parametrize("call", ["push", "pull", "push_pull"])
-def test_large_updates_give_way_to_calls_about_small_models_and_not_to_their_own_kind(config, peers, call):
+def test_large_updates_give_way_only_to_calls_about_small_models(config, peers, call):
     """What a large update's slices would take is seen from slices of our own; time passes when the test says so."""
     with Server(config) as server:
         peer, launcher = peers(server.address), server._runtime.launcher
@@ -407,7 +405,7 @@ def test_large_updates_give_way_to_calls_about_small_models_and_not_to_their_own
         assert found == [launcher.threads, launcher.fewer_threads, launcher.threads]
 
 
-def test_many_models_need_no_more_threads_than_few_and_a_stopped_server_has_none(config, peers):
+def test_the_number_of_threads_does_not_depend_on_the_number_of_models(config, peers):
     before = set(threading.enumerate())
     with Server(dataclasses.replace(config, snapshot_interval_seconds=0.05, snapshot_every_pushes=1)) as server:
         peer = peers(server.address)
@@ -425,7 +423,7 @@ def test_many_models_need_no_more_threads_than_few_and_a_stopped_server_has_none
     assert not [thread.name for thread in left if thread.is_alive()]
 
 
-def test_callers_who_wait_for_snapshots_leave_threads_for_pushes(config, models, threads, refused):
+def test_calls_that_wait_for_snapshots_leave_threads_for_pushes(config, models, threads, refused):
     """As many calls for one model's snapshot as are served at the same time, and its disk takes nothing."""
     with Server(dataclasses.replace(config, rpc_threads=8)) as server:
         peer, (_, b) = models(server, "a", "b")
@@ -445,9 +443,7 @@ def test_callers_who_wait_for_snapshots_leave_threads_for_pushes(config, models,
         assert peer.stub.Snapshot(request, timeout=DEADLINE).snapshots[0].model == "a"
 
 
-def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_their_snapshots(
-    config, models, threads, refused
-):
+def test_a_blocked_disk_of_one_model_does_not_delay_snapshots_of_others(config, models, threads, refused):
     """Where a snapshot of all models is asked for."""
     with Server(config) as server:
         peer, sessions = models(server, "a", "b", "c")
@@ -462,7 +458,7 @@ def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_their_sn
         assert peer.state("a").snapshot_version == 0
 
 
-def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_being_saved_at_the_end(config, models, threads):
+def test_a_blocked_disk_of_one_model_does_not_delay_saving_others_at_the_stop(config, models, threads):
     server = Server(config)
     server.start()
     _, sessions = models(server, "a", "b", "c")
@@ -478,7 +474,7 @@ def test_a_model_whose_disk_takes_nothing_does_not_keep_the_others_from_being_sa
     assert registry.get("a").snapshot_version == 1
 
 
-def test_a_model_that_is_deleted_while_all_are_snapshotted_is_left_out(config, models, threads):
+def test_a_model_deleted_during_a_snapshot_of_all_is_omitted(config, models, threads):
     """It was still there when the list was made, and its deletion came first."""
     with Server(config) as server:
         peer, _ = models(server, "a", "b")

@@ -43,7 +43,7 @@ def newest(folder):
 
 
 @pytest.mark.campaign
-def test_every_state_that_comes_back_is_that_of_a_replay(tmp_path, processes, peers):
+def test_every_restored_state_equals_a_replay(tmp_path, processes, peers):
     folder, rng = tmp_path / "data", random.Random(17)
     start = np.random.default_rng(1).standard_normal(SIZE, dtype=np.float32)
     replay, numbers = Replay(start), [0] * WORKERS

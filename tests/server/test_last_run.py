@@ -88,7 +88,7 @@ def as_in_the_first_format(folder):
     (folder / "lock").write_bytes(b"")
 
 
-def test_after_clean_stops_a_model_carries_on_however_often(folder):
+def test_a_model_continues_after_any_number_of_clean_stops(folder):
     run(folder, 1, 2, 3)
     for _ in range(3):
         assert look(folder) == (3, "")
@@ -143,7 +143,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("case", TAMPERINGS)
-def test_a_start_says_why_a_model_may_have_gone_back(folder, case):
+def test_a_start_says_why_a_model_may_be_rewound(folder, case):
     run(folder, 1, 2, 3)
     tamper, version, why = TAMPERINGS[case]
     tamper(folder)
@@ -151,7 +151,7 @@ def test_a_start_says_why_a_model_may_have_gone_back(folder, case):
 
 
 @pytest.mark.parametrize("older", ["run", "manifest"])
-def test_a_run_and_a_manifest_of_two_runs_do_not_belong_together(folder, tmp_path, older):
+def test_a_manifest_of_another_run_is_not_valid(folder, tmp_path, older):
     run(folder, 1)
     shutil.copy2(folder / older, tmp_path / older)
     run(folder)
@@ -159,7 +159,7 @@ def test_a_run_and_a_manifest_of_two_runs_do_not_belong_together(folder, tmp_pat
     assert look(folder) == (1, OTHER_RUN)
 
 
-def test_a_model_that_was_not_saved_at_the_stop_goes_back_alone(folder):
+def test_only_a_model_that_was_not_saved_at_the_stop_is_rewound(folder):
     run(folder, 1, names=("model", "other"))
     data_folder = DataFolder(folder, 3)
     assert [restore(data_folder, name)[1] for name in data_folder.model_names()] == ["", ""]
@@ -170,7 +170,7 @@ def test_a_model_that_was_not_saved_at_the_stop_goes_back_alone(folder):
 
 
 @pytest.mark.parametrize("gone", ["neither", "run", "manifest"])
-def test_a_model_is_missed_by_the_run_and_by_the_manifest(folder, gone):
+def test_a_missing_model_is_found_by_the_run_record_and_the_manifest(folder, gone):
     run(folder, 1, names=("model", "other"))
     if gone != "neither":
         remove(folder, gone)
@@ -190,7 +190,7 @@ def empty_model(folder, name="half"):
 
 @pytest.mark.parametrize("names", [("model",), ()], ids=["other models", "no other model"])
 @pytest.mark.parametrize("left", ["run and manifest", "run", "manifest", "the release before"])
-def test_a_creation_that_a_crash_cut_short_is_forgotten(folder, left, names):
+def test_a_creation_interrupted_by_a_crash_is_removed(folder, left, names):
     """Whoever knows the names of all models knows that this one was never acknowledged."""
     run(folder, 1, names=names)
     empty_model(folder)
@@ -205,7 +205,7 @@ def test_a_creation_that_a_crash_cut_short_is_forgotten(folder, left, names):
     data_folder.close()
 
 
-def test_where_nobody_knows_the_names_a_model_without_a_snapshot_stops_the_start(folder):
+def test_without_a_list_of_names_a_model_without_a_snapshot_stops_the_start(folder):
     run(folder, 1)
     empty_model(folder)
     remove(folder, "run", "manifest")
@@ -226,7 +226,7 @@ def test_where_nobody_knows_the_names_a_model_without_a_snapshot_stops_the_start
         (b"x" * 100, f"begins with b'{'x' * 80}': this is not"),
     ],
 )
-def test_a_lock_file_that_says_something_else_is_refused_and_stays(folder, text, words):
+def test_a_lock_file_with_other_content_is_refused_and_kept(folder, text, words):
     run(folder, 1)
     (folder / "lock").write_bytes(text)
     for _ in range(2):  # the refusal lets the lock go
@@ -237,6 +237,6 @@ def test_a_lock_file_that_says_something_else_is_refused_and_stays(folder, text,
     assert look(folder) == (1, "")
 
 
-def test_the_lock_file_says_the_format(folder):
+def test_the_lock_file_has_the_format(folder):
     run(folder, 1)
     assert (folder / "lock").read_bytes() == b"numba-adam data folder, format 2\n"

@@ -49,7 +49,7 @@ class Halted:
         return self.call.result(800)
 
 
-def test_a_session_that_is_fenced_while_its_push_is_received_applies_nothing(server, peer, worker, grads, refused):
+def test_a_push_of_a_session_fenced_meanwhile_is_not_applied(server, peer, worker, grads, refused):
     push = Halted(server, peer, worker.messages(grads, chunk_bytes=100))
     newer = peer.session()
     before = peer.pull()
@@ -60,7 +60,7 @@ def test_a_session_that_is_fenced_while_its_push_is_received_applies_nothing(ser
     assert newer.push(grads).version == 1
 
 
-def test_a_bad_push_of_a_session_that_is_fenced_meanwhile_leaves_no_answer(server, peer, worker, grads, refused):
+def test_an_invalid_push_of_a_session_fenced_meanwhile_records_no_answer(server, peer, worker, grads, refused):
     bad = grads | {"bias": np.full(70, np.nan, np.float32)}
     push = Halted(server, peer, worker.messages(bad, chunk_bytes=100))
     newer = peer.session()
@@ -70,7 +70,7 @@ def test_a_bad_push_of_a_session_that_is_fenced_meanwhile_leaves_no_answer(serve
     assert newer.push(grads).version == 1
 
 
-def test_a_model_that_is_deleted_while_its_push_is_received_takes_nothing(server, peer, worker, grads, params, refused):
+def test_a_push_to_a_model_deleted_meanwhile_is_not_applied(server, peer, worker, grads, params, refused):
     push = Halted(server, peer, worker.messages(grads, chunk_bytes=100))
     peer.stub.DeleteModel(pb.DeleteModelRequest(model="model", state_id=worker.state_id))
     peer.create(params)
@@ -88,7 +88,7 @@ def forget(server, peer, worker):
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_an_answer_that_was_lost_and_then_its_session_forgotten_is_not_applied_again(
+def test_a_retry_after_its_session_was_dropped_is_not_applied_again(
     config, peers, params, grads, refused, is_restarted
 ):
     """The worker never heard that it was applied, and 1,024 others came: sent again, it is refused, not repeated."""
@@ -123,7 +123,7 @@ def assert_is_refused_and_then_opened_anew(peer, worker, grads, refused):
     assert same(peer.pull(), before)
 
 
-def test_a_late_snapshot_holds_what_the_model_is_and_not_what_it_was(peer, worker, grads):
+def test_a_late_snapshot_has_the_models_current_state(peer, worker, grads):
     versions = []
     for sequence in range(1, 4):
         worker.push(grads, sequence=sequence)
@@ -133,7 +133,7 @@ def test_a_late_snapshot_holds_what_the_model_is_and_not_what_it_was(peer, worke
 
 
 @pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"\xff"], ids=["empty", "deeply nested", "no text"])
-def test_a_record_of_deletions_that_is_damaged_keeps_no_server_from_starting(config, content, caplog):
+def test_a_damaged_record_of_deletions_does_not_stop_a_start(config, content, caplog):
     config.data_dir.mkdir(mode=0o700, exist_ok=True)
     (config.data_dir / "deletions").write_bytes(content)
     (config.data_dir / "deletions").chmod(0o600)

@@ -83,7 +83,7 @@ def noting(log, name, count):
         yield
 
 
-def test_slices_run_in_order_on_a_thread_of_its_own(launcher):
+def test_slices_run_in_order_on_the_launchers_thread(launcher):
     seen = []
 
     def job():
@@ -120,7 +120,7 @@ def test_jobs_take_turns_after_each_slice(launcher):
     assert launcher.is_idle
 
 
-def test_its_number_of_threads_is_its_own(launcher):
+def test_the_launcher_has_its_own_number_of_threads(launcher):
     found = []
 
     def job():
@@ -132,11 +132,11 @@ def test_its_number_of_threads_is_its_own(launcher):
 
 
 @pytest.mark.parametrize("asked", [0, 99_999])
-def test_it_takes_no_more_threads_than_numba_has(asked):
+def test_the_launcher_uses_no_more_threads_than_numba_has(asked):
     assert Launcher(asked).threads == numba.config.NUMBA_NUM_THREADS
 
 
-def test_an_error_in_a_slice_comes_back_and_other_jobs_go_on(launcher):
+def test_an_error_in_a_slice_goes_to_its_caller_and_other_jobs_continue(launcher):
     def wrong():
         yield
         raise ZeroDivisionError
@@ -150,7 +150,7 @@ def test_an_error_in_a_slice_comes_back_and_other_jobs_go_on(launcher):
 
 
 @pytest.mark.parametrize("small_calls", [False, True])
-def test_an_error_does_not_keep_a_gradients_memory(clocked, small_calls):
+def test_an_error_does_not_keep_a_gradient_alive(clocked, small_calls):
     """Without the garbage collector's help."""
     gradient = np.zeros(10)
     alive = weakref.ref(gradient)
@@ -172,7 +172,7 @@ def test_an_error_does_not_keep_a_gradients_memory(clocked, small_calls):
         gc.enable()
 
 
-def test_a_launcher_that_was_never_used_ends_too():
+def test_a_launcher_that_was_never_used_stops():
     launcher = Launcher(1)
     launcher.stop()
     launcher.stop()
@@ -180,7 +180,7 @@ def test_a_launcher_that_was_never_used_ends_too():
         launcher.run(iter(()))
 
 
-def test_a_job_that_was_begun_is_finished_before_the_end():
+def test_stop_waits_for_a_job_that_has_begun():
     launcher, log, begun, go_on = Launcher(1), [], threading.Event(), threading.Event()
 
     def job():
@@ -204,7 +204,7 @@ def test_a_job_that_was_begun_is_finished_before_the_end():
     assert launcher.is_idle
 
 
-def test_more_threads_than_there_are_are_said_at_the_start_and_in_the_help(tmp_path, processes):
+def test_the_log_and_the_help_say_when_too_many_threads_are_set(tmp_path, processes):
     here = numba.config.NUMBA_NUM_THREADS
     log = processes(tmp_path / "many", threads=here + 97).log.read_text()
     assert f"threads={here + 97}: Numba has only {here} threads here" in log
@@ -214,7 +214,7 @@ def test_more_threads_than_there_are_are_said_at_the_start_and_in_the_help(tmp_p
     assert "A larger number means all too" in " ".join(parser.format_help().split())
 
 
-def test_while_small_calls_come_slices_leave_a_processor_free_and_take_all_again_after(clocked):
+def test_slices_leave_a_processor_free_while_small_calls_arrive(clocked):
     everything, fewer = clocked.launcher.threads, clocked.launcher.fewer_threads
     assert fewer == max(1, min(everything, numba.config.NUMBA_DEFAULT_NUM_THREADS - 1))
     assert clocked.found(numba.get_num_threads) == [everything]
@@ -224,7 +224,7 @@ def test_while_small_calls_come_slices_leave_a_processor_free_and_take_all_again
     assert clocked.found(numba.get_num_threads, [lambda: None]) == [everything, everything]
 
 
-def test_a_small_call_in_the_middle_of_a_large_update_counts_from_the_next_slice_on(clocked):
+def test_a_small_call_during_a_large_update_counts_from_the_next_slice(clocked):
     steps = [clocked.launcher.note_small_call, lambda: None, clocked.pass_time, lambda: None]
     main, *threads = clocked.found(threading.get_ident, steps)  # what a slice does counts for the one after it
     assert threads[0] == main == threads[3]
@@ -232,7 +232,7 @@ def test_a_small_call_in_the_middle_of_a_large_update_counts_from_the_next_slice
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priorities of threads")
-def test_slices_beside_small_calls_have_a_lower_priority_and_others_keep_theirs(clocked):
+def test_slices_have_a_lower_priority_only_while_small_calls_arrive(clocked):
     usual = priority()
     assert clocked.found(priority) == [usual]
     clocked.launcher.note_small_call()
@@ -242,7 +242,7 @@ def test_slices_beside_small_calls_have_a_lower_priority_and_others_keep_theirs(
     assert priority() == usual
 
 
-def test_where_threads_have_no_priorities_none_is_set(clocked, monkeypatch):
+def test_no_priority_is_set_on_systems_without_thread_priorities(clocked, monkeypatch):
     usual = priority()
     monkeypatch.setattr(launching, "_HAS_THREAD_PRIORITIES", False)
     clocked.launcher.note_small_call()
@@ -264,7 +264,7 @@ def test_a_sandbox_that_forbids_priorities_does_not_stop_updates(clocked, monkey
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
-def test_an_error_in_a_slice_beside_small_calls_comes_back(clocked, error):
+def test_an_error_in_a_background_slice_goes_to_its_caller(clocked, error):
     clocked.launcher.note_small_call()
 
     def fail():
@@ -276,7 +276,7 @@ def test_an_error_in_a_slice_beside_small_calls_comes_back(clocked, error):
     assert len(clocked.found(threading.get_ident, [lambda: None])) == 2
 
 
-def test_when_the_interpreter_is_about_to_exit_slices_go_on_where_they_are(clocked):
+def test_slices_continue_on_the_same_thread_while_the_interpreter_exits(clocked):
     """Then no executor takes work any more, as after its shutdown."""
     main, _ = clocked.found(threading.get_ident, [clocked.launcher._background.shutdown])
     clocked.launcher.note_small_call()

@@ -22,7 +22,7 @@ def described(dtype: model_pb2.Dtype, **hyperparameters: float) -> Spec:
 
 
 @pytest.mark.parametrize("name", NOT_FOR_FLOAT32)
-def test_what_the_models_dtype_cannot_hold_is_refused_by_name(name):
+def test_a_hyperparameter_beyond_the_models_dtype_is_refused_by_name(name):
     value = NOT_FOR_FLOAT32[name]
     with pytest.raises(HyperparameterError, match="betas" if name == "beta2" else name):
         described(model_pb2.Dtype.DTYPE_FLOAT32, **{name: value})

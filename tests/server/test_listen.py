@@ -52,7 +52,7 @@ def serves(endpoint):
 @pytest.mark.parametrize("reuse_port", [True, False])
 @pytest.mark.parametrize("reuse_address", [True, False])
 @pytest.mark.parametrize("taken", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
-def test_localhost_is_refused_where_a_stranger_has_the_port_in_one_family(
+def test_localhost_is_refused_if_another_process_has_the_port_in_one_family(
     config, taken, reuse_address, reuse_port, is_listening
 ):
     """Also one that has bound it and does nothing: it would get the clients as soon as it listens."""
@@ -69,7 +69,7 @@ def test_localhost_is_refused_where_a_stranger_has_the_port_in_one_family(
 
 @pytest.mark.parametrize("reuse_port", [True, False])
 @pytest.mark.parametrize("is_listening", [True, False])
-def test_one_address_is_refused_where_a_stranger_has_it(config, reuse_port, is_listening):
+def test_an_address_is_refused_if_another_process_has_it(config, reuse_port, is_listening):
     with held("127.0.0.1", reuse_address=True, reuse_port=reuse_port, is_listening=is_listening) as port:
         server = Server(dataclasses.replace(config, listen=f"127.0.0.1:{port}"))
         with pytest.raises(ConfigurationError, match="is taken"):
@@ -79,7 +79,7 @@ def test_one_address_is_refused_where_a_stranger_has_it(config, reuse_port, is_l
 @needs_ipv6
 @pytest.mark.parametrize("is_listening", [True, False])
 @pytest.mark.parametrize(("own", "taken"), [("127.0.0.1", "::1"), ("[::1]", "127.0.0.1")])
-def test_one_address_is_refused_where_a_stranger_has_the_port_in_the_other_family(config, own, taken, is_listening):
+def test_an_address_is_refused_if_another_process_has_the_port_in_the_other_family(config, own, taken, is_listening):
     """Clients that are given localhost would find the one or the other."""
     with held(taken, is_listening=is_listening) as port:
         server = Server(dataclasses.replace(config, listen=f"{own}:{port}"))
@@ -87,7 +87,7 @@ def test_one_address_is_refused_where_a_stranger_has_the_port_in_the_other_famil
             server.start()
 
 
-def test_localhost_beside_a_server_on_127_0_0_1_is_refused(server, config, tmp_path):
+def test_localhost_is_refused_if_another_server_has_127_0_0_1(server, config, tmp_path):
     port = server.address.rpartition(":")[2]
     other = Server(dataclasses.replace(config, listen=f"localhost:{port}", data_dir=tmp_path / "other"))
     with pytest.raises(ConfigurationError, match="is taken"):
@@ -121,7 +121,7 @@ def test_a_free_port_is_free_in_every_family(monkeypatch):
     assert not offers
 
 
-def test_what_is_left_of_closed_connections_keeps_no_port(config, peers):
+def test_closed_connections_do_not_occupy_a_port(config, peers):
     """A server that is started again at once, while the system remembers the connections of the one before."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as first:
         port = first.getsockname()[1]
@@ -135,14 +135,14 @@ def test_what_is_left_of_closed_connections_keeps_no_port(config, peers):
         assert serves(server.address)
 
 
-def test_a_name_of_this_machine_that_others_reach_is_refused(config, monkeypatch):
+def test_localhost_with_an_address_that_others_reach_is_refused(config, monkeypatch):
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer)
     with pytest.raises(ConfigurationError, match=r"localhost to 192\.0\.2\.7, which other machines could reach"):
         Server(dataclasses.replace(config, listen="localhost:0")).start()
 
 
-def test_a_port_in_use_is_said_in_one_line(tmp_path):
+def test_a_port_in_use_is_reported_in_one_line(tmp_path):
     with held("127.0.0.1") as port:
         command = [sys.executable, "-m", "numba_adam", "serve", "--listen", f"127.0.0.1:{port}"]
         found = subprocess.run(

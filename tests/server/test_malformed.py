@@ -50,7 +50,7 @@ def mutate(messages, rng):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_mutation_gets_an_answer_that_means_something(tmp_path, seed):
+def test_every_mutated_message_gets_a_meaningful_status(tmp_path, seed):
     folder = tmp_path / "data" / "models" / "golden"
     folder.mkdir(parents=True)
     (tmp_path / "data" / "lock").touch()  # so did the first release leave a folder after a clean stop

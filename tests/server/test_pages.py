@@ -31,7 +31,7 @@ def all_pages(call, request_type, page_size):
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 7, 8, 10**6])
-def test_pages_hold_every_model_once_and_by_name(peer, page_size):
+def test_pages_have_every_model_once_in_order_of_names(peer, page_size):
     names = ["a", "B", "c.d", "c-d", "-", "_", "z9"]
     for name in names:
         peer.create(ONE, name=name)
@@ -44,7 +44,7 @@ def test_pages_hold_every_model_once_and_by_name(peer, page_size):
     assert all(page.server_version and page.memory_budget_bytes for page in stated)
 
 
-def test_without_pages_all_models_are_in_one_answer_as_in_the_first_release(peer):
+def test_without_a_page_size_one_answer_has_all_models(peer):
     for number in range(5):
         peer.create(ONE, name=f"m{number}")
     assert len(peer.stub.ListModels(pb.ListModelsRequest()).models) == 5
@@ -52,7 +52,7 @@ def test_without_pages_all_models_are_in_one_answer_as_in_the_first_release(peer
     assert not peer.stub.ListModels(pb.ListModelsRequest()).next_page_token
 
 
-def test_a_page_ends_where_it_would_get_long_and_holds_one_model_at_least(peer):
+def test_a_page_is_limited_in_bytes_and_has_at_least_one_model(peer):
     long = described_at_length(2500)  # 650 kB: two of them are more than a page
     for name in "abc":
         peer.create(long, name=name)
@@ -62,7 +62,7 @@ def test_a_page_ends_where_it_would_get_long_and_holds_one_model_at_least(peer):
     assert all(page.ByteSize() < pages.PAGE_BYTES for page in listed[:-1])
 
 
-def test_pages_go_on_where_a_model_was_deleted_or_created_meanwhile(peer):
+def test_pages_continue_after_a_model_was_deleted_or_created(peer):
     for name in "abd":
         peer.create(ONE, name=name)
     first = peer.stub.ListModels(pb.ListModelsRequest(page_size=2))
@@ -78,16 +78,14 @@ def test_pages_go_on_where_a_model_was_deleted_or_created_meanwhile(peer):
     [({"page_size": -1}, "page_size=-1: it must be at least 0"), ({"page_token": "../x"}, "page_token='../x'")],
 )
 @pytest.mark.parametrize("call", ["ListModels", "GetServerStatus"])
-def test_pages_that_cannot_be_are_refused(peer, refused, call, fields, words):
+def test_invalid_page_requests_are_refused(peer, refused, call, fields, words):
     request = getattr(pb, f"{call}Request")(**fields)
     refusal = refused(lambda: getattr(peer.stub, call)(request))
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
     assert words in refusal.message
 
 
-def test_descriptions_beyond_what_a_client_receives_are_listed_and_shown_all_the_same(
-    server, refused, peers, capsys, monkeypatch
-):
+def test_descriptions_beyond_the_clients_message_limit_are_listed(server, refused, peers, capsys, monkeypatch):
     """`list_models`, `status` and the command failed with an error of gRPC's own, beyond 64 MiB; here beyond 1 MiB."""
     from numba_adam.cli import main
     from numba_adam.client.transport import channel
@@ -115,7 +113,7 @@ def test_descriptions_beyond_what_a_client_receives_are_listed_and_shown_all_the
         assert f"take more than {limit} bytes; ask for pages" in refusal.message
 
 
-def test_a_list_that_does_not_end_lasts_no_longer_than_one_call():
+def test_an_endless_list_ends_at_the_deadline_of_one_call():
     """Each page had the time of a whole call."""
     endless = grpc.unary_unary_rpc_method_handler(
         lambda _request, _context: pb.ListModelsResponse(next_page_token="a"),

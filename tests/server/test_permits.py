@@ -28,7 +28,7 @@ class Active:
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 12])
-def test_calls_without_a_message_and_those_with_one_have_turns_alike(most):
+def test_permits_alternate_between_calls_with_and_without_a_message(most):
     """With an even number of permits, calls that had said what they want waited until all silent ones were ended."""
     watch, granted = Pressed(), queue.Queue()
     permits = Permits(most, watch)

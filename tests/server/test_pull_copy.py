@@ -59,7 +59,7 @@ def values(pull_copy):
     return value
 
 
-def test_a_version_is_shared_and_the_last_user_gives_its_memory_back(pull_copies, model, pool):
+def test_a_copy_is_shared_and_its_last_user_releases_the_memory(pull_copies, model, pool):
     first, second, third = pull_copies.take(model), pull_copies.take(model), pull_copies.take(model)
     assert first is second is third
     assert pool.used_bytes == 4 * SIZE
@@ -73,7 +73,7 @@ def test_a_version_is_shared_and_the_last_user_gives_its_memory_back(pull_copies
     assert pool.used_bytes <= 2 * 4 * SIZE
 
 
-def test_an_older_version_stays_as_it_was_and_a_newer_one_is_taken_anew(pull_copies, model):
+def test_a_new_version_gets_a_new_copy_and_the_old_one_does_not_change(pull_copies, model):
     older = pull_copies.take(model)
     push(model)
     newer = pull_copies.take(model)
@@ -82,7 +82,7 @@ def test_an_older_version_stays_as_it_was_and_a_newer_one_is_taken_anew(pull_cop
     assert values(newer) == model.arena.param[0] != 7.0
 
 
-def test_an_older_versions_end_leaves_the_newer_one_shared(pull_copies, model):
+def test_releasing_an_older_copy_keeps_the_newer_one_shared(pull_copies, model):
     older = pull_copies.take(model)
     push(model)
     newer = pull_copies.take(model)
@@ -90,9 +90,7 @@ def test_an_older_versions_end_leaves_the_newer_one_shared(pull_copies, model):
     assert pull_copies.take(model) is newer
 
 
-def test_a_pull_copy_waits_for_what_changes_the_model_and_whoever_comes_meanwhile_shares_it(
-    pull_copies, model, threads, pool
-):
+def test_a_copy_waits_for_updates_and_later_callers_share_it(pull_copies, model, threads, pool):
     begun, over = threading.Event(), threading.Event()
 
     def change():
@@ -113,7 +111,7 @@ def test_a_pull_copy_waits_for_what_changes_the_model_and_whoever_comes_meanwhil
     assert pool.used_bytes == 4 * SIZE
 
 
-def test_a_pull_copy_that_cannot_be_made_leaves_no_memory_taken(pull_copies, model, pool):
+def test_a_failed_pull_copy_releases_its_memory(pull_copies, model, pool):
     model.apply_queue.stop()
     with pytest.raises(ServerUnavailableError):
         pull_copies.take(model)

@@ -170,7 +170,7 @@ def key(epoch, sequence, *, state_id="s", worker="w"):
     return PushKey(state_id, worker, epoch, sequence)
 
 
-def test_first_answer_lost_later_ones_acknowledged_first_sent_again(ledger):
+def test_a_retry_of_a_lost_answer_after_later_pushes_gets_its_answer(ledger):
     epoch = ledger.open_session("w")
     answers = [deliver(ledger, key(epoch, sequence), 0, present=(True, True)) for sequence in (1, 2, 3)]
     assert [answer.version for answer in answers] == [1, 2, 3]
@@ -191,7 +191,7 @@ def test_the_same_number_with_other_content_is_never_answered_as_applied(ledger,
         ledger = PushLedger.from_record(json.loads(json.dumps(before)), LIMITS)
 
 
-def test_a_rejection_for_a_header_alone_holds_whatever_the_payload(ledger):
+def test_a_rejection_of_a_header_is_repeated_for_any_payload(ledger):
     epoch = ledger.open_session("w")
     answer = deliver(ledger, key(epoch, 1), 0, is_bad=True, content=Content("header"))
     ledger = PushLedger.from_record(json.loads(json.dumps(ledger.to_record())), LIMITS)
@@ -199,7 +199,7 @@ def test_a_rejection_for_a_header_alone_holds_whatever_the_payload(ledger):
     assert deliver(ledger, key(epoch, 1), 0, content=Content("other", "any")) is SequenceReusedError
 
 
-def test_an_answer_of_format_1_is_known_by_its_number_alone(ledger):
+def test_an_answer_of_format_1_is_recognized_by_its_number_only(ledger):
     """It was written down without digests: there is nothing to compare."""
     epoch = ledger.open_session("w")
     answer = deliver(ledger, key(epoch, 1), 0, present=(True, True))
@@ -226,13 +226,13 @@ def with_session(**changes):
         (with_session(answers=[[1, 1, 0, "h"]]), "an answer's record has 3 values, and this numba-adam knows 2 or 4"),
     ],
 )
-def test_a_record_that_says_what_is_not_known_is_refused_by_name(record, words):
+def test_a_record_with_unknown_keys_or_values_is_refused_by_name(record, words):
     PushLedger.from_record(with_session())
     with pytest.raises(SnapshotError, match=words):
         PushLedger.from_record(record)
 
 
-def test_a_forgotten_worker_never_gets_an_old_epoch_again_after_a_snapshot_either(ledger):
+def test_a_dropped_worker_never_gets_an_old_epoch_after_a_restart(ledger):
     """What was acknowledged in its old session must not be taken for a push of the new one."""
     forgotten = ledger.open_session("w")
     deliver(ledger, key(forgotten, 1), 0, present=(True, True))
@@ -246,7 +246,7 @@ def test_a_forgotten_worker_never_gets_an_old_epoch_again_after_a_snapshot_eithe
     assert deliver(ledger, key(newest + 1, 1), 0, present=(True, True)) == Accepted(2, 1)
 
 
-def test_absent_arrays_do_not_count_a_step(ledger):
+def test_arrays_without_a_gradient_do_not_count_a_step(ledger):
     epoch = ledger.open_session("w")
     deliver(ledger, key(epoch, 1), 0, present=(True, False))
     deliver(ledger, key(epoch, 2), 0, present=(True, True))
@@ -262,7 +262,7 @@ def test_staleness_is_measured_from_the_base_version(ledger):
     assert deliver(ledger, key(epoch, 4), 1, present=(True, True)) == Accepted(version=4, staleness=2)
 
 
-def test_a_forgotten_worker_never_gets_an_old_epoch_again(ledger):
+def test_a_dropped_worker_never_gets_an_old_epoch_again(ledger):
     first = ledger.open_session("w")
     for name in ("x", "y", "z"):
         ledger.open_session(name)
@@ -271,7 +271,7 @@ def test_a_forgotten_worker_never_gets_an_old_epoch_again(ledger):
     assert deliver(ledger, key(first, 1), 0) is SessionFencedError
 
 
-def test_a_rejection_uses_up_its_number_and_changes_nothing_else(ledger):
+def test_a_rejection_uses_its_number_and_changes_nothing_else(ledger):
     epoch = ledger.open_session("w")
     answer = deliver(ledger, key(epoch, 1), 0, is_bad=True)
     assert answer == Rejected(MISMATCH, "push 1 does not fit")
@@ -291,7 +291,7 @@ def test_a_rejection_uses_up_its_number_and_changes_nothing_else(ledger):
         (key(1, 0), ["sequence=0", "is 1", "in order"]),
     ],
 )
-def test_refusals_say_what_was_given_and_what_to_do(ledger, push, words):
+def test_refusals_say_what_was_given_expected_and_what_to_do(ledger, push, words):
     ledger.open_session("w")
     with pytest.raises((RewoundError, SessionUnknownError, SequenceError)) as caught:
         ledger.judge(push, 0, Content("header", "payload"))
@@ -302,7 +302,7 @@ def test_refusals_say_what_was_given_and_what_to_do(ledger, push, words):
 # ---- openings that come late, twice or after their successor ---------------------------------------------------------
 
 
-def test_the_same_nonce_gets_the_same_epoch_also_after_a_snapshot(ledger):
+def test_the_same_nonce_gets_the_same_epoch_even_after_a_restart(ledger):
     epoch = ledger.open_session("w", "a")
     deliver(ledger, key(epoch, 1), 0, present=(True, True))
     for _ in range(2):
@@ -312,7 +312,7 @@ def test_the_same_nonce_gets_the_same_epoch_also_after_a_snapshot(ledger):
 
 
 @pytest.mark.parametrize("late", [("a", 0), ("b", 0), ("c", 1)], ids=["first", "second", "one that saw the first"])
-def test_an_opening_that_comes_after_a_newer_one_fences_nobody(ledger, late):
+def test_a_late_opening_fences_no_newer_session(ledger, late):
     first = ledger.open_session("w", "a")
     second = ledger.open_session("w", "b2", first)
     third = ledger.open_session("w", "d", second)
@@ -325,7 +325,7 @@ def test_an_opening_that_comes_after_a_newer_one_fences_nobody(ledger, late):
     assert deliver(ledger, key(third, 1), 0, present=(True, True)) == Accepted(1, 0)
 
 
-def test_who_has_seen_the_newest_epoch_takes_over(ledger):
+def test_a_caller_that_knows_the_newest_epoch_takes_over(ledger):
     first = ledger.open_session("w", "a")
     other = ledger.open_session("x", "o")
     second = ledger.open_session("w", "b", other)
@@ -333,7 +333,7 @@ def test_who_has_seen_the_newest_epoch_takes_over(ledger):
     assert deliver(ledger, key(first, 1), 0) is SessionFencedError
 
 
-def test_an_opening_that_comes_after_its_workers_session_was_forgotten_fences_nobody(ledger):
+def test_a_late_opening_of_a_dropped_worker_fences_no_session(ledger):
     """Else it would open an epoch above the one of the worker that lives, and fence it for ever."""
     ledger.open_session("w", "a")
     for name in ("x", "y", "z"):
@@ -344,7 +344,7 @@ def test_an_opening_that_comes_after_its_workers_session_was_forgotten_fences_no
     assert ledger.open_session("w", "b", newest) == newest + 1
 
 
-def test_what_was_forgotten_counts_by_its_newest_epoch_in_whatever_order_it_was_forgotten(ledger):
+def test_dropped_sessions_count_by_their_newest_epoch_in_any_order(ledger):
     """Workers are forgotten by how long they were idle, which is not the order of their epochs."""
     epochs = {name: ledger.open_session(name, name) for name in "wxy"}
     deliver(ledger, key(epochs["w"], 1, worker="w"), 0, present=(True, True))
@@ -363,17 +363,17 @@ def test_the_same_nonce_gets_its_own_epoch_and_not_the_newest_of_all(ledger):
     assert ledger.open_session("w", "a") == epoch == ledger.last_epoch - 1
 
 
-def test_an_epoch_that_was_not_given_yet_cannot_have_been_seen(ledger):
+def test_a_seen_epoch_that_was_never_given_is_refused(ledger):
     ledger.open_session("w", "a")
     with pytest.raises(InvalidRequestError, match="seen_epoch=2: the newest epoch of this state is 1"):
         ledger.open_session("w", "b", 2)
 
 
-def test_an_opening_without_a_name_opens_a_session_as_in_the_first_release(ledger):
+def test_an_opening_without_a_nonce_always_opens_a_session(ledger):
     assert [ledger.open_session("w") for _ in range(3)] == [1, 2, 3]
 
 
-def test_who_has_seen_what_was_forgotten_opens_a_session(ledger):
+def test_a_caller_that_knows_the_dropped_epoch_opens_a_session(ledger):
     """Nothing newer than what it saw can have been its own worker's."""
     epoch = ledger.open_session("w", "a")
     for name in ("x", "y", "z"):
@@ -384,12 +384,12 @@ def test_who_has_seen_what_was_forgotten_opens_a_session(ledger):
 # ---- what is kept, and how much of it --------------------------------------------------------------------------------
 
 
-def test_the_record_of_a_new_model_says_no_more_than_it_must():
+def test_the_record_of_a_new_model_has_only_required_keys():
     record = PushLedger("s", 2).to_record()
     assert record == {"state_id": "s", "version": 0, "steps": [0, 0], "last_epoch": 0, "sessions": []}
 
 
-def test_what_was_answered_longer_ago_than_is_kept_says_which_push_is_next(ledger):
+def test_an_answer_that_is_no_longer_kept_gives_the_next_number(ledger):
     epoch = ledger.open_session("w")
     for sequence in range(1, 5):
         deliver(ledger, key(epoch, sequence), 0, present=(True, True))
@@ -397,11 +397,11 @@ def test_what_was_answered_longer_ago_than_is_kept_says_which_push_is_next(ledge
         ledger.judge(key(epoch, 1), 0, FIRST)
 
 
-def test_as_much_is_kept_as_the_wire_document_says():
+def test_limits_match_the_wire_document():
     assert Limits() == (64, 1024, 500, 1 << 20)
 
 
-def test_the_memory_of_sessions_and_texts_is_counted():
+def test_the_memory_of_sessions_and_messages_is_counted():
     """The server's budget has no other way to know of it."""
     ledger = PushLedger("state", 1, Limits(kept_answers=2, most_text=20))
     assert ledger.kept_bytes == 0
@@ -420,7 +420,7 @@ def test_the_memory_of_sessions_and_texts_is_counted():
     assert reject(4, 20) == (True, 40)
 
 
-def test_the_texts_of_rejections_are_cut_and_bounded_together():
+def test_messages_of_rejections_are_shortened_and_limited_in_total():
     """Whoever sends what cannot be applied decides what the text says, but not how much of it is kept."""
     limits = Limits(kept_answers=3, most_sessions=2, longest_text=10, most_text=40)
     ledger = PushLedger("state", 1, limits)

@@ -33,7 +33,7 @@ def cut(payload, sizes):
 
 
 @given(sizes=st.lists(st.integers(1, 17), max_size=12))
-def test_chunks_may_cut_the_payload_anywhere(sizes):
+def test_chunks_may_divide_the_payload_at_any_byte(sizes):
     target = np.zeros(40, np.uint8)
     taker = receiver(target)
     for part in cut(VALUES.tobytes(), sizes):
@@ -57,7 +57,7 @@ def test_a_flipped_bit_is_a_corrupt_transfer(kind):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("element", range(10))
-def test_every_bad_element_is_named_wherever_chunks_end(value, dtype, element):
+def test_every_bad_element_is_named_for_any_chunks(value, dtype, element):
     values = np.arange(10, dtype=dtype)
     values[element] = value
     name, place = ("first", element) if element < 6 else ("second", element - 6)
@@ -69,7 +69,7 @@ def test_every_bad_element_is_named_wherever_chunks_end(value, dtype, element):
             taker.finish(xxhash.xxh3_64_intdigest(values.tobytes()))
 
 
-def test_a_multidimensional_place_is_given_as_an_index_too():
+def test_an_element_of_a_multidimensional_array_has_its_index_in_the_message():
     values = VALUES.copy()
     values[4] = np.nan
     taker = receiver(np.zeros(40, np.uint8))
@@ -78,7 +78,7 @@ def test_a_multidimensional_place_is_given_as_an_index_too():
         taker.finish(xxhash.xxh3_64_intdigest(values.tobytes()))
 
 
-def test_a_nan_made_on_the_way_is_a_corrupt_transfer_and_not_the_senders_fault():
+def test_a_nan_from_a_flipped_bit_is_a_corrupt_transfer():
     damaged = VALUES.copy()
     damaged[2] = np.nan
     taker = receiver(np.zeros(40, np.uint8))
@@ -98,7 +98,7 @@ def test_a_nan_made_on_the_way_is_a_corrupt_transfer_and_not_the_senders_fault()
         (8, 0, "offset 8 is empty"),
     ],
 )
-def test_chunks_that_do_not_follow_are_refused_before_a_byte_is_copied(offset, size, words):
+def test_chunks_out_of_order_are_refused_before_a_byte_is_copied(offset, size, words):
     target = np.zeros(40, np.uint8)
     taker = receiver(target)
     taker.take(chunk(0, b"\1" * 8))
@@ -136,7 +136,7 @@ def test_an_empty_payload_needs_no_checksum():
         ([chunk(0, VALUES.tobytes()), pb.PushRequest()], "neither a chunk nor a trailer"),
     ],
 )
-def test_parts_come_in_their_order(parts, words):
+def test_parts_in_the_wrong_order_are_refused(parts, words):
     with pytest.raises(InvalidRequestError, match=words):
         receive(parts, receiver(np.zeros(40, np.uint8)))
 
@@ -145,7 +145,7 @@ def test_parts_come_in_their_order(parts, words):
     ("dtype", "limit", "largest"), [("float32", 2.0**64, 1.84e19), ("float64", 2.0**512, 1.34e154)]
 )
 @pytest.mark.parametrize("element", range(10))
-def test_a_value_from_the_limit_on_is_named(dtype, limit, largest, element):
+def test_a_value_at_or_above_the_limit_is_named(dtype, limit, largest, element):
     for value, is_refused in ((limit, True), (-limit, True), (largest, False), (-largest, False)):
         values = np.arange(10, dtype=dtype)
         values[element] = value
@@ -162,7 +162,7 @@ def test_a_value_from_the_limit_on_is_named(dtype, limit, largest, element):
             assert target.tobytes() == payload
 
 
-def test_without_a_limit_every_finite_value_passes():
+def test_without_a_limit_every_finite_value_is_accepted():
     values = np.array([3e38, -3e38, *range(8)], np.float32)
     target = np.zeros(40, np.uint8)
     taker = receiver(target)

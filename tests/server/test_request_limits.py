@@ -39,7 +39,7 @@ def test_a_model_has_at_most_65536_arrays(peer, refused):
 
 
 @pytest.mark.parametrize("field", ["tensors", "absent"])
-def test_a_push_that_names_more_arrays_than_a_model_can_have_leaves_no_trace(worker, grads, peer, refused, field):
+def test_a_push_with_too_many_arrays_changes_nothing(worker, grads, peer, refused, field):
     before = peer.pull()
     one = model_pb2.TensorSpec(name="x") if field == "tensors" else "x"
     refusal = refused(lambda: worker.push(grads, **{field: [one] * ((1 << 16) + 1)}))
@@ -50,14 +50,14 @@ def test_a_push_that_names_more_arrays_than_a_model_can_have_leaves_no_trace(wor
     assert worker.push(grads).version == 1
 
 
-def test_an_array_of_more_than_32_dimensions_is_refused_by_number(worker, grads, refused):
+def test_an_array_of_more_than_32_dimensions_is_refused(worker, grads, refused):
     tensor = model_pb2.TensorSpec(name="weight", shape=[1] * 100_000)
     refusal = refused(lambda: worker.push(grads, tensors=[tensor]))
     assert refusal.message == "array 'weight' has 100000 dimensions: at most 32 are allowed"
     assert worker.push(grads).version == 1
 
 
-def test_names_that_no_snapshot_could_hold_are_refused(peer, refused):
+def test_names_too_long_for_a_snapshot_are_refused(peer, refused):
     """As JSON each takes 12 characters for one of its own."""
     tensors = [model_pb2.TensorSpec(name=chr(0x10300 + number // 20) * 250 + f"{number}") for number in range(2200)]
     spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
@@ -76,13 +76,13 @@ def test_names_that_no_snapshot_could_hold_are_refused(peer, refused):
         lambda stub, name: list(stub.Pull(pb.PullRequest(model=name, checksum_kind=1))),
     ],
 )
-def test_a_request_longer_than_it_can_mean_is_refused_unread(peer, refused, call):
+def test_an_oversized_request_is_refused_before_parsing(peer, refused, call):
     refusal = refused(lambda: call(peer.stub, "x" * 20_000))
     assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
     assert "this call allows at most 16384" in refusal.message
 
 
-def test_a_rejection_that_is_kept_is_cut_and_its_retry_gets_the_same(worker, refused, grads):
+def test_a_kept_rejection_is_shortened_and_its_retry_gets_the_same(worker, refused, grads):
     """All the server keeps of a name is what a message needs of it; twenty of 256 characters would be 5,000."""
     names = [f"{number:03}" + "n" * 253 for number in range(20)]
     first = refused(lambda: worker.push(grads, absent=names))
@@ -96,7 +96,7 @@ def header_of(arrays):
     return pb.PushRequest(header=pb.PushHeader(model="model", tensors=tensors)).SerializeToString()
 
 
-def test_a_large_header_counts_until_its_call_is_over():
+def test_a_large_header_counts_until_its_call_ends():
     pool, raw = SlotPool(1 << 24), header_of(10_000)
     pool.keep("sessions", SMALL_CHANGE_BYTES, "sessions")
     with ExitStack() as held:
@@ -106,7 +106,7 @@ def test_a_large_header_counts_until_its_call_is_over():
     assert pool.used_bytes == 0
 
 
-def test_a_header_that_the_budget_has_no_room_for_is_not_parsed():
+def test_a_header_beyond_the_free_budget_is_not_parsed():
     """It may take forty times its own size."""
 
     def parse(_):
@@ -175,14 +175,14 @@ print(resident("VmHWM") - before, pool.used_bytes)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_no_message_takes_more_memory_than_counts_for_it(pattern):
+def test_no_message_takes_more_memory_than_is_counted(pattern):
     """The peak of a process of its own, which the system keeps, beside what the budget says."""
     run = subprocess.run([sys.executable, "-c", MEASURED], input=PATTERNS[pattern](), capture_output=True, check=True)
     taken, counted = map(int, run.stdout.split())
     assert 0 < taken <= counted
 
 
-def test_headers_of_more_than_a_kibibyte_count_however_many_calls_hold_one():
+def test_headers_of_more_than_a_kibibyte_count_in_every_call():
     """Sixteen kibibytes became six hundred in each of hundreds of calls, and nobody counted."""
     pool, raw = SlotPool(1 << 24), header_of(60)
     assert 1 << 10 < len(raw) < 1 << 11
@@ -203,7 +203,7 @@ def test_chunks_do_not_count_as_headers():
 
 
 @pytest.mark.parametrize("damage", [b"\xff" * 20_000, b"\x0a\xff\xff\x7f" + b"\x42" * 20_000])
-def test_a_large_message_that_is_none_is_an_invalid_request_and_counts_no_more(damage, peer, refused):
+def test_a_large_undecodable_message_is_an_invalid_request_and_is_not_counted(damage, peer, refused):
     call = peer.channel.stream_unary("/numba_adam.ps.v1.ParameterService/Push", None, None)
     refusal = refused(lambda: call(iter([damage]), timeout=800))
     assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.REASON_INVALID_REQUEST)

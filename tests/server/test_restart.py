@@ -33,7 +33,7 @@ def assert_same_bits(found, expected):
         assert found[name].tobytes() == array.tobytes(), name
 
 
-def test_a_clean_restart_carries_on(config, peers, params, grads_of):
+def test_a_clean_restart_continues_with_the_same_state(config, peers, params, grads_of):
     """Sessions, kept answers, state id, steps and moments: a worker notices nothing."""
     rng = np.random.default_rng(1)
     grads = [grads_of(params, rng) for _ in range(4)]
@@ -77,7 +77,7 @@ def test_a_clean_restart_carries_on(config, peers, params, grads_of):
     )
 
 
-def test_kill_9_goes_back_to_the_last_snapshot_bit_for_bit(tmp_path, processes, peers, params, grads_of, refused):
+def test_sigkill_restores_the_last_snapshot_bit_for_bit(tmp_path, processes, peers, params, grads_of, refused):
     rng = np.random.default_rng(2)
     folder = tmp_path / "data"
     process = processes(folder)
@@ -117,7 +117,7 @@ def test_kill_9_goes_back_to_the_last_snapshot_bit_for_bit(tmp_path, processes, 
     assert "rewound to version 3" in process.log.read_text()
 
 
-def test_a_model_that_was_just_created_survives_a_kill(tmp_path, processes, peers, params):
+def test_a_new_model_survives_a_kill(tmp_path, processes, peers, params):
     process = processes(tmp_path / "data")
     peers(process.address).create(params, request_id="r")
     process.kill()
@@ -152,7 +152,7 @@ def test_a_damaged_newest_snapshot_falls_back_even_after_a_clean_stop(config, pe
 
 
 @pytest.mark.parametrize("what", ["its format", "its mode", "its sessions"])
-def test_a_snapshot_of_a_newer_version_stops_the_start_and_is_left_alone(config, peers, params, grads_of, what):
+def test_a_snapshot_of_a_newer_version_stops_the_start_and_is_kept(config, peers, params, grads_of, what):
     """It is whole, and what it holds was acknowledged: going back to the one before it would lose that silently."""
     with Server(config) as server:
         peers(server.address).create(params)
@@ -190,7 +190,7 @@ def rewrite_header(path, what):
     path.write_bytes(whole[:8] + header + whole[8 + length :])
 
 
-def test_when_no_snapshot_holds_the_server_does_not_start(config, peers, params):
+def test_a_model_with_only_damaged_snapshots_stops_the_start(config, peers, params):
     """One such model is enough, whatever others there are."""
     with Server(config) as server:
         peers(server.address).create(params)
@@ -215,9 +215,7 @@ def started_with_hang_up(action):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
-    tmp_path, processes, peers, params, grads_of, number
-):
+def test_a_stop_finishes_calls_writes_snapshots_and_exits_with_0(tmp_path, processes, peers, params, grads_of, number):
     """A push is in mid-stream when the signal comes: it is finished, answered, and part of the last snapshot."""
     folder = tmp_path / "data"
     with started_with_hang_up(signal.SIG_DFL):
@@ -255,7 +253,7 @@ def test_told_to_stop_it_drains_takes_a_last_snapshot_and_exits_with_0(
     assert peer.state().version == 1
 
 
-def test_under_nohup_a_terminal_that_closes_does_not_end_it(tmp_path, processes, peers, params):
+def test_under_nohup_a_closed_terminal_does_not_stop_the_server(tmp_path, processes, peers, params):
     with started_with_hang_up(signal.SIG_IGN):
         process = processes(tmp_path / "data")
     process.signal(signal.SIGHUP)
@@ -264,7 +262,7 @@ def test_under_nohup_a_terminal_that_closes_does_not_end_it(tmp_path, processes,
     assert process.stop() == 0
 
 
-def test_whoever_watches_its_health_hears_of_the_end_and_does_not_keep_the_server(tmp_path, processes, peers, params):
+def test_health_watchers_are_told_of_the_stop_and_do_not_delay_it(tmp_path, processes, peers, params):
     process = processes(tmp_path / "data", stop_deadline_seconds=1e6)
     peer = peers(process.address)
     peer.create(params)
@@ -281,7 +279,7 @@ def test_whoever_watches_its_health_hears_of_the_end_and_does_not_keep_the_serve
     assert "Traceback" not in process.log.read_text()
 
 
-def test_a_watcher_that_has_heard_enough_is_forgotten(server, peer):
+def test_a_health_watcher_that_disconnects_is_removed(server, peer):
     watch = health_pb2_grpc.HealthStub(peer.channel).Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
@@ -289,7 +287,7 @@ def test_a_watcher_that_has_heard_enough_is_forgotten(server, peer):
         peer.stub.ListModels(pb.ListModelsRequest())
 
 
-def test_a_push_that_never_ends_does_not_keep_the_server(tmp_path, processes, peers, params, grads_of):
+def test_an_endless_push_does_not_delay_the_stop(tmp_path, processes, peers, params, grads_of):
     process = processes(tmp_path / "data", stop_deadline_seconds=0.2)
     peer = peers(process.address)
     peer.create(params)
@@ -309,7 +307,7 @@ def test_a_push_that_never_ends_does_not_keep_the_server(tmp_path, processes, pe
     assert push.exception(800).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-def test_a_snapshot_comes_by_timer_and_after_so_many_pushes(tmp_path, processes, peers, params, grads_of):
+def test_snapshots_are_written_by_timer_and_after_a_number_of_pushes(tmp_path, processes, peers, params, grads_of):
     rng = np.random.default_rng(6)
     by_timer = processes(tmp_path / "timer", snapshot_interval_seconds=0.05)
     by_count = processes(tmp_path / "count", snapshot_every_pushes=2)
@@ -338,7 +336,7 @@ def test_a_second_server_on_the_same_folder_or_address_is_refused(server, config
         assert third.address != server.address
 
 
-def test_a_copy_of_a_models_folder_is_not_taken_for_the_model(config, peers, params):
+def test_a_copy_of_a_models_folder_is_refused(config, peers, params):
     """Both would write into one folder, and the next start would restore one as the other."""
     with Server(config) as server:
         peers(server.address).create(params)
@@ -355,7 +353,7 @@ def test_a_copy_of_a_models_folder_is_not_taken_for_the_model(config, peers, par
         ]
 
 
-def test_a_folder_that_is_no_models_is_left_alone(config, peers, params, caplog):
+def test_a_folder_that_is_not_a_model_is_ignored(config, peers, params, caplog):
     with Server(config) as server:
         peers(server.address).create(params)
     odd = config.data_dir / "models" / "lost+found"
@@ -369,7 +367,7 @@ def test_a_folder_that_is_no_models_is_left_alone(config, peers, params, caplog)
     assert "'lost+found': ignored, not the name of a model" in caplog.text
 
 
-def test_a_budget_too_small_for_what_is_on_disk_is_a_clear_error(config, peers):
+def test_a_budget_too_small_for_the_saved_models_gives_a_clear_error(config, peers):
     with Server(config) as server:
         peer = peers(server.address)
         peer.create({"x": np.ones(1 << 18, np.float32)})

@@ -111,7 +111,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("case", TAMPERINGS)
-def test_what_is_not_as_the_last_server_left_it_is_a_rewind(
+def test_a_changed_data_folder_causes_a_rewind(
     config, train, found, peers, params, grads_of, refused, tmp_path, caplog, case
 ):
     train(2)
@@ -130,14 +130,14 @@ def test_what_is_not_as_the_last_server_left_it_is_a_rewind(
     assert found().state_id == state.state_id
 
 
-def test_a_clean_stop_is_no_rewind_however_often(train, found):
+def test_repeated_clean_stops_cause_no_rewind(train, found):
     """The snapshot of the first stop is still the newest at the third."""
     worker = train(2)
     assert [found().state_id, found().version] == [worker.state_id, 2]
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_of_manifest_and_run_is_found(config, train, peers):
+def test_every_flipped_bit_of_manifest_and_run_is_detected(config, train, peers):
     """What they say must not be believed, and a model must not be missed for it."""
     worker = train(1)
     for name in ("manifest", "run"):
@@ -152,7 +152,7 @@ def test_every_flipped_bit_of_manifest_and_run_is_found(config, train, peers):
 
 
 @pytest.mark.slow
-def test_every_truncation_of_the_manifest_is_found(config, train):
+def test_every_truncation_of_the_manifest_is_detected(config, train):
     worker = train(1)
     whole = (config.data_dir / "manifest").read_bytes()
     for size in range(len(whole)):
@@ -164,7 +164,7 @@ def test_every_truncation_of_the_manifest_is_found(config, train):
 
 
 @pytest.mark.slow
-def test_an_older_manifest_after_a_crash_is_no_clean_stop(tmp_path, processes, peers, params, grads_of):
+def test_an_older_manifest_after_a_crash_does_not_count_as_a_clean_stop(tmp_path, processes, peers, params, grads_of):
     """No snapshot was written since: the files are the very ones that the manifest describes."""
     folder = tmp_path / "data"
     process = processes(folder)
@@ -181,7 +181,7 @@ def test_an_older_manifest_after_a_crash_is_no_clean_stop(tmp_path, processes, p
     assert state.state_id != worker.state_id
 
 
-def test_the_manifest_is_gone_before_anything_is_served(tmp_path, processes):
+def test_the_manifest_is_removed_before_the_first_call(tmp_path, processes):
     folder = tmp_path / "data"
     assert processes(folder).stop() == 0
     assert (folder / "manifest").exists()
@@ -190,7 +190,7 @@ def test_the_manifest_is_gone_before_anything_is_served(tmp_path, processes):
     assert process.stop() == 0
 
 
-def test_two_servers_in_turn_on_copies_of_one_folder_are_two_lines_of_history(config, train, peers, params, tmp_path):
+def test_servers_on_two_copies_of_a_folder_have_different_state_ids(config, train, peers, params, tmp_path):
     """A client that meets the one and then the other must not take them for the same."""
     worker = train(2)
     other = dataclasses.replace(config, data_dir=tmp_path / "copy")
@@ -203,7 +203,7 @@ def test_two_servers_in_turn_on_copies_of_one_folder_are_two_lines_of_history(co
     assert ids == [ids[0], worker.state_id, ids[0]]
 
 
-def test_a_folder_that_is_moved_as_a_whole_carries_on(config, train, peers, tmp_path):
+def test_a_moved_folder_continues_with_the_same_state(config, train, peers, tmp_path):
     worker = train(2)
     config.data_dir.rename(tmp_path / "moved")
     with Server(dataclasses.replace(config, data_dir=tmp_path / "moved")) as server:
@@ -258,7 +258,7 @@ def test_the_advice_for_starting_without_a_missing_model_works(config, train, pe
         assert model.state.state_id != kept.state_id
 
 
-def test_an_emptied_folder_has_no_models_and_what_is_created_anew_has_a_new_state_id(config, train, peers, params):
+def test_a_model_created_in_an_emptied_folder_has_a_new_state_id(config, train, peers, params):
     worker = train(2)
     for path in config.data_dir.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -269,9 +269,7 @@ def test_an_emptied_folder_has_no_models_and_what_is_created_anew_has_a_new_stat
         assert peer.state().state_id != worker.state_id
 
 
-def test_a_model_whose_last_state_could_not_be_saved_goes_back_and_the_others_do_not(
-    config, peers, params, grads_of, caplog
-):
+def test_only_a_model_that_could_not_be_saved_is_rewound(config, peers, params, grads_of, caplog):
     """The disk fails for one of two models as the server stops."""
     with contextlib.ExitStack() as stack:
         server = Server(config)
@@ -292,7 +290,7 @@ def test_a_model_whose_last_state_could_not_be_saved_goes_back_and_the_others_do
     assert "its last state was not saved when the server stopped" in caplog.text
 
 
-def test_a_snapshot_that_goes_while_the_server_runs_is_written_again_when_it_stops(config, peers, params, grads_of):
+def test_a_snapshot_removed_during_the_run_is_written_again_at_the_stop(config, peers, params, grads_of):
     with Server(config) as server:
         peer = peers(server.address)
         peer.create(params)
@@ -305,7 +303,7 @@ def test_a_snapshot_that_goes_while_the_server_runs_is_written_again_when_it_sto
         assert (state.version, state.state_id) == (1, worker.state_id)
 
 
-def test_another_folder_in_the_place_of_the_one_that_is_served_is_left_alone(config, train, peers, params, grads_of):
+def test_a_folder_that_replaced_the_served_one_is_not_changed(config, train, peers, params, grads_of):
     """Moved away, restored or unmounted meanwhile: what lies there now is not ours to write."""
     train(1)
     server = Server(config)
@@ -320,7 +318,7 @@ def test_another_folder_in_the_place_of_the_one_that_is_served_is_left_alone(con
 
 
 @pytest.mark.parametrize("crashed", [False, True], ids=["stopped cleanly", "crashed"])
-def test_a_folder_of_the_release_before_is_read_as_it_was_meant(config, train, peers, crashed):
+def test_a_folder_of_the_first_format_is_read(config, train, peers, crashed):
     """It had no manifest and no record of the run; a file `running` stood there while a server ran."""
     worker = train(2)
     for name in ("run", "manifest"):
@@ -355,7 +353,7 @@ def test_a_folder_of_a_later_release_is_refused_by_name(config, train, file):
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_lock_of_ours_is_refused(config):
+def test_a_foreign_lock_file_is_refused(config):
     config.data_dir.mkdir(mode=0o700)
     (config.data_dir / "lock").write_text("12345\n")
     with pytest.raises(ConfigurationError, match="this is not a numba-adam data folder"):

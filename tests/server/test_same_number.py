@@ -73,7 +73,7 @@ def test_other_content_under_an_applied_number_is_refused_and_never_answered_as_
     assert (again.version, again.staleness, again.duplicate) == (first.version, first.staleness, True)
 
 
-def test_the_list_of_cases_is_whole(worker, grads):
+def test_the_list_of_cases_has_every_field(worker, grads):
     assert tuple(others(grads, worker)) == CASES
 
 
@@ -87,7 +87,7 @@ def test_other_content_under_a_rejected_number_is_refused(worker, grads, refused
     assert worker.push(grads, sequence=2).version == 1
 
 
-def test_other_content_in_one_round_trip_is_refused_too(peer, worker, grads, refused):
+def test_other_content_in_push_pull_is_refused_too(peer, worker, grads, refused):
     peer.push_pull(worker, grads)
     worker.sequence = 0
     other = {name: -grad for name, grad in grads.items()}
@@ -96,19 +96,19 @@ def test_other_content_in_one_round_trip_is_refused_too(peer, worker, grads, ref
     assert peer.push_pull(worker, grads)[0].duplicate
 
 
-def test_a_retry_whose_bytes_changed_on_the_way_is_a_corrupt_transfer_and_may_be_sent_again(worker, grads, refused):
+def test_a_retry_with_flipped_bits_is_a_corrupt_transfer_and_may_be_sent_again(worker, grads, refused):
     worker.push(grads)
     refusal = refused(lambda: worker.push(grads, sequence=1, checksum=5))
     assert refusal.detail.reason == Reason.REASON_CORRUPT_TRANSFER
     assert worker.push(grads, sequence=1).duplicate
 
 
-def test_a_retry_may_cut_its_chunks_elsewhere(worker, grads):
+def test_a_retry_may_divide_its_payload_differently(worker, grads):
     worker.push(grads)
     assert worker.push(grads, sequence=1, chunk_bytes=13).duplicate
 
 
-def test_a_retry_may_name_its_absent_arrays_in_another_order(worker, grads):
+def test_a_retry_may_list_absent_arrays_in_another_order(worker, grads):
     some = grads | {"weight": None, "bias": None}
     worker.push(some, absent=["weight", "bias"])
     assert worker.push(some, sequence=1, absent=["bias", "weight"]).duplicate
@@ -132,7 +132,7 @@ def test_repeats_are_counted_once_each(peer, worker, grads, refused):
     assert (status.pushes_applied, status.pushes_repeated, status.pushes_rejected) == (1, 2, 0)
 
 
-def test_after_a_restart_other_content_is_refused_and_the_retry_answered(config, peers, params, grads, refused):
+def test_after_a_restart_other_content_is_refused_and_the_retry_is_answered(config, peers, params, grads, refused):
     with Server(config) as server:
         peer = peers(server.address)
         peer.create(params, lr=0.1)
@@ -145,7 +145,7 @@ def test_after_a_restart_other_content_is_refused_and_the_retry_answered(config,
         assert (again.version, again.duplicate) == (first.version, True)
 
 
-def test_two_tries_at_once_with_other_content_apply_one_of_them(server, peer, worker, grads, refused):
+def test_of_two_simultaneous_pushes_with_one_number_one_is_applied(server, peer, worker, grads, refused):
     """The first is held in mid-stream; the second, of other content, is told to come again, and then refused."""
     header, *rest = worker.messages(grads, sequence=1, chunk_bytes=100)
     finish = threading.Event()
@@ -169,7 +169,7 @@ def test_two_tries_at_once_with_other_content_apply_one_of_them(server, peer, wo
 
 
 @pytest.mark.parametrize("exist_ok", [False, True])
-def test_the_same_request_with_other_content_is_never_told_of_success(peer, params, refused, exist_ok):
+def test_a_creation_with_a_used_request_id_and_other_content_is_refused(peer, params, refused, exist_ok):
     """Whoever used one request_id for two models would train the first for the second, and not know."""
     peer.create(params, name="m", request_id="one", lr=0.5)
     others = params | {"scalar": np.array(0.25, np.float32)}

@@ -133,7 +133,7 @@ def crashes(folder, operation):
         ("close", {"kept": [1, False], "other": [1, False]}, {"kept": [1, True], "other": [1, True]}),
     ],
 )
-def test_a_crash_at_any_point_leaves_what_was_or_what_was_to_be(tmp_path, operation, before, after):
+def test_a_crash_at_any_point_leaves_the_old_or_the_new_state(tmp_path, operation, before, after):
     """With one snapshot kept, too; and the next start leaves nothing half-done behind."""
     found = crashes(tmp_path, operation)
     states = [state for state, _ in found]
@@ -178,7 +178,7 @@ def put(data_folder, name="model"):
     return data_folder.write(name, lambda descriptor: os.write(descriptor, b"12345678" * 100))
 
 
-def test_a_snapshot_is_durable_before_the_oldest_goes(tmp_path, recorded):
+def test_a_snapshot_is_durable_before_the_oldest_is_removed(tmp_path, recorded):
     data_folder = DataFolder(tmp_path / "data", 2)
     data_folder.begin()
     put(data_folder)
@@ -195,7 +195,7 @@ def test_a_snapshot_is_durable_before_the_oldest_goes(tmp_path, recorded):
     ]
 
 
-def test_a_new_model_is_durable_before_its_name_is(tmp_path, recorded):
+def test_a_new_models_snapshot_is_durable_before_its_name(tmp_path, recorded):
     """A name without a snapshot would keep the next server from starting."""
     data_folder = DataFolder(tmp_path / "data", 2)
     data_folder.begin()
@@ -216,7 +216,7 @@ def test_a_new_model_is_durable_before_its_name_is(tmp_path, recorded):
     data_folder.close()
 
 
-def test_a_run_begins_before_the_manifest_goes_and_the_manifest_comes_last(tmp_path, recorded):
+def test_the_run_record_is_written_first_and_the_manifest_last(tmp_path, recorded):
     data_folder = DataFolder(tmp_path / "data", 2)
     data_folder.begin()
     recorded.clear()
@@ -244,7 +244,7 @@ def test_a_run_begins_before_the_manifest_goes_and_the_manifest_comes_last(tmp_p
     data_folder.close()
 
 
-def test_a_model_is_out_of_the_way_before_its_name_goes_and_its_files_go_last(tmp_path, recorded):
+def test_a_deletion_renames_the_folder_then_removes_the_name_then_the_files(tmp_path, recorded):
     data_folder = DataFolder(tmp_path / "data", 2)
     data_folder.begin()
     put(data_folder)
@@ -264,7 +264,7 @@ def test_a_model_is_out_of_the_way_before_its_name_goes_and_its_files_go_last(tm
     data_folder.close()
 
 
-def test_models_that_come_and_go_at_the_same_time_are_all_written_down(tmp_path):
+def test_simultaneous_creations_and_deletions_are_all_recorded(tmp_path):
     data_folder = DataFolder(tmp_path / "data", 2)
     data_folder.begin()
     names = [f"model-{number}" for number in range(24)]
@@ -283,7 +283,7 @@ def test_models_that_come_and_go_at_the_same_time_are_all_written_down(tmp_path)
     assert [name for name in names if repr(name) in str(caught.value)] == sorted(there, key=names.index)
 
 
-def test_with_one_snapshot_kept_a_failed_write_costs_none(tmp_path):
+def test_with_one_snapshot_kept_a_failed_write_keeps_it(tmp_path):
     data_folder = DataFolder(tmp_path / "data", 1)
     data_folder.begin()
     put(data_folder)
@@ -301,7 +301,7 @@ def test_with_one_snapshot_kept_a_failed_write_costs_none(tmp_path):
     data_folder.close()
 
 
-def test_what_came_after_the_last_snapshot_without_a_new_version_is_saved_too(config, peers, params, grads_of):
+def test_changes_without_a_new_version_are_saved_too(config, peers, params, grads_of):
     """A session and a rejected push move no version, and yet a worker counts on them."""
     bad = grads_of(params, np.random.default_rng(0)) | {"bias": np.full(70, np.nan, np.float32)}
     with Server(config) as server:
@@ -324,7 +324,7 @@ def test_what_came_after_the_last_snapshot_without_a_new_version_is_saved_too(co
         assert first.push(grads_of(params, np.random.default_rng(3)), sequence=3).version == 3
 
 
-def test_a_failing_disk_is_not_tried_again_at_every_push(tmp_path, processes, peers, params, grads_of):
+def test_a_failing_disk_is_not_retried_at_every_push(tmp_path, processes, peers, params, grads_of):
     """After each try that fails, as many pushes come before the next as after one that does not."""
     process = processes(tmp_path / "data", snapshot_every_pushes=4)
     peer = peers(process.address)
@@ -342,9 +342,7 @@ def test_a_failing_disk_is_not_tried_again_at_every_push(tmp_path, processes, pe
     process.kill()
 
 
-def test_a_snapshot_reports_the_version_that_it_holds_when_a_push_comes_in_between(
-    config, peers, params, grads_of, monkeypatch
-):
+def test_a_snapshot_reports_its_own_version_after_a_later_push(config, peers, params, grads_of, monkeypatch):
     """A slow disk: the model moves on while the file is made durable."""
     written, durable = threading.Event(), threading.Event()
     fsync = os.fsync

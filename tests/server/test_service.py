@@ -91,7 +91,7 @@ def test_a_model_is_created_described_and_listed(peer, params):
     assert_same_bits(peer.pull("b").arrays, params)
 
 
-def test_pushes_are_steps_and_every_answer_says_where_the_state_stands(peer, worker, params, grads_of):
+def test_every_push_is_a_step_and_every_answer_has_the_state(peer, worker, params, grads_of):
     rng = np.random.default_rng(2)
     all_grads = [grads_of(params, rng) for _ in range(5)]
     for number, grads in enumerate(all_grads, 1):
@@ -105,7 +105,7 @@ def test_pushes_are_steps_and_every_answer_says_where_the_state_stands(peer, wor
     assert_same_bits(pulled.arrays, reference(params, all_grads, **HYPER))
 
 
-def test_one_step_is_the_formula(peer, grads_of):
+def test_one_step_matches_the_formula(peer, grads_of):
     """Against float64 arithmetic written here, in the order of the paper's section 2."""
     rng = np.random.default_rng(5)
     params = {"x": rng.standard_normal(1000)}
@@ -119,7 +119,7 @@ def test_one_step_is_the_formula(peer, grads_of):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_absent_arrays_neither_move_nor_count_a_step(peer, grads_of, params, dtype):
+def test_arrays_without_a_gradient_do_not_change_or_count_a_step(peer, grads_of, params, dtype):
     params = {name: array.astype(dtype) for name, array in params.items()}
     peer.create(params, lr=0.1, amsgrad=False)
     worker = peer.session()
@@ -131,12 +131,12 @@ def test_absent_arrays_neither_move_nor_count_a_step(peer, grads_of, params, dty
     assert_same_bits(peer.pull().arrays, reference(params, all_grads, lr=0.1))
 
 
-def test_a_push_without_any_gradient_is_a_version_and_no_step(peer, worker, params):
+def test_a_push_without_gradients_makes_a_version_but_no_step(peer, worker, params):
     assert worker.push(dict.fromkeys(params), checksum_kind=0).version == 1
     assert_same_bits(peer.pull().arrays, params)
 
 
-def test_push_and_pull_in_one_round_trip(peer, worker, params, grads):
+def test_push_pull_returns_the_updated_parameters(peer, worker, params, grads):
     ack, pulled = peer.push_pull(worker, grads)
     assert (ack.version, ack.duplicate) == (1, False)
     assert pulled.state.version >= 1
@@ -147,7 +147,7 @@ def test_push_and_pull_in_one_round_trip(peer, worker, params, grads):
     assert_same_bits(pulled.arrays, reference(params, [grads], **HYPER))
 
 
-def test_crc32c_is_understood_both_ways(peer, worker, grads, wire):
+def test_crc32c_works_in_both_directions(peer, worker, grads, wire):
     import google_crc32c
 
     checksum = google_crc32c.value(wire.payload_of(grads))
@@ -159,7 +159,7 @@ def test_crc32c_is_understood_both_ways(peer, worker, grads, wire):
     assert trailer.trailer.checksum == google_crc32c.value(payload)
 
 
-def test_large_arrays_travel_in_many_chunks(peer, grads_of):
+def test_large_arrays_are_sent_in_many_chunks(peer, grads_of):
     rng = np.random.default_rng(4)
     params = {"x": rng.standard_normal((1500, 1000), dtype=np.float32)}
     peer.create(params)
@@ -170,7 +170,7 @@ def test_large_arrays_travel_in_many_chunks(peer, grads_of):
     assert_same_bits(peer.pull().arrays, reference(params, [grads]))
 
 
-def test_a_pull_waits_for_the_version_it_asks_for(peer, worker, grads):
+def test_a_pull_waits_for_the_requested_version(peer, worker, grads):
     pulled = []
     waiter = threading.Thread(
         target=lambda: pulled.append(peer.pull(min_version=2, state_id=worker.state_id)), name="waiting-puller"
@@ -182,13 +182,13 @@ def test_a_pull_waits_for_the_version_it_asks_for(peer, worker, grads):
     assert pulled[0].state.version == 2
 
 
-def test_a_pull_for_a_version_that_does_not_come_ends_at_its_deadline(peer, worker, refused):
+def test_a_pull_of_a_version_that_is_never_reached_ends_at_its_deadline(peer, worker, refused):
     refusal = refused(lambda: peer.pull(min_version=9, state_id=worker.state_id, timeout=0.2))
     assert refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert peer.pull().state.version == 0
 
 
-def test_those_who_wait_do_not_keep_pushes_out(server, peer, worker, grads, config, refused):
+def test_waiting_calls_do_not_block_pushes(server, peer, worker, grads, config, refused):
     request = pb.PullRequest(model="model", min_version=1, state_id=worker.state_id, checksum_kind=1)
     waiting = [peer.stub.Pull(request, timeout=800) for _ in range(config.rpc_threads // 2)]
     while server._runtime.waiters.free:  # the test's timeout is its limit
@@ -199,7 +199,7 @@ def test_those_who_wait_do_not_keep_pushes_out(server, peer, worker, grads, conf
     assert all(next(call).header.state.version == 1 for call in waiting)
 
 
-def test_a_snapshot_on_request_is_on_disk_when_it_is_answered(peer, worker, grads, config, params):
+def test_a_requested_snapshot_is_on_disk_when_the_call_returns(peer, worker, grads, config, params):
     peer.create(params, name="other")
     worker.push(grads)
     found = peer.stub.Snapshot(pb.SnapshotRequest(model="model")).snapshots
@@ -211,7 +211,7 @@ def test_a_snapshot_on_request_is_on_disk_when_it_is_answered(peer, worker, grad
     assert [info.model for info in peer.stub.Snapshot(pb.SnapshotRequest()).snapshots] == ["model", "other"]
 
 
-def test_the_status_counts_what_happened(peer, worker, grads, config, refused):
+def test_the_status_counts_pushes(peer, worker, grads, config, refused):
     worker.push(grads)
     worker.push(grads, sequence=1)
     refused(lambda: worker.push(grads, total_bytes=1))
@@ -225,7 +225,7 @@ def test_the_status_counts_what_happened(peer, worker, grads, config, refused):
     assert (model.pushes_applied, model.pushes_repeated, model.pushes_rejected, model.workers) == (1, 1, 1, 1)
 
 
-def test_a_deleted_model_is_gone_with_its_files(peer, worker, grads, params, config, refused):
+def test_deleting_a_model_removes_its_files(peer, worker, grads, params, config, refused):
     worker.push(grads)
     assert peer.stub.DeleteModel(pb.DeleteModelRequest(model="model")).state.version == 1
     assert not (config.data_dir / "models" / "model").exists()
@@ -243,7 +243,7 @@ def test_deleting_ends_the_wait_for_a_version(peer, worker, refused):
     assert refused(lambda: list(answers)).code == grpc.StatusCode.NOT_FOUND
 
 
-def test_health_and_reflection_are_on(peer):
+def test_health_and_reflection_are_served(peer):
     health = health_pb2_grpc.HealthStub(peer.channel)
     for name in ("", "numba_adam.ps.v1.ParameterService"):
         status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
@@ -272,7 +272,7 @@ def test_creating_again_with_the_same_request_is_a_retry(peer, params, worker, g
     assert again.model == first.model
 
 
-def test_exist_ok_returns_the_model_as_it_stands(peer, params, worker, grads):
+def test_exist_ok_returns_the_existing_model(peer, params, worker, grads):
     worker.push(grads)
     found = peer.create(params, exist_ok=True, **HYPER)
     assert not found.created
@@ -299,7 +299,7 @@ def test_with_exist_ok_a_different_model_is_an_error_that_names_the_difference(p
     assert "weight_decay" not in refusal.message
 
 
-def test_many_workers_may_create_the_same_model_at_once(peer, params):
+def test_many_workers_can_create_the_same_model_at_once(peer, params):
     answers, problems = [], []
 
     def create():
@@ -354,7 +354,7 @@ HUGE = [model_pb2.TensorSpec(name="x", shape=[2**63])]
         (spec_of(), {"checksum_kind": 0}, "checksum_kind=0"),
     ],
 )
-def test_models_that_make_no_sense_are_refused(peer, refused, wire, spec, header, words):
+def test_invalid_models_are_refused(peer, refused, wire, spec, header, words):
     fields = {"spec": spec, "request_id": "r", "total_bytes": 8, "checksum_kind": 1} | header
     messages = wire.transfer(pb.CreateModelRequest, pb.CreateModelHeader(**fields), b"\0" * 8)
     refusal = refused(lambda: peer.stub.CreateModel(messages))
@@ -363,7 +363,7 @@ def test_models_that_make_no_sense_are_refused(peer, refused, wire, spec, header
     assert not peer.stub.ListModels(pb.ListModelsRequest()).models
 
 
-def test_initial_values_that_are_not_finite_leave_nothing_behind(peer, params, refused, config, server):
+def test_non_finite_initial_values_create_nothing(peer, params, refused, config, server):
     before = server._runtime.pool.used_bytes
     bad = params | {"bias": np.full(70, np.inf, np.float32)}
     refusal = refused(lambda: peer.create(bad))
@@ -399,7 +399,7 @@ MISMATCHES = {
 
 
 @pytest.mark.parametrize("case", MISMATCHES)
-def test_a_push_that_does_not_fit_is_rejected_and_so_is_its_retry(worker, grads, refused, digest, case):
+def test_an_unsuitable_push_is_rejected_and_so_is_its_retry(worker, grads, refused, digest, case):
     changes, words = MISMATCHES[case]
     before = digest()
     refusal = refused(lambda: worker.push(grads, **changes))
@@ -416,7 +416,7 @@ def test_a_push_that_does_not_fit_is_rejected_and_so_is_its_retry(worker, grads,
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1.85e19])
 @pytest.mark.parametrize("element", [0, 63, 64, 84, 85])
-def test_a_push_that_is_not_finite_is_rejected_and_so_is_its_retry(worker, grads, refused, digest, value, element):
+def test_a_non_finite_push_is_rejected_and_so_is_its_retry(worker, grads, refused, digest, value, element):
     """First and last element, both sides of a chunk's border, in another array than the first; of 1e30 the square."""
     flat = np.concatenate([grad.ravel() for grad in grads.values()])
     flat[element] = value
@@ -455,7 +455,7 @@ UNRECORDED = {
 
 
 @pytest.mark.parametrize("case", UNRECORDED)
-def test_what_is_wrong_with_the_request_leaves_its_number_free(worker, grads, refused, digest, case):
+def test_an_invalid_request_does_not_use_its_number(worker, grads, refused, digest, case):
     changes, code, reason = UNRECORDED[case]
     before = digest()
     refusal = refused(lambda: worker.push(grads, **changes))
@@ -502,9 +502,7 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("case", STREAMS)
-def test_streams_that_are_no_transfer_are_refused_and_their_number_stays_free(
-    peer, worker, grads, refused, digest, wire, case
-):
+def test_an_invalid_stream_is_refused_and_does_not_use_its_number(peer, worker, grads, refused, digest, wire, case):
     header, *_, trailer = worker.messages(grads)
     before = digest()
     messages = STREAMS[case](header, wire.payload_of(grads), trailer)
@@ -515,7 +513,7 @@ def test_streams_that_are_no_transfer_are_refused_and_their_number_stays_free(
     assert worker.push(grads, sequence=1).version == 1
 
 
-def test_what_follows_a_trailer_is_ignored_and_the_push_acknowledged(peer, worker, grads, digest):
+def test_messages_after_a_trailer_are_ignored(peer, worker, grads, digest):
     messages = list(worker.messages(grads))
     more = [messages[1], messages[0], pb.PushRequest(), messages[-1]]
     assert peer.stub.Push(iter(messages + more)).ack.version == 1
@@ -526,7 +524,7 @@ def test_what_follows_a_trailer_is_ignored_and_the_push_acknowledged(peer, worke
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\x05abc", b"\x12\x80"])
-def test_bytes_that_are_no_message_are_an_invalid_request(peer, refused, raw):
+def test_undecodable_bytes_are_an_invalid_request(peer, refused, raw):
     service = "/numba_adam.ps.v1.ParameterService/"
     stream = peer.channel.stream_unary(service + "Push", None, None)
     unary = peer.channel.unary_unary(service + "OpenSession", None, None)
@@ -539,7 +537,7 @@ def test_bytes_that_are_no_message_are_an_invalid_request(peer, refused, raw):
 
 
 @pytest.mark.parametrize("worker_id", ["", "x" * 129, "a\nb", "a\0b"])
-def test_worker_ids_that_cannot_be_are_refused(peer, model, refused, worker_id):
+def test_invalid_worker_ids_are_refused(peer, model, refused, worker_id):
     assert refused(lambda: peer.session(worker_id=worker_id)).code == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -552,7 +550,7 @@ def test_worker_ids_that_cannot_be_are_refused(peer, model, refused, worker_id):
         ({"min_version": 1, "state_id": "f" * 32}, grpc.StatusCode.FAILED_PRECONDITION, Reason.REASON_REWOUND),
     ],
 )
-def test_pulls_that_cannot_be_are_refused(peer, worker, refused, changes, code, reason):
+def test_invalid_pulls_are_refused(peer, worker, refused, changes, code, reason):
     fields = {"model": "model", "checksum_kind": 1} | changes
     refusal = refused(lambda: list(peer.stub.Pull(pb.PullRequest(**fields))))
     assert (refusal.code, refusal.detail.reason) == (code, reason)
@@ -560,7 +558,7 @@ def test_pulls_that_cannot_be_are_refused(peer, worker, refused, changes, code, 
         assert refusal.detail.state.state_id == worker.state_id
 
 
-def test_a_half_received_push_holds_nobody_up_and_its_retry_waits_for_it(server, peer, worker, grads, refused):
+def test_a_half_received_push_delays_nobody_and_its_retry_waits_for_it(server, peer, worker, grads, refused):
     """The stream of the first try stays open; the server has its header and one chunk."""
     finish = threading.Event()
     begun = threading.Event()

@@ -82,7 +82,7 @@ ALL, SOME, NONE = (True,) * 6, (False, True, True, False, True, False), (False,)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("presence", [(ALL, ALL), (SOME, SOME), (ALL, SOME, ALL, NONE, ALL)])
-def test_slices_have_the_bits_of_each_tensors_own_update(dtype, amsgrad, presence):
+def test_slices_have_the_same_bits_as_updates_of_each_tensor(dtype, amsgrad, presence):
     update, arena, params = make(dtype=dtype, amsgrad=amsgrad)
     steps, pushes = [0] * len(SIZES), []
     for seed, present in enumerate(presence):
@@ -98,7 +98,7 @@ def test_slices_have_the_bits_of_each_tensors_own_update(dtype, amsgrad, presenc
 
 @pytest.mark.parametrize("elements", [1, 511, 512, 513, 1024, 1025, 4097, 10_000, 1_048_577])
 @pytest.mark.usefixtures("small_slices")
-def test_cuts_cover_every_element_once_and_slices_are_even(elements):
+def test_slices_cover_every_element_once_and_have_equal_sizes(elements):
     cuts = list(slices._cuts(elements))
     assert cuts[0][0] == 0
     assert cuts[-1][1] == elements
@@ -107,7 +107,7 @@ def test_cuts_cover_every_element_once_and_slices_are_even(elements):
     assert all(begin % 512 == 0 for begin, _ in cuts)
 
 
-def test_a_model_without_elements_is_updated_without_a_word():
+def test_a_model_without_elements_can_be_updated():
     update, arena, _ = make(sizes=(0, 0))
     update.run((True, True), np.empty(0, np.float32), [0, 0])
     update.run((True, False), np.empty(0, np.float32), [1, 1])
@@ -115,7 +115,7 @@ def test_a_model_without_elements_is_updated_without_a_word():
 
 
 @pytest.mark.parametrize("elements", [40_000, slices.MOST_ELEMENTS + 1])
-def test_what_is_launched_has_the_bits_of_what_is_not(launcher, elements):
+def test_the_launcher_does_not_change_the_bits(launcher, elements):
     """One slice and several, on two threads and on one; the update is that of the library."""
     gradient = np.random.default_rng(2).standard_normal(elements, dtype=np.float32)
     launched, there, (param,) = make((elements,), launcher=launcher)
@@ -131,7 +131,7 @@ def test_what_is_launched_has_the_bits_of_what_is_not(launcher, elements):
     np.testing.assert_array_equal(there.param, param)
 
 
-def test_slices_have_the_same_bits_with_fewer_threads_between(monkeypatch):
+def test_slices_with_fewer_threads_have_the_same_bits(monkeypatch):
     """Small calls come and go between slices."""
     monkeypatch.setattr(slices, "MOST_ELEMENTS", 65_536)
     elements, seconds = 300_000, itertools.count()

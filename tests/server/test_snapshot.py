@@ -68,7 +68,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_is_written_is_read(tmp_path, amsgrad, dtype):
+def test_a_snapshot_reads_back_as_written(tmp_path, amsgrad, dtype):
     snapshot, arena = example(amsgrad=amsgrad, dtype=dtype)
     write(tmp_path / "s", snapshot, arena)
     found, found_arena = read(tmp_path / "s")
@@ -93,7 +93,7 @@ def test_the_safetensors_library_reads_it(path):
         assert json.loads(file.metadata()["machine"])["version"] == 1
 
 
-def test_every_flipped_bit_is_found(path):
+def test_every_flipped_bit_is_detected(path):
     whole = path.read_bytes()
     with path.open("r+b", buffering=0) as file:
         for position, byte in enumerate(whole):
@@ -105,7 +105,7 @@ def test_every_flipped_bit_is_found(path):
     assert read(path)
 
 
-def test_every_truncation_is_found(path):
+def test_every_truncation_is_detected(path):
     whole = path.read_bytes()
     for length in reversed(range(len(whole))):
         os.truncate(path, length)
@@ -113,7 +113,7 @@ def test_every_truncation_is_found(path):
             read(path)
 
 
-def test_bytes_after_the_end_are_found(path):
+def test_bytes_after_the_end_are_detected(path):
     with path.open("ab") as file:
         file.write(b"\0")
     with pytest.raises(CorruptSnapshotError, match="after its end"):
@@ -154,7 +154,7 @@ def changed(record, path, value):
         (["quorum"], 3, "the model's record has 'quorum'"),
     ],
 )
-def test_a_model_of_a_kind_that_is_not_known_is_refused_by_name(tmp_path, path, value, words):
+def test_a_model_with_unknown_settings_is_refused_by_name(tmp_path, path, value, words):
     """A server that took it for what it knows would train it in another way than was asked for."""
     snapshot, arena = example()
     write(tmp_path / "s", snapshot._replace(model=changed(snapshot.model, path, value)), arena)
@@ -164,13 +164,13 @@ def test_a_model_of_a_kind_that_is_not_known_is_refused_by_name(tmp_path, path, 
 
 
 @pytest.mark.parametrize("key", ["name", "mode", "durability", "dtype", "hyperparameters"])
-def test_a_model_whose_record_lacks_something_is_refused_by_name(key):
+def test_a_model_with_an_incomplete_record_is_refused_by_name(key):
     record = example()[0].model
     with pytest.raises(SnapshotError, match=f"lacks '{key}'"):
         Spec.from_record({name: value for name, value in record.items() if name != key})
 
 
-def test_metadata_that_are_not_known_are_refused_by_name(tmp_path, monkeypatch):
+def test_unknown_metadata_are_refused_by_name(tmp_path, monkeypatch):
     snapshot, arena = example()
     dumps = snapshots._dumps
 
@@ -186,7 +186,7 @@ def test_metadata_that_are_not_known_are_refused_by_name(tmp_path, monkeypatch):
         read(tmp_path / "s")
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+def test_a_header_too_long_to_read_is_not_written(tmp_path, monkeypatch):
     """Thousands of arrays with long names: the server that had acknowledged such a model would never start again."""
     snapshot, arena = example()
     monkeypatch.setattr(snapshots, "_LONGEST_HEADER_BYTES", 500)
@@ -206,7 +206,7 @@ def test_large_arrays_are_written_and_read_in_pieces(tmp_path, monkeypatch):
     assert read(tmp_path / "s")[1].exp_avg_sq.tobytes() == arena.exp_avg_sq.tobytes()
 
 
-def test_zeros_take_no_space_and_negative_zero_is_not_zero(tmp_path, monkeypatch):
+def test_zeros_take_no_space_and_negative_zeros_are_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "_PIECE_BYTES", 1 << 16)
     size = 1 << 20
     spec = Spec("model", "float32", (Tensor("x", (size,)),), Hyperparameters())

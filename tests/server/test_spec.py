@@ -43,7 +43,7 @@ def test_every_difference_is_named():
     assert compared(described(), swapped) == ["order of the arrays: the model has ['w', 'b'], asked for ['b', 'w']"]
 
 
-def test_sizes_are_exact_however_large():
+def test_sizes_of_any_magnitude_are_exact():
     tensors = (Tensor("a", (2, 3)), Tensor("b", ()), Tensor("c", (0, 7)))
     assert [tensor.size for tensor in tensors] == [6, 1, 0]
     assert Spec("m", "float64", tensors, Hyperparameters()).nbytes == 56
@@ -51,7 +51,7 @@ def test_sizes_are_exact_however_large():
     assert Spec("m", "float32", huge, Hyperparameters()).nbytes == 2**129
 
 
-def test_a_spec_that_goes_to_the_protocol_and_comes_back_is_the_same():
+def test_a_spec_survives_conversion_to_the_protocol_and_back():
     spec = spec_from_proto(described(hyperparameters=model_pb2.Hyperparameters(lr=0.5, amsgrad=True)))
     assert spec_from_proto(spec_to_proto(spec)) == spec
     assert Spec.from_record(spec.to_record()) == spec
@@ -69,7 +69,7 @@ def test_an_unknown_mode_or_durability_is_refused_by_name(changes, words):
         spec_from_proto(described(**changes))
 
 
-def test_numbers_that_snapshots_and_digests_hold_are_those_of_the_protocol():
+def test_numbers_in_snapshots_and_digests_match_the_protocol():
     known = {name: number for name, number in model_pb2.Dtype.items() if number}
     assert {f"DTYPE_{name.upper()}": number for name, number in DTYPE_NUMBERS.items()} == known
     assert (PUSH_MISMATCH, NON_FINITE) == (error_pb2.REASON_PUSH_MISMATCH, error_pb2.REASON_NON_FINITE)

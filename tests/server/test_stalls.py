@@ -18,7 +18,7 @@ def server(config):
         yield running
 
 
-def test_senders_that_stop_free_their_threads_and_their_numbers(peer, params, grads_of):
+def test_stalled_pushes_release_their_threads_and_numbers(peer, params, grads_of):
     """As many stalled pushes as the server has threads."""
     peer.create(params)
     grads = grads_of(params, np.random.default_rng(1))
@@ -38,7 +38,7 @@ def test_senders_that_stop_free_their_threads_and_their_numbers(peer, params, gr
     assert [session.push(grads).version for session in sessions] == list(range(1, 9))
 
 
-def test_a_sender_that_trickles_is_ended_like_one_that_stops(peer, params, grads_of):
+def test_a_trickling_sender_is_ended_like_a_stalled_one(peer, params, grads_of):
     """A byte now and then would keep its thread, its memory and its number for ever."""
     peer.create(params)
     session = peer.session()
@@ -58,7 +58,7 @@ def test_a_sender_that_trickles_is_ended_like_one_that_stops(peer, params, grads
     assert session.push(grads).version == 1
 
 
-def test_only_a_mebibyte_buys_a_peer_more_time():
+def test_only_a_mebibyte_restarts_a_peers_time_limit():
     allowance = Allowance(1.0)
     allowance.spend(0.5, LEAST_BYTES - 1)
     assert allowance.left_seconds == 0.5
@@ -68,7 +68,7 @@ def test_only_a_mebibyte_buys_a_peer_more_time():
     assert allowance.left_seconds == 0.75
 
 
-def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):
+def test_a_stalled_creation_leaves_nothing(peer, params, wire, server):
     before = server._runtime.pool.used_bytes
     never = threading.Event()
     header = pb.CreateModelHeader(request_id="r", total_bytes=344, checksum_kind=1)
@@ -86,7 +86,7 @@ def test_a_creation_that_stops_leaves_nothing(peer, params, wire, server):
     assert server._runtime.pool.used_bytes - used == used - before
 
 
-def test_a_puller_that_stops_reading_gives_its_copy_back(peer, server):
+def test_a_stalled_pull_releases_its_copy(peer, server):
     """Its 40 MB do not fit into what the connection buffers, so the server comes to a halt in mid-answer."""
     size = 10_000_000
     peer.create({"x": np.zeros(size, np.float32)})
@@ -100,7 +100,7 @@ def test_a_puller_that_stops_reading_gives_its_copy_back(peer, server):
     assert caught.value.code() == grpc.StatusCode.CANCELLED
 
 
-def test_waiting_for_a_version_is_no_stall(peer, params, grads_of):
+def test_waiting_for_a_version_does_not_count_as_a_stall(peer, params, grads_of):
     """It is the server's turn, not the peer's: the pull outlives two pushes that are ended one after the other."""
     peer.create(params)
     session = peer.session()

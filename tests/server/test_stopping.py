@@ -161,7 +161,7 @@ def wait_for_snapshot(process):
 
 
 @pytest.mark.parametrize("who", IDLE)
-def test_whoever_asks_for_nothing_does_not_keep_it(tmp_path, processes, peers, serve, who):
+def test_silent_calls_do_not_delay_the_stop(tmp_path, processes, peers, serve, who):
     """Calls in flight would have eleven days."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with IDLE[who](peer):
@@ -171,7 +171,7 @@ def test_whoever_asks_for_nothing_does_not_keep_it(tmp_path, processes, peers, s
 
 
 @pytest.mark.parametrize("who", BUSY)
-def test_what_was_acknowledged_is_saved_before_calls_in_flight_are_waited_for(tmp_path, processes, peers, serve, who):
+def test_acknowledged_pushes_are_saved_before_waiting_for_calls_in_flight(tmp_path, processes, peers, serve, who):
     """`docker stop` waits for ten seconds, then kills."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with BUSY[who](peer):
@@ -185,7 +185,7 @@ def test_what_was_acknowledged_is_saved_before_calls_in_flight_are_waited_for(tm
 
 
 @pytest.mark.parametrize("who", BUSY)
-def test_calls_that_do_not_end_are_ended(tmp_path, processes, peers, serve, who):
+def test_calls_that_do_not_end_are_cancelled_at_the_deadline(tmp_path, processes, peers, serve, who):
     process, peer, worker = serve(stop_deadline_seconds=0.2)
     with BUSY[who](peer):
         assert process.stop() == 0
@@ -198,7 +198,7 @@ def limit_files(process, nbytes):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (nbytes, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_is_said_and_costs_only_what_finds_no_room(tmp_path, processes, peers, serve, grads_of):
+def test_a_full_disk_is_reported_and_affects_only_models_without_space(tmp_path, processes, peers, serve, grads_of):
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     large = peer.session("large")
     large.push({"x": np.ones(1 << 20, np.float32)})
@@ -214,7 +214,7 @@ def test_a_full_disk_is_said_and_costs_only_what_finds_no_room(tmp_path, process
     assert peer.state("large").state_id != large.state_id
 
 
-def test_room_that_is_made_on_a_full_disk_meanwhile_is_used(tmp_path, processes, peers, serve):
+def test_disk_space_freed_during_the_stop_is_used(tmp_path, processes, peers, serve):
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     limit_files(process, 1 << 10)
     with in_mid_push(peer, stopped=True):
@@ -227,7 +227,7 @@ def test_room_that_is_made_on_a_full_disk_meanwhile_is_used(tmp_path, processes,
     assert (state.state_id, state.version) == (worker.state_id, 3)
 
 
-def test_pushes_that_are_acknowledged_while_it_stops_are_in_the_last_snapshot(
+def test_pushes_acknowledged_during_the_stop_are_in_the_last_snapshot(
     tmp_path, processes, peers, serve, params, grads_of
 ):
     """Many are in mid-stream when the signal comes, and go on once the first snapshot stands."""
@@ -255,7 +255,7 @@ def test_pushes_that_are_acknowledged_while_it_stops_are_in_the_last_snapshot(
     assert (state.state_id, state.version) == (workers[0].state_id, 11)
 
 
-def test_a_watcher_that_takes_nothing_costs_nothing_that_was_acknowledged(tmp_path, processes, peers, serve):
+def test_a_health_watcher_that_reads_nothing_does_not_prevent_saving(tmp_path, processes, peers, serve):
     """Its connection is up, and its process stands still; whoever watches is told of the end before all is saved."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     watcher = subprocess.Popen([sys.executable, "-c", A_WATCHER, peer.address], stdout=subprocess.PIPE, text=True)
@@ -271,7 +271,7 @@ def test_a_watcher_that_takes_nothing_costs_nothing_that_was_acknowledged(tmp_pa
     assert (state.state_id, state.version) == (worker.state_id, 3)
 
 
-def test_a_new_call_is_refused_while_it_stops(serve):
+def test_a_new_call_is_refused_during_the_stop(serve):
     """A client takes gRPC's own answer for a server that is not there yet."""
     process, peer, _ = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with in_mid_push(peer, stopped=True):
@@ -283,7 +283,7 @@ def test_a_new_call_is_refused_while_it_stops(serve):
     assert process.wait() == 0
 
 
-def test_signals_at_the_same_time_are_one(tmp_path, processes, peers, serve):
+def test_simultaneous_signals_cause_one_stop(tmp_path, processes, peers, serve):
     """The handler of the second could run while the first one's still held a lock: it never stopped then."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with in_mid_push(peer, stopped=True):
@@ -296,7 +296,7 @@ def test_signals_at_the_same_time_are_one(tmp_path, processes, peers, serve):
     assert (state.state_id, state.version) == (worker.state_id, 3)
 
 
-def test_it_leaves_neither_threads_nor_descriptors_behind(config, peers, params):
+def test_a_stopped_server_leaves_no_threads_or_descriptors(config, peers, params):
     """A program may embed many servers, one after the other."""
 
     def run():

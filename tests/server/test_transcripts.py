@@ -48,12 +48,12 @@ def assert_answered_as_it_was(server, number):
 
 
 @pytest.mark.parametrize("number", [1])
-def test_every_exchange_of_format_1_is_answered_as_it_was(golden_server, number):
+def test_every_exchange_of_format_1_gets_the_same_answer(golden_server, number):
     assert_answered_as_it_was(golden_server, number)
 
 
 @pytest.mark.parametrize("number", [2])
-def test_every_exchange_of_format_2_is_answered_as_it_was(golden_server, number):
+def test_every_exchange_of_format_2_gets_the_same_answer(golden_server, number):
     assert_answered_as_it_was(golden_server, number)
 
 

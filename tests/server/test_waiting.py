@@ -48,7 +48,7 @@ def push(model, epoch, sequence):
     model.apply(Push(PushKey("s", "w", epoch, sequence), 0, (True,), Content(sequence, 1)), np.ones(4, np.float32))
 
 
-def test_a_push_wakes_those_who_wait_for_its_version(model, waiting):
+def test_a_push_wakes_calls_that_wait_for_its_version(model, waiting):
     epoch = model.open_session("w").epoch
     waiter = waiting(2)
     push(model, epoch, 1)
@@ -56,18 +56,18 @@ def test_a_push_wakes_those_who_wait_for_its_version(model, waiting):
     assert waiter.result(DEADLINE) is True
 
 
-def test_a_version_that_is_there_is_not_waited_for(model):
+def test_a_reached_version_is_returned_at_once(model):
     assert model.wait_for("s", 0, lambda: False, None) is True
 
 
-def test_a_deletion_wakes_those_who_wait(model, waiting):
+def test_a_deletion_wakes_waiting_calls(model, waiting):
     waiter = waiting(1)
     model.apply_queue.call(model.mark_deleted)
     with pytest.raises(ModelNotFoundError, match="it was deleted"):
         waiter.result(DEADLINE)
 
 
-def test_those_who_are_woken_look_whether_it_is_over(model, waiting):
+def test_woken_calls_check_whether_they_were_cancelled(model, waiting):
     is_over = threading.Event()
     waiter = waiting(1, is_over.is_set)
     is_over.set()
@@ -75,10 +75,10 @@ def test_those_who_are_woken_look_whether_it_is_over(model, waiting):
     assert waiter.result(DEADLINE) is False
 
 
-def test_no_time_at_all_is_no_wait(model):
+def test_a_timeout_of_zero_does_not_wait(model):
     assert model.wait_for("s", 1, lambda: False, 0.0) is False
 
 
-def test_a_version_of_another_state_is_never_waited_for(model):
+def test_a_version_of_another_state_is_refused_at_once(model):
     with pytest.raises(RewoundError):
         model.wait_for("another", 1, lambda: False, None)

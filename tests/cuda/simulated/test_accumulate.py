@@ -48,29 +48,29 @@ def test_sums_and_means_have_the_cpus_bits(call):
     ],
     ids=["narrow", "float64", "8bit", "master weights"],
 )
-def test_every_format_is_summed_in_what_is_computed_in(dtypes, grad_dtypes, options):
+def test_every_format_is_summed_in_the_compute_dtype(dtypes, grad_dtypes, options):
     expect_same(dtypes, grad_dtypes, **options)
 
 
 @pytest.mark.parametrize("on_cpu", [(0,), (1, 3)], ids=str)
-def test_arrays_here_and_there(on_cpu):
+def test_parameters_on_the_cpu_and_a_gpu_accumulate_together(on_cpu):
     expect_same(("float32",) * 4, on_cpu=on_cpu)
     expect_same(("float32", "float64", "float32", "float64"), on_cpu=on_cpu)
 
 
 @pytest.mark.parametrize("skip", [1, 3])
-def test_the_bits_do_not_depend_on_where_arrays_lie(skip):
+def test_the_bits_do_not_depend_on_addresses(skip):
     expect_same(("float32",) * 4, skip=skip)
 
 
-def test_one_array_alone_and_parameters_without_a_gradient():
+def test_one_array_and_parameters_without_a_gradient_accumulate():
     expect_same(("float32",))
     expect_same(("float32",) * 4, missing=1)
 
 
 @pytest.mark.parametrize("call", [{"loss_scale": 2.0}, {"max_grad_norm": 1.0}], ids=str)
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["GPU", "mixed"])
-def test_a_step_that_is_left_out_forgets_the_sums(call, is_mixed):
+def test_a_skipped_step_drops_the_sums(call, is_mixed):
     """Whether or not anybody has asked by then what the step did."""
     params, grads = np.ones((2, 20), "f4"), np.ones((2, 20), "f4")
     optimizer = na.Adam([params[0] if is_mixed else Interface(params[0]), Interface(params[1])])
@@ -87,7 +87,7 @@ def test_a_step_that_is_left_out_forgets_the_sums(call, is_mixed):
     assert [bits(param) for param in params] == [bits(copy)] * 2
 
 
-def test_what_was_accumulated_can_be_dropped():
+def test_accumulated_gradients_can_be_dropped():
     param, copy = np.ones(20, "f4"), np.ones(20, "f4")
     optimizer = na.Adam(Interface(param))
     optimizer.accumulate(Interface(np.full(20, 5.0, "f4")))
@@ -100,7 +100,7 @@ def test_what_was_accumulated_can_be_dropped():
     assert bits(param) == bits(copy)
 
 
-def test_a_gradient_that_does_not_fit_is_added_nowhere():
+def test_an_unsuitable_gradient_is_not_added():
     params = [np.ones(4, "f4"), np.ones(4, "f4")]
     optimizer = na.Adam([params[0], Interface(params[1])])
     good = [np.ones(4, "f4"), Interface(np.ones(4, "f4"))]
@@ -113,7 +113,7 @@ def test_a_gradient_that_does_not_fit_is_added_nowhere():
     assert [bits(param) for param in params] == [bits(copy) for copy in copies]
 
 
-def test_gradients_are_read_and_left_as_they_are():
+def test_accumulating_does_not_change_gradients():
     params, grads = draw(1, "float32", "uint16"), draw(2, "float32", "uint16")
     before = [bits(grad) for grad in grads]
     optimizer = na.Adam(on_gpu(*params))

@@ -35,7 +35,7 @@ def test_every_option_has_the_cpus_bits(options, on_cpu):
 
 
 @pytest.mark.parametrize("on_cpu", [(), (1,)], ids=["GPU", "mixed"])
-def test_float32_and_float64_are_two_parts_of_one_optimizer(on_cpu):
+def test_float32_and_float64_parameters_are_two_parts_of_one_optimizer(on_cpu):
     expect_same_training(("float32", "float64", "float32"), on_cpu)
     expect_same_training(("float32", "float64", "float32"), on_cpu, state_dtype="float32")
     expect_same_training(("float32", "float32"), on_cpu, state_dtype="float64")
@@ -55,7 +55,7 @@ def test_scaled_and_clipped_steps_have_the_cpus_bits_and_norm(call):
     expect_same_training(("float32",) * 3, call=call, grad_dtypes=("float16", "uint16", "float32"))
 
 
-def test_a_norm_over_the_cpu_and_a_gpu_is_one_norm():
+def test_parameters_on_the_cpu_and_a_gpu_have_one_norm():
     """The sums of both are added, one after the other: as of two parts on the CPU."""
     params, grads = draw(1, "float32", "float32"), draw(2, "float32", "float32")
     copies = draw(1, "float32", "float32")
@@ -67,7 +67,7 @@ def test_a_norm_over_the_cpu_and_a_gpu_is_one_norm():
 
 
 @pytest.mark.parametrize("on_cpu", [(), (0,)], ids=["GPU", "mixed"])
-def test_a_gradient_that_is_not_finite_leaves_every_bit_as_it_was(on_cpu):
+def test_a_non_finite_gradient_skips_the_step(on_cpu):
     params, grads = draw(1, "float32", "float32"), draw(2, "float32", "float32")
     before = [bits(param) for param in params]
     grads[1][7] = np.inf
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_finite_leaves_every_bit_as_it_was(on_cpu):
     assert [state["step"] for state in optimizer.state.values()] == [2, 2]
 
 
-def test_results_are_kept_however_late_they_are_read():
+def test_results_can_be_read_at_any_later_time():
     """Each step writes down what it did; when as many are unread as there is room for, the oldest is read."""
     param, grad = np.ones(3, "f4"), np.ones(3, "f4")
     optimizer, grads = na.Adam(Interface(param)), []
@@ -101,7 +101,7 @@ def test_results_are_kept_however_late_they_are_read():
     assert optimizer.state[0]["step"] == 46
 
 
-def test_one_array_a_dict_and_groups():
+def test_one_array_a_dict_and_groups_have_the_cpus_bits():
     whole, param, other = np.ones((2, 3), "f4"), np.ones(3, "f4"), np.ones(3, "f4")
     na.Adam(Interface(whole), lr=0.5).step(Capsule(np.ones((2, 3), "f4")))
     np.testing.assert_allclose(whole, 0.5, rtol=1e-6)
@@ -142,7 +142,7 @@ def test_amsgrad_can_be_switched_on_later():
     ids=lambda options: ",".join(options),
 )
 @pytest.mark.parametrize("back", [False, True], ids=["CPU to GPU", "GPU to CPU"])
-def test_a_state_dict_goes_from_one_to_the_other(options, back):
+def test_a_state_dict_loads_from_gpu_to_cpu_and_back(options, back):
     dtypes = ("uint16", "float32", "uint16")
     ours, theirs = expect_same_training(dtypes, **options)
     params, copies = draw(9, *dtypes), draw(9, *dtypes)
@@ -158,7 +158,7 @@ def test_a_state_dict_goes_from_one_to_the_other(options, back):
     expect_same_state(there, here)
 
 
-def test_a_state_dict_of_a_gpu_is_a_copy_every_entry_of_it():
+def test_every_entry_of_a_gpus_state_dict_is_a_copy():
     (param,), (grad,) = draw(1, "float32"), draw(2, "float32")
     optimizer = na.Adam(on_gpu(param), ema_decay=0.5, amsgrad=True)
     optimizer.step(on_gpu(grad))
@@ -171,7 +171,7 @@ def test_a_state_dict_of_a_gpu_is_a_copy_every_entry_of_it():
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
-def test_an_optimizer_over_a_gpus_arrays_is_not_copied(duplicate):
+def test_copying_an_optimizer_of_gpu_arrays_is_refused(duplicate):
     (param,) = draw(1, "float32")
     with pytest.raises(TypeError, match="load_state_dict"):
         duplicate(na.Adam(on_gpu(param)))
@@ -186,7 +186,7 @@ def test_an_infinite_norm_measures_and_clips_nothing():
     assert bits(param) == bits(other)
 
 
-def test_8_bit_state_is_loaded_as_floats():
+def test_8_bit_state_loads_as_floats():
     params, copies, grads = (draw(seed, "float32", "float32") for seed in (1, 1, 2))
     source = na.Adam(draw(1, "float32", "float32"), state_dtype="8bit")
     source.step(grads)
@@ -196,7 +196,7 @@ def test_8_bit_state_is_loaded_as_floats():
     expect_same_state(ours, theirs)
 
 
-def test_averages_and_copies_lie_on_the_gpu():
+def test_averages_and_copies_are_on_the_gpu():
     params, copies = draw(1, "float32", "float32"), draw(1, "float32", "float32")
     options = {"ema_decay": 0.9, "low_precision_copy": "bfloat16"}
     ours = na.Adam({"a": Interface(params[0]), "b": Interface(params[1])}, **options)
@@ -215,7 +215,7 @@ def test_averages_and_copies_lie_on_the_gpu():
     assert bits(download(ours.ema["a"])) == bits(theirs.ema["a"])
 
 
-def test_the_loss_scale_may_live_on_the_gpu():
+def test_the_loss_scale_can_be_on_the_gpu():
     param, copy, grad = np.ones(40, "f4"), np.ones(40, "f4"), np.linspace(1, 2, 40, dtype="f4")
     ours, theirs = na.Adam(Interface(param)), na.Adam(copy)
     scale = np.array(4.0, "f4")
@@ -226,7 +226,7 @@ def test_the_loss_scale_may_live_on_the_gpu():
     assert bits(param) == bits(copy)
 
 
-def test_the_function_works_on_a_gpus_arrays():
+def test_the_function_updates_gpu_arrays():
     arrays = [np.ones(5, "f4"), np.full(5, 0.5, "f4"), *np.zeros((3, 5), "f4")]
     copies = [array.copy() for array in arrays]
     for step in (1, 2):
@@ -236,13 +236,13 @@ def test_the_function_works_on_a_gpus_arrays():
     assert [bits(array) for array in arrays] == [bits(copy) for copy in copies]
 
 
-def test_warmup_makes_steps_of_every_format():
+def test_warmup_compiles_every_format():
     assert list(na.warmup("cuda")) == ["cuda"]
 
 
 @pytest.mark.parametrize(("dtype", "state"), [("float64", "float64"), ("float32", "float64"), ("float64", "float32")])
 @pytest.mark.parametrize("copy", ["bfloat16", "float16"])
-def test_copies_of_what_is_computed_in_float64_are_rounded_as_on_the_cpu(dtype, state, copy):
+def test_copies_of_float64_parameters_are_rounded_as_on_the_cpu(dtype, state, copy):
     """Numbers next to a tie: rounded once, or twice where float32 lies between."""
     ties = np.array([1 + 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-8, 1 + 3 * 2.0**-11])
     values = np.concatenate([ties, ties + 2.0**-40, ties - 2.0**-40, ties + 2.0**-23, -ties - 2.0**-40]).astype(dtype)

@@ -35,7 +35,7 @@ def expect_unchanged(optimizer, params):
     ],
 )
 @pytest.mark.parametrize("call", [{}, {"loss_scale": 2.0}], ids=["plain", "measured"])
-def test_a_gradient_that_does_not_fit_changes_nothing(grads, error, message, call):
+def test_an_unsuitable_gradient_changes_nothing(grads, error, message, call):
     optimizer, params, good = pair()
     with pytest.raises(error, match=message):
         optimizer.step({**good, **grads}, **call)
@@ -44,7 +44,7 @@ def test_a_gradient_that_does_not_fit_changes_nothing(grads, error, message, cal
 
 
 @pytest.mark.parametrize("make", ["step", "accumulate"])
-def test_gradients_in_float64_need_parameters_that_are_computed_in_it(make):
+def test_float64_gradients_require_the_compute_dtype_float64(make):
     param = np.ones(3, "f4")
     optimizer = na.Adam({"w": Interface(param)})
     with pytest.raises(DtypeError, match=r"grads\['w'\] has dtype float64: .* float32 is computed in; convert it"):
@@ -52,7 +52,7 @@ def test_gradients_in_float64_need_parameters_that_are_computed_in_it(make):
     expect_unchanged(optimizer, [param])
 
 
-def test_memory_is_shared_by_nobody():
+def test_arrays_that_share_memory_are_refused():
     """The addresses of this host and of its GPUs are of one space."""
     both = np.ones(8, "f4")
     with pytest.raises(OverlapError, match=r"params\[0\] and params\[1\] share memory"):
@@ -74,7 +74,7 @@ def test_a_read_only_gradient_cannot_be_set_to_zero():
     expect_unchanged(optimizer, params)
 
 
-def test_a_loss_scale_on_a_gpu_needs_all_parameters_there():
+def test_a_loss_scale_on_a_gpu_requires_all_parameters_there():
     optimizer, params, grads = pair()
     scale = Interface(np.array(2.0, "f4"))
     with pytest.raises(HyperparameterError, match="loss_scale is an array on a GPU: all parameters must be on that"):
@@ -86,7 +86,7 @@ def test_a_loss_scale_on_a_gpu_needs_all_parameters_there():
     expect_unchanged(optimizer, params)
 
 
-def test_a_function_with_arrays_here_and_there():
+def test_the_function_refuses_arrays_on_different_devices():
     arrays = [np.ones(3, "f4") for _ in range(4)]
     with pytest.raises(UnsupportedArrayError, match=r"exp_avg .*not in the memory of a CUDA GPU"):
         na.adam_update(Interface(arrays[0]), Interface(arrays[1]), arrays[2], Interface(arrays[3]), 1)

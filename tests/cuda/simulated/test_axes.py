@@ -55,7 +55,7 @@ def moved(array, order):
 @pytest.mark.parametrize("lend", [Interface, Capsule])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_an_array_of_any_order_has_the_cpus_bits(lend, order, options):
+def test_an_array_with_any_order_of_axes_has_the_cpus_bits(lend, order, options):
     """Of elements that share a block of 8-bit codes too: blocks run through the memory on both."""
     param, twin = (moved(drawn(1), order) for _ in range(2))
     ours, theirs = na.Adam([lend(param)], lr=0.1, **options), na.Adam([twin], lr=0.1, **options)
@@ -73,7 +73,7 @@ def test_an_array_of_any_order_has_the_cpus_bits(lend, order, options):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_strides_of_axes_of_one_element_and_of_none_do_not_matter(order):
+def test_strides_of_axes_of_length_one_or_zero_are_ignored(order):
     for shape in ((), (1,), (1, 4, 1), (0, 3), (4, 0, 2)):
         param, twin = (np.array(drawn(2, shape), order=order) for _ in range(2))
         na.Adam([Interface(param)], lr=0.1).step([Interface(drawn(3, shape, order))])
@@ -81,7 +81,7 @@ def test_strides_of_axes_of_one_element_and_of_none_do_not_matter(order):
         assert bits(param) == bits(twin)
 
 
-def test_the_function_takes_arrays_of_one_order():
+def test_the_function_accepts_arrays_with_the_same_order():
     arrays, twins = ([np.abs(drawn(seed)) for seed in range(4)] for _ in range(2))
     na.adam_update(*map(Interface, arrays), 1)
     na.adam_update(*twins, 1)
@@ -92,7 +92,7 @@ def test_the_function_takes_arrays_of_one_order():
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_gradient_of_another_order_is_refused_by_name(order):
+def test_a_gradient_with_another_order_is_refused_by_name(order):
     param = drawn(1, order=order)
     before = param.tobytes()
     optimizer = na.Adam({"w": Interface(param)})
@@ -103,14 +103,14 @@ def test_a_gradient_of_another_order_is_refused_by_name(order):
     assert (param.tobytes(), optimizer.state) == (before, {})
 
 
-def test_what_is_not_dense_is_refused():
+def test_arrays_that_are_not_dense_are_refused():
     for values in (np.ones((6, 4), "f4")[::2], np.ones((3, 4), "f4")[::-1], np.broadcast_to(np.ones(4, "f4"), (3, 4))):
         for lend in (Interface, Capsule):
             with pytest.raises(LayoutError, match=r"w .*contiguous memory, its axes in any order, got strides"):
                 borrow_cuda(lend(values), name="w", any_order=True)
 
 
-def test_accumulated_gradients():
+def test_accumulated_gradients_may_have_any_order():
     param, twin = drawn(1), drawn(1)
     ours, theirs = na.Adam([Interface(param)], lr=0.1), na.Adam([twin], lr=0.1)
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_accumulated_gradients():
 
 @pytest.mark.parametrize("lend", [Interface, Capsule, Like])
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5, "amsgrad": True}], ids=repr)
-def test_a_parameter_whose_order_changes_is_followed(lend, options):
+def test_a_change_of_a_parameters_axes_is_followed(lend, options):
     given = lend(drawn(1, (4, 4), "C"))
     twin = np.array(given.array, copy=True)
     ours, theirs = na.Adam([given], lr=0.1, **options), na.Adam([twin], lr=0.1, **options)
@@ -138,7 +138,7 @@ def test_a_parameter_whose_order_changes_is_followed(lend, options):
 
 
 @pytest.mark.parametrize("lend", [Interface, Capsule, Like])
-def test_a_parameter_whose_shape_or_dtype_changes_where_it_lies_is_refused(lend):
+def test_a_change_of_shape_or_dtype_in_place_is_refused(lend):
     given = lend(drawn(1, (4, 4), "C"))
     array = given.array
     optimizer = na.Adam([given], lr=0.1)
@@ -158,7 +158,7 @@ def test_a_parameter_whose_shape_or_dtype_changes_where_it_lies_is_refused(lend)
     assert optimizer.state[0]["step"] == 2
 
 
-def test_a_gradient_that_is_turned_where_it_lies_between_steps_is_seen():
+def test_a_gradient_transposed_in_place_between_steps_is_detected():
     """Its object and its address are the same; CuPy allows `grad.shape = ...`."""
     param, grad = drawn(1, (4, 4), "C"), Like(drawn(2, (4, 4), "C"))
     optimizer = na.Adam([Interface(param)], lr=0.1)

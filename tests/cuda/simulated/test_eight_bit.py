@@ -44,12 +44,12 @@ def test_gradients_may_have_other_formats():
 
 
 @pytest.mark.parametrize("skip", [1, 2, 3, 7])
-def test_blocks_are_counted_from_the_first_element_wherever_it_lies(skip):
+def test_blocks_begin_at_the_first_element_at_any_address(skip):
     expect_same_training(("float32", "uint16"), shapes=((260,), (131,)), skip=skip, state_dtype="8bit", amsgrad=True)
 
 
 @pytest.mark.parametrize("shapes", [((16_650,),), ((16_513,), (3,))], ids=["one array", "two"])
-def test_arrays_longer_than_a_block_of_threads_takes_have_the_cpus_bits(shapes):
+def test_arrays_longer_than_a_thread_block_have_the_cpus_bits(shapes):
     expect_same_training(("float32",) * 2, shapes=shapes, steps=1, state_dtype="8bit")
 
 
@@ -66,13 +66,13 @@ def test_scaled_and_clipped_steps_have_the_cpus_bits(call):
 
 
 @pytest.mark.parametrize("on_cpu", [(), (1,)], ids=["GPU", "mixed"])
-def test_arrays_here_and_there(on_cpu):
+def test_parameters_on_the_cpu_and_a_gpu_have_the_cpus_bits(on_cpu):
     expect_same_training(("uint16", "float32", "float32"), on_cpu, shapes=((130,), (40,), (9,)), state_dtype="8bit")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Python's arithmetic warns of what a GPU just computes
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1e30])
-def test_what_is_not_finite_spoils_its_block_as_on_the_cpu(bad):
+def test_a_non_finite_gradient_affects_its_block_as_on_the_cpu(bad):
     param, copy = np.ones(300, "f4"), np.ones(300, "f4")
     ours, theirs = (na.Adam(array, state_dtype="8bit") for array in (Interface(param), copy))
     grad = np.linspace(-1, 1, 300, dtype="f4")
@@ -101,7 +101,7 @@ def test_zeros_and_the_smallest_blocks_have_the_cpus_bits():
     assert (ours.state[0]["exp_avg_sq_scale"] == 0).tolist() == [True, True, True, False, False]
 
 
-def test_a_step_that_is_left_out_leaves_every_code_as_it_was():
+def test_a_skipped_step_changes_no_code():
     param, grad = np.ones(130, "f4"), np.linspace(1, 2, 130, dtype="f4")
     optimizer = na.Adam(Interface(param), state_dtype="8bit")
     optimizer.step(Interface(grad))
@@ -115,7 +115,7 @@ def test_a_step_that_is_left_out_leaves_every_code_as_it_was():
     assert all(np.array_equal(state[key], after[key]) for key in state)
 
 
-def test_an_arrays_neighbours_and_pieces_do_not_change_its_bits():
+def test_neighbouring_arrays_and_pieces_do_not_change_the_bits():
     """Alone, in the flat kernel, and in a table: an array at the same place of its optimizer is updated alike."""
     grad = draw(2, "float32", shapes=((200,),))[0]
     alone, first = (np.ones(200, "f4") for _ in range(2))
@@ -143,7 +143,7 @@ def test_amsgrad_can_be_switched_on_later():
 
 @pytest.mark.parametrize("loaded", ["8bit", "float32", "bfloat16"])
 @pytest.mark.parametrize("source_on_gpu", [False, True], ids=["from the CPU", "from a GPU"])
-def test_any_state_loads_into_8_bits_as_on_the_cpu(loaded, source_on_gpu):
+def test_any_state_loads_into_8_bit_state_as_on_the_cpu(loaded, source_on_gpu):
     """Codes stay what they are, floats become the nearest codes; and training goes on with the CPU's bits."""
     shapes = ((270,), (5,))
     source = draw(1, "float32", "float32", shapes=shapes)
@@ -162,7 +162,7 @@ def test_any_state_loads_into_8_bits_as_on_the_cpu(loaded, source_on_gpu):
     expect_same_state(ours, theirs)
 
 
-def test_a_state_without_an_entry_begins_with_zeros():
+def test_a_missing_state_entry_starts_with_zeros():
     param = np.ones(130, "f4")
     optimizer = na.Adam(Interface(param), state_dtype="8bit")
     optimizer.step(Interface(np.ones(130, "f4")))
@@ -171,7 +171,7 @@ def test_a_state_without_an_entry_begins_with_zeros():
     assert optimizer.state == {}
 
 
-def test_codes_and_scales_lie_where_they_are_said_to():
+def test_codes_and_scales_are_at_their_addresses():
     moment = EightBit(np.arange(130, dtype=np.uint8).reshape(2, 65), np.ones(2, "f4"))
     there = uploaded(moment, HERE)
     assert (there.codes.format, there.codes.shape, there.codes.nbytes) == ("8bit", (2, 65), 130)
@@ -179,7 +179,7 @@ def test_codes_and_scales_lie_where_they_are_said_to():
     assert download(there.scales).tolist() == [1, 1]
 
 
-def test_a_table_refuses_8_bits_beside_what_they_do_not_go_with():
+def test_unsupported_combinations_with_8_bit_state_are_refused():
     param = Interface(np.ones(3))
     moments = [uploaded(EightBit.zeros((3,)), HERE) for _ in range(2)]
     with pytest.raises(DtypeError, match="params: expected the compute dtype float32 for 8-bit moments, got float64"):

@@ -36,7 +36,7 @@ def draw(size, seed, dtype=np.float32):
 
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize("state", ["float32", "8bit"])
-def test_more_arrays_than_blocks_may_be_launched(monkeypatch, limit, state):
+def test_more_arrays_than_thread_blocks_have_the_cpus_bits(monkeypatch, limit, state):
     monkeypatch.setattr(batches, "_BLOCKS_AT_MOST", limit)
     sizes = (40, 3, 129, 0, 17)
     params, grads = [draw(size, 1) for size in sizes], [draw(size, 2) for size in sizes]
@@ -46,7 +46,7 @@ def test_more_arrays_than_blocks_may_be_launched(monkeypatch, limit, state):
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 @pytest.mark.parametrize("state", ["float32", "8bit"])
-def test_an_array_of_more_blocks_than_may_be_launched(monkeypatch, limit, state):
+def test_an_array_larger_than_the_largest_grid_has_the_cpus_bits(monkeypatch, limit, state):
     monkeypatch.setattr(batches, "CHUNK", 64)  # elements for each block of threads, of which there are too few
     monkeypatch.setattr(batches, "_BLOCKS_AT_MOST", limit)
     param, grad = draw(1_003, 1), draw(1_003, 2)
@@ -55,7 +55,7 @@ def test_an_array_of_more_blocks_than_may_be_launched(monkeypatch, limit, state)
 
 
 @pytest.mark.parametrize("skip", [1, 3, 5, 7])
-def test_a_copy_at_an_odd_offset(skip):
+def test_an_unaligned_copy_has_the_cpus_bits(skip):
     param, room = draw(75, 1), np.full(96, 7, np.uint16)
     begin = -room.ctypes.data % 64 // 2 + skip
     copy = room[begin : begin + 75] if begin + 75 <= 96 else room[skip : skip + 75]
@@ -81,7 +81,7 @@ def test_norms_over_float64s_whole_range_have_the_cpus_bits(magnitude):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_among_huge_gradients_is_left_out(bad):
+def test_a_non_finite_value_among_huge_gradients_skips_the_step(bad):
     grad = np.full(20, 1e160)
     grad[13] = bad
     made, cpu = both([draw(20, 1, "f8")], [grad], call={"max_grad_norm": 2.0})
@@ -91,7 +91,7 @@ def test_what_is_not_finite_among_huge_gradients_is_left_out(bad):
 
 @pytest.mark.parametrize(("dtype", "large"), [(np.float32, 1.9e19), (np.float64, 1.4e154)])
 @pytest.mark.parametrize("call", [{"loss_scale": 1.0}, {"max_grad_norm": math.inf}], ids=str)
-def test_a_gradient_whose_square_overflows_leaves_the_step_out(dtype, large, call):
+def test_a_gradient_with_an_overflowing_square_skips_the_step(dtype, large, call):
     for size in (1.0, 0.9):
         grad = np.ones(20, dtype)
         grad[7] = -large * size
@@ -115,7 +115,7 @@ def test_parts_on_the_cpu_and_a_gpu_share_a_norm_that_overflows():
 
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("eps", [0.0, 1e-25, 1e-19])
-def test_tiny_gradients_beside_a_tiny_eps_have_the_cpus_bits(eps, state):
+def test_tiny_gradients_with_a_tiny_eps_have_the_cpus_bits(eps, state):
     grad = np.repeat([0.0, 1e-30, 1e-21, 1e-19, 3e-18, 1e-16, 1e-12], 20).astype(np.float32)
     param = np.zeros(grad.size, np.float32)
     both([param], [grad], 3, state_dtype=state, eps=eps, lr=1.0)
@@ -124,7 +124,7 @@ def test_tiny_gradients_beside_a_tiny_eps_have_the_cpus_bits(eps, state):
 
 
 @pytest.mark.parametrize("kinds", [("f8", "u2"), ("u2", "f8", "u2")], ids=str)
-def test_the_random_numbers_of_an_array_behind_another_dtype_are_those_of_its_own_place(kinds):
+def test_random_numbers_depend_on_the_parameters_index_in_the_optimizer(kinds):
     params = [draw(40, k).astype(ml_dtypes.bfloat16).view("u2") if k_ == "u2" else draw(40, k, "f8")
               for k, k_ in enumerate(kinds)]  # fmt: skip
     grads = [draw(40, 9).astype(ml_dtypes.bfloat16).view("u2") if k_ == "u2" else draw(40, 9, "f8") for k_ in kinds]

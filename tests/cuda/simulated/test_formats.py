@@ -58,7 +58,7 @@ def one_table(param, exp_avg, exp_avg_sq, **extras):
 
 
 @pytest.mark.parametrize(("param_is", "grad_is", "state_is"), list(product(FORMATS, FORMATS, FORMATS)))
-def test_every_combination_is_the_float32_update_rounded(param_is, grad_is, state_is):
+def test_every_combination_is_the_rounded_float32_update(param_is, grad_is, state_is):
     start, slope = draw(1, param_is), draw(2, grad_is)
     exp_avg, exp_avg_sq = draw(3, state_is), np.abs(draw(4, state_is))
     expected = updated(start, slope, exp_avg, exp_avg_sq)
@@ -70,7 +70,7 @@ def test_every_combination_is_the_float32_update_rounded(param_is, grad_is, stat
 
 
 @pytest.mark.parametrize("param_is", ["float32", "bfloat16", "float16"])
-def test_state_in_float64_computes_in_float64(param_is):
+def test_float64_state_is_computed_in_float64(param_is):
     start, slope = draw(1, param_is), draw(2, "float32")
     exp_avg, exp_avg_sq = np.zeros(SIZE), np.zeros(SIZE)
     param = stored(start, param_is)
@@ -83,14 +83,14 @@ def test_state_in_float64_computes_in_float64(param_is):
 
 
 @pytest.mark.parametrize("number", ["bfloat16", "float16"])
-def test_a_narrow_copy_of_the_new_parameters_is_written(number):
+def test_a_16_bit_copy_of_the_new_parameters_is_written(number):
     """Master weights: the parameter in float32, what the model uses in 16 bits."""
     param, copy = draw(1, "float32"), np.zeros(SIZE, np.uint16 if number == "bfloat16" else np.float16)
     one_table(param, np.zeros(SIZE, "f4"), np.zeros(SIZE, "f4"), copies=on_gpu(copy)).step(on_gpu(draw(2, "float32")))
     assert loaded(copy, number).tolist() == rounded(param, number).tolist()
 
 
-def test_the_moving_average_of_the_weights_is_kept():
+def test_the_moving_average_of_the_weights_is_updated():
     param, ema = draw(1, "float32"), draw(5, "float32")
     before = ema.copy()
     table = one_table(param, np.zeros(SIZE, "f4"), np.zeros(SIZE, "f4"), emas=on_gpu(ema), ema_decay=0.75)
@@ -98,7 +98,7 @@ def test_the_moving_average_of_the_weights_is_kept():
     np.testing.assert_allclose(ema, 0.75 * before.astype("f8") + 0.25 * param.astype("f8"), rtol=3e-7, atol=1e-7)
 
 
-def test_the_gradient_is_zeroed_where_asked():
+def test_the_gradient_is_set_to_zero_with_zero_grad():
     grads = [draw(2, "float32"), stored(draw(3, "bfloat16"), "bfloat16")]
     params = [draw(1, "float32"), draw(4, "float32")]
     moments = [[np.zeros(SIZE, "f4") for _ in params] for _ in range(2)]
@@ -129,7 +129,7 @@ def test_stochastic_rounding_takes_a_neighbour_and_has_the_right_mean():
     assert abs(np.mean(result == below) - share) < 5 * np.sqrt(share * (1 - share) / size)
 
 
-def test_stochastic_rounding_depends_on_the_seed_and_the_array_alone():
+def test_stochastic_rounding_depends_only_on_the_seed_and_the_array():
     param = np.full(300, 1.0, "f4")
     (whole,) = stochastic(7, param, 0)
     first, second = stochastic(7, param, 100)
@@ -138,7 +138,7 @@ def test_stochastic_rounding_depends_on_the_seed_and_the_array_alone():
     assert stochastic(8, param, 0)[0].tolist() != whole.tolist()
 
 
-def test_arrays_of_several_formats_share_a_table():
+def test_arrays_of_several_formats_share_a_launch():
     numbers = ["float32", "bfloat16", "float16"]
     params = [stored(draw(k, number), number) for k, number in enumerate(numbers)]
     moments = [[np.zeros(SIZE, "f4") for _ in numbers] for _ in range(2)]

@@ -32,7 +32,7 @@ def test_parameters_are_divided_by_gpu_and_precision():
 
 
 @pytest.mark.parametrize("value_changes", [False, True])
-def test_a_parameter_is_followed_to_other_memory(value_changes):
+def test_a_parameter_with_replaced_storage_is_followed(value_changes):
     """As PyTorch's do with `tensor.data = ...`; a master weight stays where it still rounds to its parameter."""
     numbers, grad = np.full(4, 0x3F80, "u2"), np.full(4, 1e-3, "f4")
     twins = []
@@ -55,7 +55,7 @@ def test_a_parameter_is_followed_to_other_memory(value_changes):
     np.testing.assert_allclose(one_state["master_param"][0], 1.9 if value_changes else 0.8, rtol=1e-3)
 
 
-def test_a_parameter_that_went_to_another_place_is_refused():
+def test_a_parameter_that_moved_to_another_device_is_refused():
     here, there, elsewhere = np.ones(3), Interface(np.ones(3)), Interface(np.ones(3), device=1)
     there, elsewhere = (borrow_cuda(lent, name="w") for lent in (there, elsewhere))
     check_same_place(there, "w", borrow_cuda(Interface(np.ones(3)), name="w"))

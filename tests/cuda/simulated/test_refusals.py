@@ -32,7 +32,7 @@ def table(columns):
         ),
     ],
 )
-def test_an_array_that_does_not_fit_is_named(changes, error, message):
+def test_an_unsuitable_array_is_refused_by_name(changes, error, message):
     with pytest.raises(error, match=message):
         table(ones(**changes))
 
@@ -68,7 +68,7 @@ def test_arrays_of_two_gpus_are_refused():
         (np.ones((3, 4), "f4"), UnsupportedArrayError, r"grads\['b'\].*not in the memory of a CUDA GPU"),
     ],
 )
-def test_a_gradient_that_does_not_fit_changes_nothing(grad, error, message):
+def test_an_unsuitable_gradient_changes_nothing(grad, error, message):
     columns = ones()
     made = table(columns)
     with pytest.raises(error, match=message):
@@ -77,7 +77,7 @@ def test_a_gradient_that_does_not_fit_changes_nothing(grad, error, message):
     assert made.steps.tolist() == [0, 0]
 
 
-def test_a_gradient_may_not_share_memory_with_the_state():
+def test_a_gradient_that_shares_memory_with_the_state_is_refused():
     columns = ones()
     made = table(columns)
     with pytest.raises(OverlapError, match=r"grads\['b'\] and exp_avg\['b'\] share memory"):

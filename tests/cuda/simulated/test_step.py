@@ -60,7 +60,7 @@ def test_clipping_by_value_has_the_cpus_bits():
 
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
-def test_a_gradient_that_is_not_finite_leaves_every_bit_as_it_was(strange):
+def test_a_non_finite_gradient_skips_the_step(strange):
     params, grads = draw(1), draw(2)
     table, moments = table_of(params)
     table.step(on_gpu(*grads))
@@ -76,7 +76,7 @@ def test_a_gradient_that_is_not_finite_leaves_every_bit_as_it_was(strange):
     assert table.steps.tolist() == [2, 2, 2, 2]
 
 
-def test_the_loss_scale_may_live_on_the_gpu():
+def test_the_loss_scale_can_be_on_the_gpu():
     """As torch's GradScaler passes it to a fused optimizer."""
     params, grads = draw(1), draw(2)
     copies = [param.copy() for param in params]
@@ -91,7 +91,7 @@ def test_the_loss_scale_may_live_on_the_gpu():
     assert table.steps.tolist() == [2, 2, 2, 2]
 
 
-def test_a_replayed_step_counts_itself():
+def test_a_replayed_step_is_counted():
     """What a captured CUDA graph repeats is the launch alone: nothing of the host's takes part."""
     params, grads = draw(1), draw(2)
     copies = [param.copy() for param in params]
@@ -105,7 +105,7 @@ def test_a_replayed_step_counts_itself():
     assert table.steps.tolist() == [4, 4, 4, 4]
 
 
-def test_steps_can_be_given_and_set():
+def test_step_counts_can_be_given_and_set():
     params, grads = draw(1), draw(2)
     copies = [param.copy() for param in params]
     table, _ = table_of(params, steps=[9, 9, 9, 9])
@@ -117,7 +117,7 @@ def test_steps_can_be_given_and_set():
     assert [param.tolist() for param in params] == [copy.tolist() for copy in copies]
 
 
-def test_a_step_left_out_leaves_the_gradients_too():
+def test_a_skipped_step_keeps_the_gradients():
     params, grads = draw(1), draw(2)
     grads[1][0] = np.nan
     table, _ = table_of(params)

@@ -81,7 +81,7 @@ def expect_the_cpus_bits(params, gradients, hyperparameters, skips=(0, 0, 0)):
             assert bits(state.largest[k]) == bits(entry["max_exp_avg_sq"])
 
 
-def test_this_is_the_simulator():
+def test_the_tests_run_in_the_simulator():
     assert seam.SIMULATED
 
 
@@ -105,7 +105,7 @@ def test_many_arrays_have_the_cpus_bits(dtype, variant):
 
 @pytest.mark.parametrize("skips", [(0, 0, 0), (1, 1, 1), (3, 3, 3), (1, 2, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_bits_do_not_depend_on_where_arrays_lie(dtype, skips):
+def test_the_bits_do_not_depend_on_addresses(dtype, skips):
     """Aligned together, all beginning at the same odd place, and each at another."""
     rng = np.random.default_rng(3)
     sizes = (*range(1, 20), 67)
@@ -113,7 +113,7 @@ def test_the_bits_do_not_depend_on_where_arrays_lie(dtype, skips):
     expect_the_cpus_bits([draw(rng, size, dtype, skips[0]) for size in sizes], gradients, {"amsgrad": True}, skips)
 
 
-def test_arrays_longer_than_a_block_takes_have_the_cpus_bits():
+def test_arrays_longer_than_a_thread_block_have_the_cpus_bits():
     rng = np.random.default_rng(4)
     sizes = (17_001, 16_384)
     gradients = [[draw(rng, size, "float32") for size in sizes]]
@@ -130,7 +130,7 @@ def test_special_values_have_the_cpus_bits(dtype):
     expect_the_cpus_bits([np.tile(values, values.size)], gradients, {"weight_decay": 0.1})
 
 
-def test_changed_hyperparameters_hold_from_the_next_step_on():
+def test_changed_hyperparameters_apply_from_the_next_step():
     rng = np.random.default_rng(5)
     param, grad = draw(rng, 20, "float32"), draw(rng, 20, "float32")
     copy, state = param.copy(), state_of([param], {})

@@ -71,11 +71,11 @@ def in_two_processes() -> list[Kept]:
 
 
 def compared(cold: Sequence[Launch], warm: Sequence[Launch]) -> list[Kept]:
-    """Say of every kernel whether the second process loaded what the first one had compiled."""
+    """Return for every kernel whether the second process loaded it instead of compiling it."""
     pairs = [(one, other) for one, other in zip(cold, warm, strict=True) if one.kernel == other.kernel]
     if not pairs or len(pairs) != len(cold):
         raise ValueError(
-            f"two processes launched {len(cold)} kernels, of which {len(pairs)} are the same: needed is all"
+            f"two processes launched {len(cold)} kernels, of which {len(pairs)} are the same: expected all"
         )
     return [
         Kept(one.kernel, one.seconds, other.seconds, (one[2:], other[2:]) == ((0, 1), (1, 0))) for one, other in pairs
@@ -83,7 +83,7 @@ def compared(cold: Sequence[Launch], warm: Sequence[Launch]) -> list[Kept]:
 
 
 def _in_a_new_process(folder: str) -> list[Launch]:
-    """Return what a process found; what it logs, and why it failed, it says itself on stderr."""
+    """Return the launches of a new process. It writes its log and its errors to stderr."""
     command = [sys.executable, "-m", "benchmarks.gpu.kept"]
     run = subprocess.run(
         command, env={**os.environ, "NUMBA_CACHE_DIR": folder}, stdout=subprocess.PIPE, text=True, check=True

@@ -331,7 +331,7 @@ def compute_dtype(formats: Sequence[Format], name: str) -> str:
         DtypeError: the formats cannot be mixed.
     """
     if Format.FLOAT16 in formats[1:]:
-        raise DtypeError(f"the state of params{name} is float16, needed is float32, float64 or bfloat16: {TOO_NARROW}")
+        raise DtypeError(f"the state of params{name} is float16, expected float32, float64 or bfloat16: {TOO_NARROW}")
     if Format.FLOAT64 not in formats:
         return "float32"
     narrow = [format_.label for format_ in formats if format_ not in (Format.FLOAT32, Format.FLOAT64)]

@@ -287,7 +287,7 @@ class CudaTable:
                 "convert it with .astype(numpy.float32)"
             )
         if view.device != self.device:
-            raise UnsupportedArrayError(f"{name} is on GPU {view.device}, needed is GPU {self.device}; copy it there")
+            raise UnsupportedArrayError(f"{name} is on GPU {view.device}, expected GPU {self.device}; copy it there")
         self._extents.check_apart(view, name)  # type: ignore[arg-type]
         return view
 

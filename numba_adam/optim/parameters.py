@@ -152,8 +152,8 @@ class Parameters:
         turned = [new.label for new, old in zip(members, self.members, strict=True) if new.axes != old.axes]
         if turned and accumulations:
             raise LayoutError(
-                f"params{turned[0]} has its axes in memory in another order than when gradients were accumulated: set "
-                "it back, or drop_accumulated() before the next step"
+                f"params{turned[0]} has another order of axes in memory than the accumulated gradients: change it back, "
+                "or call drop_accumulated() before the next step"
             )
         if turned:
             self.parts = self._parts_with_this_state(members)

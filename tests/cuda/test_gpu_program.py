@@ -59,5 +59,5 @@ def test_a_kernel_is_cached_by_one_process_and_loaded_by_the_next(cold, warm, is
 
 def test_processes_that_launched_other_kernels_are_not_compared():
     one, other = (Launch(name, 1.0, 0, 1) for name in ("lanes", "total"))
-    with pytest.raises(ValueError, match="needed is all"):
+    with pytest.raises(ValueError, match="expected all"):
         compared([one], [other])

@@ -1,4 +1,4 @@
-"""bitsandbytes' 8-bit Adam on the CPU: its state in blocks of 256, decoded and encoded as whole arrays."""
+"""bitsandbytes' 8-bit Adam on the CPU. Its state has blocks of 256 and is decoded and encoded as whole arrays."""
 
 from __future__ import annotations
 

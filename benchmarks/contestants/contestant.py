@@ -1,4 +1,4 @@
-"""The face that all optimizers show the harness. May import NumPy."""
+"""The interface of all optimizers to compare. May import NumPy."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from benchmarks.workload import Array, Workload, check_usual
 
 LR = 1e-3
 BETAS = (0.9, 0.999)
-EPS = 1e-8  # added to the bias-corrected root by everybody: Algorithm 1
+EPS = 1e-8  # all contestants add it to the bias-corrected root (Algorithm 1)
 
 
 class Contestant(Protocol):
-    """One optimizer over one workload, with copies of its own."""
+    """One optimizer over its own copy of a workload."""
 
     def step(self) -> object:
-        """Make one step, and return when it is done."""
+        """Make one step, and wait for its end."""
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes, as its library says."""
+        """Return the number of threads of a step, as the library reports it."""
 
     def params(self) -> list[Array]:
-        """Return the parameters as they are now."""
+        """Return the current parameters."""
 
     def moments(self) -> list[Array]:
-        """Return all first and second moments as they are now."""
+        """Return all current first and second moments."""
 
 
 class Maker(Protocol):
     """Makes a contestant."""
 
     def __call__(self, workload: Workload, threads: int) -> Contestant:
-        """Return a contestant that takes so many threads.
+        """Return a contestant that uses this number of threads.
 
         Raises:
-            MissingError: its library is not there or does not run.
+            MissingError: its library is not installed or does not run.
         """
 
 
@@ -54,12 +54,12 @@ def load(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingError(f"{error.name or module} is not installed") from error
-    except Exception as error:  # peers fail in ways of their own: a missing compiler, an unknown accelerator
+    except Exception as error:  # peers raise different errors: no compiler, an unknown accelerator
         raise missing(module, error) from error
 
 
 def missing(library: str, error: Exception) -> MissingError:
-    """Return `error` as a reason that can be published: one line, without paths of this machine."""
+    """Return an error as a publishable reason: one line, without paths of this machine."""
     lines = str(error).strip().splitlines() or [""]
     reason = re.sub(r"(?:/[^\s/:'\"]+)+/", ".../", lines[0])[:160]
     return MissingError(f"{library} does not run here: {type(error).__name__}: {reason}")
@@ -70,11 +70,11 @@ class DisagreementError(Exception):
 
 
 def check_agreement(ours: Contestant, peer: Contestant, workload: Workload) -> None:
-    """Make sure that both contestants did the same real work.
+    """Check that both contestants did the same work on normal numbers.
 
     Raises:
-        DisagreementError: their parameters differ by more than rounding makes them differ.
-        UnusualError: they met numbers that no training meets.
+        DisagreementError: their parameters differ by more than rounding errors.
+        UnusualError: there are subnormal numbers, infinities or NaN.
     """
     check_usual(ours.moments(), "our moments")
     check_usual(peer.moments(), "the peer's moments")
@@ -83,7 +83,7 @@ def check_agreement(ours: Contestant, peer: Contestant, workload: Workload) -> N
 
 
 def _check_close(before: Array, one: Array, other: Array) -> None:
-    """Allow a thousandth of the way that was gone: rounding adds up over many equal steps."""
+    """Allow a thousandth of the change, because rounding errors add up over many equal steps."""
     way = float(np.max(np.abs(one - before)))
     apart = float(np.max(np.abs(one - other)))
     if not way > 0 or not apart <= 1e-5 + 1e-3 * way:
@@ -91,12 +91,12 @@ def _check_close(before: Array, one: Array, other: Array) -> None:
 
 
 def check_direction(ours: Sequence[Array], peer: Sequence[Array], least: float) -> None:
-    """Make sure that two contestants went the same way, where their formats forbid that they agree more closely.
+    """Check that two contestants moved in the same direction, if their formats are too coarse for a closer check.
 
     Args:
-        ours: what our steps made: how far each parameter moved, or the first moments.
-        peer: the same of the peer.
-        least: the smallest cosine of the angle between them that is allowed.
+        ours: the change of each parameter, or the first moments, after our steps.
+        peer: the same for the peer.
+        least: smallest allowed cosine of the angle between them.
 
     Raises:
         DisagreementError: the angle is wider, or one of them did not move.
@@ -111,7 +111,7 @@ def check_direction(ours: Sequence[Array], peer: Sequence[Array], least: float) 
 
 
 def moved(contestant: Contestant, workload: Workload) -> list[Array]:
-    """Return how far each parameter has gone from where the workload begins."""
+    """Return the change of each parameter since the start of the workload."""
     return [after - before for after, before in zip(contestant.params(), workload.params(), strict=True)]
 
 

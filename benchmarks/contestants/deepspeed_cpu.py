@@ -1,4 +1,4 @@
-"""DeepSpeedCPUAdam, whose C++ is compiled at its first use. Never timed: warming up comes first."""
+"""DeepSpeedCPUAdam. Its C++ code is compiled at its first use, which is not timed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NAME = "DeepSpeedCPUAdam"
 
 
 class DeepSpeedCPU(OnTensors):
-    """DeepSpeed's vectorised Adam for the CPU, in Adam's mode rather than AdamW's, its default."""
+    """DeepSpeed's vectorized Adam for the CPU, with L2 decay instead of its default AdamW."""
 
     def __init__(self, workload: Workload, threads: int) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for CUDA
-        # It runs `ninja`, which pip has put beside the interpreter.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it looks for CUDA
+        # It runs `ninja`, which pip installed in the interpreter's folder.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         torch = load("torch")
         torch.set_num_threads(threads)
@@ -26,6 +26,6 @@ class DeepSpeedCPU(OnTensors):
         params = parameters(torch, workload)
         try:
             optimizer = adam.DeepSpeedCPUAdam(params, lr=LR, betas=BETAS, eps=EPS, adamw_mode=False)
-        except Exception as error:  # the compiler's, or what loading its result raises
+        except Exception as error:  # from the compiler, or from loading its result
             raise missing("DeepSpeedCPUAdam", error) from error
         super().__init__(params, optimizer)

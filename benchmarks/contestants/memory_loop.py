@@ -1,6 +1,6 @@
-"""No optimizer: a plain loop that reads four arrays and writes three, which no update of Adam can be faster than.
+"""A plain loop that reads four arrays and writes three: a lower bound for any Adam update.
 
-It runs over our contestant's own arrays and writes back what it read, so that both touch the same pages.
+It runs over our contestant's own arrays and writes back the values it read, so that both touch the same pages.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ NAME = "a plain loop that reads 4 and writes 3"
 
 
 def _compiled() -> Any:
-    """Return the loop, compiled as our kernels are: each thread has its share, in vector code."""
+    """Return the loop, compiled like our kernels: vectorized, with a share for each thread."""
     numba: Any = load("numba")
     prange = numba.prange
 
     def one_share(param: Any, grad: Any, exp_avg: Any, exp_avg_sq: Any, one: Any, zero: Any) -> None:
-        """Multiply by one and add zero: the compiler does not know that nothing changes."""
+        """Multiply by one and add zero, so that the compiler cannot remove the writes."""
         for i in range(param.size):
             param[i] = param[i] + zero * grad[i]
             exp_avg[i] = exp_avg[i] * one
@@ -39,14 +39,14 @@ def _compiled() -> Any:
 
 
 class MemoryLoop:
-    """The loop, on as many threads as the update takes."""
+    """The loop, on the same number of threads as the update."""
 
     def __init__(self, ours: Ours, threads: int) -> None:
-        """Take over the arrays of a contestant that has made a step."""
+        """Use the arrays of a contestant that has made a step."""
         self._loop = _compiled()
         (param,), (grad,), (exp_avg, exp_avg_sq) = ours.params(), ours.grads(), ours.moments()
         self._arguments = (param, grad, exp_avg, exp_avg_sq, np.float32(1), np.float32(0), threads)
 
     def step(self) -> object:
-        """Go over the arrays once."""
+        """Read and write the arrays once."""
         return self._loop(*self._arguments)

@@ -1,7 +1,7 @@
-"""The contestants that update some rows of a table, as an embedding's gradients do: ours and torch.optim.SparseAdam.
+"""The contestants that update some rows of an embedding table: ours and torch.optim.SparseAdam.
 
-Each step takes the next of several sets of rows, no row in two of them: were it always the same rows, they would lie in
-the caches, which those of a real table do not.
+Each step uses the next of several disjoint sets of rows. The same rows in every step would stay in the caches, unlike
+those of a real table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SETS = 10
 
 @dataclass(frozen=True)
 class TableWorkload:
-    """A table, and the rows of it that a step touches."""
+    """A table, and the rows that each step updates."""
 
     rows: int
     width: int
@@ -33,7 +33,7 @@ class TableWorkload:
         return Workload(((self.rows, self.width),))
 
     def sets(self) -> list[Array]:
-        """Return the sets of rows: distinct, in no order, int64."""
+        """Return the sets of rows: distinct, unordered, int64."""
         order = np.random.default_rng(SEED).permutation(self.rows)[: SETS * self.touched]
         return list(order.reshape(SETS, self.touched))
 
@@ -43,18 +43,18 @@ class TableWorkload:
 
 
 class OurRows:
-    """`adam_update_rows` over arrays of its own."""
+    """`adam_update_rows` over its own arrays."""
 
     def __init__(self, workload: TableWorkload, *, mode: str = "lazy", is_aligned: bool = True) -> None:
         """Take a table.
 
         Args:
             workload: the table and the rows.
-            mode: "lazy", or "exact": rows make up for the steps that they missed, here the other sets' steps.
-            is_aligned: whether its arrays begin at cache lines, as PyTorch's do; else where NumPy puts them.
+            mode: "lazy", or "exact": rows replay the steps that they missed, here the other sets' steps.
+            is_aligned: True: its arrays are aligned to cache lines, as PyTorch's are; False: as NumPy allocates them.
         """
         from numba_adam.rows.functional import (
-            adam_update_rows,  # brings Numba in, which the list of all cases can do without
+            adam_update_rows,  # imported here, because the list of all cases does not need Numba
         )
 
         self._update = adam_update_rows
@@ -87,7 +87,7 @@ class OurRows:
 
 
 class TorchRows:
-    """SparseAdam, whose gradients are sparse tensors. It is lazy, knows no decay, and has eps beside the bare root."""
+    """SparseAdam, with sparse gradients. It is lazy, has no decay, and adds eps to the uncorrected root."""
 
     def __init__(self, workload: TableWorkload, threads: int) -> None:
         torch = load("torch")
@@ -118,11 +118,11 @@ class TorchRows:
 
 
 def check_same_rows(ours: OurRows, peer: TorchRows | OurRows, workload: TableWorkload) -> None:
-    """Make sure that both made the same of the first set's rows.
+    """Check that both have the same values in the first set's rows.
 
     Raises:
-        DisagreementError: they did not.
-        UnusualError: they met numbers that no training meets.
+        DisagreementError: the values differ.
+        UnusualError: there are subnormal numbers, infinities or NaN.
     """
     first = workload.sets()[0]
     check_usual(ours.moments(first), "our moments")

@@ -1,4 +1,4 @@
-"""What the contestants that update PyTorch's tensors have in common: the tensors, and what is asked of them."""
+"""The common base of contestants that update PyTorch's tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _tensor(torch: Any, array: Array, bfloat16: bool) -> Any:
 
 
 class OnTensors:
-    """An optimizer with PyTorch's face over `params`; what it is, the subclass says."""
+    """An optimizer with PyTorch's interface over `params`. A subclass chooses the optimizer."""
 
     moment_keys: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
-    """What stands for the moments in its state; of 8-bit state the scales of its blocks."""
+    """Keys of the moments in its state; for 8-bit state, those of the blocks' scales."""
 
     def __init__(self, params: list[Any], optimizer: Any) -> None:
         self._params = params
@@ -35,15 +35,15 @@ class OnTensors:
         return self._optimizer.step()
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes."""
+        """Return the number of threads of a step."""
         return str(load("torch").get_num_threads())
 
     def params(self) -> list[Array]:
-        """Return the parameters: where they lie if they are float32, else in float32."""
+        """Return the parameters: views if they are float32, otherwise float32 copies."""
         return concrete([param.detach().float() for param in self._params])
 
     def grads(self) -> list[Any]:
-        """Return the gradients, where they lie."""
+        """Return the gradients themselves, not copies."""
         return [param.grad for param in self._params]
 
     def moments(self) -> list[Array]:
@@ -59,7 +59,7 @@ class OnTensors:
 
 
 def _bytes(entry: Any) -> int:
-    """Return the bytes of a tensor, or of those that it is made of (torchao's 8-bit state); of a plain number none."""
+    """Return the bytes of a tensor, or of its inner tensors (torchao's 8-bit state); 0 for a plain number."""
     if hasattr(entry, "__tensor_flatten__"):
         return sum(_bytes(getattr(entry, name)) for name in entry.__tensor_flatten__()[0])
     return entry.numel() * entry.element_size() if hasattr(entry, "element_size") else 0

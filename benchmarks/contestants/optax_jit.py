@@ -1,4 +1,4 @@
-"""optax.adam, compiled as one function with its parameters and state donated, as its users run it."""
+"""optax.adam in one compiled function, with donated parameters and state, as its users run it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "optax.adam (jit, donated)"
 
 
 class OptaxJit:
-    """Update and apply_updates in one jitted function. XLA takes as many threads as the process has CPUs."""
+    """Update and apply_updates in one jitted function. XLA uses one thread for each CPU of the process."""
 
     def __init__(self, workload: Workload, threads: int) -> None:
         self._jax: Any = load("jax")
@@ -34,7 +34,7 @@ class OptaxJit:
         return self._jax.block_until_ready((self._params, self._state))
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes."""
+        """Return the number of threads of a step."""
         return str(self._threads)
 
     def params(self) -> list[Array]:

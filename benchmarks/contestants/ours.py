@@ -10,22 +10,22 @@ from benchmarks.workload import Array, Workload, bfloat16_bits, widened
 
 
 class Ours:
-    """One array when the workload has one, else a list."""
+    """Our optimizer over one array, or over a list if the workload has several."""
 
     def __init__(
         self,
         workload: Workload,
-        threads: int,  # noqa: ARG002 - NUMBA_NUM_THREADS says it
+        threads: int,  # noqa: ARG002 - NUMBA_NUM_THREADS sets it
         *,
         bfloat16: bool = False,
         **options: Any,
     ) -> None:
-        """Take a workload.
+        """Make the optimizer.
 
         Args:
             workload: the arrays.
-            threads: threads that a step takes.
-            bfloat16: whether parameters and gradients are bfloat16, given as bits.
+            threads: number of threads of a step.
+            bfloat16: True: parameters and gradients are bfloat16, given as bits.
             options: more arguments of `numba_adam.Adam`.
         """
         self._params, self._grads = workload.params(), workload.grads()
@@ -41,19 +41,19 @@ class Ours:
         return self.optimizer.step(self._given)
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes."""
+        """Return the number of threads of a step."""
         return threads_of_a_step()
 
     def params(self) -> list[Array]:
-        """Return the parameters: where they lie if they are float32, else in float32."""
+        """Return the parameters: views if they are float32, otherwise float32 copies."""
         return [widened(param) for param in self._params]
 
     def grads(self) -> list[Array]:
-        """Return the gradients, where they lie."""
+        """Return the gradients themselves, not copies."""
         return self._grads
 
     def moments(self) -> list[Array]:
-        """Return the moments: all first ones, then all second ones; of 8-bit state the scales of its blocks."""
+        """Return the moments: all first ones, then all second ones; for 8-bit state, the scales of its blocks."""
         states = self.optimizer.state.values()
         return [widened(state.get(f"{key}_scale", state[key])) for key in ("exp_avg", "exp_avg_sq") for state in states]
 
@@ -64,7 +64,7 @@ class Ours:
 
 
 def threads_of_a_step() -> str:
-    """Return the number of threads that our kernels take, and the layer that runs them."""
+    """Return the number of threads of our kernels, and the threading layer."""
     from numba_adam.cpu.kernels import threads
 
     return f"{threads.thread_count()} ({threads.threading_layer() or 'one only'})"

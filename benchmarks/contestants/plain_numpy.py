@@ -1,4 +1,4 @@
-"""Adam as a scientist writes it: the paper's lines in NumPy, one array at a time."""
+"""Adam as the paper states it, in NumPy, one array at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PlainNumpy:
         return self._step
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes."""
+        """Return the number of threads of a step."""
         return "1"
 
     def params(self) -> list[Array]:

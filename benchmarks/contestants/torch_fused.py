@@ -1,4 +1,4 @@
-"""torch.optim.Adam(fused=True) over one list of tensors, which lie in NumPy's memory as ours do."""
+"""torch.optim.Adam(fused=True) over one list of tensors, in memory that NumPy allocated, like ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME_BFLOAT16 = "torch.optim.Adam(fused=True), bfloat16"
 
 
 class TorchFused(OnTensors):
-    """PyTorch's own fused kernel for the CPU; its state has the parameters' format."""
+    """PyTorch's fused CPU kernel. Its state has the parameters' format."""
 
     def __init__(self, workload: Workload, threads: int, *, bfloat16: bool = False) -> None:
         torch = load("torch")

@@ -1,6 +1,6 @@
-"""torchao's 8-bit Adam on the CPU: its state in blocks of 256, the step compiled by torch.compile, which takes g++.
+"""torchao's 8-bit Adam on the CPU: state in blocks of 256; the step compiled by torch.compile, which needs g++.
 
-It quantises arrays of at least 4,096 elements whose number 256 divides, and leaves the state of all others in float32.
+It quantizes the state of arrays with a multiple of 256 elements, at least 4,096, and keeps all other state in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NAME = "torchao Adam8bit"
 
 
 class TorchAO8bit(OnTensors):
-    """Parameters and gradients in float32. Its first step compiles: half a minute, never timed."""
+    """Parameters and gradients in float32. Its first step compiles for half a minute, and is not timed."""
 
     def __init__(self, workload: Workload, threads: int) -> None:
         torch, optim = load("torch"), load("torchao.optim")
@@ -23,7 +23,7 @@ class TorchAO8bit(OnTensors):
         super().__init__(params, optim.Adam8bit(params, lr=LR, betas=BETAS, eps=EPS))
         try:
             self.step()
-        except Exception as error:  # torch._inductor's, of many kinds: without a C++ compiler InvalidCxxCompiler
+        except Exception as error:  # torch._inductor raises many kinds
             raise missing("torchao's Adam8bit, which compiles C++ at its first step,", error) from error
         if not all(hasattr(state["exp_avg"], "codes") for state in self._optimizer.state.values()):
             raise MissingError("torchao keeps the state of arrays in float32 whose size 256 does not divide")

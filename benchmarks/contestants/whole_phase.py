@@ -1,11 +1,11 @@
-"""Everything that happens between the backward pass and the next forward pass, ours and PyTorch's.
+"""Everything between the backward pass and the next forward pass, ours and PyTorch's.
 
-Gradients come multiplied by a loss scale. They are divided by it, looked over for what is not finite, clipped by their
-global norm; AdamW steps; an average of the weights follows; a bfloat16 copy of the weights is made for the next pass.
+The gradients include a loss scale. A step divides by it, checks that gradients are finite, clips the global norm, makes
+an AdamW step, updates an average of the weights, and makes a bfloat16 copy of the weights for the next pass.
 
-PyTorch divides and clips in the gradients' own memory. Where training has the backward pass write new ones, `refresh`
-writes them here: before every step, ours too, and without being timed. So every step meets the same gradients, with the
-loss scale in them and a norm that is clipped.
+PyTorch divides and clips the gradients in place. In training the backward pass writes new ones; here `refresh` does,
+before every step of both contestants, outside the timing. So every step has the same gradients, with the loss scale and
+a norm that needs clipping.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from benchmarks.contestants.contestant import BETAS, EPS, LR, DisagreementError,
 from benchmarks.contestants.ours import threads_of_a_step
 from benchmarks.workload import Array, Workload, check_usual, widened
 
-LOSS_SCALE = 65536.0  # where GradScaler begins
-MAX_NORM = 1.0  # standard-normal gradients of 0.01 have a norm of 10 for a million of them, so clipping is at work
+LOSS_SCALE = 65536.0  # initial value of GradScaler
+MAX_NORM = 1.0  # a million normal gradients with deviation 0.01 have a norm of 10, so they are clipped
 EMA_DECAY = 0.999
 WEIGHT_DECAY = 0.01
 NAME = "torch: GradScaler.unscale_, clip_grad_norm_, AdamW(fused=True), lerp_, copy_"
 
 
 class _Phase:
-    """Gradients that can be refreshed, in memory of their own."""
+    """Gradients in their own memory that can be refreshed."""
 
     def __init__(self, workload: Workload) -> None:
         self._scaled = workload.grads()
@@ -36,15 +36,15 @@ class _Phase:
         self._grads = [grad.copy() for grad in self._scaled]
 
     def refresh(self) -> None:
-        """Write the gradients anew, as a backward pass does."""
+        """Write the gradients again, as a backward pass does."""
         for grad, scaled in zip(self._grads, self._scaled, strict=True):
             np.copyto(grad, scaled)
 
 
 class OurPhase(_Phase):
-    """One call."""
+    """Ours: one call."""
 
-    def __init__(self, workload: Workload, threads: int) -> None:  # noqa: ARG002 - NUMBA_NUM_THREADS says it
+    def __init__(self, workload: Workload, threads: int) -> None:  # noqa: ARG002 - NUMBA_NUM_THREADS sets it
         super().__init__(workload)
         self._params = workload.params()
         self.optimizer = na.AdamW(
@@ -63,7 +63,7 @@ class OurPhase(_Phase):
         return self.optimizer.step(self._grads, loss_scale=LOSS_SCALE, max_grad_norm=MAX_NORM)
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes."""
+        """Return the number of threads of a step."""
         return threads_of_a_step()
 
     def params(self) -> list[Array]:
@@ -85,7 +85,7 @@ class OurPhase(_Phase):
 
 
 class TorchPhase(_Phase):
-    """The calls that PyTorch's documentation names for each of these, in its order."""
+    """PyTorch's: the calls of its documentation, in the same order."""
 
     def __init__(self, workload: Workload, threads: int) -> None:
         super().__init__(workload)
@@ -97,7 +97,7 @@ class TorchPhase(_Phase):
         self._averages = [param.detach().clone() for param in self._params]
         self._copies = [param.detach().to(torch.bfloat16) for param in self._params]
         self._scaler = torch.amp.GradScaler("cpu", init_scale=LOSS_SCALE, growth_interval=1 << 30)
-        self._scaler.scale(torch.zeros(()))  # makes the scale's own tensor, as the first loss of a training does
+        self._scaler.scale(torch.zeros(()))  # creates the scale's tensor, as the first loss does
         self._optimizer = torch.optim.AdamW(
             self._params, lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True
         )
@@ -115,7 +115,7 @@ class TorchPhase(_Phase):
         return None
 
     def threads(self) -> str:
-        """Return the number of threads that a step takes."""
+        """Return the number of threads of a step."""
         return str(self._torch.get_num_threads())
 
     def params(self) -> list[Array]:
@@ -137,16 +137,16 @@ class TorchPhase(_Phase):
 
 
 def check_same_phase(ours: Any, peer: Any) -> None:
-    """Make sure that both did everything, and came to the same.
+    """Check that both did all of the work, with the same results.
 
     Raises:
-        DisagreementError: parameters, averages or copies differ by more than rounding makes them differ.
-        UnusualError: the moments hold numbers that no training meets.
+        DisagreementError: parameters, averages or copies differ by more than rounding errors.
+        UnusualError: the moments have subnormal numbers, infinities or NaN.
     """
     check_usual(ours.moments(), "our moments")
     check_usual(peer.moments(), "the peer's moments")
     pairs = (
-        # Thousands of steps of LR each, with norms that one side sums in float32: at most two steps' worth apart.
+        # After thousands of steps of size LR, with norms that PyTorch sums in float32: allow the size of two steps.
         ("parameters", ours.params(), peer.params(), 1e-3, 2 * LR),
         ("averages", ours.averages(), peer.averages(), 1e-3, 2 * LR),
         ("bfloat16 copies", ours.copies(), peer.copies(), 1e-2, 1e-2),  # bfloat16 has 8 bits of precision

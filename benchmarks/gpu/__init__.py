@@ -1,4 +1,4 @@
-"""What can only be proven and measured where a GPU is: `make gpu`, or python -m benchmarks.gpu.
+"""The checks and measurements that need a GPU: `make gpu`, or python -m benchmarks.gpu.
 
     kernels       every kernel of the package
     kept          whether a second process loads them all, and how long first launches take
@@ -7,6 +7,6 @@
                   own copy
     report        what is printed and saved
 
-In Numba's simulator (NUMBA_ENABLE_CUDASIM=1) all of it runs at sizes of a few elements: that proves the program, and
-its times mean nothing.
+In Numba's simulator (NUMBA_ENABLE_CUDASIM=1) everything runs with a few elements. This tests the program; its times
+mean nothing.
 """

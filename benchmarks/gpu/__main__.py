@@ -1,7 +1,7 @@
 """python -m benchmarks.gpu: kernels between processes, bits against the CPU, times against PyTorch; printed and saved.
 
-Exits with 1 when a bit differs or a kernel is not kept for the next process, and with 2 and a message where there is no
-GPU. The folder is benchmarks/results.
+The exit status is 1 if a bit differs or a kernel is not cached for the next process, and 2 without a GPU. The folder is
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(folder: Path | None, *, measure: bool) -> int:
 
     kernels = []
     if seam.SIMULATED:
-        kept.first_launches()  # proves that they can be launched; nothing is compiled
+        kept.first_launches()  # checks that they can be launched; compiles nothing
     else:
         kernels = kept.in_two_processes()
     for kernel in kernels:

@@ -1,4 +1,4 @@
-"""Every kernel's bits against the CPU's, on the GPU itself."""
+"""Compares every kernel's bits on the GPU with the CPU's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Finding:
     """One comparison."""
 
     what: str
-    differing: int  # elements whose bits are not the CPU's
+    differing: int  # number of elements with other bits than on the CPU
     elements: int
 
 
@@ -48,7 +48,7 @@ def draw(rng: np.random.Generator, size: int, dtype: str) -> Array:
 
 
 def bits(array: Array) -> Array:
-    """Return the bits; all NaNs are one, since what they carry differs between processors."""
+    """Return the bits. All NaNs become equal, because their payloads differ between processors."""
     clean = array.copy()
     if clean.dtype.kind == "f":
         clean[np.isnan(clean)] = np.nan
@@ -56,7 +56,7 @@ def bits(array: Array) -> Array:
 
 
 def differing(ours: list[Array], theirs: list[Array]) -> int:
-    """Return how many elements differ in any bit."""
+    """Return the number of elements that differ in any bit."""
     return sum(int(np.count_nonzero(bits(a) != bits(b))) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -88,7 +88,7 @@ def findings() -> Iterator[Finding]:
 
 
 def torch_on_gpu() -> Any:
-    """Return PyTorch where it is installed and sees the GPU, else None."""
+    """Return PyTorch if it is installed and finds the GPU, otherwise None."""
     try:
         torch: Any = import_module("torch")
     except ImportError:
@@ -103,7 +103,7 @@ def _columns(params: list[Array], skip: int = 0) -> list[list[CudaArray]]:
 
 
 def _plain(dtype: str, variant: str, sizes: tuple[int, ...], skip: int) -> Finding:
-    """Train, with every array beginning `skip` elements after a multiple of 256 bytes."""
+    """Train arrays that begin `skip` elements after a multiple of 256 bytes."""
     rng = np.random.default_rng(1)
     options = VARIANTS[variant]
     params = [draw(rng, size, dtype) for size in sizes]
@@ -123,7 +123,7 @@ def _plain(dtype: str, variant: str, sizes: tuple[int, ...], skip: int) -> Findi
 
 
 def _narrow(number: str) -> Finding:
-    """Parameters and gradients of 16 bits: the float32 update, rounded."""
+    """16-bit parameters and gradients: compare with the rounded float32 update."""
     rng, size = np.random.default_rng(2), SIZES[-1][-1]
 
     def stored(values: Array) -> Array:
@@ -145,7 +145,7 @@ def _narrow(number: str) -> Finding:
 
 
 def _clipped(dtype: str) -> Finding:
-    """The global norm is summed in the CPU's order, and clips to the same bits."""
+    """Compare the global norm, which is summed in the CPU's order, and the clipped step."""
     rng, sizes = np.random.default_rng(3), SIZES[-1]
     params, grads = ([draw(rng, size, dtype) for size in sizes] for _ in range(2))
     cpu = na.Adam([param.copy() for param in params])
@@ -159,7 +159,7 @@ def _clipped(dtype: str) -> Finding:
 
 
 def _left_out() -> Finding:
-    """A gradient that is not finite leaves every bit as it was."""
+    """Check that a non-finite gradient changes no bit."""
     size = SIZES[-1][-1]
     arrays = [np.ones(size, np.float32) for _ in range(3)]
     grad = np.ones(size, np.float32)
@@ -172,10 +172,10 @@ def _left_out() -> Finding:
 
 
 def _optimizer(is_mixed: bool) -> Finding:
-    """AdamW as users call it: averages, a narrow copy, a learning rate by the step; then a state dict, and on."""
+    """AdamW with averages, a 16-bit copy and a schedule; then continue from a state dict."""
     rng, sizes = np.random.default_rng(5), SIZES[-1]
     options: dict[str, Any] = {"lr": lambda step: 0.1 / step, "ema_decay": 0.9, "low_precision_copy": "bfloat16"}
-    call: dict[str, Any] = {} if is_mixed else {"max_grad_norm": 1.0}  # sums of two places are added in another order
+    call: dict[str, Any] = {} if is_mixed else {"max_grad_norm": 1.0}  # sums of two parts are added in another order
     copies = [draw(rng, size, "float32") for size in sizes]
 
     def lent(arrays: list[Array]) -> list[Any]:
@@ -201,7 +201,7 @@ def _optimizer(is_mixed: bool) -> Finding:
 
 
 def _state(name: str, number: str, sizes: tuple[int, ...], skip: int, accumulate: int = 0) -> Finding:
-    """AdamW with narrow state: parameters, codes and scales; of steps, or of accumulated micro-batches."""
+    """AdamW with 16-bit or 8-bit state, with or without accumulation."""
     rng = np.random.default_rng(6)
 
     def stored(size: int) -> Array:
@@ -231,12 +231,12 @@ def _state(name: str, number: str, sizes: tuple[int, ...], skip: int, accumulate
 
 
 def _plain_bits(array: Array) -> Array:
-    """Return an array as one that NumPy knows: bfloat16 as its bits."""
+    """Return an array with a dtype of NumPy's own: bfloat16 as its bits."""
     return array.view(np.uint16) if array.itemsize == 2 else array
 
 
 def _captured(torch: Any) -> Finding:
-    """Tensors on a stream of their own; one step as usual, then three replays of it as a captured CUDA graph."""
+    """Tensors on their own stream: one normal step, then three replays of a captured CUDA graph."""
     size, replays, what = 100_003, 3, "a captured CUDA graph, on PyTorch's tensors"
     rng = np.random.default_rng(4)
     arrays = [draw(rng, size, "float32"), draw(rng, size, "float32"), *np.zeros((2, size), np.float32)]

@@ -1,4 +1,4 @@
-"""Arrays on the GPU, and its clock. Ours alone: no framework is needed."""
+"""Arrays on the GPU, and its clock, without any framework."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMATS = {"uint16": "bfloat16"}
 
 
 def on_gpu(values: Array, skip: int = 0) -> CudaArray:
-    """Return a copy on the GPU that begins `skip` elements after a multiple of 256 bytes; uint16 is bfloat16's bits."""
+    """Return a copy on the GPU, `skip` elements after a multiple of 256 bytes; uint16 means the bits of bfloat16."""
     whole = np.zeros(values.size + skip, values.dtype)
     whole[skip:] = values.ravel()
     buffer = Buffer(max(1, whole.size), values.dtype.name, 0)
@@ -35,13 +35,13 @@ def to_host(array: CudaArray) -> Array:
 
 
 def synchronize() -> None:
-    """Wait until the GPU has done all it was asked."""
+    """Wait until the GPU has finished all queued work."""
     if not seam.SIMULATED:
         seam.cuda.synchronize()
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the wall-clock seconds of one call among `repeats`, the GPU's work included, the first call left out."""
+    """Return the wall-clock seconds of one call, averaged over `repeats`, with the GPU's work, after a first call."""
     work()
     synchronize()
     begin = time.perf_counter()
@@ -52,7 +52,7 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def copier(elements: int) -> tuple[Callable[[], object], int]:
-    """Return what copies so many float32 from one place on the GPU to another, and the bytes it reads and writes."""
+    """Return a function that copies float32 elements on the GPU, and the bytes it reads and writes."""
     source, target = (Buffer(elements, "float32", 0) for _ in range(2))
     source.upload(np.zeros(elements, np.float32), LEGACY)
 
@@ -66,7 +66,7 @@ def copier(elements: int) -> tuple[Callable[[], object], int]:
 
 
 def description() -> dict[str, str]:
-    """Return what GPU this is."""
+    """Return a description of the GPU."""
     if seam.SIMULATED:
         return {"GPU": "Numba's simulator: no GPU at all, and no measurement"}
     current = seam.cuda.get_current_device()

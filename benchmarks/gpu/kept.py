@@ -1,7 +1,7 @@
-"""Whether a second process loads every kernel that a first one has compiled, and how long first launches take in both.
+"""Checks that a second process loads every kernel that a first one compiled, and times the first launches in both.
 
-python -m benchmarks.gpu.kept: the part of one process. It launches each kernel with nothing to do and prints, as JSON,
-what it found; which folder it uses says NUMBA_CACHE_DIR.
+python -m benchmarks.gpu.kept runs one process. It launches each kernel with empty work and prints the results as JSON.
+NUMBA_CACHE_DIR sets its folder.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Launch(NamedTuple):
     """A kernel's first launch in a process."""
 
     kernel: str
-    seconds: float  # until it has run: made, loaded or compiled, and launched
-    loaded: int  # how often it was, from the folder
+    seconds: float  # to make, load or compile, and run it
+    loaded: int  # number of loads from the folder
     compiled: int
 
 

@@ -1,6 +1,6 @@
-"""Every kernel of the package, by name: how it is made, the types of its arguments, and arguments that ask for nothing.
+"""Every kernel of the package, by name: its builder, the types of its arguments, and arguments for empty work.
 
-The layouts are those that differ in what the compiler sees; each of a layout's fields has more than one value here.
+The layouts differ in what the compiler sees. Each field of a layout has several values here.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ SMALL: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "blocks": (norm.blocks_kernel, norm.BLOCKS_ARGUMENTS),
     "total": (norm.total_kernel, norm.TOTAL_ARGUMENTS),
 }
-ROOM = 16  # int64, of which the arguments that ask for nothing say where they lie
+ROOM = 16  # number of int64 for the arguments of empty work
 
 
 class Kernel(NamedTuple):
-    """One of them."""
+    """One kernel."""
 
     name: str
     make: Callable[[], Any]
-    types: tuple[str, ...]  # of its arguments, as `seam.compile_ptx` takes them
-    nothing: Callable[[int], tuple[Any, ...]]  # arguments with which it does nothing; given where ROOM int64 of 1 lie
+    types: tuple[str, ...]  # of its arguments, as in `seam.compile_ptx`
+    nothing: Callable[[int], tuple[Any, ...]]  # takes the address of ROOM int64 of 1; returns arguments
 
 
 def every_kernel() -> Iterator[Kernel]:
-    """Return all of them; none is compiled before it is launched."""
+    """Yield all kernels. Each is compiled at its first launch."""
     for way, types in WAYS.items():
         for name, layout in LAYOUTS.items():
             yield Kernel(f"update {way}, {name}", partial(_way, update.kernels, layout, way), types, _NOTHING[way])
@@ -75,13 +75,13 @@ def _way(kernels: Callable[[Layout], grid.Kernels], layout: Layout, way: str) ->
 
 
 def _fold_nothing(room: int) -> tuple[Any, ...]:
-    """Return the arguments that fold for no array at all; what the step did is written all the same."""
+    """Return arguments that fold for no array. The step's record is still written."""
     nowhere = dict.fromkeys(fold.Step._fields, 0)
     return tuple(fold.Step(**{**nowhere, "treatment": room, "record": room + 8 * fold.TREATMENT})), 0, 0
 
 
 _NOTHING: dict[str, Callable[[int], tuple[Any, ...]]] = {
-    "flat": lambda room: ((0,) * COLUMNS, 0, room, room, room),  # the 1 that lies there says: leave the step out
+    "flat": lambda room: ((0,) * COLUMNS, 0, room, room, room),  # the value 1 there means: skip the step
     "table": lambda room: (0, 0, 0, 0, 0, room, room, room),
     "fold": _fold_nothing,
     "lanes": lambda room: (0, 0, 0, 0, room, 0),

@@ -1,4 +1,4 @@
-"""What is printed and saved: every comparison of bits, every timing, and what they were made on."""
+"""Prints and saves a report: comparisons of bits, timings, and the machine."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Report:
 
 
 def made_of(kernels: Sequence[Kept], findings: Sequence[Finding], timings: Sequence[Timing]) -> Report:
-    """Return the report of a run that ends now."""
+    """Return the report of a run that has just ended."""
     return Report(datetime.datetime.now(datetime.UTC).date().isoformat(), machine(), kernels, findings, timings)
 
 
 def machine() -> dict[str, str]:
-    """Return what everything ran on."""
+    """Return a description of the machine and the software."""
     found = {**description(), "driver": _driver(), "CUDA package": seam.PACKAGE, "Python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -60,7 +60,7 @@ def _driver() -> str:
 
 
 def text(report: Report) -> str:
-    """Return the report for people."""
+    """Return the report as readable text."""
     lines = [f"numba-adam on a GPU, {report.when}", ""]
     lines += [f"  {key}: {value}" for key, value in report.machine.items()]
     lines += ["", *_kept(report.kernels)]
@@ -80,7 +80,7 @@ def text(report: Report) -> str:
 
 
 def _kept(kernels: Sequence[Kept]) -> list[str]:
-    """Return what is said of the kernels' first launches."""
+    """Return the lines about the kernels' first launches."""
     if not kernels:
         return ["Kernels between processes: the simulator compiles nothing, so nothing is kept"]
     cold, warm = sum(kernel.cold_seconds for kernel in kernels), sum(kernel.warm_seconds for kernel in kernels)

@@ -1,4 +1,4 @@
-"""How long a step takes on the GPU: ours, PyTorch's fused AdamW, Apex's, bitsandbytes', and a plain copy in between."""
+"""Times a step on the GPU: ours, PyTorch's fused AdamW, Apex's and bitsandbytes', interleaved with a plain copy."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Timing:
     contestant: str
     seconds: float  # median over the rounds
     gigabytes_per_second: float
-    of_copy: float  # fraction of what a copy on the same GPU moved in the same rounds; median of the rounds' ratios
-    of_torch: float | None  # time, against PyTorch's fused AdamW in the same rounds; likewise
+    of_copy: float  # bandwidth relative to a copy in the same round; median over the rounds
+    of_torch: float | None  # time relative to PyTorch's fused AdamW in the same round; median over the rounds
 
 
 def resnet50() -> list[int]:
@@ -54,12 +54,12 @@ def resnet50() -> list[int]:
 def ours(
     sizes: Sequence[int], number: str = "float32", state: str = "", *, contract: bool = False
 ) -> Callable[[], object]:
-    """Return a step of ours, as a user makes it: gradients handed over, checked, launched.
+    """Return our step, as a user calls it, including the validation of gradients.
 
     Args:
-        sizes: of the arrays.
-        number: the format of parameters and gradients.
-        state: that of the moments; "" for the same.
+        sizes: sizes of the arrays.
+        number: format of parameters and gradients.
+        state: format of the moments; "" for the same.
         contract: let the compiler fuse multiplications with additions.
     """
     dtype = np.uint16 if number == "bfloat16" else np.dtype(number)
@@ -72,17 +72,17 @@ def ours(
 
 
 def ones(size: int, number: str) -> Any:
-    """Return gradients that are neither zero nor subnormal; bfloat16 as its bits."""
+    """Return gradients of normal nonzero numbers; bfloat16 as its bits."""
     return np.full(size, 0x3C00, np.uint16) if number == "bfloat16" else np.full(size, 0.01, number)
 
 
 def torch_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], object] | None:
-    """Return a step of PyTorch's fused AdamW; None where PyTorch with CUDA is not installed."""
+    """Return a step of PyTorch's fused AdamW; None without PyTorch for CUDA."""
     return _torch_step(sizes, number, lambda torch, params: torch.optim.AdamW(params, weight_decay=0.01, fused=True))
 
 
 def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], object] | None:
-    """Return a step of Apex's FusedAdam; None where Apex is not installed."""
+    """Return a step of Apex's FusedAdam; None without Apex."""
     try:
         apex = importlib.import_module("apex.optimizers")
     except ImportError:
@@ -91,7 +91,7 @@ def apex_fused(sizes: Sequence[int], number: str = "float32") -> Callable[[], ob
 
 
 def bitsandbytes_8bit(sizes: Sequence[int], number: str = "float32") -> Callable[[], object] | None:
-    """Return a step of bitsandbytes' AdamW with state in 8 bits; None where bitsandbytes is not installed."""
+    """Return a step of bitsandbytes' 8-bit AdamW; None without bitsandbytes."""
     try:
         bitsandbytes = importlib.import_module("bitsandbytes.optim")
     except ImportError:
@@ -119,13 +119,13 @@ class _Case:
     state: str = ""  # format of the moments; "" for the same
 
     def bytes(self, state: str) -> float:
-        """Return what a step must read and write with moments of a format: four columns in, three out."""
+        """Return the bytes that a step reads and writes: four arrays in, three out, with moments of a format."""
         item, moment = _ITEM_BYTES[self.number], _ITEM_BYTES[state or self.number]
         return sum(self.sizes) * (3 * item + 4 * moment)
 
 
 def cases() -> list[_Case]:
-    """Return what is measured."""
+    """Return all cases."""
     flat = [_Case(f"one array of {size:,}", [size]) for size in FLAT]
     narrow = [_Case(f"one array of {size:,}, bfloat16 throughout", [size], "bfloat16") for size in FLAT[-2:]]
     many = [_Case(f"{len(MANY):,} arrays of {MANY[0]:,}", MANY)]
@@ -135,7 +135,7 @@ def cases() -> list[_Case]:
 
 
 def timings(case: _Case) -> list[Timing]:
-    """Measure one case: all contestants and the copy, in turn, round after round."""
+    """Measure one case: all contestants and the copy take turns in every round."""
     copy, copied_bytes = copier(COPY)
     contestants: dict[str, Callable[[], object] | None] = {
         "numba-adam": ours(case.sizes, case.number, case.state),
@@ -155,7 +155,7 @@ def timings(case: _Case) -> list[Timing]:
 
 def _timing(case: _Case, name: str, rounds: list[dict[str, float]], copied_bytes: int) -> Timing:
     median = statistics.median(each[name] for each in rounds)
-    # The peers but for bitsandbytes keep their moments in the parameters' format.
+    # All peers but bitsandbytes keep their moments in the parameters' format.
     moved = case.bytes("" if name in ("torch fused", "apex") else case.state)
     of_copy = statistics.median((moved / each[name]) / (copied_bytes / each["copy"]) for each in rounds)
     has_torch = "torch fused" in rounds[0]

@@ -1,8 +1,8 @@
-"""A small push while the same server is busy with a model of 100 million elements, against the same push alone.
+"""A small push while the server is busy with a model of 100 million elements, compared with the same push alone.
 
-Turns alternate: some hundred pushes alone, then as many while the large model is snapshotted or updated. What is
-compared is the median of a turn, or its 99th percentile. Beside an update, only pushes that begin after the whole large
-gradient was sent and before its answer came are timed: what costs there is the update, not the transfer.
+Turns alternate: some hundred pushes alone, then as many while the large model is snapshotted or updated. The case
+compares the medians or the 99th percentiles of the turns. During an update, it times only pushes that begin after the
+large gradient was sent and before its answer arrived, to measure the update and not the transfer.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from benchmarks.workload import Workload, one_array
 _ELEMENTS = 100_000_000
 _SMALL_ELEMENTS = 1_000
 _PUSHES = 200  # of a turn
-_MOST_STRETCHES = 8  # of a turn beside something; where pushes wait for its end, there are no more of them than that
+_MOST_STRETCHES = 8  # busy periods of a turn; if pushes wait for the end of one, a period has one push
 _WARM_UP_PUSHES = 50
 _TIMEOUT_SECONDS = 600.0
 _LARGE = "large"
 
 
 class _Busy(NamedTuple):
-    """Something that the server is busy with."""
+    """A task of the server in the background."""
 
     has_begun: threading.Event
     call: Future[Any]
 
 
 class _Scene(NamedTuple):
-    """What a contestant has to work with."""
+    """The server and models of a measurement."""
 
     client: Any
     address: str
@@ -104,9 +104,9 @@ def _measure(start: _Start, share: float, settings: Settings) -> Measurement:
     """Compare small pushes beside something with small pushes alone.
 
     Args:
-        start: what is beside.
-        share: which part of a turn's pushes took at most what is compared: 0.5 for the median.
-        settings: how the run is made.
+        start: starts the task in the background.
+        share: the percentile to compare, as a fraction: 0.5 for the median.
+        settings: settings of the run.
     """
     client_of = load("numba_adam.client").ParameterClient
     workload, small = one_array(settings.elements(_ELEMENTS)), one_array(settings.elements(_SMALL_ELEMENTS))

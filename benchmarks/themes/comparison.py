@@ -1,4 +1,4 @@
-"""Comparing our step with a peer's over one workload; what the themes flat and many share."""
+"""Compares our step with a peer's over one workload, for the themes flat and many."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def against_all(name: str, title: str, workload: Callable[[Settings], Workload],
     """Return one case for each peer.
 
     Args:
-        name: theme and what: "flat/1m".
-        title: what the table calls it.
-        workload: the arrays, given the settings.
-        torch_bar: the most that our time may be of PyTorch's fused kernel's.
+        name: theme and case: "flat/1m".
+        title: title in the table.
+        workload: returns the arrays, given the settings.
+        torch_bar: largest allowed ratio of our time to that of PyTorch's fused kernel.
     """
     return [
         Case(
@@ -42,7 +42,7 @@ def against_all(name: str, title: str, workload: Callable[[Settings], Workload],
 
 
 def _compare(maker: Maker, workload_of: Callable[[Settings], Workload], settings: Settings) -> Measurement:
-    """Let the peer be made first: where it is missing, nothing else needs to be prepared."""
+    """Make the peer first: if it is missing, nothing else needs to be prepared."""
     workload = workload_of(settings)
     peer: Contestant = maker(workload, settings.threads)
     ours = Ours(workload, settings.threads)
@@ -53,7 +53,7 @@ def _compare(maker: Maker, workload_of: Callable[[Settings], Workload], settings
 
 
 def sizes(workload: Workload) -> dict[str, str]:
-    """Return what a reader needs to know about a workload."""
+    """Return a workload's sizes, for the notes of a result."""
     return {
         "arrays": f"{len(workload.shapes):,}",
         "elements": f"{workload.elements:,}",

@@ -1,9 +1,9 @@
-"""What the plot shows: time per parameter over size, of all contestants, ours on one thread and on all.
+"""The data of the plot: time per parameter by size, for all contestants, ours on one thread and on all.
 
-This kind of machine is up to twice as fast at one time as at another, so no two times stand beside each other unless
-they were measured together: all contestants of a size take turns, and with them ours in float32 at 10 million. A point
-is the median of what a contestant took by what that took, in the same round, times the median of all that it took.
-Where a size's contestants do not fit into memory together, each takes turns with it alone.
+The speed of such machines varies by up to two, so only times that were measured together are comparable: all
+contestants of a size take turns with a yardstick, ours in float32 at 10 million. A point is the median ratio of a
+contestant's time to the yardstick's in the same round, times the yardstick's overall median. If the contestants of a
+size do not fit into memory together, each takes turns with the yardstick alone.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from benchmarks.themes.scaling import (
 )
 from benchmarks.workload import Repeated, Workload
 
-_PARTS_OF_A_CASE = 4  # each size takes this part of a case's time
+_PARTS_OF_A_CASE = 4  # each size takes this fraction of a case's time
 _FEWEST_ROUNDS = 9
 _YARDSTICK = "float32"  # the format
 
 
 class _Contestant(NamedTuple):
-    """Who has a curve."""
+    """A contestant with a curve."""
 
     label: str
     make: Callable[[Workload], Any]
@@ -67,7 +67,7 @@ def _peers(threads: int) -> list[_Contestant]:
 
 
 def _together(contestants: list[_Contestant], size: int) -> Iterator[list[_Contestant]]:
-    """Return groups of contestants that fit into memory at once: all, or one after the other."""
+    """Return groups of contestants that fit into memory: all together, or one at a time."""
     if len(contestants) * size * BYTES_EACH < SHARE_OF_MEMORY * free_bytes():
         yield contestants
     else:
@@ -75,7 +75,7 @@ def _together(contestants: list[_Contestant], size: int) -> Iterator[list[_Conte
 
 
 def _measured(contestants: list[_Contestant], settings: Settings) -> Measurement:
-    """Let the contestants of each size take turns."""
+    """Measure the contestants of each size in turns."""
     brief = replace(
         settings,
         seconds=settings.seconds / _PARTS_OF_A_CASE,

@@ -1,8 +1,8 @@
-"""Gradients that have vanished: how much longer a step takes over moments that wander towards zero.
+"""Vanished gradients: how much longer a step takes while the moments decay towards zero.
 
-Both contestants get one gradient whose magnitude falls from 1e-12 to 1e-44 over the array, as in layers that died one
-after the other, and zeros ever after. Squared and decaying, that fills second moments, and in part first ones, with
-subnormal numbers, which many CPUs handle a hundred times more slowly - unless an optimizer keeps them from arising.
+Both contestants get one gradient with magnitudes from 1e-12 down to 1e-44 along the array, and zeros afterwards. This
+fills the second moments, and some of the first ones, with subnormal numbers, unless the optimizer prevents them. Many
+CPUs are a hundred times slower with subnormal numbers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from benchmarks.workload import Array, Workload, check_usual
 
 _ELEMENTS = 10_000_000
 _LARGEST_EXPONENT, _SMALLEST_EXPONENT = -12.0, -44.0
-_MOST = 1.1  # what we ask of ourselves: vanished gradients may cost a tenth more than ordinary ones
+_MOST = 1.1  # our limit: vanished gradients may take a tenth more time than normal ones
 
 
 class Vanishing(Workload):
-    """A workload whose gradients have all but vanished."""
+    """A workload with nearly vanished gradients."""
 
     def grads(self) -> list[Array]:
-        """Return gradients that get smaller along each array."""
+        """Return gradients that decrease along each array."""
         return [_vanishing(grad) for grad in super().grads()]
 
 
@@ -40,7 +40,7 @@ def _vanishing(grad: Array) -> Array:
 
 
 def _vanished(maker: Maker, workload: Workload, threads: int) -> Any:
-    """Return a contestant whose gradients vanish after its first step."""
+    """Return a contestant with gradients that vanish after its first step."""
     contestant: Any = maker(Vanishing(workload.shapes), threads)
     contestant.step()
     for grad in contestant.grads():
@@ -49,7 +49,7 @@ def _vanished(maker: Maker, workload: Workload, threads: int) -> Any:
 
 
 def _subnormal(contestant: Any) -> str:
-    """Return how many of a contestant's moments are subnormal, as a share."""
+    """Return the fraction of a contestant's moments that is subnormal."""
     moments = [np.abs(moment) for moment in contestant.moments()]
     tiny = np.finfo(np.float32).tiny
     count = sum(int(np.count_nonzero((moment > 0) & (moment < tiny))) for moment in moments)
@@ -57,7 +57,7 @@ def _subnormal(contestant: Any) -> str:
 
 
 def _against_ordinary(maker: Maker, settings: Settings) -> Measurement:
-    """Compare a contestant whose gradients vanished with itself over ordinary ones."""
+    """Compare a contestant with vanished gradients to itself with normal ones."""
     workload = workload_of(_ELEMENTS, settings)
     ordinary: Any = maker(workload, settings.threads)
     vanished = _vanished(maker, workload, settings.threads)
@@ -67,7 +67,7 @@ def _against_ordinary(maker: Maker, settings: Settings) -> Measurement:
 
 
 def _against_peer(ours: Maker, peer: Maker, settings: Settings) -> Measurement:
-    """Compare our step with a peer's where the gradients of both vanished."""
+    """Compare our step with a peer's, both with vanished gradients."""
     workload = workload_of(_ELEMENTS, settings)
     theirs = _vanished(peer, workload, settings.threads)
     own = _vanished(ours, workload, settings.threads)
@@ -105,7 +105,7 @@ def _cases(key: str) -> tuple[Case, ...]:
 
 
 def _case_of_torch(key: str) -> Case:
-    """Return the case in which PyTorch stands on both sides."""
+    """Return the case that compares PyTorch with itself."""
     label, maker = _TORCH[key]
     title = f"gradients vanished, 10 million: {label}, not ours"
     return _case(

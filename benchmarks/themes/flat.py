@@ -1,4 +1,4 @@
-"""One flat float32 array: where Python's overhead counts, where the caches count, and where only memory counts."""
+"""One flat float32 array, of sizes limited by Python's overhead, by the caches, and by memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _flat(name: str, title: str, elements: int, torch_bar: float) -> list[Case]:
 
 
 def _bandwidth(settings: Settings) -> Measurement:
-    """Compare with the loop that no update can beat, over the same arrays."""
+    """Compare with a loop over the same arrays that is a lower bound for any update."""
     workload = one_array(settings.elements(_BEYOND_CACHES))
     ours = Ours(workload, settings.threads)
     ours.step()

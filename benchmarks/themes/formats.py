@@ -1,4 +1,4 @@
-"""Narrower numbers: 8-bit state, and bfloat16 throughout. What they cost in time, and what they leave of the memory.
+"""8-bit state, and bfloat16 for everything: time and memory.
 
 The size is a multiple of 256: torchao keeps the state of other arrays in float32.
 """
@@ -28,7 +28,7 @@ TorchBFloat16: Maker = functools.partial(TorchFused, bfloat16=True)
 
 
 def workload_of(elements: int, settings: Settings) -> Workload:
-    """Return one array of about so many elements, a multiple of 256."""
+    """Return one array of about `elements` elements, rounded to a multiple of 256."""
     return one_array(max(1, settings.elements(elements) // 256) * 256)
 
 
@@ -43,14 +43,14 @@ def _compare(options: dict[str, Any], maker: Maker, settings: Settings) -> Measu
 
 
 def _check(ours: Any, peer: Any, workload: Workload, *, by_moments: bool) -> None:
-    """Make sure that both did the same real work.
+    """Check that both did the same work on normal numbers.
 
-    A bfloat16 parameter near 1 does not feel a step of a thousandth, rounded to nearest: there the first moments are
-    compared, else the ways that the parameters went.
+    It compares the changes of the parameters, or the first moments: with rounding to nearest, a step of a thousandth
+    does not change a bfloat16 parameter near 1.
 
     Raises:
-        DisagreementError: they did not.
-        UnusualError: they met numbers that no training meets.
+        DisagreementError: the results differ.
+        UnusualError: there are subnormal numbers, infinities or NaN.
     """
     check_usual(ours.moments(), "our moments")
     check_usual(peer.moments(), "the peer's moments")
@@ -62,7 +62,7 @@ def _check(ours: Any, peer: Any, workload: Workload, *, by_moments: bool) -> Non
 
 
 def _bytes(options: dict[str, Any], maker: Maker | None, settings: Settings) -> Measurement:
-    """Count what is held after a step; the sizes do not depend on the number of elements, so these are fewer."""
+    """Count the bytes in use after a step. The bytes per element do not depend on the size, so it is small."""
     workload = workload_of(_ELEMENTS // 50, settings)
     contestants = [Ours(workload, settings.threads, **options)]
     contestants += [] if maker is None else [maker(workload, settings.threads)]  # type: ignore[list-item]

@@ -1,4 +1,4 @@
-"""Many arrays, updated in place where they lie: the peers get one optimizer over the same list."""
+"""Many arrays, updated in place; the peers get one optimizer over the same list."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from benchmarks.themes.comparison import against_all
 from benchmarks.workload import Workload, equal_arrays, resnet50
 
 
-def _thousand(settings: Settings) -> Workload:  # noqa: ARG001 - small enough to be left as it is
+def _thousand(settings: Settings) -> Workload:  # noqa: ARG001 - small enough for every run
     return equal_arrays(count=1000, elements=1000)
 
 
-def _resnet50(settings: Settings) -> Workload:  # noqa: ARG001 - its shapes are what is measured
+def _resnet50(settings: Settings) -> Workload:  # noqa: ARG001 - the shapes are fixed
     return resnet50()
 
 

@@ -1,6 +1,6 @@
-"""How much more memory a step takes than what its arrays hold already. Linux only: the kernel keeps the peak.
+"""The memory that a step needs in addition to its arrays. Linux only, because it reads the kernel's peak value.
 
-Each figure comes from a process of its own: `python -m benchmarks.themes.memory WHO ELEMENTS THREADS`.
+Each figure comes from its own process: `python -m benchmarks.themes.memory WHO ELEMENTS THREADS`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _RESET_PEAK = "5"  # Linux, Documentation/filesystems/proc.rst: "reset the peak 
 
 
 def growth_of_a_step(contestant: Contestant) -> int:
-    """Return by how many bytes a step raises the peak of this process's resident memory.
+    """Return the bytes that a step adds to the peak of this process's resident memory.
 
     Raises:
-        MissingError: this system keeps no peak that can be reset.
+        MissingError: this system has no peak value that can be reset.
     """
     for _ in range(_WARM_UP_STEPS):
         contestant.step()
@@ -98,7 +98,7 @@ CASES: tuple[Case, ...] = (
 
 
 def main() -> None:
-    """Print the growth for the contestant that the arguments name."""
+    """Print the growth for the contestant in the arguments."""
     who, elements, threads = sys.argv[1:]
     try:
         print(growth_of_a_step(_MAKERS[who](one_array(int(elements)), int(threads))))

@@ -1,4 +1,4 @@
-"""The whole phase between two passes through the network: unscale, clip, AdamW, average, copy in low precision."""
+"""Everything between a backward and a forward pass: unscale, clip, AdamW, average, low-precision copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of an embedding table: 1 % of 10 million, 16 wide, against the dense step and against PyTorch's sparse one."""
+"""Rows of an embedding table: 1 % of 10 million, 16 wide, compared with the dense step and PyTorch's sparse one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.workload import check_usual
 
 _ROWS = 10_000_000
 _WIDTH = 16
-_TITLE = "1 % of a table of 10 million rows of 16"  # of 64 bytes, which begin at cache lines but where a title says so
+_TITLE = "1 % of a table of 10 million rows of 16"  # of 64 bytes, aligned unless a title says otherwise
 
 
 def _workload(settings: Settings) -> TableWorkload:
@@ -22,7 +22,7 @@ def _workload(settings: Settings) -> TableWorkload:
 
 
 def _compare(ours: OurRows, peer: OurRows | TorchRows | Ours, settings: Settings) -> list[tuple[float, float | None]]:
-    """Visit every set of rows once before: pages of memory are made when they are first touched."""
+    """Compare two ways to update rows. First touch every set of rows once, so that its pages are mapped."""
     for _ in range(SETS):
         ours.step()
         peer.step()

@@ -1,7 +1,7 @@
 """Time per parameter from 100 thousand to a billion: ours in three formats on one thread and on all, and the peers.
 
-Each size takes turns with 10 million of the same, or with the peer of the same size; the table's figure is the largest
-size's. Sizes whose arrays do not fit into free memory are left out. `curves` makes the plot.
+Each size takes turns with 10 million elements of the same, or with the peer at the same size. The table shows the
+largest size. Sizes with arrays that do not fit into free memory are skipped. `curves` makes the plot.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from benchmarks.workload import Repeated, Workload, check_usual
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 BEYOND_CACHES = 10_000_000
 SHARE_OF_MEMORY = 0.85
-BYTES_EACH = 16.5  # at most, while arrays are made too
-_PARTS_OF_A_CASE = 10  # each size takes this part of a case's time
+BYTES_EACH = 16.5  # largest memory for each element, including temporary arrays
+_PARTS_OF_A_CASE = 10  # each size takes this fraction of a case's time
 _FEWEST_PAIRS = 5
-_FLAT = 1.1  # what we take "flat" for: within a tenth
+_FLAT = 1.1  # "flat" means within a tenth
 
 
 class Format(NamedTuple):
-    """How our arrays are kept."""
+    """A number format of our arrays."""
 
     label: str
-    options: dict[str, Any]  # the contestant's
+    options: dict[str, Any]  # options of the contestant
 
 
 FORMATS = {
@@ -48,16 +48,16 @@ FORMATS = {
 
 
 class Peer(NamedTuple):
-    """Who is compared at each size."""
+    """A peer that is compared at each size."""
 
     label: str
     make: Callable[[Workload, int], Any]
-    largest: int  # size up to which a step takes less than a second
-    ours: Format = FORMATS["float32"]  # what of ours stands against it
+    largest: int  # largest size at which a step takes less than a second
+    ours: Format = FORMATS["float32"]  # our format in the comparison
 
 
 def _loop(workload: Workload, threads: int) -> MemoryLoop:
-    """Make the loop that no update can beat, over arrays as an update has them."""
+    """Make the memory loop over arrays like those of an update."""
     ours = Ours(workload, threads)
     ours.step()
     return MemoryLoop(ours, threads)
@@ -72,12 +72,12 @@ PEERS = {
 
 
 def name_of_ours(key: str, threads: int) -> str:
-    """Return what ours in a format is called."""
+    """Return the name of our contestant in a format."""
     return f"ours, {FORMATS[key].label}, {threads} thread{'s' * (threads > 1)}"
 
 
 def fitting_sizes(settings: Settings, largest: int) -> list[int]:
-    """Return the sizes that a quick try, a slow contestant and free memory allow; at least one."""
+    """Return the sizes for a quick run, a slow contestant and the free memory; at least one."""
     fitting = int(SHARE_OF_MEMORY * free_bytes() / BYTES_EACH) - BEYOND_CACHES
     most = min(settings.elements(largest), fitting)
     return [size for size in SIZES if size <= most] or [most]
@@ -87,7 +87,7 @@ def free_bytes() -> int:
     """Return the bytes of memory that are available.
 
     Raises:
-        MissingError: this system does not say.
+        MissingError: this system does not report it.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -113,7 +113,7 @@ def _flatness(key: str, settings: Settings) -> Measurement:
     for size in fitting_sizes(settings, SIZES[-1]):
         pairs = interleave(made(size).step, base.step, _brief(settings))
         points.append((float(size), summarise([ours for ours, _ in pairs]).median))
-    check_usual(base.moments(), "our moments")  # the larger arrays hold the same numbers more often
+    check_usual(base.moments(), "our moments")  # larger arrays repeat the same numbers
     per_parameter = [(ours / size, peer / base_size if peer else None) for ours, peer in pairs]
     notes = per_size(name_of_ours(key, settings.threads), points)
     return Measurement(per_parameter, {**notes, "our threads": base.threads()})
@@ -128,7 +128,7 @@ def _against(peer: Peer, settings: Settings) -> Measurement:
         ours = Ours(workload, settings.threads, **peer.ours.options)
         pairs = interleave(ours.step, theirs.step, _brief(settings))
         points.append((float(size), summarise([seconds for _, seconds in pairs if seconds]).median))
-        del ours, theirs  # before the next are made
+        del ours, theirs  # free them before the next are made
     return Measurement(pairs, per_size(peer.label, points))
 
 

@@ -1,6 +1,6 @@
-"""The parameter server against a bare gRPC stream of the same bytes, and what its client imports.
+"""The parameter server compared with a bare gRPC stream of the same bytes; and the imports of its client.
 
-Every server runs in a process of its own; the client's turns alternate in one process.
+Every server runs in its own process; the client's turns alternate in one process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ print(sum(name.split(".")[0] in ("numba", "llvmlite") for name in sys.modules))
 
 @contextlib.contextmanager
 def parameter_server() -> Iterator[str]:
-    """Run a server that takes no snapshots by itself: writing to disk is no part of what is compared."""
+    """Run a server without automatic snapshots, because the comparison excludes writes to disk."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ("--listen", "127.0.0.1:0", "--data-dir", "data")
         quiet = ("--snapshot-interval-seconds", "0", "--snapshot-every-pushes", "0")
@@ -48,8 +48,8 @@ def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], setting
     """Compare a push that is applied with a bare stream of the same bytes.
 
     Args:
-        chunks: from the payload, a function that returns the bare stream's messages.
-        settings: how the run is made.
+        chunks: takes the payload, returns a function that returns the bare stream's messages.
+        settings: settings of the run.
     """
     grpc = load("grpc")
     client_of = load("numba_adam.client").ParameterClient
@@ -66,16 +66,16 @@ def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], setting
         grads = {"w": grad}
         pairs = interleave(lambda: model.push(grads), lambda: bare_stream.push(channel, messages()), settings)
         _check_applied(workload, model)
-        client.delete_model(_MODEL)  # else the server would write a snapshot before it ends
+        client.delete_model(_MODEL)  # otherwise the server would write a snapshot at its stop
     return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}", "chunk bytes": f"{bare_stream.CHUNK_BYTES:,}"})
 
 
 def _check_applied(workload: Workload, model: Any) -> None:
-    """Make sure that the server holds, bit for bit, what as many steps of the library make of the same gradients.
+    """Check that the server's parameters equal those of the library after the same steps, bit for bit.
 
     Raises:
-        DisagreementError: it does not.
-        UnusualError: the moments held numbers that no training meets.
+        DisagreementError: they differ.
+        UnusualError: the moments have subnormal numbers, infinities or NaN.
     """
     import numba_adam as na
 
@@ -98,7 +98,7 @@ def _cut_beforehand(payload: memoryview) -> Callable[[], Iterator[bytes]]:
     return lambda: iter(ready)
 
 
-def _client_imports(settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
+def _client_imports(settings: Settings) -> Measurement:  # noqa: ARG001 - has no settings
     with parameter_server() as address:
         return Measurement([(float(answer_of(_CLIENT.format(address=address))), None)], {"calls": "create, push, pull"})
 

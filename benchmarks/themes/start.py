@@ -1,4 +1,4 @@
-"""What it costs to begin: the import, and the first update, with compiled kernels in the cache and without."""
+"""The time to start: the import, and the first update with and without compiled kernels in the cache."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as folder:
 print(seconds)
 """
 _COMPILATIONS = 3  # they take seconds each
-# Numba reports every compilation as an event; loading from its cache is none.
+# Numba reports every compilation as an event, but not a load from its cache.
 _SECOND_STEP = """
 import numpy as np
 import numba_adam as na
@@ -53,7 +53,7 @@ print(len(compilations.buffer))
 
 
 def _pairs(ours: str, peer: str | None, settings: Settings) -> list[tuple[float, float | None]]:
-    """Time whole processes, turn by turn; the first of each warms the caches and does not count."""
+    """Time whole processes in turns. The first of each warms the caches and does not count."""
     seconds_of(ours)
     if peer is not None:
         seconds_of(peer)
@@ -82,14 +82,14 @@ def _first_update_torch(elements: int, settings: Settings) -> Measurement:
     return Measurement(_pairs(ours, peer, settings), {"elements": f"{elements:,}", "cache": "warm"})
 
 
-def _compilation(elements: int, settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
+def _compilation(elements: int, settings: Settings) -> Measurement:  # noqa: ARG001 - has no settings
     pairs: list[tuple[float, float | None]] = [
         (float(answer_of(_COMPILATION.format(elements=elements))), None) for _ in range(_COMPILATIONS)
     ]
     return Measurement(pairs, {"elements": f"{elements:,}", "cache": "empty"})
 
 
-def _second_step(settings: Settings) -> Measurement:  # noqa: ARG001 - there is nothing to set
+def _second_step(settings: Settings) -> Measurement:  # noqa: ARG001 - has no settings
     pairs: list[tuple[float, float | None]] = [
         (float(answer_of(_SECOND_STEP.format(elements=elements))), None) for elements in (1_000, 1_000_000)
     ]

@@ -152,7 +152,7 @@ class Parameters:
         turned = [new.label for new, old in zip(members, self.members, strict=True) if new.axes != old.axes]
         if turned and accumulations:
             raise LayoutError(
-                f"params{turned[0]} has another order of axes in memory than the accumulated gradients: change it back, "
+                f"params{turned[0]} has another order of axes than the accumulated gradients: change it back, "
                 "or call drop_accumulated() before the next step"
             )
         if turned:

@@ -16,10 +16,10 @@ INTERRUPTED = """
 random = np.random.default_rng(SEED)
 
 def interrupted(call, seconds):
-    "Begin a call and interrupt it after so long; whether before, in or after it, is left to chance."
+    "Begin a call and interrupt it after some time: before, during or after it, by chance."
     caught = threading.Event()
     def interrupt():
-        while not caught.wait(seconds):  # again, should the exception have come up where Python drops it
+        while not caught.wait(seconds):  # repeat, because Python drops an exception in some places
             os.kill(os.getpid(), signal.SIGINT)
             if caught.wait(5):
                 break
@@ -29,7 +29,7 @@ def interrupted(call, seconds):
             interrupter.start()
             call()
             threading.Event().wait()
-        except ServiceError:  # such as: the model exists, the interrupted call created it
+        except ServiceError:  # for example, the interrupted call has already created the model
             threading.Event().wait()
     except KeyboardInterrupt:
         pass
@@ -37,16 +37,18 @@ def interrupted(call, seconds):
     interrupter.join()
 
 def threads():
-    "The threads that are there, but for the main one and one that waits for the main thread's next call."
+    "Return the names of all threads but the main one and one that waits for the main thread's next call."
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if "numba-adam call" in names:
         names.remove("numba-adam call")
     return names
 
 def quiet():
-    "Wait until what was given up has ended; should it not, the test ends with its own timeout."
+    "Wait until the threads of abandoned calls have ended; the test's own timeout is the limit."
     while threads():
-        time.sleep(0.01)
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread():
+                thread.join(0.01)
 """
 
 
@@ -142,7 +144,7 @@ client.close()
 
 
 def test_two_simultaneous_signals_interrupt_a_call(server_process):
-    """The second one comes up while the first is being dealt with; the server stands still all the while."""
+    """The second one arrives while the first is handled. The server is stopped (SIGSTOP) meanwhile."""
     program = (
         "SEED = 0"
         + INTERRUPTED
@@ -156,8 +158,15 @@ def handle(number, _):
     raise KeyboardInterrupt
 for number in (signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, handle)
+def modules():
+    "Yield the modules of the main thread's frames."
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame:
+        yield frame.f_globals["__name__"]
+        frame = frame.f_back
 def interrupt():
-    time.sleep(0.05)
+    while "numba_adam.client.transport.shield" not in modules():
+        pass  # the main thread has not begun its call
     signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
     signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
 for count in range(1, 6):
@@ -169,7 +178,7 @@ for count in range(1, 6):
             model.push(grads)
         except KeyboardInterrupt:
             while len(heard) < 2 * count:
-                time.sleep(0.01)
+                interrupter.join(0.01)
     except KeyboardInterrupt:
         pass
     interrupter.join()

@@ -1,4 +1,4 @@
-"""Arrays that lend their memory as GPUs' arrays do. In the simulator a GPU's memory is the process's own.
+"""Arrays that expose their memory like GPU arrays. In the simulator, GPU memory is this process's own memory.
 
 `Interface` speaks the CUDA array interface, as CuPy's arrays do; `Capsule` speaks DLPack, as PyTorch's tensors do.
 """
@@ -57,7 +57,7 @@ class Capsule:
         self.array, self.number = array, device
         self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
         self.strides = (ctypes.c_int64 * array.ndim)(*(step // array.itemsize for step in array.strides))
-        # What a capsule points to: the tensor, then its manager's context and its deleter, of which there is none.
+        # DLManagedTensor: the tensor, the manager's context and the deleter. The last two are null.
         self.tensor = _Tensor(
             array.ctypes.data - 64, 2, device, array.ndim, code, 8 * array.itemsize, 1, self.shape, self.strides, 64
         )

@@ -22,9 +22,9 @@ SERVICE = "/numba_adam.ps.v1.ParameterService"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty settings
 FOREVER_SECONDS = 1e6
 
-# Pushes one gradient half-way, says so, and is then waited upon.
+# Sends half of a push, prints that it did, and then waits until it is killed.
 HALF_A_PUSH = """
-import sys, time, uuid
+import sys, threading
 import grpc, numpy as np
 from numba_adam.ps.v1 import transfer_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
@@ -37,9 +37,9 @@ def half():
     yield pb.PushRequest(header=pb.PushHeader(model="model", state_id=opened.state.state_id, worker_id="stopped",
         epoch=opened.epoch, sequence=1, dtype=spec.dtype, tensors=spec.tensors, total_bytes=size, checksum_kind=1))
     yield pb.PushRequest(chunk=transfer_pb2.TensorChunk(offset=0, data=bytes(size // 2)))
-    stub.GetServerStatus(pb.GetServerStatusRequest())  # answered after what was sent before it
+    stub.GetServerStatus(pb.GetServerStatusRequest())  # the server answers it after the chunk above
     print("half", flush=True)
-    time.sleep(1e6)
+    threading.Event().wait()
 stub.Push(half())
 """
 
@@ -57,18 +57,18 @@ list(watch)
 
 @contextlib.contextmanager
 def connected(peer, sends):
-    """A connection that sends so much, and then nothing."""
+    """A connection that sends these bytes, and then nothing."""
     host, port = peer.address.rsplit(":", 1)
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(sends)
         if sends:
-            assert connection.recv(9)  # its settings: the connection is up
+            assert connection.recv(9)  # the server's settings frame: the connection is established
         yield
 
 
 @contextlib.contextmanager
 def half_open(peer, method, *, first=()):
-    """A call whose requests begin so and never end."""
+    """A call that sends these first requests and then no more."""
     over, begun = threading.Event(), threading.Event()
 
     def requests():

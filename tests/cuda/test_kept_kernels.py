@@ -239,7 +239,7 @@ def test_a_file_overwritten_by_another_process_is_not_used(own_copy):
 
 
 def copy_of_the_package(to):
-    """Copy the library, as a user who edits it has it; return the folder to put first on the path."""
+    """Copy the library for edits; return the folder to put first on the path."""
     shutil.copytree(PACKAGE, to / "numba_adam", ignore=shutil.ignore_patterns("__pycache__", "cli", "demo", "ps"))
     return to
 
@@ -366,7 +366,7 @@ def test_machine_code_that_the_driver_refuses_is_compiled_again(own_copy):
 
 
 def test_unwritable_files_cost_only_compilations(own_copy):
-    """A folder in a file's place can be neither read nor replaced, not even by root."""
+    """A folder with the file's name cannot be read or replaced, not even by root."""
     for path in files(own_copy, "lanes-*.nbi"):
         path.unlink()
         path.mkdir()
@@ -383,7 +383,7 @@ def test_without_any_writable_folder_every_process_compiles(tmp_path):
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(own_copy):
-    """Whoever can put a file there could have us run it."""
+    """Otherwise other users could make us execute their code."""
     (base,) = own_copy.iterdir()
     base.chmod(0o770)
     warning, result = run(USE_ANEW + "print(cache.folder(), first)", NUMBA_CACHE_DIR=str(own_copy))

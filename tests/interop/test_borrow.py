@@ -48,7 +48,7 @@ class Looks:
 
 
 class Subclass(np.ndarray):
-    """A subclass that nobody here knows."""
+    """A subclass without special support."""
 
 
 BORROWABLE = {

@@ -1,4 +1,4 @@
-"""What the library's tests share: the way to the oracle, child processes, small makers of arrays."""
+"""Fixtures and helpers of the library's tests: the oracle, child processes, small arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that runs a program in a new interpreter and returns what it printed.
+    """Return a function that runs a program in a new interpreter and returns its output.
 
     Keyword arguments are environment variables. Warnings are errors there as they are here. The machine code that the
     kernels leave in the user's cache is shared by all of them, unless a test says NUMBA_CACHE_DIR.

@@ -1,4 +1,4 @@
-"""The oracle of a step's constants: hyperparameters and a step number, folded in float64. Imports NumPy alone.
+"""The oracle of a step's constants, computed in float64. Imports only NumPy.
 
 The order of operations is part of it, since the package promises bits: 1 - beta**step is built from the binary digits
 of the step, the last one first.
@@ -25,7 +25,7 @@ DEFAULTS = {
 
 
 class Constants(NamedTuple):
-    """What the update of an element needs beside the element."""
+    """The constants of the update of an element."""
 
     beta1: float
     one_minus_beta1: float
@@ -43,7 +43,7 @@ class Constants(NamedTuple):
 
 
 def correction(beta: float, step: int) -> float:
-    """Return 1 - beta**step: what is missing after m steps and n more is missing after m, or else after n."""
+    """Return 1 - beta**step, by combining the corrections of m and n steps."""
     missing, of_digit = 0.0, 1.0 - beta
     for digit in reversed(f"{step:b}"):
         if digit == "1":
@@ -53,7 +53,7 @@ def correction(beta: float, step: int) -> float:
 
 
 def fold(hyperparameters: dict, step: int, range_: str, grad_scale: float = 1.0, clip_value: float = 0.0) -> Constants:
-    """Return the constants of a step in float64; moments are of the range of "float32" or "float64"."""
+    """Return the constants of a step in float64, for moments with the range of "float32" or "float64"."""
     h = {**DEFAULTS, **hyperparameters}
     (beta1, beta2), decay = h["betas"], h["weight_decay"]
     root = float(np.sqrt(correction(beta2, step)))
@@ -76,5 +76,5 @@ def fold(hyperparameters: dict, step: int, range_: str, grad_scale: float = 1.0,
 
 
 def as_real(c: Constants, real: np.dtype) -> Constants:
-    """Return the constants rounded to what is computed in."""
+    """Return the constants, rounded to the compute dtype."""
     return Constants(*map(real.type, c))

@@ -34,7 +34,7 @@ def pieces(size):
 
 
 def scaled(values, span):
-    """Return a block's elements as what is cut into codes, in float64, and the scale that is stored."""
+    """Return a block's scaled elements, in float64, and its stored scale."""
     largest = values.max()
     if largest < SMALLEST:
         return np.full(values.shape, 2.0), np.float32(0)
@@ -43,20 +43,20 @@ def scaled(values, span):
 
 
 def nearest(y, levels):
-    """Return the number of the level nearest to each y, of two equally near the upper one, by trying all of them."""
+    """Return the index of the level nearest to each y, by trying all; a tie takes the upper level."""
     distances = np.abs(y[:, None] - levels[None, :])
     return levels.size - 1 - np.argmin(distances[:, ::-1], axis=1)
 
 
 def dithered(y, levels, dither):
-    """Return the number of the level below each y, or the one above where fraction and dither reach 1 together."""
+    """Return the index of the level below each y, or of the one above if fraction plus dither reach 1."""
     below = np.searchsorted(levels, y, side="right") - 1
     width = np.append(np.diff(levels), np.inf)[below]
     return below + ((y - levels[below]) / width * 2**18 + dither >= 2**18)
 
 
 def encode(values, span, dither=None):
-    """Return magnitudes in codes; `dither` has 18 bits for each, None rounds to nearest."""
+    """Encode magnitudes; `dither` has 18 bits for each, None rounds to nearest."""
     levels = LEVELS[: 1 + np.searchsorted(LEVELS, span + 2.0)]
     codes, scales = np.zeros(values.size, np.int64), []
     for piece in pieces(values.size):
@@ -67,20 +67,20 @@ def encode(values, span, dither=None):
 
 
 def encode_roots(roots, dither=None):
-    """Return second moments' roots in 8 bits."""
+    """Encode the roots of second moments."""
     codes, scales = encode(roots, 502, dither)
     codes = np.where(roots == 0, 0, np.maximum(codes, 1))
     return Codes(codes.astype(np.uint8), scales)
 
 
 def encode_ratios(ratios, dither=None):
-    """Return ratios in 8 bits."""
+    """Encode ratios."""
     codes, scales = encode(np.abs(ratios), 29.5, dither)
     return Codes((codes + 128 * np.signbit(ratios)).astype(np.uint8), scales)
 
 
 def encode_both(exp_avg, exp_avg_sq, dither=None):
-    """Return both moments in 8 bits."""
+    """Encode both moments."""
     roots = np.sqrt(exp_avg_sq)
     ratios = exp_avg / np.where(roots == 0, np.float32(np.inf), roots)
     return encode_ratios(ratios, None if dither is None else 2**18 - 1 - dither), encode_roots(roots, dither)
@@ -92,18 +92,18 @@ def scales_of(moment):
 
 
 def roots_of(moment):
-    """Return the roots that codes stand for."""
+    """Decode roots."""
     return ROOTS.astype(np.float32)[moment.codes] * scales_of(moment)
 
 
 def ratios_of(moment):
-    """Return the ratios that codes stand for."""
+    """Decode ratios."""
     magnitude = RATIOS.astype(np.float32)[moment.codes & 127] * scales_of(moment)
     return np.where(moment.codes & 128, -magnitude, magnitude)
 
 
 def decode_both(exp_avg, exp_avg_sq):
-    """Return both moments as float32."""
+    """Decode both moments to float32."""
     roots = roots_of(exp_avg_sq)
     return ratios_of(exp_avg) * roots, roots * roots
 
@@ -115,7 +115,7 @@ def dither_of(size, seed, step, place, column=SECOND):
 
 
 class State(NamedTuple):
-    """What is kept of one parameter."""
+    """The state of one parameter."""
 
     exp_avg: Codes
     exp_avg_sq: Codes

@@ -1,4 +1,4 @@
-"""A fixed programme of updates in every format; each resulting bit goes into digests. Also a script that prints them.
+"""A fixed sequence of updates in every format, and digests of the results. Also a script that prints them.
 
 python format_updates.py THREADS large|small
 """
@@ -32,7 +32,7 @@ PROGRAMMES = {  # dtypes of parameters and gradients, what the optimizer is made
 
 
 def digest(name: str, sizes: tuple[int, ...]) -> str:
-    """Return the SHA-256 over everything that an optimizer holds after three steps."""
+    """Return the SHA-256 of an optimizer's whole state after three steps."""
     param, grad, options, step = PROGRAMMES[name]
     rng = np.random.default_rng(3)
 
@@ -53,7 +53,7 @@ def digest(name: str, sizes: tuple[int, ...]) -> str:
 
 
 def digests(which: str) -> list[str]:
-    """Return a line for each programme; of small arrays those that are computed in float32 are enough."""
+    """Return a line for each sequence; small arrays only with the compute dtype float32."""
     names = [name for name in PROGRAMMES if which == "large" or name not in ("double", "mixed")]
     return [f"{name}: {digest(name, SIZES[which])}" for name in names]
 

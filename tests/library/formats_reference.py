@@ -1,4 +1,4 @@
-"""The oracle of the number formats: exact rounding by looking a value up, and one step written in plain NumPy.
+"""The oracle of the number formats: exact rounding by table lookup, and one step in plain NumPy.
 
 Constants and random numbers are those of oracles of their own. No bit of a float is looked at here but to read a code's
 value.
@@ -38,14 +38,14 @@ def format_of(array: np.ndarray) -> str:
 
 
 def widen(array: np.ndarray) -> np.ndarray:
-    """Return an array's values, exactly: float32, or float64 where the array is that."""
+    """Return an array's exact values: float64 for a float64 array, otherwise float32."""
     if array.dtype == np.uint16:
         array = array.view(BFLOAT16)
     return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
 
 
 def codes_around(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the codes of the magnitudes below and above, and how far between the two each magnitude lies."""
+    """Return the codes below and above each magnitude, and its relative position between them."""
     ladder = _LADDER[name]
     magnitude = np.minimum(np.abs(values.astype(np.float64)), ladder[-1])
     below = np.minimum(np.searchsorted(ladder, magnitude, side="right") - 1, len(ladder) - 2)
@@ -53,21 +53,21 @@ def codes_around(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray,
 
 
 def nearest(values: np.ndarray, name: str) -> np.ndarray:
-    """Return the codes, uint16, of the numbers nearest to values that are no NaN; of two equally near the even one."""
+    """Return the codes, uint16, nearest to values without NaN; ties go to the even code."""
     below, above, part = codes_around(values, name)
     upwards = (part > 0.5) | ((part == 0.5) & (above % 2 == 0))
     return (np.where(upwards, above, below) | np.where(np.signbit(values), 0x8000, 0)).astype(np.uint16)
 
 
 def at_random(values: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """Return bfloat16 codes, rounded away from zero where the part that goes exceeds 16 random bits' complement."""
+    """Return bfloat16 codes, rounded away from zero if the discarded part exceeds the complement of 16 random bits."""
     below, above, part = codes_around(values, "bfloat16")
     upwards = part * 65_536 + (random & np.uint32(0xFFFF)) >= 65_536
     return (np.where(upwards, above, below) | np.where(np.signbit(values), 0x8000, 0)).astype(np.uint16)
 
 
 def encode(values: np.ndarray, dtype: np.dtype, random: np.ndarray | None = None) -> np.ndarray:
-    """Return values as an array of a dtype, rounded to nearest, or a bfloat16 at random where such bits are given."""
+    """Return values as an array of a dtype, rounded to nearest, or stochastically if random bits are given."""
     if dtype.itemsize > 2:
         return values.astype(dtype)
     name = "float16" if dtype == np.float16 else "bfloat16"
@@ -76,14 +76,14 @@ def encode(values: np.ndarray, dtype: np.dtype, random: np.ndarray | None = None
 
 
 def bits(array: np.ndarray) -> bytes:
-    """Return an array's bits; every NaN has the same."""
+    """Return an array's bits, with all NaNs made equal."""
     values = widen(np.asarray(array))
     return np.where(np.isnan(values), np.nan, values).tobytes()
 
 
 @dataclass
 class Twin:
-    """One parameter as an optimizer should train it; the arguments are those of `Adam`."""
+    """The oracle of one parameter in an optimizer; takes the arguments of `Adam`."""
 
     param: np.ndarray
     state: str | None = None
@@ -119,12 +119,12 @@ class Twin:
             self._keep(*values)
 
     def _constants(self, grad_scale: float, clip_value: float) -> Constants:
-        """Return the constants of this step; a moment's floor is that of the narrower of its formats."""
+        """Return the constants of this step. A moment's floor belongs to the narrower of its formats."""
         range_ = "float32" if self.exp_avg.dtype == np.float32 else self.real.name
         return as_real(fold(self.hyperparameters, self.steps, range_, grad_scale, clip_value), self.real)
 
     def _keep(self, param: np.ndarray, *moments: np.ndarray) -> None:
-        """Round what a step has computed into the arrays that hold it."""
+        """Round the results of a step and store them."""
         if self.ema is not None:
             decay = self.real.type(self.ema_decay), self.real.type(1.0 - self.ema_decay)
             self.ema = decay[0] * self.ema + decay[1] * param
@@ -170,7 +170,7 @@ def values_of(size: int, dtype: np.dtype, seed: int, spread: float = 8.0) -> np.
 
 
 def is_supported(param: str, state: str, master_weights: bool = False) -> bool:
-    """Say whether a parameter of a dtype's name may have such a state."""
+    """Return whether a parameter of this dtype may have this state format."""
     if param == "float64":
         return state in ("float32", "float64")
     return param == "float32" or master_weights or state != "float64"

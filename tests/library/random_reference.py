@@ -1,4 +1,4 @@
-"""The oracle of the random numbers: keys of streams and their words, in Python's integers. Imports NumPy alone.
+"""The oracle of the random numbers, in Python's integers. Imports only NumPy.
 
 A word is the index mixed with the key three times over: shift, multiply, cut to 32 bits; the key comes in before the
 first and after the first multiplication. A key is what eight such words make of a seed, a step, a place and a column,

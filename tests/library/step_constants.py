@@ -1,4 +1,4 @@
-"""The constants of one step as the library computes them, for tests of the element's functions without a kernel."""
+"""The library's constants of one step, for tests of the element functions without a kernel."""
 
 from __future__ import annotations
 

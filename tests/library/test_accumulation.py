@@ -1,4 +1,4 @@
-"""Accumulated gradients of micro-batches: sums, and one step with them."""
+"""Accumulation of gradients over micro-batches, and steps with the sums."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ones(dtype="float32", sizes=SIZES):
 
 
 def sums_of(batches, real):
-    """Return the gradients of several micro-batches added up one after the other; None where there is none."""
+    """Return the sum of several micro-batches' gradients, added in order; None without a gradient."""
     totals = []
     for grads in zip(*batches, strict=True):
         given = [oracle.widen(grad).astype(real) for grad in grads if grad is not None]
@@ -42,7 +42,7 @@ def sums_of(batches, real):
 
 
 def contents(optimizer):
-    """Return every byte that can be seen of an optimizer."""
+    """Return all bytes of an optimizer's visible state."""
     states = {
         name: {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in state.items()}
         for name, state in optimizer.state.items()
@@ -341,7 +341,7 @@ def test_gradients_in_another_form_are_refused(wrong):
 
 @pytest.mark.parametrize("first", ["accumulate", "step"])
 def test_a_gradient_in_a_parameters_memory_is_refused_in_any_order_of_calls(first):
-    """Among them a float32 gradient in a float64 parameter, which another part of the optimizer updates."""
+    """Includes a float32 gradient in a float64 parameter, which another part of the optimizer updates."""
     single, double = np.ones(4, np.float32), np.ones(2)
     optimizer = na.Adam([single, double])
     good = [np.ones(4, np.float32), np.ones(2)]
@@ -393,7 +393,7 @@ def test_hyperparameters_can_change_between_accumulation_and_step():
 
 
 def test_loading_a_state_keeps_the_sums():
-    """As PyTorch's gradients do."""
+    """Like PyTorch's gradients."""
     source, _ = stepped([np.ones(3)], [np.full(3, 2.0)])
     w, other = np.ones(3), np.ones(3)
     optimizer, twin = na.Adam([w]), na.Adam([other])
@@ -423,7 +423,7 @@ def test_two_threads_can_accumulate_at_the_same_time():
 
 
 def test_no_sum_is_lost_between_threads_that_accumulate_and_one_that_steps():
-    """Each round's gradients are ones, so a round's mean is one, if every sum meets its own count."""
+    """Every gradient is one, so the mean of a round is one if no sum is lost."""
     seen = []
     optimizer = na.Adam([np.ones(64)], betas=(0.0, 0.0), lr=0.0)
     stop = threading.Event()

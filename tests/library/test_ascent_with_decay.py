@@ -1,4 +1,4 @@
-"""Maximizing with weight decay: the gradient changes its sign, the decay does not. All entry points."""
+"""Maximizing with weight decay changes the sign of the gradient but not of the decay. Tests all entry points."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def by_optimizer(param, grads, scale, options):
 
 
 def by_clipping(param, grads, scale, options):
-    """Measured, and beside an average: other kernels, with the same result."""
+    """With clipping and an average, which use other kernels with the same result."""
     optimizer = na.Adam([param], ema_decay=0.5, **options)
     for grad in grads:
         optimizer.step([grad], loss_scale=1 / scale, max_grad_norm=1e6)

@@ -1,4 +1,4 @@
-"""Dense arrays whose axes lie in memory in any order are updated where they lie; what is not dense is refused.
+"""Dense arrays with any order of axes in memory are updated in place; other arrays are refused.
 
 The oracle is `reference`; and because an element does not care where it lies, the bits are those of a twin in C order.
 """
@@ -26,7 +26,7 @@ STEP = {"lr": 0.1, "betas": (0.8, 0.97), "eps": 1e-3}
 
 
 def laid_out(values, order):
-    """Return a copy of an array whose axes lie in memory in an order, the outermost first."""
+    """Return a copy of an array with this order of axes in memory, outermost first."""
     values = np.asarray(values)
     places = tuple(int(place) for place in np.argsort(order))
     return np.array(values.transpose(order), order="C", copy=True).transpose(places)
@@ -112,7 +112,7 @@ def test_every_element_has_the_same_bits_as_in_c_order(seed, options, treatment)
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_state_and_copies_have_the_parameters_shape_and_strides(order):
-    """As with torch.preserve_format: moments, averages, copies."""
+    """As with torch.preserve_format, for moments, averages and copies."""
     param = laid_out(np.ones((2, 3, 4), np.float32), order)
     optimizer = na.Adam(param, amsgrad=True, ema_decay=0.5, low_precision_copy="float16")
     optimizer.step(np.ones((2, 3, 4), np.float32))
@@ -213,7 +213,7 @@ def test_the_function_refuses_a_state_with_another_order(name):
 
 
 def trained(order, **options):
-    """Return a parameter whose axes lie in an order, and its optimizer after two steps."""
+    """Return a parameter with this order of axes, and its optimizer after two steps."""
     rng = np.random.default_rng(5)
     param = laid_out(rng.normal(size=(6, 5, 9)).astype(np.float32), order)
     optimizer = na.Adam({"w": param}, **STEP, **options)
@@ -241,7 +241,7 @@ def test_a_state_continues_in_an_optimizer_with_another_order(orders, options):
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 2, 1)])
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_an_8_bit_state_continues_after_files_that_do_not_store_strides(order, amsgrad):
-    """The blocks of codes run through the memory: "axes" says in which order, wherever the codes lie meanwhile."""
+    """Blocks of codes follow the memory order, which the entry "axes" records."""
     param, optimizer = trained(order, state_dtype="8bit", amsgrad=amsgrad)
     saved = optimizer.state_dict()
     entry = {key: np.array(value, order="C", copy=True) for key, value in saved["state"][0].items()}
@@ -256,7 +256,7 @@ def test_an_8_bit_state_continues_after_files_that_do_not_store_strides(order, a
 
 @pytest.mark.parametrize("orders", list(itertools.permutations([(0, 1, 2), (2, 1, 0), (1, 2, 0)], 2)))
 def test_an_8_bit_state_loads_into_optimizers_with_any_order(orders):
-    """As floats its bits are the same; in the blocks of another order they are rounded once more."""
+    """Float state keeps its bits; codes in blocks of another order are rounded once more."""
     param, optimizer = trained(orders[0], state_dtype="8bit", amsgrad=True)
     floats = [na.Adam({"w": laid_out(param, order)}, state_dtype="float32", amsgrad=True) for order in orders]
     for each in floats:
@@ -318,7 +318,7 @@ def test_arrays_that_are_not_dense_are_refused_by_name(make):
 
 
 def test_tables_of_rows_must_be_in_c_order():
-    """What is named of a table is a row, so a row lies in one piece; its gradient may lie in any order."""
+    """A row must be contiguous; its gradient may have any order."""
     table, moments = np.ones((4, 3), np.float32, "F"), [np.zeros((4, 3), np.float32) for _ in range(2)]
     rows, grads = np.array([1, 3]), np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)
     with pytest.raises(LayoutError, match=r"^param .*expected C-contiguous"):

@@ -1,4 +1,4 @@
-"""Optional work fused into the update of a float32 parameter: every mixture, bit for bit."""
+"""Optional work fused into the update of a float32 parameter: every mixture matches the oracle bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numba_adam as na
 @pytest.mark.parametrize("grad", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize(("ema_decay", "kind"), list(itertools.product([None, 0.9], [None, "bfloat16", "float16"])))
 def test_a_float32_update_matches_the_oracle_with_every_mix_of_fused_work(size, grad, decay, ema_decay, kind):
-    """One loop does it all: each mixture is a loop of its own; larger than the caches, copies go past them."""
+    """Each mixture is its own loop; copies larger than the caches bypass them."""
     beside = {"ema_decay": ema_decay, "low_precision_copy": kind}
     options = {"weight_decay": decay, "decoupled_weight_decay": True, "lr": 0.02}
     param = values_of(size, np.dtype(np.float32), size)
@@ -37,7 +37,7 @@ def test_a_float32_update_matches_the_oracle_with_every_mix_of_fused_work(size, 
 @pytest.mark.parametrize("grad", ["float32", "bfloat16"])
 @pytest.mark.parametrize("beside", [{}, {"ema_decay": 0.9, "low_precision_copy": "bfloat16"}])
 def test_small_arrays_in_a_large_step_match_the_oracle(grad, beside):
-    """A step larger than the caches asks for memory ahead and writes copies past them, in its small arrays too."""
+    """A step larger than the caches prefetches and bypasses the caches for copies, in small arrays too."""
     sizes = (513, 2**21, 0, 1, 31, 1_000, 576)
     params = [values_of(size, np.dtype(np.float32), size) for size in sizes]
     grads = [values_of(size, DTYPES[grad], size + 1) for size in sizes]

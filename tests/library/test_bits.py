@@ -1,4 +1,4 @@
-"""The same gradients in the same order give the same bits: on any CPU, on any number of threads, however cut."""
+"""The same gradients in the same order give the same bits on any CPU, with any number of threads and arrays."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_code_for_older_cpus_gives_the_same_bits(run_python, dtype, expected, cp
 
 
 def plain_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, amsgrad, c):
-    """The element's functions as they stand, uncompiled."""
+    """The element functions in plain Python."""
     exp_avg, exp_avg_sq = element.moments(param, grad, exp_avg, exp_avg_sq, c)
     if amsgrad:
         max_exp_avg_sq = element.largest(max_exp_avg_sq, exp_avg_sq)
@@ -114,7 +114,7 @@ def test_dividing_the_elements_into_arrays_does_not_change_the_bits(sizes, threa
 
 @pytest.mark.parametrize("size", BORDERS)
 def test_sizes_around_every_boundary_give_the_same_bits(size, dtype):
-    """Against the same elements within a larger array, so that no border falls where it did."""
+    """Compares with the same elements within a larger array, where boundaries are elsewhere."""
     whole = train([size + 1_000], dtype, {})
     param, grads = data(size + 1_000, dtype)
     optimizer = na.Adam([param[:size]])

@@ -1,4 +1,4 @@
-"""Machine code between processes: used when it can be, never stale, and no folder or file of it can stop a step."""
+"""The kernel cache: machine code is reused, never stale, and no damaged file or folder stops a step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from numba_adam.cpu.kernels.cache import folder
 
 
 def lines(output):
-    """Return what a step printed: its moments, how often it compiled, its folder, and the log."""
+    """Return the output of a step: its moments, the number of compilations, its folder, and the log."""
     found = dict(line.split(" ", 1) for line in output.splitlines() if line.startswith(("compiled", "folder")))
     logged = [line for line in output.splitlines() if line.startswith("log: ")]
     (moments,) = [line for line in output.splitlines() if line.startswith("moments")]
@@ -69,7 +69,7 @@ def lines(output):
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """Return a cache folder in which every kernel of STEP lies."""
+    """Return a cache folder with every kernel of STEP."""
     folder = tmp_path_factory.mktemp("warm")
     child = subprocess.run(
         [sys.executable, "-c", STEP],
@@ -122,7 +122,7 @@ print("more", len(recorder.buffer) - before)
 
 
 def copy_of_the_package(to):
-    """Copy the library, as a user who edits it has it; return the folder to put first on the path."""
+    """Copy the library for edits; return the folder to put first on the path."""
     shutil.copytree(PACKAGE, to / "numba_adam", ignore=shutil.ignore_patterns("__pycache__", "cli", "demo", "ps"))
     return to
 
@@ -173,7 +173,7 @@ def forbid_writing(folder):
 
 
 def test_a_read_only_package_and_no_home_still_have_a_cache(run_python, tmp_path):
-    """Root may write anywhere, whatever the mode says, so the home is a file: nobody can make a folder in that."""
+    """The home is a file, because root may write to folders of any mode."""
     folder = copy_of_the_package(tmp_path / "site")
     forbid_writing(folder)
     (tmp_path / "home").write_text("a file")
@@ -205,7 +205,7 @@ def test_without_any_writable_folder_every_process_compiles(run_python, tmp_path
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(run_python, own_copy):
-    """Whoever can put a file there could have us run it."""
+    """Otherwise other users could make us execute their code."""
     (base,) = own_copy.iterdir()
     (version,) = base.iterdir()
     program = """
@@ -286,7 +286,7 @@ def test_a_damaged_file_costs_a_compilation(run_python, one_kernel, tmp_path, su
 
 
 def test_unwritable_files_cost_only_compilations(run_python, one_kernel, tmp_path):
-    """A folder in a file's place can be neither read nor replaced, not even by root."""
+    """A folder with the file's name cannot be read or replaced, not even by root."""
     shutil.copytree(one_kernel, tmp_path / "cache")
     for path in files(tmp_path / "cache", "nbi"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""The folder of the kernel cache: it needs readable sources, and no other user may be able to write into it."""
+"""The folder of the kernel cache: it needs readable sources, and no other user may write to it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def edit(source: Path) -> None:
-    """Have the kernel of USE find the place after the first number that is not finite."""
+    """Edit the kernel of USE: it returns the index after the first non-finite number."""
     text = source.read_text()
     edited = text.replace("return i\n", "return i + 1\n")
     assert edited != text
@@ -60,7 +60,7 @@ def edit(source: Path) -> None:
 
 
 def shown(output: str) -> tuple[str, str]:
-    """Return the last line, and what was logged before."""
+    """Return the last line, and the log before it."""
     *logged, last = output.splitlines()
     return last, "\n".join(logged)
 
@@ -90,7 +90,7 @@ def test_kernels_from_a_zip_are_not_cached(run_python, site, tmp_path):
 
 @pytest.mark.parametrize("without_source", ["**/*.py", "numerics/element.py", "cpu/kernels/finite.py"])
 def test_kernels_from_pyc_files_without_sources_are_not_cached(run_python, site, tmp_path, without_source):
-    """A .pyc file in the place of its source is run as it is; its source may have been another one."""
+    """Python runs a .pyc file in place of its source, which may have been different."""
     assert compileall.compile_dir(site, quiet=1, legacy=True)
     for source in (site / "numba_adam").glob(without_source):
         source.unlink()
@@ -101,7 +101,7 @@ def test_kernels_from_pyc_files_without_sources_are_not_cached(run_python, site,
 
 
 def test_kernels_from_unchecked_pyc_files_are_not_cached(run_python, site, tmp_path):
-    """Python then runs the code of the .pyc file, whatever an edit has made of the source (PEP 552)."""
+    """Python then runs the .pyc file even after an edit of the source (PEP 552)."""
     unchecked = PycInvalidationMode.UNCHECKED_HASH
     assert compileall.compile_file(site / "numba_adam/cpu/kernels/finite.py", quiet=1, invalidation_mode=unchecked)
     edit(site / "numba_adam/cpu/kernels/finite.py")
@@ -110,7 +110,7 @@ def test_kernels_from_unchecked_pyc_files_are_not_cached(run_python, site, tmp_p
 
 
 def test_kernels_are_not_cached_if_pyc_files_are_never_checked(site, tmp_path):
-    """As before, where Python is started with --check-hash-based-pycs never."""
+    """The same with --check-hash-based-pycs never."""
     checked = PycInvalidationMode.CHECKED_HASH
     assert compileall.compile_file(site / "numba_adam/cpu/kernels/finite.py", quiet=1, invalidation_mode=checked)
     edit(site / "numba_adam/cpu/kernels/finite.py")
@@ -139,7 +139,7 @@ source.write_text(original)
 
 
 def test_numba_does_not_choose_the_cache_folder(run_python, tmp_path):
-    """Numba's folders are valid for one file each: an edit of another file would not be seen."""
+    """Numba's folders depend on one file each, so edits of other files would go unnoticed."""
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_CACHE_LOCATOR_CLASSES": "InTreeCacheLocator"}
     last, _ = shown(run_python(USE + SHOW, **environment))
     assert last.startswith(f"found 2 compiled True folder {tmp_path / 'cache'}")
@@ -175,7 +175,7 @@ def test_a_tilde_means_the_home_folder(run_python, tmp_path, variables, expected
 
 @pytest.mark.parametrize("home", ["~", "~/user", "relative", ""])
 def test_a_home_that_is_not_a_path_creates_no_folder_with_that_name(run_python, tmp_path, home):
-    """The system's list of users then says which; here it says one that this test may write to."""
+    """The home then comes from the system's list of users; here it is a folder of this test."""
     program = """
 import os, pwd, sys, types
 pwd.getpwuid = lambda number: types.SimpleNamespace(pw_dir=sys.argv[1])
@@ -210,7 +210,7 @@ os.chdir("elsewhere")
 
 
 def test_a_symbolic_link_is_resolved_once(run_python, tmp_path):
-    """Who may change the link later cannot change what is read."""
+    """A later change of the link does not change the folder."""
     (tmp_path / "own").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "own")
     output = run_python(USE + SHOW, NUMBA_CACHE_DIR=str(tmp_path / "link"))

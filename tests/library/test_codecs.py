@@ -1,4 +1,4 @@
-"""The narrow formats' codecs, plain and compiled, against oracles that look up the nearest number."""
+"""The codecs of the 16-bit formats, plain and compiled, compared with oracles that search the nearest number."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def narrow_plain(values, name):
 
 
 def ties(name):
-    """Return every number halfway between two neighbours of a format that float32 has: of all its magnitudes."""
+    """Return every float32 number halfway between two neighbours of a format."""
     ladder = oracle._LADDER[name]
     halves = ((ladder[1:] + ladder[:-1]) / 2).astype(np.float32)
     return halves[halves.astype(np.float64) == (ladder[1:] + ladder[:-1]) / 2]
 
 
 def hard(name):
-    """Return float32 values of all kinds, NaN apart: those around every code, every tie, and random bits."""
+    """Return float32 values without NaN: around every code, every tie, and random bits."""
     own = CODES.view(DTYPES[name]).astype(np.float32)
     rng = np.random.default_rng(SEED)
     around = np.concatenate([own[np.isfinite(own)], ties(name), -ties(name)])
@@ -100,7 +100,7 @@ def test_plain_python_encodes_like_the_compiled_code(name):
 
 @names
 def test_the_oracle_matches_exact_fractions(name):
-    """Slow and beyond doubt: the distance to every code near by, as exact fractions."""
+    """Compares the distances to all nearby codes as exact fractions."""
     rng = np.random.default_rng(SEED)
     values = rng.choice(hard(name), 300, replace=False)
     ladder = oracle._LADDER[name]
@@ -205,7 +205,7 @@ def at_random(values, randoms):
 
 @pytest.mark.parametrize("value", [1.0000001, 3.14159, -2.7182817, 1e-39, -1e-45, 1e-20, 3.38e38, 0.9999999, 1.0])
 def test_the_mean_of_stochastic_rounding_is_the_value(value):
-    """Exactly: of the 65,536 numbers that count, as many round up as the mean needs."""
+    """Exactly: counts all 65,536 relevant random numbers."""
     codes = at_random(value, np.arange(65_536, dtype=np.uint32))
     numbers = codes.view(ml_dtypes.bfloat16).astype(np.float64)
     below, above, _ = oracle.codes_around(np.float32([value]), "bfloat16")

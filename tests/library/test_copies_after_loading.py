@@ -1,4 +1,4 @@
-"""Low-precision copies and master copies after a state was loaded: what they hold at once, and after the next step."""
+"""Low-precision copies and master copies after loading a state: their values at once and after the next step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trained(param, count, **options):
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["float32", "float64"])
 def test_loading_a_state_makes_copies_of_the_current_parameters(name, kind):
-    """A checkpoint writes new values into the parameters, then loads the state: the copy is not of the old values."""
+    """Restoring a checkpoint writes the parameters first, then loads the state: copies must have the new values."""
     source = values_of(SIZE, DTYPES[name], 1)
     saved = copy.deepcopy(trained(source, 3).state_dict())
     param = values_of(SIZE, DTYPES[name], 2)
@@ -45,7 +45,7 @@ def test_loading_a_state_makes_copies_of_the_current_parameters(name, kind):
 
 @pytest.mark.parametrize("name", ["bfloat16", "bfloat16 as uint16", "float16"])
 def test_a_loaded_master_copy_is_what_the_next_step_works_on(name):
-    """Also what the parameter cannot show: after the load the parameter holds the rounding only."""
+    """Includes digits below the parameter's precision: the parameter has only the rounded value."""
     source = values_of(SIZE, DTYPES[name], 1)
     twin = Twin(source, master_weights=True, hyperparameters={"lr": 0.05})
     first = trained(source, 3, master_weights=True)

@@ -1,4 +1,4 @@
-"""Steps with 8-bit state: an oracle's bits on any number of threads; what vanishes stops, poison stays in its block."""
+"""Steps with 8-bit state: they match the oracle on any number of threads, and non-finite values stay in their block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def bfloat16(values: np.ndarray) -> np.ndarray:
-    """Return the bits of the nearest bfloat16, of two equally near the even one."""
+    """Return the bits of the nearest bfloat16; ties go to the even one."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
@@ -181,7 +181,7 @@ def test_bits_do_not_depend_on_addresses_or_neighbouring_arrays():
 
 
 def test_the_seed_changes_only_the_dither():
-    """After one step the parameters are the same, and no code differs by more than one from the one below."""
+    """After one step the parameters are equal, and codes differ by one at most."""
     params, states = [], []
     for seed in (0, 1):
         params.append(draw(4000, 0))
@@ -198,7 +198,7 @@ def test_the_seed_changes_only_the_dither():
 
 
 def test_extra_fused_work_does_not_change_8_bit_state():
-    """An average, a low-precision copy, gradients that are zeroed, and parameters that are images of master copies."""
+    """With an average, a low-precision copy, zeroed gradients, and master copies."""
     param, image = widened(bfloat16(draw(1500, 0))), bfloat16(draw(1500, 0))
     alone = na.Adam(param, state_dtype="8bit")
     beside = na.Adam(image, state_dtype="8bit", master_weights=True, ema_decay=0.9)
@@ -238,7 +238,7 @@ DEAD = {"zero": 0.0, "1e-20": 1e-20, "1e-30": 1e-30}
 @pytest.mark.parametrize("alive", [1, 64, 127])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.95, 0.99)}], ids=str)
 def test_parameters_with_vanished_gradients_stop_changing(options, alive, gradient):
-    """They move for a while, as momentum has it; 300 steps later not a bit of them changes any more."""
+    """Momentum moves them for a while; after 300 steps they no longer change."""
     rng = np.random.default_rng(alive)
     is_dead = np.arange(1280) % 128 >= alive
     param = (1 + rng.random(1280)).astype(np.float32)
@@ -280,7 +280,7 @@ def test_without_further_gradients_the_state_decays_to_zero():
 
 
 def poisoned(value: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return parameters after some steps, the first with one gradient of `value`; and the same without it."""
+    """Return parameters after some steps, with and without one gradient of `value` in the first step."""
     params = [draw(1000, 0), draw(1000, 0)]
     for param, first in zip(params, (value, None), strict=True):
         optimizer = na.Adam(param, state_dtype="8bit")
@@ -294,7 +294,7 @@ def poisoned(value: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 1e30])
 def test_a_non_finite_gradient_affects_only_its_own_block(value):
-    """Neither does one whose square is not. The step that brings it moves the neighbours as ever."""
+    """The same for a gradient with an overflowing square. Neighbouring elements are updated normally."""
     param, clean = poisoned(value, 1)
     others = np.arange(1000) != 300
     assert param[others].tobytes() == clean[others].tobytes()
@@ -334,7 +334,7 @@ def test_clipping_keeps_large_gradients_from_spoiling_a_block(treatment):
 
 @pytest.mark.parametrize("scale", [1e18, 1e9, 1.0, 1e-9])
 def test_blocks_of_very_different_gradients_each_keep_their_own_scale(scale):
-    """Each block behaves as if it stood alone; without eps, Adam does not see a gradient's scale."""
+    """Each block behaves like a separate array; without eps, Adam is invariant to the scale of gradients."""
     hyperparameters = {"eps": 1e-30, "lr": 0.01}
     param, exact = np.ones(1024, np.float32), np.ones(1024, np.float32)
     optimizers = [na.Adam(param, state_dtype="8bit", **hyperparameters), na.Adam(exact, **hyperparameters)]
@@ -374,7 +374,7 @@ def test_float64_parameters_are_refused():
 
 
 def test_8_bit_training_stays_close_to_float32_state():
-    """Fifty steps of a few thousand parameters: the mean error is a small part of the way gone."""
+    """After fifty steps the mean error is a small fraction of the change."""
     params = [np.zeros(5000, np.float32) for _ in range(2)]
     optimizers = [na.Adam(params[0]), na.Adam(params[1], state_dtype="8bit")]
     for number in range(50):
@@ -390,7 +390,7 @@ def test_8_bit_training_stays_close_to_float32_state():
 )
 @pytest.mark.parametrize("size", [1, 100, 127])
 def test_a_short_non_finite_block_has_the_scales_of_a_full_block(size, options):
-    """What the last block lacks must add nothing, not even a NaN."""
+    """The missing elements of the last block must not contribute, not even a NaN."""
     found = []
     for elements in (size, 128):
         optimizer = na.Adam(np.ones(elements, np.float32), state_dtype="8bit", **options)

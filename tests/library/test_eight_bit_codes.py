@@ -1,4 +1,4 @@
-"""The code of the 8-bit state: it equals an oracle that tries every value, zero is zero, errors stay within bounds."""
+"""The encoding of 8-bit state: it matches an oracle that tries every code; zero stays zero; errors are bounded."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_code_decodes_to_its_value_in_the_table():
 
 @pytest.mark.parametrize("which", ["root", "ratio"])
 def test_plain_codecs_keep_every_level_and_round_at_every_midpoint(which):
-    """A scale of 1 leaves values as they are, so levels, middles and their neighbours can be given exactly."""
+    """A scale of 1 does not change values, so levels, midpoints and their neighbours are exact."""
     narrow = getattr(codecs, f"narrow_{which}")
     table = reference.ROOTS if which == "root" else reference.RATIOS
     one = np.float32(1)
@@ -100,7 +100,7 @@ def test_plain_codecs_keep_every_level_and_round_at_every_midpoint(which):
 
 
 def plain(exp_avg: np.ndarray, exp_avg_sq: np.ndarray, dithers: np.ndarray) -> list[np.ndarray]:
-    """Return the codes of one block, made by the functions of `codecs` as they stand, and the values of these."""
+    """Encode one block with the plain functions; return the codes and their values."""
     roots = np.sqrt(exp_avg_sq)
     ratios = np.array([codecs.ratio_of(a, root) for a, root in zip(exp_avg, roots, strict=True)])
     columns = []
@@ -187,7 +187,7 @@ def test_a_first_moment_without_a_second_is_lost():
 
 
 def test_the_largest_value_of_a_block_has_the_last_code():
-    """In training too, but for 20 of 2**18 dithers, where it has the one before."""
+    """In training too, except for 20 of 2**18 dithers, which give the code before."""
     rng = np.random.default_rng(6)
     exp_avg, exp_avg_sq = (np.exp(rng.uniform(-20, 20, 10_000)).astype(np.float32) for _ in range(2))
     padded = [np.zeros((10_000, 128), np.float32) for _ in range(2)]
@@ -208,7 +208,7 @@ def test_the_largest_value_of_a_block_has_the_last_code():
 
 
 def error_bound(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return half the distance of two codes around each value, as the document has it, and a hair."""
+    """Return the documented bound, half the distance between codes around each value, plus a margin."""
     units = np.repeat(scales, reference.BLOCK)[: values.size].astype(np.float64)
     return (np.abs(values) + 2 * units) / 64 + np.abs(values) * 2.0**-19
 

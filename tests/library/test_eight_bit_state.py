@@ -1,4 +1,4 @@
-"""State dicts of 8-bit state: round trips, conversions to and from other formats, and those that are refused."""
+"""State dicts of 8-bit state: round trips, conversions between formats, and refusals."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_float64_state_beyond_float32_becomes_infinite_without_a_warning():
 
 
 def test_converting_to_float32_and_back_keeps_the_codes():
-    """But for the sign of a first moment of zero beside a second one of zero, which has none."""
+    """Except the sign of a zero first moment with a zero second moment."""
     saved = trained(params_of(), state_dtype="8bit").state_dict()
     between, back = na.Adam(params_of()), na.Adam(params_of(), state_dtype="8bit")
     between.load_state_dict(saved)

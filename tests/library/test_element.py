@@ -1,4 +1,4 @@
-"""One element's mathematics, its constants and the norm, as plain Python: without a kernel they take no time.
+"""The element functions, the constants and the norm in plain Python, without kernels.
 
 What the kernels make of the same functions is compared with other oracles in the other files; this one notices what a
 changed sign, order or limit does (`make mutants`).
@@ -74,7 +74,7 @@ def test_constants_without_floors_differ_only_in_eps_and_floors():
 
 
 def expected(param, grad, exp_avg, exp_avg_sq, c, zero):
-    """Return both moments and the parameter, each operation rounded on its own, in the order of the documents."""
+    """Return both moments and the parameter; every operation is rounded, in the documented order."""
     grad = c.grad_scale * grad
     if c.clip_value > 0:
         grad = min(max(grad, -c.clip_value), c.clip_value)
@@ -98,7 +98,7 @@ def descended(param, exp_avg, terrain, c):
 
 
 def states(real):
-    """Return parameters, gradients and moments: ordinary ones, and those around zero, the clip and the floors."""
+    """Return parameters, gradients and moments: normal values, and values near zero, the clip value and the floors."""
     rng = np.random.default_rng(8)
     floors = FLOORS[np.dtype(real).name]
     around = [sign * scale * floor for floor in floors for scale in (0.5, 1.0, 1.5, 5.0, 100.0) for sign in (1, -1)]

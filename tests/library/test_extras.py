@@ -1,4 +1,4 @@
-"""Extra work of a step: master weights, moving averages, low-precision copies, gradients set to zero."""
+"""Fused work of a step: master weights, moving averages, low-precision copies, zeroed gradients."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def params_of(optimizer):
 
 
 def contents(optimizer):
-    """Return every byte that can be seen of an optimizer."""
+    """Return all bytes of an optimizer's visible state."""
     states = {
         name: {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in state.items()}
         for name, state in optimizer.state.items()
@@ -217,7 +217,7 @@ def test_before_the_first_step_the_copy_equals_the_parameter(kind):
 
 @pytest.mark.parametrize("skip", [0, 1, 5, 31])
 def test_a_large_parameter_at_any_address_is_its_rounded_master_copy(skip):
-    """Copies of large arrays go past the caches, in whole lines; what is beside them must stay."""
+    """Copies of large arrays bypass the caches in whole lines; neighbouring memory must not change."""
     size = 2**21 + 77
     memory = np.full(size + 64, 7, BFLOAT16)
     param = memory[skip : skip + size]
@@ -425,7 +425,7 @@ print(opt.state[0]["step"], na.Adam([ones.view(ml_dtypes.bfloat16)], low_precisi
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_steps_in_every_format(run_python):
-    """Parallel kernels have run before the fork; the child's steps are right all the same."""
+    """Parallel kernels ran before the fork; the child's steps must still be correct."""
     output = run_python(
         """
 import os
@@ -473,7 +473,7 @@ def test_a_large_array_with_all_options_matches_the_oracle(threads):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loading_a_state_keeps_the_array_objects(dtype):
-    """Somebody may hold it: a model that computes with the copy, say."""
+    """A model may hold a reference to the copy."""
     params, grads = arrays_of(dtype)
     kinds = {"low_precision_copy": "float16"} if dtype == "float32" else {"master_weights": True}
     optimizer = trained(params, grads, ema_decay=0.5, **kinds)
@@ -494,7 +494,7 @@ def test_loading_a_state_keeps_the_array_objects(dtype):
 
 @pytest.mark.parametrize("first", ["float64", "bfloat16"])
 def test_random_numbers_depend_on_the_parameters_index_in_the_optimizer(first):
-    """It is the first of its part, and the second of its optimizer: the optimizer's place counts."""
+    """The parameter is the first of its part and the second of its optimizer; the latter index counts."""
     arrays = [values_of(50, DTYPES[first], 1), values_of(50, BFLOAT16, 2), values_of(50, np.dtype("float64"), 3)]
     grads = [values_of(50, array.dtype, 4) for array in arrays]
     optimizer = na.Adam([array.copy() for array in arrays], rounding="stochastic", seed=6, lr=0.01)

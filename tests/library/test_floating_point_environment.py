@@ -1,4 +1,4 @@
-"""Subnormal numbers: no state holds them, and the bits do not depend on what the CPU was told to do with them."""
+"""Subnormal numbers: no state has them, and the bits do not depend on the CPU's settings for them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_state_without_gradients_decays_to_zero_and_is_never_subnormal(dtype, 
 
 
 def test_gradients_with_squares_that_underflow_make_no_huge_update(dtype):
-    """Their second moment is held above its floor, so that the first one is not divided by nothing."""
+    """The second moment stays above its floor, so that the first one is not divided by zero."""
     tiny = np.sqrt(smallest_normal(dtype), dtype=dtype) * dtype.type(0.5)
     optimizer = na.Adam(np.ones(8, dtype))
     for _ in range(50):
@@ -105,7 +105,7 @@ def as_numbers(array):
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_state_of_any_format_decays_to_zero_and_is_never_subnormal(name, amsgrad):
-    """Of two arrays, one takes the way of whole pairs or of its dtype's own kernel, the other that of tiles."""
+    """One array uses pairs or its dtype's own kernel, the other uses tiles."""
     dtype, state, rounding = FORMATS[name]
     rng = np.random.default_rng(4)
     params = [rng.normal(size=64).astype(dtype), rng.normal(size=63).astype(dtype)]
@@ -147,13 +147,13 @@ def library():
 
 
 def control_of(raw):
-    """Return the control word within the bytes of an fenv_t, without the flags that arithmetic leaves behind."""
+    """Return the control word of an fenv_t without the exception flags."""
     word = int.from_bytes(raw[FENV[MACHINE][0] :][:4], "little")
     return word & ~0x3F if MACHINE == "x86_64" else word
 
 
 class Environment:
-    """The floating-point environment of a thread, as glibc hands it over."""
+    """The floating-point environment of a thread, as glibc stores it."""
 
     def __init__(self):
         self.buffer = ctypes.create_string_buffer(SIZE)
@@ -164,7 +164,7 @@ class Environment:
         return control_of(self.buffer.raw)
 
     def with_changes(self, *, flush, rounding):
-        """Return a copy that flushes subnormals, or not, and rounds in that direction."""
+        """Return a copy with these flush and rounding modes."""
         changed, offset = Environment(), FENV[MACHINE][0]
         word = self.control | (FENV[MACHINE][1] if flush else 0)
         word |= rounding << 3 if MACHINE == "x86_64" else rounding
@@ -176,7 +176,7 @@ class Environment:
 
 
 def make_setter():
-    """Return a kernel that sets the environment of every thread of Numba's pool, and one that copies theirs."""
+    """Return two kernels: one sets the environment of every pool thread, the other reads it."""
     functions = library()
     fesetenv, fegetenv = functions.fesetenv, functions.fegetenv
 
@@ -200,14 +200,14 @@ def pool():
 
 @pytest.fixture
 def ordinary():
-    """Return this thread's environment, and set it again after the test."""
+    """Return this thread's environment, and restore it after the test."""
     environment = Environment()
     yield environment
     environment.set()
 
 
 def digest(size, dtype, around_step):
-    """Return every byte after four steps from values of which many become subnormal, each step made `around_step`."""
+    """Return all bytes after four steps from values that become subnormal, each step within `around_step`."""
     rng = np.random.default_rng(9)
 
     def draw(low):
@@ -236,13 +236,13 @@ class Unchanged:
 
 
 def changing(pool, ordinary, direction, flush):
-    """Return a context in which all threads of the pool, and this one, flush and round so; it looks that they do."""
+    """Return a context in which all pool threads and this one have these modes; it checks them."""
     set_all, read_all = pool
     rounding = ROUNDING[MACHINE][direction]
     threads = numba.get_num_threads()
 
     class Changed(Unchanged):
-        """Sets the environment for the step, on this thread and on the pool's, and looks that it is still set after."""
+        """Sets the environment of all threads for the step, and checks it afterwards."""
 
         def __enter__(self):
             changed = ordinary.with_changes(flush=flush, rounding=rounding)
@@ -281,7 +281,7 @@ EXTRAS = {
 
 
 def digest_of(name, size, around):
-    """Return every byte that an optimizer of a format leaves after it was made, stepped and loaded `around`."""
+    """Return all bytes of an optimizer that was made, stepped and loaded within `around`."""
     dtype, state, rounding = FORMATS[name]
     rng = np.random.default_rng(9)
 

@@ -1,4 +1,4 @@
-"""Parameters, gradients and state in formats of their own: every mixture against an oracle, bit for bit."""
+"""Parameters, gradients and state in different formats: every mixture matches the oracle bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _threads_as_they_were():
 
 
 def same(found, expected):
-    """Say whether two arrays have the same bits; any NaN is as good as another."""
+    """Return whether two arrays have the same bits, with all NaNs equal."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return False
     numbers = ~np.isnan(oracle.widen(expected))
@@ -136,7 +136,7 @@ def test_every_kind_of_step_matches_the_oracle(kind, name, step):
 
 @kinds
 def test_a_loss_scale_with_a_global_norm_matches_the_oracle(kind):
-    """Sums of squares run over the gradients' values, in float64, in lanes; the scaled step is that of `grad_scale`."""
+    """Sums of squares use the gradients' values, in float64, in lanes; the scaled step equals one with `grad_scale`."""
     params, grads, state = arrays_of(kind, (9_000, 5), steps=1)
     optimizer, other = (na.Adam([p.copy() for p in params], state_dtype=state) for _ in range(2))
     result = optimizer.step(grads[0], loss_scale=8.0, max_grad_norm=0.5)
@@ -179,7 +179,7 @@ def test_without_a_finite_check_non_finite_values_propagate(kind):
 
 
 def test_bfloat16_pairs_and_tiles_give_the_same_bits():
-    """An average of the weights is something that pairs do not have, so it takes the other way."""
+    """An average selects the kernel with tiles, because the one with pairs has none."""
     params, grads, state = arrays_of("pairs", (1, 2, 1_025, 4_099, 66_001))
     for name, hyperparameters in HYPERPARAMETERS.items():
         pairs, tiles = (
@@ -215,7 +215,7 @@ def test_16_bit_arrays_that_begin_in_the_middle_of_a_word_match_the_oracle(dtype
 
 
 def test_all_formats_in_one_optimizer_match_the_oracle():
-    """One launch for what is computed in float32, one for float64; None and other gradients between steps."""
+    """One launch for each compute dtype; None and other gradient formats between steps."""
     sizes = (1, 1_025, 40_000, 3)
     whole = [(name, size) for size in sizes for name in DTYPES]
     params = [values_of(size, DTYPES[name], k) for k, (name, size) in enumerate(whole)]
@@ -313,7 +313,7 @@ def test_stochastic_rounding_depends_on_seed_step_and_element(kind, seed, amsgra
 
 
 def test_stochastic_rounding_keeps_small_changes_in_the_mean():
-    """A step of 1e-4 from 1, where bfloat16 has steps of 2**-8: a fraction p of 200,000 elements takes one.
+    """A step of 1e-4 from 1, where bfloat16 has a spacing of 2**-8: a fraction p of 200,000 elements changes.
 
     Their mean deviates by sqrt(p (1 - p) / n) steps; six such deviations are let, for each of ten seeds.
     """

@@ -1,4 +1,4 @@
-"""The fast check of NumPy arrays reads their objects in memory: it must detect every unsuitable array.
+"""The fast check of NumPy arrays reads their objects in memory, and must detect every unsuitable array.
 
 Each array here differs in one thing from a plain C-contiguous ndarray of the parameter's shape and dtype. It must be
 taken for what it is: refused, or used with the same result as a plain copy of it.
@@ -20,7 +20,7 @@ SHAPE = (3, 4)
 
 
 class Sub(np.ndarray):
-    """A subclass with its own ideas."""
+    """A subclass that overrides methods."""
 
     def __array_finalize__(self, other):
         self.extra = "more"
@@ -212,7 +212,7 @@ def test_a_gradient_that_was_reshaped_between_steps_is_read_again():
 
 @pytest.mark.parametrize("answer", [True, False])
 def test_without_the_fast_check_every_array_is_borrowed(answer, monkeypatch):
-    """Without the quick look: the same bits, the same refusals."""
+    """Without the fast check: the same bits and the same errors."""
     import numba_adam.cpu.table as table
 
     assert gather.usable() is True  # on every machine that runs these tests so far

@@ -1,4 +1,4 @@
-"""Gradients whose squares overflow: the finite check covers them, and a norm beyond float64's squares is a norm."""
+"""Gradients with overflowing squares: the finite check detects them, and the norm is still correct."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_norm_beyond_float64_is_infinite_and_the_step_is_applied():
 
 
 def test_tiny_float64_gradients_are_clipped_to_a_tinier_norm():
-    """1e-6 is what PyTorch adds to the norm: it decides here."""
+    """PyTorch adds 1e-6 to the norm, which dominates here."""
     _, optimizer, _ = stepped([np.full(4, 1e-170)], max_grad_norm=1e-180)
     assert optimizer.state[0]["exp_avg"] == pytest.approx(0.1 * 1e-170 * 1e-180 / (2e-170 + 1e-6), rel=1e-12)
 
@@ -120,7 +120,7 @@ def test_parts_of_different_dtypes_share_a_norm_that_underflows():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("size", [*range(1, 36), 47, 48, 49, 8191, 8207, 8192 + 31])
 def test_the_norm_includes_every_element_of_a_blocks_tail(dtype, size):
-    """A block is summed in 16 lanes; the last elements do not fill them. Each element has a square of its own."""
+    """A block is summed in 16 lanes, and the last elements do not fill them. Each element has a different square."""
     grad = np.zeros(size, dtype)
     for place in {0, size // 2, *range(max(0, size - 33), size)}:
         grad[:] = 0
@@ -180,7 +180,7 @@ def test_no_float32_gradient_is_too_large_for_a_float64_state():
 
 
 def test_applied_steps_keep_the_second_moment_finite(dtype):
-    """Step after step: a mean of squares that can be held can be held."""
+    """The mean of finite squares stays finite over many steps."""
     param = np.ones(3, dtype)
     optimizer = na.Adam([param], betas=(0.9, 0.5))
     grad = np.full(3, HELD[dtype.name] * 0.9999, dtype)

@@ -1,4 +1,4 @@
-"""A NumPy parameter whose shape, strides, dtype or memory was replaced is refused until it is as before.
+"""A NumPy parameter with a replaced shape, strides, dtype or memory is refused until it is restored.
 
 NumPy lets an array object be changed under whoever holds it: `w.shape = ...`, `w.dtype = ...`. The memory stays where
 it is, so an address alone does not show it, and a step would update the wrong elements.
@@ -18,7 +18,7 @@ from numba_adam.errors import ArrayError, DtypeError, LayoutError, ShapeError, S
 
 
 class Sub(np.ndarray):
-    """A subclass that nobody here knows."""
+    """A subclass without special support."""
 
 
 KINDS = {
@@ -31,7 +31,7 @@ KINDS = {
 
 
 def replaced(array, name, value):
-    """Set an attribute of an array object; NumPy warns of some, for the reason that is tested here."""
+    """Set an attribute of an array object, without NumPy's deprecation warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         setattr(array, name, value)
@@ -134,7 +134,7 @@ def test_a_parameter_with_a_master_copy_is_watched_too():
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_state_loads_with_the_parameters_original_layout(change):
-    """The optimizer goes on from what it borrowed: a changed array object does not confuse what is read of it."""
+    """The optimizer uses the memory it borrowed; a changed array object does not matter."""
     param, optimizer = trained("C order", ema_decay=0.5)
     saved = optimizer.state_dict()
     CHANGES[change][0](param)
@@ -201,7 +201,7 @@ def test_a_read_only_parameter_of_any_kind_is_refused(kind):
 
 @pytest.mark.parametrize("order", "CF")
 def test_every_step_reads_a_gradient_with_its_current_strides(order):
-    """The same object, given again with other strides: element by element it is another gradient."""
+    """The same object with other strides is a different gradient."""
     param, other = (np.ones((4, 4), np.float32, order) for _ in range(2))
     optimizers = [na.Adam([param], lr=0.1), na.Adam([other], lr=0.1)]
     grad = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
@@ -222,7 +222,7 @@ def test_every_step_reads_a_gradient_with_its_current_strides(order):
 
 
 class Interface:
-    """Lends memory by __array_interface__ alone, and may lend another."""
+    """Exposes memory only by __array_interface__, and may change it."""
 
     def __init__(self, owner):
         self.owner = owner
@@ -233,7 +233,7 @@ class Interface:
 
 
 class Capsule:
-    """Lends memory by DLPack alone, and may lend another."""
+    """Exposes memory only by DLPack, and may change it."""
 
     def __init__(self, owner):
         self.owner = owner

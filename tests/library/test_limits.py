@@ -1,4 +1,4 @@
-"""Numbers that the dtype of the update cannot hold are refused where they are set; float64 keeps its range."""
+"""Values that the compute dtype cannot represent are refused when they are set; float64 keeps its range."""
 
 from __future__ import annotations
 

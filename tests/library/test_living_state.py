@@ -1,4 +1,4 @@
-"""State dicts after later steps: all their state is the optimizer's own, and their param groups are a copy."""
+"""State dicts after later steps: the state belongs to the optimizer, and the param groups are a copy."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_step_entry_behaves_like_a_number():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_load_does_not_change_earlier_state_dicts_as_in_pytorch(kind):
-    """But for `ema`, whose arrays stay in place: a model may compute with them."""
+    """Except `ema`: its arrays stay the same, because a model may use them."""
     optimizer, params = made(kind)
     steps(optimizer, params, 2)
     other, others = made(kind)
@@ -169,7 +169,7 @@ def test_invalid_flat_arrays_and_groups_are_refused():
 
 
 def test_an_8_bit_state_with_an_average_loads_back():
-    """It was taken for a dict from before another load, and refused."""
+    """It was refused as if another load had replaced it."""
     w = np.ones(300, np.float32)
     optimizer = na.Adam(w, state_dtype="8bit", ema_decay=0.5)
     optimizer.step(np.full(300, 0.5, np.float32))

@@ -1,4 +1,4 @@
-"""Kernels use addresses: they must stay within their arrays, and use no memory that was freed or replaced."""
+"""Kernels use addresses: they must stay within their arrays, and not use freed or replaced memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ print(all(digest(4) == alone for _ in range(25)))
 
 
 def test_scratch_buffers_of_threads_do_not_overlap_in_a_shared_heap(run_python):
-    """A tile's room was given back before the tile was done; with a heap for each thread nobody took it meanwhile."""
+    """A scratch buffer was freed before its tile was finished; separate heaps for threads hid the error."""
     environment = {"MALLOC_ARENA_MAX": "1", "NUMBA_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}
     assert run_python(CROWD, **environment) == "True"
 
@@ -58,7 +58,7 @@ class Guarded:
         self.buffers = []
 
     def array(self, size, dtype, fill=0.0, shift=0):
-        """Return an array of `size` elements; `shift` elements away from where a cache line begins."""
+        """Return an array of `size` elements that begins `shift` elements after a cache line's start."""
         dtype = np.dtype(dtype)
         before = GUARD_BYTES + shift * dtype.itemsize
         room = np.full(before + size * dtype.itemsize + GUARD_BYTES + 64, PATTERN, np.uint8)
@@ -72,7 +72,7 @@ class Guarded:
         return EightBit(self.array(size, np.uint8), self.array(blocks_of(size), np.float32))
 
     def are_whole(self):
-        """Say whether all bytes before and behind the arrays are as they were."""
+        """Return whether all bytes before and after the arrays are unchanged."""
         return all(
             (room[:start] == PATTERN).all() and (room[end:] == PATTERN).all() for room, start, end in self.buffers
         )
@@ -93,7 +93,7 @@ MIXTURES = {  # param, gradient, state, average, copy, AMSGrad, rounding, scalin
 
 
 def stays_within(sizes, name, shift=0, weight_decay=0.0):
-    """Make steps over guarded arrays; say whether what lies around them is as it was."""
+    """Make steps over guarded arrays; return whether the memory around them is unchanged."""
     param, grad, state, ema, low, amsgrad, is_random, treatment = MIXTURES[name]
     guarded = Guarded()
 
@@ -154,7 +154,7 @@ def test_a_step_on_several_threads_writes_only_within_its_arrays(name, threads):
 
 
 class Lender:
-    """Lends an array's memory by the array interface, and is no NumPy array itself."""
+    """Exposes an array's memory by the array interface, without being a NumPy array."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -162,7 +162,7 @@ class Lender:
 
 
 def test_a_step_keeps_no_gradient_alive() -> None:
-    """What another framework lends is let go of when the step is over, not when the next one comes."""
+    """Borrowed gradients are released at the end of the step, not at the next one."""
     optimizer = na.Adam([np.zeros(10, np.float32), np.zeros(7, np.float32)])
     grads = [Lender(np.ones(10, np.float32)), Lender(np.ones(7, np.float32))]
     alive = [weakref.ref(grad) for grad in grads]

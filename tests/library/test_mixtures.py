@@ -1,4 +1,4 @@
-"""Options, formats, sizes and gradients drawn at random, all at once, against the oracle; each draw names its seed."""
+"""Random options, formats, sizes and gradients, compared with the oracle; each case has its seed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def drawn_array(rng: np.random.Generator, size: int, name: str) -> np.ndarray:
 
 
 def drawn_case(seed: int) -> tuple[np.random.Generator, list[np.ndarray], dict[str, Any], dict[str, Any]]:
-    """Return parameters and options that go together, and the generator that drew them."""
+    """Return random parameters and options that fit, and their generator."""
     rng = np.random.default_rng(seed)
     while True:
         options, hyperparameters = drawn_options(rng), drawn_hyperparameters(rng)
@@ -77,7 +77,7 @@ def twins_of(params: list[np.ndarray], options: dict[str, Any], hyperparameters:
 
 
 def check_same(optimizer: na.Adam, place: int, param: np.ndarray, twin: Twin) -> None:
-    """Check all that an optimizer keeps for a parameter."""
+    """Compare the whole state of a parameter."""
     found, expected = {"param": param}, {"param": twin.param}
     if twin.steps:
         state = optimizer.state[place]

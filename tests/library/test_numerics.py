@@ -1,4 +1,4 @@
-"""One step against the oracle in wider arithmetic, with bounds that are derived; and formulas written out by hand.
+"""One step compared with the oracle in wider arithmetic, within derived error bounds, and with formulas by hand.
 
 Write u for half the spacing of numbers at 1 (2**-24 in float32): one rounding changes x by at most half an ulp of x, or
 u |x|, and u |x| is less than one ulp of x. A constant c costs r(c) u more where it is not representable (0.1 is not,
@@ -65,7 +65,7 @@ def random_state(rng, dtype):
 
 
 def misses(dtype, constant):
-    """Return r: by how many u a constant changes when it is brought into the arrays' dtype."""
+    """Return r: the rounding error of a constant in the arrays' dtype, in units u."""
     wide = WIDER[dtype.name](constant)
     return float(abs(dtype.type(wide) - wide) / wide / (np.finfo(dtype).eps / 2)) if constant else 0.0
 
@@ -112,7 +112,7 @@ def test_a_thousand_random_steps_stay_within_the_bounds(name, dtype):
 
 
 def param_after(h, param, exp_avg, exp_avg_sq, step, real):
-    """Return the oracle's step of a parameter whose new moments are given: with betas that keep them as they are."""
+    """Return the oracle's parameter for given new moments, with betas that do not change them."""
     beta1, beta2 = map(real, h.betas)
     corrections = 1 - beta1**step, 1 - beta2**step
     lr, eps = real(h.lr) * np.sqrt(corrections[1]) / corrections[0], real(h.eps)
@@ -123,7 +123,7 @@ def param_after(h, param, exp_avg, exp_avg_sq, step, real):
 
 
 def test_three_steps_match_a_calculation_by_hand(dtype):
-    """Betas of 1/2 and 3/4, gradients 1, 1, 3, eps 0, lr 1: fractions that anyone can follow."""
+    """Betas of 1/2 and 3/4, gradients 1, 1, 3, eps 0, lr 1: simple fractions."""
     param, exp_avg, exp_avg_sq = np.full(1, 10, dtype), np.zeros(1, dtype), np.zeros(1, dtype)
     worked = [  # gradient, exp_avg, exp_avg_sq, corrections, param
         (1, 1 / 2, 1 / 4, (1 / 2, 1 / 4), 9),
@@ -138,7 +138,7 @@ def test_three_steps_match_a_calculation_by_hand(dtype):
 
 
 def test_hat_mode_is_the_formula_of_keras():
-    """keras.optimizers.Adam.update_step: the moments move towards the gradient, alpha holds both corrections."""
+    """keras.optimizers.Adam.update_step: alpha includes both bias corrections."""
     rng = np.random.default_rng(2)
     w = rng.normal(size=50)
     param, m, v = w.copy(), 0.0, 0.0
@@ -179,7 +179,7 @@ def test_the_two_eps_modes_differ():
 
 
 def test_early_steps_in_float64_keep_their_digits():
-    """1 - 0.999**2 taken by subtraction would leave the update 86 ulp off."""
+    """1 - 0.999**2 by subtraction would make an error of 86 ulp."""
     for step in (1, 2, 3, 5, 10, 100):
         state = [np.array([value]) for value in (0.0, 1.0, 0.5, 0.25)]
         expected = adam_step(*state, step, real=np.longdouble)
@@ -221,7 +221,7 @@ def test_a_nan_parameter_stays_nan_and_changes_no_other(dtype):
 
 
 def test_zero_eps_and_a_zero_gradient_make_no_step(dtype):
-    """0 / 0, which is NaN in PyTorch: a parameter that has not had a gradient yet stays where it is."""
+    """0 / 0 is NaN in PyTorch; here a parameter without gradients so far does not change."""
     param = np.ones(2, dtype)
     na.Adam(param, eps=0.0).step(np.array([0, 1], dtype))
     assert param[0] == 1

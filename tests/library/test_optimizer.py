@@ -1,4 +1,4 @@
-"""Adam and AdamW through their public API: forms of parameters and gradients, state, groups, changes between steps."""
+"""Adam and AdamW through their public API: forms of arguments, state, groups, and changes between steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def arrays(*shapes, dtype=np.float32, seed=0):
 
 
 def expected_after(param, grads, **hyperparameters):
-    """Return what the oracle makes of one parameter, step by step; None is no step."""
+    """Return the oracle's parameter after several gradients; None means no step."""
     after, step = adam_step(param, 0, 0, 0, 1, lr=0.0), 0
     for grad in grads:
         if grad is None:
@@ -118,7 +118,7 @@ def test_objects_with_the_buffer_protocol_are_accepted():
 
 
 class Copier:
-    """An array whose exporter copies: the memory it hands out lives only as long as what was made of it."""
+    """An array with an exporter that copies: its memory lives only as long as the view of it."""
 
     def __init__(self, array):
         self._array = array

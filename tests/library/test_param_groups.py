@@ -1,4 +1,4 @@
-"""Param groups: names, notes, and the changes that are refused because they have no effect."""
+"""Param groups: names, notes, and refused changes that would have no effect."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_the_advice_in_the_error_works():
 
 
 class Counting(na.Adam):
-    """A class of the user's own, with attributes of its own."""
+    """A user's subclass with its own attributes."""
 
     def __init__(self, params):
         self.count = 0
@@ -344,7 +344,7 @@ def test_adamw_stays_decoupled_after_loading_and_adam_follows_the_dict(old, new)
 
 @pytest.mark.parametrize(("kind", "decoupled"), [(na.Adam, False), (na.AdamW, True)])
 def test_a_dict_of_an_older_pytorch_keeps_the_settings_that_it_lacks(kind, decoupled):
-    """Early ones had no maximize, foreach or capturable, the step was an int, and nothing said which kind of decay."""
+    """Early versions had no maximize, foreach or capturable, an int as step, and no kind of decay."""
     state = {0: {"step": 3, "exp_avg": np.ones(3), "exp_avg_sq": np.ones(3)}}
     group = {"lr": 0.25, "betas": (0.5, 0.75), "eps": 1e-6, "weight_decay": 0.125, "amsgrad": False, "params": [0]}
     optimizer = kind([np.ones(3)], maximize=True)

@@ -1,4 +1,4 @@
-"""torch.optim.Adam and AdamW, step by step, with every combination of options; and state dicts both ways."""
+"""Comparison with torch.optim.Adam and AdamW in every combination of options, and state dicts in both directions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pair(kind, dtype, **options):
 
 
 def gradients(rng, dtype, step):
-    """Return one gradient for each parameter, of very different sizes, and none for one of them now and then."""
+    """Return one gradient for each parameter, with very different magnitudes, and sometimes None."""
     grads = [np.asarray(rng.normal(size=shape) * np.exp(rng.uniform(-8, 4, shape)), dtype) for shape in SHAPES]
     return [None if (step + index) % 5 == 0 and index == 1 else grad for index, grad in enumerate(grads)]
 
@@ -125,7 +125,7 @@ def test_a_real_pytorch_dict_continues_here(kind, dtype, amsgrad):
 @pytest.mark.parametrize("loaded_by", ["Adam", "AdamW"])
 @pytest.mark.parametrize("form", ["tensors", "of an older PyTorch"])
 def test_a_dict_of_adam_or_adamw_continues_as_in_pytorch(saved_by, loaded_by, form):
-    """AdamW's decay stays decoupled when it loads Adam's dict; it became L2 before."""
+    """AdamW's decay stays decoupled after loading Adam's dict; it became L2 once."""
     source, _, theirs, _ = pair(saved_by, "float32", weight_decay=0.1)
     train((source, na.AdamW(start("float32"))), theirs, "float32", 5)
     saved = copy.deepcopy(source.state_dict())

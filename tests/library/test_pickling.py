@@ -111,7 +111,7 @@ def test_a_model_copied_with_its_optimizer_still_shares_its_arrays(way):
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_state_follows_an_array_that_pickle_reorders(way, options):
-    """NumPy keeps no order of axes but C's and Fortran's below pickle's protocol 5."""
+    """Below pickle protocol 5, NumPy keeps only C and Fortran order."""
     rng = np.random.default_rng(2)
     w = rng.normal(size=(5, 6, 7)).astype(np.float32).transpose(1, 2, 0)
     optimizer, grads = na.Adam(w, lr=0.01, **options), rng.normal(size=(4, *w.shape)).astype(np.float32)
@@ -207,7 +207,7 @@ def test_a_schedule_that_cannot_be_pickled_is_named_with_advice(schedule):
 
 
 class Counting(na.Adam):
-    """A class of the user's own."""
+    """A user's subclass."""
 
     def __init__(self, params):
         self.count = 0

@@ -1,4 +1,4 @@
-"""What does not fit is refused by name, and nothing has changed: not one byte of any array, nor anything visible."""
+"""Unsuitable arguments are refused by name, and no array and no visible state has changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_only(array):
 
 
 class Strange:
-    """Nothing that lends memory."""
+    """An object without memory."""
 
 
 # What is given in place of an array of shape (4, 6), float32; the error; and words of the message.
@@ -75,7 +75,7 @@ def good():
 
 
 def check_refused(call, arrays, error, words):
-    """Check that `call` raises `error` with every one of the words, and that no byte of the arrays changed."""
+    """Check that `call` raises `error` with all of the words, and that the arrays have not changed."""
     arrays = [array for array in arrays if isinstance(array, np.ndarray) and array.dtype != object]
     before = [array.tobytes() for array in arrays]
     with pytest.raises(error) as caught:
@@ -127,7 +127,7 @@ PAIRS = [(a, b) for a in range(5) for b in range(a + 1, 5)]
 @pytest.mark.parametrize("lap", [24, 1, 23])
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{NAMES[pair[0]]}-{NAMES[pair[1]]}")
 def test_the_function_refuses_arrays_that_share_memory(pair, lap):
-    """Wholly, by one element, or by all but one; in either order."""
+    """Sharing all elements, one, or all but one; in either order."""
     for one, other in (pair, pair[::-1]):
         arrays, whole = good(), np.random.default_rng(1).random(48, np.float32)
         arrays[one] = whole[:24].reshape(4, 6)
@@ -267,7 +267,7 @@ def test_a_group_without_parameters_is_refused():
 
 
 def used(amsgrad=False):
-    """Return an optimizer over three arrays after one step, and everything of it that can be seen."""
+    """Return an optimizer over three arrays after one step, and its visible state."""
     params = {"a": np.ones((4, 6), "f4"), "b": np.ones(5, "f4"), "c": np.ones(3, "f8")}
     optimizer = na.Adam(params, amsgrad=amsgrad)
     optimizer.step({name: np.full_like(array, 0.5) for name, array in params.items()})
@@ -408,7 +408,7 @@ def test_a_refused_step_after_switching_amsgrad_on_creates_no_state():
 
 
 def test_warnings_as_errors_do_not_interrupt_a_step():
-    """A learning rate beyond float32 would overflow while it is folded: it is refused where it is set."""
+    """A learning rate beyond float32 would overflow in a step, so it is refused when it is set."""
     w = np.ones(3, "f4")
     optimizer = na.Adam([w])
     with pytest.raises(HyperparameterError, match=r"lr=1e\+300"):
@@ -442,7 +442,7 @@ def test_a_parameter_made_read_only_after_a_step_is_not_written(form):
 
 @pytest.mark.parametrize("name", ["param", "exp_avg"])
 def test_an_array_resized_between_steps_does_not_crash_the_process(name):
-    """Its old memory is no longer its own; NumPy refuses to resize what an optimizer stands on."""
+    """NumPy refuses to resize an array that an optimizer uses."""
     w = np.ones(10_000)
     optimizer = na.Adam([w])
     optimizer.step([np.ones(10_000)])

@@ -1,4 +1,4 @@
-"""Updates of some rows of a table: what the lazy and the exact mode mean, bit for bit, and what they cost."""
+"""Updates of some rows of a table: the lazy and the exact mode, bit for bit, and their cost."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def draw(rng, count, shape, dtype, most=12):
 
 
 def dense_of(rows, grads, param):
-    """Return the gradient of a whole table: rows named twice get the sum, added in order."""
+    """Return the gradient of a whole table; repeated rows get the sum, added in order."""
     dense = np.zeros_like(param)
     for row in np.unique(rows):
         total, *others = grads[rows == row]
@@ -133,7 +133,7 @@ def test_exact_mode_follows_the_papers_formulas():
     dtype=st.sampled_from(["float32", "float64"]),
 )
 def test_any_sequence_of_pushes_matches_the_dense_update(pushes, gaps, width, variant, dtype):
-    """Exact on one table, dense on its twin, with steps between of which the first hears nothing."""
+    """Exact mode on one table, dense updates on its twin, with steps in between that the first misses."""
     rng = np.random.default_rng(4)
     table, twin = (Table(8, (width,), dtype, variant) for _ in range(2))
     step = 0
@@ -151,7 +151,7 @@ def test_any_sequence_of_pushes_matches_the_dense_update(pushes, gaps, width, va
 
 @pytest.mark.parametrize("variant", ["adam", "amsgrad", "l2"])
 def test_long_gaps_match_the_dense_update(dtype, variant):
-    """Rows of all ages in one tile; their moments fade to zero on the way. The decay is quick, so that they do."""
+    """Rows with different numbers of missed steps in one tile; fast decay makes their moments zero."""
     options = {"betas": (0.5, 0.8) if dtype == np.float32 else (0.3, 0.4)}
     rng = np.random.default_rng(5)
     table, twin = (Table(70, (5,), dtype, variant) for _ in range(2))
@@ -193,7 +193,7 @@ def test_an_untouched_row_skips_a_billion_steps_at_once():
 
 
 def test_a_row_at_rest_does_not_change_without_eps():
-    """No moment and no eps: 0 / 0 is no step, in the dense step as in the exact mode."""
+    """Without moments and eps, 0 / 0 makes no step, in the dense and in the exact mode."""
     table, twin = (Table(2, (3,), "float32", "adam") for _ in range(2))
     before = table.param.copy()
     for step in range(1, 50):
@@ -264,7 +264,7 @@ def _threads_as_they_were():
 
 
 def digest(width, dtype):
-    """Return a digest of what many rows become on as many threads as there are now."""
+    """Return a digest of many rows after updates on the current number of threads."""
     rng = np.random.default_rng(6)
     count = 90_000 // width
     table, lazy = (Table(count, (width,), dtype, "amsgrad and decay") for _ in range(2))
@@ -319,7 +319,7 @@ def test_unaligned_tables_give_the_same_bits():
 
 
 def test_the_lazy_mode_reads_only_the_given_rows(tmp_path):
-    """A table of 128 GB, of which only what is named exists: its files have holes."""
+    """A table of 128 GB in sparse files, where only the given rows exist."""
     paths = [tmp_path / name for name in ("param", "exp_avg", "exp_avg_sq")]
     arrays = [np.memmap(path, np.float32, "w+", shape=(2**31, 16)) for path in paths]
     adam_update_rows(arrays[0], [2**31 - 1, 5], np.ones((2, 16), np.float32), *arrays[1:], 1, lr=0.5)

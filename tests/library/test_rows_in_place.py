@@ -1,4 +1,4 @@
-"""The update of rows where they lie: every width, address and order of rows gives the bits of the dense step."""
+"""The update of rows in place: every width, address and order of rows matches the dense step bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = {
 
 
 def make(rng, shape, dtype, offset):
-    """Return a random array that begins so many elements behind a cache line's beginning."""
+    """Return a random array that begins this many elements after a cache line's start."""
     size = int(np.prod(shape))
     room = np.empty(size + 80, dtype)
     begin = -room.ctypes.data % 64 // room.itemsize + offset
@@ -37,7 +37,7 @@ def make(rng, shape, dtype, offset):
 
 
 def dense_twin(arrays, rows, grads, amsgrad):
-    """Return what the dense step makes of the rows named, the others as they were."""
+    """Return the table after the dense step on the given rows."""
     twins, total = [array.copy() for array in arrays], np.zeros_like(arrays[0])
     for place, row in enumerate(rows):
         total[row] = grads[place] if row not in rows[:place] else total[row] + grads[place]
@@ -88,7 +88,7 @@ def test_non_finite_values_stay_in_their_rows(dtype):
 
 
 def digest(duplicates):
-    """Return a digest of what several pushes, each worth several threads, make of a table."""
+    """Return a digest of a table after several pushes that use several threads."""
     digests = hashlib.sha256()
     for width in (3, 16, 48, PIECE + 1):
         rng, count = np.random.default_rng(5), 150_000 // width

@@ -1,4 +1,4 @@
-"""Pushes of so many rows that each thread puts its own in order: the dense step's bits, however rows are spread."""
+"""Pushes with so many rows that each thread sorts its own: they match the dense step for any distribution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def push(spread, dtype):
 
 
 def dense_twin(arrays, rows, grads):
-    """Return what the dense step makes of the rows named, the others as they were."""
+    """Return the table after the dense step on the given rows."""
     twins, total, named = [array.copy() for array in arrays], np.zeros_like(arrays[0]), np.unique(rows)
     np.add.at(total, rows, grads)  # one after the other, in their order
     na.adam_update(twins[0], total, *twins[1:], 7, **OPTIONS)
@@ -83,7 +83,7 @@ def test_a_row_outside_the_table_changes_nothing(places, row):
 
 
 def digest():
-    """Return a digest of what pushes of all spreads make of a table."""
+    """Return a digest of a table after pushes with all distributions."""
     digests = hashlib.sha256()
     for spread in SPREADS:
         arrays, rows, grads = push(spread, "float32")
@@ -111,7 +111,7 @@ def test_any_number_of_threads_gives_the_same_bits(run_python, request):
 
 @numba.njit
 def _shares(rows, parts):
-    """Return how many places of a push each of so many parts gets."""
+    """Return how many positions of a push each part gets."""
     cut, tallies = np.empty(parts - 1, np.int64), np.zeros(parts, np.int64)
     cuts(rows, cut)
     tally(rows, 0, rows.size, cut, tallies)
@@ -121,6 +121,6 @@ def _shares(rows, parts):
 @pytest.mark.parametrize("parts", [2, 3, 8])
 @pytest.mark.parametrize(("features", "examples"), [(1, 100_000), (8, 8_192), (26, 10_240), (26, 65_536), (64, 4_096)])
 def test_periodic_rows_are_divided_evenly_among_threads(features, examples, parts):
-    """Each example names one row of each feature, and each feature has its own range: a sample must not keep step."""
+    """Each example has one row per feature, in the feature's own range; a sample must not have the same period."""
     rows = RNG.integers(COUNT, size=(examples, features)) + np.arange(features) * COUNT
     assert _shares(rows.reshape(-1), parts).max() < 1.25 * rows.size / parts

@@ -1,4 +1,4 @@
-"""What does not fit is refused by name, and neither a table nor its history has changed."""
+"""Unsuitable arguments are refused by name, and neither the table nor its history has changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_only(array):
 
 @pytest.fixture
 def given():
-    """Return what a call in the exact mode needs: a table of five rows, of which two are named."""
+    """Return the arguments of a call in exact mode, for two of five rows."""
     rng = np.random.default_rng(1)
     param, exp_avg = rng.normal(size=(2, 5, 3)).astype("f4")
     return {
@@ -146,6 +146,6 @@ def test_rows_newer_than_the_step_are_refused(given):
 
 
 def test_the_correct_call_is_accepted(given):
-    """Otherwise the tests above would prove nothing."""
+    """Checks that the tests above can fail."""
     call(given)
     assert given["last_step"].tolist() == [6, 7, 0, 1, 7]

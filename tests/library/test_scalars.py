@@ -1,4 +1,4 @@
-"""Numbers given as one-element arrays: taken wherever a number is, and refused by name where they are none."""
+"""One-element arrays are accepted as numbers, and other arrays are refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numba_adam.settings.options import Options
 
 
 class Convertible:
-    """Stands for the tensors of frameworks that offer Python's conversions and no `item()`."""
+    """Stands for tensors with Python's conversions but without `item()`."""
 
     def __init__(self, value, dtype="<dtype: 'float32'>"):
         self._value, self.dtype, self.shape = value, dtype, ()
@@ -47,7 +47,7 @@ SCALARS = {
 
 
 def every_number(wrap):
-    """Return every bit of three optimizers and three functions that are given all their numbers in one form."""
+    """Return all bits of three optimizers and three functions with all numbers in one form."""
     settings = {"lr": wrap(0.25), "betas": (wrap(0.5), wrap(0.75)), "eps": wrap(0.125), "weight_decay": wrap(0.5)}
     treatment = {"grad_scale": wrap(0.5), "loss_scale": wrap(2.0), "max_grad_norm": wrap(0.5), "clip_value": wrap(0.25)}
     grad = np.array([1.0, -2.0, 0.5])

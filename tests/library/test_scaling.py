@@ -1,4 +1,4 @@
-"""Unscaling, skipping, and clipping by norm and by value, as part of the step."""
+"""Unscaling, skipping, and clipping by norm and by value, in the step."""
 
 import math
 
@@ -21,7 +21,7 @@ def exact_norm(grads):
 
 
 def contents(opt):
-    """Every bit of an optimizer's parameters and state."""
+    """Return all bits of an optimizer's parameters and state."""
     params = [param.tobytes() for group in opt.param_groups for param in group["params"]]
     states = [
         (int(state["step"]), state["exp_avg"].tobytes(), state["exp_avg_sq"].tobytes()) for state in opt.state.values()

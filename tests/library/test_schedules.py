@@ -1,4 +1,4 @@
-"""Learning rates as functions of the number of the update."""
+"""Schedules: learning rates as functions of the update's number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numba_adam.errors import HyperparameterError, NamesError, ShapeError
 
 
 class Recorder:
-    """A schedule that notes what it is asked for."""
+    """A schedule that records its calls."""
 
     def __init__(self, rate=lambda step: 0.1 / step):
         self.rate, self.seen = rate, []
@@ -22,7 +22,7 @@ class Recorder:
         return self.rate(step)
 
     def taken(self):
-        """Return what it was asked for since the last time."""
+        """Return the calls since the last time."""
         seen, self.seen = self.seen, []
         return seen
 
@@ -41,7 +41,7 @@ def fresh(dtypes=("float32", "float64", "float32"), size=1_000):
 
 
 def contents(optimizer):
-    """Return every byte that can be seen of an optimizer, and its learning rates."""
+    """Return all bytes of an optimizer's visible state, and its learning rates."""
     states = {
         name: {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in state.items()}
         for name, state in optimizer.state.items()
@@ -96,7 +96,7 @@ def test_refused_steps_do_not_count():
 
 
 def test_parameters_without_gradients_do_not_delay_the_schedule():
-    """The number is one more than the updates of the group's parameter that has had most."""
+    """The number is one more than the largest number of updates of the group's parameters."""
     schedule = Recorder()
     optimizer = na.Adam(fresh(), lr=schedule)
     schedule.taken()
@@ -195,7 +195,7 @@ def test_a_group_shows_its_schedule():
 
 
 def test_a_schedule_may_read_its_optimizer():
-    """It used to wait forever for the lock that the step itself held."""
+    """It once waited forever for the lock that the step held."""
     optimizer = na.Adam([np.ones(3)], lr=0.1)
     optimizer.param_groups[0]["lr"] = lambda _: 0.1 / (1 + len(optimizer.state) + len(optimizer.state_dict()))
     optimizer.step([np.ones(3)])
@@ -264,7 +264,7 @@ def test_an_invalid_rate_is_refused_when_it_is_set(bad):
 
 
 class BrokenError(Exception):
-    """What a schedule may raise."""
+    """An error of a schedule."""
 
 
 def failing(step):
@@ -276,7 +276,7 @@ def failing(step):
 @pytest.mark.parametrize("bad", [*BAD, failing], ids=lambda bad: "failing" if bad is failing else repr(bad))
 @pytest.mark.parametrize("pending", [False, True])
 def test_a_schedule_that_raises_later_changes_nothing(bad, pending):
-    """Also the other groups' rates, the average, the copy, the gradients, and what was accumulated."""
+    """Including the other groups' rates, the average, the copy, the gradients, and the accumulated sums."""
     late = bad if callable(bad) else lambda step: bad if step == 3 else 0.1
     params = fresh(size=40)
     groups = [{"params": params[:1], "lr": cosine}, {"params": params[1:], "lr": late}]

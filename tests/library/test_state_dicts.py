@@ -1,4 +1,4 @@
-"""State dicts: a round trip continues with the same bits, PyTorch's are understood, and a bad one changes nothing."""
+"""State dicts: a round trip continues with the same bits, PyTorch's dicts load, and an invalid one changes nothing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_loading_a_state_without_steps_resets_the_optimizer():
 
 
 class Scalar:
-    """Stands for a tensor of one element: that is how PyTorch keeps the step, and may keep lr."""
+    """Stands for a tensor of one element: PyTorch stores the step, and sometimes lr, as one."""
 
     def __init__(self, value):
         self._value = value
@@ -111,7 +111,7 @@ class Scalar:
 
 
 def pytorchs():
-    """What torch.optim.Adam.state_dict() returns after seven steps, tensors replaced by arrays."""
+    """The result of torch.optim.Adam.state_dict() after seven steps, with arrays in place of tensors."""
     rng = np.random.default_rng(3)
     state = {
         index: {

@@ -1,4 +1,4 @@
-"""Any number of Python threads, under every threading layer, and forked children: no abort, no hang, the right bits."""
+"""Any number of Python threads, with every threading layer and in forked children: no abort, no hang, the same bits."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ LAYERS = [
 
 
 def using(layer: str, thread_count: int) -> dict[str, str]:
-    """The environment of a process that uses a threading layer."""
+    """Return the environment of a process that uses a threading layer."""
     return {
         "NUMBA_THREADING_LAYER": layer,
         "NUMBA_NUM_THREADS": str(thread_count),
@@ -122,7 +122,7 @@ def test_several_threads_can_step_at_the_same_time(run_python, layer):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that signal")
 def test_a_signal_handler_can_step_during_a_step(run_python):
-    """It runs between any two bytecodes, those that hold the lock of the launch among them."""
+    """The handler can run between any two bytecodes, even while the launch lock is held."""
     program = (
         COMMON
         + """
@@ -228,7 +228,7 @@ def without_fork_warnings(program):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("first", ["our launch", "a kernel of the user's own"])
 def test_a_forked_child_steps_with_the_right_bits(run_python, layer, first):
-    """Before the parent has any threads, when it has, and in the child's own child."""
+    """Before and after the parent has threads, and in the child's own child."""
     program = (
         COMMON
         + """
@@ -270,7 +270,7 @@ print("done")
 @needs_fork
 @pytest.mark.parametrize("stepped", ["the same optimizer", "another optimizer", "one of a size of its own"])
 def test_a_child_forked_in_the_middle_of_a_step_does_not_hang(run_python, stepped):
-    """Another thread steps all the time. Every child must find its locks free and every state whole."""
+    """Another thread steps continuously. In every child, locks must be free and states complete."""
     program = (
         COMMON
         + """

@@ -1,4 +1,4 @@
-"""Gradients whose squares are near the smallest number, or below: no update is larger than exact arithmetic has it.
+"""Gradients with squares near or below the smallest number: no update is larger than in exact arithmetic.
 
 Magnitudes are given in units of the root of the smallest normal number: 1.1e-19 in float32, 1.5e-154 in float64. The
 oracle carries its own state, in long double. Parameters are set to zero before each step, so that what a step leaves is
@@ -36,7 +36,7 @@ BLOCK = 128  # each magnitude fills a block of the 8-bit state
 
 
 def unit_of(dtype, options):
-    """Return the root of the smallest normal number of the moments' range."""
+    """Return the root of the smallest normal number in the moments' range."""
     state = options.get("state_dtype", "float64" if dtype == np.float64 else "float32")
     return 2.0**-511 if state == "float64" else 2.0**-63
 
@@ -49,7 +49,7 @@ def set_to_zero(optimizer, param):
 
 
 def updates(dtype, options, grads, **hyperparameters):
-    """Return the update of every step, as an optimizer makes it and as the oracle does, in long double."""
+    """Return the update of every step, by the optimizer and by the oracle in long double."""
     param = np.zeros(grads[0].size, dtype)
     amsgrad = hyperparameters.get("amsgrad", False)
     optimizer = na.Adam([param], **hyperparameters, **options)
@@ -113,7 +113,7 @@ def test_gradients_with_normal_squares_get_the_exact_update_for_any_eps(name, ep
 
 @pytest.mark.parametrize("magnitude", [0.5, 3.0, 20.0, 31.0])
 def test_second_moments_of_tiny_gradients_accumulate_over_thousands_of_steps(magnitude):
-    """Each increment is below the smallest normal number; together they are far above it."""
+    """Each increment is below the smallest normal number, but their sum is far above it."""
     grads = [np.full(4, magnitude * 2.0**-63, np.longdouble)] * 2_500
     *_, (made, expected) = updates(np.float32, {}, grads, lr=1.0, eps=0.0)
     assert_bounded(made, expected, 1e-3)
@@ -124,7 +124,7 @@ def test_second_moments_of_tiny_gradients_accumulate_over_thousands_of_steps(mag
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.99, 0.9), (0.5, 0.0)], ids=str)
 @pytest.mark.parametrize("period", [2, 7, 60, 300])
 def test_second_moments_of_rare_gradients_are_kept_between_them(period, betas):
-    """A moment that decays below its floor between two gradients is lost; that must not add up."""
+    """A moment that decays below its floor between two gradients is lost; such losses must not add up."""
     sizes = np.array([0.9, 1.0001, 1.2, 2.0, 3.0, 31.5, 31.7, 34.0], np.longdouble) * 2.0**-63
     sizes = np.append(sizes, sizes / 31.6)
     grads = [sizes if step % period == 0 else 0 * sizes for step in range(700)]

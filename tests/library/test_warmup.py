@@ -104,7 +104,7 @@ print(sum(before.values()) > 5, more(before, loaded()), len(compiled.buffer))
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_compiles_a_kernel_after_a_warmup(run_python, kind):
-    """Not even one from the cache."""
+    """Not even from the cache."""
     assert run_python(SETUP + NOTHING_MORE, kind) == "True [] 0"
 
 

@@ -1,4 +1,4 @@
-"""Gradients set to zero in the pass of the update: all gradients, and nothing else."""
+"""Gradients set to zero during the update: all gradients, and nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def params_of(optimizer):
 
 
 def contents(optimizer):
-    """Return every byte that can be seen of an optimizer."""
+    """Return all bytes of an optimizer's visible state."""
     states = {
         name: {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in state.items()}
         for name, state in optimizer.state.items()
@@ -108,7 +108,7 @@ SHARED = {
 
 @pytest.mark.parametrize("form", SHARED)
 def test_gradients_that_share_memory_cannot_be_set_to_zero(form):
-    """The first parameter's pass would take the second one's gradient away. Without `zero_grad` they are welcome."""
+    """Zeroing the first gradient would erase the second. Without `zero_grad` they are accepted."""
     whole = np.ones(12, np.float32)
     grads = SHARED[form](whole)
     sizes = [len(grad) for grad in grads]

@@ -1,4 +1,4 @@
-"""A fixed programme of updates whose every resulting bit goes into one SHA-256. Also runs as a script that prints it.
+"""A fixed sequence of updates, and the SHA-256 of all resulting bits. Also a script that prints it.
 
 python updates.py DTYPE SIZE... THREADS        (0: as many as Numba takes by itself)
 """
@@ -34,7 +34,7 @@ def data(total: int, dtype: object, seed: int = 0) -> tuple[np.ndarray, list[np.
 
 
 def cut(flat: np.ndarray, sizes: Iterable[int]) -> list[np.ndarray]:
-    """Return copies of neighbouring pieces of `flat`."""
+    """Return copies of consecutive pieces of `flat`."""
     return [piece.copy() for piece in np.split(flat, np.cumsum(list(sizes))[:-1])]
 
 

@@ -47,9 +47,7 @@ def test_more_arrays_than_thread_blocks_have_the_cpus_bits(monkeypatch, limit, s
 @pytest.mark.parametrize("limit", [1, 2, 3])
 @pytest.mark.parametrize("state", ["float32", "8bit"])
 def test_an_array_larger_than_the_largest_grid_has_the_cpus_bits(monkeypatch, limit, state):
-    monkeypatch.setattr(
-        batches, "CHUNK", 64
-    )  # elements of each thread block; the limit leaves fewer blocks than needed
+    monkeypatch.setattr(batches, "CHUNK", 64)  # elements of each thread block; there are too few blocks
     monkeypatch.setattr(batches, "_BLOCKS_AT_MOST", limit)
     param, grad = draw(1_003, 1), draw(1_003, 2)
     _, cpu = both([param], [grad], 2, state_dtype=state, lr=0.1)

@@ -128,7 +128,7 @@ def test_the_norm_does_not_depend_on_the_threads():
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_the_norm_is_a_sum_over_lanes_and_blocks_in_order(seed):
+def test_the_norm_sums_lanes_and_blocks_in_a_fixed_order(seed):
     """Its root hides half of the last bits in which another order differs: one seed alone would not notice."""
     grads = arrays(seed, sizes=(20_000, 77))
     total = 0.0

@@ -116,7 +116,7 @@ print(len(again.buffer), sum(loaded().values()) > 5)
 
 
 @pytest.mark.slow
-def test_the_next_process_compiles_nothing_of_any_kind(run_python):
+def test_the_next_process_compiles_no_kernel_of_any_kind(run_python):
     na.warmup()
     assert run_python(SETUP + WARM, *KINDS) == "0 True"
 

@@ -24,7 +24,7 @@ def transfer(request, header, block):
 
 
 @pytest.mark.campaign
-def test_a_push_of_1_gb_is_applied_and_pulled_whole(tmp_path, processes, peers):
+def test_a_push_of_1_gb_is_applied_and_pulled(tmp_path, processes, peers):
     process = processes(tmp_path / "data", memory_budget_bytes=6 << 30)
     peer = peers(process.address)
     tensors = [model_pb2.TensorSpec(name="x", shape=[BLOCKS, BLOCK])]

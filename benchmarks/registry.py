@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from benchmarks.case import Case
 from benchmarks.themes import (
     beside,
+    cold,
     curves,
     denormals,
     flat,
@@ -31,6 +32,7 @@ CASES: tuple[Case, ...] = (
     *denormals.CASES,
     *memory.CASES,
     *start.CASES,
+    *cold.CASES,
     *service.CASES,
     *beside.CASES,
 )

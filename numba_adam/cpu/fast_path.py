@@ -88,7 +88,7 @@ def _slot(dtype: str) -> _Slot:
         ends=nothing,
         owners=np.zeros((1, OWNER), dtype=np.uint64),
         copies=np.zeros((0, OWNER), dtype=np.uint64),
-        **empty_step(1, dtype),
+        **empty_step(np.zeros(1, dtype=np.int64), dtype),
     )
     return _Slot(dtype, plan, pack(plan), np.zeros(1, dtype=np.int64))
 

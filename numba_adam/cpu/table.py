@@ -177,8 +177,9 @@ class UpdateTable:
     def sum_of_squares(self, plan: Plan) -> float:
         """Return the sum of squares of the plan's gradients."""
         tasks = threads.tasks_for(self._job.offsets[plan.grad_count])
-        kernels = norm.sum_of_squares_serial, norm.sum_of_squares_parallel
-        return float(threads.launch(*kernels, tasks, self._places, self._job.constants, plan.grad_count))
+        job = self._job
+        threads.launch(norm.sum_of_squares, tasks, self._places, job.constants, job.rows, plan.grad_count)
+        return float(job.sums[0])
 
     def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
@@ -193,8 +194,7 @@ class UpdateTable:
             sums: (parameters,) uint64: the address of each parameter's sum, of its shape and of the compute dtype.
         """
         tasks = threads.tasks_for(self._job.offsets[plan.grad_count])
-        kernels = accumulate.accumulate_serial, accumulate.accumulate_parallel
-        threads.launch(*kernels, tasks, self._places, self._job.constants, sums, plan.grad_count)
+        threads.launch(accumulate.accumulate, tasks, self._places, self._job.constants, sums, plan.grad_count)
 
     def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
         """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
@@ -246,14 +246,14 @@ class UpdateTable:
         given = [as_given(param, order) for param, order in zip(self._params, self._axes, strict=True)]
         formats = np.zeros((count, COLUMNS), dtype=np.int64)
         formats[:, : len(self._columns)] = np.transpose([[_format(array) for array in c] for c in self._columns])
-        extras = self._extras
+        extras, lengths = self._extras, np.array([param.size for param in self._params], dtype=np.int64)
         return LaunchPlan(
             addresses=self._addresses(),
             formats=formats,
             plain=np.array([self._is_plain(k) for k in range(count)], dtype=np.int64),
             numbers=np.array(extras.numbers if extras.numbers is not None else range(count), dtype=np.int64),
             options=_options(extras),
-            lengths=np.array([param.size for param in self._params], dtype=np.int64),
+            lengths=lengths,
             groups=np.array(groups, dtype=np.int64),
             settings=np.array([settings(entry, self._range, extras.ema_decay) for entry in hyperparameters]),
             kinds=kinds(),
@@ -266,7 +266,7 @@ class UpdateTable:
             ends=self._extents.ends,
             owners=_rows(self._owners),
             copies=_rows(copy for copy in self._copies if copy is not None),
-            **empty_step(count, self.dtype),
+            **empty_step(lengths, self.dtype),
         )
 
     def _addresses(self) -> Array:
@@ -350,9 +350,8 @@ def _format(array: Array | EightBit | None) -> Format:
 
 def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
     """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
-    kernels = update if plan.options[IS_PLAIN] else mixed_formats
-    tasks = threads.tasks_for(plan.offsets.item(count))
-    threads.launch(kernels.update_serial, kernels.update_parallel, tasks, packed, plan.constants, steps, count)
+    kernel = update.update if plan.options[IS_PLAIN] else mixed_formats.update
+    threads.launch(kernel, threads.tasks_for(plan.offsets.item(count)), packed, plan.constants, steps, count)
 
 
 def _rows(owners: Iterable[Watched | None]) -> Array:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from numba_adam.cpu.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.cpu.kernels.compile import inline, kernel
 from numba_adam.cpu.kernels.formats import Operand, decoded
-from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
+from numba_adam.cpu.kernels.intrinsics import array_at, buffer, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.launch_plan import unpack
 from numba_adam.cpu.kernels.search import count_below
 from numba_adam.numerics.norm import SUM_BLOCK
@@ -24,7 +23,7 @@ def _add_blocks(plan, count, begin, end, sums):  # type: ignore[no-untyped-def]
     """Add the gradients from block `begin` to block `end`, counted over all arrays of the plan."""
     environment = enter_ieee()
     like = plan.constants
-    scratch = np.empty(SUM_BLOCK, like.dtype)
+    scratch = buffer(SUM_BLOCK, like)
     first = plan.blocks[: count + 1]
     k = count_below(first, begin + 1) - 1
     for block in range(begin, end):
@@ -39,24 +38,18 @@ def _add_blocks(plan, count, begin, end, sums):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def accumulate_serial(packed, like, sums, count):  # type: ignore[no-untyped-def]
-    """Add a plan's gradients to sums, on the calling thread.
+def accumulate(packed, like, sums, count, task, tasks):  # type: ignore[no-untyped-def]
+    """Add one share of a plan's gradients to sums. See `threads.launch` for the arguments.
 
     Args:
         packed: from `launch_plan.pack`.
         like: any array of the compute dtype.
         sums: (n,) uint64: the address of each array's sum, of the compute dtype.
         count: number of arrays in the plan.
+        task: which share.
+        tasks: number of shares.
     """
     plan = unpack(packed, like)
-    _add_blocks(plan, count, 0, plan.blocks[count], sums)
-
-
-@parallel_kernel
-def accumulate_parallel(packed, like, sums, count, tasks):  # type: ignore[no-untyped-def]
-    """Add the gradients on `tasks` threads. Arguments as for `accumulate_serial`."""
-    blocks = unpack(packed, like).blocks[count]
+    blocks = plan.blocks[count]
     share = (blocks + tasks - 1) // tasks
-    for task in prange(tasks):
-        begin, end = min(blocks, task * share), min(blocks, (task + 1) * share)
-        _add_blocks(unpack(packed, like), count, begin, end, sums)
+    _add_blocks(plan, count, min(blocks, task * share), min(blocks, (task + 1) * share), sums)

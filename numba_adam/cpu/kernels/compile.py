@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import config, njit
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
 from numba_adam.cpu.kernels import cache
@@ -18,27 +19,86 @@ if config.DISABLE_JIT:
 
 # error_model: Python's check for division by zero would prevent vectorization.
 # No fastmath, ever: it changes bits from CPU to CPU and deletes checks for NaN.
-_OPTIONS = {"error_model": "numpy", "nogil": True}
-# Only other kernels call these functions; without an entry point for Python they compile a third faster.
-_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
+_OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
+# Only other kernels call these functions: they need no entry point for Python.
+_INNER = {"no_cpython_wrapper": True, **_OPTIONS}
+# Arrays made of addresses own no memory: without Numba's counts of references there is less to compile.
+_UNCOUNTED = {"_nrt": False}
+
+
+class _InnerLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a function that only kernels call: neither optimized nor made into machine code by itself.
+
+    The kernel that calls it is optimized as a whole. Numba would do all this for each function first, and once more
+    for each of its callers.
+    """
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0: there is no machine code."""
+        self._ensure_finalized()
+        return 0
+
+
+class _WithoutEnvironments:
+    """Numba's code generator for a library without machine code, which has no place for a function's environment."""
+
+    def __init__(self, codegen: Any) -> None:
+        self._codegen = codegen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codegen, name)
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Do nothing: compiled arithmetic reads no environment."""
+
+
+class _Inner(Compiler):  # type: ignore[misc]
+    """Numba's compiler for functions that only kernels call."""
+
+    noalias = False
+
+    def __init__(self, typingctx: Any, targetctx: Any, library: Any, *rest: Any) -> None:
+        if library is None:
+            library = _InnerLibrary(_WithoutEnvironments(targetctx.codegen()), "inner")
+            library.enable_object_caching()
+        super().__init__(typingctx, targetctx, library, *rest)
+        self.state.flags.noalias = self.noalias
+
+
+class _InnerNoAlias(_Inner):
+    """The same, with the promise that no two array arguments share memory."""
+
+    noalias = True
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call; LLVM decides whether to inline it."""
-    return njit(**_INNER)(function)
+    return njit(pipeline_class=_Inner, **_UNCOUNTED, **_INNER)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function that LLVM always inlines: one that costs less than passing its arguments."""
-    return njit(forceinline=True, **_INNER)(function)
+    return njit(forceinline=True, pipeline_class=_Inner, **_UNCOUNTED, **_INNER)(function)
 
 
-class _NoAlias(Compiler):  # type: ignore[misc]
-    """Numba's compiler, with the promise that no two array arguments share memory."""
+def array_inline(function: Callable[..., Any]) -> Any:
+    """Compile like `inline` a function that returns an array, or makes one."""
+    return njit(pipeline_class=_Inner, _nrt=True, **_INNER)(function)
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.state.flags.noalias = True
+
+def array_inlined(function: Callable[..., Any]) -> Any:
+    """Compile like `inlined` a function that returns an array, or makes one."""
+    return njit(forceinline=True, pipeline_class=_Inner, _nrt=True, **_INNER)(function)
 
 
 def noalias(function: Callable[..., Any]) -> Any:
@@ -46,12 +106,12 @@ def noalias(function: Callable[..., Any]) -> Any:
 
     Without this promise vector code tests for overlap before each loop, which costs a tenth where loops are short.
     """
-    return njit(pipeline_class=_NoAlias, **_INNER)(function)
+    return njit(pipeline_class=_InnerNoAlias, **_UNCOUNTED, **_INNER)(function)
 
 
 def noalias_inlined(function: Callable[..., Any]) -> Any:
     """Compile like `inlined` a function whose array arguments never share memory; see `noalias`."""
-    return njit(forceinline=True, pipeline_class=_NoAlias, **_INNER)(function)
+    return njit(forceinline=True, pipeline_class=_InnerNoAlias, **_UNCOUNTED, **_INNER)(function)
 
 
 def merged(function: Callable[..., Any]) -> Any:
@@ -66,7 +126,12 @@ def merged(function: Callable[..., Any]) -> Any:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point that runs on the calling thread."""
-    return _cached(njit(**_OPTIONS)(function))
+    return _cached(njit(**_UNCOUNTED, **_OPTIONS)(function))
+
+
+def array_kernel(function: Callable[..., Any]) -> Any:
+    """Compile like `kernel` an entry point that makes arrays."""
+    return _cached(njit(_nrt=True, **_OPTIONS)(function))
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:

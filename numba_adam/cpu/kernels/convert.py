@@ -7,7 +7,7 @@ import numpy as np
 from numba_adam.cpu.kernels.compile import inline, kernel
 from numba_adam.cpu.kernels.eight_bit import decode_moments, encode_moments
 from numba_adam.cpu.kernels.formats import Operand, compute_format, decoded, store
-from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
+from numba_adam.cpu.kernels.intrinsics import array_at, buffer, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.ranges import TILE
 from numba_adam.numerics.eight_bit_codecs import TO_NEAREST
 from numba_adam.numerics.formats import EIGHT_BIT
@@ -24,7 +24,7 @@ def convert(source, target, size, like):  # type: ignore[no-untyped-def]
         like: any float32 array, or any float64 array if one of the formats is float64.
     """
     environment = enter_ieee()
-    scratch = np.empty(TILE, like.dtype)
+    scratch = buffer(TILE, like)
     for begin in range(0, size, TILE):
         _convert_tile(_plain(source), _plain(target), np.uint64(begin), np.uint64(min(TILE, size - begin)), scratch)
     leave_ieee(environment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import inline, inlined, noalias_inlined
+from numba_adam.cpu.kernels.compile import array_inlined, inline, inlined, noalias_inlined
 from numba_adam.cpu.kernels.formats import bits_of, from_bits
 from numba_adam.cpu.kernels.intrinsics import array_at
 from numba_adam.numerics import eight_bit, eight_bit_codecs
@@ -43,7 +43,7 @@ def _block(operand, start, size):  # type: ignore[no-untyped-def]
     return codes, array_at(operand.scales + start // np.uint64(BLOCK) * np.uint64(4), np.uint64(1), _FLOAT32)
 
 
-@inlined
+@array_inlined
 def _slice(values, start, size):  # type: ignore[no-untyped-def]
     """Return `size` elements of an array, from `start` on. Numba's own slicing is slower."""
     return array_at(np.uint64(values.ctypes.data) + start * np.uint64(values.itemsize), size, values)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import inline, inlined, noalias_inlined
+from numba_adam.cpu.kernels.compile import array_inlined, inline, inlined, noalias_inlined
 from numba_adam.cpu.kernels.eight_bit import (
     blocks_of,
     encode_both,
@@ -48,17 +48,17 @@ class Blocks(NamedTuple):
     dither: Any  # uint32: of the first element
 
 
-@inlined
+@array_inlined
 def _reals(address, block):  # type: ignore[no-untyped-def]
     return array_at(address + np.uint64(block) * _REAL_BYTES, _SIZE, _REALS)
 
 
-@inlined
+@array_inlined
 def _codes(address, block):  # type: ignore[no-untyped-def]
     return array_at(address + np.uint64(block) * _SIZE, _SIZE, _CODES)
 
 
-@inlined
+@array_inlined
 def _scale(address, block):  # type: ignore[no-untyped-def]
     return array_at(address + np.uint64(block) * _SCALE_BYTES, np.uint64(1), _REALS)
 

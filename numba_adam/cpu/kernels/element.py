@@ -46,6 +46,13 @@ def average(ema, param, c):  # type: ignore[no-untyped-def]
         ema[i] = _average(ema[i], param[i], c)
 
 
+@inline
+def clear(values):  # type: ignore[no-untyped-def]
+    """Set an array's elements to zero."""
+    for i in range(values.size):
+        values[i] = 0
+
+
 @inlined
 def is_bare(c):  # type: ignore[no-untyped-def]
     """Say whether a step neither clips by value nor adds L2 decay, as most steps."""

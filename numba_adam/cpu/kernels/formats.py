@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from numba_adam.cpu.kernels.compile import inline, inlined
+from numba_adam.cpu.kernels.compile import array_inline, inline, inlined
 from numba_adam.cpu.kernels.intrinsics import array_at
 from numba_adam.numerics import codecs, random_numbers
 from numba_adam.numerics.bind import bind
@@ -85,7 +85,7 @@ def bytes_of(format_):  # type: ignore[no-untyped-def]
     return _SIZES[format_]
 
 
-@inline
+@array_inline
 def decoded(operand, begin, size, scratch, like):  # type: ignore[no-untyped-def]
     """Return elements of an array as an array of `like`'s dtype: a view of them, or a decoded copy in a scratch buffer.
 

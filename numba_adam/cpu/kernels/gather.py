@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import inline, inlined
+from numba_adam.cpu.kernels.compile import array_inline, inline, inlined
 from numba_adam.cpu.kernels.formats import bytes_of
 from numba_adam.cpu.kernels.intrinsics import array_at
 from numba_adam.cpu.kernels.launch_plan import ZERO_GRAD
@@ -95,7 +95,7 @@ def flags_at(address, like):  # type: ignore[no-untyped-def]
     return array_at(address, np.uint64(_WORDS), like)[_FLAGS]
 
 
-@inline
+@array_inline
 def shape_at(address, like):  # type: ignore[no-untyped-def]
     """Return the shape, int64, of the array object at an address."""
     fields = array_at(address, np.uint64(_WORDS), like)

@@ -9,12 +9,15 @@ update must not depend on that.
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 from numba_adam.cpu.kernels.compile import inline
 from numba_adam.numerics.norm import SUM_LANES
@@ -25,34 +28,60 @@ _ARM64 = _MACHINE in ("aarch64", "arm64")
 _MXCSR_DEFAULT = 0x1F80  # round to nearest, exceptions masked, no flushing (Intel SDM volume 1, 10.2.3)
 _FPCR_DEFAULT = 0  # likewise (Arm ARM, FPCR)
 _WORD = ir.IntType(64)
+LINE = 64  # bytes of a cache line on nearly all CPUs
 _BYTES = np.empty(0, np.uint8)
 
 
+def build_array(context: Any, builder: Any, type_: Any, address: Any, shape: Sequence[Any]) -> Any:
+    """Return the code of an array in C order, of a type, at an address; `shape` has 64-bit integers."""
+    array = make_array(type_)(context, builder)
+    element = context.get_data_type(type_.dtype)
+    item_bytes = _WORD(context.get_abi_sizeof(element))
+    strides = [item_bytes]
+    for extent in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], extent))
+    populate_array(
+        array,
+        data=builder.inttoptr(address, element.as_pointer()),
+        shape=list(shape),
+        strides=strides,
+        itemsize=item_bytes,
+        meminfo=None,
+    )
+    return array._getvalue()
+
+
 @intrinsic
-def _pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
-    """Return a pointer to elements of `like`'s dtype at an address."""
-    pointer = types.CPointer(like.dtype)
+def array_at(typingctx: Any, address: Any, shape: Any, like: Any) -> Any:
+    """Return the array at `address` (uint64) with a shape (a number or a tuple) and `like`'s dtype.
+
+    Numba's carray is the same. Compiling it takes three functions for each dtype and shape.
+    """
+    extents = tuple(shape) if isinstance(shape, types.BaseTuple) else (shape,)
+    array = types.Array(like.dtype, len(extents), "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(pointer))
+        values = cgutils.unpack_tuple(builder, args[1]) if isinstance(shape, types.BaseTuple) else [args[1]]
+        sizes = [context.cast(builder, value, own, types.intp) for value, own in zip(values, extents, strict=True)]
+        return build_array(context, builder, array, args[0], sizes)
 
-    return pointer(types.uint64, like), codegen
-
-
-@inline
-def array_at(address, shape, like):  # type: ignore[no-untyped-def]
-    """Return the array at `address` (uint64) with a shape (a number or a tuple) and `like`'s dtype."""
-    return carray(_pointer_at(address, like), shape)
+    return array(types.uint64, shape, like), codegen
 
 
-@intrinsic
-def keep_until_here(typingctx: Any, array: Any) -> Any:
-    """Keep an array alive until here: Numba frees it after its last use, and does not count the use of its address."""
+@intrinsic(prefer_literal=True)
+def buffer(typingctx: Any, size: Any, like: Any) -> Any:
+    """Return an array of `size` elements (a literal) of `like`'s dtype on the stack, not initialized.
+
+    It is valid until the function returns, and takes no call of an allocator.
+    """
+    array, count = types.Array(like.dtype, 1, "C"), size.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_dummy_value()
+        memory = cgutils.alloca_once(builder, context.get_data_type(like.dtype), size=count)
+        memory.align = LINE
+        return build_array(context, builder, array, builder.ptrtoint(memory, _WORD), [_WORD(count)])
 
-    return types.void(array), codegen
+    return array(size, like), codegen
 
 
 @intrinsic
@@ -134,9 +163,6 @@ def leave_ieee(typingctx: Any, before: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64), codegen
-
-
-LINE = 64  # bytes of a cache line on nearly all CPUs
 
 
 @intrinsic

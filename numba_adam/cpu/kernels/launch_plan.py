@@ -9,10 +9,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, models, register_model
+from numba.np.arrayobj import make_array
 
-from numba_adam.cpu.kernels.compile import inline
 from numba_adam.cpu.kernels.constants import CONSTANTS, SETTINGS
-from numba_adam.cpu.kernels.intrinsics import array_at
+from numba_adam.cpu.kernels.intrinsics import build_array
+from numba_adam.numerics.norm import SUM_BLOCK
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,8 +28,6 @@ ZERO_GRAD, IS_STOCHASTIC, SEED, IS_PLAIN, IS_LARGE = range(5)  # entries of `opt
 OPTIONS = 5
 LARGE = 2**21  # elements of a step, at least 16 bytes each: no cache keeps them until the next step
 OWNER = 4
-
-_UINT64, _INT64, _FLOAT64 = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float64)
 
 
 class LaunchPlan(NamedTuple):
@@ -60,6 +63,7 @@ class LaunchPlan(NamedTuple):
     offsets: Array  # (n + 1,) int64: where each of these begins, counted in elements of all
     blocks: Array  # (n + 1,) int64: the same, counted in blocks of `numerics.norm.SUM_BLOCK` elements
     which: Array  # (n,) int64: the row of `constants` for each of these
+    sums: Array  # (1 + blocks,) float64: the sum of squares of the gradients, then that of each block
     constants: Array  # (n, CONSTANTS) of the compute dtype: `Constants`
 
 
@@ -68,49 +72,83 @@ def pack(plan: LaunchPlan) -> Array:
     return np.array([(array.ctypes.data, len(array)) for array in plan], dtype=np.uint64)
 
 
-@inline
-def _at(entry, like):  # type: ignore[no-untyped-def]
-    return array_at(entry[0], entry[1], like)
+class PlanType(types.Type):  # type: ignore[misc]
+    """The type of a packed plan in kernels: its attributes are the fields of `LaunchPlan`.
+
+    A tuple of the arrays would be the same. Each function that a kernel passes it to would have 150 arguments, and
+    compiling them took a third of all the time.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__(name=f"LaunchPlan({dtype})")
+        self.dtype = dtype
+
+    def array(self, field: str) -> Any:
+        """Return the type of a field; None if there is none of that name."""
+        if field not in LaunchPlan._fields:
+            return None
+        dtype = self.dtype if field == "constants" else _DTYPES.get(field, types.int64)
+        return types.Array(dtype, 2 if field in _WIDTHS else 1, "C")
 
 
-@inline
-def _rows_at(entry, width, like):  # type: ignore[no-untyped-def]
-    return array_at(entry[0], (entry[1], np.uint64(width)), like)
+_WIDTHS = {
+    "addresses": COLUMNS,
+    "formats": COLUMNS,
+    "settings": SETTINGS,
+    "owners": OWNER,
+    "copies": OWNER,
+    "constants": CONSTANTS,
+}
+_UINT64 = ("addresses", "kinds", "begins", "ends", "objects", "owners", "copies", "grads")
+_DTYPES = {
+    "settings": types.float64,
+    "sums": types.float64,
+    **dict.fromkeys(_UINT64, types.uint64),
+}  # int64 without an entry
+_WORD = ir.IntType(64)
 
 
-@inline
-def unpack(packed, like):  # type: ignore[no-untyped-def]
+@register_model(PlanType)
+class _PlanModel(models.PrimitiveModel):  # type: ignore[misc]
+    """The address of the packed plan."""
+
+    def __init__(self, manager: Any, type_: Any) -> None:
+        super().__init__(manager, type_, _WORD)
+
+
+@infer_getattr
+class _PlanAttributes(AttributeTemplate):  # type: ignore[misc]
+    key = PlanType
+
+    def generic_resolve(self, plan: Any, field: str) -> Any:
+        return plan.array(field)
+
+
+@lower_getattr_generic(PlanType)
+def _field(context: Any, builder: Any, plan: Any, address: Any, field: str) -> Any:
+    """Make the array of a field from the plan's entry for it."""
+    entry = builder.inttoptr(address, _WORD.as_pointer())
+    first = 2 * LaunchPlan._fields.index(field)
+    words = [builder.load(builder.gep(entry, [_WORD(first + k)])) for k in range(2)]
+    for word in words:  # nothing changes an entry while a kernel runs
+        word.set_metadata("invariant.load", builder.module.add_metadata([]))
+    shape = [words[1], _WORD(_WIDTHS[field])] if field in _WIDTHS else [words[1]]
+    return build_array(context, builder, plan.array(field), words[0], shape)
+
+
+@intrinsic
+def unpack(typingctx: Any, packed: Any, like: Any) -> Any:
     """Return the plan that `pack` packed; `like` is any array of the compute dtype."""
-    return LaunchPlan(
-        _rows_at(packed[0], COLUMNS, _UINT64),
-        _rows_at(packed[1], COLUMNS, _INT64),
-        _at(packed[2], _INT64),
-        _at(packed[3], _INT64),
-        _at(packed[4], _INT64),
-        _at(packed[5], _INT64),
-        _at(packed[6], _INT64),
-        _rows_at(packed[7], SETTINGS, _FLOAT64),
-        _at(packed[8], _UINT64),
-        _at(packed[9], _INT64),
-        _at(packed[10], _INT64),
-        _at(packed[11], _INT64),
-        _at(packed[12], _UINT64),
-        _at(packed[13], _UINT64),
-        _at(packed[14], _UINT64),
-        _rows_at(packed[15], OWNER, _UINT64),
-        _rows_at(packed[16], OWNER, _UINT64),
-        _at(packed[17], _UINT64),
-        _at(packed[18], _INT64),
-        _at(packed[19], _INT64),
-        _at(packed[20], _INT64),
-        _at(packed[21], _INT64),
-        _at(packed[22], _INT64),
-        _rows_at(packed[23], CONSTANTS, like),
-    )
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(make_array(packed)(context, builder, args[0]).data, _WORD)
+
+    return PlanType(like.dtype)(packed, like), codegen
 
 
-def empty_step(count: int, dtype: str) -> dict[str, Array]:
-    """Return the step's fields of a plan for `count` parameters, not yet filled."""
+def empty_step(lengths: Array, dtype: str) -> dict[str, Array]:
+    """Return the step's fields of a plan for parameters of these lengths, not yet filled."""
+    count, blocks = len(lengths), int((-(-lengths // SUM_BLOCK)).sum())
     return {
         "objects": np.zeros(count, dtype=np.uint64),
         "grads": np.zeros(count, dtype=np.uint64),
@@ -119,5 +157,6 @@ def empty_step(count: int, dtype: str) -> dict[str, Array]:
         "offsets": np.zeros(count + 1, dtype=np.int64),
         "blocks": np.zeros(count + 1, dtype=np.int64),
         "which": np.zeros(count, dtype=np.int64),
+        "sums": np.zeros(1 + blocks),
         "constants": np.zeros((count, CONSTANTS), dtype=dtype),
     }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from numba_adam.cpu.kernels.compile import inline, kernel, merged, parallel_kernel
+from numba_adam.cpu.kernels.compile import inline, kernel, merged
 from numba_adam.cpu.kernels.eight_bit_blocks import blocks_at, update_blocks
 from numba_adam.cpu.kernels.element import is_bare
 from numba_adam.cpu.kernels.formats import compute_format
 from numba_adam.cpu.kernels.fused_float32 import is_fused, update_fused
-from numba_adam.cpu.kernels.intrinsics import array_at, fence, keep_until_here
+from numba_adam.cpu.kernels.intrinsics import array_at, buffer, fence
 from numba_adam.cpu.kernels.launch_plan import unpack
 from numba_adam.cpu.kernels.pairs import adam_pairs
 from numba_adam.cpu.kernels.ranges import count_steps, cut, range_updater
+from numba_adam.cpu.kernels.tasks import is_last
 from numba_adam.cpu.kernels.tiles import SCRATCH, is_streamed, operands_of, update_tiles
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.formats import BFLOAT16, EIGHT_BIT, FLOAT32, ITEM_BYTES
@@ -78,30 +78,22 @@ def _update_fast(operands, begin, size, c, like):  # type: ignore[no-untyped-def
 @merged
 def _update_part(plan, row, step, begin, size, c):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array, from element `begin` on."""
-    scratch = np.empty(SCRATCH, plan.constants.dtype)
+    scratch = buffer(SCRATCH, plan.constants)
     operands = operands_of(plan, row, step, np.uint64(scratch.ctypes.data))
     done = _update_fast(operands, begin, size, c, plan.constants)
     update_tiles(operands, begin + done, size - done, c, plan.constants)
     if is_streamed(operands):
         fence()
-    keep_until_here(scratch)
 
 
 _update_range = range_updater(_update_part)
 
 
 @kernel
-def update_serial(packed, like, steps, count):  # type: ignore[no-untyped-def]
-    """Update the arrays of a plan on the calling thread. Arguments as for `update.update_serial`."""
+def update(packed, like, steps, count, task, tasks):  # type: ignore[no-untyped-def]
+    """Update one share of the arrays of a plan. Arguments as for `update.update`."""
     plan = unpack(packed, like)
-    _update_range(plan, count, steps, 0, plan.offsets[count])
-    count_steps(plan, count, steps)
-
-
-@parallel_kernel
-def update_parallel(packed, like, steps, count, tasks):  # type: ignore[no-untyped-def]
-    """Update the arrays of a plan on `tasks` threads. Arguments as for `update.update_serial`."""
-    for task in prange(tasks):
-        plan = unpack(packed, like)
+    if task < tasks:
         _update_range(plan, count, steps, cut(plan, count, task, tasks), cut(plan, count, task + 1, tasks))
-    count_steps(unpack(packed, like), count, steps)
+    if is_last(task, tasks):
+        count_steps(plan, count, steps)

@@ -9,17 +9,18 @@ same order.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from numba_adam.cpu.kernels.compile import inline, kernel, parallel_kernel
+from numba_adam.cpu.kernels.compile import array_inline, inline, kernel
 from numba_adam.cpu.kernels.formats import Operand, decoded
-from numba_adam.cpu.kernels.intrinsics import enter_ieee, lane_squares, leave_ieee, settled
+from numba_adam.cpu.kernels.intrinsics import buffer, enter_ieee, lane_squares, leave_ieee, settled
 from numba_adam.cpu.kernels.launch_plan import unpack
 from numba_adam.cpu.kernels.search import count_below
+from numba_adam.cpu.kernels.tasks import is_last
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.norm import SUM_BLOCK, SUM_LANES, measured
 from numba_adam.numerics.operations import product
 
+_FLOAT64 = np.empty(0)
 _measured = inline(bind(measured, product=inline(product)))
 
 
@@ -48,7 +49,7 @@ def _scaled(values, scale, scratch, largest):  # type: ignore[no-untyped-def]
     return target, largest
 
 
-@inline
+@array_inline
 def _block_of(plan, k, block, scratch):  # type: ignore[no-untyped-def]
     """Return the elements of a block, which belongs to array k."""
     row = plan.rows[k]
@@ -59,17 +60,16 @@ def _block_of(plan, k, block, scratch):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _sum_blocks(plan, count, begin, end, sums):  # type: ignore[no-untyped-def]
-    """Fill `sums` from block `begin` to block `end`, counted over all arrays of the plan."""
+def _sum_blocks(plan, count, begin, end):  # type: ignore[no-untyped-def]
+    """Sum block `begin` to block `end`, counted over all arrays of the plan."""
     environment = enter_ieee()
-    lanes = np.empty(SUM_LANES)
-    scratch = np.empty(SUM_BLOCK, plan.constants.dtype)
+    lanes, scratch = buffer(SUM_LANES, _FLOAT64), buffer(SUM_BLOCK, plan.constants)
     first = plan.blocks[: count + 1]
     k = count_below(first, begin + 1) - 1
     for block in range(begin, end):
         while first[k + 1] <= block:
             k += 1
-        sums[block] = _sum_block(_block_of(plan, k, block, scratch), lanes)
+        plan.sums[1 + block] = _sum_block(_block_of(plan, k, block, scratch), lanes)
     leave_ieee(environment)
 
 
@@ -92,29 +92,24 @@ def _total(sums):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sum_of_squares_serial(packed, like, count):  # type: ignore[no-untyped-def]
-    """Return the sum of squares of the gradients of a plan, read on the calling thread.
+def sum_of_squares(packed, like, rows, count, task, tasks):  # type: ignore[no-untyped-def]
+    """Set `plan.sums[0]` to the sum of squares of the gradients of a plan. See `threads.launch` for the arguments.
 
     Args:
         packed: from `launch_plan.pack`.
         like: any array of the compute dtype.
+        rows: any array of 64-bit numbers.
         count: number of arrays in the plan.
+        task: which share of the blocks to sum; `tasks`: sum the sums.
+        tasks: number of shares.
     """
     plan = unpack(packed, like)
-    sums = np.empty(plan.blocks[count])
-    _sum_blocks(plan, count, 0, sums.size, sums)
-    return _total(sums)
-
-
-@parallel_kernel
-def sum_of_squares_parallel(packed, like, count, tasks):  # type: ignore[no-untyped-def]
-    """Return the sum of squares, read on `tasks` threads. Arguments as for `sum_of_squares_serial`."""
-    sums = np.empty(unpack(packed, like).blocks[count])
-    share = (sums.size + tasks - 1) // tasks
-    for task in prange(tasks):
-        begin, end = min(sums.size, task * share), min(sums.size, (task + 1) * share)
-        _sum_blocks(unpack(packed, like), count, begin, end, sums)
-    return _total(sums)
+    blocks = plan.blocks[count]
+    if task < tasks:
+        share = (blocks + tasks - 1) // tasks
+        _sum_blocks(plan, count, min(blocks, task * share), min(blocks, (task + 1) * share))
+    if is_last(task, tasks):
+        plan.sums[0] = _total(plan.sums[1 : blocks + 1])
 
 
 @kernel
@@ -131,7 +126,7 @@ def sum_of_scaled_squares(packed, like, count, scale):  # type: ignore[no-untype
     """
     environment = enter_ieee()
     plan = unpack(packed, like)
-    lanes, scratch, doubles = np.empty(SUM_LANES), np.empty(SUM_BLOCK, like.dtype), np.empty(SUM_BLOCK)
+    lanes, scratch, doubles = buffer(SUM_LANES, _FLOAT64), buffer(SUM_BLOCK, like), buffer(SUM_BLOCK, _FLOAT64)
     largest, total, factor, k = 0.0, 0.0, settled(scale), 0
     for block in range(plan.blocks[count]):
         while plan.blocks[k + 1] <= block:

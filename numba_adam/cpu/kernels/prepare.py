@@ -10,7 +10,7 @@ from numba_adam.cpu.kernels.constants import write_constants
 from numba_adam.cpu.kernels.formats import compute_format
 from numba_adam.cpu.kernels.gather import are_unchanged, gather
 from numba_adam.cpu.kernels.intrinsics import enter_ieee, leave_ieee
-from numba_adam.cpu.kernels.launch_plan import IS_LARGE, IS_PLAIN, LARGE, ZERO_GRAD, unpack
+from numba_adam.cpu.kernels.launch_plan import IS_LARGE, IS_PLAIN, LARGE, unpack
 from numba_adam.numerics.norm import SUM_BLOCK
 
 
@@ -19,7 +19,7 @@ def plan_step(plan, steps, grad_scale, clip_value):  # type: ignore[no-untyped-d
     """Plan a step over the parameters whose gradients are in `plan.grads`; return their number."""
     environment = enter_ieee()
     count, last, total, blocks = 0, -1, 0, 0
-    plan.options[IS_PLAIN] = not plan.options[ZERO_GRAD]
+    plan.options[IS_PLAIN] = 1
     for k in range(plan.grads.size):
         if plan.grads[k] == 0:
             continue

@@ -17,7 +17,12 @@ import weakref
 from typing import Any
 
 import numba
+import numpy as np
+from numba import typeof
 from numba.np.ufunc import parallel
+
+from numba_adam.cpu.kernels.tasks import run_tasks
+from numba_adam.numerics.array import Array
 
 ELEMENTS_PER_TASK = 16_384  # the calling thread updates fewer than this before another thread wakes up
 
@@ -25,6 +30,7 @@ _registry_lock = threading.Lock()  # held while a lock is added, and during a fo
 _step_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _held_for_fork: list[threading.RLock] = []
 _pool_is_lost = False
+_addresses: dict[tuple[Any, Any], int] = {}
 
 
 def step_lock() -> threading.RLock:
@@ -73,19 +79,38 @@ def tasks_for(elements: int) -> int:
     return min(thread_count(), elements // ELEMENTS_PER_TASK)
 
 
-def launch(serial: Any, parallel: Any, tasks: int, *arguments: Any) -> Any:
-    """Run a kernel on so many threads, and return its result.
+def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, count: int) -> None:
+    """Run a kernel on so many threads.
+
+    The kernel is called with (packed, like, extra, count, task, tasks): for each task from 0 to `tasks` - 1 on any
+    thread, and, if there are several tasks, after them all with `task` equal to `tasks`.
 
     Args:
-        serial: the kernel for one thread, of `arguments`.
-        parallel: the kernel for several threads, of `arguments` and `tasks`.
+        kernel: a compiled function.
         tasks: number of threads, from `tasks_for`.
-        *arguments: of both.
+        packed: (n, 2) uint64: from `launch_plan.pack`.
+        like: two-dimensional, of the compute dtype.
+        extra: one-dimensional, of a dtype of 64 bits.
+        count: number of arrays.
     """
     if tasks == 1:
-        return serial(*arguments)
+        kernel(packed, like, extra, count, 0, 1)
+        return
+    address = _address(kernel, packed, like, extra, count)
     with launch_lock:
-        return parallel(*arguments, tasks)
+        run_tasks(address, packed, like.view(np.uint64), extra.view(np.uint64), count, tasks)
+
+
+def _address(kernel: Any, packed: Array, like: Array, extra: Array, count: int) -> int:
+    """Return the address of the machine code of a kernel for these arguments, compiled if necessary."""
+    address = _addresses.get((kernel, like.dtype))
+    if address is None:
+        signature = tuple(typeof(argument) for argument in (packed, like, extra, count, 0, 1))
+        kernel.compile(signature)
+        compiled = kernel.overloads[signature]
+        address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        _addresses[kernel, like.dtype] = address
+    return address
 
 
 def thread_count() -> int:

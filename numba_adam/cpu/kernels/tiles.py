@@ -16,7 +16,7 @@ import numpy as np
 from numba_adam.cpu.kernels.compile import inline, inlined, merged
 from numba_adam.cpu.kernels.eight_bit import decode_moments, encode_moments, eps_beside_blocks
 from numba_adam.cpu.kernels.eight_bit_blocks import REST_BYTES, SCRATCH_BYTES, blocks_at, update_blocks, update_rest
-from numba_adam.cpu.kernels.element import adam, amsgrad, average, floorless, is_bare
+from numba_adam.cpu.kernels.element import adam, amsgrad, average, clear, floorless, is_bare
 from numba_adam.cpu.kernels.formats import Operand, bytes_of, compute_format, decoded, store, stream_key
 from numba_adam.cpu.kernels.intrinsics import array_at, stream
 from numba_adam.cpu.kernels.launch_plan import (
@@ -197,7 +197,7 @@ def clear_grad(operands, begin, size):  # type: ignore[no-untyped-def]
     """Set a tile of the gradient to zero, if the step does so."""
     if operands.zero_grad:
         width = bytes_of(operands.grad.format)
-        _clear(array_at(operands.grad.address + begin * width, size * width, _BYTES))
+        clear(array_at(operands.grad.address + begin * width, size * width, _BYTES))
 
 
 @inlined
@@ -224,9 +224,3 @@ def _round_to_float32(values):  # type: ignore[no-untyped-def]
     """Round values to the float32 that the parameter stores, because the copy is one of the parameter."""
     for i in range(values.size):
         values[i] = np.float32(values[i])
-
-
-@inline
-def _clear(values):  # type: ignore[no-untyped-def]
-    for i in range(values.size):
-        values[i] = 0

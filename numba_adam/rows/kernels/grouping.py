@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import inline, kernel
+from numba_adam.cpu.kernels.compile import array_inline, array_kernel, inline
 
 SCRATCH = 3  # numbers of 64 bits per position; plus one per part that is sorted separately
 _MAX_BITS = 12  # of one digit of the sort: its counters, 32 kB, stay in the innermost cache
@@ -43,13 +43,13 @@ def bits_of(value):  # type: ignore[no-untyped-def]
     return bits
 
 
-@inline
+@array_inline
 def pairs_of(buffer, size):  # type: ignore[no-untyped-def]
     """Return the pairs of all parts of a call that names `size` positions."""
     return buffer[:size].view(np.uint64)
 
 
-@inline
+@array_inline
 def scratch_of(buffer, bounds, part):  # type: ignore[no-untyped-def]
     """Return the share of one part in the buffer of a call.
 
@@ -98,7 +98,7 @@ def _by_digit(pairs, sorted_pairs, counters, shift, bits):  # type: ignore[no-un
         counters[digit] += np.uint64(1)
 
 
-@inline
+@array_inline
 def sort(pairs, spare, shift, bits):  # type: ignore[no-untyped-def]
     """Return the pairs sorted by `bits` bits from bit `shift` on, lowest digit first, and the unused memory."""
     passes = max(np.uint64(1), (bits + np.uint64(_MAX_BITS - 1)) // np.uint64(_MAX_BITS))
@@ -120,7 +120,7 @@ def _is_ascending(pairs):  # type: ignore[no-untyped-def]
     return descents == 0
 
 
-@inline
+@array_inline
 def grouped(scratch, size, count):  # type: ignore[no-untyped-def]
     """Return the distinct rows of a part and their positions, in the memory of its pairs.
 
@@ -146,7 +146,7 @@ def grouped(scratch, size, count):  # type: ignore[no-untyped-def]
     return Groups(distinct[:found], starts[: found + 1], order)
 
 
-@inline
+@array_inline
 def whole(rows, count, buffer):  # type: ignore[no-untyped-def]
     """Return the first position whose row is not in the table, -1 if all are, and the groups of all rows, in one part.
 
@@ -160,7 +160,7 @@ def whole(rows, count, buffer):  # type: ignore[no-untyped-def]
     return outside, grouped(scratch_of(buffer, np.array([0, size]), 0), rows.size, count)
 
 
-@kernel
+@array_kernel
 def group(rows, count, buffer):  # type: ignore[no-untyped-def]
     """Find the distinct rows of a call.
 

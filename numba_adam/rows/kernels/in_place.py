@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from numba_adam.cpu.kernels.compile import inline, inlined, kernel, parallel_kernel
+from numba_adam.cpu.kernels.compile import array_kernel, inline, inlined, parallel_kernel
 from numba_adam.cpu.kernels.constants import constants_of
 from numba_adam.cpu.kernels.element import adapt, largest, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
@@ -187,7 +187,7 @@ def _first(outside):  # type: ignore[no-untyped-def]
     return np.int64(-1)
 
 
-@kernel
+@array_kernel
 def update_in_place_serial(addresses, rows, count, constants, width, buffer, sums):  # type: ignore[no-untyped-def]
     """Update rows on the calling thread, unless a row is not in the table.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import inline
+from numba_adam.cpu.kernels.compile import array_inline, inline
 from numba_adam.cpu.kernels.formats import random_bits
 from numba_adam.rows.kernels.grouping import bits_of, pair, sort
 
@@ -17,7 +17,7 @@ _SAMPLE, _SAMPLE_PART = 512, 64  # sampled positions: a fixed number, and a numb
 _KEY = np.uint32(1)
 
 
-@inline
+@array_inline
 def cuts(rows, cut):  # type: ignore[no-untyped-def]
     """Fill `cut`, (parts - 1,) int64, with the first row of each part but the first part.
 

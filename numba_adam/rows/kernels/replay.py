@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from numba_adam.cpu.kernels.compile import inlined, kernel, parallel_kernel
+from numba_adam.cpu.kernels.compile import array_inlined, inlined, kernel, parallel_kernel
 from numba_adam.cpu.kernels.constants import constants_of
 from numba_adam.cpu.kernels.element import adam, amsgrad, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
@@ -60,7 +60,7 @@ def _address(scratch, array, begin, like):  # type: ignore[no-untyped-def]
     return scratch + np.uint64(array * _PITCH + begin) * np.uint64(like.itemsize)
 
 
-@inlined
+@array_inlined
 def _column(scratch, array, begin, size, like):  # type: ignore[no-untyped-def]
     """Return elements of a scratch array."""
     return array_at(_address(scratch, array, begin, like), np.uint64(size), like)

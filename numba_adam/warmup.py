@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +17,18 @@ from numba_adam.errors import HyperparameterError
 if TYPE_CHECKING:
     from numba_adam.optimizer import Adam
 
-_SMALL, _LARGE = 2_000, 70_000  # elements: for one thread, and for all threads
+_SIZES = {"small": 2_000, "large": 70_000}  # elements: for one thread, and for all threads
 _ON_GPU = 64  # elements: CUDA kernels are the same for every size
 _CUDA_STATES: tuple[tuple[str, dict[str, Any]], ...] = (
     *((dtype, {}) for dtype in ("float32", "float64", "bfloat16", "float16")),
     *((dtype, {"state_dtype": "8bit"}) for dtype in ("float32", "bfloat16")),
 )
-_TABLES = ((2, 16), (2, _LARGE), (_LARGE // 8, 8))  # one thread; several, with few rows and with many
+_TABLES = {"small": ((2, 16),), "large": ((2, 70_000), (8_750, 8))}  # one thread; several, with few rows and with many
 
 
-def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) -> dict[str, float]:
+def warmup(
+    *kinds: str, sizes: Collection[str] = ("small", "large"), progress: Callable[[str, float], None] | None = None
+) -> dict[str, float]:
     """Compile kernels by making steps on small arrays, and cache them on disk.
 
     The first call on a machine takes seconds for each kind. Later processes load the kernels from the cache in tenths
@@ -37,57 +39,68 @@ def warmup(*kinds: str, progress: Callable[[str, float], None] | None = None) ->
         ['float32']
 
     Args:
-        kinds: the kernels to compile. Default: all but "cuda".
+        kinds: the kernels to compile. Default: "float32", "float64", "formats" and "rows".
             "float32", "float64": plain arrays of one dtype, with clipping and norms.
-            "formats": bfloat16, float16, mixed dtypes, 8-bit state, moving averages, copies, accumulation.
+            "bfloat16", "float16", "8bit": parameters of this dtype, or float32 with moments in 8 bits; moving
+            averages, copies and accumulation. These three share most kernels.
+            "formats": these three, and mixtures with float64.
             "rows": `adam_update_rows`.
             "cuda": arrays on the current GPU. All GPUs of its compute capability can load the cached kernels.
+        sizes: "small": steps of fewer than 32,768 elements, which one thread makes. "large": steps of more.
         progress: a function that is called after each kind, with its name and its seconds.
 
     Returns:
         the seconds of each kind.
 
     Raises:
-        HyperparameterError: a kind is unknown.
+        HyperparameterError: a kind or a size is unknown.
         CudaUnavailableError: the kind is "cuda", and there is no CUDA package or no GPU.
     """
-    unknown = [kind for kind in kinds if kind not in tuple(_KINDS)]
-    if unknown:
-        raise HyperparameterError(f"kinds: expected some of {', '.join(map(repr, _KINDS))}, got {unknown[0]!r}")
+    _check("kinds", kinds, _KINDS)
+    _check("sizes", sizes, _SIZES)
     seconds = {}
     for kind in kinds or _UNASKED:
         start = time.perf_counter()
-        _KINDS[kind]()
+        for size in [None] if kind == "cuda" else [each for each in _SIZES if each in sizes]:
+            _KINDS[kind](size)
         seconds[kind] = time.perf_counter() - start
         if progress is not None:
             progress(kind, seconds[kind])
     return seconds
 
 
-def _plain(dtype: str) -> None:
+def _check(name: str, given: Collection[str], known: Mapping[str, object]) -> None:
+    """Refuse what is not known, before anything is compiled."""
+    for each in [given] if isinstance(given, str) else given:
+        if each not in tuple(known):
+            raise HyperparameterError(f"{name}: expected some of {', '.join(map(repr, known))}, got {each!r}")
+
+
+def _plain(dtype: str, size: str) -> None:
     from numba_adam.functional import adam_update
 
-    for size in (_SMALL, _LARGE):
-        _train(size, dtype, dtype)
-        param, grad, exp_avg, exp_avg_sq = np.zeros((4, size), dtype)
-        adam_update(param, grad, exp_avg, exp_avg_sq, 1)
+    _train(_SIZES[size], dtype, dtype)
+    param, grad, exp_avg, exp_avg_sq = np.zeros((4, _SIZES[size]), dtype)
+    adam_update(param, grad, exp_avg, exp_avg_sq, 1)
 
 
-def _formats() -> None:
-    for size in (_SMALL, _LARGE):
-        extras: dict[str, Any] = {"ema_decay": 0.9, "low_precision_copy": "bfloat16"}
-        for optimizer, grads in (
-            _train(size, "float32", "float16", state_dtype="8bit", **extras),
-            _train(size, "float64", "float32", **extras),
-        ):
-            optimizer.accumulate(grads)
-            optimizer.step(max_grad_norm=1.0)
+def _mixed(size: str, param: str, grad: str, **options: Any) -> None:
+    """Make the steps of parameters and gradients of two dtypes, with all that a step can do besides."""
+    extras = {"ema_decay": 0.9, "low_precision_copy": "bfloat16"} if param.startswith("float") else {}
+    optimizer, grads = _train(_SIZES[size], param, grad, **extras, **options)
+    optimizer.accumulate(grads)
+    optimizer.step(max_grad_norm=1.0)
 
 
-def _rows() -> None:
+def _formats(size: str) -> None:
+    _mixed(size, "float32", "float16", state_dtype="8bit")
+    _mixed(size, "float64", "float32")
+
+
+def _rows(size: str) -> None:
     from numba_adam.rows.functional import adam_update_rows
 
-    for dtype, shape in itertools.product(("float32", "float64"), _TABLES):
+    for dtype, shape in itertools.product(("float32", "float64"), _TABLES[size]):
         table, exp_avg, exp_avg_sq = (np.zeros(shape, dtype) for _ in range(3))
         rows, grads, last_step = np.arange(shape[0]), np.zeros(shape, dtype), np.zeros(shape[0], np.int64)
         adam_update_rows(table, rows, grads, exp_avg, exp_avg_sq, 2)
@@ -98,7 +111,7 @@ def _train(size: int, param: str, grad: str, **options: Any) -> tuple[Adam, Any]
     """Make a step that measures and clips its gradients. Return the optimizer and the gradients."""
     from numba_adam.optimizer import Adam
 
-    optimizer, grads = Adam([np.ones(size, param)], **options), [np.ones(size, grad)]
+    optimizer, grads = Adam([np.ones(size, _DTYPES.get(param, param))], **options), [np.ones(size, grad)]
     optimizer.step(grads, loss_scale=1.0, max_grad_norm=1.0)
     optimizer.load_state_dict(optimizer.state_dict())
     return optimizer, grads
@@ -121,11 +134,15 @@ def _cuda() -> None:
         assert optimizer.step(grads, max_grad_norm=1.0).applied  # waits for the GPU
 
 
-_KINDS: dict[str, Callable[[], None]] = {
-    "float32": lambda: _plain("float32"),
-    "float64": lambda: _plain("float64"),
+_DTYPES = {"bfloat16": "uint16"}  # NumPy has no bfloat16; its bits are the same to the kernels
+_KINDS: dict[str, Callable[[Any], None]] = {
+    "float32": lambda size: _plain("float32", size),
+    "float64": lambda size: _plain("float64", size),
     "formats": _formats,
     "rows": _rows,
-    "cuda": _cuda,
+    "bfloat16": lambda size: _mixed(size, "bfloat16", "float32"),
+    "float16": lambda size: _mixed(size, "float16", "float32"),
+    "8bit": lambda size: _mixed(size, "float32", "float32", state_dtype="8bit"),
+    "cuda": lambda _: _cuda(),
 }
-_UNASKED = tuple(kind for kind in _KINDS if kind != "cuda")
+_UNASKED = ("float32", "float64", "formats", "rows")

@@ -166,7 +166,7 @@ def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerCon
 
 def _warn_of_strange_variables(environ: Mapping[str, str]) -> None:
     """Warn of each unknown variable that looks like a setting, and suggest the closest setting."""
-    known = [_variable(name) for name in ("config", *(item.name for item in fields(ServerConfig)))]
+    known = [_variable(name) for name in ("config", "quiet", *(item.name for item in fields(ServerConfig)))]
     for name in sorted(environ):
         if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)

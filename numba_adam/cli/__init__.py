@@ -37,12 +37,14 @@ _COMMANDS = {
     "status": _Entry("show the models, the memory and the counters of a running server", "client"),
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "demo": _Entry("train on handwritten digits, kill the server half-way, and watch it recover", "demo"),
+    "warmup": _Entry("compile the kernels ahead of the first step", None),
     "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),
 }
 
 _EPILOG = """\
 examples:
   numba-adam demo                                   a demonstration; writes digits.png
+  numba-adam warmup                                 compile everything now, not in the first step
   numba-adam doctor                                 run this first if something is slow or fails
   numba-adam serve --data-dir ./adam                a server on 127.0.0.1:50051 with its data in ./adam
   numba-adam status                                 the models of that server

@@ -58,7 +58,7 @@ def update_in_place(update: RowUpdate, hyperparameters: Hyperparameters) -> int:
     are_many = update.rows.size >= tasks * in_place.MANY and table.width <= in_place.PIECE
     parallel = in_place.update_in_place_by_parts if are_many else in_place.update_in_place_by_pieces
     arguments = (_addresses(update), update.rows, table.row_count, constants, table.width, buffer, sums)
-    outside = threads.launch(in_place.update_in_place_serial, parallel, tasks, *arguments)
+    outside = threads.launch_either(in_place.update_in_place_serial, parallel, tasks, *arguments)
     scratch.give_back(buffer)
     return int(outside)
 
@@ -133,7 +133,7 @@ def _launch(update: RowUpdate, begins: Array, constants: Array, first: int, end:
     buffers = np.empty((tasks, kernel.SCRATCH), dtype=update.table.dtype)
     slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
     plan = (_addresses(update), update.rows, update.starts, update.order, begins, constants, first, end, width, rests)
-    threads.launch(kernel.update_rows_serial, kernel.update_rows_parallel, tasks, *plan, buffers, slots)
+    threads.launch_either(kernel.update_rows_serial, kernel.update_rows_parallel, tasks, *plan, buffers, slots)
 
 
 def _addresses(update: RowUpdate) -> Array:

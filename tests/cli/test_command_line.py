@@ -14,7 +14,7 @@ import numba_adam
 from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
-COMMANDS = ("serve", "status", "snapshot", "demo", "doctor")
+COMMANDS = ("serve", "status", "snapshot", "demo", "warmup", "doctor")
 
 
 def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

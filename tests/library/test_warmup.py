@@ -135,7 +135,7 @@ def test_it_compiles_all_kinds_by_default():
     assert tuple(seen) == KINDS
 
 
-@pytest.mark.parametrize("kind", ["int8", "", "Float32", "8bit", None, 32, ["float32"]], ids=repr)
+@pytest.mark.parametrize("kind", ["int8", "", "Float32", "9bit", None, 32, ["float32"]], ids=repr)
 def test_an_unknown_kind_is_refused_before_anything_is_compiled(kind):
     seen = []
     with pytest.raises(HyperparameterError, match=r"kinds.*'float32', 'float64', 'formats', 'rows'"):

@@ -26,5 +26,6 @@ From the bottom up; each module imports only those above it:
     accumulate    gradients added to sums
     convert       an array's elements in another format
     finite        the first NaN or infinity of an array
+    tasks         the one parallel kernel, which calls the others
     threads       how many threads a launch takes, and the lock around parallel launches
 """

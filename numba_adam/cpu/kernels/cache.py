@@ -10,14 +10,19 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from numba import types
 from numba.core import caching, config
 
 from numba_adam.kernel_cache import location
 from numba_adam.kernel_cache.files import FaultTolerant, Locator
+from numba_adam.kernel_cache.notice import Notice
 from numba_adam.kernel_cache.sources import CPU_KERNELS, Sources
 
 # Environment settings that change the machine code and are in no key of Numba's.
 _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
+
+# Kernels that take long, by a part of their module's name: what messages call them, and seconds.
+_KINDS = {".rows.": ("table", 6), ".mixed_formats": ("mixed-format", 12)}
 
 
 @functools.cache
@@ -42,7 +47,50 @@ class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
         self._filename_base = f"{py_func.__module__.rpartition('.')[2]}.{py_func.__qualname__}.{version}"
 
 
-class KernelCache(FaultTolerant, caching.FunctionCache):  # type: ignore[misc]
+_notice = Notice()
+
+
+class _Announced:
+    """A cache that says when a kernel is compiled because it is not there: a mixin."""
+
+    _kernel: str  # the name of the kernel's module
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return a cached kernel; None if there is none, and it is compiled next."""
+        loaded = super().load_overload(sig, target_context)  # type: ignore[misc]
+        if loaded is None:
+            what, seconds = _described(self._kernel, sig)
+            _notice.begin(what, seconds, folder())
+        return loaded
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Cache the kernel that was compiled."""
+        _notice.end(_described(self._kernel, sig)[0])
+        super().save_overload(sig, data)  # type: ignore[misc]
+
+
+class KernelCache(_Announced, FaultTolerant, caching.FunctionCache):  # type: ignore[misc]
     """Numba's cache, in our folder."""
 
     _impl_class = _Implementation
+
+    def __init__(self, py_func: Any) -> None:
+        super().__init__(py_func)
+        self._kernel = py_func.__module__
+
+
+class NoCache(_Announced, caching.NullCache):  # type: ignore[misc]
+    """The cache where no folder can keep anything."""
+
+    def __init__(self, py_func: Any) -> None:
+        self._kernel = py_func.__module__
+
+
+def _described(module: str, signature: Any) -> tuple[str, int]:
+    """Return what messages call a kernel, and about how many seconds all of its kind take on a core."""
+    dtypes = (str(argument.dtype) for argument in signature if isinstance(argument, types.Array))
+    dtype = next((name for name in dtypes if name in ("float32", "float64")), "")
+    for part, (suffix, seconds) in _KINDS.items():
+        if part in module:
+            return f"{dtype} {suffix}".strip(), seconds
+    return dtype or "first", 3

@@ -140,6 +140,6 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _cached(dispatcher: Any) -> Any:
-    if cache.folder() is not None:
-        dispatcher._cache = cache.KernelCache(dispatcher.py_func)
+    made = cache.NoCache if cache.folder() is None else cache.KernelCache
+    dispatcher._cache = made(dispatcher.py_func)
     return dispatcher

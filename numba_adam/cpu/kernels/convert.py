@@ -39,7 +39,9 @@ def _plain(pair):  # type: ignore[no-untyped-def]
 def _convert_tile(source, target, begin, size, scratch):  # type: ignore[no-untyped-def]
     values = decoded(source, begin, size, np.uint64(scratch.ctypes.data), scratch)
     if target.format == compute_format(scratch):
-        array_at(target.address + begin * np.uint64(scratch.itemsize), size, scratch)[:] = values
+        copy = array_at(target.address + begin * np.uint64(scratch.itemsize), size, scratch)
+        for i in range(values.size):
+            copy[i] = values[i]
     else:
         store(values, target, begin, scratch)
 

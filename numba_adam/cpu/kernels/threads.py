@@ -101,6 +101,21 @@ def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, co
         run_tasks(address, packed, like.view(np.uint64), extra.view(np.uint64), count, tasks)
 
 
+def launch_either(serial: Any, parallel: Any, tasks: int, *arguments: Any) -> Any:
+    """Run one of two kernels that do the same, on so many threads, and return its result.
+
+    Args:
+        serial: the kernel for one thread, of `arguments`.
+        parallel: the kernel for several threads, of `arguments` and `tasks`.
+        tasks: number of threads, from `tasks_for`.
+        *arguments: of both.
+    """
+    if tasks == 1:
+        return serial(*arguments)
+    with launch_lock:
+        return parallel(*arguments, tasks)
+
+
 def _address(kernel: Any, packed: Array, like: Array, extra: Array, count: int) -> int:
     """Return the address of the machine code of a kernel for these arguments, compiled if necessary."""
     address = _addresses.get((kernel, like.dtype))

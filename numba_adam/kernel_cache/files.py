@@ -5,6 +5,7 @@ A file that cannot be read or written costs one compilation, never an error. Imp
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numba_adam.kernel_cache import private_folder
 from numba_adam.kernel_cache.sources import Sources
 
 _log = logging.getLogger("numba_adam")
+_why_unsafe = functools.partial(private_folder.why_unsafe, may_be_of_root=True)
 
 
 class Locator:
@@ -42,7 +44,7 @@ class Locator:
         """
         assert self._folder is not None
         private_folder.make(self._folder)
-        reason = private_folder.why_unsafe(self._folder.parent) or private_folder.why_unsafe(self._folder)
+        reason = _why_unsafe(self._folder.parent) or _why_unsafe(self._folder)
         if reason:
             raise PermissionError(reason)
 

@@ -10,6 +10,7 @@ Imports neither Numba nor a CUDA package; `files` is about the files in the fold
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from numba_adam.kernel_cache import private_folder
 from numba_adam.kernel_cache.sources import PACKAGE, Sources
 
 _log = logging.getLogger("numba_adam")
+_why_unsafe = functools.partial(private_folder.why_unsafe, may_be_of_root=True)
 _FINGERPRINT = re.compile("[0-9a-f]{32}")
 _UNUSED_AFTER_SECONDS = 60 * 24 * 3600
 
@@ -59,12 +61,26 @@ def _made(base: Path, name: str) -> tuple[Path | None, str]:
     try:
         private_folder.make(base / name)
         path = (base / name).resolve()  # the path that is checked stays the path that is used, even if links change
-        reason = private_folder.why_unsafe(path.parent) or private_folder.why_unsafe(path)
+        reason = _why_unsafe(path.parent) or _why_unsafe(path)
         if reason is None:
-            tempfile.TemporaryFile(dir=path).close()
+            _try_to_write(path)
     except OSError as error:
         return None, str(error)
     return (None, reason) if reason else (path, "")
+
+
+def _try_to_write(path: Path) -> None:
+    """Make a file in a folder, and remove it. A folder that has kernels may be read-only.
+
+    Raises:
+        OSError: the folder can neither be written to nor has it kernels to read.
+    """
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError:
+        if not any(path.iterdir()):
+            raise
+        _log.debug("kernels are read from %s; new ones cannot be kept there", path)
 
 
 def _bases(chosen: str) -> list[Path]:

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_ROOT = 0
 
 
 def is_ours_alone(status: os.stat_result) -> bool:
@@ -33,7 +34,7 @@ def make(path: Path) -> None:
             folder.chmod(0o700)  # the umask may have removed the owner's rights
 
 
-def why_unsafe(path: Path) -> str | None:
+def why_unsafe(path: Path, *, may_be_of_root: bool = False) -> str | None:
     """Say who else could put files into a folder or replace the folder; None if nobody could.
 
     The folder must belong to this process's user, and only this user may write to it. A parent that anyone may write to
@@ -42,6 +43,7 @@ def why_unsafe(path: Path) -> str | None:
 
     Args:
         path: the folder's path without symbolic links, as `Path.resolve` returns it.
+        may_be_of_root: whether the folder may belong to root, as in a container image. Root can replace it anyway.
 
     Raises:
         OSError: the folder's status cannot be read.
@@ -51,9 +53,9 @@ def why_unsafe(path: Path) -> str | None:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         return f"{str(path)!r} is not a folder"
-    if status.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid() and not (may_be_of_root and status.st_uid == _ROOT):
         return f"{str(path)!r} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}"
-    if not is_ours_alone(status):
+    if status.st_mode & _OTHERS_MAY_WRITE:
         return f"others may write to {str(path)!r} (mode {stat.S_IMODE(status.st_mode):o}, expected 700 or 755)"
     for above in path.parents:
         mode = above.lstat().st_mode

@@ -4,6 +4,7 @@
     registry           the models by name
     lifecycle          creates and deletes models; creation decides whether an existing model satisfies a request
     model_loader       restores models from snapshots, and makes new ones
+    ready              the compiled kernels that models need, before a push waits for them
     model              one model: its spec, memory, ledger and step
     sessions           opens workers' sessions
     pushes             one push, from its header to its answer

@@ -23,6 +23,7 @@ from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
+from numba_adam.server.runtime.ready import make_ready
 from numba_adam.server.runtime.receive import Receiver
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.data_folder import DataFolder
@@ -109,6 +110,7 @@ class ModelLoader:
             )
         arena = self._new_arena(spec)
         try:
+            make_ready(spec.dtype)
             target = arena.param.view(np.uint8)
             receiver = Receiver(target, arena.dtype, spec.tensors, creation.checksum_kind, "initial value")
             receive(parts, receiver)

@@ -16,6 +16,7 @@ from numba_adam.server.runtime.lifecycle import Lifecycle
 from numba_adam.server.runtime.model_loader import ModelLoader
 from numba_adam.server.runtime.pulls import Pulls
 from numba_adam.server.runtime.pushes import Pushes
+from numba_adam.server.runtime.ready import make_ready
 from numba_adam.server.runtime.registry import Registry
 from numba_adam.server.runtime.snapshot_requests import SnapshotRequests
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
@@ -86,7 +87,9 @@ class Runtime:
         self.lifecycle = Lifecycle(self.registry, loader, self.snapshots, deletions, self.pool)
 
     def start(self) -> None:
-        """Record the start of a run in the data folder, and start the background threads.
+        """Compile what the models need, record the start of a run in the data folder, and start the background threads.
+
+        No push waits for a compiler: new models are most likely float32.
 
         Raises:
             ConfigurationError: the data folder cannot be written.
@@ -99,6 +102,8 @@ class Runtime:
                 self.launcher.threads,
             )
         try:
+            for dtype in ("float32", *(model.spec.dtype for model in self.registry.all())):
+                make_ready(dtype)
             self._data_folder.begin()
         except BaseException:
             self._data_folder.close()

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import damage
@@ -239,6 +240,54 @@ def test_a_folder_that_belongs_to_another_user_is_not_used(run_python, own_copy)
         os.chown(path, NOBODY, NOBODY)
     output = run_python(USE + "print(folder(), first)", NUMBA_CACHE_DIR=str(own_copy))
     assert output.splitlines()[-1] == "None True"
+
+
+def opened_for_reading(folder):
+    """Do what docs/warmup.md says about images: chmod -R a+rX, and nobody may write."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_kernels_in_an_image_are_loaded_under_another_home_and_nothing_is_written(run_python, own_copy, tmp_path):
+    before = opened_for_reading(own_copy)
+    (tmp_path / "home").mkdir()
+    image = {"NUMBA_CACHE_DIR": str(own_copy), "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": ""}
+    moments, compiled, used, logged = lines(run_python(STEP, **image))
+    assert (moments, compiled, logged) == (MOMENTS, 0, "")
+    assert Path(used).is_relative_to(own_copy)
+    assert opened_for_reading(own_copy) == before
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from numba_adam.kernel_cache import location
+from numba_adam.kernel_cache.sources import CPU_KERNELS, Sources
+sources = Sources(CPU_KERNELS)
+sources.fingerprint = sys.argv[3]
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+found = location.folder(sources, sys.argv[1])
+print(found, found is not None and {path.suffix for path in found.iterdir() if path.read_bytes()} == {".nbi", ".nbc"})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_kernels_that_root_put_into_an_image_are_read_by_another_user(run_python, warm):
+    """The folder lies in /tmp: pytest's own folders are for their owner alone."""
+    with tempfile.TemporaryDirectory() as image:
+        Path(image).chmod(0o755)
+        shutil.copytree(warm, Path(image) / "kernels")
+        opened_for_reading(Path(image) / "kernels")
+        (version,) = Path(image).glob("kernels/numba-adam/*")
+        arguments = str(Path(image) / "kernels"), str(NOBODY), version.name
+        assert run_python(AS_ANOTHER_USER, *arguments) == f"{version} True"
+        version.chmod(0o755)
+        os.chown(version, NOBODY + 1, NOBODY + 1)  # neither the reader's nor root's
+        assert run_python(AS_ANOTHER_USER, *arguments).splitlines()[-1] == "None False"
 
 
 def test_folders_are_created_for_their_owner_only(warm):

@@ -101,6 +101,12 @@ def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, co
         run_tasks(address, packed, like.view(np.uint64), extra.view(np.uint64), count, tasks)
 
 
+def make_ready() -> None:
+    """Compile or load what launches on several threads need besides their kernel."""
+    packed = np.zeros((1, 2), np.uint64)
+    run_tasks.compile(tuple(typeof(argument) for argument in (0, packed, packed, packed[0], 0, 0)))
+
+
 def launch_either(serial: Any, parallel: Any, tasks: int, *arguments: Any) -> Any:
     """Run one of two kernels that do the same, on so many threads, and return its result.
 

@@ -1,0 +1,28 @@
+"""The kernels of a plain update, compiled or loaded before the first update needs them. Imports its neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numba_adam.cpu.kernels import threads
+from numba_adam.cpu.kernels.finite import first_beyond
+from numba_adam.cpu.table import UpdateTable
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.scaling import AS_THEY_ARE
+
+
+def make_ready(dtype: str) -> None:
+    """Compile or load what updates of plain arrays of a dtype need, and the check of their gradients.
+
+    Starts no threads: OpenMP keeps a set of threads for each thread that launches.
+
+    Args:
+        dtype: "float32" or "float64".
+    """
+    arrays = np.zeros((4, 1), dtype)
+    first_beyond(arrays[0], arrays.dtype.type(np.inf))
+    table = UpdateTable(*([array] for array in arrays[:3]), hyperparameters=[Hyperparameters()])
+    steps = np.zeros(1, np.int64)
+    plan = table.plan([arrays[3]], steps)
+    table.launch(table.replan(plan, steps, AS_THEY_ARE), steps)
+    threads.make_ready()

@@ -132,8 +132,11 @@ def _launch(update: RowUpdate, begins: Array, constants: Array, first: int, end:
     tasks = threads.tasks_for(steps * width)
     buffers = np.empty((tasks, kernel.SCRATCH), dtype=update.table.dtype)
     slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
-    plan = (_addresses(update), update.rows, update.starts, update.order, begins, constants, first, end, width, rests)
-    threads.launch_either(kernel.update_rows_serial, kernel.update_rows_parallel, tasks, *plan, buffers, slots)
+    addresses = _addresses(update)
+    arrays = (addresses, update.rows, update.starts, update.order, begins, constants, slots, buffers)
+    packed = np.array([(array.ctypes.data, len(array)) for array in arrays], dtype=np.uint64)
+    numbers = np.array([first, end, width, rests], dtype=np.int64)
+    threads.launch(kernel.update_rows, tasks, packed, constants, numbers, len(arrays))
 
 
 def _addresses(update: RowUpdate) -> Array:

@@ -89,7 +89,7 @@ def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, co
         kernel: a compiled function.
         tasks: number of threads, from `tasks_for`.
         packed: (n, 2) uint64: from `launch_plan.pack`.
-        like: two-dimensional, of the compute dtype.
+        like: two-dimensional, of the compute dtype. Nothing else of it is valid in the kernel, not even its itemsize.
         extra: one-dimensional, of a dtype of 64 bits.
         count: number of arrays.
     """

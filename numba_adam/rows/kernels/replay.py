@@ -15,10 +15,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from numba_adam.cpu.kernels.compile import array_inlined, inlined, kernel, parallel_kernel
-from numba_adam.cpu.kernels.constants import constants_of
+from numba_adam.cpu.kernels.compile import array_inlined, inlined, kernel
+from numba_adam.cpu.kernels.constants import CONSTANTS, constants_of
 from numba_adam.cpu.kernels.element import adam, amsgrad, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
 from numba_adam.cpu.kernels.prefetch import prefetch
@@ -31,6 +30,7 @@ TILE_ROWS = 64
 SLOTS = 2
 _PITCH = TILE + 80  # elements from one scratch array to the next: powers of two would share cache sets
 SCRATCH = (ZEROS + 1) * _PITCH  # elements
+_UINT64, _INT64 = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
 class Plan(NamedTuple):
@@ -249,17 +249,32 @@ def _run(plan, task, tasks, scratch, slots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def update_rows_serial(addresses, rows, starts, order, begins, constants, first, end, width, rests, scratch, slots):
-    """Replay and update rows on the calling thread. Arguments: those of `Plan`, scratch and slots for each task."""
-    plan = Plan(addresses, rows, starts, order, begins, constants, first, end, width, rests)
-    _run(plan, 0, 1, scratch[0], slots[0])
+def update_rows(packed, like, numbers, count, task, tasks):  # type: ignore[no-untyped-def]
+    """Replay and update one share of the rows. See `threads.launch` for the arguments.
 
-
-@parallel_kernel
-def update_rows_parallel(
-    addresses, rows, starts, order, begins, constants, first, end, width, rests, scratch, slots, tasks
-):
-    """Replay and update rows on `tasks` threads. Arguments as for `update_rows_serial`."""
-    for task in prange(tasks):
-        plan = Plan(addresses, rows, starts, order, begins, constants, first, end, width, rests)
-        _run(plan, task, tasks, scratch[task], slots[task])
+    Args:
+        packed: address and length of the first six arrays of `Plan`, then of `slots` and `scratch`, of each task.
+        like: any array of the parameters' dtype.
+        numbers: int64: first, end, width and rests of `Plan`.
+        count: number of entries in `packed`.
+        task: which share.
+        tasks: number of shares.
+    """
+    if task == tasks:
+        return
+    plan = Plan(
+        array_at(packed[0, 0], packed[0, 1], _UINT64),
+        array_at(packed[1, 0], packed[1, 1], _INT64),
+        array_at(packed[2, 0], packed[2, 1], _INT64),
+        array_at(packed[3, 0], packed[3, 1], _INT64),
+        array_at(packed[4, 0], packed[4, 1], _INT64),
+        array_at(packed[5, 0], (packed[5, 1], np.uint64(CONSTANTS)), like),
+        numbers[0],
+        numbers[1],
+        numbers[2],
+        numbers[3] != 0,
+    )
+    own = np.uint64(task) * np.uint64(SLOTS * TILE_ROWS * 8)
+    slots = array_at(packed[6, 0] + own, (np.uint64(SLOTS), np.uint64(TILE_ROWS)), _INT64)
+    own = np.uint64(task) * np.uint64(SCRATCH * plan.constants.itemsize)
+    _run(plan, task, tasks, array_at(packed[7, 0] + own, np.uint64(SCRATCH), like), slots)

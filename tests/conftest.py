@@ -1,4 +1,4 @@
-"""What all tests share: how Hypothesis looks for examples, and that Ctrl-C is heard. Nothing depends on speed."""
+"""Settings of all tests: Hypothesis without deadlines, and a default handler for Ctrl-C."""
 
 import os
 import signal

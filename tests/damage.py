@@ -1,4 +1,4 @@
-"""What can become of a kept kernel's file, for the tests of both caches, the CPU's and a GPU's. Imports nothing.
+"""Ways to damage a cached kernel's file, for the tests of the CPU's and the GPU's caches.
 
 A child process runs through `damaged`, uses the kernel twice after each damage and prints "damage: NAME", then
 "compiled: " and what the uses returned; the test that started it hands all that to `assert_each_was_mended`.
@@ -25,7 +25,7 @@ KINDS: dict[str, Spoil] = {
 
 
 def damaged(kinds: dict[str, Spoil], find: Callable[[], Iterable[Path]]) -> Iterator[str]:
-    """Damage the files in each way, one after the other, and yield its name each time."""
+    """Damage the files in each way in turn, and yield its name."""
     for name, spoil in kinds.items():
         paths = list(find())
         assert paths
@@ -38,7 +38,7 @@ def damaged(kinds: dict[str, Spoil], find: Callable[[], Iterable[Path]]) -> Iter
 
 
 def assert_each_was_mended(output: str, count: int, suffix: str) -> None:
-    """Assert that so many damages each cost one compilation, and that something was said of it where there was cause.
+    """Assert that each damage cost one compilation, and was logged if necessary.
 
     A file that is not there is nothing to be said; a number in an index, in place of the version ("nbi"), is another
     version of Numba's.

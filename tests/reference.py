@@ -1,4 +1,4 @@
-"""The oracle: one Adam step as the papers write it, in wider arithmetic, slow and obvious. Imports NumPy alone.
+"""The oracle: one Adam step as in the papers, in wider arithmetic, slow and obvious. Imports only NumPy.
 
 Nothing here comes from numba_adam, and nothing is folded: the bias corrections are divisions of the moments where
 Algorithm 1 has them, and a power is a power.
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class After(NamedTuple):
-    """Everything that a step writes, and the terms it came from, for error bounds."""
+    """The results of a step, and their terms, for error bounds."""
 
     param: np.ndarray
     exp_avg: np.ndarray
@@ -39,7 +39,7 @@ def adam_step(
     max_exp_avg_sq=0.0,
     real=np.float64,
 ) -> After:
-    """Return what step number `step` makes of a state; computed in `real`, the arguments left alone."""
+    """Return the state after step number `step`, computed in `real`; the arguments do not change."""
     param, grad, exp_avg, exp_avg_sq = (np.asarray(array, real) for array in (param, grad, exp_avg, exp_avg_sq))
     lr, beta1, beta2, eps, decay, scale = (real(x) for x in (lr, *betas, eps, weight_decay, grad_scale))
     grad = (-scale if maximize else scale) * grad + (0 if decoupled_weight_decay else decay) * param

@@ -1,4 +1,4 @@
-"""Cases run for real, in processes of their own, on arrays small enough for a test. No timing is asserted."""
+"""Runs real cases in their own processes, with small arrays. No timing is asserted."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The evidence on 8-bit state: what is compared, how it is counted, how it is printed. No peer is needed."""
+"""The evidence on 8-bit state: comparisons, errors and tables. No peer is needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BY_NAME = {stream.name: stream for stream in STREAMS}
 
 
 class Bowl:
-    """A problem whose gradient is where it stands, and a little noise."""
+    """A problem with the parameters plus noise as gradient."""
 
     weight_decay = 0.1
 

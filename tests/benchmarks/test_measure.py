@@ -1,4 +1,4 @@
-"""Taking turns: in order, equally often. No timing is asserted."""
+"""Contestants take turns in order, equally often. No timing is asserted."""
 
 from benchmarks.case import Settings
 from benchmarks.measure import interleave, rotate

@@ -1,4 +1,4 @@
-"""The plot of benchmarks/README.md: two pictures of one run, which hold what the run holds."""
+"""The plot of benchmarks/README.md: two pictures with the data of one run."""
 
 from pathlib import Path
 from xml.etree import ElementTree

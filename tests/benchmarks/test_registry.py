@@ -1,4 +1,4 @@
-"""The registry holds what was asked for, each case under one name."""
+"""The registry has every required case, each with a unique name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Results as files, as text and as the tables of the documents."""
+"""Results as files, as text, and as tables in the documents."""
 
 from pathlib import Path
 

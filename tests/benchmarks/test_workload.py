@@ -1,4 +1,4 @@
-"""What is timed: ResNet-50's real shapes, ordinary numbers, and copies for everybody."""
+"""Workloads: ResNet-50's real shapes, normal numbers, and a copy for each contestant."""
 
 import numpy as np
 import pytest

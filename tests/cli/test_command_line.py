@@ -1,4 +1,4 @@
-"""The command `numba-adam` as a user meets it: help, version, exit statuses, one line for an error."""
+"""The command `numba-adam`: help, version, exit statuses, and one-line errors."""
 
 import argparse
 import signal
@@ -101,7 +101,7 @@ CLIENTS = [["status"], ["status", "--json"], ["snapshot"], ["snapshot", "--model
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is bound, so that nobody else takes it, and at which nothing listens."""
+    """A port that is bound but not listening, so that no other process takes it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -111,7 +111,7 @@ def closed_port() -> Iterator[int]:
 def test_a_refused_connection_is_reported_at_once_with_advice(
     words: list[str], closed_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Had it tried again, as a training program does, this test would end with the suite's own timeout."""
+    """With retries, as in a training program, this test would time out."""
     for server in (f"127.0.0.1:{closed_port}", f"localhost:{closed_port}"):
         assert main([*words, "--server", server, "--timeout-seconds", "100000"]) == 1
         shown = capsys.readouterr()
@@ -151,7 +151,7 @@ def test_a_silent_listener_and_a_missing_one_have_different_errors(
 @pytest.mark.slow
 @pytest.mark.parametrize("words", CLIENTS)
 def test_ctrl_c_exits_with_130_and_one_line(words: list[str]) -> None:
-    """The server takes the connection and never answers."""
+    """The server accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(800)
         server = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""`numba-adam doctor`: it finds what is there, and says what is broken."""
+"""`numba-adam doctor`: it reports the installation, and what is broken."""
 
 import json
 

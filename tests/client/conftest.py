@@ -1,4 +1,4 @@
-"""Real servers for the client's tests: within the process, as a process that can be killed, behind a faulty wire."""
+"""Real servers for the client's tests: in this process, in their own processes, and behind faulty relays."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def server(make_server: Callable[..., Server]) -> Server:
-    """A server within this process, that writes snapshots only when asked to."""
+    """A server in this process that writes snapshots only on request."""
     return make_server(snapshot_interval_seconds=0, snapshot_every_pushes=0)
 
 
@@ -130,7 +130,7 @@ def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 class Wire:
-    """A TCP relay on loopback that counts what it carries, and cuts a connection where it is told to."""
+    """A TCP relay on loopback that counts bytes, and cuts connections at given positions."""
 
     def __init__(self, target: str) -> None:
         host, port = target.rsplit(":", 1)
@@ -150,7 +150,7 @@ class Wire:
         self._threads[0].start()
 
     def cut_at(self, direction: str, carried: int, *, stay_down: bool = False) -> None:
-        """Cut the connection, once, when so many bytes in all have gone that way; nothing beyond them gets through.
+        """Cut the connection once, after this number of bytes in one direction.
 
         `stay_down`: from then on, refuse new ones, until `is_down` is cleared.
         """
@@ -239,7 +239,7 @@ class Recorder:
         self._server.start()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """Relay any method as a stream each way, which any kind of call looks like on the wire."""
+        """Relay any method as streams in both directions, which is the wire form of all calls."""
 
         def relay(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             sent: list[bytes] = []
@@ -286,7 +286,7 @@ def make_recorder() -> Iterator[Callable[[str], Recorder]]:
 
 @pytest.fixture
 def arrays() -> dict[str, np.ndarray]:
-    """Parameters of a small model, whose bytes end nowhere near a chunk's border."""
+    """Parameters of a small model, with sizes that are not multiples of a chunk."""
     rng = np.random.default_rng(2)
     return {
         "w": rng.normal(size=(3, 5)).astype(np.float32),

@@ -1,4 +1,4 @@
-"""Programs that fork, are interrupted or exit, as processes of their own that end with all their children."""
+"""Runs programs that fork, are interrupted or exit, in their own processes, and ends all their children."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def refused(call, words="make a ParameterClient in the child"):
 
 
 def environment() -> dict[str, str]:
-    """Return the tests' own, with warnings as errors; but for Python's of forks beside threads, as of 3.12."""
+    """Return the environment, with warnings as errors except Python 3.12's warning about forks with threads."""
     quiet = {"GRPC_VERBOSITY": "ERROR"}  # it tells of forks that it did nothing about
     return {**os.environ, **quiet, "PYTHONWARNINGS": "error,ignore:This process:DeprecationWarning"}
 
 
 @contextmanager
 def started(program: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a program; whatever becomes of it, it ends with all its children."""
+    """Start a program, and end it with all its children."""
     process = subprocess.Popen(
         [sys.executable, "-c", BEGIN + program, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment(),

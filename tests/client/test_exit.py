@@ -1,4 +1,4 @@
-"""The interpreter exits at once, whatever its clients were doing: nobody waits for a thread that does not run any more.
+"""The interpreter exits at once during any call, without waiting for threads that no longer run.
 
 The clients of these programs would wait for more than a day: a program that does not exit is a failure.
 """
@@ -126,7 +126,7 @@ def test_an_exception_does_not_delay_the_exit(server_process, how):
     ],
 )
 def test_ctrl_c_in_a_call_ends_the_program(server_process, call):
-    """The interrupt comes from a thread, once the main thread is in the call."""
+    """A thread sends the interrupt when the main thread is in the call."""
     program = (
         MODEL
         + STOPPED

@@ -1,4 +1,4 @@
-"""Broken connections, killed and restarted servers, a full memory budget: every push takes effect once, or says not.
+"""Broken connections, killed and restarted servers, a full budget: every push is applied once, or reports an error.
 
 The oracle is a model that takes the same gradients without a fault: parameters must be equal bit for bit.
 """
@@ -139,7 +139,7 @@ def test_another_kind_of_server_is_reported_as_such(connect):
 def test_an_abandoned_push_is_never_mistaken_for_the_next(
     server, connect, make_wire, arrays, gradients_of, expected, hurry
 ):
-    """The first push is applied, its answer lost, and the client gives up: the second must not get its answer."""
+    """The first push is applied, its answer is lost, and the client gives up. The second must not get its answer."""
     wire = make_wire(server.address)
     model = connect(wire.address).create_model("m", arrays, lr=0.01)
     model.push(gradients_of(arrays, 0))
@@ -217,7 +217,7 @@ def test_a_clean_restart_goes_unnoticed(server_process, connect, arrays, gradien
 
 
 def test_a_snapshot_removed_after_a_clean_stop_causes_a_rewind(server_process, connect, arrays, gradients_of, expected):
-    """Its version 4 became 2 under the same state id, and nobody was told."""
+    """Version 4 once became 2 with the same state id, without a report."""
     client = connect(server_process.address)
     model = client.create_model("m", arrays, lr=0.01)
     rewinds: list[int] = []
@@ -328,7 +328,7 @@ def test_a_late_report_of_a_rewind_has_the_restored_version(server_process, conn
 
 
 def test_pushes_and_pulls_continue_through_kills(server_process, connect, arrays, gradients_of, expected):
-    """Versions stay without gaps; what was acknowledged before the snapshot is in."""
+    """Versions have no gaps, and pushes acknowledged before the snapshot are included."""
     client = connect(server_process.address, timeout_seconds=800)
     model = client.create_model("m", arrays, lr=0.01)
     history: list[int] = []
@@ -361,7 +361,7 @@ def test_pushes_and_pulls_continue_through_kills(server_process, connect, arrays
 
 
 class Stalled:
-    """Pushes by plain generated code that declare their size, then stop, until the server has no memory for more."""
+    """Stalled pushes of generated code that fill the server's memory budget."""
 
     def __init__(self, address: str, model: str) -> None:
         self._channel = grpc.insecure_channel(address)
@@ -390,7 +390,7 @@ class Stalled:
         yield pb.PushRequest(trailer=TransferTrailer(checksum=0))
 
     def _has_room(self) -> bool:
-        """Whether the server admits another push: one that ends before its payload."""
+        """Return whether the server admits another push; it ends before its payload."""
         with pytest.raises(grpc.RpcError) as caught:
             self._stub.Push(iter([pb.PushRequest(header=self._header("looker"))]), timeout=800)
         return caught.value.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -406,7 +406,7 @@ class Stalled:
 
 
 class Retries(logging.Handler):
-    """Calls back when the client says that it tries again, and keeps what it says."""
+    """A log handler that records the client's retries and calls a function for each."""
 
     def __init__(self, callback) -> None:
         super().__init__(logging.INFO)
@@ -420,7 +420,7 @@ class Retries(logging.Handler):
 
 @pytest.fixture
 def busy_server(make_server, connect):
-    """A server whose memory is held by pushes that stall; yields it, the parameters of its model and those pushes."""
+    """A server with a budget that stalled pushes fill; yields it, the parameters of its model and those pushes."""
     params = {"w": np.zeros(1_000_000, np.float32)}  # its arena is 16 MB, each push takes 4 MB
     server = make_server(snapshot_interval_seconds=0, snapshot_every_pushes=0, memory_budget_bytes=22_000_000)
     connect(server.address).create_model("m", params)

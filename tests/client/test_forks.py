@@ -1,4 +1,4 @@
-"""A forked child shares nothing with its parent: it makes a client of its own, or is refused at once on every call.
+"""A forked child cannot use its parent's clients: it creates its own, or every call is refused at once.
 
 The clients of these programs would wait for more than a day: whatever does not end at once ends as a failure.
 """
@@ -68,7 +68,7 @@ def test_a_forked_child_is_refused_and_the_parent_continues(address, form):
 
 @pytest.mark.parametrize("start", ["os.fork", "multiprocessing", "a thread of the parent"])
 def test_every_acknowledged_gradient_of_forked_workers_is_applied(address, start):
-    """Four workers with clients of their own, while the parent goes on: 1 + 4 * 5 + 4 pushes, as many versions."""
+    """Four workers with their own clients, while the parent continues: 1 + 4 * 5 + 4 pushes and versions."""
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
     model = client.create_model("m", zeros)
@@ -112,7 +112,7 @@ def test_every_acknowledged_gradient_of_forked_workers_is_applied(address, start
 
 
 def test_a_fork_during_pushes_loses_none_of_them(address):
-    """Large pushes of two threads, in the background and not; every fork finds some half-way."""
+    """Large pushes of two threads, one in the background; every fork happens during some of them."""
     program = """
     size = 2_000_000
     grads, zeros = {"w": np.ones(size, np.float32)}, {"w": np.zeros(size, np.float32)}
@@ -143,7 +143,7 @@ def test_a_fork_during_pushes_loses_none_of_them(address):
 
 
 def test_the_parents_futures_are_settled_in_the_child(server_process):
-    """One was done before the fork; the others wait for a server that does not answer."""
+    """One is done before the fork; the others wait for a server that does not answer."""
     program = """
     from concurrent.futures import as_completed, wait
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
@@ -206,7 +206,7 @@ def test_a_child_is_refused_at_once_whatever_lock_its_parent_held(address):
 
 
 def test_a_client_in_a_child_of_a_process_that_uses_grpc_is_refused_with_advice(address):
-    """A server in the parent, whose threads gRPC cannot end: the child's calls would wait for them for ever."""
+    """gRPC cannot end the threads of a server in the parent, and the child's calls would wait for them forever."""
     program = """
     import grpc
     from concurrent.futures import ThreadPoolExecutor
@@ -229,7 +229,7 @@ def test_a_client_in_a_child_of_a_process_that_uses_grpc_is_refused_with_advice(
 
 
 def test_a_child_exits_normally_with_the_parents_open_clients(address):
-    """Not by os._exit: all objects are taken down, while a pull of another thread was under way at the fork."""
+    """Not by os._exit: all objects are destroyed; another thread was in a pull at the fork."""
     program = """
     client = ParameterClient(address, "w0", timeout_seconds=FOR_EVER)
     model = client.create_model("m", zeros)

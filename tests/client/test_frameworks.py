@@ -1,4 +1,4 @@
-"""Gradients straight from PyTorch and JAX, parameters pulled straight into a PyTorch model."""
+"""Gradients directly from PyTorch and JAX, and pulls directly into a PyTorch model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first release's transcript, from the client's side.
+"""The recorded messages of the first release, from the client's side.
 
 What servers answered then is understood, and what we send now is laid out as what was sent then.
 """

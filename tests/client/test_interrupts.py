@@ -55,7 +55,7 @@ def quiet():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("form", ["push", "push_pull", "push large", "push beside push_async"])
 def test_the_push_after_an_interrupted_one_is_neither_blocked_nor_mistaken_for_it(server_process, form, seed):
-    """Every acknowledged push is in, and no version is acknowledged twice."""
+    """Every acknowledged push is applied, and no version is acknowledged twice."""
     program = (
         f"SEED, FORM = {seed}, {form!r}"
         + INTERRUPTED
@@ -122,7 +122,7 @@ assert threading.active_count() == 1, threading.enumerate()
     "call", ["model.push(grads)", "model.push_pull(grads)", "model.pull(min_version=9)", "client.status()"]
 )
 def test_an_unanswered_call_can_be_interrupted_and_the_next_one_works(server_process, call):
-    """The call may last for a day; the server stands still until it was interrupted."""
+    """The call may last for a day; the server is stopped until the interrupt."""
     program = (
         "SEED = 0"
         + INTERRUPTED
@@ -210,7 +210,7 @@ assert threading.active_count() == 1, threading.enumerate()
 
 
 def test_an_interrupt_does_not_affect_another_threads_calls(server_process):
-    """An interrupted call takes its connection with it; what else was on its way is sent again, and is in once."""
+    """An interrupt closes the connection; other calls are sent again, and applied once."""
     program = (
         "SEED = 0"
         + INTERRUPTED

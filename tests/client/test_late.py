@@ -1,4 +1,4 @@
-"""What arrives late, twice or after its successor changes nothing that a newer call has decided.
+"""Messages that arrive late, twice or out of order do not change the effect of newer calls.
 
 A relay swallows a call's messages, as a network does that is about to deliver them much later, and delivers them when
 the test says so: to a server that has moved on. Every call of the protocol is tried against everything that may have
@@ -37,14 +37,14 @@ GIVE_UP = grpc.StatusCode.PERMISSION_DENIED  # our server never says so: the cli
 
 @dataclass
 class Late:
-    """The messages of a call that has not arrived yet, or not for the last time."""
+    """The messages of a call that arrive later, or again."""
 
     method: str
     messages: list[bytes] = field(default_factory=list)
 
 
 class Relay:
-    """A gRPC relay that keeps calls of some methods back, and tells their caller that they failed."""
+    """A gRPC relay that holds calls of some methods back, and reports them as failed."""
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.insecure_channel(target)
@@ -56,15 +56,15 @@ class Relay:
         self._server.start()
 
     def lose_request(self, method: str, code: grpc.StatusCode, after: int = 0) -> None:
-        """Have the next call of a method, after so many that pass, not reach the server, and fail."""
+        """Drop a later call of a method before it reaches the server, and fail it."""
         self._fate[method] = [(True, None)] * after + [(False, code)]
 
     def lose_answer(self, method: str, code: grpc.StatusCode) -> None:
-        """Have the next call of a method reach the server, and fail all the same."""
+        """Deliver the next call of a method to the server, but fail it."""
         self._fate[method] = [(True, code)]
 
     def deliver(self, late: Late, address: str) -> ServiceError | None:
-        """Send the messages of a call; return the error that it is answered with, if it is one."""
+        """Send the messages of a call; return the error, if there is one."""
         with grpc.insecure_channel(address) as channel:
             try:
                 list(channel.stream_stream(f"/{SERVICE}/{late.method}")(iter(late.messages), timeout=800))
@@ -73,7 +73,7 @@ class Relay:
         return None
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """Relay any method as a stream each way, which any kind of call looks like on the wire."""
+        """Relay any method as streams in both directions, which is the wire form of all calls."""
         method = details.method.rsplit("/", 1)[1]
 
         def relay(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -105,7 +105,7 @@ class Relay:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """One for all tests: each has a model of its own name."""
+    """One server for all tests; each test has its own model."""
     folder = tmp_path_factory.mktemp("late") / "data"
     settings = {"snapshot_interval_seconds": 0, "snapshot_every_pushes": 0}
     with Server(ServerConfig(listen="127.0.0.1:0", data_dir=folder, **settings)) as running:
@@ -128,7 +128,7 @@ def make_relay() -> Iterator[Callable[[str], Relay]]:
 
 
 class World:
-    """A server, a worker behind the relay, and others that reach the server at once."""
+    """A server, a worker behind the relay, and workers with direct connections."""
 
     def __init__(self, address, relay, connect, arrays, gradients_of):
         self.address, self.relay, self.connect = address, relay, connect
@@ -145,7 +145,7 @@ class World:
         return self.gradients_of(self.arrays, seed)
 
     def observe(self):
-        """Return what there is of the model: state and version -> parameters."""
+        """Return the model's state id, version and parameters."""
         seen = {}
         with ParameterClient(self.address) as client:
             for info in client.list_models():
@@ -162,7 +162,7 @@ def takes_over(world):
 
 
 def goes_on(world):
-    """The same process, which had an error, or an answer by its second try."""
+    """The same process, after an error, or after its second try succeeded."""
     world.live = world.handle()
     world.live.push(world.grads(6))
 
@@ -225,7 +225,7 @@ def world(server, make_relay, connect, arrays, gradients_of):
 
 
 def prepare(world, method):
-    """Have a model with a worker in mid-session, unless the call is to create it."""
+    """Create a model with a worker in mid-session, unless the call creates it."""
     if method == "CreateModel":
         return
     world.direct.create_model(world.name, world.arrays, lr=0.01)
@@ -240,7 +240,7 @@ def happen(world, method, newer):
 
 
 def assert_nothing_changes(world, late):
-    """Deliver calls late, twice; what was there stays, and the worker that is alive goes on."""
+    """Deliver calls late and twice; the state must not change, and the live worker continues."""
     before = world.observe()
     for each in late * 2:
         world.relay.deliver(each, world.address)
@@ -306,7 +306,7 @@ def opening(late):
 
 
 def test_a_late_opening_does_not_fence_the_only_worker(world):
-    """It did, for ever: the worker had been told that its try failed, had tried again, and was at work."""
+    """The worker's failed try arrives after its retry. It once fenced the worker permanently."""
     world.direct.create_model(world.name, world.arrays)
     world.relay.lose_request("OpenSession", TRY_AGAIN)
     model = world.handle()
@@ -342,7 +342,7 @@ def test_a_new_process_takes_over_and_fences_the_old_one(world):
 
 
 def test_a_fenced_process_does_not_take_its_session_back(world):
-    """Its push is in doubt, so it opens another session; meanwhile a second process of its name is at work."""
+    """Its push is in doubt, so it opens another session, while a second process with its name is active."""
     world.direct.create_model(world.name, world.arrays)
     old = world.handle()
     old.push(world.grads())
@@ -357,7 +357,7 @@ def test_a_fenced_process_does_not_take_its_session_back(world):
 
 
 def test_a_late_opening_of_an_older_process_does_not_take_over(world):
-    """It had looked, and was about to take over, when a third process did."""
+    """It had read the newest epoch, and a third process took over first."""
     world.direct.create_model(world.name, world.arrays)
     world.connect(world.address, "w").open_model(world.name).push(world.grads())
     second = world.handle()
@@ -373,7 +373,7 @@ def test_a_late_opening_of_an_older_process_does_not_take_over(world):
 
 
 def test_a_process_does_not_take_over_from_a_session_it_has_not_seen(world):
-    """It saw the first process's session, gave up, and tries once more when a third process is at work."""
+    """It knew the first process's session, gave up, and retries while a third process is active."""
     world.direct.create_model(world.name, world.arrays)
     world.connect(world.address, "w").open_model(world.name).push(world.grads())
     second = world.handle()
@@ -389,7 +389,7 @@ def test_a_process_does_not_take_over_from_a_session_it_has_not_seen(world):
 
 
 def test_an_unanswered_opening_is_not_sent_again_for_another_state(world):
-    """The model was created anew after its first try: its name, and what it saw, belong to the state before."""
+    """The model was created again after its first try: its nonce and epoch belong to the old state."""
     world.direct.create_model(world.name, world.arrays)
     model = world.handle()
     model.push(world.grads())
@@ -455,7 +455,7 @@ def test_a_late_deletion_does_not_delete_a_newer_model(world):
 
 
 def test_a_retried_deletion_does_not_delete_a_newer_model(world, server):
-    """Its first try was carried out, its answer lost; before the second, another program creates the model anew."""
+    """Its first try succeeded, but the answer was lost. Another program creates the model again before the second."""
     world.direct.create_model(world.name, world.arrays)
     world.relay.lose_answer("DeleteModel", TRY_AGAIN)
     again = []
@@ -482,7 +482,7 @@ def test_a_late_creation_does_not_restore_a_deleted_model(world):
 
 
 def test_a_live_caller_can_create_a_deleted_model_again(world):
-    """One that is refused for the sake of the last deletion names it, and is served."""
+    """A refused caller repeats the request with the id of the deletion, and succeeds."""
     for number in range(3):
         model = world.client.create_model(world.name, world.arrays, exist_ok=number % 2 == 0)
         assert model.push(world.grads()).version == 1
@@ -525,7 +525,7 @@ def test_a_late_pull_with_min_version_changes_nothing(world):
 def test_a_late_answer_of_an_old_state_does_not_undo_a_rewind(
     server_process, make_relay, connect, arrays, gradients_of
 ):
-    """A pull that was begun before the crash is read after it: the worker stays with the newer state."""
+    """A pull from before the crash is read after it: the worker keeps the newer state."""
     model = connect(server_process.address).create_model("m", arrays)
     model.push(gradients_of(arrays, 1))
     session = model._session

@@ -1,4 +1,4 @@
-"""Answers that come late, or never: the client takes none of them for what it is not."""
+"""Late and missing answers: the client never mistakes one for another."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def expected(make_server, arrays, gradients_of):
 
 
 class Late:
-    """A relay that holds the next answer to a method back, after the server has given it, until it is let go."""
+    """A relay that holds the server's next answer to a method until it is released."""
 
     def __init__(self, target: str) -> None:
         self.held, self.go_on = threading.Event(), threading.Event()
@@ -87,7 +87,7 @@ def late(server_process):
 def test_late_parameters_of_the_old_state_do_not_undo_a_rewind(
     server_process, late, connect, arrays, gradients_of, expected
 ):
-    """A pull was answered before the crash, and its answer comes when the client has heard of the crash."""
+    """A pull's answer from before the crash arrives after the client knows of the crash."""
     client = connect(late.address)
     model = client.create_model("m", arrays, lr=0.01)
     rewinds: list[int] = []
@@ -117,7 +117,7 @@ def test_late_parameters_of_the_old_state_do_not_undo_a_rewind(
 def test_a_push_with_a_lost_answer_and_a_dropped_session_is_not_sent_again(
     server, connect, make_wire, arrays, gradients_of, expected, form
 ):
-    """The server remembers so many sessions; by the time of the second try this one is not among them any more.
+    """The server keeps a limited number of sessions, and has dropped this one before the second try.
 
     The answer went with the session: another try, in a new session, could apply the gradient a second time.
     """

@@ -1,4 +1,4 @@
-"""A proxy for the world outside is never asked for this machine, however its address is spelled."""
+"""Connections to this machine never use a proxy, for any spelling of its address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # a server or a connection each
 
 
 class Proxy:
-    """Takes connections, says what it was asked for, and lets none through."""
+    """Accepts connections, records the requests, and refuses them."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -45,7 +45,7 @@ class Proxy:
 
 @pytest.fixture(params=["http_proxy", "https_proxy", "grpc_proxy"])
 def proxy(request, monkeypatch) -> Iterator[Proxy]:
-    """A proxy that the environment names, in one of the ways that gRPC knows."""
+    """A proxy set by one of the environment variables that gRPC reads."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     proxy = Proxy()
@@ -80,7 +80,7 @@ def test_no_spelling_of_a_loopback_address_uses_the_proxy(server, connect, proxy
 
 
 def test_another_machine_is_reached_through_the_proxy(connect, proxy):
-    """Else the tests above would show nothing."""
+    """Checks that the tests above can fail."""
     while not proxy.asked:  # the test's timeout is its limit
         with pytest.raises(ServiceError):
             connect("192.0.2.1:50051", timeout_seconds=2.0).status()
@@ -110,7 +110,7 @@ def test_another_machine_is_reached_through_the_proxy(connect, proxy):
     ],
 )
 def test_names_of_this_machine_do_not_use_the_proxy(connect, proxy, address):
-    """Nothing listens there, or gRPC finds no such name: what it says comes from itself."""
+    """Nothing listens there, or the name is unknown: the error comes from gRPC itself."""
     assert is_loopback(address)
     with pytest.raises(ServiceError):
         connect(address, timeout_seconds=0.5).status()

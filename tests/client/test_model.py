@@ -1,4 +1,4 @@
-"""A worker's ordinary life: create, pull, push in every form, and the refusals that cost nothing."""
+"""A worker's normal calls: create, pull, push in every form, and local refusals."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_push_async_keeps_the_order_of_the_calls(client, arrays, gradients_of):
 
 
 def test_push_async_from_a_callback_does_not_deadlock(client, arrays, gradients_of):
-    """The queue is full, and a thread waits for room in it, when callbacks on the sender's own thread push more."""
+    """The queue is full and a thread waits for it, while callbacks on the sender's thread push more."""
     model, grads = client.create_model("m", arrays), gradients_of(arrays, 0)
     wanted, versions, done = 20, [], threading.Event()
 
@@ -370,7 +370,7 @@ def test_a_model_created_again_with_a_name_starts_from_zero(client, arrays, grad
 
 
 def test_an_old_handle_refuses_a_new_model_with_reordered_arrays(server, connect):
-    """Both have as many bytes: an old handle would put each array's values into the other."""
+    """Both have the same size, so an old handle would exchange the arrays' values."""
     ones, twos = np.ones(3, np.float32), np.full(3, 2, np.float32)
     other = connect(server.address)
     other.create_model("m", {"a": ones, "b": twos})

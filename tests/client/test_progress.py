@@ -1,4 +1,4 @@
-"""The line on the terminal: only for long transfers, only on a terminal."""
+"""The progress line: only for long transfers, only on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the client tries again, how long it waits, and when it gives up; on a clock of the test's own."""
+"""Retries: conditions, pauses and the end, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numba_adam.ps.detail import with_detail
 
 
 class Clock:
-    """Time that passes only where the code under test waits or works."""
+    """A clock that advances only when the tested code waits or works."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -29,7 +29,7 @@ class Clock:
 
 
 class Failing:
-    """Fails so often, then returns "done"."""
+    """Fails a number of times, then returns "done"."""
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)

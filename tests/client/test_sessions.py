@@ -1,4 +1,4 @@
-"""One worker's session with one model, through the client: what it takes over, what it gives up, what it believes.
+"""One worker's session with one model: takeovers, abandoned sessions, and late answers.
 
 One server for all tests, within this process; each has a model of its own. What is late has tests/client/test_late.py,
 and what a killed server loses tests/client/test_faults.py.
@@ -41,7 +41,7 @@ def other(server, connect, arrays, name):
 
 @pytest.fixture
 def create_anew(other, arrays, name):
-    """Deletes the model and creates it anew: another line of history."""
+    """Deletes the model and creates it again, which starts another line of history."""
 
     def do():
         other.delete_model(name)
@@ -54,7 +54,7 @@ def create_anew(other, arrays, name):
 def test_a_model_created_again_is_reported_as_one_rewind(
     server, connect, create_anew, arrays, gradients_of, name, pushes, caplog
 ):
-    """Also where the worker finds out as it opens its first session, and whatever its epochs were before."""
+    """Even if the worker learns of it when it opens its first session, and for any earlier epochs."""
     model = connect(server.address, "w").open_model(name)
     rewinds = []
     model.on_rewind(rewinds.append)
@@ -99,7 +99,7 @@ def test_a_fenced_worker_stays_fenced_without_asking_the_server(server, connect,
 
 
 def test_a_worker_with_a_dropped_session_opens_another(server, connect, make_server, arrays, gradients_of, name):
-    """By a server that has had more workers since than it remembers."""
+    """Because the server has had more workers since than it keeps."""
     own = make_server()
     model = connect(own.address, "w").create_model(name, arrays)
     model.push(gradients_of(arrays, 1))
@@ -120,7 +120,7 @@ def state(state_id, version=1, first_version=0):
 
 
 def test_answers_of_earlier_states_are_ignored():
-    """Answers of three lines of history, in any order: only what is newer to the client is a rewind."""
+    """Answers of three lines of history in any order: only a newer state is a rewind."""
     session = Session(None, "m", "w", state("a", 5))
     session.notice(state("a", 6))
     assert (session.origin.version, session.take_rewinds()) == (5, [])

@@ -1,4 +1,4 @@
-"""Payloads cut into chunks and put together again, whatever the arrays and the chunk size."""
+"""Payloads are divided into chunks and assembled again, for any arrays and chunk size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that says what this client does not know, in any field of any answer: refused by name, never guessed.
+"""Unknown values in any field of any answer are refused by name, never guessed.
 
 The relay is a newer server: it passes a real one's answers on, with one field of theirs changed.
 """
@@ -67,14 +67,14 @@ def newer(server) -> Iterator[NewerServer]:
 
 @pytest.fixture
 def model(newer, connect, arrays, gradients_of):
-    """A handle that was opened before the server became newer, in mid-session."""
+    """A handle from before the server became newer, in mid-session."""
     model = connect(newer.address).create_model("m", arrays)
     model.push(gradients_of(arrays, 0))
     return model
 
 
 class Tried(NamedTuple):
-    """What calls are made of."""
+    """The objects for a call."""
 
     client: ParameterClient
     model: Model
@@ -94,7 +94,7 @@ CALLS: dict[str, Callable[[Tried], object]] = {
 
 
 def change(path, value=9):
-    """Return what sets a field in a message, where the message has it."""
+    """Return a function that sets a field in messages that have it."""
 
     def set_it(message):
         *steps, last = path.split(".")
@@ -136,7 +136,7 @@ def test_an_answer_with_an_unknown_value_is_refused_by_name(newer, connect, mode
 
 
 def test_every_enum_in_an_answer_has_a_case():
-    """A new one fails here, until it is refused and tried above. Reasons fall back to the status, by promise."""
+    """A new enum fails here until it has a case above. Unknown reasons fall back to the status code."""
     files = (error_pb2, model_pb2, pb, transfer_pb2)
     enums: set[str] = {enum.name for file in files for enum in file.DESCRIPTOR.enum_types_by_name.values()}
     assert enums == {"Mode", "Durability", "Dtype", "EpsMode", "ChecksumKind", "Reason"}

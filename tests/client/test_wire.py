@@ -1,4 +1,4 @@
-"""A plain client, made of generated code alone, exchanges the very bytes that ours does, both ways."""
+"""A plain client of generated code exchanges the same bytes as ours, in both directions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = {"scalar": (), "small": (3, 5), "empty": (0, 4), "over a chunk": (700, 4
 
 
 class PlainClient:
-    """What anybody writes with nothing but the .proto files."""
+    """A client written only with the .proto files."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", 8 << 20)])
@@ -33,7 +33,7 @@ class PlainClient:
 
     @staticmethod
     def payload(answers: Iterator[pb.PullResponse]) -> bytes:
-        """Read a pull's answer, and check it as the protocol says."""
+        """Read a pull's answer, and check it against the protocol."""
         header, *chunks, trailer = answers
         payload = b"".join(part.chunk.data for part in chunks)
         assert len(payload) == header.header.total_bytes
@@ -146,7 +146,7 @@ def test_a_creation_has_the_same_bytes(recorder, plain, model, params):
 
 
 def test_a_plain_client_can_train(server, plain, connect, params):
-    """From nothing, with CRC-32C, with chunks of odd sizes: then our client sees what it did."""
+    """With CRC-32C and chunks of odd sizes; then our client reads the result."""
     crc32c = pytest.importorskip("google_crc32c")
     payload = payload_of(params)
 

@@ -1,4 +1,4 @@
-"""What the GPU's tests share. Those under simulated/ run in a process of their own, with Numba's simulator."""
+"""Settings of the GPU's tests. Those under simulated/ run in their own process, with Numba's simulator."""
 
 import os
 import sys

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Interface:
-    """A NumPy array, lent through `__cuda_array_interface__`."""
+    """A NumPy array, exposed through `__cuda_array_interface__`."""
 
     def __init__(self, array: np.ndarray, *, device: int = 0, typestr: str | None = None) -> None:
         self.array, self.number = array, device
@@ -50,10 +50,10 @@ class _Tensor(ctypes.Structure):
 
 
 class Capsule:
-    """A NumPy array, lent through DLPack as one of a GPU."""
+    """A NumPy array, exposed through DLPack as a GPU array."""
 
     def __init__(self, array: np.ndarray, code: int = 2, *, device: int = 0) -> None:
-        """Lend an array; `code` is DLPack's for its kind: 1 unsigned integer, 2 float, 4 bfloat."""
+        """Expose an array; `code` is DLPack's type code: 1 unsigned integer, 2 float, 4 bfloat."""
         self.array, self.number = array, device
         self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
         self.strides = (ctypes.c_int64 * array.ndim)(*(step // array.itemsize for step in array.strides))
@@ -73,5 +73,5 @@ class Capsule:
 
 
 def on_gpu(*arrays: np.ndarray | None) -> list[Interface | None]:
-    """Return what lends each array; None stays None."""
+    """Return an object that exposes each array; None stays None."""
     return [None if array is None else Interface(array) for array in arrays]

@@ -1,4 +1,4 @@
-"""A GPU that is only stated, for what compiles, links, keeps and loads kernels: where no driver is, all of that runs.
+"""A fake GPU for tests that compile, link, cache and load kernels without a driver.
 
 Of a driver it needs two answers: which compute capability the current GPU has, and that machine code was put there.
 Both come from the context that Numba keeps for each thread, so that context is what stands here; it keeps the machine
@@ -19,7 +19,7 @@ _images: list[bytes] = []  # machine code, as the driver would get it
 
 
 def state(major: int = 9, minor: int = 0, *, refusals: int = 0) -> None:
-    """State the current GPU's compute capability; the first so many pieces of machine code are refused."""
+    """Set the fake GPU's compute capability, and how many loads of machine code it refuses."""
     left = [refusals]
 
     def load(image: Any, *callbacks: object) -> Any:
@@ -36,7 +36,7 @@ def state(major: int = 9, minor: int = 0, *, refusals: int = 0) -> None:
 
 
 def forbid_compiling() -> None:
-    """Make it an error to compile or to link, in the rest of this process."""
+    """Make compiling and linking an error in this process."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("nothing was to be compiled")
@@ -45,7 +45,7 @@ def forbid_compiling() -> None:
 
 
 def use(kernel: Any, arguments: tuple[str, ...]) -> tuple[int, int, str]:
-    """Do what a first launch does up to the launch.
+    """Do the work of a first launch without the launch itself.
 
     Returns:
         how often the kernel was loaded from the folder, how often it was compiled, and a digest of its machine code.

@@ -1,4 +1,4 @@
-"""borrow_cuda: anything that says where on a GPU it lies, through either protocol; the rest is refused by name."""
+"""borrow_cuda: arrays on a GPU through either protocol; all others are refused by name."""
 
 import os
 import subprocess

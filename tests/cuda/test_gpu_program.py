@@ -1,4 +1,4 @@
-"""`make gpu`: run as far as it can be without a GPU. Its times are none, its bits are."""
+"""`make gpu` in the simulator: tests its comparisons of bits, not its times."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_in_the_simulator_every_bit_equals_the_cpus(tmp_path):
     [((0, 1), (1, 0), True), ((0, 1), (0, 1), False), ((1, 0), (1, 0), False), ((0, 0), (0, 0), False)],
 )
 def test_a_kernel_is_cached_by_one_process_and_loaded_by_the_next(cold, warm, is_kept):
-    """The last: the CUDA package counts neither."""
+    """In the last case, the CUDA package counts neither."""
     first, second = (Launch("lanes", seconds, *counts) for seconds, counts in ((1.5, cold), (0.25, warm)))
     (found,) = compared([first], [second])
     assert (found.is_kept, found.cold_seconds, found.warm_seconds) == (is_kept, 1.5, 0.25)

@@ -1,4 +1,4 @@
-"""GPU kernels between processes: kept and loaded, never another's, never stale, and no file can stop a step.
+"""The GPU kernel cache: kernels are saved and loaded, never mixed up or stale, and no damaged file stops a step.
 
 No GPU is needed. Kernels are really compiled, linked to machine code, saved by one process and loaded by another; only
 the GPU's compute capability is stated, and the machine code is put on no GPU (stated_gpu.py). `make gpu` does it all.
@@ -83,13 +83,13 @@ def run(program, *arguments, **environment):
 
 
 def used(folder, *names, capability="9.0", before="", **environment):
-    """Use kernels in a new process; return each one's loads, compilations and machine code. Nothing may be logged."""
+    """Use kernels in a new process without log messages; return each one's loads, compilations and machine code."""
     (line,) = run(before + USE, capability, *names, NUMBA_CACHE_DIR=str(folder), **environment)
     return json.loads(line)
 
 
 def counts(found):
-    """Return how often kernels were loaded, and how often compiled."""
+    """Return the numbers of loads and compilations."""
     return {(loads, compilations) for loads, compilations, _ in found.values()}
 
 
@@ -98,7 +98,7 @@ LOADED, COMPILED = {(1, 0)}, {(0, 1)}
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """Return a folder in which one process has left its kernels, and what it said of them."""
+    """Return a folder with the kernels of one process, and that process's output."""
     folder = tmp_path_factory.mktemp("kept")
     return folder, used(folder, *CHOSEN)
 
@@ -128,7 +128,7 @@ def test_the_next_process_loads_compiled_kernels(first):
 
 
 def test_gpu_and_cpu_kernels_are_cached_in_separate_folders(own_copy):
-    """And neither removes the other's."""
+    """Neither removes the other's."""
     program = "import numba_adam.cpu.kernels.cache as cpu; print(cpu.folder()); print(cache.folder())"
     cpu, gpu = map(Path, run(program, NUMBA_CACHE_DIR=str(own_copy)))
     assert cpu.parent == gpu.parent == own_copy / "numba-adam"
@@ -162,7 +162,7 @@ print(made._cache is before)
 
 
 def name_of(kernel):
-    """Return the name under which a kernel's files are kept."""
+    """Return the file name of a cached kernel."""
     return kernel._cache._impl.filename_base
 
 
@@ -196,7 +196,7 @@ def test_every_argument_of_a_builder_is_in_the_kernels_name():
 
 
 def test_kernels_that_differ_only_in_the_format_have_different_names(tmp_path):
-    """Both are one function with other closures: the index of the file cannot tell them apart."""
+    """Both are the same function with different closures, which the file's index cannot distinguish."""
     program = (
         USE_ANEW
         + """
@@ -225,7 +225,7 @@ def test_another_compute_capability_has_its_own_machine_code(own_copy, first):
 
 
 def test_a_file_overwritten_by_another_process_is_not_used(own_copy):
-    """Numba gives files numbers without a lock, so two processes on different GPUs may choose the same one."""
+    """Numba numbers files without a lock, so two processes on different GPUs may choose the same number."""
     used(own_copy, "total", capability="8.0")
     ours, theirs = files(own_copy, "total-*.nbc")
     shutil.copy(theirs, ours)
@@ -286,7 +286,7 @@ BESIDE = {
 
 
 def made_of():
-    """Return the sources that kernels are made of, by what imports what; a part of those in kernels/ stands for all."""
+    """Return the source files of kernels by following imports; one file of kernels/ stands for all."""
     found, left = set(), [f"cuda/kernels/{name}.py" for name in ("update", "accumulate", "fold", "norm")]
     while left:
         source = left.pop()
@@ -316,7 +316,7 @@ def imported(source):
 
 @pytest.mark.parametrize("distribution", ["numba-cuda", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink-cu12"])
 def test_another_version_of_a_compiler_has_another_folder(tmp_path, distribution):
-    """Distributions are found by their metadata: that is all there is of this one."""
+    """Distributions are found by their metadata, so this one has only metadata."""
     metadata = tmp_path / f"{distribution.replace('-', '_')}-99.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 99.0\n")
@@ -358,7 +358,7 @@ for name in damage.damaged(kinds, lambda: cache.folder().glob(own_name + ".*" + 
 
 
 def test_machine_code_that_the_driver_refuses_is_compiled_again(own_copy):
-    """Here a stated driver refuses what is loaded, and takes what is compiled."""
+    """A fake driver refuses loaded machine code, and accepts compiled code."""
     program = USE_ANEW + "assert not first\nstated_gpu.state(9, 0, refusals=1)\nprint(use(), use())"
     logged, *_, result = run(program, NUMBA_CACHE_DIR=str(own_copy))
     assert "could not be read" in logged

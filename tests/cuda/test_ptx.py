@@ -1,4 +1,4 @@
-"""Every kernel is compiled to PTX for sm_80 and sm_90, and read: this needs a CUDA package, but no GPU.
+"""Compiles every kernel to PTX for sm_80 and sm_90 and checks the PTX. This needs a CUDA package, but no GPU.
 
 PTX is what the driver makes machine code of. It may fuse a multiplication with an addition only where neither says how
 it rounds: a `mul.rn` stays alone.
@@ -29,7 +29,7 @@ if seam.PACKAGE != "numba-cuda":
 
 @functools.cache
 def instructions(name, kernel, capability):
-    """Return a kernel's instructions, one a line: its operation, then its operands."""
+    """Return a kernel's instructions, one per line: the operation, then the operands."""
     if kernel in WAYS:
         made, arguments = getattr(update.kernels(LAYOUTS[name]), kernel), WAYS[kernel]
     elif kernel.startswith("sum "):
@@ -59,7 +59,7 @@ def operations(lines):
 
 
 def expect_nothing_to_fuse(lines):
-    """No fused operation, and no product without a rounding of its own that an addition or subtraction uses."""
+    """Check that no operation is fused, and that products used by additions have explicit rounding."""
     assert [line for line in lines if line.startswith("fma")] == []
     bare = {re.split(r"[\s,;]+", line)[1] for line in lines if re.match(r"mul\.f(32|64)", line)}
     sums = [line for line in lines if re.match(r"(add|sub)\.f(32|64)", line)]
@@ -67,7 +67,7 @@ def expect_nothing_to_fuse(lines):
 
 
 def expect_strict_arithmetic(lines):
-    """IEEE division and root; subnormal numbers stay what they are."""
+    """Check that division and root follow IEEE 754, and that subnormal numbers are kept."""
     approximate = re.compile(r"\.(approx|full|ftz)|^(rsqrt|rcp|ex2|lg2|call)")
     assert [line for line in lines if approximate.search(line)] == []
     assert all(op.startswith("div.rn.f") for op in operations(lines) if re.match(r"div\..*f(32|64)", op))
@@ -99,7 +99,7 @@ def test_float32_kernels_compute_nothing_in_float64(name, kernel, capability):
 
 
 def wide(layout, names):
-    """Return how many accesses a group of elements takes: of 16 bytes, or of 8 where a column has no more."""
+    """Return the number of accesses of a group of elements: of 16 bytes, or 8 for a small column."""
     lanes = 8 if layout.real == "float32" else 4
     item_bytes = {"float32": 4, "float64": 8, "8bit": 1}
     columns = [getattr(layout, name) for name in names]
@@ -119,14 +119,14 @@ def test_columns_are_loaded_and_stored_in_16_bytes(name, kernel, capability):
 
 
 def expect_full_width(layout, vectors):
-    """Some loads move 16 bytes."""
+    """Check that some loads have 16 bytes."""
     full = "v2.f64" if layout.real == "float64" else "v4"
     assert any(op.startswith(f"ld.global.{full}") for op in vectors)
 
 
 @pytest.mark.parametrize("name", EIGHT_BIT)
 def test_the_largest_value_of_a_block_is_found_by_shuffles(name, kernel, capability):
-    """Four rounds for each moment among 16 threads; no memory is shared, and no barrier holds a block of threads up."""
+    """Four rounds of shuffles for each moment among 16 threads, without shared memory or barriers."""
     lines, ptx = instructions(name, kernel, capability)
     found = operations(lines)
     assert found.count("shfl.sync.bfly.b32") == 4 * (3 if LAYOUTS[name].max_exp_avg_sq else 2)
@@ -138,7 +138,7 @@ def test_the_largest_value_of_a_block_is_found_by_shuffles(name, kernel, capabil
 
 @pytest.mark.parametrize("name", EIGHT_BIT)
 def test_each_root_is_computed_once(name, kernel, capability):
-    """A root is both the step's and what is stored; three copies of the loop: with clipping, with L2 decay, with none.
+    """The step and the stored code share a root. The loop has three copies: with clipping, with L2 decay, and with neither.
 
     AMSGrad's step divides by another one, so there are two of each element. And one is taken once, beside eps.
     """

@@ -1,4 +1,4 @@
-"""The kernels run in Numba's CUDA simulator, which must be switched on before Numba is imported: in another process."""
+"""Runs the simulated tests in another process, because the simulator must be enabled before Numba is imported."""
 
 import os
 import re

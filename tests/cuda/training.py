@@ -1,4 +1,4 @@
-"""The same training on a GPU and on the CPU, which says what every bit must be."""
+"""The same training on a GPU and on the CPU, compared bit by bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAPES = ((5, 4), (31,), ())
 
 
 def draw(seed: int, *dtypes: str, shapes: Sequence[tuple[int, ...]] = SHAPES, skip: int = 0) -> list[np.ndarray]:
-    """Return arrays of dtypes by their names; "uint16" are the bits of bfloat16.
+    """Return random arrays of named dtypes; "uint16" means the bits of bfloat16.
 
     Their magnitudes span some powers of two. Each begins `skip` elements after a multiple of 64 bytes.
     """
@@ -43,7 +43,7 @@ def placed(values: np.ndarray, skip: int) -> np.ndarray:
 
 
 def bits(array: np.ndarray) -> list[Any]:
-    """Return an array's bits; all NaNs are one, since what they carry differs from machine to machine."""
+    """Return an array's bits. All NaNs become equal, because their payloads differ between machines."""
     array = np.array(array)
     if array.dtype.kind == "f":
         array[np.isnan(array)] = np.nan
@@ -73,7 +73,7 @@ def expect_same_training(
     skip: int = 0,
     **options: Any,
 ) -> tuple[na.Adam, na.Adam]:
-    """Train twice, once with the arrays whose numbers are not in `on_cpu` on a GPU; return both optimizers."""
+    """Train on the CPU, and with all arrays except those in `on_cpu` on a GPU; return both optimizers."""
     params, copies = (draw(1, *dtypes, shapes=shapes, skip=skip) for _ in range(2))
 
     def lend(arrays: list[np.ndarray]) -> list[Any]:

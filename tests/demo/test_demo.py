@@ -1,4 +1,4 @@
-"""The demonstration, for real: processes are started and killed, and what it shows is what happened."""
+"""The real demonstration: it starts and kills processes, and reports what happened."""
 
 import queue
 import re
@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def test_the_command_trains_through_a_crash_and_reaches_97_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a user sees it, once; what it records is a history without gaps before and after the crash."""
+    """Runs the command once; the recorded history has no gaps before and after the crash."""
     records: list[Record] = []
     watched: list[Push] = []
 

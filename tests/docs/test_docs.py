@@ -1,4 +1,4 @@
-"""The documents' examples run, their quotations stand where they say, and their links lead somewhere."""
+"""The documents' examples run, their quotations match the sources, and their links are valid."""
 
 import doctest
 import re
@@ -21,7 +21,7 @@ def name(path: Path) -> str:
 
 
 def with_marks(document: Path):
-    """Return a document as a parameter; one that trains a network is slow."""
+    """Return a document as a parameter; one that trains a network is marked slow."""
     return pytest.param(document, marks=[pytest.mark.slow] if "import digits" in document.read_text() else [])
 
 

@@ -1,4 +1,4 @@
-"""The examples in the library's docstrings run, and give what they show."""
+"""The examples in the library's docstrings run with the results shown."""
 
 import doctest
 import importlib

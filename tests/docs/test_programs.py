@@ -1,4 +1,4 @@
-"""The documents' programs run as they stand, from the clone's own folder, where a reader has just installed it."""
+"""The documents' programs run unchanged in the clone's folder, as for a reader who has just installed it."""
 
 import importlib.util
 import re
@@ -18,7 +18,7 @@ ADDRESS = "127.0.0.1:50051"  # the default, which another server may have here
 
 
 def programs() -> list[tuple[str, str]]:
-    """Return every program with what to call it; examples with prompts are doctests."""
+    """Return every program with its name; examples with prompts are doctests."""
     documents = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [
         (f"{document.relative_to(ROOT)}-{number}", program)

@@ -1,4 +1,4 @@
-"""The picture of docs/how-adam-works.md is what tools/draw_ravine.py draws, and that is what Adam does.
+"""The picture of docs/how-adam-works.md matches tools/draw_ravine.py, which shows real runs of Adam.
 
 The committed files are compared by their points and their words, not byte by byte: other versions of Matplotlib write
 other files.
@@ -32,7 +32,7 @@ def fresh(ravine, tmp_path_factory):
 
 
 def points(picture: ElementTree.ElementTree, name: str) -> np.ndarray:
-    """Return the points of what has a name, an array (n, 2)."""
+    """Return the points of a named element, an array (n, 2)."""
     (group,) = [element for element in picture.iter() if element.get("id") == name]
     numbers = [NUMBER.findall(element.get("d")) for element in group.iter() if element.get("d")]
     return np.array([float(each) for one in numbers for each in one]).reshape(-1, 2)
@@ -89,7 +89,7 @@ def test_the_compasses_give_the_step(ravine):
 
 
 def test_plain_gradient_descent_has_its_best_learning_rate(ravine):
-    """The worst of both directions shrinks by |1 - lr * curvature|, and no other rate makes that less."""
+    """The slower direction shrinks by |1 - lr * curvature|, and no other rate makes this smaller."""
     rates = np.linspace(0.001, 2 / ravine.STEEPNESS, 10_000)
     worst = np.maximum(np.abs(1 - rates), np.abs(1 - rates * ravine.STEEPNESS))
     best = max(abs(1 - ravine.PLAIN_LR), abs(1 - ravine.PLAIN_LR * ravine.STEEPNESS))

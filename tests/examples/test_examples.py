@@ -1,4 +1,4 @@
-"""The examples run as they stand and come to the result that they promise."""
+"""The examples run unchanged and reach the results that they promise."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *words: str) -> str:
-    """Run an example in a new process, from the clone's folder, and return what it printed."""
+    """Run an example in a new process in the clone's folder, and return its output."""
     command = [sys.executable, f"examples/{name}", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=800).stdout
 

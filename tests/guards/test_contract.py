@@ -1,4 +1,4 @@
-"""The wire contract keeps what was released: `make lint` compares it with proto/released.binpb by buf, and so do we.
+"""The wire contract keeps everything released: compares it with proto/released.binpb, as `make lint` does with buf.
 
 buf comes with the `dev` extra; the first test needs none.
 """
@@ -29,7 +29,7 @@ BREAKS = {
 
 
 def fields(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[object, ...]]:
-    """Yield what a client relies on: every field, enum value and call, as plain values."""
+    """Yield everything that clients rely on: every field, enum value and call, as plain values."""
     for message in file.message_type:
         for field in message.field:
             yield message.name, field.name, field.number, field.type, field.type_name, field.label

@@ -1,4 +1,4 @@
-"""House rules that a scan can check: docstrings, tests that assert, no sleep, no print, no leftovers."""
+"""House rules checked by scanning the sources: docstrings, asserting tests, no sleep, no print, no leftovers."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ PRINTERS = ("numba_adam/cli/", "numba_adam/demo/")
 
 
 def asserts(test: ast.AST) -> bool:
-    """Say whether a test can fail: an assert, pytest.raises, or a helper whose name says that it asserts."""
+    """Return whether a test can fail: it has an assert, pytest.raises, or a helper with an asserting name."""
     for node in ast.walk(test):
         if isinstance(node, ast.Assert):
             return True

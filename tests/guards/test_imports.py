@@ -112,7 +112,7 @@ def inside(sources):
 
 
 def imported_modules(source, modules):
-    """Return which of our modules a file imports, and in which line."""
+    """Return the modules of ours that a file imports, and their lines."""
     found = {}
     for name, line in source.imports():
         parts = name.split(".")
@@ -207,7 +207,7 @@ def test_only_interop_names_frameworks(sources) -> None:
 
 
 def test_no_import_uses_a_folders_bare_name(sources) -> None:
-    """From the repository's root `import server` would work, and in an installation it would not."""
+    """`import server` works in the repository's root, but not in an installation."""
     bare = [
         f"{source.path}:{line}: {name}"
         for source in sources

@@ -25,7 +25,7 @@ def test_every_install_line_comes_from_installing(root) -> None:
 
 
 def test_only_one_file_of_the_package_has_install_commands(root) -> None:
-    """Others ask it, so that the advice cannot differ from place to place."""
+    """Other files use it, so that the advice is the same everywhere."""
     saying = {
         path.relative_to(root).as_posix()
         for pattern in SHIPPED[:3]

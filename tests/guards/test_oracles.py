@@ -1,4 +1,4 @@
-"""Oracles import no code that they test, not even indirectly: a shared fault would stay undetected."""
+"""Oracles import no code that they test, even indirectly: a shared error would stay undetected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_oracle(path: str) -> bool:
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Return the top-level names of all that a file imports, within functions too."""
+    """Return the top-level names of all imports of a file, including those in functions."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -7,7 +7,7 @@ UNSAFE_CALLS = {"eval", "exec", "__import__"}
 
 
 def unsafe(node: ast.AST) -> str | None:
-    """Return what is unsafe about this piece of syntax, if anything."""
+    """Return what is unsafe about a syntax node, or None."""
     if isinstance(node, ast.Import):
         return next((alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES), None)
     if isinstance(node, ast.ImportFrom):

@@ -12,7 +12,7 @@ ADVICE = "run `make format`, or python tools/draw_tree.py"
 
 @pytest.fixture(scope="module")
 def listed(root) -> dict[str, str]:
-    """Return the folders of the drawing with their descriptions, read as a person reads it: by indentation."""
+    """Return the folders in the drawing and their descriptions, parsed by indentation."""
     (tree,) = TREE.findall((root / "CONTRIBUTING.md").read_text())
     found: dict[str, str] = {}
     above: list[str] = []

@@ -1,4 +1,4 @@
-"""PyTorch refuses a backward pass through values that a write of ours has replaced, as after any write of its own."""
+"""PyTorch refuses a backward pass through values that we have overwritten, as after its own writes."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_inference_tensors_without_a_counter_are_updated():
 
 
 def test_writes_are_counted_in_every_version_of_pytorch(monkeypatch):
-    """PyTorch 2.5 and later take a list, 2.1 to 2.4 one tensor at a time, earlier ones have no such function."""
+    """PyTorch 2.5 and later take a list, 2.1 to 2.4 one tensor, and earlier versions have no such function."""
     modern = torch.autograd.graph.increment_version
 
     def one_at_a_time(tensor):

@@ -1,4 +1,4 @@
-"""borrow(): the same memory whatever lends it, and refusals that say what to do."""
+"""borrow(): the same memory for every kind of array, and refusals with advice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numba_adam.interop import borrow
 
 
 class Interface:
-    """Lends memory by __array_interface__ alone."""
+    """Exposes memory only by __array_interface__."""
 
     def __init__(self, owner: np.ndarray) -> None:
         self.__array_interface__ = owner.__array_interface__
@@ -22,7 +22,7 @@ class Interface:
 
 
 class Capsule:
-    """Lends memory by DLPack alone."""
+    """Exposes memory only by DLPack."""
 
     def __init__(self, owner: np.ndarray, device: tuple[int, int] = (1, 0)) -> None:
         self.owner, self.device = owner, device
@@ -35,13 +35,13 @@ class Capsule:
 
 
 class OnGpu:
-    """What a CuPy array shows of itself."""
+    """An object with the attributes of a CuPy array."""
 
     __cuda_array_interface__: ClassVar = {"shape": (3,), "typestr": "<f4", "data": (4096, False), "version": 3}
 
 
 class Looks:
-    """Can be turned into an array, which may copy: a pandas Series, say."""
+    """Can be converted to an array, perhaps by a copy, like a pandas Series."""
 
     def __array__(self, *_args: object, **_options: object) -> np.ndarray:
         return np.ones(3)

@@ -1,4 +1,4 @@
-"""Low-precision copies, averages and master copies when a tensor is given other memory, before and after a load."""
+"""Low-precision copies, averages and master copies after a tensor's storage was replaced, before and after a load."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_state_dict_keeps_its_state_after_axes_were_transposed():
 
 @pytest.mark.parametrize("order", ["load, then move", "move, then load"])
 def test_loading_and_moving_work_in_either_order(order):
-    """With values that the parameter's format holds no more than rounded: the master copy's are not lost."""
+    """With values beyond the parameter's precision: those of the master copy are not lost."""
     source = torch.nn.Parameter(ones(1).bfloat16())
     first = na.Adam([source], lr=0.01, master_weights=True)
     for k in range(3):

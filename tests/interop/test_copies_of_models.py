@@ -1,4 +1,4 @@
-"""A PyTorch model and its optimizer, copied and saved together: the copy's optimizer trains the copy's model."""
+"""A PyTorch model and its optimizer, copied or saved together: the copied optimizer trains the copied model."""
 
 from __future__ import annotations
 

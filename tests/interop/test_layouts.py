@@ -1,4 +1,4 @@
-"""PyTorch tensors whose axes lie in any order, or come to do so: torch.optim.Adam is the oracle, element by element."""
+"""PyTorch tensors with any order of axes, and changes of the order, compared with torch.optim.Adam."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ TURNS = {
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
 def test_a_matrix_transposed_in_place_updates_the_right_elements(turn):
-    """As with torch.optim, the state of element (i, j) stays with whatever is element (i, j)."""
+    """As in torch.optim, the state of index (i, j) stays with index (i, j)."""
     ours, theirs, mine, their = pair(Bare)
     data = torch.randn(4, 4, generator=torch.Generator().manual_seed(9))
     for step in range(5):

@@ -1,4 +1,4 @@
-"""Importing our packages loads no framework, and the client never loads Numba: shown in processes of their own."""
+"""Importing our packages loads no framework, and the client never loads Numba. Tested in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hyperparameters as tensors of PyTorch and scalars of JAX: the number that each holds when it is given."""
+"""Hyperparameters as PyTorch tensors and JAX scalars count with their value at the time of the call."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_betas_may_be_one_tensor(array):
 
 
 def test_a_schedule_may_return_jax_scalars():
-    """What optax's schedules return: functions of an update's number, traced or not, that answer with a JAX scalar."""
+    """Like optax's schedules: functions of the update's number that return a JAX scalar."""
     schedule = jax.jit(lambda step: 0.5 * (1 + jnp.cos(jnp.pi * step / 10)))
     w, other = np.ones(3), np.ones(3)
     optimizer, by_hand = na.Adam([w], lr=schedule), na.Adam([other])

@@ -119,7 +119,7 @@ def test_an_optimizer_without_state_converts_too():
 
 
 def stepped(*shapes):
-    """Return parameters that start at 1, and an optimizer of theirs that has made its first step."""
+    """Return parameters that start at 1, and their optimizer after its first step."""
     params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
     optimizer = na.Adam(params, lr=0.125)
     optimizer.step([torch.ones(shape) for shape in shapes])
@@ -128,7 +128,7 @@ def stepped(*shapes):
 
 @pytest.mark.parametrize("kind", ["tensor", "array"])
 def test_a_parameter_with_replaced_data_still_trains(kind):
-    """As with torch.optim: `.data = `, `vector_to_parameters` and their like do not leave the optimizer behind."""
+    """As in torch.optim, the optimizer follows `.data = `, `vector_to_parameters` and similar changes."""
     (moved, other), optimizer = stepped(3, (2, 2))
     (same, _), reference = stepped(3, (2, 2))
     moved.data = moved.data.clone()
@@ -197,7 +197,7 @@ def test_16_bit_tensors_train_like_arrays(param, grad, options):
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("dtype", ["float32", *NARROW])
 def test_torch_continues_from_a_state_of_any_format(dtype, state):
-    """What torch loads is what a float32 optimizer of ours loads, rounded to the parameter's dtype by torch."""
+    """torch loads the same state as our float32 optimizer, rounded to the parameter's dtype."""
     tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, dtype, 1_300, 3)]
     options = {"eps_mode": "algorithm1", "amsgrad": True}
     optimizer = na.Adam(tensors, state_dtype=state, ema_decay=0.5, master_weights=dtype != "float32", **options)
@@ -237,7 +237,7 @@ def test_a_torch_state_of_any_format_loads(dtype, state):
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_16_bit_parameter_with_replaced_storage_still_trains(dtype):
-    """What the master copy holds beyond the parameter's bits is not lost when the same values get other memory."""
+    """Digits of the master copy beyond the parameter's precision survive a replaced storage with the same values."""
     moved, same = (torch.nn.Parameter(torch.ones(64).to(getattr(torch, dtype))) for _ in range(2))
     options = {"master_weights": True, "ema_decay": 0.5, "lr": 1e-4}
     optimizers = [na.Adam([param], **options) for param in (moved, same)]

@@ -1,4 +1,4 @@
-"""The checksums against published values, and against their own definition."""
+"""The checksums match published values and their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions that go to the protocol and come back are the same, and defaults count as what they mean."""
+"""Conversions to the protocol and back keep all values, and defaults count as their values."""
 
 from __future__ import annotations
 

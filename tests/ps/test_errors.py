@@ -1,4 +1,4 @@
-"""The error table is complete, and an error that crosses the wire comes out as what went in."""
+"""The error table is complete, and errors keep their class and detail over the wire."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Failure(grpc.RpcError, grpc.Call):
 
 
 def across(error: BaseException) -> ServiceError:
-    """The exception that the other side of the wire raises."""
+    """Return the exception that the client raises for a server's error."""
     code, message, detail = to_status(error)
     return from_rpc_error(Failure(code, message, ((DETAIL_KEY, detail.SerializeToString()),)))
 

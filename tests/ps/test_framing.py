@@ -1,4 +1,4 @@
-"""The framing against the generated code: the same bytes out, the same meaning in, for every byte string."""
+"""The framing compared with generated code: equal encoding, and equal decoding of every byte string."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFSETS = st.one_of(st.sampled_from(EDGE_OFFSETS), st.integers(0, 2**64 - 1))
 
 
 def oracle(message_type: type[Message], raw: bytes) -> object:
-    """What the generated parser makes of `raw`, in a form that compares; "refused" where it refuses."""
+    """Return the generated parser's result in a comparable form, or "refused"."""
     try:
         message = message_type.FromString(raw)
     except DecodeError:
@@ -106,7 +106,7 @@ VARINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 
 
 def varint(value: int, padding: int) -> bytes:
-    """`value` as a varint, `padding` bytes longer than need be (all legal up to ten bytes)."""
+    """Return a varint with `padding` extra bytes (valid up to ten bytes)."""
     groups = []
     while True:
         groups.append(value & 0x7F)
@@ -124,7 +124,7 @@ def varint_bytes(draw: st.DrawFn, values: st.SearchStrategy[int] = VARINTS) -> b
 
 @st.composite
 def fields(draw: st.DrawFn, inner: st.SearchStrategy[bytes]) -> bytes:
-    """One field with any number, wire type and spelling; most are near what the protocol uses."""
+    """One field with any number, wire type and encoding, mostly similar to the protocol's."""
     number = draw(st.sampled_from([1, 2, 3, 4, 5, 2**20]))
     wire_type = draw(st.sampled_from([0, 1, 2, 2, 2, 5]))
     tag = varint(number << 3 | wire_type, draw(st.sampled_from([0, 0, 0, 1])))
@@ -156,7 +156,7 @@ MESSAGES = joined(st.one_of(NEAR_CHUNKS, TRAILERS, fields(joined(CHUNK_FIELDS)))
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A message with a byte changed, cut out or put in."""
+    """A message with a byte changed, removed or inserted."""
     raw = bytearray(draw(MESSAGES))
     at = draw(st.integers(0, len(raw)))
     raw[at : at + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))

@@ -1,4 +1,4 @@
-"""docs/wire.md: every test that it names exists, and its error table is the one in the code."""
+"""docs/wire.md: its named tests exist, and its error table matches the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server's tests share: a running server, and a peer that speaks to it through plain generated code."""
+"""Fixtures of the server's tests: a running server, and a client made of generated code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Refusal(NamedTuple):
-    """What a failed call said."""
+    """The status of a failed call."""
 
     code: grpc.StatusCode
     message: str
@@ -45,7 +45,7 @@ class Refusal(NamedTuple):
 
 
 def refusal_of(call: Callable[[], object]) -> Refusal:
-    """Return what a call that must fail says."""
+    """Return the status of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error = caught.value
@@ -64,7 +64,7 @@ def payload_of(arrays: Arrays) -> bytes:
 def transfer(
     request: Any, header: Any, payload: bytes, *, chunk_bytes: int = 1 << 20, checksum: int | None = None
 ) -> Iterator[Any]:
-    """Yield the messages of a transfer, made by generated code alone."""
+    """Yield the messages of a transfer, made only by generated code."""
     yield request(header=header)
     for offset in range(0, len(payload), chunk_bytes):
         yield request(chunk=transfer_pb2.TensorChunk(offset=offset, data=payload[offset : offset + chunk_bytes]))
@@ -73,7 +73,7 @@ def transfer(
 
 
 class Pulled(NamedTuple):
-    """Parameters, and where the state stood."""
+    """Parameters and their state."""
 
     state: model_pb2.StatePoint
     arrays: Arrays
@@ -92,7 +92,7 @@ class Session:
     sequence: int = 0
 
     def header(self, grads: dict[str, np.ndarray | None], **changes: Any) -> pb.PushHeader:
-        """Return the header of the next push; `changes` replace fields of it."""
+        """Return the header of the next push; `changes` replace its fields."""
         present = {name: grad for name, grad in grads.items() if grad is not None}
         fields: dict[str, Any] = {
             "model": self.model,
@@ -121,7 +121,7 @@ class Session:
         return transfer(pb.PushRequest, header, payload, chunk_bytes=chunk_bytes, checksum=checksum)
 
     def push(self, grads: dict[str, np.ndarray | None], **changes: Any) -> pb.PushAck:
-        """Push under the next sequence number, or the one given, and count it when it is answered."""
+        """Push with the next or the given sequence number, and count it when it is answered."""
         ack = self.peer.stub.Push(self.messages(grads, **changes), timeout=800).ack
         self.sequence = max(self.sequence, changes.get("sequence", self.sequence + 1))
         return ack
@@ -182,7 +182,7 @@ class Peer:
         return ack.ack, self._gather(session.model, rest)
 
     def _gather(self, model: str, answers: Sequence[Any]) -> Pulled:
-        """Check a transfer and cut it into arrays."""
+        """Check a transfer and divide it into arrays."""
         first, *chunks, last = answers
         payload = b""
         for answer in chunks:
@@ -200,7 +200,7 @@ class Peer:
 
 
 class Process:
-    """A server in a process of its own, started through `serve`."""
+    """A server in its own process, started through `serve`."""
 
     PROGRAM = (
         "import json, logging, pathlib, resource, sys\n"
@@ -244,7 +244,7 @@ class Process:
         self._finish()
 
     def signal(self, number: int) -> None:
-        """Send a signal and do not wait."""
+        """Send a signal without waiting."""
         self._process.send_signal(number)
 
     def stop(self) -> int:
@@ -284,7 +284,7 @@ def server(config: ServerConfig) -> Iterator[Server]:
 
 @pytest.fixture
 def peers() -> Iterator[Callable[[str], Peer]]:
-    """Makes peers, and closes them in the end."""
+    """Makes peers, and closes them at the end."""
     made: list[Peer] = []
 
     def make(address: str) -> Peer:
@@ -303,7 +303,7 @@ def peer(server: Server, peers: Callable[[str], Peer]) -> Peer:
 
 @pytest.fixture
 def processes() -> Iterator[Callable[..., Process]]:
-    """Starts servers in processes of their own, and ends those that are left."""
+    """Starts servers in their own processes, and ends them at the end."""
     started: list[Process] = []
 
     def start(folder: Path, **options: Any) -> Process:
@@ -317,7 +317,7 @@ def processes() -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def wire() -> SimpleNamespace:
-    """What makes messages by generated code."""
+    """Functions that make messages by generated code."""
     return SimpleNamespace(transfer=transfer, payload_of=payload_of, tensor_specs=tensor_specs, Process=Process)
 
 

@@ -1,4 +1,4 @@
-"""The arena: where its arrays lie, and that nothing in it thinks in 32 bits."""
+"""The arena: the positions of its arrays, and sizes beyond 32 bits."""
 
 import mmap
 import struct
@@ -68,7 +68,7 @@ def test_the_layout_counts_beyond_32_bits():
 
 
 def test_an_update_beyond_4_gib_changes_the_right_elements(monkeypatch):
-    """The first tensor's 4.3 GB are never touched: the mapping is sparse."""
+    """The first tensor's 4.3 GB are never touched, so the mapping stays sparse."""
     hole, size = 2**32 // 4 + 1000, 20_000
     mapped = mmap.mmap
     with monkeypatch.context() as patched:
@@ -96,7 +96,7 @@ def test_a_failed_allocation_gives_a_clear_error():
 
 
 def test_the_mapping_is_shared():
-    """A process that is given the descriptor will see it: the kernel says so in its list of mappings."""
+    """The kernel's list of mappings marks it as shared."""
     arena = Arena([mmap.PAGESIZE], "float32")
     address = arena.param.ctypes.data
     with open("/proc/self/maps") as file:

@@ -1,4 +1,4 @@
-"""The byte budget: what fits, what must wait, what can never fit."""
+"""The byte budget: transfers that fit, that must wait, and that can never fit."""
 
 import pytest
 

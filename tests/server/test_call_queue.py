@@ -1,4 +1,4 @@
-"""A call queue: one call at a time, in order, on the thread that calls, and an end that loses nothing."""
+"""A call queue: one call at a time, in order, on the caller's thread; a stop loses no call."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ DEADLINE = 60  # seconds: generous, and never waited for unless something is wro
 
 
 class InterruptionError(Exception):
-    """What a signal's handler raises."""
+    """The error that a signal handler raises."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def threads():
 
 @pytest.fixture
 def held(queue, threads):
-    """A call queue within a call that lasts until the event that comes with it is set."""
+    """A call queue with a call in progress that ends when the event is set."""
     begun, over = threading.Event(), threading.Event()
 
     def hold():
@@ -48,7 +48,7 @@ def held(queue, threads):
 
 
 def wait_until_queued(queue, count):
-    """Wait until so many calls wait; the test's timeout is its limit."""
+    """Wait until this number of calls wait; the test's timeout is the limit."""
     pause = threading.Event()
     while queue.waiting != count:
         pause.wait(0.001)
@@ -99,7 +99,7 @@ def test_an_error_goes_to_its_caller_and_the_next_call_runs(queue, threads, held
 
 
 def test_an_error_does_not_keep_a_gradient_alive(queue):
-    """Without the garbage collector's help: a rejected push must give its slot's memory back at once."""
+    """Without the garbage collector: a rejected push must release its slot at once."""
     gradient = np.zeros(10)
     alive = weakref.ref(gradient)
 
@@ -142,7 +142,7 @@ def test_a_stopped_queue_says_that_the_server_is_stopping(queue):
 
 @pytest.fixture
 def on_signal():
-    """Sets what happens when this process gets SIGUSR1."""
+    """Sets the handler of SIGUSR1."""
     before = signal.getsignal(signal.SIGUSR1)
     yield lambda handler: signal.signal(signal.SIGUSR1, lambda *_: handler())
     signal.signal(signal.SIGUSR1, before)

@@ -1,4 +1,4 @@
-"""Many workers at once: versions without gaps, one hash, whole pulls, and a budget that holds."""
+"""Many workers at once: versions without gaps, one hash, consistent pulls, and a budget that is kept."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ WORKERS, PUSHES = 4, 25
 
 
 def gradient_of(worker, number, size):
-    """Return the gradient of one worker's push, the same wherever it is asked for."""
+    """Return the gradient of one worker's push; always the same."""
     return np.random.default_rng([worker, number]).standard_normal(size, dtype=np.float32)
 
 
@@ -34,7 +34,7 @@ def sha256(*arrays):
 
 
 def test_the_state_equals_a_replay_in_version_order(config, peers):
-    """Four workers push, some of them twice; the server restarts in between; one SHA-256 says that nothing was lost."""
+    """Four workers push, sometimes twice, and the server restarts in between. One SHA-256 shows that none is lost."""
     size = 40_000  # enough for the parallel kernel
     start = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     order = {}
@@ -70,7 +70,7 @@ def test_the_state_equals_a_replay_in_version_order(config, peers):
 
 
 def test_a_pull_during_pushes_returns_one_version(server, peers):
-    """All elements of a gradient are equal, so all elements of a version are; a torn pull would show."""
+    """All elements of a version are equal, so a mixture of versions would be detected."""
     peer = peers(server.address)
     peer.create({"x": np.zeros(300_000, np.float32)}, lr=0.1)
     done = threading.Event()
@@ -119,7 +119,7 @@ def test_a_slow_pull_keeps_its_version_and_delays_nobody(server, peers):
 
 @pytest.fixture
 def tight(tmp_path):
-    """Return settings whose budget holds a model of 1 MB, one pull and one push beside its own slot."""
+    """Return settings with a budget for a model of 1 MB, one pull, and one push besides the model's own slot."""
     return ServerConfig(
         listen="127.0.0.1:0",
         data_dir=tmp_path / "data",
@@ -199,7 +199,7 @@ def half_sent(session, grads):
 
 
 def wait_for_transfers(server, count):
-    """Wait until the server receives so many pushes; the test's timeout is its limit."""
+    """Wait until the server receives this number of pushes; the test's timeout is the limit."""
     while len(server._runtime.pushes.receiving) != count:
         threading.Event().wait(0.001)
 
@@ -241,7 +241,7 @@ def test_sequential_pushes_need_only_the_models_own_memory(server, peer):
 
 
 def test_finished_waits_for_a_version_do_not_count(config, server, peer):
-    """As many one after the other as calls are served at the same time."""
+    """Sequentially, as many as the limit of concurrent calls."""
     peer.create({"x": np.ones(4, np.float32)})
     session, waiters = peer.session(), server._runtime.waiters
     all_free = waiters.free
@@ -256,7 +256,7 @@ def test_finished_waits_for_a_version_do_not_count(config, server, peer):
 
 
 def test_a_busy_server_still_reports_that_it_is_serving(config, peers, params, grads_of):
-    """Or whoever watches over it would take it for dead, and kill it."""
+    """Otherwise a supervisor would consider it dead and kill it."""
     with Server(dataclasses.replace(config, rpc_threads=4)) as server:
         peer = peers(server.address)
         peer.create(params)

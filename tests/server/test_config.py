@@ -1,4 +1,4 @@
-"""Settings: one source, four places they may come from, and what is refused."""
+"""Settings: four sources, their precedence, and refused values."""
 
 import argparse
 import os
@@ -141,14 +141,14 @@ def test_mistakes_in_the_file_are_named(parse, tmp_path):
 
 @pytest.mark.parametrize("listen", ["::1:50077", "::1:0", "[::1:50077", "fe80::1:7"])
 def test_an_ipv6_address_without_brackets_is_refused_with_advice(listen):
-    """Whether its last part is a port, nobody can tell; gRPC says of it that the address is in use."""
+    """Its last part may be a port or not; gRPC would report that the address is in use."""
     with pytest.raises(ConfigurationError, match="needs brackets"):
         ServerConfig(listen=listen)
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
 def test_brackets_around_other_addresses_are_refused(name):
-    """A name in brackets was served at whichever of its addresses was free."""
+    """A name in brackets was once served at any of its addresses that was free."""
     with pytest.raises(ConfigurationError, match=re.escape(f"brackets are for IPv6 addresses; write {name}:6000")):
         ServerConfig(listen=f"[{name}]:6000")
 
@@ -241,7 +241,7 @@ def test_a_number_of_threads_has_no_unit(parse):
 
 @pytest.fixture
 def proc(tmp_path):
-    """Make a /proc that describes a process's control groups; takes `cgroup`'s lines, mounts and files of limits."""
+    """Make a /proc with a process's control groups, from lines of `cgroup`, mounts and limit files."""
 
     def make(groups, mounts, limits):
         process = tmp_path / "proc" / "self"

@@ -1,4 +1,4 @@
-"""The data folder: what is kept, what is found again, and what a crash or a disk may leave behind."""
+"""The data folder: kept snapshots, restored ones, and leftovers of crashes and disk errors."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from numba_adam.settings.hyperparameters import Hyperparameters
 
 @pytest.fixture
 def data_folders(tmp_path):
-    """Opens data_folders on one folder, begins their runs, and closes the last."""
+    """Opens data folders on one path, begins their runs, and closes the last."""
     opened = []
 
     def open_store(kept=3):
@@ -45,7 +45,7 @@ def put(data_folder, version, name="model"):
 
 
 def get(data_folder, name="model"):
-    """Return the version that is found, and whether that is because the data_folder has fallen back."""
+    """Return the restored version, and whether an older snapshot was used."""
     arrays = {group: np.zeros(4, np.float32) for group in ("param", "exp_avg", "exp_avg_sq")}
     found = data_folder.restore(name, lambda _: arrays)
     assert arrays["param"].tolist() == [found.snapshot.ledger["version"]] * 4
@@ -200,7 +200,7 @@ def test_a_folder_that_is_not_a_model_is_ignored_and_logged_once(data_folders, t
 
 
 def test_a_deletion_interrupted_by_a_crash_is_completed(data_folders, tmp_path):
-    """The run still names the model, and its files are out of the way already."""
+    """The run record still has the model, and its folder is already renamed."""
     data_folder = data_folders()
     put(data_folder, 1)
     put(data_folder, 1, name="other")
@@ -283,7 +283,7 @@ def test_a_path_that_others_may_write_to_is_refused_by_name(data_folders, tmp_pa
 
 @pytest.mark.parametrize("name", ["run.writing", "running"])
 def test_a_run_that_cannot_begin_gives_a_clear_error(data_folders, tmp_path, name):
-    """Something that is no file lies where one is written or removed."""
+    """A folder has the name of a file to write or remove."""
     data_folder = data_folders()
     data_folder.close()
     (tmp_path / "data" / name).mkdir()

@@ -1,4 +1,4 @@
-"""Many connections: files still find descriptors, and peers that are not there any more are let go of."""
+"""Many connections: descriptors remain for files, and dead peers are disconnected."""
 
 import contextlib
 import resource
@@ -24,7 +24,7 @@ def connect(address, *, says=PREFACE):
 
 
 def read_frame(connection):
-    """Return kind, flags and payload of an HTTP/2 frame; None at the end of the connection."""
+    """Return type, flags and payload of an HTTP/2 frame; None at the end of the connection."""
 
     def read(size):
         found = b""
@@ -46,7 +46,7 @@ def read_frame(connection):
 
 
 def limit_of(process):
-    """Return how many files the system lets a process open."""
+    """Return the limit of open files of a process."""
     lines = Path(f"/proc/{process.pid}/limits").read_text().splitlines()
     return int(next(line.split()[3] for line in lines if line.startswith("Max open files")))
 
@@ -67,7 +67,7 @@ def test_idle_connections_leave_descriptors_for_snapshots(processes, tmp_path, s
 
 
 def test_a_new_client_connects_after_dead_peers_are_closed(processes, tmp_path):
-    """All connections are taken by peers that answer nothing; they are probed, and cut."""
+    """Silent peers use all connections; they are pinged and disconnected."""
     process = processes(tmp_path / "data", most_connections=20, keepalive_seconds=1)
     with contextlib.ExitStack() as stack:
         for _ in range(40):
@@ -79,7 +79,7 @@ def test_a_new_client_connects_after_dead_peers_are_closed(processes, tmp_path):
 @pytest.mark.parametrize("answers", [0, 1, 3])
 @pytest.mark.parametrize("says", [PREFACE, PREFACE + SETTINGS_ACK], ids=["settings ignored", "settings acknowledged"])
 def test_a_peer_that_answers_no_ping_is_disconnected(processes, tmp_path, says, answers):
-    """Also one that has answered some, and without any call."""
+    """Even after it answered some, and without any call."""
     process = processes(tmp_path / "data", keepalive_seconds=1)
     with contextlib.closing(connect(process.address, says=says)) as connection:
         answered = 0

@@ -1,4 +1,4 @@
-"""One client asks for more than its share, in every way we know: memory stays near the budget, and others are served.
+"""One client attacks in every way we know: memory stays near the budget, and others are served.
 
 Memory is the peak that the system itself keeps of the server's resident set.
 """
@@ -38,7 +38,7 @@ ENDED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, g
 
 
 class Attacker:
-    """Connections to a server, each of its own, that are closed in the end."""
+    """Separate connections to a server, closed at the end."""
 
     def __init__(self, process, stack):
         self.process, self.address, self._stack = process, process.address, stack
@@ -67,7 +67,7 @@ class Attacker:
         self.over.wait(300)
 
     def stalling(self, *, up=1 << 62, down=1 << 62):
-        """Return the address of a proxy that passes so many bytes on, up and down, and then takes no more."""
+        """Return the address of a proxy that forwards this number of bytes in each direction, and then stalls."""
         listener = self._stack.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
         host, port = self.address.rsplit(":", 1)
 
@@ -95,7 +95,7 @@ class Attacker:
 
 
 def refusals(call, times=1):
-    """Return the status codes of a call that must fail so many times."""
+    """Return the status codes of a call that must fail this number of times."""
     codes = set()
     for _ in range(times):
         with pytest.raises(grpc.RpcError) as caught:
@@ -108,7 +108,7 @@ def refusals(call, times=1):
 
 
 def headers_of_many_dimensions(attacker):
-    """Nothing is kept of them, and the server's answers name no shape of millions of numbers."""
+    """The server keeps nothing of them, and its answers contain no shape of millions of numbers."""
     stub = attacker.stub()
     opened = stub.OpenSession(pb.OpenSessionRequest(model="victim", worker_id="attacker"))
     fields = {"model": "victim", "worker_id": "attacker", "epoch": opened.epoch, "state_id": opened.state.state_id}
@@ -123,7 +123,7 @@ def headers_of_many_dimensions(attacker):
 
 
 def headers_of_empty_messages(attacker):
-    """Two bytes on the wire become sixty in memory: as many as fit into a message, many at a time."""
+    """Two bytes on the wire become sixty in memory; full messages, many at a time."""
     stub = attacker.stub()
     many = b"\x42\x00" * 1_900_000
     size = bytearray()
@@ -138,7 +138,7 @@ def headers_of_empty_messages(attacker):
 
 
 def large_headers_on_many_connections(attacker):
-    """They came to as many threads, each of which kept the memory that parsing one took."""
+    """Each was parsed by another thread, which kept the memory."""
     shapes = [model_pb2.TensorSpec(name="w", shape=[1] * 450_000)]
     stubs = [attacker.stub() for _ in range(30)]
     state_id = stubs[0].GetModel(pb.GetModelRequest(model="victim"), timeout=120).model.state.state_id
@@ -201,7 +201,7 @@ def large_first_messages_that_do_not_end(attacker):
 
 
 def answers_that_nobody_takes(attacker):
-    """Descriptions of a model of many arrays, asked for on a connection that is not read."""
+    """Requests descriptions of a model with many arrays on a connection that is never read."""
     attacker.create("described", 5000)
     stub = attacker.stub(attacker.stalling(down=1 << 16))
     for _ in range(100):
@@ -243,7 +243,7 @@ def hundreds_of_headers_of_millions_of_dimensions(attacker):
 
 
 def headers_that_are_replaced(attacker):
-    """Of what was replaced nothing is to be seen in the message, and all of it stays in memory."""
+    """Replaced parts do not appear in the message, but stay in memory."""
     raw = b"\x0a\x04\x42\x00\x4a\x00\x1a\x00" * 500_000
     for path in (PUSH, PATHS[3]):
         calls = [stub.raw(path)(attacker.held(raw)) for stub in [attacker.stub() for _ in range(10)] for _ in range(4)]
@@ -251,7 +251,7 @@ def headers_that_are_replaced(attacker):
 
 
 def small_headers_that_wait_for_their_turn(attacker):
-    """All that are served are pulls that nobody takes. The others hold a header each, of forty times its size."""
+    """All served calls are stalled pulls. The others hold a header each, of forty times its size in memory."""
     slow = [attacker.stub(attacker.stalling(down=1 << 16)) for _ in range(16)]
     for stub in slow * 5:
         stub.Pull(pb.PullRequest(model="victim", checksum_kind=1))
@@ -358,7 +358,7 @@ ATTACKS = (
 
 
 def memory_of(process, entry):
-    """Return a number of bytes out of what the system says of a process."""
+    """Return a memory value of a process, in bytes, from the system."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{entry}:"))
 

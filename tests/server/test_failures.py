@@ -1,4 +1,4 @@
-"""What the server does when its own disk, memory or update fails: it says so, and keeps what it has."""
+"""Failures of the server's disk, memory or update: they are reported, and saved state is kept."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ from numba_adam.settings.hyperparameters import Hyperparameters
 
 
 def block(folder, name="model"):
-    """Put a file where a model's folder has to be: every write fails, whoever the user is."""
+    """Put a file in place of a model's folder, so that every write fails for any user."""
     shutil.rmtree(folder / "models" / name, ignore_errors=True)
     (folder / "models" / name).write_text("in the way")
 
@@ -86,7 +86,7 @@ def test_a_failed_snapshot_by_count_is_logged_and_retried_later(tmp_path, proces
 
 
 def test_an_unexpected_error_does_not_stop_later_snapshots(config, peers, params, grads_of, monkeypatch, caplog):
-    """No real way to run out of memory just there is known; a writer that fails stands in for one."""
+    """Uses a failing writer, because memory cannot be exhausted exactly there."""
     rng, write = np.random.default_rng(5), snapshots.write
 
     def fail(descriptor, snapshot, arrays):
@@ -125,7 +125,7 @@ def test_a_model_without_a_first_snapshot_is_not_created(config, server, peer, p
 
 
 def test_a_model_with_a_failed_update_refuses_calls_until_a_restart(monkeypatch):
-    """No real way to make the kernel fail is known; the table stands in for one."""
+    """Uses a failing table, because the kernel cannot be made to fail."""
     spec = Spec("model", "float32", (Tensor("x", (4,)),), Hyperparameters())
     model = Model(spec, "r", Arena([4], "float32"), PushLedger("s", 1))
     epoch = model.open_session("w").epoch
@@ -156,7 +156,7 @@ def test_a_server_that_was_never_started_releases_its_folder(config, peers, para
 
 
 def test_a_data_folder_that_is_not_writable_at_the_start_is_released_unchanged(config, peers, params):
-    """As on a full disk: nothing was served, so nobody has to be told of anything."""
+    """As on a full disk. Nothing was served, so nothing is rewound."""
     with Server(config) as server:
         peer = peers(server.address)
         peer.create(params)
@@ -171,7 +171,7 @@ def test_a_data_folder_that_is_not_writable_at_the_start_is_released_unchanged(c
 
 
 def test_a_deletion_with_a_disk_error_is_reported_and_stays(config, peers, params, refused):
-    """Its folder is out of the way by then; only what is written down of it could not be."""
+    """Its folder is already renamed; only the record could not be written."""
     server = Server(config)
     server.start()
     peer = peers(server.address)
@@ -189,7 +189,7 @@ def test_a_deletion_with_a_disk_error_is_reported_and_stays(config, peers, param
 
 
 def test_calls_after_the_stop_are_refused_at_once(config):
-    """A call that outlived the deadline for stopping may still be on its way to the disk."""
+    """A call that outlived the stop's deadline may still reach the disk."""
     server = Server(config)
     server.start()
     runtime = server._runtime
@@ -202,7 +202,7 @@ def test_calls_after_the_stop_are_refused_at_once(config):
 
 
 def test_a_deleted_model_leaves_no_folder_behind(config, peers, params, grads_of):
-    """Its snapshots by count and its deletion meet."""
+    """Snapshots by count and the deletion happen at the same time."""
     rng = np.random.default_rng(4)
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer = peers(server.address)

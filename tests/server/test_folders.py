@@ -1,4 +1,4 @@
-"""Whose the data folder is: made for its user alone, and refused where others may write to it."""
+"""Ownership of the data folder: private to its user, and refused if others may write to it."""
 
 import contextlib
 import dataclasses
@@ -92,7 +92,7 @@ def test_a_folder_that_others_may_read_is_accepted(config, folder):
 
 
 def test_a_parent_that_lets_others_rename_the_folder_is_refused(config, tmp_path):
-    """The same rule as for the folder that kernels are kept in."""
+    """The same rule as for the kernel cache."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(ConfigurationError, match="anyone may rename what lies in"):
@@ -104,7 +104,7 @@ def test_a_parent_that_lets_others_rename_the_folder_is_refused(config, tmp_path
 
 @pytest.mark.parametrize("place", PLACES[1:])
 def test_a_symbolic_link_in_the_folder_is_refused(config, folder, tmp_path, place):
-    """What it leads to may be anybody's, and to remove a model would remove only the link."""
+    """Its target may belong to anyone, and removing a model would remove only the link."""
     path = folder / place
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -125,7 +125,7 @@ def test_a_pipe_in_the_folder_is_refused_without_waiting(config, folder, place):
 
 
 def test_the_folder_may_be_a_symbolic_link_which_is_resolved_once(config, folder, tmp_path, peers, params):
-    """As on another disk; turned to lead elsewhere while the server runs, it changes nothing."""
+    """A change of the link while the server runs has no effect."""
     folder.rename(tmp_path / "disk")
     folder.symlink_to(tmp_path / "disk")
     (tmp_path / "other").mkdir()
@@ -160,7 +160,7 @@ def test_a_relative_folder_stays_the_same_after_a_change_of_directory(config, tm
 
 
 def test_a_link_with_the_name_of_a_temporary_file_is_not_followed(tmp_path):
-    """Left there before the folder was ours alone."""
+    """It was created before the folder was private."""
     data_folder = DataFolder(tmp_path / "data", 3)
     data_folder.begin()
     (tmp_path / "data" / "models" / "m").mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""Calls that are opened and never say anything: they take nothing from those who do, and are ended after a while."""
+"""Half-open calls, which never send a message: they do not block other calls, and are ended after a time."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def config(config):
 
 @pytest.fixture
 def half_open():
-    """Opens calls that say nothing, on connections of their own; ends them in the end."""
+    """Opens silent calls on separate connections; ends them at the end."""
     over = threading.Event()
     with contextlib.ExitStack() as stack:
 
@@ -79,7 +79,7 @@ def assert_serves(peer, session, grads, version):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_open_calls_do_not_delay_other_calls(server, peer, params, grads_of, half_open, kind):
-    """Five times as many as there are threads; they would be ended after a minute, for which nobody waits."""
+    """Five times as many as there are threads. Their own limit of a minute must not matter."""
     peer.create(params)
     session, grads = peer.session(), grads_of(params, np.random.default_rng(1))
     assert_serves(peer, session, grads, 1)
@@ -97,7 +97,7 @@ def test_half_open_calls_of_all_kinds_do_not_delay_other_calls(server, peer, par
 
 
 def test_the_health_service_answers_while_all_threads_are_busy(server, peer, params, grads_of, half_open):
-    """All threads that serve have transfers that have stopped half-way, and all others have silent calls.
+    """All serving threads have stalled transfers, and all others have silent calls.
 
     On a machine so busy that this takes 15 seconds, the server ends a transfer, as docs/wire.md says.
     """
@@ -142,7 +142,7 @@ def test_half_open_calls_of_unknown_methods_end_at_once(server, peer, half_open,
 
 
 def test_calls_beyond_the_limit_are_told_to_retry(server, half_open):
-    """Refused at once, while those who say nothing are still waited for; and one who comes again gets in."""
+    """They are refused at once, while silent calls still wait; a retry is admitted."""
     path = KINDS["many messages, one answer"]
     calls = [call for _ in range(4) for call in half_open(server.address, path, THREADS + 64)]
     with ParameterClient(server.address, timeout_seconds=800) as client:

@@ -1,4 +1,4 @@
-"""One model's work does not wait for another's: whatever is held up for one, the others go on.
+"""Models are independent: a delay of one does not delay the others.
 
 A disk that takes nothing is a FIFO where the snapshot's file has to be: whoever writes into it waits, for real, until
 somebody reads.
@@ -30,7 +30,7 @@ NO_ROOM = 5 * (1 << 20)  # for two such models and transfers, and not for a copy
 
 
 class SlowDisk:
-    """A FIFO in the place of a model's next snapshot."""
+    """A FIFO in place of a model's next snapshot."""
 
     def __init__(self, folder, model, number):
         self._path = folder / "models" / model / f"{number:08d}.writing"
@@ -38,7 +38,7 @@ class SlowDisk:
         self._reader = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
 
     def wait_until_full(self):
-        """Wait until the writer waits: a FIFO that is full takes no more."""
+        """Wait until the FIFO is full, so that the writer blocks."""
         pause = threading.Event()
         writer = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -48,7 +48,7 @@ class SlowDisk:
             os.close(writer)
 
     def give_way(self):
-        """Read what is written until the writer has gone. The snapshot fails, since a FIFO cannot be cut to size."""
+        """Read until the writer closes. The snapshot fails, because a FIFO cannot be truncated."""
         os.set_blocking(self._reader, True)
         while os.read(self._reader, 1 << 16):
             pass
@@ -56,14 +56,14 @@ class SlowDisk:
 
 
 def _takes_more(writer):
-    """Say whether a FIFO is not full: whether a byte could be written into it."""
+    """Return whether a byte could be written to a FIFO."""
     _, ready, _ = select.select([], [writer], [], 0)
     return bool(ready)
 
 
 @contextlib.contextmanager
 def disk_blocked(folder, model="a", number=2):
-    """Have a model's snapshot of that number wait for its disk until the context ends."""
+    """Block the writing of a model's snapshot until the context ends."""
     disk = SlowDisk(folder, model, number)
     try:
         yield disk
@@ -79,7 +79,7 @@ def threads():
 
 @pytest.fixture
 def models(peers):
-    """Creates models of SIZE elements on a server; returns a peer and a session for each."""
+    """Creates models of SIZE elements; returns a peer and a session for each."""
 
     def create(server, *names):
         peer = peers(server.address)
@@ -95,7 +95,7 @@ def ones(size=SIZE):
 
 
 def everything_works(peer, session, name):
-    """Do with a model whatever can be done with one."""
+    """Make every kind of call about a model."""
     version = peer.state(name).version
     assert session.push(ones()).version == version + 1
     assert peer.pull(name).state.version == version + 1
@@ -152,7 +152,7 @@ def test_without_memory_for_a_copy_pushes_wait_and_none_is_lost(config, models, 
 
 
 def test_a_snapshot_during_pushes_has_one_version(config, models, threads):
-    """All elements of a version are equal, so a torn snapshot would show."""
+    """All elements of a version are equal, so a mixture of versions would be detected."""
     with Server(config) as server:
         peer, (a,) = models(server, "a")
         over = threading.Event()
@@ -217,7 +217,7 @@ def test_a_waiting_background_snapshot_does_not_delay_other_models(config, model
 
 
 def test_pushes_during_a_snapshot_by_count_are_counted(config, models):
-    """Nobody pushes after it: the snapshot writer itself has to look again."""
+    """No push follows, so the snapshot writer must check again."""
     with Server(dataclasses.replace(config, snapshot_every_pushes=1)) as server:
         peer, (a,) = models(server, "a")
         with disk_blocked(config.data_dir) as disk:
@@ -271,7 +271,7 @@ def files(config, model):
 
 @contextlib.contextmanager
 def held(queue, threads):
-    """Keep a call queue busy until the context ends."""
+    """Occupy a call queue until the context ends."""
     begun, over = threading.Event(), threading.Event()
 
     def hold():
@@ -331,7 +331,7 @@ def test_an_unchanged_model_gets_no_snapshot_at_its_interval(config, models):
 
 
 def test_stop_waits_for_a_snapshot_in_progress(config, peers, threads, refused):
-    """Or the next server would find the folder free while this one still writes into it."""
+    """Otherwise the next server would start while this one still writes."""
     server = Server(config)
     server.start()
     peer = peers(server.address)
@@ -350,7 +350,7 @@ def test_stop_waits_for_a_snapshot_in_progress(config, peers, threads, refused):
 
 
 def test_small_pushes_complete_during_a_large_update_of_another_model(config, models, threads, peers):
-    """The launcher is held within a slice, as by an update without end: a large push waits for it, and nothing else."""
+    """The launcher is blocked within a slice. Only large pushes wait for it."""
     with Server(config) as server:
         peer, (_, b) = models(server, "a", "b")
         large = slices.MOST_ELEMENTS + 1
@@ -381,7 +381,7 @@ def test_small_pushes_complete_during_a_large_update_of_another_model(config, mo
 
 @pytest.mark.parametrize("call", ["push", "pull", "push_pull"])
 def test_large_updates_give_way_only_to_calls_about_small_models(config, peers, call):
-    """What a large update's slices would take is seen from slices of our own; time passes when the test says so."""
+    """Test slices record the threads that slices get; the test controls the clock."""
     with Server(config) as server:
         peer, launcher = peers(server.address), server._runtime.launcher
         found, seconds = [], 0.0
@@ -424,7 +424,7 @@ def test_the_number_of_threads_does_not_depend_on_the_number_of_models(config, p
 
 
 def test_calls_that_wait_for_snapshots_leave_threads_for_pushes(config, models, threads, refused):
-    """As many calls for one model's snapshot as are served at the same time, and its disk takes nothing."""
+    """As many snapshot requests as calls are served, with a blocked disk."""
     with Server(dataclasses.replace(config, rpc_threads=8)) as server:
         peer, (_, b) = models(server, "a", "b")
         with disk_blocked(config.data_dir) as disk:
@@ -444,7 +444,7 @@ def test_calls_that_wait_for_snapshots_leave_threads_for_pushes(config, models, 
 
 
 def test_a_blocked_disk_of_one_model_does_not_delay_snapshots_of_others(config, models, threads, refused):
-    """Where a snapshot of all models is asked for."""
+    """For a request for snapshots of all models."""
     with Server(config) as server:
         peer, sessions = models(server, "a", "b", "c")
         for session in sessions:
@@ -475,7 +475,7 @@ def test_a_blocked_disk_of_one_model_does_not_delay_saving_others_at_the_stop(co
 
 
 def test_a_model_deleted_during_a_snapshot_of_all_is_omitted(config, models, threads):
-    """It was still there when the list was made, and its deletion came first."""
+    """It was in the list, and was deleted before its turn."""
     with Server(config) as server:
         peer, _ = models(server, "a", "b")
         snapshot_queue = server._runtime.registry.get("a").snapshot_queue

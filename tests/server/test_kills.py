@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, in updates and in snapshots, while workers push: nothing but whole versions comes back."""
+"""SIGKILL at random moments during updates and snapshots: only complete versions are restored."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def gradient_of(worker, number):
 
 
 class Replay:
-    """The model as it must be after any version of the line of history that is left."""
+    """The expected model after any version of the current line of history."""
 
     def __init__(self, start):
         self.history = []  # (worker, number) of each version

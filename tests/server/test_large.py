@@ -13,7 +13,7 @@ BLOCKS = 954  # 1,000,341,504 bytes
 
 
 def transfer(request, header, block):
-    """Yield the messages of a transfer that is one block over and over, which needs no memory here."""
+    """Yield the messages of a transfer that repeats one block, without memory for all of it."""
     checksum = xxhash.xxh3_64()
     raw = block.tobytes()
     yield request(header=header)

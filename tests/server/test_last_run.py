@@ -1,4 +1,4 @@
-"""What a data folder says of the run before: whether a model carries on, and which models must be there.
+"""The records of the last run: whether a model continues, and which models must exist.
 
 The folder alone, without a server: tests/server/test_rewind.py has the same through a server and its clients.
 """
@@ -33,7 +33,7 @@ def put(data_folder, version, name="model"):
 
 
 def run(folder, *versions, saved=True, names=("model",)):
-    """Have a run that writes these versions of its models and stops cleanly."""
+    """Make a run that writes these versions of its models and stops cleanly."""
     data_folder = DataFolder(folder, 3)
     for name in data_folder.model_names():
         restore(data_folder, name)
@@ -45,14 +45,14 @@ def run(folder, *versions, saved=True, names=("model",)):
 
 
 def restore(data_folder, name="model"):
-    """Return the version that is found, and why the model may have gone back."""
+    """Return the restored version, and why the model may be rewound."""
     arrays = {group: np.zeros(4, np.float32) for group in GROUPS}
     found = data_folder.restore(name, lambda _: arrays)
     return found.snapshot.ledger["version"], found.why_rewound
 
 
 def look(folder, name="model"):
-    """Return what a start finds of a model, without beginning a run."""
+    """Return the restored model of a start that does not begin a run."""
     data_folder = DataFolder(folder, 3)
     try:
         assert name in data_folder.model_names()
@@ -191,7 +191,7 @@ def empty_model(folder, name="half"):
 @pytest.mark.parametrize("names", [("model",), ()], ids=["other models", "no other model"])
 @pytest.mark.parametrize("left", ["run and manifest", "run", "manifest", "the release before"])
 def test_a_creation_interrupted_by_a_crash_is_removed(folder, left, names):
-    """Whoever knows the names of all models knows that this one was never acknowledged."""
+    """The list of names is complete, so this model was never acknowledged."""
     run(folder, 1, names=names)
     empty_model(folder)
     if left == "the release before":

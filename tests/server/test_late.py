@@ -1,4 +1,4 @@
-"""Pushes whose session ends meanwhile, on the server's side; tests/client/test_late.py has every call."""
+"""Pushes with a session that ends meanwhile; tests/client/test_late.py tests all calls."""
 
 import threading
 
@@ -28,7 +28,7 @@ def same(left, right):
 
 
 class Halted:
-    """A push that stays in mid-stream until it is told to go on."""
+    """A push that pauses in mid-stream until it is released."""
 
     def __init__(self, server, peer, messages):
         self._go_on = threading.Event()
@@ -79,7 +79,7 @@ def test_a_push_to_a_model_deleted_meanwhile_is_not_applied(server, peer, worker
 
 
 def forget(server, peer, worker):
-    """Have other workers open sessions until the server forgets this one; return how many it took."""
+    """Open sessions of other workers until the server drops this one; return their number."""
     opened = 0
     while worker.worker_id in server._runtime.registry.get("model").ledger.sessions:
         peer.stub.OpenSession(pb.OpenSessionRequest(model="model", worker_id=f"other-{opened}"))
@@ -91,7 +91,7 @@ def forget(server, peer, worker):
 def test_a_retry_after_its_session_was_dropped_is_not_applied_again(
     config, peers, params, grads, refused, is_restarted
 ):
-    """The worker never heard that it was applied, and 1,024 others came: sent again, it is refused, not repeated."""
+    """The worker lost the answer, and 1,024 others opened sessions: a retry is refused, not applied again."""
     with Server(config) as server:
         peer = peers(server.address)
         peer.create(params, lr=0.1)

@@ -1,4 +1,4 @@
-"""The launcher: one thread for all launches, jobs in turns slice by slice, its own number of threads, and its end."""
+"""The launcher: one thread for all launches, jobs take turns by slices, its number of threads, and its stop."""
 
 import argparse
 import gc
@@ -28,18 +28,18 @@ def launcher():
 
 
 class Clocked:
-    """A launcher of all threads, and the clock it goes by."""
+    """A launcher with all threads, and its test clock."""
 
     def __init__(self):
         self.seconds = 0.0
         self.launcher = Launcher(0, lambda: self.seconds)
 
     def pass_time(self):
-        """Let so much time pass that no further small call is expected."""
+        """Advance the clock until small calls no longer count."""
         self.seconds += 1.0
 
     def found(self, look, before=()):
-        """Return what each of some slices finds.
+        """Return the number of threads in each of several slices.
 
         Args:
             look: called in each slice.
@@ -65,19 +65,19 @@ def clocked():
 
 
 def priority():
-    """Return the niceness of this thread, or of its process where threads have none."""
+    """Return the niceness of this thread, or of the process on systems without thread priorities."""
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def wait_until(condition):
-    """Wait until something is so; the test's timeout is its limit."""
+    """Wait until a condition holds; the test's timeout is the limit."""
     pause = threading.Event()
     while not condition():
         pause.wait(0.001)
 
 
 def noting(log, name, count):
-    """Yield so many times, and note each."""
+    """Yield this number of times, and record each."""
     for number in range(count):
         log.append((name, number))
         yield
@@ -151,7 +151,7 @@ def test_an_error_in_a_slice_goes_to_its_caller_and_other_jobs_continue(launcher
 
 @pytest.mark.parametrize("small_calls", [False, True])
 def test_an_error_does_not_keep_a_gradient_alive(clocked, small_calls):
-    """Without the garbage collector's help."""
+    """Without the garbage collector."""
     gradient = np.zeros(10)
     alive = weakref.ref(gradient)
     if small_calls:
@@ -277,7 +277,7 @@ def test_an_error_in_a_background_slice_goes_to_its_caller(clocked, error):
 
 
 def test_slices_continue_on_the_same_thread_while_the_interpreter_exits(clocked):
-    """Then no executor takes work any more, as after its shutdown."""
+    """Executors then accept no more work, as after a shutdown."""
     main, _ = clocked.found(threading.get_ident, [clocked.launcher._background.shutdown])
     clocked.launcher.note_small_call()
     assert clocked.found(threading.get_ident, [lambda: None]) == [main, main]

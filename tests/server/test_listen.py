@@ -1,4 +1,4 @@
-"""Addresses: a server has its port at every address of a name, or does not start."""
+"""Addresses: a server has its port at every address of a host name, or does not start."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ needs_ipv6 = pytest.mark.skipif(not _has("::1"), reason="this machine has no ::1
 
 @contextlib.contextmanager
 def held(address, *, port=0, reuse_address=False, reuse_port=False, is_listening=True):
-    """Have the socket of a stranger on a port; yields the port."""
+    """Bind another socket to a port; yields the port."""
     with contextlib.closing(socket.socket(FAMILIES[address])) as stranger:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
@@ -55,7 +55,7 @@ def serves(endpoint):
 def test_localhost_is_refused_if_another_process_has_the_port_in_one_family(
     config, taken, reuse_address, reuse_port, is_listening
 ):
-    """Also one that has bound it and does nothing: it would get the clients as soon as it listens."""
+    """Even a socket that is bound but does not listen: it would get the clients once it listens."""
     options = {"reuse_address": reuse_address, "reuse_port": reuse_port, "is_listening": is_listening}
     with held(taken, **options) as port:
         server = Server(dataclasses.replace(config, listen=f"localhost:{port}"))
@@ -80,7 +80,7 @@ def test_an_address_is_refused_if_another_process_has_it(config, reuse_port, is_
 @pytest.mark.parametrize("is_listening", [True, False])
 @pytest.mark.parametrize(("own", "taken"), [("127.0.0.1", "::1"), ("[::1]", "127.0.0.1")])
 def test_an_address_is_refused_if_another_process_has_the_port_in_the_other_family(config, own, taken, is_listening):
-    """Clients that are given localhost would find the one or the other."""
+    """Clients of localhost could reach either."""
     with held(taken, is_listening=is_listening) as port:
         server = Server(dataclasses.replace(config, listen=f"{own}:{port}"))
         with pytest.raises(ConfigurationError, match=rf"{port} is taken"):
@@ -111,7 +111,7 @@ def test_localhost_is_served_at_every_address_on_one_port(config, port):
 
 @needs_ipv6
 def test_a_free_port_is_free_in_every_family(monkeypatch):
-    """The first that is offered is another's under ::1."""
+    """The first free port of 127.0.0.1 is taken at ::1."""
     with held("::1") as taken, held("127.0.0.1", is_listening=False) as free:
         pass
     offers = [taken, free]
@@ -122,7 +122,7 @@ def test_a_free_port_is_free_in_every_family(monkeypatch):
 
 
 def test_closed_connections_do_not_occupy_a_port(config, peers):
-    """A server that is started again at once, while the system remembers the connections of the one before."""
+    """A restarted server, while the system remembers the previous server's connections."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as first:
         port = first.getsockname()[1]
         with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as client:

@@ -1,4 +1,4 @@
-"""A live server and messages with bytes changed: it answers each with a status that means something, and lives on."""
+"""A live server gets mutated messages: it answers each with a meaningful status, and continues to work."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ MEANT = {
 
 
 def mutate(messages, rng):
-    """Return the messages of an exchange with a few things changed."""
+    """Return the messages of an exchange with a few mutations."""
     raws = [bytearray.fromhex(message) for message in messages]
     for _ in range(rng.randint(1, 3)):
         raw = rng.choice(raws)

@@ -1,4 +1,4 @@
-"""Openings of sessions under everything that a network can do: none that is late takes a session from who lives."""
+"""Requests to open sessions over an unreliable network: a late one never fences a live session."""
 
 import json
 from typing import NamedTuple
@@ -15,7 +15,7 @@ LIMITS = Limits(kept_answers=3, most_sessions=2)
 
 
 class Opening(NamedTuple):
-    """A message that was sent, and may arrive now, later, or any number of times."""
+    """A message that may arrive now, later, or several times."""
 
     worker: str
     nonce: str
@@ -34,13 +34,13 @@ class LateOpenings(RuleBasedStateMachine):
         self.holder = {}  # worker -> (epoch, nonce, when) of the session that was opened last
 
     def tick(self):
-        """Let time pass; return a nonce that nobody has."""
+        """Advance the time; return a new nonce."""
         self.clock += 1
         return f"nonce-{self.clock}"
 
     @rule(worker=st.sampled_from(WORKERS), has_looked=st.booleans())
     def a_process_sends_an_opening(self, worker, has_looked):
-        """It may have looked at what there is, which says no more than that."""
+        """It may have read the newest epoch before."""
         seen_epoch = self.ledger.last_epoch if has_looked else 0
         self.in_the_network.append(Opening(worker, self.tick(), seen_epoch, self.clock))
 
@@ -70,7 +70,7 @@ class LateOpenings(RuleBasedStateMachine):
     @precondition(lambda self: self.holder)
     @rule(data=st.data())
     def a_refused_process_looks_and_opens_once_more(self, data):
-        """Who is there, and means it, always gets a session."""
+        """A live process that retries always gets a session."""
         worker = data.draw(st.sampled_from(WORKERS))
         nonce = self.tick()
         try:

@@ -1,4 +1,4 @@
-"""Answers about many models come in pages that stay small, whatever the models' descriptions take."""
+"""Answers about many models come in pages of limited size."""
 
 from concurrent import futures
 
@@ -16,7 +16,7 @@ ONE = {"x": np.zeros(1, np.float32)}
 
 
 def described_at_length(count):
-    """Return parameters with so many arrays, each of which has a name of 250 bytes."""
+    """Return parameters with this number of arrays, each with a name of 250 bytes."""
     return {f"{number:06d}{'n' * 244}": np.zeros((), np.float32) for number in range(count)}
 
 
@@ -86,7 +86,7 @@ def test_invalid_page_requests_are_refused(peer, refused, call, fields, words):
 
 
 def test_descriptions_beyond_the_clients_message_limit_are_listed(server, refused, peers, capsys, monkeypatch):
-    """`list_models`, `status` and the command failed with an error of gRPC's own, beyond 64 MiB; here beyond 1 MiB."""
+    """Beyond 64 MiB (here 1 MiB), `list_models`, `status` and the command failed with an error of gRPC."""
     from numba_adam.cli import main
     from numba_adam.client.transport import channel
 
@@ -114,7 +114,7 @@ def test_descriptions_beyond_the_clients_message_limit_are_listed(server, refuse
 
 
 def test_an_endless_list_ends_at_the_deadline_of_one_call():
-    """Each page had the time of a whole call."""
+    """Each page once had the timeout of a whole call."""
     endless = grpc.unary_unary_rpc_method_handler(
         lambda _request, _context: pb.ListModelsResponse(next_page_token="a"),
         request_deserializer=pb.ListModelsRequest.FromString,

@@ -1,4 +1,4 @@
-"""Permits: in which order those who wait for one have their turns."""
+"""Permits: the order of waiting calls."""
 
 import queue
 import threading
@@ -11,7 +11,7 @@ DEADLINE = 60
 
 
 class Pressed:
-    """Stands for the watch; knows who has begun to wait."""
+    """Stands for the watch; records which threads have begun to wait."""
 
     def __init__(self):
         self.waits = {}
@@ -21,7 +21,7 @@ class Pressed:
 
 
 class Active:
-    """Stands for the context of a call whose caller is there."""
+    """Stands for the context of a connected call."""
 
     def is_active(self):
         return True
@@ -29,7 +29,7 @@ class Active:
 
 @pytest.mark.parametrize("most", [1, 2, 3, 12])
 def test_permits_alternate_between_calls_with_and_without_a_message(most):
-    """With an even number of permits, calls that had said what they want waited until all silent ones were ended."""
+    """With an even number of permits, calls with a message once waited until all silent ones had ended."""
     watch, granted = Pressed(), queue.Queue()
     permits = Permits(most, watch)
     for _ in range(most):

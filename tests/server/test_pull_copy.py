@@ -1,4 +1,4 @@
-"""Pull copies: one whole version, shared while it is the newest, and released by its last user."""
+"""Pull copies: one version, shared while it is the newest, and released by the last user."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

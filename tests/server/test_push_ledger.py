@@ -1,4 +1,4 @@
-"""The pure state ledger against a plain list model, under everything that a network and a crash can do."""
+"""The push ledger compared with a simple model, over an unreliable network and with crashes."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ FIRST = Content("header", "payload")
 
 
 def deliver(ledger, key, base_version, *, present=(True,), is_bad=False, content=FIRST):
-    """Do what the apply queue does with a push, and return the answer or the error's class."""
+    """Process a push like the apply queue; return the answer or the error's class."""
     try:
         kept = ledger.judge(key, base_version, content)
         if kept is not None:
@@ -40,7 +40,7 @@ def deliver(ledger, key, base_version, *, present=(True,), is_bad=False, content
 
 
 class ListModel:
-    """The same rules, written as lists that are searched: slow, and obvious."""
+    """The same rules with linear searches: slow and obvious."""
 
     def __init__(self):
         self.state_number = 0
@@ -85,7 +85,7 @@ class ListModel:
 
 
 class ExactlyOnce(RuleBasedStateMachine):
-    """Workers send; the network loses, repeats, delays and reorders; the server restarts, cleanly and not."""
+    """Workers send; the network loses, repeats, delays and reorders; the server restarts or crashes."""
 
     def __init__(self):
         super().__init__()
@@ -200,7 +200,7 @@ def test_a_rejection_of_a_header_is_repeated_for_any_payload(ledger):
 
 
 def test_an_answer_of_format_1_is_recognized_by_its_number_only(ledger):
-    """It was written down without digests: there is nothing to compare."""
+    """It has no digests to compare."""
     epoch = ledger.open_session("w")
     answer = deliver(ledger, key(epoch, 1), 0, present=(True, True))
     record = ledger.to_record()
@@ -233,7 +233,7 @@ def test_a_record_with_unknown_keys_or_values_is_refused_by_name(record, words):
 
 
 def test_a_dropped_worker_never_gets_an_old_epoch_after_a_restart(ledger):
-    """What was acknowledged in its old session must not be taken for a push of the new one."""
+    """A push of its old session must not be mistaken for one of the new session."""
     forgotten = ledger.open_session("w")
     deliver(ledger, key(forgotten, 1), 0, present=(True, True))
     for name in ("x", "y", "z"):
@@ -334,7 +334,7 @@ def test_a_caller_that_knows_the_newest_epoch_takes_over(ledger):
 
 
 def test_a_late_opening_of_a_dropped_worker_fences_no_session(ledger):
-    """Else it would open an epoch above the one of the worker that lives, and fence it for ever."""
+    """Otherwise it would get a higher epoch than the live worker and fence it permanently."""
     ledger.open_session("w", "a")
     for name in ("x", "y", "z"):
         newest = ledger.open_session(name, name)
@@ -345,7 +345,7 @@ def test_a_late_opening_of_a_dropped_worker_fences_no_session(ledger):
 
 
 def test_dropped_sessions_count_by_their_newest_epoch_in_any_order(ledger):
-    """Workers are forgotten by how long they were idle, which is not the order of their epochs."""
+    """Workers are dropped by idle time, not in the order of their epochs."""
     epochs = {name: ledger.open_session(name, name) for name in "wxy"}
     deliver(ledger, key(epochs["w"], 1, worker="w"), 0, present=(True, True))
     ledger.open_session("z", "z")
@@ -374,7 +374,7 @@ def test_an_opening_without_a_nonce_always_opens_a_session(ledger):
 
 
 def test_a_caller_that_knows_the_dropped_epoch_opens_a_session(ledger):
-    """Nothing newer than what it saw can have been its own worker's."""
+    """No session of its worker can be newer than the epoch it knows."""
     epoch = ledger.open_session("w", "a")
     for name in ("x", "y", "z"):
         newest = ledger.open_session(name, name)
@@ -402,7 +402,7 @@ def test_limits_match_the_wire_document():
 
 
 def test_the_memory_of_sessions_and_messages_is_counted():
-    """The server's budget has no other way to know of it."""
+    """The budget relies on this count."""
     ledger = PushLedger("state", 1, Limits(kept_answers=2, most_text=20))
     assert ledger.kept_bytes == 0
     epochs = {name: ledger.open_session(name) for name in ("w", "x")}
@@ -421,7 +421,7 @@ def test_the_memory_of_sessions_and_messages_is_counted():
 
 
 def test_messages_of_rejections_are_shortened_and_limited_in_total():
-    """Whoever sends what cannot be applied decides what the text says, but not how much of it is kept."""
+    """A sender controls the message's text, but not how much of it is kept."""
     limits = Limits(kept_answers=3, most_sessions=2, longest_text=10, most_text=40)
     ledger = PushLedger("state", 1, limits)
 

@@ -1,4 +1,4 @@
-"""A transfer taken chunk by chunk: sizes, order, checksum, finite values, and words that say what and where."""
+"""Receiving a transfer by chunks: sizes, order, checksum, finite values, and error messages."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def chunk(offset, data):
 
 
 def cut(payload, sizes):
-    """Return the payload's chunks, of the given sizes and then whatever is left."""
+    """Return the payload in chunks of the given sizes, and the rest."""
     ends = np.minimum(np.cumsum([*sizes, len(payload)]), len(payload)).tolist()
     pairs = zip([0, *ends], ends, strict=False)
     return [chunk(start, payload[start:end]) for start, end in pairs if start < end]

@@ -1,4 +1,4 @@
-"""Limits on what a request may hold: what goes beyond them is refused before anything is made of it."""
+"""Limits of requests: a request beyond them is refused before it is converted."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def grads(params, grads_of):
 
 
 def test_a_model_has_at_most_65536_arrays(peer, refused):
-    """Refused before anything is made of them: the second description would take minutes."""
+    """They are refused before conversion, which would take minutes."""
     tensors = [model_pb2.TensorSpec(name=f"{number:x}", shape=[0]) for number in range((1 << 16) + 1)]
     spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
     header = pb.CreateModelHeader(spec=spec, request_id="r")
@@ -58,7 +58,7 @@ def test_an_array_of_more_than_32_dimensions_is_refused(worker, grads, refused):
 
 
 def test_names_too_long_for_a_snapshot_are_refused(peer, refused):
-    """As JSON each takes 12 characters for one of its own."""
+    """JSON encodes each character as 12."""
     tensors = [model_pb2.TensorSpec(name=chr(0x10300 + number // 20) * 250 + f"{number}") for number in range(2200)]
     spec = model_pb2.ModelSpec(name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors)
     header = pb.CreateModelHeader(spec=spec, request_id="r")
@@ -83,7 +83,7 @@ def test_an_oversized_request_is_refused_before_parsing(peer, refused, call):
 
 
 def test_a_kept_rejection_is_shortened_and_its_retry_gets_the_same(worker, refused, grads):
-    """All the server keeps of a name is what a message needs of it; twenty of 256 characters would be 5,000."""
+    """The server keeps only a part of each name; twenty names of 256 characters would be 5,000."""
     names = [f"{number:03}" + "n" * 253 for number in range(20)]
     first = refused(lambda: worker.push(grads, absent=names))
     assert (first.detail.reason, first.detail.sequence_recorded) == (Reason.REASON_PUSH_MISMATCH, True)
@@ -176,14 +176,14 @@ print(resident("VmHWM") - before, pool.used_bytes)
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_message_takes_more_memory_than_is_counted(pattern):
-    """The peak of a process of its own, which the system keeps, beside what the budget says."""
+    """Compares the peak memory of a separate process with the counted memory."""
     run = subprocess.run([sys.executable, "-c", MEASURED], input=PATTERNS[pattern](), capture_output=True, check=True)
     taken, counted = map(int, run.stdout.split())
     assert 0 < taken <= counted
 
 
 def test_headers_of_more_than_a_kibibyte_count_in_every_call():
-    """Sixteen kibibytes became six hundred in each of hundreds of calls, and nobody counted."""
+    """Sixteen kibibytes once became six hundred, uncounted, in each of hundreds of calls."""
     pool, raw = SlotPool(1 << 24), header_of(60)
     assert 1 << 10 < len(raw) < 1 << 11
     pool.keep("sessions", SMALL_CHANGE_BYTES, "sessions")
@@ -195,7 +195,7 @@ def test_headers_of_more_than_a_kibibyte_count_in_every_call():
 
 
 def test_chunks_do_not_count_as_headers():
-    """They are borrowed, not parsed, and have memory of their own that was admitted."""
+    """They are viewed, not parsed, and their memory was admitted with the transfer."""
     pool = SlotPool(1 << 20)
     pool.keep("sessions", SMALL_CHANGE_BYTES + (1 << 20), "sessions", must=True)
     chunk = Requests(pool).parse_part(framing.decode_push_request, framing.encode_chunk(7, bytes(1 << 20)), ExitStack())

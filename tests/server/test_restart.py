@@ -1,4 +1,4 @@
-"""A server that is stopped, killed and started again: what comes back, what is lost, and that it is said."""
+"""Restarts after stops and kills: what is restored, what is lost, and how it is reported."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def assert_same_bits(found, expected):
 
 
 def test_a_clean_restart_continues_with_the_same_state(config, peers, params, grads_of):
-    """Sessions, kept answers, state id, steps and moments: a worker notices nothing."""
+    """Sessions, kept answers, state id, steps and moments survive, so a worker notices nothing."""
     rng = np.random.default_rng(1)
     grads = [grads_of(params, rng) for _ in range(4)]
     with Server(config) as server:
@@ -153,7 +153,7 @@ def test_a_damaged_newest_snapshot_falls_back_even_after_a_clean_stop(config, pe
 
 @pytest.mark.parametrize("what", ["its format", "its mode", "its sessions"])
 def test_a_snapshot_of_a_newer_version_stops_the_start_and_is_kept(config, peers, params, grads_of, what):
-    """It is whole, and what it holds was acknowledged: going back to the one before it would lose that silently."""
+    """It is intact and acknowledged; restoring the previous one would lose it silently."""
     with Server(config) as server:
         peers(server.address).create(params)
         worker = peers(server.address).session()
@@ -172,7 +172,7 @@ def test_a_snapshot_of_a_newer_version_stops_the_start_and_is_kept(config, peers
 
 
 def rewrite_header(path, what):
-    """Have a snapshot say what a newer version may write, with the checksums of a whole file."""
+    """Change a snapshot's header as a newer version might, with valid checksums."""
     whole = bytearray(path.read_bytes())
     old, new = {
         "its format": (b'"format_version":"2"', b'"format_version":"9"'),
@@ -191,7 +191,7 @@ def rewrite_header(path, what):
 
 
 def test_a_model_with_only_damaged_snapshots_stops_the_start(config, peers, params):
-    """One such model is enough, whatever others there are."""
+    """One such model is enough."""
     with Server(config) as server:
         peers(server.address).create(params)
         peers(server.address).create(params, name="another")
@@ -206,7 +206,7 @@ def test_a_model_with_only_damaged_snapshots_stops_the_start(config, peers, para
 
 @contextlib.contextmanager
 def started_with_hang_up(action):
-    """What a process that is started meanwhile does when its terminal closes; under nohup, so would the tests' own."""
+    """Set how started processes handle SIGHUP, because the tests may run under nohup."""
     before = signal.signal(signal.SIGHUP, action)
     try:
         yield
@@ -216,7 +216,7 @@ def started_with_hang_up(action):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_finishes_calls_writes_snapshots_and_exits_with_0(tmp_path, processes, peers, params, grads_of, number):
-    """A push is in mid-stream when the signal comes: it is finished, answered, and part of the last snapshot."""
+    """A push in mid-stream at the signal is finished, answered, and in the last snapshot."""
     folder = tmp_path / "data"
     with started_with_hang_up(signal.SIG_DFL):
         process = processes(folder, stop_deadline_seconds=1e6)
@@ -337,7 +337,7 @@ def test_a_second_server_on_the_same_folder_or_address_is_refused(server, config
 
 
 def test_a_copy_of_a_models_folder_is_refused(config, peers, params):
-    """Both would write into one folder, and the next start would restore one as the other."""
+    """Otherwise two models would write to one folder."""
     with Server(config) as server:
         peers(server.address).create(params)
     models = config.data_dir / "models"

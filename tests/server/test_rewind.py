@@ -1,4 +1,4 @@
-"""A data folder that is not as the last server left it: nobody goes back, or loses a model, without being told."""
+"""A data folder that changed since the last stop: rewinds and missing models are always reported."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from numba_adam.server.embedded import Server
 
 @pytest.fixture
 def train(config, peers, params, grads_of):
-    """Runs a server on the folder, pushes to a model so often, and stops it cleanly; returns the session."""
+    """Runs a server on the folder, makes pushes, and stops it cleanly; returns the session."""
 
     def run(pushes, name="model"):
         with Server(config) as server:
@@ -34,7 +34,7 @@ def train(config, peers, params, grads_of):
 
 @pytest.fixture
 def found(config, peers):
-    """Runs a server on the folder and returns where a model's state stands; it is the same at the next clean start."""
+    """Runs a server on the folder and returns a model's state, which the next clean start must keep."""
 
     def run(name="model"):
         with Server(config) as server:
@@ -48,7 +48,7 @@ def found(config, peers):
 
 
 def put_back(backup, folder):
-    """Put a copy in the place of a file or folder, with every time and mode that a user can set."""
+    """Replace a file or folder by a copy, with all times and modes that a user can set."""
     if folder.is_dir():
         shutil.rmtree(folder)
         shutil.copytree(backup, folder, copy_function=shutil.copy2)
@@ -131,14 +131,14 @@ def test_a_changed_data_folder_causes_a_rewind(
 
 
 def test_repeated_clean_stops_cause_no_rewind(train, found):
-    """The snapshot of the first stop is still the newest at the third."""
+    """The snapshot of the first stop is still the newest at the third start."""
     worker = train(2)
     assert [found().state_id, found().version] == [worker.state_id, 2]
 
 
 @pytest.mark.slow
 def test_every_flipped_bit_of_manifest_and_run_is_detected(config, train, peers):
-    """What they say must not be believed, and a model must not be missed for it."""
+    """A damaged record must not be used, and must not make a model disappear."""
     worker = train(1)
     for name in ("manifest", "run"):
         whole = (config.data_dir / name).read_bytes()
@@ -165,7 +165,7 @@ def test_every_truncation_of_the_manifest_is_detected(config, train):
 
 @pytest.mark.slow
 def test_an_older_manifest_after_a_crash_does_not_count_as_a_clean_stop(tmp_path, processes, peers, params, grads_of):
-    """No snapshot was written since: the files are the very ones that the manifest describes."""
+    """No snapshot was written since, so the manifest describes the files exactly."""
     folder = tmp_path / "data"
     process = processes(folder)
     peers(process.address).create(params)
@@ -191,7 +191,7 @@ def test_the_manifest_is_removed_before_the_first_call(tmp_path, processes):
 
 
 def test_servers_on_two_copies_of_a_folder_have_different_state_ids(config, train, peers, params, tmp_path):
-    """A client that meets the one and then the other must not take them for the same."""
+    """A client that uses both in turn must not confuse them."""
     worker = train(2)
     other = dataclasses.replace(config, data_dir=tmp_path / "copy")
     shutil.copytree(config.data_dir, other.data_dir, copy_function=shutil.copy2)
@@ -270,7 +270,7 @@ def test_a_model_created_in_an_emptied_folder_has_a_new_state_id(config, train, 
 
 
 def test_only_a_model_that_could_not_be_saved_is_rewound(config, peers, params, grads_of, caplog):
-    """The disk fails for one of two models as the server stops."""
+    """The disk fails for one of two models at the stop."""
     with contextlib.ExitStack() as stack:
         server = Server(config)
         server.start()
@@ -304,7 +304,7 @@ def test_a_snapshot_removed_during_the_run_is_written_again_at_the_stop(config, 
 
 
 def test_a_folder_that_replaced_the_served_one_is_not_changed(config, train, peers, params, grads_of):
-    """Moved away, restored or unmounted meanwhile: what lies there now is not ours to write."""
+    """The folder was moved, restored or unmounted meanwhile, so the server must not write to the new one."""
     train(1)
     server = Server(config)
     server.start()
@@ -319,7 +319,7 @@ def test_a_folder_that_replaced_the_served_one_is_not_changed(config, train, pee
 
 @pytest.mark.parametrize("crashed", [False, True], ids=["stopped cleanly", "crashed"])
 def test_a_folder_of_the_first_format_is_read(config, train, peers, crashed):
-    """It had no manifest and no record of the run; a file `running` stood there while a server ran."""
+    """It had no manifest and no run record, but a file `running` while a server ran."""
     worker = train(2)
     for name in ("run", "manifest"):
         (config.data_dir / name).unlink()

@@ -1,4 +1,4 @@
-"""A sequence number belongs to the content that it was answered for: nothing else is ever answered as applied."""
+"""A sequence number belongs to the content that was answered; other content is never acknowledged."""
 
 import threading
 
@@ -24,7 +24,7 @@ def grads(params, grads_of):
 
 
 def others(grads, worker):
-    """Return what a push of other content may look like under the same number: gradients, and fields of the header."""
+    """Return pushes with the same number and other content: gradients and header fields."""
     import google_crc32c
 
     crc = google_crc32c.value(b"".join(grad.tobytes() for grad in grads.values()))
@@ -115,7 +115,7 @@ def test_a_retry_may_list_absent_arrays_in_another_order(worker, grads):
 
 
 def test_a_retry_without_its_payload_is_not_answered_as_applied(peer, worker, grads, refused):
-    """The header alone says nothing of the gradient."""
+    """The header does not identify the gradient."""
     worker.push(grads)
     header, *_ = worker.messages(grads, sequence=1)
     refusal = refused(lambda: peer.stub.Push(iter([header]), timeout=800))
@@ -146,7 +146,7 @@ def test_after_a_restart_other_content_is_refused_and_the_retry_is_answered(conf
 
 
 def test_of_two_simultaneous_pushes_with_one_number_one_is_applied(server, peer, worker, grads, refused):
-    """The first is held in mid-stream; the second, of other content, is told to come again, and then refused."""
+    """The first pauses in mid-stream. The second, with other content, is told to retry, and then refused."""
     header, *rest = worker.messages(grads, sequence=1, chunk_bytes=100)
     finish = threading.Event()
 
@@ -170,7 +170,7 @@ def test_of_two_simultaneous_pushes_with_one_number_one_is_applied(server, peer,
 
 @pytest.mark.parametrize("exist_ok", [False, True])
 def test_a_creation_with_a_used_request_id_and_other_content_is_refused(peer, params, refused, exist_ok):
-    """Whoever used one request_id for two models would train the first for the second, and not know."""
+    """Otherwise a caller that reuses a request_id would train the wrong model."""
     peer.create(params, name="m", request_id="one", lr=0.5)
     others = params | {"scalar": np.array(0.25, np.float32)}
     for changes in ({"lr": 0.25}, {"lr": 0.5, "amsgrad": True}):

@@ -1,4 +1,4 @@
-"""How a snapshot gets to disk: in which order, what a crash at any point leaves, what is done when the disk fails."""
+"""Writing snapshots to disk: the order of calls, crashes at any point, and disk errors."""
 
 import json
 import os
@@ -109,7 +109,7 @@ print(json.dumps(found))
 
 
 def crashes(folder, operation):
-    """Return what is found after a crash before each call of an operation, and at last after none."""
+    """Return what the next server finds after a crash before each call of an operation, and without a crash."""
     command = [sys.executable, "-c", CRASHES, str(folder), operation, ",".join(CALLS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def crashes(folder, operation):
     ],
 )
 def test_a_crash_at_any_point_leaves_the_old_or_the_new_state(tmp_path, operation, before, after):
-    """With one snapshot kept, too; and the next start leaves nothing half-done behind."""
+    """Even with one snapshot kept; and the next start removes all leftovers."""
     found = crashes(tmp_path, operation)
     states = [state for state, _ in found]
     change = states.index(after)
@@ -147,7 +147,7 @@ def test_a_crash_at_any_point_leaves_the_old_or_the_new_state(tmp_path, operatio
 
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
-    """Has every call that changes the data folder made and noted, with the paths it is about, as relative ones."""
+    """Records every call that changes the data folder, with relative paths."""
     notes = []
 
     def relative(path):
@@ -196,7 +196,7 @@ def test_a_snapshot_is_durable_before_the_oldest_is_removed(tmp_path, recorded):
 
 
 def test_a_new_models_snapshot_is_durable_before_its_name(tmp_path, recorded):
-    """A name without a snapshot would keep the next server from starting."""
+    """A name without a snapshot would stop the next start."""
     data_folder = DataFolder(tmp_path / "data", 2)
     data_folder.begin()
     recorded.clear()
@@ -302,7 +302,7 @@ def test_with_one_snapshot_kept_a_failed_write_keeps_it(tmp_path):
 
 
 def test_changes_without_a_new_version_are_saved_too(config, peers, params, grads_of):
-    """A session and a rejected push move no version, and yet a worker counts on them."""
+    """A session and a rejected push make no version, but a worker relies on them."""
     bad = grads_of(params, np.random.default_rng(0)) | {"bias": np.full(70, np.nan, np.float32)}
     with Server(config) as server:
         peer = peers(server.address)
@@ -325,7 +325,7 @@ def test_changes_without_a_new_version_are_saved_too(config, peers, params, grad
 
 
 def test_a_failing_disk_is_not_retried_at_every_push(tmp_path, processes, peers, params, grads_of):
-    """After each try that fails, as many pushes come before the next as after one that does not."""
+    """After a failed try, the next one comes after the same number of pushes as after a success."""
     process = processes(tmp_path / "data", snapshot_every_pushes=4)
     peer = peers(process.address)
     peer.create(params)
@@ -343,7 +343,7 @@ def test_a_failing_disk_is_not_retried_at_every_push(tmp_path, processes, peers,
 
 
 def test_a_snapshot_reports_its_own_version_after_a_later_push(config, peers, params, grads_of, monkeypatch):
-    """A slow disk: the model moves on while the file is made durable."""
+    """On a slow disk, pushes are applied while the file is synced."""
     written, durable = threading.Event(), threading.Event()
     fsync = os.fsync
 

@@ -1,4 +1,4 @@
-"""The service over real gRPC, spoken to by plain generated code: every call, and every way to be refused."""
+"""The service over real gRPC, called by generated code: every call and every refusal."""
 
 import hashlib
 import re
@@ -39,7 +39,7 @@ def grads(params, grads_of):
 
 @pytest.fixture
 def digest(server):
-    """Return a function that hashes everything a model consists of, decisions included."""
+    """Return a function that hashes a model's whole state, including its ledger."""
 
     def hashed(name="model"):
         model = server._runtime.registry.get(name)
@@ -52,7 +52,7 @@ def digest(server):
 
 
 def reference(params, all_grads, **hyper):
-    """Apply gradients one after the other through the library."""
+    """Apply gradients in order with the library."""
     state = {name: [array.copy(), np.zeros_like(array), np.zeros_like(array)] for name, array in params.items()}
     steps = dict.fromkeys(params, 0)
     for grads in all_grads:
@@ -106,7 +106,7 @@ def test_every_push_is_a_step_and_every_answer_has_the_state(peer, worker, param
 
 
 def test_one_step_matches_the_formula(peer, grads_of):
-    """Against float64 arithmetic written here, in the order of the paper's section 2."""
+    """Compares with float64 arithmetic here, in the order of the paper's section 2."""
     rng = np.random.default_rng(5)
     params = {"x": rng.standard_normal(1000)}
     grads = grads_of(params, rng)
@@ -417,7 +417,7 @@ def test_an_unsuitable_push_is_rejected_and_so_is_its_retry(worker, grads, refus
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1.85e19])
 @pytest.mark.parametrize("element", [0, 63, 64, 84, 85])
 def test_a_non_finite_push_is_rejected_and_so_is_its_retry(worker, grads, refused, digest, value, element):
-    """First and last element, both sides of a chunk's border, in another array than the first; of 1e30 the square."""
+    """First and last element, both sides of a chunk's boundary, another array; 1e30 has an overflowing square."""
     flat = np.concatenate([grad.ravel() for grad in grads.values()])
     flat[element] = value
     bad = grads | {"weight": flat[:15].reshape(5, 3), "scalar": flat[15].reshape(()), "bias": flat[16:]}
@@ -559,7 +559,7 @@ def test_invalid_pulls_are_refused(peer, worker, refused, changes, code, reason)
 
 
 def test_a_half_received_push_delays_nobody_and_its_retry_waits_for_it(server, peer, worker, grads, refused):
-    """The stream of the first try stays open; the server has its header and one chunk."""
+    """The first try's stream stays open after its header and one chunk."""
     finish = threading.Event()
     begun = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The update in slices: the bits of one update over everything, wherever slices and tensors end."""
+"""The update in slices: the same bits as one update, for any boundaries of slices and tensors."""
 
 import itertools
 import threading
@@ -32,7 +32,7 @@ def small_slices(monkeypatch):
 
 
 def make(sizes=SIZES, *, dtype="float32", launcher=None, amsgrad=False):
-    """Return a sliced update, its arena with parameters that are not zero, and these parameters tensor by tensor."""
+    """Return a sliced update, its arena with nonzero parameters, and the parameters of each tensor."""
     tensors = tuple(Tensor(str(number), (size,)) for number, size in enumerate(sizes))
     spec = Spec("model", dtype, tensors, Hyperparameters(lr=0.01, weight_decay=0.1, amsgrad=amsgrad))
     arena = Arena(sizes, dtype, amsgrad=amsgrad)
@@ -41,7 +41,7 @@ def make(sizes=SIZES, *, dtype="float32", launcher=None, amsgrad=False):
 
 
 def expected(params, pushes, *, amsgrad=False):
-    """Return what the library makes of each tensor by itself.
+    """Return the library's update of each tensor.
 
     Args:
         params: the tensors.
@@ -116,7 +116,7 @@ def test_a_model_without_elements_can_be_updated():
 
 @pytest.mark.parametrize("elements", [40_000, slices.MOST_ELEMENTS + 1])
 def test_the_launcher_does_not_change_the_bits(launcher, elements):
-    """One slice and several, on two threads and on one; the update is that of the library."""
+    """One slice and several, on two threads and on one, all equal to the library's update."""
     gradient = np.random.default_rng(2).standard_normal(elements, dtype=np.float32)
     launched, there, (param,) = make((elements,), launcher=launcher)
     alone, here, _ = make((elements,))
@@ -132,7 +132,7 @@ def test_the_launcher_does_not_change_the_bits(launcher, elements):
 
 
 def test_slices_with_fewer_threads_have_the_same_bits(monkeypatch):
-    """Small calls come and go between slices."""
+    """Small calls begin and end between slices."""
     monkeypatch.setattr(slices, "MOST_ELEMENTS", 65_536)
     elements, seconds = 300_000, itertools.count()
     changing = Launcher(2, lambda: next(seconds) * 0.02)

@@ -1,4 +1,4 @@
-"""The snapshot file: what is written is read, a stranger can read it too, and no damage goes unseen."""
+"""The snapshot file: it reads back, other software can read it, and all damage is detected."""
 
 import json
 import os
@@ -155,7 +155,7 @@ def changed(record, path, value):
     ],
 )
 def test_a_model_with_unknown_settings_is_refused_by_name(tmp_path, path, value, words):
-    """A server that took it for what it knows would train it in another way than was asked for."""
+    """Otherwise a server would train it with other settings than requested."""
     snapshot, arena = example()
     write(tmp_path / "s", snapshot._replace(model=changed(snapshot.model, path, value)), arena)
     with pytest.raises(SnapshotError, match=words) as caught:
@@ -187,7 +187,7 @@ def test_unknown_metadata_are_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_a_header_too_long_to_read_is_not_written(tmp_path, monkeypatch):
-    """Thousands of arrays with long names: the server that had acknowledged such a model would never start again."""
+    """Thousands of arrays with long names: a server that acknowledged such a model could not start again."""
     snapshot, arena = example()
     monkeypatch.setattr(snapshots, "_LONGEST_HEADER_BYTES", 500)
     with pytest.raises(SnapshotError, match="a snapshot allows 500; use fewer arrays or shorter names"):

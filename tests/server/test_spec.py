@@ -1,4 +1,4 @@
-"""A model's description: what differs between two, sizes that are exact, numbers that are the protocol's."""
+"""A model's spec: differences, exact sizes, and the protocol's numbers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Peers that stop in mid-transfer: they are ended, what they held is free again, and others never notice."""
+"""Peers that stall in mid-transfer: their calls end, their memory is released, and others are not affected."""
 
 import dataclasses
 import threading
@@ -19,7 +19,7 @@ def server(config):
 
 
 def test_stalled_pushes_release_their_threads_and_numbers(peer, params, grads_of):
-    """As many stalled pushes as the server has threads."""
+    """As many stalled pushes as the server has permits."""
     peer.create(params)
     grads = grads_of(params, np.random.default_rng(1))
     sessions = [peer.session(worker_id=f"w{number}") for number in range(8)]
@@ -39,7 +39,7 @@ def test_stalled_pushes_release_their_threads_and_numbers(peer, params, grads_of
 
 
 def test_a_trickling_sender_is_ended_like_a_stalled_one(peer, params, grads_of):
-    """A byte now and then would keep its thread, its memory and its number for ever."""
+    """Otherwise single bytes would hold a thread, memory and a sequence number forever."""
     peer.create(params)
     session = peer.session()
     grads = grads_of(params, np.random.default_rng(3))
@@ -87,7 +87,7 @@ def test_a_stalled_creation_leaves_nothing(peer, params, wire, server):
 
 
 def test_a_stalled_pull_releases_its_copy(peer, server):
-    """Its 40 MB do not fit into what the connection buffers, so the server comes to a halt in mid-answer."""
+    """Its 40 MB exceed the connection's buffers, so the server blocks in mid-answer."""
     size = 10_000_000
     peer.create({"x": np.zeros(size, np.float32)})
     session = peer.session()
@@ -101,7 +101,7 @@ def test_a_stalled_pull_releases_its_copy(peer, server):
 
 
 def test_waiting_for_a_version_does_not_count_as_a_stall(peer, params, grads_of):
-    """It is the server's turn, not the peer's: the pull outlives two pushes that are ended one after the other."""
+    """It is the server's turn, not the peer's: the pull outlives two stalled pushes that are ended."""
     peer.create(params)
     session = peer.session()
     grads = grads_of(params, np.random.default_rng(2))

@@ -1,4 +1,4 @@
-"""A server that is told to stop: it saves first, and nobody who is slow, silent or half gone can keep it from that."""
+"""Stopping a server: it saves first, and slow, silent or stalled peers cannot prevent that."""
 
 import contextlib
 import os
@@ -96,7 +96,7 @@ def watching(peer):
 
 @contextlib.contextmanager
 def pulling(peer):
-    """A pull of which one message is taken."""
+    """A pull that reads one message."""
     pull = peer.stub.Pull(pb.PullRequest(model="large", checksum_kind=1))
     next(pull)
     yield
@@ -139,7 +139,7 @@ BUSY = {
 
 @pytest.fixture
 def serve(tmp_path, processes, peers, params, grads_of):
-    """Starts a server on one folder, with a model at version 3 that no snapshot holds, and one that is large."""
+    """Starts a server with a model at version 3 without a snapshot, and a large model."""
 
     def start(**options):
         process = processes(tmp_path / "data", stall_seconds=FOREVER_SECONDS, **options)
@@ -155,14 +155,14 @@ def serve(tmp_path, processes, peers, params, grads_of):
 
 
 def wait_for_snapshot(process):
-    """Wait until the model's version 3 is on disk; the test's timeout is the limit."""
+    """Wait until version 3 of the model is on disk; the test's timeout is the limit."""
     while "model model: snapshot of version 3" not in process.log.read_text():
         assert process.is_running
 
 
 @pytest.mark.parametrize("who", IDLE)
 def test_silent_calls_do_not_delay_the_stop(tmp_path, processes, peers, serve, who):
-    """Calls in flight would have eleven days."""
+    """The deadline for calls in flight is eleven days."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with IDLE[who](peer):
         assert process.stop() == 0
@@ -172,7 +172,7 @@ def test_silent_calls_do_not_delay_the_stop(tmp_path, processes, peers, serve, w
 
 @pytest.mark.parametrize("who", BUSY)
 def test_acknowledged_pushes_are_saved_before_waiting_for_calls_in_flight(tmp_path, processes, peers, serve, who):
-    """`docker stop` waits for ten seconds, then kills."""
+    """`docker stop` kills after ten seconds."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with BUSY[who](peer):
         process.signal(signal.SIGTERM)
@@ -194,7 +194,7 @@ def test_calls_that_do_not_end_are_cancelled_at_the_deadline(tmp_path, processes
 
 
 def limit_files(process, nbytes):
-    """Have every write of a process beyond so many bytes of a file fail, as on a full disk."""
+    """Make writes of a process beyond this file size fail, as on a full disk."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (nbytes, resource.RLIM_INFINITY))
 
 
@@ -230,7 +230,7 @@ def test_disk_space_freed_during_the_stop_is_used(tmp_path, processes, peers, se
 def test_pushes_acknowledged_during_the_stop_are_in_the_last_snapshot(
     tmp_path, processes, peers, serve, params, grads_of
 ):
-    """Many are in mid-stream when the signal comes, and go on once the first snapshot stands."""
+    """Many are in mid-stream at the signal, and continue after the first snapshot."""
     process, peer, _ = serve(stop_deadline_seconds=FOREVER_SECONDS)
     begun, finish = threading.Semaphore(0), threading.Event()
     workers = [peer.session(worker_id=f"w{index}") for index in range(8)]
@@ -256,7 +256,7 @@ def test_pushes_acknowledged_during_the_stop_are_in_the_last_snapshot(
 
 
 def test_a_health_watcher_that_reads_nothing_does_not_prevent_saving(tmp_path, processes, peers, serve):
-    """Its connection is up, and its process stands still; whoever watches is told of the end before all is saved."""
+    """Its connection is open and its process stopped. Watchers are told of the stop before models are saved."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     watcher = subprocess.Popen([sys.executable, "-c", A_WATCHER, peer.address], stdout=subprocess.PIPE, text=True)
     try:
@@ -272,7 +272,7 @@ def test_a_health_watcher_that_reads_nothing_does_not_prevent_saving(tmp_path, p
 
 
 def test_a_new_call_is_refused_during_the_stop(serve):
-    """A client takes gRPC's own answer for a server that is not there yet."""
+    """Clients treat gRPC's own answer as an unreachable server, and retry."""
     process, peer, _ = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with in_mid_push(peer, stopped=True):
         process.signal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def test_a_new_call_is_refused_during_the_stop(serve):
 
 
 def test_simultaneous_signals_cause_one_stop(tmp_path, processes, peers, serve):
-    """The handler of the second could run while the first one's still held a lock: it never stopped then."""
+    """The second handler could run while the first one held a lock, and the server never stopped."""
     process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
     with in_mid_push(peer, stopped=True):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM) * 10:
@@ -297,7 +297,7 @@ def test_simultaneous_signals_cause_one_stop(tmp_path, processes, peers, serve):
 
 
 def test_a_stopped_server_leaves_no_threads_or_descriptors(config, peers, params):
-    """A program may embed many servers, one after the other."""
+    """A program may embed many servers in turn."""
 
     def run():
         with Server(config) as server:

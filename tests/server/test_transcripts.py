@@ -1,4 +1,4 @@
-"""What clients send, kept byte for byte: it must be served, and answered the same, for ever.
+"""Recorded requests of released clients: they must get the same answers forever.
 
 Format 1 is the first release's; format 2 has what came after it: content under a number, openings and deletions that
 say what they know, pages. The server is started on the golden snapshot of the same format, whose state id and sessions
@@ -30,7 +30,7 @@ def golden_server(tmp_path, number):
 
 
 def ask(channel, exchange):
-    """Send an exchange's messages as they stand; return what comes back, as hexadecimal digits, and the status."""
+    """Send recorded messages; return the answers in hexadecimal, and the status."""
     requests = [bytes.fromhex(message) for message in exchange["requests"]]
     call = channel.stream_stream(f"/numba_adam.ps.v1.ParameterService/{exchange['call']}", None, None)(iter(requests))
     answers = []

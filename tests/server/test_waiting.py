@@ -1,4 +1,4 @@
-"""Those who wait for a version: what wakes them, and what they are told."""
+"""Calls that wait for a version: what wakes them, and their results."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture
 def waiting(model):
-    """Has a thread wait for a version, without a time limit; returns its future once it waits."""
+    """Starts a thread that waits for a version; returns its future once it waits."""
     over = []
     with ThreadPoolExecutor(1) as pool:
 

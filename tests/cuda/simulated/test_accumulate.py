@@ -1,4 +1,4 @@
-"""Gradients accumulated on a GPU: the sums, and the steps made of them, have the bits of the CPU's."""
+"""Gradients accumulated on a GPU: the sums and the steps have the CPU's bits."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPES = ((67,), (3, 5), (0,), ())
 
 
 def expect_same(dtypes, grad_dtypes=None, on_cpu=(), skip=0, call=None, missing=None, **options):
-    """Make two steps of three micro-batches each, there and here."""
+    """Make two steps of three micro-batches each on both devices, and compare."""
     params, copies = (draw(1, *dtypes, shapes=SHAPES, skip=skip) for _ in range(2))
 
     def lend(arrays):
@@ -71,7 +71,7 @@ def test_one_array_and_parameters_without_a_gradient_accumulate():
 @pytest.mark.parametrize("call", [{"loss_scale": 2.0}, {"max_grad_norm": 1.0}], ids=str)
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["GPU", "mixed"])
 def test_a_skipped_step_drops_the_sums(call, is_mixed):
-    """Whether or not anybody has asked by then what the step did."""
+    """Even before the step's result is read."""
     params, grads = np.ones((2, 20), "f4"), np.ones((2, 20), "f4")
     optimizer = na.Adam([params[0] if is_mixed else Interface(params[0]), Interface(params[1])])
     lent = [grads[0] if is_mixed else Interface(grads[0]), Interface(grads[1])]

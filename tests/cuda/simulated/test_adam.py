@@ -1,4 +1,4 @@
-"""Adam and AdamW over a GPU's arrays, alone and beside the CPU's: every bit is that of an optimizer on the CPU."""
+"""Adam and AdamW over GPU arrays, alone or with CPU arrays: every bit equals that of an optimizer on the CPU."""
 
 import copy
 import math
@@ -56,7 +56,7 @@ def test_scaled_and_clipped_steps_have_the_cpus_bits_and_norm(call):
 
 
 def test_parameters_on_the_cpu_and_a_gpu_have_one_norm():
-    """The sums of both are added, one after the other: as of two parts on the CPU."""
+    """The sums of both parts are added in order, as for two parts on the CPU."""
     params, grads = draw(1, "float32", "float32"), draw(2, "float32", "float32")
     copies = draw(1, "float32", "float32")
     ours, theirs = na.Adam([params[0], Interface(params[1])]), na.Adam(copies)
@@ -88,7 +88,7 @@ def test_a_non_finite_gradient_skips_the_step(on_cpu):
 
 
 def test_results_can_be_read_at_any_later_time():
-    """Each step writes down what it did; when as many are unread as there is room for, the oldest is read."""
+    """Each step writes a record; when all records are unread, the oldest is read first."""
     param, grad = np.ones(3, "f4"), np.ones(3, "f4")
     optimizer, grads = na.Adam(Interface(param)), []
     for step in range(70):
@@ -243,7 +243,7 @@ def test_warmup_compiles_every_format():
 @pytest.mark.parametrize(("dtype", "state"), [("float64", "float64"), ("float32", "float64"), ("float64", "float32")])
 @pytest.mark.parametrize("copy", ["bfloat16", "float16"])
 def test_copies_of_float64_parameters_are_rounded_as_on_the_cpu(dtype, state, copy):
-    """Numbers next to a tie: rounded once, or twice where float32 lies between."""
+    """Numbers next to a tie, rounded once, or twice by way of float32."""
     ties = np.array([1 + 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-8, 1 + 3 * 2.0**-11])
     values = np.concatenate([ties, ties + 2.0**-40, ties - 2.0**-40, ties + 2.0**-23, -ties - 2.0**-40]).astype(dtype)
     params = values.copy(), values.copy()

@@ -1,4 +1,4 @@
-"""What an optimizer does not do with a GPU's arrays is refused by name, and nothing is changed."""
+"""Unsupported uses of GPU arrays are refused by name, and nothing is changed."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_float64_gradients_require_the_compute_dtype_float64(make):
 
 
 def test_arrays_that_share_memory_are_refused():
-    """The addresses of this host and of its GPUs are of one space."""
+    """The host and its GPUs share one address space."""
     both = np.ones(8, "f4")
     with pytest.raises(OverlapError, match=r"params\[0\] and params\[1\] share memory"):
         na.Adam([both[:5], Interface(both[4:])])

@@ -1,4 +1,4 @@
-"""Arrays on a GPU whose axes lie in memory in any order: the CPU's bits, or a refusal by name."""
+"""Arrays on a GPU with any order of axes: the CPU's bits, or a refusal by name."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ OPTIONS = {
 
 
 class Like:
-    """An array that shows what CuPy's show: attributes, beside the interface."""
+    """An array with CuPy's attributes and interface."""
 
     def __init__(self, array):
         self.array, self.data = array, Pointer(array)
@@ -48,7 +48,7 @@ def drawn(seed, shape=(3, 2, 5), order="F"):
 
 
 def moved(array, order):
-    """Return a copy with the axes in an order in memory."""
+    """Return a copy with this order of axes in memory."""
     return np.array(array.transpose(order), order="C", copy=True).transpose(np.argsort(order))
 
 
@@ -56,7 +56,7 @@ def moved(array, order):
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_an_array_with_any_order_of_axes_has_the_cpus_bits(lend, order, options):
-    """Of elements that share a block of 8-bit codes too: blocks run through the memory on both."""
+    """Blocks of 8-bit codes follow the memory order on both devices."""
     param, twin = (moved(drawn(1), order) for _ in range(2))
     ours, theirs = na.Adam([lend(param)], lr=0.1, **options), na.Adam([twin], lr=0.1, **options)
     for seed in range(3):
@@ -159,7 +159,7 @@ def test_a_change_of_shape_or_dtype_in_place_is_refused(lend):
 
 
 def test_a_gradient_transposed_in_place_between_steps_is_detected():
-    """Its object and its address are the same; CuPy allows `grad.shape = ...`."""
+    """The object and the address stay the same; CuPy allows `grad.shape = ...`."""
     param, grad = drawn(1, (4, 4), "C"), Like(drawn(2, (4, 4), "C"))
     optimizer = na.Adam([Interface(param)], lr=0.1)
     optimizer.step([grad])

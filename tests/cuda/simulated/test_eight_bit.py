@@ -1,4 +1,4 @@
-"""Moments in 8 bits on a GPU: parameters, codes and scales have the bits of an optimizer on the CPU."""
+"""8-bit moments on a GPU: parameters, codes and scales have the CPU's bits."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_a_non_finite_gradient_affects_its_block_as_on_the_cpu(bad):
 
 
 def test_zeros_and_the_smallest_blocks_have_the_cpus_bits():
-    """Blocks without a gradient, with ones too small for a scale, of zeros of both signs, and with one element."""
+    """Blocks without a gradient, with tiny gradients, with zeros of both signs, and with one element."""
     grad = np.zeros(640, "f4")
     grad[128:256] = np.linspace(-1e-18, 1e-18, 128)
     grad[256:384] = -0.0
@@ -116,7 +116,7 @@ def test_a_skipped_step_changes_no_code():
 
 
 def test_neighbouring_arrays_and_pieces_do_not_change_the_bits():
-    """Alone, in the flat kernel, and in a table: an array at the same place of its optimizer is updated alike."""
+    """An array has the same bits alone, in the flat kernel, and among others, with the same index in the optimizer."""
     grad = draw(2, "float32", shapes=((200,),))[0]
     alone, first = (np.ones(200, "f4") for _ in range(2))
     na.Adam([Interface(alone)], state_dtype="8bit").step([Interface(grad)])
@@ -144,7 +144,7 @@ def test_amsgrad_can_be_switched_on_later():
 @pytest.mark.parametrize("loaded", ["8bit", "float32", "bfloat16"])
 @pytest.mark.parametrize("source_on_gpu", [False, True], ids=["from the CPU", "from a GPU"])
 def test_any_state_loads_into_8_bit_state_as_on_the_cpu(loaded, source_on_gpu):
-    """Codes stay what they are, floats become the nearest codes; and training goes on with the CPU's bits."""
+    """Codes are kept, floats become the nearest codes, and training continues with the CPU's bits."""
     shapes = ((270,), (5,))
     source = draw(1, "float32", "float32", shapes=shapes)
     old = na.Adam(on_gpu(*source) if source_on_gpu else source, state_dtype=loaded, amsgrad=True)

@@ -1,4 +1,4 @@
-"""Grids smaller than the work, arrays at odd places, numbers at the ends of the range: on the GPU as on the CPU."""
+"""Small grids, unaligned arrays and extreme numbers: the GPU's bits equal the CPU's."""
 
 import math
 
@@ -15,7 +15,7 @@ from numba_adam.settings.step_arrays import Extras
 
 
 def both(params, grads, steps=1, call=None, **options):
-    """Return an optimizer over arrays in the simulator's GPU, and one over copies of them on the CPU, and results."""
+    """Train on the simulator's GPU and on the CPU; return both optimizers and the results."""
     ours = na.Adam([Interface(param) for param in params], **options)
     copies = [param.copy() for param in params]
     theirs = na.Adam(copies, **options)

@@ -1,4 +1,4 @@
-"""Number formats of 16 bits, and what else a pass writes, in the simulator; each against an oracle of its own."""
+"""16-bit formats and fused work in the simulator, each compared with its own oracle."""
 
 from itertools import product
 
@@ -28,14 +28,14 @@ def rounded(values, number):
 
 
 def stored(values, number):
-    """Return numbers of a format as they lie in memory; bfloat16 as its bits."""
+    """Return numbers as stored in a format; bfloat16 as its bits."""
     if number == "bfloat16":
         return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return values.astype(number)
 
 
 def loaded(array, number):
-    """Return what lies in memory as float32."""
+    """Return stored numbers as float32."""
     if number == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
@@ -46,7 +46,7 @@ def draw(seed, number, scale=1.0):
 
 
 def updated(param, grad, exp_avg, exp_avg_sq, step=1):
-    """Return what one step on the CPU makes of float32 arrays."""
+    """Return float32 arrays after one step on the CPU."""
     arrays = [np.array(array, np.float32) for array in (param, grad, exp_avg, exp_avg_sq)]
     adam_update(*arrays, step=step, **OPTIONS)
     return arrays[0], arrays[2], arrays[3]
@@ -110,7 +110,7 @@ def test_the_gradient_is_set_to_zero_with_zero_grad():
 
 
 def stochastic(seed, param, cut):
-    """Round new bfloat16 parameters at random; return them, updated in pieces of other tables' shapes."""
+    """Return bfloat16 parameters after a step with stochastic rounding, divided into arrays of different sizes."""
     pieces = [stored(param, "bfloat16")[:cut], stored(param, "bfloat16")[cut:]] if cut else [stored(param, "bfloat16")]
     moments = [[np.zeros(piece.size, "f4") for piece in pieces] for _ in range(2)]
     options = {"hyperparameters": [Hyperparameters(lr=1e-3)], "extras": Extras(is_stochastic=True, seed=seed)}

@@ -1,4 +1,4 @@
-"""The parameters of one GPU and one precision: how an optimizer's are divided, and that they may move."""
+"""The parts of an optimizer on GPUs: by device and compute dtype, and after a move of parameters."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_parameters_are_divided_by_gpu_and_precision():
 
 @pytest.mark.parametrize("value_changes", [False, True])
 def test_a_parameter_with_replaced_storage_is_followed(value_changes):
-    """As PyTorch's do with `tensor.data = ...`; a master weight stays where it still rounds to its parameter."""
+    """As with `tensor.data = ...`; a master weight is kept if it still rounds to its parameter."""
     numbers, grad = np.full(4, 0x3F80, "u2"), np.full(4, 1e-3, "f4")
     twins = []
     for moves in (False, True):

@@ -1,4 +1,4 @@
-"""What a table over a GPU's arrays does not take is refused by name, and nothing is changed."""
+"""Unsuitable arguments of a table over GPU arrays are refused by name, and nothing is changed."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is decided on the GPU: which step it is, how gradients are scaled and clipped, whether a step is left out."""
+"""Decisions on the GPU: step counts, scaling and clipping of gradients, and skipped steps."""
 
 import math
 
@@ -92,7 +92,7 @@ def test_the_loss_scale_can_be_on_the_gpu():
 
 
 def test_a_replayed_step_is_counted():
-    """What a captured CUDA graph repeats is the launch alone: nothing of the host's takes part."""
+    """A captured CUDA graph repeats only the launch, without the host."""
     params, grads = draw(1), draw(2)
     copies = [param.copy() for param in params]
     table, _ = table_of(params)

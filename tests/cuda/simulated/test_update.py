@@ -1,4 +1,4 @@
-"""The update's kernels in the simulator: the same bits as on the CPU, wherever the arrays lie."""
+"""The update's kernels in the simulator: the CPU's bits at any address."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ STEPS = 3
 
 
 def room(size, dtype, skip=0):
-    """Return an array of zeros that begins so many elements after a multiple of 64 bytes."""
+    """Return an array of zeros that begins this many elements after a multiple of 64 bytes."""
     whole = np.zeros(size + skip + 64, dtype)
     begin = -whole.ctypes.data % 64 // whole.itemsize + skip
     return whole[begin : begin + size]
@@ -35,7 +35,7 @@ def draw(rng, size, dtype, skip=0):
 
 
 def state_of(params, hyperparameters, skips=(0, 0, 0)):
-    """Return moments of zeros, each column beginning so many elements after a multiple of 64 bytes."""
+    """Return zero moments; each column begins this many elements after a multiple of 64 bytes."""
     exp_avgs, exp_avg_sqs, largest = ([room(p.size, p.dtype, skip) for p in params] for skip in skips)
     return SimpleNamespace(
         exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, largest=largest if hyperparameters.get("amsgrad") else None
@@ -58,7 +58,7 @@ def train(params, state, gradients, hyperparameters):
 
 
 def bits(array):
-    """Return an array's bits; all NaNs are one, since what they carry differs from machine to machine."""
+    """Return an array's bits. All NaNs become equal, because their payloads differ between machines."""
     return np.where(np.isnan(array), array.dtype.type(np.nan), array).view(f"u{array.itemsize}").tolist()
 
 
@@ -106,7 +106,7 @@ def test_many_arrays_have_the_cpus_bits(dtype, variant):
 @pytest.mark.parametrize("skips", [(0, 0, 0), (1, 1, 1), (3, 3, 3), (1, 2, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_bits_do_not_depend_on_addresses(dtype, skips):
-    """Aligned together, all beginning at the same odd place, and each at another."""
+    """Aligned, all with the same misalignment, and each with a different one."""
     rng = np.random.default_rng(3)
     sizes = (*range(1, 20), 67)
     gradients = [[draw(rng, size, dtype, skips[0]) for size in sizes]]

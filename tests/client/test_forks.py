@@ -206,7 +206,7 @@ def test_a_child_is_refused_at_once_whatever_lock_its_parent_held(address):
 
 
 def test_a_client_in_a_child_of_a_process_that_uses_grpc_is_refused_with_advice(address):
-    """gRPC cannot end the threads of a server in the parent, and the child's calls would wait for them forever."""
+    """A server in the parent has threads that gRPC cannot end, and the child's calls would wait for them forever."""
     program = """
     import grpc
     from concurrent.futures import ThreadPoolExecutor

@@ -138,7 +138,7 @@ def test_the_largest_value_of_a_block_is_found_by_shuffles(name, kernel, capabil
 
 @pytest.mark.parametrize("name", EIGHT_BIT)
 def test_each_root_is_computed_once(name, kernel, capability):
-    """The step and the stored code share a root. The loop has three copies: with clipping, with L2 decay, and with neither.
+    """The step and the stored code share a root. The loop has three copies: with clipping, with decay, with neither.
 
     AMSGrad's step divides by another one, so there are two of each element. And one is taken once, beside eps.
     """

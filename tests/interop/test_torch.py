@@ -197,7 +197,7 @@ def test_16_bit_tensors_train_like_arrays(param, grad, options):
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("dtype", ["float32", *NARROW])
 def test_torch_continues_from_a_state_of_any_format(dtype, state):
-    """torch loads the same state as our float32 optimizer, rounded to the parameter's dtype."""
+    """PyTorch loads the same state as our float32 optimizer, rounded to the parameter's dtype."""
     tensors = [torch.nn.Parameter(tensor) for tensor in draw(1, dtype, 1_300, 3)]
     options = {"eps_mode": "algorithm1", "amsgrad": True}
     optimizer = na.Adam(tensors, state_dtype=state, ema_decay=0.5, master_weights=dtype != "float32", **options)

@@ -50,6 +50,7 @@ class CpuPart(Part[Plan]):
             extras=Extras.of(options, arrays, roster.places),
             axes=roster.axes,
             owners=[member.owner for member in roster.members],
+            given=[member.given for member in roster.members],
         )
 
     def new_moments(self) -> Moments:

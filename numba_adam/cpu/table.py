@@ -31,6 +31,7 @@ from numba_adam.errors import DtypeError
 from numba_adam.interop import borrow
 from numba_adam.interop.arrays import Extents, Watched, check_shape, check_unchanged, watched
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
+from numba_adam.interop.lookalikes import Lookalikes
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import Format
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
     """A step whose gradients were validated. What the kernels need stands in the table's job, until the next plan."""
 
     grad_count: int  # how many parameters have a gradient
-    borrowed: Sequence[Array | None] = ()  # views whose memory some frameworks lend only as long as the views live
+    borrowed: Sequence[Any] = ()  # gradients or views whose memory some frameworks lend only as long as these live
     copied: Sequence[Array] = ()  # gradients whose copies the step reads: `launch` sets these to zero
 
 
@@ -74,6 +75,7 @@ class UpdateTable:
         extras: Extras = NO_EXTRAS,
         axes: Sequence[Axes | None] | None = None,
         owners: Sequence[Watched | None] | None = None,
+        given: Sequence[object] = (),
     ) -> None:
         """Validate the arrays and note their addresses.
 
@@ -92,6 +94,7 @@ class UpdateTable:
                 view in C order; its gradients have the caller's order. None: C order. Default: None for all.
             owners: for each parameter the caller's array object, whose attributes must not change. Default: the
                 parameters.
+            given: the parameters as the caller gave them. Gradients of their kind and layout are borrowed all at once.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -114,10 +117,12 @@ class UpdateTable:
         self._axes = list(axes or nothing)
         self._shapes = [as_given(param, order).shape for param, order in zip(self._params, self._axes, strict=True)]
         self._extents = extents or Extents(*self._written())
+        self._lookalikes = Lookalikes(given, self._params, self._extents) if given else None
         self._owners = self._watched(0) if owners is None else list(owners)
         self._copies = self._watched(5)
         pinned = [owner.array for owner in self._owners if owner is not None]
         self._pins = [weakref.ref(array) for array in (*self._written()[0], *pinned)]
+        self._param_formats = np.array([_format(param) for param in self._params], np.int64)
         self._job = self._make_job(hyperparameters, groups or [0] * len(params))
         self._places = pack(self._job)
         self._plan_of_all = Plan(len(params))  # of a step in which every parameter has a gradient, as nearly always
@@ -156,6 +161,12 @@ class UpdateTable:
     def _plan_one_by_one(self, grads: Sequence[Any], steps: Array, scaling: Scaling) -> Plan:
         """Borrow each gradient by its own protocol, and plan the step."""
         self._check_owners()
+        if self._lookalikes is not None and not scaling.zero_grad:
+            addresses = self._lookalikes.addresses(grads)
+            if addresses is not None:
+                self._job.grads[:] = addresses
+                self._job.grad_formats[:] = self._param_formats
+                return Plan(self._plan_gathered(steps, scaling), grads)
         views = [self._borrowed(index, grad, is_written=scaling.zero_grad) for index, grad in enumerate(grads)]
         read = [self._in_memory_order(index, view) for index, view in enumerate(views)]
         self._job.grads[:] = [_address(array) for array in read]

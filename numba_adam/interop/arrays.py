@@ -91,7 +91,17 @@ class Extents:
         order = in_memory(begins, ends, names)
         self.begins, self.ends = begins[order], ends[order]
         self._listed_begins: list[int] = self.begins.tolist()  # NumPy is ten times slower at a search for one number
+        self._listed_ends: list[int] = self.ends.tolist()
         self._names = [names[int(index)] for index in order]
+
+    def are_apart(self, begins: Sequence[int], sizes: Sequence[int]) -> bool:
+        """Return whether none of these memory blocks shares memory with an array of the set."""
+        listed = self._listed_begins
+        befores = [bisect.bisect_left(listed, begin + size) - 1 for begin, size in zip(begins, sizes, strict=True)]
+        return not any(
+            size and before >= 0 and self._listed_ends[before] > begin
+            for before, begin, size in zip(befores, begins, sizes, strict=True)
+        )
 
     def check_apart(self, array: Array, name: str) -> None:
         """Refuse an array that shares memory with one of the set.
@@ -103,7 +113,7 @@ class Extents:
         before = (
             bisect.bisect_left(self._listed_begins, begin + size) - 1
         )  # the last array that begins before the end of this one
-        if size and before >= 0 and int(self.ends[before]) > begin:
+        if size and before >= 0 and self._listed_ends[before] > begin:
             raise _shared(name, self._names[before])
 
 

@@ -20,6 +20,9 @@ FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
 
+Lookalike = tuple[Any, ...]  # what an array's memory looks like, in its framework's own terms
+
+
 @dataclass(frozen=True)
 class Lender:
     """One kind of array, with the functions that borrow its memory."""
@@ -50,6 +53,12 @@ class Lender:
 
     None for kinds whose objects never change, and for NumPy arrays, which the kernels check.
     """
+
+    lookalikes: Callable[[Sequence[Any]], list[Lookalike]] | None = None
+    """Returns the layouts of parameters, for `addresses`. None for kinds that are always borrowed one by one."""
+
+    addresses: Callable[[Sequence[Any], Sequence[Lookalike]], list[int] | None] = lambda *_: None
+    """Returns the addresses of arrays. None if one has another layout than given, or must be borrowed to be read."""
 
     count_writes: Callable[[Sequence[Any]], None] | None = None
     """Tells the framework about a write to its arrays. None for kinds that do not count writes."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from numba_adam.errors import StateDictError, UnsupportedArrayError
 from numba_adam.interop.axes import as_given, in_memory_order
-from numba_adam.interop.lender import Lender, wrong_dtype
+from numba_adam.interop.lender import Lender, Lookalike, wrong_dtype
 from numba_adam.numerics import eight_bit_codecs
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.formats import Format, format_of
@@ -24,6 +24,7 @@ from numba_adam.numerics.formats import Format, format_of
 _KIND = "PyTorch tensor"
 _CONVERT = "x.float().contiguous()"
 _ATTRIBUTES = operator.attrgetter("shape", "dtype")
+_LAYOUT = operator.attrgetter("shape", "dtype", "device", "layout")
 _STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -67,6 +68,28 @@ def _layouts(tensors: Sequence[Any]) -> object:
     return list(map(tensor.data_ptr, tensors)), list(map(tensor.stride, tensors)), list(map(_ATTRIBUTES, tensors))
 
 
+def _lookalikes(tensors: Sequence[Any]) -> list[Lookalike]:
+    """Return what the gradients of these parameters usually look like."""
+    return [(*_LAYOUT(tensor), tensor.stride()) for tensor in tensors]
+
+
+def _addresses(tensors: Sequence[Any], lookalikes: Sequence[Lookalike]) -> list[int] | None:
+    """Return the addresses of plain CPU tensors that have these layouts. `map` avoids a Python loop, as above."""
+    tensor = sys.modules["torch"].Tensor
+    if any(kind is not tensor for kind in map(type, tensors)):
+        return None
+    try:
+        strides = map(tensor.stride, tensors)
+        if [(*layout, stride) for layout, stride in zip(map(_LAYOUT, tensors), strides, strict=True)] != lookalikes:
+            return None
+        if any(map(tensor.is_neg, tensors)):  # its memory has the opposite signs
+            return None
+        addresses = list(map(tensor.data_ptr, tensors))
+    except RuntimeError:  # tensors without memory
+        return None
+    return None if any(map(operator.mod, addresses, map(tensor.element_size, tensors))) else addresses  # not aligned
+
+
 def _count_writes(tensors: Sequence[Any]) -> None:
     """Increment the version counters of tensors, which a backward pass compares. Inference tensors have none.
 
@@ -98,6 +121,8 @@ LENDER = Lender(
     compact="x.contiguous()",
     thaw="x.detach().clone()",
     layouts=_layouts,
+    lookalikes=_lookalikes,
+    addresses=_addresses,
     count_writes=_count_writes,
 )
 

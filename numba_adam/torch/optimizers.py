@@ -114,8 +114,6 @@ class Adam(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._tie.validate(self.param_groups)
 
-    @torch.compiler.disable
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
@@ -133,10 +131,16 @@ class Adam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            torch.compiler.disable(self._update)()
+        else:
+            self._update()
+        return loss
+
+    def _update(self) -> None:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
             self._tie.step(self.param_groups, self.state, 1.0 if scale is None else 1.0 / scale.item())
-        return loss
 
     @property
     def step_result(self) -> StepResult | None:

@@ -7,6 +7,7 @@ the tie makes a new core from what it finds. Imports torch, the optimizer, and s
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -28,6 +29,7 @@ Groups = Sequence[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, Any]]
 
 GROUP_KEYS = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "eps_mode")
+_said = operator.itemgetter(*GROUP_KEYS, "capturable", "differentiable")
 _REFUSED = {
     "capturable": "a step on the CPU cannot be part of a CUDA graph",
     "differentiable": "autograd does not see the steps of this library",
@@ -58,7 +60,8 @@ class Tie:
 
         self._core: Core | None = None
         self._owner: object = None  # of the arrays that the state shows
-        self._settings: list[tuple[Any, ...]] = []  # of each group, as the core has them
+        self._said: list[tuple[Any, ...]] = []  # the hyperparameters of each group, as the program has set them
+        self._settings: list[tuple[Any, ...]] = []  # the same as plain numbers, as the core has them
         self._groups: list[int] = []  # the number of each of the core's groups
         self._params: list[torch.Tensor] = []  # all of them, in order
         self._dense: list[int] = []  # the places of the core's parameters among all
@@ -98,17 +101,16 @@ class Tie:
             ArrayError: a gradient does not fit. Nothing was changed.
             HyperparameterError: a hyperparameter is out of range. Nothing was changed.
         """
-        params = list(chain.from_iterable(group["params"] for group in groups))
+        params = [param for group in groups for param in group["params"]]
         grads = [param.grad for param in params]
         rows = {place for place, grad in enumerate(grads) if grad is not None and grad.is_sparse}
-        settings = [_settings(group) for group in groups]
         if rows:
             sparse.check(params, rows, self._options, self._clipping)
-        excluded = self._excluded(params, grads, rows)
+        excluded = self._excluded(params, grads, rows) if rows or self._sparse else rows
         if excluded != self._sparse or not self._is_current(params, state):
-            self._tie(groups, settings, state, excluded)
-        elif settings != self._settings:
-            self._follow(settings)
+            self._tie(groups, state, excluded)
+        else:
+            self._follow(groups)
         own = grads if len(self._dense) == len(grads) else [grads[place] for place in self._dense]
         self.result = APPLIED
         if self._core is not None:
@@ -122,7 +124,13 @@ class Tie:
                 self._show(state, self._core)
         for place in sorted(rows):
             number, param = _group_of(groups, place), params[place]
-            sparse.step(param, grads[place], state[param], self._named_settings(settings[number]), grad_scale)
+            sparse.step(
+                param,
+                grads[place],
+                state[param],
+                dict(zip(GROUP_KEYS, self._settings[number], strict=True)),
+                grad_scale,
+            )
         if rows:
             self._seen = _identities(params, state)
 
@@ -148,7 +156,7 @@ class Tie:
         for number, param in zip(numbers, params, strict=True):
             if number in states:
                 state[param] = dict(states[number])
-        self._tie(groups, [_settings(group) for group in groups], state, set())
+        self._tie(groups, state, set())
 
     def copies(self, groups: Groups, state: State, name: str) -> list[torch.Tensor]:
         """Return the core's copies of the parameters: "ema" or "low_precision".
@@ -158,7 +166,7 @@ class Tie:
         """
         params = list(chain.from_iterable(group["params"] for group in groups))
         if not self._is_current(params, state):
-            self._tie(groups, [_settings(group) for group in groups], state, set())
+            self._tie(groups, state, set())
         return [to_tensor(array) for array in getattr(self._core, name)]
 
     def _is_current(self, params: Sequence[torch.Tensor], state: State) -> bool:
@@ -173,8 +181,10 @@ class Tie:
             if place < len(params) and grads[place] is None and params[place] is self._params[place]
         }
 
-    def _tie(self, groups: Groups, settings: list[tuple[Any, ...]], state: State, rows: set[int]) -> None:
+    def _tie(self, groups: Groups, state: State, rows: set[int]) -> None:
         """Make a core from the groups and the state, and let the state show its arrays."""
+        said = list(map(_said, groups))
+        settings = [_settings(group) for group in groups]
         params = list(chain.from_iterable(group["params"] for group in groups))
         core_groups, numbers, dense, place = [], [], [], 0
         for number, group in enumerate(groups):
@@ -189,7 +199,7 @@ class Tie:
             entries = {index: state[params[each]] for index, each in enumerate(dense) if state.get(params[each])}
             if entries:
                 core.load_state_dict({**core.state_dict(), "state": entries})
-        self._core, self._settings, self._groups = core, settings, numbers
+        self._core, self._said, self._settings, self._groups = core, said, settings, numbers
         self._params, self._dense, self._sparse = params, dense, rows
         self._counts, self._steps = np.zeros(len(dense), np.int64), np.zeros(len(dense), np.float32)
         self._new = set(range(len(dense)))
@@ -198,14 +208,23 @@ class Tie:
         self._shown = self._steps.tobytes()
         self._seen = _identities(params, state)
 
-    def _follow(self, settings: list[tuple[Any, ...]]) -> None:
+    def _follow(self, groups: Groups) -> None:
         """Give the core the hyperparameters that the program has set."""
+        said = list(map(_said, groups))
+        if said == self._said and not self._said_by_tensors:
+            return
+        settings = [_settings(group) for group in groups]
         if self._core is not None:
             for number, group in zip(self._groups, self._core.param_groups, strict=True):
                 for key, new, old in zip(GROUP_KEYS, settings[number], self._settings[number], strict=True):
                     if new != old:
                         group[key] = new
-        self._settings = settings
+        self._said, self._settings = said, settings
+
+    @property
+    def _said_by_tensors(self) -> bool:
+        """Whether a hyperparameter is a tensor, whose value may change in place."""
+        return any(isinstance(value, torch.Tensor) for lr, betas, *_ in self._said for value in (lr, *betas))
 
     def _count(self, grads: Sequence[Any]) -> None:
         """Count an applied step of the parameters that had a gradient."""
@@ -228,9 +247,6 @@ class Tie:
 
     def _named(self) -> dict[str, Any]:
         return asdict(self._options)
-
-    def _named_settings(self, settings: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(GROUP_KEYS, settings, strict=True))
 
 
 def _settings(group: Mapping[str, Any]) -> tuple[Any, ...]:

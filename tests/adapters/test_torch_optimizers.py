@@ -546,6 +546,22 @@ def test_a_compiled_model_trains(net):
     assert not any(map(torch.equal, before, model.parameters()))
 
 
+def test_a_compiled_training_step_may_contain_the_optimizer(net):
+    models = net(), net()
+    optimizers = [na_torch.Adam(model.parameters(), lr=0.01) for model in models]
+
+    def train(model, optimizer):
+        optimizer.zero_grad()
+        model(torch.ones(3, 6)).square().mean().backward()
+        optimizer.step()
+
+    for model, optimizer, run in zip(models, optimizers, (train, torch.compile(train, backend="eager")), strict=True):
+        for _ in range(3):
+            run(model, optimizer)
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+    assert optimizers[1].state[models[1][0].weight]["step"].item() == 3
+
+
 def test_named_parameters_keep_their_names_in_the_state_dict(net):
     model = net()
     optimizer = na_torch.Adam(model.named_parameters())

@@ -8,7 +8,7 @@ import numba_adam as na
 from numba_adam import Hyperparameters
 from numba_adam.cuda import borrow_cuda
 from numba_adam.errors import UnsupportedArrayError
-from numba_adam.optim.backends import check_same_place, parts_of
+from numba_adam.optim.backends import check_same_device, parts_of
 from numba_adam.settings.members import Member
 from numba_adam.settings.options import Options
 from numba_adam.settings.param_groups import ParamGroup
@@ -58,11 +58,11 @@ def test_a_parameter_with_replaced_storage_is_followed(value_changes):
 def test_a_parameter_that_moved_to_another_device_is_refused():
     here, there, elsewhere = np.ones(3), Interface(np.ones(3)), Interface(np.ones(3), device=1)
     there, elsewhere = (borrow_cuda(lent, name="w") for lent in (there, elsewhere))
-    check_same_place(there, "w", borrow_cuda(Interface(np.ones(3)), name="w"))
+    check_same_device(there, "w", borrow_cuda(Interface(np.ones(3)), name="w"))
     for new, old, message in (
         (there, here, "w is on GPU 0, and was in this host's memory when"),
         (here, there, "w is in this host's memory, and was on GPU 0 when"),
         (elsewhere, there, "w is on GPU 1, and was on GPU 0 when .*: make another optimizer"),
     ):
         with pytest.raises(UnsupportedArrayError, match=message):
-            check_same_place(new, "w", old)
+            check_same_device(new, "w", old)

@@ -70,9 +70,9 @@ def warmup(
 
 
 def _check(name: str, given: Collection[str], known: Mapping[str, object]) -> None:
-    """Refuse what is not known, before anything is compiled."""
-    for each in [given] if isinstance(given, str) else given:
-        if each not in tuple(known):
+    """Refuse what is not known, and a string instead of several, before anything is compiled."""
+    for each in given:
+        if isinstance(given, str) or each not in tuple(known):
             raise HyperparameterError(f"{name}: expected some of {', '.join(map(repr, known))}, got {each!r}")
 
 

@@ -166,3 +166,22 @@ def test_ctrl_c_exits_with_130_and_one_line(words: list[str]) -> None:
             process.wait()
         asking.close()
     assert (process.returncode, out, errors) == (130, "", "numba-adam: interrupted\n")
+
+
+def test_warmup_says_what_it_makes_and_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["warmup", "float32", "--sizes", "small"]) == 0
+    kind, made = capsys.readouterr().out.splitlines()
+    assert kind.startswith("1/1 float32 ... ")
+    assert kind.endswith(" s")
+    counts, where = made.split(" MB in ")
+    compiled, there = (int(part.split()[0]) for part in counts.split(": ")[0].split(", "))
+    assert compiled + there >= 5
+    assert len(list(Path(where).glob("*.nbc"))) == compiled + there
+
+
+@pytest.mark.parametrize("words", [["int8"], ["float32", "int8"], ["--sizes", "medium"]])
+def test_warmup_refuses_what_it_does_not_know(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["warmup", *words])
+    assert exit_info.value.code == 2
+    assert words[-1] in capsys.readouterr().err

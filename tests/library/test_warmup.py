@@ -145,3 +145,30 @@ def test_an_unknown_kind_is_refused_before_anything_is_compiled(kind):
 
 def test_a_kind_can_be_given_twice():
     assert list(na.warmup("float32", "float32")) == ["float32"]
+
+
+@pytest.mark.parametrize("sizes", [["medium"], ["small", ""], "small", [None]], ids=repr)
+def test_an_unknown_size_is_refused_before_anything_is_compiled(sizes):
+    seen = []
+    with pytest.raises(HyperparameterError, match=r"sizes.*'small', 'large'"):
+        na.warmup("float32", sizes=sizes, progress=lambda *what: seen.append(what))
+    assert seen == []
+
+
+SMALL = """
+na.warmup("float32", sizes=["small"])
+before = loaded()
+with event.install_recorder("numba:compile") as compiled:
+    train("float32", sizes=(3, 1000))
+print(more(before, loaded()), len(compiled.buffer))
+"""
+
+
+@pytest.mark.slow
+def test_small_sizes_are_enough_for_small_steps(run_python):
+    assert run_python(SETUP + SMALL) == "[] 0"
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "8bit"])
+def test_a_format_is_a_kind(kind):
+    assert list(na.warmup(kind, sizes=["small"])) == [kind]

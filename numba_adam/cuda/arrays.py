@@ -1,4 +1,4 @@
-"""borrow_cuda(): the address of an array in a GPU's memory. It copies nothing and waits for nothing.
+"""borrow_cuda(): returns the address of an array in a GPU's memory, without a copy and without waiting.
 
 May import NumPy, `numba_adam.errors` and its neighbours.
 """
@@ -19,15 +19,15 @@ from numba_adam.interop.axes import is_dense
 _FORMATS = {"<f4": "float32", "<f8": "float64", "<f2": "float16", "<u2": "bfloat16"}
 _NEEDED = "float32, float64, float16 or bfloat16 (or uint16, its bits)"
 _STORED = {"bfloat16": "uint16", "8bit": "uint8"}
-_IMMUTABLE = ("jax", "jaxlib")  # frameworks whose arrays never change, whatever their interfaces say
+_IMMUTABLE = ("jax", "jaxlib")  # frameworks with immutable arrays; their interfaces do not say so
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CudaArray:
-    """An array in a GPU's memory, dense."""
+    """A dense array in a GPU's memory."""
 
     address: int
-    """Its first byte in the GPU's memory; a multiple of its element's bytes."""
+    """Address of its first byte; a multiple of the element size."""
 
     shape: tuple[int, ...]
     """Its extents."""
@@ -42,7 +42,7 @@ class CudaArray:
     """The handle of the caller's current stream."""
 
     owner: Any
-    """What keeps the memory alive."""
+    """An object that keeps the memory alive."""
 
     given_strides: tuple[int, ...] | None = None
     """Bytes from one element to the next along each axis; None: C-contiguous."""
@@ -84,7 +84,7 @@ class CudaArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The protocol by which other libraries borrow it: `cupy.asarray(array)`; bfloat16 as its bits."""
+        """The interface for other libraries, as in `cupy.asarray(array)`; bfloat16 as its bits."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -106,7 +106,7 @@ def stored_as(number: str) -> str:
 
 
 def is_on_cuda(array: object) -> bool:
-    """Say whether an array is in a GPU's memory. Imports nothing, waits for nothing."""
+    """Return whether an array is in a GPU's memory. Imports nothing, and does not wait."""
     if isinstance(array, (np.ndarray, np.generic)):
         return False
     if isinstance(array, CudaArray) or dlpack.device_of(array) is not None:
@@ -115,7 +115,7 @@ def is_on_cuda(array: object) -> bool:
 
 
 def quick_layout(array: Any) -> object:
-    """Return an array's address, shape, strides and dtype where reading them is cheap; None else."""
+    """Return an array's address, shape, strides and dtype if they are cheap to read, otherwise None."""
     if hasattr(array, "data_ptr"):
         return array.data_ptr(), array.shape, array.stride(), array.dtype
     pointer = getattr(getattr(array, "data", None), "ptr", None)
@@ -123,17 +123,17 @@ def quick_layout(array: Any) -> object:
 
 
 def borrow_cuda(array: Any, *, name: str, writable: bool = False, any_order: bool = False) -> CudaArray:
-    """Return the memory of an array, without copying it and without waiting.
+    """Return the memory of an array, without a copy and without waiting.
 
     Args:
         array: anything on a CUDA GPU with `__cuda_array_interface__` or DLPack: a CuPy array, a PyTorch tensor;
             float32, float64, float16 or bfloat16 (or the bits of bfloat16 as uint16), C-contiguous.
-        name: what error messages call it, such as "params['w']".
-        writable: whether the caller will write to it.
-        any_order: whether the array's axes may be in any order in memory, as long as it is dense.
+        name: its name in error messages, such as "params['w']".
+        writable: True: the caller will write to it.
+        any_order: True: the axes of a dense array may have any order in memory.
 
     Raises:
-        UnsupportedArrayError: the array lends no memory, or is not on a CUDA GPU.
+        UnsupportedArrayError: the array exposes no memory, or is not on a CUDA GPU.
         DtypeError: its dtype is none of the above.
         LayoutError: it is not C-contiguous (or not dense), not aligned or not in native byte order.
         ReadOnlyError: `writable` is set, and the memory is read-only.
@@ -141,7 +141,7 @@ def borrow_cuda(array: Any, *, name: str, writable: bool = False, any_order: boo
     if isinstance(array, CudaArray):
         return _in_order(array, name, any_order=any_order)
     _check_kind(array, name, writable=writable)
-    # A tensor that records gradients lends nothing; autograd need not see the writes.
+    # A tensor that requires grad exposes no memory; autograd need not see the writes.
     plain = array.detach() if hasattr(array, "detach") else array
     interface = _interface_of(plain)
     if interface is not None and interface["typestr"] in _FORMATS:
@@ -164,7 +164,7 @@ def _check_kind(array: object, name: str, *, writable: bool) -> None:
 
 
 def _interface_of(array: Any) -> dict[str, Any] | None:
-    """Return the CUDA array interface; None where there is none, or where it raises for a dtype it does not know."""
+    """Return the CUDA array interface; None if there is none, or if it raises for an unknown dtype."""
     try:
         interface: dict[str, Any] | None = getattr(array, "__cuda_array_interface__", None)
     except (TypeError, RuntimeError):
@@ -204,7 +204,7 @@ def _from_dlpack(array: Any, name: str) -> CudaArray:
 
 
 def _with_strides(array: CudaArray, strides: Any) -> CudaArray:
-    """Return an array with the strides it was lent with, in bytes; None for C-contiguous."""
+    """Return an array with its given strides, in bytes; None for C-contiguous."""
     given = None if strides is None else _strides_unless_c(array.shape, tuple(strides), array.dtype.itemsize)
     return replace(array, given_strides=given)
 
@@ -231,7 +231,7 @@ def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _strides_unless_c(shape: tuple[int, ...], strides: tuple[int, ...], item_bytes: int) -> tuple[int, ...] | None:
-    """Return strides in bytes; None where all axes of more than one element have the strides of C order."""
+    """Return strides in bytes; None if all axes longer than one have the strides of C order."""
     compact = tuple(item_bytes * stride for stride in _c_strides(shape))
     is_c = 0 in shape or all(
         extent == 1 or one == other for extent, one, other in zip(shape, strides, compact, strict=True)
@@ -240,7 +240,7 @@ def _strides_unless_c(shape: tuple[int, ...], strides: tuple[int, ...], item_byt
 
 
 def _device_of(array: Any) -> int:
-    """Return the number of an array's GPU; the current one where the array states none."""
+    """Return the number of an array's GPU; the current GPU if the array does not say."""
     said = dlpack.device_of(array)
     if said is not None:
         return said

@@ -1,4 +1,4 @@
-"""Arrays grouped by layout, and their launches: one for each layout, for any number of arrays."""
+"""Groups arrays by layout, and launches one kernel for each group."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Batch(NamedTuple):
 class Work(NamedTuple):
     """A launch plan: the addresses and sizes that a launch works through."""
 
-    table: Array  # (COLUMNS, arrays) int64: all addresses, in the order of Place
-    places: Buffer  # the same, on the GPU
+    table: Array  # (COLUMNS, arrays) int64: all addresses, in the order of Addresses
+    addresses: Buffer  # the same, on the GPU
     sizes: Sequence[int]  # numbers of elements
     lengths: Buffer  # the same, (arrays,) int64 on the GPU
     constants: Buffer  # (arrays, CONSTANTS)
@@ -37,7 +37,7 @@ class Work(NamedTuple):
 
 
 def batches(layouts: Sequence[Layout | None], lengths: Sequence[int], device: int, stream: int) -> list[Batch]:
-    """Return the batches to launch, given each array's layout; None leaves an array out."""
+    """Return the batches to launch, given each array's layout; None skips an array."""
     by_layout: dict[Layout, list[int]] = {}
     for row, layout in enumerate(layouts):
         if layout is not None and lengths[row]:
@@ -46,14 +46,14 @@ def batches(layouts: Sequence[Layout | None], lengths: Sequence[int], device: in
 
 
 def pieces(rows: Sequence[int], lengths: Sequence[int], size: int, device: int, stream: int) -> Buffer:
-    """Return arrays cut into pieces: (pieces, 2) int64, an array and the piece's first element."""
+    """Divide arrays into pieces: return (pieces, 2) int64, an array's index and the piece's first element."""
     found = [(row, begin) for row in rows for begin in range(0, lengths[row], size)]
     return buffer_of(np.array(found, dtype=np.int64).reshape(-1, 2), device, stream)
 
 
 def launch(kernels: Kernels, batch: Batch, work: Work, stream: int) -> None:
     """Queue kernels on a batch."""
-    device, count = work.places.device, work.table.shape[1]
+    device, count = work.addresses.device, work.table.shape[1]
     if len(batch.rows) == 1:
         row = batch.rows[0]
         size = work.sizes[row]
@@ -63,8 +63,8 @@ def launch(kernels: Kernels, batch: Batch, work: Work, stream: int) -> None:
         queue(kernels.flat, math.ceil(size / CHUNK), seam.THREADS, device, stream, *arguments)
         return
     chunks = batch.chunks.shape[0]
-    places = (work.places.address, work.lengths.address, count, batch.chunks.address, chunks)
-    arguments = (*places, work.constants.address, work.keys.address, work.skip)
+    addresses = (work.addresses.address, work.lengths.address, count, batch.chunks.address, chunks)
+    arguments = (*addresses, work.constants.address, work.keys.address, work.skip)
     queue(kernels.table, chunks, seam.THREADS, device, stream, *arguments)
 
 

@@ -1,4 +1,4 @@
-"""The arrays of a step on one GPU: borrowed, validated against each other, and their addresses. Knows no kernel."""
+"""Borrows and validates the arrays of a step on one GPU, and returns their addresses. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda
-from numba_adam.cuda.kernels.layout import COLUMNS, EIGHT_BIT, Lanes, Layout, Place
+from numba_adam.cuda.kernels.layout import COLUMNS, EIGHT_BIT, Addresses, Lanes, Layout
 from numba_adam.cuda.memory import Array
 from numba_adam.errors import DtypeError, UnsupportedArrayError
 from numba_adam.interop.arrays import check_like
@@ -25,10 +25,10 @@ class Columns:
         """Borrow the arrays and validate them.
 
         Args:
-            given: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, emas and copies; None where a parameter has none.
+            given: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, emas and copies; None for a missing array.
                 An 8-bit moment is an EightBit of CudaArrays.
-            names: what error messages call the parameters.
-            labels: what they call each kind of array, in the same order, then the gradients.
+            names: names of the parameters in error messages.
+            labels: names of the kinds of arrays in error messages, in the same order, then that of the gradients.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -42,7 +42,7 @@ class Columns:
         self.lengths = [param.size for param in self.params]
         self.rows = [self._formats(k) for k in range(len(self.params))]
         self.dtype = self._computed_in()
-        self._check_places()
+        self._check_devices()
         self._check_shapes()
 
     @property
@@ -52,7 +52,7 @@ class Columns:
 
     @property
     def range(self) -> str:
-        """The dtype whose range all moments have, and that their floors follow."""
+        """The dtype that sets the range of all moments, and so their floors."""
         formats = {row[name] for row in self.rows for name in _MOMENTS if name in row}
         return "float64" if formats == {"float64"} else "float32"
 
@@ -62,22 +62,22 @@ class Columns:
         return any(EIGHT_BIT in row.values() for row in self.rows)
 
     def written(self) -> tuple[list[Any], list[str]]:
-        """Return every array that an update writes, except the gradients, and its name in messages."""
+        """Return every array that an update writes, except the gradients, and its name in error messages."""
         return written(self._columns, self.names, self.labels)
 
     def addresses(self) -> Array:
-        """Return all addresses: (COLUMNS, parameters) int64, in the order of Place; 0 for the gradients."""
+        """Return all addresses: (COLUMNS, parameters) int64, in the order of Addresses; 0 for the gradients."""
         table = np.zeros((COLUMNS, len(self.params)), dtype=np.int64)
         for name, column in zip(_names(), self._columns, strict=True):
             for k, array in enumerate(column):
                 if isinstance(array, EightBit):
-                    table[_place(name), k], table[_place(f"{name}_scale"), k] = _addresses(array)
+                    table[_index_of(name), k], table[_index_of(f"{name}_scale"), k] = _addresses(array)
                 elif array is not None:
-                    table[_place(name), k] = array.address
+                    table[_index_of(name), k] = array.address
         return table
 
     def _formats(self, row: int) -> dict[str, Any]:
-        """Return the formats of a parameter's arrays by Layout's names; a column that it does not have is left out."""
+        """Return the formats of a parameter's arrays by Layout's names, without missing columns."""
         columns = zip(_names(), self._columns, strict=True)
         return {name: _format(column[row]) for name, column in columns if column[row] is not None}
 
@@ -104,7 +104,7 @@ class Columns:
                     f"{self.labels[0]}{name}: expected 8 bits for all of its moments or for none, got a mixture"
                 )
 
-    def _check_places(self) -> None:
+    def _check_devices(self) -> None:
         """Refuse arrays on another GPU."""
         for array, label in zip(*self.written(), strict=True):
             if array.device != self.device:
@@ -122,12 +122,12 @@ class Columns:
 
 
 def _names() -> list[str]:
-    """Return the names that Layout and Place have for the columns, in the order in which they are given."""
+    """Return the names that Layout and Addresses have for the columns, in the order in which they are given."""
     return [name for name in Lanes._fields if name != "grad"]
 
 
-def _place(name: str) -> int:
-    return Place._fields.index(name)
+def _index_of(name: str) -> int:
+    return Addresses._fields.index(name)
 
 
 def _borrowed(array: Any, name: str) -> Any:

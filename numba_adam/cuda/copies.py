@@ -1,6 +1,6 @@
-"""Master weights, moving averages and low-precision copies on a GPU: made, loaded and moved.
+"""Makes, loads and moves master weights, moving averages and low-precision copies on a GPU.
 
-Their values are made in this host's memory, by the functions of a `HostState`, and uploaded.
+The functions of a `HostState` compute their values in host memory; then they are uploaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba_adam.settings.step_arrays import Copies
 
 
 def make_copies(params: Sequence[CudaArray], options: Options, host: HostState) -> Copies:
-    """Return the copies that the options ask for, made from the parameters as they are."""
+    """Return the copies that the options request, made from the current parameters."""
     if not (options.master_weights or options.ema_decay is not None or options.low_precision_copy is not None):
         return Copies(list(params), *([None] * len(params) for _ in range(3)))
     made = host.make_copies([download(param) for param in params], options)
@@ -26,7 +26,7 @@ def make_copies(params: Sequence[CudaArray], options: Options, host: HostState) 
 
 
 def load_copies(copies: Copies, states: Sequence[Mapping[str, Any]], options: Options, host: HostState) -> None:
-    """Take over what state dicts have, or what the parameters are; the arrays stay the same ones."""
+    """Load copies from state dicts, or from the parameters if missing. The arrays stay the same objects."""
     if not any(array is not None for arrays in _columns(copies) for array in arrays):
         return
     loaded = host.make_copies([download(param) for param in copies.params], options)
@@ -38,7 +38,7 @@ def load_copies(copies: Copies, states: Sequence[Mapping[str, Any]], options: Op
 
 
 def rebind_copies(copies: Copies, params: Sequence[CudaArray], host: HostState) -> None:
-    """Use the same parameters in other memory; an element keeps its master weight where that still rounds to it."""
+    """Use replaced parameter storage. An element keeps its master weight if that still rounds to it."""
     copies.masters = [
         None if master is None else uploaded(host.renewed_master(download(master), download(param)), param)
         for master, param in zip(copies.masters, params, strict=True)
@@ -47,7 +47,7 @@ def rebind_copies(copies: Copies, params: Sequence[CudaArray], host: HostState) 
 
 
 def note_stream(copies: Copies, stream: int) -> None:
-    """Note that a stream writes the arrays: whoever borrows them waits for it."""
+    """Note that a stream writes the arrays, so that borrowers wait for it."""
     for arrays in _columns(copies):
         arrays[:] = [None if array is None else replace(array, stream=stream) for array in arrays]
 

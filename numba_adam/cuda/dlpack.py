@@ -1,7 +1,7 @@
-"""Reads DLPack capsules of GPU memory; NumPy reads those of host memory only. Imports ctypes alone.
+"""Reads DLPack capsules of GPU memory; NumPy reads only those of host memory. Imports only ctypes.
 
-The capsule is read and never consumed: it lends the memory while it exists, and returns it when it is deleted. The
-structures are those of DLPack 0.8, which every exporter offers by default.
+The capsule is read but not consumed: the memory stays valid while the capsule exists. The structures are those of
+DLPack 0.8, which every exporter offers by default.
 """
 
 from __future__ import annotations
@@ -38,17 +38,22 @@ class Lent(NamedTuple):
     strides: tuple[int, ...] | None  # in elements; None: C-contiguous
     dtype: str  # "float32", ..., or "code 5 of 64 bits" for an unknown one
     device: int
-    capsule: Any  # keeps the memory lent
+    capsule: Any  # keeps the memory valid
 
 
 def device_of(array: object) -> int | None:
-    """Return the number of the GPU that an array states by DLPack; None where it states none, or another device."""
+    """Return the number of an array's GPU from DLPack; None without DLPack, or for another device."""
     ask = getattr(array, "__dlpack_device__", None)
     if ask is None:
         return None
     try:
         kind, number = ask()
-    except (BufferError, RuntimeError, TypeError, ValueError):  # no memory: deleted arrays, tracers, meta tensors
+    except (
+        BufferError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # deleted arrays, tracers, meta tensors
         return None
     return int(number) if int(kind) in _CUDA_DEVICES else None
 
@@ -57,7 +62,7 @@ def lend(array: Any) -> Lent:
     """Borrow an array's memory, without waiting for the GPU.
 
     Raises:
-        whatever the array raises when it lends nothing.
+        Exception: the array's own error, if it exposes no memory.
     """
     capsule = array.__dlpack__(stream=-1)
     tensor = _Tensor.from_address(_pointer_of(capsule))

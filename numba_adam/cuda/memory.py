@@ -1,6 +1,6 @@
-"""Allocations on a GPU, and copies to and from them. In the simulator they are this process's own memory.
+"""Allocations on a GPU, and copies to and from them. In the simulator they are in this process's memory.
 
-Copies to a GPU are queued on the given stream and wait for nothing. Copies from it wait for that stream alone.
+Copies to a GPU are queued on the given stream without waiting. Copies from it wait only for that stream.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def on(device: int) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def stream_of(handle: int, device: int) -> Any:
-    """Return a stream of another library, as a launch takes it."""
+    """Return a stream of another library in the form that a launch needs."""
     if seam.SIMULATED:
         return 0
     with on(device):
@@ -37,7 +37,7 @@ def stream_of(handle: int, device: int) -> Any:
 
 
 class Buffer:
-    """An array on a GPU that is copied to and from as a whole."""
+    """An array on a GPU that is uploaded and downloaded as a whole."""
 
     def __init__(self, shape: int | tuple[int, ...], dtype: str, device: int) -> None:
         """Allocate the memory, uninitialized."""
@@ -55,7 +55,7 @@ class Buffer:
         self.address = int(self.array.__cuda_array_interface__["data"][0] or 0)
 
     def upload(self, values: Array, stream: int) -> None:
-        """Queue a copy of `values`; the caller may change them as soon as this returns."""
+        """Queue a copy of `values`. The caller may change them afterwards."""
         values = np.ascontiguousarray(values, self.dtype).reshape(self.shape)
         if seam.SIMULATED:
             self.array[...] = values
@@ -64,7 +64,7 @@ class Buffer:
             self.array.copy_to_device(values, stream=stream_of(stream, self.device))
 
     def download(self, stream: int) -> Array:
-        """Return the contents after everything queued on the stream; waits for that."""
+        """Wait for the stream, and return the contents."""
         if seam.SIMULATED:
             return np.array(self.array)
         with on(self.device):
@@ -102,10 +102,10 @@ def clear(array: CudaArray) -> None:
 
 def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
     """Return a moment of a format for a parameter, all zeros, on its GPU and its stream."""
-    place = param.device, param.stream
+    where = param.device, param.stream
     if number == Format.EIGHT_BIT.label:
-        return EightBit(zeros(param.shape, number, *place), zeros((blocks_of(param.size),), "float32", *place))  # type: ignore[arg-type]
-    return zeros(param.shape, number, *place)
+        return EightBit(zeros(param.shape, number, *where), zeros((blocks_of(param.size),), "float32", *where))  # type: ignore[arg-type]
+    return zeros(param.shape, number, *where)
 
 
 def uploaded(values: Any, like: CudaArray) -> Any:
@@ -147,7 +147,7 @@ def download(array: CudaArray) -> Array:
 
 
 def upload(array: CudaArray, values: Array) -> None:
-    """Queue a copy of values from host memory into an array; the caller may change them as soon as this returns."""
+    """Queue a copy of values from host memory to an array. The caller may change them afterwards."""
     values = values.view(np.uint16) if array.format == "bfloat16" else values  # NumPy cannot convert those of ml_dtypes
     values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
     if seam.SIMULATED:

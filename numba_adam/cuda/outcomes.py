@@ -1,6 +1,6 @@
-"""Results of steps that the GPU decides: the step writes its result there, and it is read when the caller asks.
+"""Results of steps that the GPU decides: a step writes its result on the GPU, and the caller reads it later.
 
-So nothing waits for a step that is skipped because a gradient is not finite.
+So no call waits to learn whether a step was skipped because of a non-finite gradient.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from numba_adam.cuda.kernels.fold import NORM, RECORD, SKIP
 from numba_adam.cuda.memory import Buffer
 from numba_adam.settings.results import StepResult
 
-_RECORDS = 64  # steps whose results are kept at the same time
+_RECORDS = 64  # number of results that are kept
 
 
 class PendingResult(StepResult):
-    """What a step did; the first read waits for the GPU."""
+    """The result of a step. The first read waits for the GPU."""
 
-    __slots__ = ("__weakref__", "_place", "_records", "_result")
-    _place: int
+    __slots__ = ("__weakref__", "_index", "_records", "_result")
+    _index: int
     _records: Records
     _result: StepResult | None
 
-    def __init__(self, records: Records, place: int) -> None:
-        """Note which record the step is going to write."""
+    def __init__(self, records: Records, index: int) -> None:
+        """Set the record that the step will write."""
         object.__setattr__(self, "_records", records)
-        object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_index", index)
         object.__setattr__(self, "_result", None)
 
     def read(self) -> StepResult:
-        """Return what the step did."""
+        """Return the result."""
         result = self._result
         if result is None:
-            result = self._records.read(self._place)
+            result = self._records.read(self._index)
             object.__setattr__(self, "_result", result)
         return result
 
     @property
     def applied(self) -> bool:
-        """True when the parameters were updated; False when a gradient was found not to be finite."""
+        """True: the parameters were updated. False: a gradient was not finite."""
         return self.read().applied
 
     @property
     def grad_norm(self) -> float | None:
-        """Global norm of the gradients, unscaled and before clipping, when the step measured it."""
+        """Global norm of the unscaled gradients before clipping; None if the step did not measure it."""
         return self.read().grad_norm
 
     def __eq__(self, other: object) -> bool:
@@ -56,7 +56,7 @@ class PendingResult(StepResult):
 
 
 class Records:
-    """The records of the last steps of a table, in a ring."""
+    """A ring buffer of the records of a table's last steps."""
 
     def __init__(self, device: int) -> None:
         """Allocate the records on a GPU."""
@@ -64,29 +64,29 @@ class Records:
         self._streams = [0] * _RECORDS
         self._has_norm = [False] * _RECORDS
         self._unread: list[weakref.ref[PendingResult] | None] = [None] * _RECORDS
-        self._place = 0
+        self._index = 0
 
     def next(self, stream: int, *, has_norm: bool) -> PendingResult:
-        """Return the result of the step that is going to be queued on a stream.
+        """Return the pending result of the next step, which will be queued on a stream.
 
-        It reuses an old record. Where the result of that is still in use and was never read, it is read now.
+        It reuses an old record. If that record's result is still in use and unread, it is read first.
         """
-        self._place = (self._place + 1) % _RECORDS
-        former = self._unread[self._place]
+        self._index = (self._index + 1) % _RECORDS
+        former = self._unread[self._index]
         if former is not None and (result := former()) is not None:
             result.read()
-        self._streams[self._place], self._has_norm[self._place] = stream, has_norm
-        pending = PendingResult(self, self._place)
-        self._unread[self._place] = weakref.ref(pending)
+        self._streams[self._index], self._has_norm[self._index] = stream, has_norm
+        pending = PendingResult(self, self._index)
+        self._unread[self._index] = weakref.ref(pending)
         return pending
 
     @property
     def address(self) -> int:
-        """The address of the record of the step that `next` announced last."""
-        return self._buffer.address + 8 * RECORD * self._place
+        """The address of the record of the last `next`."""
+        return self._buffer.address + 8 * RECORD * self._index
 
-    def read(self, place: int) -> StepResult:
-        """Read a record; waits until it is written."""
-        record = self._buffer.download(self._streams[place])[place]
-        norm = float(record.view(np.float64)[NORM]) if self._has_norm[place] else None
+    def read(self, index: int) -> StepResult:
+        """Wait until a record is written, and read it."""
+        record = self._buffer.download(self._streams[index])[index]
+        norm = float(record.view(np.float64)[NORM]) if self._has_norm[index] else None
         return StepResult(int(record[SKIP]) == 0, norm)

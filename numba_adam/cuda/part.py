@@ -1,8 +1,7 @@
-"""The GPU backend: the parameters that lie on one GPU and are computed in one dtype, their state, and their step.
+"""The GPU backend: the parameters on one GPU with one compute dtype, their state, and their step.
 
-Fulfils `settings/contract.py`. A step is queued on the caller's stream, and nothing waits for it. These wait: reading
-the state, or a measured step's result; a norm over several parts; and a learning rate schedule, after steps that may
-have been left out.
+Fulfils `settings/contract.py`. A step is queued on the caller's stream without waiting. These calls wait: reading the
+state or a measured step's result, a norm over several parts, and a schedule after steps that may have been skipped.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from numba_adam.settings.step_arrays import Extras, Moments, StepArrays
 
 
 class CudaPart(SelfMeasuringPart[Plan]):
-    """CudaArrays on one GPU, with their state beside them."""
+    """CudaArrays on one GPU, with their state on the same GPU."""
 
     accumulator: CudaAccumulator | None
     _table: CudaTable | None

@@ -1,4 +1,4 @@
-"""The sum of squares of all gradients, and their largest magnitude: a launch for each format, and two that add up."""
+"""The sum of squares of all gradients, and their largest magnitude: one launch per format, and two for the total."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from numba_adam.numerics.norm import SUM_LANES
 
 
 class Squares:
-    """The blocks into which the gradients are cut, their sums, and the total."""
+    """The blocks of the gradients, their sums, and the total."""
 
     def __init__(self, sizes: Sequence[int], device: int, stream: int, *, has_doubles: bool) -> None:
         """Allocate the memory.
 
         Args:
-            sizes: the arrays' numbers of elements.
+            sizes: the numbers of elements of the arrays.
             device: the GPU.
             stream: the stream.
-            has_doubles: whether gradients may be float64, whose squares may overflow or lose digits.
+            has_doubles: True: gradients may be float64, with squares that may overflow or lose digits.
         """
         self._sizes, self._device, self._has_doubles = sizes, device, has_doubles
         self._blocks = pieces(range(len(sizes)), sizes, norm.BLOCK, device, stream)
@@ -38,9 +38,9 @@ class Squares:
         Args:
             grads: the address of the gradients' addresses, int64 each, 0 without a gradient.
             lengths: the address of the arrays' numbers of elements, int64 each.
-            formats: of each gradient; any where there is none.
+            formats: format of each gradient; arbitrary without a gradient.
             stream: the stream.
-            again: whether to queue the sum of scaled gradients too, which replaces an inexact first one.
+            again: True: also queue the sum of scaled gradients, which replaces an inexact first one.
         """
         self._sum(grads, lengths, formats, stream, is_first=True)
         if again and self._has_doubles:
@@ -68,5 +68,5 @@ class Squares:
         """Return runs of blocks whose gradients have one format: (format, first block, block after the last)."""
         ends = np.cumsum([0, *(math.ceil(size / norm.BLOCK) for size in self._sizes)])
         runs = [(number, list(rows)) for number, rows in groupby(range(len(formats)), key=formats.__getitem__)]
-        places = [(number, int(ends[rows[0]]), int(ends[rows[-1] + 1])) for number, rows in runs]
-        return [(number, first, after) for number, first, after in places if after > first]
+        ranges = [(number, int(ends[rows[0]]), int(ends[rows[-1] + 1])) for number, rows in runs]
+        return [(number, first, after) for number, first, after in ranges if after > first]

@@ -12,9 +12,9 @@ def current(array: Any, device: int, said: int | None) -> int:
     """Return the handle of the stream on which to queue work on an array.
 
     Args:
-        array: the array, of whatever framework.
+        array: the array, of any framework.
         device: its GPU.
-        said: the stream in its `__cuda_array_interface__`, where that is the exporter's current one; None: not stated.
+        said: the stream in its `__cuda_array_interface__`, if that is the exporter's current one; None: not given.
     """
     torch = sys.modules.get("torch")
     tensor = getattr(torch, "Tensor", None)

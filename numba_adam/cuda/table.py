@@ -20,7 +20,7 @@ from numba_adam.cuda.batches import Batch, Work, batches, launch, queue
 from numba_adam.cuda.columns import Columns
 from numba_adam.cuda.kernels import fold, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
-from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS, Layout, Place
+from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS, Addresses, Layout
 from numba_adam.cuda.kernels.norm import LARGEST, SUM
 from numba_adam.cuda.memory import Array, Buffer, buffer_of, on
 from numba_adam.cuda.outcomes import Records
@@ -36,7 +36,7 @@ from numba_adam.settings.results import APPLIED, StepResult
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras
 
-_GRAD = Place._fields.index("grad")
+_GRAD = Addresses._fields.index("grad")
 _ROUNDED_AT_RANDOM = (
     "param",
     "exp_avg",
@@ -123,8 +123,8 @@ class CudaTable:
         self._extents = extents or Extents(*self._columns.written())
         rows = [settings(entry, self._columns.range, extras.ema_decay) for entry in hyperparameters]
         self._settings_now = np.array(rows)
-        places = range(count) if extras.numbers is None else extras.numbers
-        self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(places))
+        indices = range(count) if extras.numbers is None else extras.numbers
+        self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(indices))
         self._last_plan = Plan(none, none, none)
         self._batches: dict[tuple[bool, tuple[str, ...]], list[Batch]] = {}
         self._squares: Squares | None = None
@@ -159,7 +159,7 @@ class CudaTable:
         addresses = np.array([0 if view is None else view.address or 1 for view in views], dtype=np.int64)
         if not np.array_equal(addresses, self._table[_GRAD]):
             self._table[_GRAD] = addresses
-            self._places.upload(self._table, self.stream)
+            self._addresses.upload(self._table, self.stream)
         self._last_plan = Plan(list(grads), layouts, views, loss_scale, scaling.zero_grad)
         return self.replan(self._last_plan, scaling)
 
@@ -241,7 +241,7 @@ class CudaTable:
         """Return the stream that the caller works on."""
         return borrow_cuda(self._caller, name="params", any_order=True).stream
 
-    def _make_buffers(self, groups: list[int], steps: list[int], places: list[int]) -> None:
+    def _make_buffers(self, groups: list[int], steps: list[int], indices: list[int]) -> None:
         """Take the memory that the kernels need beside the arrays."""
         count, device, stream = len(groups), self.device, self.stream
         self._table, self._sizes = self._columns.addresses(), self._columns.lengths
@@ -249,18 +249,18 @@ class CudaTable:
         def integers(values: Any) -> Buffer:
             return buffer_of(np.array(values, dtype=np.int64), device, stream)
 
-        self._places, self._lengths = integers(self._table), integers(self._sizes)
-        self._groups, self._steps, self._numbers = integers(groups), integers(steps), integers(places)
+        self._addresses, self._lengths = integers(self._table), integers(self._sizes)
+        self._groups, self._steps, self._numbers = integers(groups), integers(steps), integers(indices)
         self._settings = buffer_of(self._settings_now, device, stream)
         self._constants = Buffer((count, CONSTANTS), self.dtype, device)
         self._keys = Buffer((count, KEYS), "uint32", device)
-        self._dithers = self._make_dithers(places) if self._columns.is_eight_bit else None
+        self._dithers = self._make_dithers(indices) if self._columns.is_eight_bit else None
         self._treatment = Buffer(fold.TREATMENT, "float64", device)
         self._records = Records(device)
 
-    def _make_dithers(self, places: list[int]) -> Buffer:
+    def _make_dithers(self, indices: list[int]) -> Buffer:
         """Return the dithers of moments in 8 bits before the first step: they turn from there."""
-        numbers: Any = np.array(places, dtype=np.uint64)
+        numbers: Any = np.array(indices, dtype=np.uint64)
         keys = [stream_key(self._extras.seed, 0, numbers, column) for column in fold.DITHERED]
         return buffer_of(np.stack(keys, axis=1), self.device, self.stream)
 
@@ -321,11 +321,11 @@ class CudaTable:
     def _work(self) -> Work:
         """Return what an update works on."""
         skip = self._records.address
-        return Work(self._table, self._places, self._sizes, self._lengths, self._constants, self._keys, skip)
+        return Work(self._table, self._addresses, self._sizes, self._lengths, self._constants, self._keys, skip)
 
     def _grads(self) -> int:
         """Return where the gradients' addresses lie on the GPU."""
-        return self._places.address + 8 * _GRAD * len(self._sizes)
+        return self._addresses.address + 8 * _GRAD * len(self._sizes)
 
     def _sum(self, plan: Plan, *, again: bool) -> Buffer:
         """Queue the sum of squares of all gradients; return where norm.TOTALS are going to lie. See `Squares.sum`."""
@@ -348,7 +348,7 @@ class CudaTable:
             totals=totals,
             loss_scale=plan.loss_scale,
             record=self._records.address,
-            places=self._numbers.address,
+            indices=self._numbers.address,
             is_stochastic=int(self._extras.is_stochastic),
             dithers=0 if self._dithers is None else self._dithers.address,
         )

@@ -100,10 +100,10 @@ class Parameters:
 
     def states(self) -> list[dict[str, Any]]:
         """Return every parameter's state, in order."""
-        by_place = {
+        by_position = {
             place: part.state_of(position) for part in self.parts for position, place in enumerate(part.roster.places)
         }
-        return [by_place[place] for place in range(len(by_place))]
+        return [by_position[place] for place in range(len(by_position))]
 
     def load(self, states: Sequence[dict[str, Any]]) -> None:
         """Replace every parameter's state.
@@ -122,14 +122,14 @@ class Parameters:
         Raises:
             HyperparameterError: the optimizer does not have these arrays.
         """
-        by_place = {
+        by_position = {
             member.place: None if array is None else as_given(array, member.axes)
             for part in self.parts
             for member, array in zip(part.roster.members, getattr(part.copies, column), strict=True)
         }
-        if any(array is None for array in by_place.values()):
+        if any(array is None for array in by_position.values()):
             raise HyperparameterError(f"this optimizer does not have these arrays: make it with {option}")
-        return self.in_form([by_place[place] for place in range(len(by_place))])
+        return self.in_form([by_position[place] for place in range(len(by_position))])
 
     def rebind(self, accumulations: int) -> None:
         """Re-borrow the parameters whose storage was replaced, as `tensor.data = ...` does.

@@ -18,7 +18,7 @@ def _element(dtype: str) -> Any:
     return kinds.get(dtype) or ir.IntType(8 * np.dtype(dtype).itemsize)
 
 
-def _place(builder: Any, address: Any, kind: Any, skip: int = 0) -> Any:
+def _pointer(builder: Any, address: Any, kind: Any, skip: int = 0) -> Any:
     """Return a pointer into a GPU's global memory."""
     if skip:
         address = builder.add(address, address.type(skip))
@@ -37,14 +37,14 @@ def scalar(dtype: str) -> tuple[Any, Any]:
     @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def load(typingctx: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.load(_place(builder, args[0], kind), align=item_bytes)
+            return builder.load(_pointer(builder, args[0], kind), align=item_bytes)
 
         return number(types.int64), codegen
 
     @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def store(typingctx: Any, address: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            builder.store(args[1], _place(builder, args[0], kind), align=item_bytes)
+            builder.store(args[1], _pointer(builder, args[0], kind), align=item_bytes)
             return context.get_dummy_value()
 
         return types.void(types.int64, number), codegen
@@ -117,14 +117,14 @@ def _get(builder: Any, register: Any, kind: Any) -> Any:
 
 
 def _load_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> None:
-    value = builder.load(_place(builder, address, _element(dtype)), align=np.dtype(dtype).itemsize)
+    value = builder.load(_pointer(builder, address, _element(dtype)), align=np.dtype(dtype).itemsize)
     _put(builder, _register(builder, dtype, arrays, k), value)
 
 
 def _store_one(builder: Any, address: Any, dtype: str, k: Any, arrays: Any) -> None:
     kind = _element(dtype)
     value = _get(builder, _register(builder, dtype, arrays, k), kind)
-    builder.store(value, _place(builder, address, kind), align=np.dtype(dtype).itemsize)
+    builder.store(value, _pointer(builder, address, kind), align=np.dtype(dtype).itemsize)
 
 
 def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
@@ -142,15 +142,15 @@ def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
 def _load_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
     """Load all vectors, then extract the elements."""
     vector, wide, count, shared = _pieces(dtype, lanes)
-    loaded = [builder.load(_place(builder, address, vector, wide * piece), align=wide) for piece in range(count)]
+    loaded = [builder.load(_pointer(builder, address, vector, wide * piece), align=wide) for piece in range(count)]
     parts = [builder.extract_element(piece, ir.IntType(32)(k)) for piece in loaded for k in range(vector.count)]
     for k, part in enumerate(parts):
         if shared == 1:
             _put(builder, _register(builder, dtype, arrays, k), part)
             continue
-        for place in range(shared):
-            code = builder.trunc(builder.lshr(part, part.type(32 // shared * place)), _element(dtype))
-            _put(builder, _register(builder, dtype, arrays, shared * k + place), code)
+        for index in range(shared):
+            code = builder.trunc(builder.lshr(part, part.type(32 // shared * index)), _element(dtype))
+            _put(builder, _register(builder, dtype, arrays, shared * k + index), code)
 
 
 def _store_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any) -> None:
@@ -166,4 +166,4 @@ def _store_wide(builder: Any, address: Any, dtype: str, lanes: int, arrays: Any)
         stored = ir.Constant(vector, ir.Undefined)
         for k in range(vector.count):
             stored = builder.insert_element(stored, values[piece * vector.count + k], ir.IntType(32)(k))
-        builder.store(stored, _place(builder, address, vector, wide * piece), align=wide)
+        builder.store(stored, _pointer(builder, address, vector, wide * piece), align=wide)

@@ -29,7 +29,7 @@ def _number(value: int, bits: int = 32) -> Any:
     return arith.constant(_integer(bits), value)
 
 
-def _place(address: Any, skip: int = 0) -> Any:
+def _pointer(address: Any, skip: int = 0) -> Any:
     """Return a pointer into a GPU's global memory."""
     return llvm.inttoptr(llvm.PointerType.get(address_space=1), arith.addi(address, _number(skip, 64)))
 
@@ -46,8 +46,8 @@ def scalar(dtype: str) -> tuple[Any, Any]:
     @seam.intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def load(typingctx: Any, address: Any) -> Any:
         def codegen(builder: Any, target: Any, args: Any, kwargs: Any) -> None:
-            place = _place(builder.load_var(args[0]))
-            builder.store_var(target, llvm.load(kind_of(), place, alignment=item_bytes))
+            pointer = _pointer(builder.load_var(args[0]))
+            builder.store_var(target, llvm.load(kind_of(), pointer, alignment=item_bytes))
 
         return number(types.int64), codegen
 
@@ -55,7 +55,7 @@ def scalar(dtype: str) -> tuple[Any, Any]:
     def store(typingctx: Any, address: Any, value: Any) -> Any:
         def codegen(builder: Any, target: Any, args: Any, kwargs: Any) -> None:
             address, value = builder.load_vars(args)
-            llvm.store(builder.mlir_convert(value, kind_of()), _place(address), alignment=item_bytes)
+            llvm.store(builder.mlir_convert(value, kind_of()), _pointer(address), alignment=item_bytes)
 
         return types.void(types.int64, number), codegen
 
@@ -133,7 +133,7 @@ def _pieces(dtype: str, lanes: int) -> tuple[Any, int, int, int]:
 def _load(dtype: str, address: Any, lanes: Sequence[Any], reals: Any, codes: Any) -> None:
     """Load all vectors, then extract the elements."""
     vector, wide, count, shared = _pieces(dtype, len(lanes))
-    loaded = [llvm.load(vector, _place(address, wide * piece), alignment=wide) for piece in range(count)]
+    loaded = [llvm.load(vector, _pointer(address, wide * piece), alignment=wide) for piece in range(count)]
     parts = [llvm.extractelement(piece, _number(k)) for piece in loaded for k in range(vector.shape[0])]
     for k, lane in enumerate(lanes):
         part = parts[k // shared]
@@ -154,4 +154,4 @@ def _store(dtype: str, address: Any, lanes: Sequence[Any], reals: Any, codes: An
         stored = llvm.mlir_undef(vector)
         for k in range(vector.shape[0]):
             stored = llvm.insertelement(stored, values[piece * vector.shape[0] + k], _number(k))
-        llvm.store(stored, _place(address, wide * piece), alignment=wide)
+        llvm.store(stored, _pointer(address, wide * piece), alignment=wide)

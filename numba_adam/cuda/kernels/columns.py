@@ -19,13 +19,13 @@ from numba_adam.cuda.kernels.layout import Lanes, Layout
 class Columns(NamedTuple):
     """What moves the columns of a layout, compiled."""
 
-    load_group: Any  # (place, index, reals, codes): a whole group; element `index` is the first lane's
-    load_element: Any  # (place, index, k, reals, codes): element `index` into lane k
-    store_group: Any  # (place, index, reals, codes)
-    store_element: Any  # (place, index, k, reals, codes)
+    load_group: Any  # (addresses, index, reals, codes): a whole group; element `index` is the first lane's
+    load_element: Any  # (addresses, index, k, reals, codes): element `index` into lane k
+    store_group: Any  # (addresses, index, reals, codes)
+    store_element: Any  # (addresses, index, k, reals, codes)
     decode: Any  # (reals, codes): all lanes
     encode: Any  # (reals, codes, keys, index): all lanes
-    first_group: Any  # (place, begin): the first element whose group is aligned, -1 where there is none
+    first_group: Any  # (addresses, begin): the first element whose group is aligned, -1 where there is none
 
 
 @functools.cache
@@ -51,13 +51,13 @@ def _load_group(columns: Lanes) -> Any:
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, _ = (column.load for column in columns)
 
     @seam.device
-    def load_group(place, index, reals, codes):  # type: ignore[no-untyped-def]
-        param(place.param, index, reals.param, codes.param)
-        grad(place.grad, index, reals.grad, codes.grad)
-        exp_avg(place.exp_avg, index, reals.exp_avg, codes.exp_avg)
-        exp_avg_sq(place.exp_avg_sq, index, reals.exp_avg_sq, codes.exp_avg_sq)
-        max_exp_avg_sq(place.max_exp_avg_sq, index, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-        ema(place.ema, index, reals.ema, codes.ema)
+    def load_group(addresses, index, reals, codes):  # type: ignore[no-untyped-def]
+        param(addresses.param, index, reals.param, codes.param)
+        grad(addresses.grad, index, reals.grad, codes.grad)
+        exp_avg(addresses.exp_avg, index, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(addresses.exp_avg_sq, index, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(addresses.max_exp_avg_sq, index, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(addresses.ema, index, reals.ema, codes.ema)
 
     return load_group
 
@@ -66,13 +66,13 @@ def _load_element(columns: Lanes) -> Any:
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, _ = (column.load_element for column in columns)
 
     @seam.device
-    def load_element(place, index, k, reals, codes):  # type: ignore[no-untyped-def]
-        param(place.param, index, k, reals.param, codes.param)
-        grad(place.grad, index, k, reals.grad, codes.grad)
-        exp_avg(place.exp_avg, index, k, reals.exp_avg, codes.exp_avg)
-        exp_avg_sq(place.exp_avg_sq, index, k, reals.exp_avg_sq, codes.exp_avg_sq)
-        max_exp_avg_sq(place.max_exp_avg_sq, index, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-        ema(place.ema, index, k, reals.ema, codes.ema)
+    def load_element(addresses, index, k, reals, codes):  # type: ignore[no-untyped-def]
+        param(addresses.param, index, k, reals.param, codes.param)
+        grad(addresses.grad, index, k, reals.grad, codes.grad)
+        exp_avg(addresses.exp_avg, index, k, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(addresses.exp_avg_sq, index, k, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(addresses.max_exp_avg_sq, index, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(addresses.ema, index, k, reals.ema, codes.ema)
 
     return load_element
 
@@ -81,14 +81,14 @@ def _store_group(columns: Lanes) -> Any:
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.store for column in columns)
 
     @seam.device
-    def store_group(place, index, reals, codes):  # type: ignore[no-untyped-def]
-        param(place.param, index, reals.param, codes.param)
-        exp_avg(place.exp_avg, index, reals.exp_avg, codes.exp_avg)
-        exp_avg_sq(place.exp_avg_sq, index, reals.exp_avg_sq, codes.exp_avg_sq)
-        max_exp_avg_sq(place.max_exp_avg_sq, index, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-        ema(place.ema, index, reals.ema, codes.ema)
-        copy(place.copy, index, reals.param, codes.copy)
-        grad(place.grad, index, reals.grad, codes.grad)
+    def store_group(addresses, index, reals, codes):  # type: ignore[no-untyped-def]
+        param(addresses.param, index, reals.param, codes.param)
+        exp_avg(addresses.exp_avg, index, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(addresses.exp_avg_sq, index, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(addresses.max_exp_avg_sq, index, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(addresses.ema, index, reals.ema, codes.ema)
+        copy(addresses.copy, index, reals.param, codes.copy)
+        grad(addresses.grad, index, reals.grad, codes.grad)
 
     return store_group
 
@@ -97,14 +97,14 @@ def _store_element(columns: Lanes) -> Any:
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.store_element for column in columns)
 
     @seam.device
-    def store_element(place, index, k, reals, codes):  # type: ignore[no-untyped-def]
-        param(place.param, index, k, reals.param, codes.param)
-        exp_avg(place.exp_avg, index, k, reals.exp_avg, codes.exp_avg)
-        exp_avg_sq(place.exp_avg_sq, index, k, reals.exp_avg_sq, codes.exp_avg_sq)
-        max_exp_avg_sq(place.max_exp_avg_sq, index, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
-        ema(place.ema, index, k, reals.ema, codes.ema)
-        copy(place.copy, index, k, reals.param, codes.copy)
-        grad(place.grad, index, k, reals.grad, codes.grad)
+    def store_element(addresses, index, k, reals, codes):  # type: ignore[no-untyped-def]
+        param(addresses.param, index, k, reals.param, codes.param)
+        exp_avg(addresses.exp_avg, index, k, reals.exp_avg, codes.exp_avg)
+        exp_avg_sq(addresses.exp_avg_sq, index, k, reals.exp_avg_sq, codes.exp_avg_sq)
+        max_exp_avg_sq(addresses.max_exp_avg_sq, index, k, reals.max_exp_avg_sq, codes.max_exp_avg_sq)
+        ema(addresses.ema, index, k, reals.ema, codes.ema)
+        copy(addresses.copy, index, k, reals.param, codes.copy)
+        grad(addresses.grad, index, k, reals.grad, codes.grad)
 
     return store_element
 
@@ -144,13 +144,13 @@ def _first_group(columns: Lanes) -> Any:
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, copy = (column.item_bytes for column in columns)
 
     @seam.device
-    def first_group(place, begin):  # type: ignore[no-untyped-def]
+    def first_group(addresses, begin):  # type: ignore[no-untyped-def]
         """Return the first element from `begin` on, less than LANES away, where every column is aligned to 16 bytes."""
-        first = begin + ((-(place.param + begin * param)) & 15) // param
-        low = (place.param + first * param) | (place.grad + first * grad)
-        low |= (place.exp_avg + first * exp_avg) | (place.exp_avg_sq + first * exp_avg_sq)
-        low |= (place.max_exp_avg_sq + first * max_exp_avg_sq) | (place.ema + first * ema)
-        low |= place.copy + first * copy
+        first = begin + ((-(addresses.param + begin * param)) & 15) // param
+        low = (addresses.param + first * param) | (addresses.grad + first * grad)
+        low |= (addresses.exp_avg + first * exp_avg) | (addresses.exp_avg_sq + first * exp_avg_sq)
+        low |= (addresses.max_exp_avg_sq + first * max_exp_avg_sq) | (addresses.ema + first * ema)
+        low |= addresses.copy + first * copy
         return np.int64(-1) if low & 15 else first
 
     return first_group

@@ -55,18 +55,18 @@ def span(layout: Layout, update_lane: Any) -> Any:
     update_group, first_group = _group(layout, update_lane), columns(layout).first_group
 
     @seam.device
-    def update_span(place, begin, end, thread, threads, work):  # type: ignore[no-untyped-def]
+    def update_span(addresses, begin, end, thread, threads, work):  # type: ignore[no-untyped-def]
         """Update the elements of an array from `begin`, where a block begins, to `end`: one of so many threads' share.
 
         A warp's threads iterate together, as often as its first thread has to.
         """
         reals, codes, c, keys = work
         floorless = (reals, codes, _without_floors(c, _eps_beside_blocks(c.eps, c.one_minus_beta2)), keys)
-        is_aligned = first_group(place, begin) == begin
+        is_aligned = first_group(addresses, begin) == begin
         in_warp = thread % _WARP
         for first in range(begin + (thread - in_warp) * _LANES, end, threads * _LANES):
             index = first + in_warp * _LANES
-            update_group(place, index, end, is_aligned and index + _LANES <= end, floorless)
+            update_group(addresses, index, end, is_aligned and index + _LANES <= end, floorless)
 
     return update_span
 
@@ -79,19 +79,19 @@ def _group(layout: Layout, update_lane: Any) -> Any:
     finish_lane, find_largest = _finish_lane(has_max, update_lane), _find_largest(has_max)
 
     @seam.device
-    def update_group(place, index, end, is_wide, work):  # type: ignore[no-untyped-def]
+    def update_group(addresses, index, end, is_wide, work):  # type: ignore[no-untyped-def]
         """Update a thread's share of a block, together with its neighbours.
 
         All of a warp's threads come here, those beyond the end too: they contribute zeros.
         """
         reals, codes, c, keys = work
         if is_wide:
-            load_group(place, index, reals, codes)
+            load_group(addresses, index, reals, codes)
         else:
             for k in range(_LANES):
                 if index + k < end:
-                    load_element(place, index + k, k, reals, codes)
-        scales = scales_at(place, index, end)
+                    load_element(addresses, index + k, k, reals, codes)
+        scales = scales_at(addresses, index, end)
         decode(reals, codes)
         widen(reals, codes, scales)
         if not is_wide:
@@ -107,27 +107,27 @@ def _group(layout: Layout, update_lane: Any) -> Any:
         narrow(reals, codes, largest, keys, index)
         encode(reals, codes, keys, index)
         if is_wide:
-            store_group(place, index, reals, codes)
+            store_group(addresses, index, reals, codes)
         else:
             for k in range(_LANES):
                 if index + k < end:
-                    store_element(place, index + k, k, reals, codes)
-        store_scales(place, index, end, largest)
+                    store_element(addresses, index + k, k, reals, codes)
+        store_scales(addresses, index, end, largest)
 
     return update_group
 
 
 def _scales_at(has_max: bool) -> Any:
     @seam.device
-    def scales_at(place, index, end):  # type: ignore[no-untyped-def]
+    def scales_at(addresses, index, end):  # type: ignore[no-untyped-def]
         """Return the scales of the block in which an element lies; zeros for a block beyond the end."""
         block = index // BLOCK
         exp_avg, exp_avg_sq, largest = _ZERO, _ZERO, _ZERO
         if block * BLOCK < end:
-            exp_avg = _load_float32(place.exp_avg_scale + block * 4)
-            exp_avg_sq = _load_float32(place.exp_avg_sq_scale + block * 4)
+            exp_avg = _load_float32(addresses.exp_avg_scale + block * 4)
+            exp_avg_sq = _load_float32(addresses.exp_avg_sq_scale + block * 4)
             if has_max:
-                largest = _load_float32(place.max_exp_avg_sq_scale + block * 4)
+                largest = _load_float32(addresses.max_exp_avg_sq_scale + block * 4)
         return Scales(exp_avg, exp_avg_sq, largest)
 
     return scales_at
@@ -219,16 +219,16 @@ def _narrow(has_max: bool) -> Any:
 
 def _store_scales(has_max: bool) -> Any:
     @seam.device
-    def store_scales(place, index, end, largest):  # type: ignore[no-untyped-def]
+    def store_scales(addresses, index, end, largest):  # type: ignore[no-untyped-def]
         """Store the scales of the block that begins with an element; nothing where none does."""
         block = index // BLOCK
         if block * BLOCK == index and index < end:
             unit = _block_unit(_from_bits(largest.exp_avg), RATIO_SPAN)
-            _store_float32(place.exp_avg_scale + block * 4, unit)
+            _store_float32(addresses.exp_avg_scale + block * 4, unit)
             unit = _block_unit(_from_bits(largest.exp_avg_sq), ROOT_SPAN)
-            _store_float32(place.exp_avg_sq_scale + block * 4, unit)
+            _store_float32(addresses.exp_avg_sq_scale + block * 4, unit)
             if has_max:
                 unit = _block_unit(_from_bits(largest.max_exp_avg_sq), ROOT_SPAN)
-                _store_float32(place.max_exp_avg_sq_scale + block * 4, unit)
+                _store_float32(addresses.max_exp_avg_sq_scale + block * 4, unit)
 
     return store_scales

@@ -57,7 +57,7 @@ class Step(NamedTuple):
     totals: Any  # norm.TOTALS float64: the gradients' sum of squares and largest magnitude; 0: not measured
     loss_scale: Any  # float32: divides the gradients; 0: none
     record: Any  # SKIP, int64, set to 1 when the step is left out, else to 0; NORM, float64, -1 where not measured
-    places: Any  # (count,) int64: each array's number among the optimizer's parameters
+    indices: Any  # (count,) int64: each array's index among the optimizer's parameters
     is_stochastic: Any  # not 0 when bfloat16 arrays are rounded stochastically
     dithers: Any  # (count, 2) uint32: of 8-bit moments before the first step, see DITHERED; 0: none
 
@@ -109,9 +109,9 @@ def _store_keys(step, row, number, seed):  # type: ignore[no-untyped-def]
     """Store the keys of an array's random numbers in update `number`."""
     address = step.keys + row * KEYS_BYTES
     if step.is_stochastic != 0:
-        place = _load_int64(step.places + row * 8)
+        index = _load_int64(step.indices + row * 8)
         for column in range(_STREAMS):
-            _store_uint32(address + column * 4, _stream_key(seed, number, place, column))
+            _store_uint32(address + column * 4, _stream_key(seed, number, index, column))
     if step.dithers != 0:
         for column in range(len(DITHERED)):
             first = _load_uint32(step.dithers + row * (4 * len(DITHERED)) + column * 4)

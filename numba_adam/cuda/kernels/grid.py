@@ -12,7 +12,7 @@ import numpy as np
 from numba_adam.cuda import seam
 from numba_adam.cuda.kernels import access, formats
 from numba_adam.cuda.kernels.columns import columns
-from numba_adam.cuda.kernels.layout import CHUNK, CONSTANTS, KEYS_BYTES, Keys, Lanes, Layout, Place
+from numba_adam.cuda.kernels.layout import CHUNK, CONSTANTS, KEYS_BYTES, Addresses, Keys, Lanes, Layout
 from numba_adam.numerics.constants import Constants
 
 cuda = seam.cuda
@@ -105,27 +105,27 @@ def group(layout: Layout, update_lane: Any) -> Any:
     load_group, load_element, store_group, store_element, decode, encode, _ = move
 
     @seam.device
-    def update_group(place, index, bounds, is_wide, work):  # type: ignore[no-untyped-def]
+    def update_group(addresses, index, bounds, is_wide, work):  # type: ignore[no-untyped-def]
         """Update the group whose first lane is element `index`; where not `is_wide`, only what is within the bounds."""
         reals, codes, c, keys = work
         begin, end = bounds
         if is_wide:
-            load_group(place, index, reals, codes)
+            load_group(addresses, index, reals, codes)
         else:
             for k in range(lanes):
                 if begin <= index + k < end:
-                    load_element(place, index + k, k, reals, codes)
+                    load_element(addresses, index + k, k, reals, codes)
         decode(reals, codes)
         for k in range(lanes):
             if is_wide or begin <= index + k < end:
                 update_lane(reals, k, c)
         encode(reals, codes, keys, index)
         if is_wide:
-            store_group(place, index, reals, codes)
+            store_group(addresses, index, reals, codes)
         else:
             for k in range(lanes):
                 if begin <= index + k < end:
-                    store_element(place, index + k, k, reals, codes)
+                    store_element(addresses, index + k, k, reals, codes)
 
     return update_group
 
@@ -139,9 +139,9 @@ def span(layout: Layout, update_lane: Any) -> Any:
     )
 
     @seam.device
-    def update_span(place, begin, end, thread, threads, work):  # type: ignore[no-untyped-def]
+    def update_span(addresses, begin, end, thread, threads, work):  # type: ignore[no-untyped-def]
         """Update one thread's share of the elements from `begin` to `end`, `threads` being how many share them."""
-        first = first_group(place, begin)
+        first = first_group(addresses, begin)
         is_aligned = first >= 0
         first = first if is_aligned else begin
         if first > begin:
@@ -149,7 +149,7 @@ def span(layout: Layout, update_lane: Any) -> Any:
         bounds = (begin, end)
         for index in range(first + thread * lanes, end, threads * lanes):
             is_wide = is_aligned and begin <= index and index + lanes <= end
-            update_group(place, index, bounds, is_wide, work)
+            update_group(addresses, index, bounds, is_wide, work)
 
     return update_span
 
@@ -158,11 +158,11 @@ def flat(layout: Layout, update_span: Any) -> Any:
     """Return the entry point for one array, given what updates a thread's share of it."""
     registers, constants_at = _registers(layout), _constants_at(layout)
 
-    def update_flat(places, count, constants, keys, skip):  # type: ignore[no-untyped-def]
+    def update_flat(given, count, constants, keys, skip):  # type: ignore[no-untyped-def]
         """Update one array.
 
         Args:
-            places: the addresses of its columns, in the order of Place; 0 for a column that the layout does not have.
+            given: the addresses of its columns, in the order of Addresses; 0 for a column that the layout lacks.
             count: number of elements.
             constants: the address of a row of CONSTANTS: the folded constants.
             keys: the address of a row of KEYS uint32: the keys of the random numbers.
@@ -171,13 +171,22 @@ def flat(layout: Layout, update_span: Any) -> Any:
         if _load_int64(skip) != 0:
             return
         reals, codes = registers()
-        place = Place(
-            places[0], places[1], places[2], places[3], places[4], places[5], places[6], places[7], places[8], places[9]
+        addresses = Addresses(
+            given[0],
+            given[1],
+            given[2],
+            given[3],
+            given[4],
+            given[5],
+            given[6],
+            given[7],
+            given[8],
+            given[9],
         )
         work = (reals, codes, constants_at(constants), _keys_at(keys))
         threads = np.int64(cuda.gridDim.x) * np.int64(cuda.blockDim.x)
         thread = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
-        update_span(place, np.int64(0), count, thread, threads, work)
+        update_span(addresses, np.int64(0), count, thread, threads, work)
 
     return update_flat
 
@@ -186,12 +195,12 @@ def table(layout: Layout, update_span: Any) -> Any:
     """Return the entry point for many arrays, given what updates a thread's share of one."""
     registers, constants_at, item_bytes = _registers(layout), _constants_at(layout), np.dtype(layout.real).itemsize
 
-    def update_table(places, lengths, count, chunks, chunk_count, constants, keys, skip):  # type: ignore[no-untyped-def]
+    def update_table(given, lengths, count, chunks, chunk_count, constants, keys, skip):  # type: ignore[no-untyped-def]
         """Update many arrays, a chunk at a time.
 
         Args:
-            places: the address of (COLUMNS, count) int64: the addresses of every array's columns, in the order of
-                Place; an array whose gradient's address is 0 is left out.
+            given: the address of (COLUMNS, count) int64: the addresses of every array's columns, in the order of
+                Addresses; an array whose gradient's address is 0 is left out.
             lengths: the address of (count,) int64: numbers of elements.
             count: how many arrays there are.
             chunks: the address of (chunk_count, 2) int64: an array, and the chunk's first element.
@@ -206,8 +215,8 @@ def table(layout: Layout, update_span: Any) -> Any:
         column = count * 8
         for chunk in range(np.int64(cuda.blockIdx.x), chunk_count, np.int64(cuda.gridDim.x)):
             row, begin = _load_int64(chunks + chunk * 16), _load_int64(chunks + chunk * 16 + 8)
-            entry = places + row * 8
-            place = Place(
+            entry = given + row * 8
+            addresses = Addresses(
                 _load_int64(entry),
                 _load_int64(entry + column),
                 _load_int64(entry + column * 2),
@@ -219,11 +228,11 @@ def table(layout: Layout, update_span: Any) -> Any:
                 _load_int64(entry + column * 8),
                 _load_int64(entry + column * 9),
             )
-            if place.grad != 0:
+            if addresses.grad != 0:
                 end = min(begin + CHUNK, _load_int64(lengths + row * 8))
                 c = constants_at(constants + row * (CONSTANTS * item_bytes))
                 work = (reals, codes, c, _keys_at(keys + row * KEYS_BYTES))
-                update_span(place, begin, end, np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x), work)
+                update_span(addresses, begin, end, np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x), work)
 
     return update_table
 

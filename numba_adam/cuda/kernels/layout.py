@@ -30,7 +30,7 @@ class Layout(NamedTuple):
         return "float64" if "float64" in (self.param, self.exp_avg, self.exp_avg_sq) else "float32"
 
 
-class Place(NamedTuple):
+class Addresses(NamedTuple):
     """The addresses of an array's columns, 0 where there is none."""
 
     param: Any
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     max_exp_avg_sq_scale: Any
 
 
-COLUMNS = len(Place._fields)
+COLUMNS = len(Addresses._fields)
 
 
 class Lanes(NamedTuple):

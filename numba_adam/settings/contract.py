@@ -45,7 +45,7 @@ class Accumulator(Protocol):
         """Note which parameters had a gradient."""
 
     def grads(self) -> list[Any]:
-        """Return the sum of each parameter's gradients; None where it had none."""
+        """Return the sum of each parameter's gradients; None without a gradient."""
 
     def reset(self, *, are_zero: bool) -> None:
         """Forget which parameters had a gradient. Set the sums to zero, unless a step has done so."""
@@ -98,7 +98,7 @@ class Part(ABC, Generic[Plan]):
         Args:
             members: the parameters.
             options: of the optimizer.
-            copies: what is kept for the parameters beside their moments.
+            copies: the copies and averages of the parameters.
         """
         self.roster, self.options, self.copies = Roster(members), options, copies
         self.column_labels = MASTER_LABELS if options.master_weights else LABELS

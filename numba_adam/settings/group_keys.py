@@ -29,7 +29,7 @@ def check_note(key: object) -> None:
     """Refuse a key that cannot be a note of the user.
 
     Raises:
-        HyperparameterError: it cannot; the message suggests what may be meant.
+        HyperparameterError: it cannot; the message suggests a similar key.
     """
     if not isinstance(key, str) or not key:
         raise HyperparameterError(f"{key!r} is not a hyperparameter, and keys of param groups must be words")

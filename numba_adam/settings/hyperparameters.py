@@ -32,7 +32,7 @@ class Hyperparameters:
     """Decay rates of the two moving averages, each in [0, 1)."""
 
     eps: float = 1e-8
-    """Keeps the denominator away from zero; where it is added is said by `eps_mode`. At least 0."""
+    """Keeps the denominator above zero; `eps_mode` says where it is added. At least 0."""
 
     weight_decay: float = 0.0
     """Pull towards zero. At least 0."""

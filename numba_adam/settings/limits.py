@@ -1,4 +1,4 @@
-"""The range of hyperparameters that the compute dtype can represent. Imports its neighbours alone.
+"""The range of hyperparameters that the compute dtype can represent. Imports only its neighbours.
 
 A number that is refused here would silently become infinite, zero or one in the kernels. Learning rates and decays may
 be arbitrarily small: their effect is then too small to be represented, as it should be.

@@ -1,4 +1,4 @@
-"""The parameters that one backend updates together: what each is, and which hyperparameters it has."""
+"""The parameters that one backend updates together, and their hyperparameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Member(NamedTuple):
     """One parameter of an optimizer."""
 
     place: int  # its place among all parameters of the optimizer
-    label: str  # what error messages call it: "['w']" or "[3]"
+    label: str  # its name in error messages: "['w']" or "[3]"
     param: Any  # a view of its memory, its axes in C order: a NumPy array, or a CudaArray
     group: ParamGroup
     given: Any  # the caller's object

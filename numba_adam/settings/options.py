@@ -1,4 +1,4 @@
-"""The options of an optimizer: what state it keeps, and in which formats. Imports no kernel."""
+"""The options of an optimizer: the state that it keeps, and its formats. Imports no kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step did: the result that `Adam.step` returns. Imports the standard library alone."""
+"""The result of `Adam.step`. Imports only the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that callers pass: of Python, of NumPy, or one-element arrays of any framework. Imports the errors alone.
+"""Numbers that callers pass: of Python, of NumPy, or one-element arrays of any framework. Imports only the errors.
 
 Every hyperparameter and every numeric argument is read here. A number is recognized by its methods (`item()`,
 `__float__`), never by the name of a framework. Its value is read once, when it is passed: changing a tensor later has

@@ -17,7 +17,7 @@ class Scaling(NamedTuple):
     clip_value: float = 0.0  # largest magnitude of an element afterwards; 0: any
     max_norm: float = math.inf  # largest global norm
     zero_grad: bool = False  # whether the pass sets the gradients to zero
-    is_measured: bool = False  # whether the gradients are read first: for their norm, and to find what is not finite
+    is_measured: bool = False  # whether the gradients are read first, for their norm and a finite check
     loss_scale: Any = None  # one float32 on a GPU that also divides every gradient
 
     def with_factor(self, factor: float) -> Scaling:

@@ -29,7 +29,7 @@ class Moments(NamedTuple):
 
 @dataclass(slots=True)
 class Copies:
-    """The arrays that an optimizer keeps for its parameters beside their moments."""
+    """The arrays that an optimizer keeps for its parameters, except the moments."""
 
     params: list[Any]
     """The parameters."""
@@ -45,18 +45,18 @@ class Copies:
 
     @property
     def updated(self) -> list[Any]:
-        """The arrays that the update works on: the master weights where there are some, else the parameter."""
+        """The arrays that the update changes: the master weights if there are any, otherwise the parameters."""
         return [param if master is None else master for param, master in zip(self.params, self.masters, strict=True)]
 
     @property
     def rounded(self) -> list[Any]:
-        """The arrays that each step rounds the new parameters into: the parameter itself where it has a master."""
+        """The arrays for the rounded new parameters: the parameter itself if it has a master copy."""
         triples = zip(self.params, self.masters, self.low_precision, strict=True)
         return [copy if master is None else param for param, master, copy in triples]
 
 
 class StepArrays(NamedTuple):
-    """The arrays that one step writes, column by column in the order of LABELS; None where a parameter has none."""
+    """The arrays that one step writes, column by column in the order of LABELS; None for a missing array."""
 
     params: Sequence[Any]
     exp_avgs: Sequence[Any]
@@ -78,7 +78,7 @@ class Extras(NamedTuple):
 
     @classmethod
     def of(cls, options: Options, arrays: StepArrays, numbers: Sequence[int]) -> Extras:
-        """Return what an optimizer's options ask for."""
+        """Return the extras for an optimizer's options."""
         is_stochastic = options.rounding == "stochastic"
         return cls(
             arrays.emas, arrays.low_precision, options.ema_decay or 0.0, is_stochastic, options.seed, list(numbers)
@@ -104,8 +104,8 @@ def written(
 
     Args:
         columns: as StepArrays; None where a parameter has no array. A moment in 8 bits has two arrays.
-        names: what error messages call the parameters.
-        labels: what they call the columns.
+        names: names of the parameters in error messages.
+        labels: names of the columns in error messages.
     """
     pairs = [
         pair

@@ -17,5 +17,5 @@ entry point, a closure over the compiled functions that it calls. Each module im
     norm          the sum of squares of the gradients, in the same order as on the CPU
     fold          the constants of a step, from step numbers that live on the GPU
 
-Every argument of a kernel is a number: an address, a count. An array as an argument costs microseconds.
+Every argument of a kernel is a number, such as an address or a count. Array arguments cost microseconds.
 """

@@ -1,10 +1,10 @@
-"""What every way to access a GPU's memory has in common. Imports nothing of ours."""
+"""Definitions that all ways to access a GPU's memory share. Imports nothing of ours."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-WIDE_BYTES = 16  # moved by one wide load or store, whose address is a multiple of it
+WIDE_BYTES = 16  # of one wide load or store; its address is a multiple of it
 CODES = ("uint8", "uint16")  # dtypes whose registers hold codes
 
 

@@ -1,4 +1,4 @@
-"""Gradients added to sums on a GPU: memory is passed over as in the update, with an addition for each element."""
+"""Adds gradients to sums on a GPU, with the update's memory access and one addition per element."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def layout(real: str, grad: str) -> Layout:
 
 @functools.cache
 def kernels(layout: Layout) -> Kernels:
-    """Return the kernels that add; they take the update's arguments. They are compiled at their first launch."""
+    """Return the kernels that add; they take the update's arguments. Each is compiled at its first launch."""
     return Kernels(_flat(layout), _table(layout))
 
 
@@ -34,5 +34,5 @@ def _table(layout: Layout) -> Any:
 
 @seam.device
 def _add_lane(reals, k, c):  # type: ignore[no-untyped-def]
-    """Add one of the gradients at work to its sum, which is in the parameter's column."""
+    """Add a gradient in registers to its sum, which is in the parameter's column."""
     reals.param[k] = reals.param[k] + reals.grad[k]

@@ -17,7 +17,7 @@ from numba_adam.cuda.kernels.layout import Lanes, Layout
 
 
 class Columns(NamedTuple):
-    """What moves the columns of a layout, compiled."""
+    """The compiled functions that load and store the columns of a layout."""
 
     load_group: Any  # (addresses, index, reals, codes): a whole group; element `index` is the first lane's
     load_element: Any  # (addresses, index, k, reals, codes): element `index` into lane k
@@ -25,15 +25,15 @@ class Columns(NamedTuple):
     store_element: Any  # (addresses, index, k, reals, codes)
     decode: Any  # (reals, codes): all lanes
     encode: Any  # (reals, codes, keys, index): all lanes
-    first_group: Any  # (addresses, begin): the first element whose group is aligned, -1 where there is none
+    first_group: Any  # (addresses, begin): the first element whose group is aligned, -1 without one
 
 
 @functools.cache
 def columns(layout: Layout) -> Columns:
-    """Return what moves the columns of a layout."""
+    """Return the functions for the columns of a layout."""
     known = formats.formats(layout.real)
     read = Lanes(*[known[getattr(layout, name)] for name in Lanes._fields])
-    if layout.param == "float32":  # a copy of the parameter as it is stored
+    if layout.param == "float32":  # copy the parameter as it is stored
         read = read._replace(copy=formats.formats(layout.real, by_way_of_float32=True)[layout.copy])
     written = read if layout.zero_grad else read._replace(grad=known[""])
     return Columns(

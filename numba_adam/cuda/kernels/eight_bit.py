@@ -1,4 +1,4 @@
-"""The update on a GPU, of arrays whose moments are in 8 bits; docs/eight-bit-state.md says what each bit means.
+"""The update of arrays with 8-bit moments on a GPU. docs/eight-bit-state.md explains every bit.
 
 A block of 128 elements shares two scales, which are known only when the whole block has been updated. So 16
 neighbouring threads take a block. Each holds eight of its elements in registers; they exchange the largest ratio and
@@ -25,7 +25,7 @@ from numba_adam.numerics.eight_bit_codecs import DITHER_STEP, RATIO_SPAN, ROOT_S
 
 _LANES = formats.LANES["float32"]  # 8-bit moments are computed in float32 alone
 _ZERO = np.float32(0)
-_WARP = 32  # threads that a GPU runs together
+_WARP = 32  # threads that run in lockstep
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _WORD = np.uint64(0xFFFFFFFF)
 _load_float32, _store_float32 = access.scalar("float32")
@@ -51,7 +51,7 @@ class Scales(NamedTuple):
 
 
 def span(layout: Layout, update_lane: Any) -> Any:
-    """Return what updates a thread's share of an array, compiled, given what updates an element."""
+    """Return the compiled function that updates a thread's share of an array, given the one that updates an element."""
     update_group, first_group = _group(layout, update_lane), columns(layout).first_group
 
     @seam.device
@@ -120,7 +120,7 @@ def _group(layout: Layout, update_lane: Any) -> Any:
 def _scales_at(has_max: bool) -> Any:
     @seam.device
     def scales_at(addresses, index, end):  # type: ignore[no-untyped-def]
-        """Return the scales of the block in which an element lies; zeros for a block beyond the end."""
+        """Return the scales of an element's block; zeros for a block beyond the end."""
         block = index // BLOCK
         exp_avg, exp_avg_sq, largest = _ZERO, _ZERO, _ZERO
         if block * BLOCK < end:
@@ -150,7 +150,7 @@ def _widen(has_max: bool) -> Any:
 
 @seam.device
 def _clear(reals, first):  # type: ignore[no-untyped-def]
-    """Set the lanes from `first` on to zero: they lie beyond the end, and must not be a block's largest."""
+    """Set the lanes from `first` on to zero: they are beyond the end, and must not be a block's largest."""
     for k in range(_LANES):
         if k >= first:
             reals.param[k] = reals.grad[k] = reals.exp_avg[k] = reals.exp_avg_sq[k] = _ZERO
@@ -220,7 +220,7 @@ def _narrow(has_max: bool) -> Any:
 def _store_scales(has_max: bool) -> Any:
     @seam.device
     def store_scales(addresses, index, end, largest):  # type: ignore[no-untyped-def]
-        """Store the scales of the block that begins with an element; nothing where none does."""
+        """Store the scales of the block that begins with an element, if one does."""
         block = index // BLOCK
         if block * BLOCK == index and index < end:
             unit = _block_unit(_from_bits(largest.exp_avg), RATIO_SPAN)

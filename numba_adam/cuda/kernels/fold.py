@@ -1,7 +1,7 @@
 """The constants of a step, folded on the GPU from its own step numbers, settings and the gradients' norm.
 
 So the host can queue the update without waiting for the GPU, and a captured CUDA graph counts its own steps. This is
-float64 arithmetic, one row for each array; the update's kernels have none of it.
+float64 arithmetic, for one row per array, that the update kernels do not contain.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _stream_key = codec("stream_key")
 
 @seam.device
 def _treated(step):  # type: ignore[no-untyped-def]
-    """Return the factor of the gradients, their norm, and whether the step is to be left out."""
+    """Return the factor of the gradients, their norm, and whether to skip the step."""
     factor = _load_float64(step.treatment + FACTOR * 8)
     if step.loss_scale != 0:
         factor = factor / np.float64(_load_float32(step.loss_scale))
@@ -155,7 +155,7 @@ def kernel(real: str) -> Any:
 
         Args:
             parts: the addresses of Step's parts, in their order.
-            count: how many arrays there are.
+            count: number of arrays.
             seed: of the random numbers.
         """
         step = Step(

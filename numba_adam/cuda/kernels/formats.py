@@ -17,14 +17,14 @@ from numba_adam.cuda.kernels import access
 from numba_adam.cuda.kernels.layout import EIGHT_BIT
 from numba_adam.cuda.kernels.mathematics import codec
 
-LANES = {"float32": 8, "float64": 4}  # elements that a thread takes at a time, by compute dtype
+LANES = {"float32": 8, "float64": 4}  # elements that a thread processes at a time, by compute dtype
 STOCHASTIC = "bfloat16, rounded at random"
 
 
 class ColumnFormat(NamedTuple):
     """How a column of one number format is read and written. A column begins at the address `begin`."""
 
-    item_bytes: int  # 0: no column at all
+    item_bytes: int  # 0: no column
     load: Any  # (begin, index, reals, codes): all lanes, of which the first is element `index`; 16-byte loads
     store: Any  # (begin, index, reals, codes)
     load_element: Any  # (begin, index, k, reals, codes): element `index` into lane k
@@ -102,7 +102,7 @@ def formats(real: str, *, by_way_of_float32: bool = False) -> dict[str, ColumnFo
 
     Args:
         real: the compute dtype, "float32" or "float64".
-        by_way_of_float32: whether a float64 is rounded to float32 before it is rounded to 16 bits, and not once.
+        by_way_of_float32: True: round a float64 to float32 first, then to 16 bits; False: round once.
     """
     lanes = LANES[real]
     to_float32 = np.float32 if real == "float32" or by_way_of_float32 else codec("round_to_odd")

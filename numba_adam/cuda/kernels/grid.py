@@ -100,13 +100,13 @@ def _keys_at(address):  # type: ignore[no-untyped-def]
 
 
 def group(layout: Layout, update_lane: Any) -> Any:
-    """Return what updates a group of elements, compiled, given what updates one of them."""
+    """Return the compiled function that updates a group of elements, given the one that updates an element."""
     move, lanes = columns(layout), formats.LANES[layout.real]
     load_group, load_element, store_group, store_element, decode, encode, _ = move
 
     @seam.device
     def update_group(addresses, index, bounds, is_wide, work):  # type: ignore[no-untyped-def]
-        """Update the group whose first lane is element `index`; where not `is_wide`, only what is within the bounds."""
+        """Update the group with element `index` as first lane; unless `is_wide`, only elements within the bounds."""
         reals, codes, c, keys = work
         begin, end = bounds
         if is_wide:
@@ -131,7 +131,7 @@ def group(layout: Layout, update_lane: Any) -> Any:
 
 
 def span(layout: Layout, update_lane: Any) -> Any:
-    """Return what updates a thread's share of an array, compiled, given what updates an element."""
+    """Return the compiled function that updates a thread's share of an array, given the one for an element."""
     update_group, first_group, lanes = (
         group(layout, update_lane),
         columns(layout).first_group,
@@ -140,7 +140,7 @@ def span(layout: Layout, update_lane: Any) -> Any:
 
     @seam.device
     def update_span(addresses, begin, end, thread, threads, work):  # type: ignore[no-untyped-def]
-        """Update one thread's share of the elements from `begin` to `end`, `threads` being how many share them."""
+        """Update one thread's share of the elements from `begin` to `end`, which `threads` threads divide."""
         first = first_group(addresses, begin)
         is_aligned = first >= 0
         first = first if is_aligned else begin
@@ -155,7 +155,7 @@ def span(layout: Layout, update_lane: Any) -> Any:
 
 
 def flat(layout: Layout, update_span: Any) -> Any:
-    """Return the entry point for one array, given what updates a thread's share of it."""
+    """Return the entry point for one array, given the function that updates a thread's share."""
     registers, constants_at = _registers(layout), _constants_at(layout)
 
     def update_flat(given, count, constants, keys, skip):  # type: ignore[no-untyped-def]

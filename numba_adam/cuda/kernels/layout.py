@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
 
 class Addresses(NamedTuple):
-    """The addresses of an array's columns, 0 where there is none."""
+    """The addresses of an array's columns, 0 without a column."""
 
     param: Any
     grad: Any

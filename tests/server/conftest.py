@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -216,6 +217,7 @@ class Process:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.log = folder.parent / f"{folder.name}-{uuid.uuid4().hex}.log"
+        self._was_signalled = False
         with self.log.open("w") as log:
             command = [sys.executable, "-c", self.PROGRAM, str(folder), json.dumps(options)]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -240,11 +242,20 @@ class Process:
         return False
 
     def kill(self) -> None:
-        self._process.kill()
+        """Send SIGKILL and wait.
+
+        Raises:
+            AssertionError: the server had crashed before, which its clients see as a broken connection only.
+        """
+        status = self._process.poll()
+        crashed = status is not None and status < 0 and not self._was_signalled
+        self.signal(signal.SIGKILL)
         self._finish()
+        assert not crashed, f"the server died of signal {-status}: {self.log.read_text()}"
 
     def signal(self, number: int) -> None:
         """Send a signal without waiting."""
+        self._was_signalled = True
         self._process.send_signal(number)
 
     def stop(self) -> int:
@@ -311,8 +322,9 @@ def processes() -> Iterator[Callable[..., Process]]:
         return started[-1]
 
     yield start
-    for process in started:
-        process.kill()
+    with contextlib.ExitStack() as stack:
+        for process in started:
+            stack.callback(process.kill)
 
 
 @pytest.fixture

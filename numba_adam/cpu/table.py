@@ -41,6 +41,7 @@ from numba_adam.settings.options import TOO_NARROW
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, array_format, written
 
+_FLOAT64_BYTES = 8
 _OWN_DTYPES = (np.dtype(np.uint8),)
 _ITEM_BYTES = np.array([format_.item_bytes for format_ in Format], dtype=np.int64)
 
@@ -361,7 +362,12 @@ def _format(array: Array | EightBit | None) -> Format:
 
 def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
     """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
-    kernel = update.update if plan.options[IS_PLAIN] else mixed_formats.update
+    if plan.options[IS_PLAIN]:
+        kernel = update.update
+    elif plan.constants.itemsize == _FLOAT64_BYTES:
+        kernel = mixed_formats.update_float64
+    else:
+        kernel = mixed_formats.update
     threads.launch(kernel, threads.tasks_for(plan.offsets.item(count)), packed, plan.constants, steps, count)
 
 

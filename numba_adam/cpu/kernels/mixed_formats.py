@@ -14,7 +14,7 @@ from numba_adam.cpu.kernels.launch_plan import unpack
 from numba_adam.cpu.kernels.pairs import adam_pairs
 from numba_adam.cpu.kernels.ranges import count_steps, cut, range_updater
 from numba_adam.cpu.kernels.tasks import is_last
-from numba_adam.cpu.kernels.tiles import SCRATCH, is_streamed, operands_of, update_tiles
+from numba_adam.cpu.kernels.tiles import SCRATCH, is_streamed, operands_of, tiles_updater, update_floats, update_moments
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.formats import BFLOAT16, EIGHT_BIT, FLOAT32, ITEM_BYTES
 
@@ -75,25 +75,48 @@ def _update_fast(operands, begin, size, c, like):  # type: ignore[no-untyped-def
     return 0
 
 
+_update_tiles, _update_float64_tiles = tiles_updater(update_moments), tiles_updater(update_floats)
+
+
 @merged
 def _update_part(plan, row, step, begin, size, c):  # type: ignore[no-untyped-def]
     """Update `size` elements of one array, from element `begin` on."""
     scratch = buffer(SCRATCH, plan.constants)
     operands = operands_of(plan, row, step, np.uint64(scratch.ctypes.data))
     done = _update_fast(operands, begin, size, c, plan.constants)
-    update_tiles(operands, begin + done, size - done, c, plan.constants)
+    _update_tiles(operands, begin + done, size - done, c, plan.constants)
     if is_streamed(operands):
         fence()
 
 
-_update_range = range_updater(_update_part)
+@merged
+def _update_float64_part(plan, row, step, begin, size, c):  # type: ignore[no-untyped-def]
+    """The same for float64, which has no faster loops and no moments in 8 bits."""
+    scratch = buffer(SCRATCH, plan.constants)
+    operands = operands_of(plan, row, step, np.uint64(scratch.ctypes.data))
+    _update_float64_tiles(operands, begin, size, c, plan.constants)
+    if is_streamed(operands):
+        fence()
+
+
+_update_range, _update_float64_range = range_updater(_update_part), range_updater(_update_float64_part)
 
 
 @kernel
 def update(packed, like, steps, count, task, tasks):  # type: ignore[no-untyped-def]
-    """Update one share of the arrays of a plan. Arguments as for `update.update`."""
+    """Update one share of the arrays of a plan that is computed in float32. Arguments as for `update.update`."""
     plan = unpack(packed, like)
     if task < tasks:
         _update_range(plan, count, steps, cut(plan, count, task, tasks), cut(plan, count, task + 1, tasks))
+    if is_last(task, tasks):
+        count_steps(plan, count, steps)
+
+
+@kernel
+def update_float64(packed, like, steps, count, task, tasks):  # type: ignore[no-untyped-def]
+    """The same for a plan that is computed in float64: it is half of the code."""
+    plan = unpack(packed, like)
+    if task < tasks:
+        _update_float64_range(plan, count, steps, cut(plan, count, task, tasks), cut(plan, count, task + 1, tasks))
     if is_last(task, tasks):
         count_steps(plan, count, steps)

@@ -97,37 +97,51 @@ def operands_of(plan, row, step, scratch):  # type: ignore[no-untyped-def]
     )
 
 
-@merged
-def update_tiles(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
-    """Update `size` elements of one array, from element `begin` on.
+def tiles_updater(update_moments: Any) -> Any:
+    """Return a function that updates an array tile by tile, compiled around the update of decoded parameters.
 
     Args:
-        operands: the arrays.
-        begin: the first element: of a tile, or behind the elements of the tile that a faster loop has updated.
-        size: the number of elements.
-        c: the constants.
-        like: any array of the compute dtype.
+        update_moments: `update_floats`, or `update_moments` where moments may be in 8 bits.
     """
-    for start in range(begin, begin + size, TILE):
-        count = min(TILE, begin + size - start)
-        _update_tile(operands, np.uint64(start), np.uint64(count), c, like)
+
+    @merged
+    def update_tile(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
+        scratch, pitch = operands.scratch, np.uint64(PITCH * like.itemsize)
+        param = decoded(operands.param, begin, size, scratch, like)
+        grad = decoded(operands.grad, begin, size, scratch + pitch, like)
+        update_moments(operands, begin, size, param, grad, c, like)
+        store(param, operands.param, begin, like)
+        _finish_tile(operands, begin, size, param, c, like)
+
+    @merged
+    def update_tiles(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
+        """Update `size` elements of one array, from element `begin` on.
+
+        Args:
+            operands: the arrays.
+            begin: the first element: of a tile, or behind the elements of the tile that a faster loop has updated.
+            size: the number of elements.
+            c: the constants.
+            like: any array of the compute dtype.
+        """
+        for start in range(begin, begin + size, TILE):
+            count = min(TILE, begin + size - start)
+            update_tile(operands, np.uint64(start), np.uint64(count), c, like)
+
+    return update_tiles
 
 
 @merged
-def _update_tile(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
-    scratch, pitch = operands.scratch, np.uint64(PITCH * like.itemsize)
-    param = decoded(operands.param, begin, size, scratch, like)
-    grad = decoded(operands.grad, begin, size, scratch + pitch, like)
-    if compute_format(like) == FLOAT32 and operands.exp_avg_sq.format == EIGHT_BIT:
+def update_moments(operands, begin, size, param, grad, c, like):  # type: ignore[no-untyped-def]
+    """Update a tile whose moments are floats or in 8 bits."""
+    if operands.exp_avg_sq.format == EIGHT_BIT:
         _update_eight_bit(operands, begin, param, grad, c)
     else:
-        _update_moments(operands, begin, size, param, grad, c, like)
-    store(param, operands.param, begin, like)
-    _finish_tile(operands, begin, size, param, c, like)
+        update_floats(operands, begin, size, param, grad, c, like)
 
 
 @merged
-def _update_moments(operands, begin, size, param, grad, c, like):  # type: ignore[no-untyped-def]
+def update_floats(operands, begin, size, param, grad, c, like):  # type: ignore[no-untyped-def]
     """Update a tile whose moments are floats."""
     scratch, pitch = operands.scratch, np.uint64(PITCH * like.itemsize)
     exp_avg = decoded(operands.exp_avg, begin, size, scratch + np.uint64(2) * pitch, like)

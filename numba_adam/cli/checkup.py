@@ -114,6 +114,16 @@ def _processor(subject: str) -> Finding:
     return Finding(subject, f"{name}{forced}, {bits}-bit SIMD, {_usable_cores()} cores for this process")
 
 
+def _vectors(subject: str) -> Finding:
+    """Return the width of the kernels' vectors."""
+    from numba_adam.cpu.kernels.vector_width import MEASURED, wide_bits
+
+    if not wide_bits():
+        return Finding(subject, "LLVM chooses the width in all kernels")
+    wide = ", ".join(kind for kind, measured in MEASURED.items() if measured.is_wide)
+    return Finding(subject, f"{wide_bits()} bits in the kernels for {wide}; LLVM chooses the width in the others")
+
+
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
@@ -195,6 +205,7 @@ _SUBJECTS: dict[str, Callable[[str], Finding]] = {
     "numba": _required("numba"),
     "llvmlite": _required("llvmlite"),
     "processor": _processor,
+    "vectors": _vectors,
     "update": _update,
     "threads": _threads,
     "kernel cache": _cache,

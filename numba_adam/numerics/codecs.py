@@ -86,6 +86,19 @@ def pair_of_bfloat16(lower: Float32, upper: Float32) -> Word:
     return np.uint32(first | np.uint32(rounded_to_upper(bits_of(upper)) & _UPPER))
 
 
+def pair_of_bfloat16_stochastic(lower: Float32, upper: Float32, random: Word) -> Word:
+    """Return one of the two bfloat16 around each of two values, as one word; NaN as for `pair_of_bfloat16`.
+
+    Args:
+        lower: rounded as by `narrow_bfloat16_stochastic` with the lower 16 random bits.
+        upper: rounded with the upper 16.
+        random: 32 random bits.
+    """
+    first = np.uint32(np.uint64(bits_of(lower)) + np.uint64(random & np.uint32(0xFFFF)))
+    second = np.uint32(np.uint64(bits_of(upper)) + np.uint64(random >> np.uint32(16)))
+    return np.uint32(np.uint32(first >> _BFLOAT16_BITS) | np.uint32(second & _UPPER))
+
+
 def rounded_to_upper(bits: Word) -> Word:
     """Return the bits of a float32, of which the upper half is rounded to nearest, ties to even."""
     is_odd = np.uint32(bits & _LAST) != np.uint32(0)

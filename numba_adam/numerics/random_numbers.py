@@ -30,6 +30,26 @@ def random_bits(key: Word, index: Word) -> Word:
     return np.uint32(word ^ np.uint32(word >> np.uint32(15)))
 
 
+def rounding_bits(key: Word, index: Word) -> Word:
+    """Return 16 random bits, for the rounding of the element with this index: half of a `rounding_word`."""
+    word = rounding_word(key, np.uint32(index >> np.uint32(1)))
+    is_odd = np.uint32(index & np.uint32(1)) != np.uint32(0)
+    return np.uint32(word >> np.uint32(16)) if is_odd else np.uint32(word & np.uint32(0xFFFF))
+
+
+def rounding_word(key: Word, index: Word) -> Word:
+    """Return 32 random bits for the rounding of elements 2 * index (the lower half) and 2 * index + 1 (the upper half).
+
+    Like `random_bits`, with multipliers for which two multiplications are enough (Wellons 2018, "Prospecting for hash
+    functions"). tests/library/test_codecs.py states what these numbers pass.
+    """
+    word = np.uint32(index ^ key)
+    word = low_product(np.uint32(word ^ np.uint32(word >> np.uint32(16))), np.uint32(0x21F0AAAD))
+    word = np.uint32(np.uint64(word) + np.uint64(key))
+    word = low_product(np.uint32(word ^ np.uint32(word >> np.uint32(15))), np.uint32(0xD35A2D97))
+    return np.uint32(word ^ np.uint32(word >> np.uint32(15)))
+
+
 def low_product(a: Word, b: Word) -> Word:
     """Return the lower 32 bits of a product of integers."""
     return np.uint32(np.uint64(np.uint64(a) * np.uint64(b)) & np.uint64(0xFFFFFFFF))

@@ -27,6 +27,7 @@ PROGRAMMES = {  # dtypes of parameters and gradients, what the optimizer is made
     "everything": (np.float32, np.float32, {"ema_decay": 0.9, "low_precision_copy": "float16"}, {"zero_grad": True}),
     "double": (np.float32, np.float32, {"state_dtype": "float64", "ema_decay": 0.9}, {}),
     "mixed": (np.float64, BFLOAT16, {"state_dtype": "float32"}, {"max_grad_norm": 1.0}),
+    "blocks": (np.float32, np.float32, {"state_dtype": "8bit"}, {}),
     "8 bits": (BFLOAT16, BFLOAT16, {"state_dtype": "8bit", "rounding": "stochastic", "amsgrad": True}, {}),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from constants_reference import Constants, as_real, fold
-from random_reference import random_words, stream_key
+from random_reference import rounding_bits, stream_key
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {  # what arrays of each format come as
@@ -144,7 +144,7 @@ class Twin:
         if self.rounding == "nearest":
             return None
         key = stream_key(self.seed, self.steps, self.place, column)
-        return random_words(key, self.param.size).reshape(self.param.shape)
+        return rounding_bits(key, self.param.size).reshape(self.param.shape)
 
 
 def _adam(p, g, m, v, largest, c, amsgrad):  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+import vector_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_constants import constants_of
@@ -57,6 +58,13 @@ def test_code_for_older_cpus_gives_the_same_bits(run_python, dtype, expected, cp
     assert (
         run_python(SCRIPT, dtype.name, *sizes, "0", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="") == expected[dtype.name]
     )
+
+
+@pytest.mark.parametrize("bits", vector_features.WIDTHS)
+def test_every_vector_width(run_python, dtype, expected, bits):
+    """The kernels choose the width themselves; here LLVM uses one width in all of them."""
+    environment = {"NUMBA_CPU_FEATURES": vector_features.preferring(bits)}
+    assert run_python(SCRIPT, dtype.name, *map(str, SIZES), "0", **environment) == expected[dtype.name]
 
 
 def plain_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, amsgrad, c):

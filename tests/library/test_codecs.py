@@ -9,6 +9,7 @@ import ml_dtypes
 import numba
 import numpy as np
 import pytest
+from random_reference import rounding_bits
 
 from numba_adam.cpu.conversion import convert
 from numba_adam.cpu.kernels import formats as compiled
@@ -233,6 +234,90 @@ def test_stochastic_rounding_keeps_bfloat16_values():
 
 
 # --- random numbers ---
+
+
+@numba.njit
+def pairs_at_random(lower, upper, randoms, words):
+    for i in range(words.size):
+        words[i] = compiled.pair_of_bfloat16_stochastic(lower[i], upper[i], randoms[i])
+
+
+def test_a_pair_is_rounded_with_the_two_halves_of_a_word():
+    values = hard("bfloat16")
+    values = values[np.isfinite(values)]
+    randoms = np.random.default_rng(SEED).integers(0, 2**32, len(values), dtype=np.uint32)
+    words, other = np.empty(len(values), np.uint32), values[::-1].copy()
+    pairs_at_random(values, other, randoms, words)
+    assert (words & 0xFFFF == at_random(values, randoms)).all(), f"seed {SEED}"
+    assert (words >> 16 == at_random(other, randoms >> 16)).all(), f"seed {SEED}"
+    plain = [codecs.pair_of_bfloat16_stochastic(*each) for each in zip(values[:999], other, randoms, strict=False)]
+    assert words[:999].tolist() == plain
+
+
+@numba.njit
+def draw_to_round(key, words):
+    for i in range(words.size):
+        words[i] = compiled.rounding_word(key, np.uint32(i))
+
+
+def drawn_to_round(key, count):
+    """Return the 16 bits that round each element."""
+    words = np.empty(count // 2, np.uint32)
+    draw_to_round(np.uint32(key), words)
+    return np.stack([words & 0xFFFF, words >> 16], axis=1).ravel()
+
+
+@pytest.mark.parametrize("key", [0, 1, 0x9E3779B9, 2**32 - 1])
+def test_the_bits_that_round_are_the_oracles(key):
+    assert (drawn_to_round(key, 2_000) == rounding_bits(key, 2_000)).all()
+    for first in (0, 2**32 - 500, 123_456_789):
+        plain = [random_numbers.rounding_bits(np.uint32(key), np.uint32((first + i) % 2**32)) for i in range(500)]
+        assert plain == rounding_bits(key, 500, first).tolist()
+
+
+KEYS = (0, 1, 2, 0xDEADBEEF)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_bits_that_round_fill_their_range_evenly(key):
+    """Chi-squared over each byte, for even and odd elements apart; 6 deviations of 22.6 are let. The mean likewise."""
+    bits = drawn_to_round(key, 1 << 19)
+    for side in (bits[::2], bits[1::2]):
+        for shift in (0, 8):
+            seen = np.bincount(side >> shift & 0xFF, minlength=256)
+            chi_squared = ((seen - side.size / 256) ** 2 / (side.size / 256)).sum()
+            assert 255 - 6 * 22.6 < chi_squared < 255 + 6 * 22.6, shift
+        assert abs(side.mean() - 32_767.5) < 6 * 65_536 / np.sqrt(12 * side.size)
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_each_bit_that_rounds_is_unrelated_to_its_neighbours(bit):
+    """In time (the keys of following steps), between the arrays of a parameter and between elements; 6 deviations."""
+    count = 1 << 17
+    keys = [int(random_numbers.stream_key(0, step, 0, column)) for step in (1, 2) for column in (0, 1)]
+    streams = [(drawn_to_round(key, count) >> bit & 1) - 0.5 for key in (*keys, 5, 6, 5 ^ 1, 7)]
+    pairs = [(one, other) for k, one in enumerate(streams) for other in streams[:k]]
+    pairs += [(streams[0][:-lag], streams[0][lag:]) for lag in (1, 2, 3, 4, 8, 16, 32, 64, 128, 512, 1_024, 65_536)]
+    for one, other in pairs:
+        assert abs((one * other).mean() * 4) < 6 / np.sqrt(len(one))
+
+
+def test_halves_of_a_word_are_unrelated():
+    """Every bit of the lower half with every bit of the upper one."""
+    bits = drawn_to_round(9, 1 << 18).reshape(-1, 2)
+    lower, upper = ((bits[:, side, None] >> np.arange(16)) & 1 for side in (0, 1))
+    correlation = (2.0 * lower - 1).T @ (2.0 * upper - 1) / len(bits)
+    assert np.abs(correlation).max() < 6 / np.sqrt(len(bits))
+
+
+@pytest.mark.parametrize("value", [1.001, -3.14159, 1e-30])
+def test_the_mean_of_many_roundings_is_the_value(value):
+    """By the numbers that steps draw. A rounding deviates by at most half a step, so the mean by that / sqrt(n)."""
+    count = 1 << 18
+    numbers = at_random(value, drawn_to_round(3, count)).view(ml_dtypes.bfloat16).astype(np.float64)
+    step = np.ptp(numbers)
+    assert step > 0
+    assert abs(numbers.mean() - np.float64(np.float32(value))) < 6 * step / 2 / np.sqrt(count)
 
 
 @numba.njit

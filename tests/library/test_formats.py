@@ -12,6 +12,7 @@ import ml_dtypes
 import numba
 import numpy as np
 import pytest
+import vector_features
 from formats_reference import BFLOAT16, COMBINATIONS, DTYPES, Twin, values_of
 
 import numba_adam as na
@@ -374,6 +375,12 @@ def test_the_number_of_threads_does_not_change_the_bits(run_python, expected, th
 def test_code_for_older_cpus_gives_the_same_bits(run_python, expected, cpu):
     output = run_python(SCRIPT, "1", "small", NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="")
     assert output.splitlines() == expected["small"]
+
+
+@pytest.mark.parametrize("bits", vector_features.WIDTHS)
+def test_every_vector_width(run_python, expected, bits):
+    environment = {"NUMBA_CPU_FEATURES": vector_features.preferring(bits)}
+    assert run_python(SCRIPT, "1", "small", **environment).splitlines() == expected["small"]
 
 
 # --- refused ---

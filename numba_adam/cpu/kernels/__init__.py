@@ -2,6 +2,7 @@
 
 From the bottom up; each module imports only those above it:
 
+    vector_width  how wide the vectors of each kernel are
     cache         where the machine code is kept between processes
     compile       how kernels are compiled: strict IEEE arithmetic, cached
     intrinsics    arrays at an address; the floating-point environment of the CPU

@@ -11,12 +11,14 @@ import numpy as np
 from numba_adam.cpu.kernels.compile import array_inlined, inline, inlined, noalias_inlined
 from numba_adam.cpu.kernels.formats import bits_of, from_bits
 from numba_adam.cpu.kernels.intrinsics import array_at
+from numba_adam.cpu.kernels.vector_width import vectors_of
 from numba_adam.numerics import eight_bit, eight_bit_codecs
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.eight_bit_codecs import RATIO_SPAN, ROOT_SPAN
 from numba_adam.numerics.operations import product
 
+choose_width = vectors_of("8-bit")
 _names = {"bits_of": bits_of, "from_bits": from_bits, "product": inlined(product)}
 widen_root = inlined(bind(eight_bit_codecs.widen_root, **_names))
 widen_ratio = inlined(bind(eight_bit_codecs.widen_ratio, **_names))
@@ -60,6 +62,7 @@ def decode_moments(exp_avg, exp_avg_sq, begin, ratios, roots):  # type: ignore[n
         ratios: receives the first moment.
         roots: receives the second moment.
     """
+    choose_width()
     for start in range(0, roots.size, BLOCK):
         here, size = np.uint64(start), np.uint64(min(BLOCK, roots.size - start))
         codes, unit = _block(exp_avg_sq, begin + here, size)
@@ -80,6 +83,7 @@ def encode_moments(ratios, roots, exp_avg, exp_avg_sq, begin, turn):  # type: ig
 
     `turn` is the difference between the dithers of neighbours: DITHER_STEP, or 0 for every dither to be the key.
     """
+    choose_width()
     for start in range(0, roots.size, BLOCK):
         here, size = np.uint64(start), np.uint64(min(BLOCK, roots.size - start))
         own, other = _slice(ratios, here, size), _slice(roots, here, size)
@@ -140,6 +144,7 @@ def _scale_block(largest, span, unit):  # type: ignore[no-untyped-def]
 
 @noalias_inlined
 def _encode_pairs(ratios, roots, own_codes, codes, own_scale, scale, dither, turn):  # type: ignore[no-untyped-def]
+    choose_width()
     for i in range(roots.size):
         threshold = _threshold_of(dither)
         own_threshold = threshold if turn == 0 else _other_threshold(threshold)
@@ -150,6 +155,7 @@ def _encode_pairs(ratios, roots, own_codes, codes, own_scale, scale, dither, tur
 
 @noalias_inlined
 def _encode_roots(roots, codes, scale, dither, turn):  # type: ignore[no-untyped-def]
+    choose_width()
     for i in range(roots.size):
         codes[i] = _narrow_root(roots[i], scale, _threshold_of(dither))
         dither = _following_dither(dither, turn)

@@ -15,6 +15,7 @@ import numpy as np
 from numba_adam.cpu.kernels.compile import array_inlined, inline, inlined, noalias_inlined
 from numba_adam.cpu.kernels.eight_bit import (
     blocks_of,
+    choose_width,
     encode_both,
     eps_beside_blocks,
     larger,
@@ -23,7 +24,8 @@ from numba_adam.cpu.kernels.eight_bit import (
     widen_root,
 )
 from numba_adam.cpu.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare_with, moments
-from numba_adam.cpu.kernels.intrinsics import array_at, copy_bytes
+from numba_adam.cpu.kernels.intrinsics import LINE, array_at, copy_bytes
+from numba_adam.cpu.kernels.prefetch import prefetch_lines_of
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.eight_bit_codecs import DITHER_STEP
 
@@ -32,6 +34,7 @@ _REAL_BYTES, _SCALE_BYTES = np.uint64(4 * BLOCK), np.uint64(4)  # of a block
 _SLOTS = 4  # blocks in scratch: three are in progress; with four, the remainder is a mask
 _COLUMN = np.uint64(_SLOTS) * _REAL_BYTES
 SCRATCH_BYTES = int(2 * _COLUMN) + _SLOTS * 2 * 4  # two numbers for each element in progress, and two for each block
+_PREFETCH_BLOCKS = 8  # from the block that begins to the one that is prefetched
 REST_BYTES = 2 * 4 * BLOCK + 2 * BLOCK  # the parameters, gradients and codes of one block
 _CODES, _WORDS, _REALS = np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty(0, np.float32)
 
@@ -81,6 +84,7 @@ def _moments_of(grad, own_code, code, own_unit, unit, c):  # type: ignore[no-unt
 @noalias_inlined
 def _begin(grad, own_codes, codes, own_unit, unit, first, second, c):  # type: ignore[no-untyped-def]
     """Compute the moments of a block."""
+    choose_width()
     for i in range(BLOCK):
         first[i], second[i] = _moments_of(grad[i], own_codes[i], codes[i], own_unit[0], unit[0], c)
 
@@ -95,6 +99,7 @@ def _adapted(param, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
 @noalias_inlined
 def _finish(param, ratios, roots, found, c):  # type: ignore[no-untyped-def]
     """Update the parameters of a block, given its moments, and replace these by ratios and roots."""
+    choose_width()
     largest, largest_root = np.uint32(0), np.uint32(0)
     for i in range(BLOCK):
         param[i], ratios[i], roots[i] = _adapted(param[i], ratios[i], roots[i], c)
@@ -105,6 +110,7 @@ def _finish(param, ratios, roots, found, c):  # type: ignore[no-untyped-def]
 @noalias_inlined
 def _finish_and_begin(param, ratios, roots, found, grad, own_codes, codes, own_unit, unit, first, second, c):  # type: ignore[no-untyped-def]
     """Finish a block and begin the next one, element by element: `_finish` and `_begin` in one loop."""
+    choose_width()
     largest, largest_root = np.uint32(0), np.uint32(0)
     for i in range(BLOCK):
         exp_avg, exp_avg_sq = _moments_of(grad[i], own_codes[i], codes[i], own_unit[0], unit[0], c)
@@ -125,9 +131,21 @@ def _encode(at, block, scratch):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _prefetch(at, block):  # type: ignore[no-untyped-def]
+    """Prefetch a block."""
+    reals, codes = 4 * BLOCK // LINE, BLOCK // LINE
+    prefetch_lines_of(at.param + np.uint64(block) * _REAL_BYTES, reals)
+    prefetch_lines_of(at.grad + np.uint64(block) * _REAL_BYTES, reals)
+    prefetch_lines_of(at.exp_avg + np.uint64(block) * _SIZE, codes)
+    prefetch_lines_of(at.exp_avg_sq + np.uint64(block) * _SIZE, codes)
+
+
+@inlined
 def _update(at, count, scratch, c):  # type: ignore[no-untyped-def]
     """Update blocks; see `update_blocks`."""
     for block in range(count + 2):
+        if block + _PREFETCH_BLOCKS < count:
+            _prefetch(at, block + _PREFETCH_BLOCKS)
         first, second, _ = _slot(scratch, block)
         ratios, roots, found = _slot(scratch, block - 1)
         own_unit, unit = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
@@ -153,6 +171,7 @@ def update_blocks(at, count, scratch, c):  # type: ignore[no-untyped-def]
         scratch: uint64: the address of SCRATCH_BYTES.
         c: the constants.
     """
+    choose_width()
     eps = eps_beside_blocks(c.eps, c.one_minus_beta2)
     if c.decoupled_decay == c.zero:
         _update(at, count, scratch, bare_with(c, NO_DECAY, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR))

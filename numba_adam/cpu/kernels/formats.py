@@ -15,10 +15,12 @@ from numba.extending import intrinsic
 
 from numba_adam.cpu.kernels.compile import array_inline, inline, inlined
 from numba_adam.cpu.kernels.intrinsics import array_at
+from numba_adam.cpu.kernels.vector_width import vectors_of
 from numba_adam.numerics import codecs, random_numbers
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, ITEM_BYTES
 
+_choose_width = vectors_of("formats")
 _UINT16 = np.empty(0, np.uint16)
 _FLOAT32, _FLOAT64 = np.empty(0, np.float32), np.empty(0, np.float64)
 _SIZES = np.array(ITEM_BYTES, dtype=np.uint64)
@@ -56,10 +58,13 @@ narrow_bfloat16_stochastic = inline(bind(codecs.narrow_bfloat16_stochastic, **_n
 lower_bfloat16 = inline(bind(codecs.lower_bfloat16, **_names))
 upper_bfloat16 = inline(bind(codecs.upper_bfloat16, **_names))
 pair_of_bfloat16 = inline(bind(codecs.pair_of_bfloat16, **_names))
+pair_of_bfloat16_stochastic = inline(bind(codecs.pair_of_bfloat16_stochastic, **_names))
 _round_to_odd = inline(bind(codecs.round_to_odd, **_names))
 _widen_float16 = inline(bind(codecs.widen_float16, **_names))
 _narrow_float16 = inline(bind(codecs.narrow_float16, **_names))
-random_bits = inline(bind(random_numbers.random_bits, low_product=inline(random_numbers.low_product)))
+_low_product = inline(random_numbers.low_product)
+random_bits = inline(bind(random_numbers.random_bits, low_product=_low_product))
+rounding_word = inline(bind(random_numbers.rounding_word, low_product=_low_product))
 stream_key = inline(bind(random_numbers.stream_key, random_bits=random_bits))
 
 
@@ -106,6 +111,7 @@ def decoded(operand, begin, size, scratch, like):  # type: ignore[no-untyped-def
 @inline
 def _decode(address, format_, values):  # type: ignore[no-untyped-def]
     """Fill `values` with the elements at an address."""
+    _choose_width()
     if format_ == FLOAT32:
         _cast(array_at(address, np.uint64(values.size), _FLOAT32), values)
     elif format_ == FLOAT64:
@@ -154,6 +160,7 @@ def _as_float32(values, i):  # type: ignore[no-untyped-def]
 @inline
 def _encode(values, address, format_):  # type: ignore[no-untyped-def]
     """Write `values` to an address, rounded to the nearest number of a format."""
+    _choose_width()
     if format_ == FLOAT32:
         _cast(values, array_at(address, np.uint64(values.size), _FLOAT32))
     elif format_ == FLOAT64:
@@ -170,7 +177,16 @@ def _encode(values, address, format_):  # type: ignore[no-untyped-def]
 
 @inline
 def _encode_stochastic(values, codes, first, key):  # type: ignore[no-untyped-def]
-    """Write `values` as stochastically rounded bfloat16; `first` is the index of the first one in its array."""
-    for i in range(codes.size):
-        random = random_bits(key, np.uint32(first + np.uint32(i)))
-        codes[i] = narrow_bfloat16_stochastic(np.float32(values[i]), random)
+    """Write `values` as stochastically rounded bfloat16; `first`, even, is the index of the first one in its array."""
+    _choose_width()
+    pairs, first_pair = codes.size // 2, np.uint32(first >> np.uint32(1))
+    for pair in range(np.uint64(pairs)):
+        word = rounding_word(key, np.uint32(first_pair + np.uint32(pair)))
+        i = np.uint64(2) * pair
+        codes[i] = narrow_bfloat16_stochastic(np.float32(values[i]), word)
+        i += np.uint64(1)
+        codes[i] = narrow_bfloat16_stochastic(np.float32(values[i]), np.uint32(word >> np.uint32(16)))
+    if codes.size % 2:
+        last = codes.size - 1
+        word = rounding_word(key, np.uint32(first_pair + np.uint32(pairs)))
+        codes[last] = narrow_bfloat16_stochastic(np.float32(values[last]), word)

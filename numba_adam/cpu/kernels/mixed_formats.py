@@ -25,7 +25,7 @@ _WORD_MASK = np.uint64(3)
 @inline
 def _are_pairs(o):  # type: ignore[no-untyped-def]
     """Say whether all arrays of a parameter are bfloat16 at multiples of 4 bytes, with no work besides the update."""
-    if o.max_exp_avg_sq.address | o.ema | o.copy.address or o.param.is_stochastic or o.zero_grad:
+    if o.max_exp_avg_sq.address | o.ema | o.copy.address or o.zero_grad:
         return False
     addresses = o.param.address | o.grad.address | o.exp_avg.address | o.exp_avg_sq.address
     if addresses & _WORD_MASK:
@@ -41,7 +41,12 @@ def _update_pairs(o, begin, size, c):  # type: ignore[no-untyped-def]
     param = array_at(o.param.address + skip, words, _UINT32)
     grad = array_at(o.grad.address + skip, words, _UINT32)
     exp_avg = array_at(o.exp_avg.address + skip, words, _UINT32)
-    adam_pairs(param, grad, exp_avg, array_at(o.exp_avg_sq.address + skip, words, _UINT32), c)
+    exp_avg_sq = array_at(o.exp_avg_sq.address + skip, words, _UINT32)
+    first = np.uint32(begin // 2)
+    if o.param.is_stochastic:
+        adam_pairs(param, grad, exp_avg, exp_avg_sq, (o.param.key, o.exp_avg.key, o.exp_avg_sq.key), first, c)
+    else:
+        adam_pairs(param, grad, exp_avg, exp_avg_sq, (None, None, None), first, c)
     return size // 2 * 2
 
 

@@ -54,6 +54,13 @@ def prefetch(address, size):  # type: ignore[no-untyped-def]
     _prefetch_line(address + size - np.uint64(1))
 
 
+@inlined
+def prefetch_lines_of(address, lines):  # type: ignore[no-untyped-def]
+    """Prefetch `lines` cache lines, a constant; the first one is that of an address."""
+    for k in range(lines):
+        _prefetch_line(address + np.uint64(k * LINE))
+
+
 @intrinsic
 def _prefetch_lines(typingctx: Any, address: Any, like: Any) -> Any:
     """Prefetch the lines of a stretch of `like`'s dtype that begins _DISTANCE elements after an address."""

@@ -86,12 +86,12 @@ def _encoder(lanes: int, narrow: Any, to_float32: Any) -> Any:
 
 
 def _stochastic_encoder(lanes: int) -> Any:
-    narrow, random_bits = codec("narrow_bfloat16_stochastic"), codec("random_bits")
+    narrow, rounding_bits = codec("narrow_bfloat16_stochastic"), codec("rounding_bits")
 
     @seam.device
     def encode(reals, codes, key, index):  # type: ignore[no-untyped-def]
         for k in range(lanes):
-            codes[k] = narrow(np.float32(reals[k]), random_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
+            codes[k] = narrow(np.float32(reals[k]), rounding_bits(key, np.uint32((index + k) & 0xFFFFFFFF)))
 
     return encode
 

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_adam.cpu.columns import HostColumns, address
 from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, threads, update
 from numba_adam.cpu.kernels.gather import kinds, usable
 from numba_adam.cpu.kernels.launch_plan import (
-    COLUMNS,
     IS_PLAIN,
     IS_STOCHASTIC,
     OPTIONS,
     OWNER,
-    SCALE,
     SEED,
     ZERO_GRAD,
     LaunchPlan,
@@ -27,7 +26,6 @@ from numba_adam.cpu.kernels.launch_plan import (
     pack,
 )
 from numba_adam.cpu.kernels.prepare import prepare, prepare_gathered
-from numba_adam.errors import DtypeError
 from numba_adam.interop import borrow
 from numba_adam.interop.arrays import Extents, Watched, check_shape, check_unchanged, watched
 from numba_adam.interop.axes import Axes, as_given, in_memory_order
@@ -37,17 +35,15 @@ from numba_adam.numerics.eight_bit import EightBit
 from numba_adam.numerics.formats import Format
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
-from numba_adam.settings.options import TOO_NARROW
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
-from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, array_format, written
+from numba_adam.settings.step_arrays import LABELS, NO_EXTRAS, Extras, array_format
 
 _FLOAT64_BYTES = 8
-_OWN_DTYPES = (np.dtype(np.uint8),)
 _ITEM_BYTES = np.array([format_.item_bytes for format_ in Format], dtype=np.int64)
 
 
 class Plan(NamedTuple):
-    """A step whose gradients were validated. What the kernels need stands in the table's job, until the next plan."""
+    """A step whose gradients were validated. What the kernels need is in the table's launch plan, until the next."""
 
     grad_count: int  # how many parameters have a gradient
     borrowed: Sequence[Any] = ()  # gradients or views whose memory some frameworks lend only as long as these live
@@ -100,37 +96,25 @@ class UpdateTable:
         Raises:
             ArrayError: an array does not fit; the message names it.
         """
-        self._labels = labels
-        self._names = list(names) if names is not None else [f"[{index}]" for index in range(len(params))]
-        self._params = list(params)
-        nothing: list[None] = [None] * len(params)
-        self._columns: list[Sequence[Array | EightBit | None]] = [
-            self._params,
-            list(exp_avgs),
-            list(exp_avg_sqs),
-            list(max_exp_avg_sqs or nothing),
-            list(extras.emas or nothing),
-            list(extras.copies or nothing),
-        ]
-        self._extras = extras
-        self.dtype = self._check()
-        self._range = self._range_of_moments()
-        self._axes = list(axes or nothing)
-        self._shapes = [as_given(param, order).shape for param, order in zip(self._params, self._axes, strict=True)]
-        self._extents = extents or Extents(*self._written())
-        self._lookalikes = Lookalikes(given, self._params, self._extents) if given else None
+        arrays_of_step = params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, extras.emas, extras.copies
+        self._columns = columns = HostColumns(arrays_of_step, names, labels, axes)
+        self._count, self.dtype = len(params), columns.dtype
+        self._ema_decay = extras.ema_decay
+        arrays, called = columns.written()
+        self._extents = extents or Extents(arrays, called)
+        self._lookalikes = Lookalikes(given, columns.params, self._extents) if given else None
         self._owners = self._watched(0) if owners is None else list(owners)
         self._copies = self._watched(5)
         pinned = [owner.array for owner in self._owners if owner is not None]
-        self._pins = [weakref.ref(array) for array in (*self._written()[0], *pinned)]
-        self._param_formats = np.array([_format(param) for param in self._params], np.int64)
-        self._job = self._make_job(hyperparameters, groups or [0] * len(params))
-        self._places = pack(self._job)
-        self._plan_of_all = Plan(len(params))  # of a step in which every parameter has a gradient, as nearly always
+        self._pins = [weakref.ref(array) for array in (*arrays, *pinned)]
+        self._param_formats = np.array([row[0] for row in columns.formats], np.int64)
+        self._launch_plan = self._make_launch_plan(hyperparameters, groups or [0] * self._count, extras)
+        self._packed = pack(self._launch_plan)
+        self._plan_of_all = Plan(self._count)  # of a step in which every parameter has a gradient, as nearly always
 
     def set_hyperparameters(self, group: int, hyperparameters: Hyperparameters) -> None:
         """Let a group's next steps use other hyperparameters; `amsgrad` must stay what it is."""
-        self._job.settings[group] = settings(hyperparameters, self._range, self._extras.ema_decay)
+        self._launch_plan.settings[group] = settings(hyperparameters, self._columns.range, self._ema_decay)
 
     def update(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> None:
         """Make one step, in place; nothing is changed if a gradient does not fit.
@@ -147,16 +131,16 @@ class UpdateTable:
 
     def plan(self, grads: Sequence[Any], steps: Array, scaling: Scaling = AS_THEY_ARE) -> Plan:
         """Validate the gradients, and plan a step with them. Arguments as for `update`."""
-        job = self._job
-        job.options[ZERO_GRAD] = scaling.zero_grad
-        if len(self._params) == 1:
-            job.objects[0] = id(grads[0])
+        prepared = self._launch_plan
+        prepared.options[ZERO_GRAD] = scaling.zero_grad
+        if self._count == 1:
+            prepared.objects[0] = id(grads[0])
         else:
-            job.objects[:] = np.fromiter(map(id, grads), np.uint64, len(self._params))
+            prepared.objects[:] = np.fromiter(map(id, grads), np.uint64, self._count)
         if usable():
-            count = prepare(self._places, job.constants, steps, scaling.factor, scaling.clip_value)
+            count = prepare(self._packed, prepared.constants, steps, scaling.factor, scaling.clip_value)
             if count >= 0:
-                return self._plan_of_all if count == len(self._params) else Plan(count)
+                return self._plan_of_all if count == self._count else Plan(count)
         return self._plan_one_by_one(grads, steps, scaling)  # one does not fit, or is not a plain NumPy array
 
     def _plan_one_by_one(self, grads: Sequence[Any], steps: Array, scaling: Scaling) -> Plan:
@@ -165,15 +149,15 @@ class UpdateTable:
         if self._lookalikes is not None and not scaling.zero_grad:
             addresses = self._lookalikes.addresses(grads)
             if addresses is not None:
-                self._job.grads[:] = addresses
-                self._job.grad_formats[:] = self._param_formats
+                self._launch_plan.grads[:] = addresses
+                self._launch_plan.grad_formats[:] = self._param_formats
                 return Plan(self._plan_gathered(steps, scaling), grads)
         views = [self._borrowed(index, grad, is_written=scaling.zero_grad) for index, grad in enumerate(grads)]
         read = [self._in_memory_order(index, view) for index, view in enumerate(views)]
-        self._job.grads[:] = [_address(array) for array in read]
-        self._job.grad_formats[:] = [0 if array is None else _format(array) for array in read]
+        self._launch_plan.grads[:] = [address(array) for array in read]
+        self._launch_plan.grad_formats[:] = [0 if array is None else array_format(array) for array in read]
         pairs = zip(views, read, strict=True)
-        copied = [view for view, array in pairs if view is not None and _address(view) != _address(array)]
+        copied = [view for view, array in pairs if view is not None and address(view) != address(array)]
         return Plan(self._plan_gathered(steps, scaling), read, copied if scaling.zero_grad else ())
 
     def replan(self, plan: Plan, steps: Array, scaling: Scaling) -> Plan:
@@ -182,20 +166,20 @@ class UpdateTable:
         return plan
 
     def _plan_gathered(self, steps: Array, scaling: Scaling) -> int:
-        """Plan a step with the gradients whose addresses stand in the job; return how many there are."""
-        constants = self._job.constants
-        return int(prepare_gathered(self._places, constants, steps, scaling.factor, scaling.clip_value))
+        """Plan a step with the gradients whose addresses the launch plan has; return how many there are."""
+        constants = self._launch_plan.constants
+        return int(prepare_gathered(self._packed, constants, steps, scaling.factor, scaling.clip_value))
 
     def sum_of_squares(self, plan: Plan) -> float:
         """Return the sum of squares of the plan's gradients."""
-        tasks = threads.tasks_for(self._job.offsets[plan.grad_count])
-        job = self._job
-        threads.launch(norm.sum_of_squares, tasks, self._places, job.constants, job.rows, plan.grad_count)
-        return float(job.sums[0])
+        prepared, count = self._launch_plan, plan.grad_count
+        tasks = threads.tasks_for(prepared.offsets.item(count))
+        threads.launch(norm.sum_of_squares, tasks, self._packed, prepared.constants, prepared.rows, count)
+        return float(prepared.sums[0])
 
     def look_again(self, plan: Plan, scale: float) -> tuple[float, float]:
         """Return the sum of squares of the gradients, each multiplied by `scale`, and the largest magnitude of one."""
-        total, largest = norm.sum_of_scaled_squares(self._places, self._job.constants, plan.grad_count, scale)
+        total, largest = norm.sum_of_scaled_squares(self._packed, self._launch_plan.constants, plan.grad_count, scale)
         return float(total), float(largest)
 
     def accumulate(self, plan: Plan, sums: Array) -> None:
@@ -205,69 +189,39 @@ class UpdateTable:
             plan: from `plan`; its gradients must still be alive.
             sums: (parameters,) uint64: the address of each parameter's sum, of its shape and of the compute dtype.
         """
-        tasks = threads.tasks_for(self._job.offsets[plan.grad_count])
-        threads.launch(accumulate.accumulate, tasks, self._places, self._job.constants, sums, plan.grad_count)
+        prepared, count = self._launch_plan, plan.grad_count
+        tasks = threads.tasks_for(prepared.offsets.item(count))
+        threads.launch(accumulate.accumulate, tasks, self._packed, prepared.constants, sums, count)
 
     def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
         """Return the addresses at which the plan's gradients begin and end, and what error messages call them."""
-        job, rows = self._job, self._job.rows[: plan.grad_count]
-        begins = job.grads[rows]
-        sizes = job.lengths[rows] * _ITEM_BYTES[job.grad_formats[rows]]
-        return begins, begins + sizes.astype(np.uint64), [f"{self._labels[6]}{self._names[row]}" for row in rows]
+        prepared, rows = self._launch_plan, self._launch_plan.rows[: plan.grad_count]
+        begins = prepared.grads[rows]
+        sizes = prepared.lengths[rows] * _ITEM_BYTES[prepared.grad_formats[rows]]
+        return begins, begins + sizes.astype(np.uint64), [self._columns.grad_name(row) for row in rows]
 
     def launch(self, plan: Plan, steps: Array) -> None:
         """Make the planned step; its gradients must still be alive."""
-        run(self._job, self._places, steps, plan.grad_count)
+        run(self._launch_plan, self._packed, steps, plan.grad_count)
         for grad in plan.copied:
             grad.fill(0)
 
-    def _check(self) -> str:
-        """Validate every array against its parameter, and the parameters together; return the compute dtype."""
-        for each, name in zip(*self._written(), strict=True):
-            if each.dtype not in _OWN_DTYPES:  # the library made those itself
-                borrow(each, name=name, writable=True, narrow=True)
-        for column, label in zip(self._columns[1:], self._labels[1:6], strict=True):
-            for array, param, name in zip(column, self._params, self._names, strict=True):
-                if array is not None:
-                    check_shape(
-                        array.codes if isinstance(array, EightBit) else array,
-                        f"{label}{name}",
-                        param,
-                        f"{self._labels[0]}{name}",
-                    )
-        dtypes = [
-            compute_dtype([_format(column[k]) for column in self._columns[:4] if column[k] is not None], self._names[k])
-            for k in range(len(self._params))
-        ]
-        if len(set(dtypes)) != 1:
-            raise DtypeError(f"params are computed in {' and '.join(sorted(set(dtypes)))}: they must all be in one")
-        return dtypes[0]
-
-    def _range_of_moments(self) -> str:
-        """Return the dtype whose range every moment has: its floors keep all moments out of the subnormal numbers."""
-        moments = (array for column in self._columns[1:4] for array in column if array is not None)
-        return "float64" if all(_format(moment) == Format.FLOAT64 for moment in moments) else "float32"
-
-    def _written(self) -> tuple[list[Array], list[str]]:
-        """Return every array that an update writes, and what to call it."""
-        return written(self._columns, self._names, self._labels)
-
-    def _make_job(self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int]) -> LaunchPlan:
-        """Return what the kernels work on."""
-        shapes, count = self._shapes, len(self._params)
-        given = [as_given(param, order) for param, order in zip(self._params, self._axes, strict=True)]
-        formats = np.zeros((count, COLUMNS), dtype=np.int64)
-        formats[:, : len(self._columns)] = np.transpose([[_format(array) for array in c] for c in self._columns])
-        extras, lengths = self._extras, np.array([param.size for param in self._params], dtype=np.int64)
+    def _make_launch_plan(
+        self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int], extras: Extras
+    ) -> LaunchPlan:
+        """Return what the kernels work through."""
+        columns, shapes, count = self._columns, self._columns.shapes, self._count
+        given = [as_given(param, order) for param, order in zip(columns.params, columns.axes, strict=True)]
+        lengths = np.array([param.size for param in columns.params], dtype=np.int64)
         return LaunchPlan(
-            addresses=self._addresses(),
-            formats=formats,
-            plain=np.array([self._is_plain(k) for k in range(count)], dtype=np.int64),
+            addresses=columns.addresses(),
+            formats=columns.format_numbers(),
+            plain=np.array([columns.is_plain(k) for k in range(count)], dtype=np.int64),
             numbers=np.array(extras.numbers if extras.numbers is not None else range(count), dtype=np.int64),
             options=_options(extras),
             lengths=lengths,
             groups=np.array(groups, dtype=np.int64),
-            settings=np.array([settings(entry, self._range, extras.ema_decay) for entry in hyperparameters]),
+            settings=np.array([settings(entry, columns.range, extras.ema_decay) for entry in hyperparameters]),
             kinds=kinds(),
             shapes=np.array([*(extent for shape in shapes for extent in shape), 0], dtype=np.int64),
             strides=np.array(
@@ -281,22 +235,6 @@ class UpdateTable:
             **empty_step(lengths, self.dtype),
         )
 
-    def _addresses(self) -> Array:
-        """Return the job's table: the address of each array, and of the scales of moments in 8 bits."""
-        table = np.zeros((len(self._params), COLUMNS), dtype=np.uint64)
-        for column, arrays in enumerate(self._columns):
-            for k, array in enumerate(arrays):
-                if isinstance(array, EightBit):
-                    table[k, column], table[k, column + SCALE] = _address(array.codes), _address(array.scales)
-                else:
-                    table[k, column] = _address(array)
-        return table
-
-    def _is_plain(self, index: int) -> bool:
-        """Return whether all arrays of a parameter have the compute dtype, and it has no fused extra work."""
-        *moments, ema, copy = (column[index] for column in self._columns)
-        return ema is None and copy is None and all(array is None or array.dtype == self.dtype for array in moments)
-
     def _check_owners(self) -> None:
         """Refuse an array of the caller's that became read-only, or whose attributes were changed."""
         for owner in (*self._owners, *self._copies):
@@ -308,19 +246,19 @@ class UpdateTable:
 
     def _watched(self, column: int) -> list[Watched | None]:
         """Return the attributes that the arrays of a column have now; these may be the caller's own."""
-        pairs = zip(self._columns[column], self._names, strict=True)
-        label = self._labels[column]
+        label, names = self._columns.labels[column], self._columns.names
+        pairs = zip(self._columns.arrays[column], names, strict=True)
         return [watched(array, f"{label}{name}") if isinstance(array, np.ndarray) else None for array, name in pairs]
 
     def _borrowed(self, index: int, grad: Any, *, is_written: bool) -> Array | None:
         """Borrow a gradient, and validate it."""
         if grad is None:
             return None
-        name = f"{self._labels[6]}{self._names[index]}"
+        name = self._columns.grad_name(index)
         view = borrow(grad, name=name, writable=is_written, narrow=True, any_order=True)
-        if view.shape != self._shapes[index]:
-            param = as_given(self._params[index], self._axes[index])
-            check_shape(view, name, param, f"{self._labels[0]}{self._names[index]}")
+        if view.shape != self._columns.shapes[index]:
+            param = as_given(self._columns.params[index], self._columns.axes[index])
+            check_shape(view, name, param, self._columns.param_name(index))
         self._extents.check_apart(view, name)
         return view
 
@@ -328,36 +266,8 @@ class UpdateTable:
         """Return a gradient with the axes of its parameter's memory in C order: a view, or a copy where it must be."""
         if grad is None:
             return None
-        turned: Array = in_memory_order(grad, self._axes[index])
+        turned: Array = in_memory_order(grad, self._columns.axes[index])
         return turned if turned.flags.c_contiguous else np.ascontiguousarray(turned)
-
-
-def compute_dtype(formats: Sequence[Format], name: str) -> str:
-    """Return the compute dtype of a parameter with arrays of these formats.
-
-    Args:
-        formats: of the parameter, then of its moments.
-        name: what messages call the parameter.
-
-    Raises:
-        DtypeError: the formats cannot be mixed.
-    """
-    if Format.FLOAT16 in formats[1:]:
-        raise DtypeError(f"the state of params{name} is float16, expected float32, float64 or bfloat16: {TOO_NARROW}")
-    if Format.FLOAT64 not in formats:
-        return "float32"
-    narrow = [format_.label for format_ in formats if format_ not in (Format.FLOAT32, Format.FLOAT64)]
-    if narrow:
-        raise DtypeError(
-            f"params{name} is {formats[0].label} with a state of {formats[1].label}: float64 goes with float64 and "
-            f"float32, not with {narrow[0]}; choose another state_dtype"
-        )
-    return "float64"
-
-
-def _format(array: Array | EightBit | None) -> Format:
-    """Return an array's format; any for a missing one, whose format nothing reads."""
-    return Format.FLOAT32 if array is None else array_format(array)
 
 
 def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
@@ -372,7 +282,7 @@ def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
 
 
 def _rows(owners: Iterable[Watched | None]) -> Array:
-    """Return a job's rows about array objects whose attributes must not change."""
+    """Return a launch plan's rows about array objects whose attributes must not change."""
     rows = [
         (0, 0, 0, 0) if owner is None else (id(owner.array), owner.address, id(owner.dtype), owner.dtype.itemsize)
         for owner in owners
@@ -381,12 +291,7 @@ def _rows(owners: Iterable[Watched | None]) -> Array:
 
 
 def _options(extras: Extras) -> Array:
-    """Return a job's options."""
+    """Return a launch plan's options."""
     options = np.zeros(OPTIONS, dtype=np.int64)
     options[IS_STOCHASTIC], options[SEED] = extras.is_stochastic, extras.seed
     return options
-
-
-def _address(array: Array | None) -> int:
-    """Return the address of an array's elements: 0 without an array, and never 0 for an empty one."""
-    return 0 if array is None else int(array.ctypes.data) or 1

@@ -17,7 +17,7 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.accumulator import Additions
 from numba_adam.cuda.arrays import CudaArray, borrow_cuda, quick_layout
 from numba_adam.cuda.batches import Batch, Work, batches, launch, queue
-from numba_adam.cuda.columns import Columns
+from numba_adam.cuda.columns import CudaColumns
 from numba_adam.cuda.kernels import fold, update
 from numba_adam.cuda.kernels.formats import STOCHASTIC
 from numba_adam.cuda.kernels.layout import CONSTANTS, KEYS, Addresses, Layout
@@ -27,7 +27,7 @@ from numba_adam.cuda.outcomes import Records
 from numba_adam.cuda.squares import Squares
 from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
 from numba_adam.interop.arrays import Extents
-from numba_adam.interop.axes import Axes, as_given, in_memory_order
+from numba_adam.interop.axes import Axes, in_memory_order
 from numba_adam.numerics.norm import LARGEST_GRADIENT, PLAIN_SQUARES
 from numba_adam.numerics.random_numbers import stream_key
 from numba_adam.settings.folding import settings
@@ -112,12 +112,9 @@ class CudaTable:
         """
         seam.require_gpu()
         count = len(params)
-        none = [None] * count
-        given = (params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs or none, extras.emas or none, extras.copies or none)
-        self._columns = Columns(given, names or [f"[{index}]" for index in range(count)], labels)
+        given = params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, extras.emas, extras.copies
+        self._columns = CudaColumns(given, names, labels, axes)
         self._caller = params[0] if caller is None else caller
-        self._axes = list(axes or none)
-        self._shapes = [as_given(*pair).shape for pair in zip(self._columns.params, self._axes, strict=True)]
         self._extras, self._contract = extras, contract
         self.dtype, self.device, self.stream = self._columns.dtype, self._columns.device, self._stream_now()
         self._extents = extents or Extents(*self._columns.written())
@@ -125,6 +122,7 @@ class CudaTable:
         self._settings_now = np.array(rows)
         indices = range(count) if extras.numbers is None else extras.numbers
         self._make_buffers(list(groups or [0] * count), list(steps or [0] * count), list(indices))
+        none = [None] * count
         self._last_plan = Plan(none, none, none)
         self._batches: dict[tuple[bool, tuple[str, ...]], list[Batch]] = {}
         self._squares: Squares | None = None
@@ -271,15 +269,15 @@ class CudaTable:
         last = self._last_plan
         if not writable and grad is last.given[index] and layout is not None and layout == last.layouts[index]:
             return last.borrowed[index]
-        labels, called, shape = self._columns.labels, self._columns.names[index], self._shapes[index]
-        name = f"{labels[6]}{called}"
+        columns, shape = self._columns, self._columns.shapes[index]
+        name, param = columns.grad_name(index), columns.param_name(index)
         view = borrow_cuda(grad, name=name, writable=writable, any_order=True)
         if view.shape != shape:
-            raise ShapeError(f"{name} has shape {view.shape}: it must have the shape of {labels[0]}{called}, {shape}")
-        if not in_memory_order(view, self._axes[index]).flags.c_contiguous:
+            raise ShapeError(f"{name} has shape {view.shape}: it must have the shape of {param}, {shape}")
+        if not in_memory_order(view, columns.axes[index]).flags.c_contiguous:
             raise LayoutError(
                 f"{name} has strides {view.strides}: on a GPU it must have its axes in memory in the order of "
-                f"{labels[0]}{called}; copy it into an array made like that: empty_like(param)"
+                f"{param}; copy it into an array made like that: empty_like(param)"
             )
         if view.format == "float64" and self.dtype != "float64":
             raise DtypeError(

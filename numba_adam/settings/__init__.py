@@ -11,6 +11,7 @@ From the bottom up:
     scaling          the treatment of one step's gradients
     results          the result of a step
     step_arrays      the arrays that a step writes, and the work fused into its pass
+    columns          the same arrays, borrowed and validated against each other
     members          the parameters that one backend updates together
     contract         the methods of a backend, and the order of their calls
 

@@ -123,12 +123,13 @@ def _cuda() -> None:
     from numba_adam.cuda.memory import zeros
     from numba_adam.cuda.seam import current_device
     from numba_adam.cuda.streams import LEGACY
+    from numba_adam.numerics.formats import Format
     from numba_adam.optimizer import Adam
 
     seam.require_gpu()
     place = current_device(), LEGACY
     for (dtype, options), count in itertools.product(_CUDA_STATES, (1, 2)):
-        params, grads = ([zeros((_ON_GPU,), dtype, *place) for _ in range(count)] for _ in range(2))
+        params, grads = ([zeros((_ON_GPU,), Format.named(dtype), *place) for _ in range(count)] for _ in range(2))
         optimizer = Adam(params, **options)
         optimizer.step(grads)
         assert optimizer.step(grads, max_grad_norm=1.0).applied  # waits for the GPU

@@ -12,10 +12,9 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.arrays import CudaArray
 from numba_adam.cuda.memory import Buffer, download
 from numba_adam.cuda.streams import LEGACY
+from numba_adam.numerics.formats import format_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-_FORMATS = {"uint16": "bfloat16"}
 
 
 def on_gpu(values: Array, skip: int = 0) -> CudaArray:
@@ -25,8 +24,9 @@ def on_gpu(values: Array, skip: int = 0) -> CudaArray:
     buffer = Buffer(max(1, whole.size), values.dtype.name, 0)
     if whole.size:
         buffer.upload(whole, LEGACY)
-    number = _FORMATS.get(values.dtype.name, values.dtype.name)
-    return CudaArray(buffer.address + skip * values.itemsize, values.shape, number, 0, LEGACY, buffer.array)
+    format_ = format_of(values.dtype)
+    assert format_ is not None
+    return CudaArray(buffer.address + skip * values.itemsize, values.shape, format_, 0, LEGACY, buffer.array)
 
 
 def to_host(array: CudaArray) -> Array:

@@ -17,6 +17,7 @@ from numba_adam.cuda import seam
 from numba_adam.cuda.memory import zero_moment
 from numba_adam.cuda.table import CudaTable
 from numba_adam.numerics.eight_bit import BLOCK
+from numba_adam.numerics.formats import Format
 
 FLAT = [64] if seam.SIMULATED else [1_000_000, 10_000_000, 50_000_000, 200_000_000]
 MANY = [16] * 3 if seam.SIMULATED else [1000] * 1000
@@ -64,7 +65,7 @@ def ours(
     """
     dtype = np.uint16 if number == "bfloat16" else np.dtype(number)
     params = [on_gpu(np.zeros(size, dtype)) for size in sizes]
-    moments = [[zero_moment(param, state or number) for param in params] for _ in range(2)]
+    moments = [[zero_moment(param, Format.named(state or number)) for param in params] for _ in range(2)]
     options = Hyperparameters(weight_decay=0.01, decoupled_weight_decay=True)
     table = CudaTable(params, moments[0], moments[1], hyperparameters=[options], contract=contract)
     grads = [on_gpu(ones(size, number)) for size in sizes]

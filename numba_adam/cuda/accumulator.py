@@ -14,6 +14,7 @@ from numba_adam.cuda.kernels import accumulate
 from numba_adam.cuda.kernels.layout import Addresses
 from numba_adam.cuda.memory import Array, Buffer, buffer_of, clear, zeros
 from numba_adam.interop.axes import Axes, as_given
+from numba_adam.numerics.formats import Format
 
 _SUM, _GRAD = Addresses._fields.index("param"), Addresses._fields.index("grad")
 
@@ -30,7 +31,7 @@ class CudaAccumulator:
             axes: the order of each gradient's axes in memory.
         """
         self._axes = list(axes)
-        self._sums = [zeros(param.shape, dtype, param.device, param.stream) for param in params]
+        self._sums = [zeros(param.shape, Format.named(dtype), param.device, param.stream) for param in params]
         self._have = [False] * len(params)
 
     def on(self, stream: int) -> list[CudaArray]:

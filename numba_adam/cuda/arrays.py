@@ -15,10 +15,12 @@ import numpy as np
 from numba_adam.cuda import dlpack, streams
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, UnsupportedArrayError
 from numba_adam.interop.axes import is_dense
+from numba_adam.numerics.formats import Format
 
-_FORMATS = {"<f4": "float32", "<f8": "float64", "<f2": "float16", "<u2": "bfloat16"}
+_BY_TYPESTR = {"<f4": Format.FLOAT32, "<f8": Format.FLOAT64, "<f2": Format.FLOAT16, "<u2": Format.BFLOAT16}
+_BY_DTYPE = {**{format_.label: format_ for format_ in _BY_TYPESTR.values()}, "uint16": Format.BFLOAT16}
 _NEEDED = "float32, float64, float16 or bfloat16 (or uint16, its bits)"
-_STORED = {"bfloat16": "uint16", "8bit": "uint8"}
+_STORED = {Format.BFLOAT16: "uint16", Format.EIGHT_BIT: "uint8"}
 _IMMUTABLE = ("jax", "jaxlib")  # frameworks with immutable arrays; their interfaces do not say so
 
 
@@ -32,8 +34,8 @@ class CudaArray:
     shape: tuple[int, ...]
     """Its extents."""
 
-    format: str
-    """"float32", "float64", "float16" or "bfloat16"; "8bit" for the codes of an 8-bit moment."""
+    format: Format
+    """Its number format; EIGHT_BIT for the codes of an 8-bit moment."""
 
     device: int
     """The number of its GPU."""
@@ -100,9 +102,9 @@ class CudaArray:
         return SimpleNamespace(data=self.address)
 
 
-def stored_as(number: str) -> str:
+def stored_as(format_: Format) -> str:
     """Return the name of the NumPy dtype that stores a format."""
-    return _STORED.get(number, number)
+    return _STORED.get(format_, format_.label)
 
 
 def is_on_cuda(array: object) -> bool:
@@ -144,7 +146,7 @@ def borrow_cuda(array: Any, *, name: str, writable: bool = False, any_order: boo
     # A tensor that requires grad exposes no memory; autograd need not see the writes.
     plain = array.detach() if hasattr(array, "detach") else array
     interface = _interface_of(plain)
-    if interface is not None and interface["typestr"] in _FORMATS:
+    if interface is not None and interface["typestr"] in _BY_TYPESTR:
         return _in_order(_from_interface(plain, interface, name, writable=writable), name, any_order=any_order)
     if hasattr(plain, "__dlpack__"):
         return _in_order(_from_dlpack(plain, name), name, any_order=any_order)
@@ -181,11 +183,11 @@ def _from_interface(array: Any, interface: dict[str, Any], name: str, *, writabl
         )
     if interface.get("mask") is not None:
         raise _cannot(array, name, "it is masked")
-    number = _FORMATS[interface["typestr"]]
+    format_ = _BY_TYPESTR[interface["typestr"]]
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     device = _device_of(array)
     stream = streams.current(array, device, interface.get("stream"))
-    return _with_strides(CudaArray(int(address or 0), shape, number, device, stream, array), strides)
+    return _with_strides(CudaArray(int(address or 0), shape, format_, device, stream, array), strides)
 
 
 def _from_dlpack(array: Any, name: str) -> CudaArray:
@@ -193,14 +195,14 @@ def _from_dlpack(array: Any, name: str) -> CudaArray:
         lent = dlpack.lend(array)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise _cannot(array, name, str(error)) from error
-    number = "bfloat16" if lent.dtype == "uint16" else lent.dtype
-    if number not in _FORMATS.values():
+    format_ = _BY_DTYPE.get(lent.dtype)
+    if format_ is None:
         raise _wrong_dtype(name, array, lent.dtype)
     stream = streams.current(array, lent.device, None)
-    item_bytes = np.dtype(stored_as(number)).itemsize
+    item_bytes = format_.item_bytes
     strides = None if lent.strides is None else tuple(stride * item_bytes for stride in lent.strides)
     owner = (array, lent.capsule)
-    return _with_strides(CudaArray(lent.address, lent.shape, number, lent.device, stream, owner), strides)
+    return _with_strides(CudaArray(lent.address, lent.shape, format_, lent.device, stream, owner), strides)
 
 
 def _with_strides(array: CudaArray, strides: Any) -> CudaArray:

@@ -81,9 +81,9 @@ def buffer_of(values: Array, device: int, stream: int) -> Buffer:
     return buffer
 
 
-def zeros(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaArray:
+def zeros(shape: tuple[int, ...], format_: Format, device: int, stream: int) -> CudaArray:
     """Return a new array of zeros of a format, on a GPU; its `owner` has a `__cuda_array_interface__`."""
-    array = _new(shape, number, device, stream)
+    array = _new(shape, format_, device, stream)
     clear(array)
     return array
 
@@ -100,32 +100,33 @@ def clear(array: CudaArray) -> None:
         seam.cuda.cudadrv.driver.device_memset(_view(array), 0, array.nbytes, stream=stream)
 
 
-def zero_moment(param: CudaArray, number: str) -> CudaArray | EightBit:
+def zero_moment(param: CudaArray, format_: Format) -> CudaArray | EightBit:
     """Return a moment of a format for a parameter, all zeros, on its GPU and its stream."""
     where = param.device, param.stream
-    if number == Format.EIGHT_BIT.label:
-        return EightBit(zeros(param.shape, number, *where), zeros((blocks_of(param.size),), "float32", *where))  # type: ignore[arg-type]
-    return zeros(param.shape, number, *where)
+    if format_ == Format.EIGHT_BIT:
+        scales = zeros((blocks_of(param.size),), Format.FLOAT32, *where)
+        return EightBit(zeros(param.shape, format_, *where), scales)  # type: ignore[arg-type]
+    return zeros(param.shape, format_, *where)
 
 
 def uploaded(values: Any, like: CudaArray) -> Any:
     """Return a copy of an array or a moment on the GPU and the stream of another array."""
     if isinstance(values, EightBit):
-        codes, scales = _copied(values.codes, Format.EIGHT_BIT.label, like), _copied(values.scales, "float32", like)
+        codes, scales = _copied(values.codes, Format.EIGHT_BIT, like), _copied(values.scales, Format.FLOAT32, like)
         return EightBit(codes, scales)  # type: ignore[arg-type]
-    return _copied(values, array_format(values).label, like)
+    return _copied(values, array_format(values), like)
 
 
-def _copied(values: Array, number: str, like: CudaArray) -> CudaArray:
-    array = _new(values.shape, number, like.device, like.stream)
+def _copied(values: Array, format_: Format, like: CudaArray) -> CudaArray:
+    array = _new(values.shape, format_, like.device, like.stream)
     upload(array, values)
     return array
 
 
-def _new(shape: tuple[int, ...], number: str, device: int, stream: int) -> CudaArray:
+def _new(shape: tuple[int, ...], format_: Format, device: int, stream: int) -> CudaArray:
     """Return a new, uninitialized array."""
-    buffer = Buffer(shape, stored_as(number), device)
-    return CudaArray(buffer.address, shape, number, device, stream, buffer.array)
+    buffer = Buffer(shape, stored_as(format_), device)
+    return CudaArray(buffer.address, shape, format_, device, stream, buffer.array)
 
 
 def download(array: CudaArray) -> Array:
@@ -148,7 +149,8 @@ def download(array: CudaArray) -> Array:
 
 def upload(array: CudaArray, values: Array) -> None:
     """Queue a copy of values from host memory to an array. The caller may change them afterwards."""
-    values = values.view(np.uint16) if array.format == "bfloat16" else values  # NumPy cannot convert those of ml_dtypes
+    is_narrow = array.format == Format.BFLOAT16  # NumPy cannot convert arrays of ml_dtypes
+    values = values.view(np.uint16) if is_narrow else values
     values = np.ascontiguousarray(values, array.dtype).reshape(array.shape)
     if seam.SIMULATED:
         ctypes.memmove(array.address, values.ctypes.data, array.nbytes)

@@ -86,12 +86,12 @@ class CudaPart(SelfMeasuringPart[Plan]):
     def new_moments(self) -> Moments:
         """Return the state before the first step."""
         pairs = list(zip(self.roster.params, self.state_formats, strict=True))
-        first, second = ([zero_moment(param, format_) for param, format_ in pairs] for _ in range(2))
+        first, second = ([zero_moment(param, Format.named(format_)) for param, format_ in pairs] for _ in range(2))
         return Moments(first, second, [None] * len(pairs))
 
     def new_largest(self, position: int) -> Any:
         """Return a new max_exp_avg_sq of one parameter."""
-        return zero_moment(self.roster.params[position], self.state_formats[position])
+        return zero_moment(self.roster.params[position], Format.named(self.state_formats[position]))
 
     def plan(self, grads: Sequence[Any], scaling: Scaling) -> Plan:
         """Validate the gradients, and plan a step with them."""
@@ -153,7 +153,7 @@ class CudaPart(SelfMeasuringPart[Plan]):
         """Return a copy of an array of ours in this host's memory, once all steps are done."""
         stream = array.stream if self._table is None else self._table.stream
         values = download(replace(array, stream=stream))
-        return values.view(Format.BFLOAT16.dtype) if array.format == "bfloat16" else values
+        return values.view(Format.BFLOAT16.dtype) if array.format == Format.BFLOAT16 else values
 
     def set_states(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Replace every parameter's state; the arrays are copied."""

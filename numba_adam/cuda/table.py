@@ -28,6 +28,7 @@ from numba_adam.cuda.squares import Squares
 from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
 from numba_adam.interop.arrays import Extents
 from numba_adam.interop.axes import Axes, in_memory_order
+from numba_adam.numerics.formats import Format
 from numba_adam.numerics.norm import LARGEST_GRADIENT, PLAIN_SQUARES
 from numba_adam.numerics.random_numbers import stream_key
 from numba_adam.settings.folding import settings
@@ -57,7 +58,7 @@ class Plan(NamedTuple):
     @property
     def formats(self) -> tuple[str, ...]:
         """The format of each gradient; "" without one."""
-        return tuple("" if view is None else view.format for view in self.borrowed)
+        return tuple("" if view is None else view.format.label for view in self.borrowed)
 
 
 class CudaTable:
@@ -279,7 +280,7 @@ class CudaTable:
                 f"{name} has strides {view.strides}: on a GPU it must have its axes in memory in the order of "
                 f"{param}; copy it into an array made like that: empty_like(param)"
             )
-        if view.format == "float64" and self.dtype != "float64":
+        if view.format == Format.FLOAT64 and self.dtype != "float64":
             raise DtypeError(
                 f"{name} has dtype float64: it must be float32, bfloat16 or float16, since float32 is computed in; "
                 "convert it with .astype(numpy.float32)"
@@ -294,8 +295,8 @@ class CudaTable:
         if array is None:
             return 0
         view = borrow_cuda(array, name=name)
-        if view.size != 1 or view.format != "float32":
-            raise ShapeError(f"{name} has shape {view.shape} and dtype {view.format}: it must be one float32")
+        if view.size != 1 or view.format != Format.FLOAT32:
+            raise ShapeError(f"{name} has shape {view.shape} and dtype {view.format.label}: it must be one float32")
         return view.address
 
     def _batches_of(self, plan: Plan) -> list[Batch]:

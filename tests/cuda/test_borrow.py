@@ -21,7 +21,7 @@ def test_both_protocols_give_the_same_result(dtype, code, number):
     array = np.zeros((2, 3), dtype)
     for lent in (Interface(array, device=3), Capsule(array, code, device=3)):
         borrowed = borrow_cuda(lent, name="w", writable=True)
-        assert (borrowed.address, borrowed.shape, borrowed.format) == (array.ctypes.data, (2, 3), number)
+        assert (borrowed.address, borrowed.shape, borrowed.format.label) == (array.ctypes.data, (2, 3), number)
         assert (borrowed.device, borrowed.size, borrowed.nbytes) == (3, 6, array.nbytes)
         assert borrowed.dtype == array.dtype
 
@@ -35,7 +35,7 @@ def test_a_dtype_without_an_array_interface_type_is_read_from_dlpack():
             raise TypeError("no type string for bfloat16")
 
     array = np.zeros(4, "u2")
-    assert borrow_cuda(Both(array, 4), name="w").format == "bfloat16"
+    assert borrow_cuda(Both(array, 4), name="w").format.label == "bfloat16"
 
 
 def test_a_tensor_that_requires_grad_is_borrowed():

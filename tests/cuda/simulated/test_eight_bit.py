@@ -174,7 +174,7 @@ def test_a_missing_state_entry_starts_with_zeros():
 def test_codes_and_scales_are_at_their_addresses():
     moment = EightBit(np.arange(130, dtype=np.uint8).reshape(2, 65), np.ones(2, "f4"))
     there = uploaded(moment, HERE)
-    assert (there.codes.format, there.codes.shape, there.codes.nbytes) == ("8bit", (2, 65), 130)
+    assert (there.codes.format.label, there.codes.shape, there.codes.nbytes) == ("8bit", (2, 65), 130)
     assert download(there.codes).tolist() == moment.codes.tolist()
     assert download(there.scales).tolist() == [1, 1]
 

@@ -72,7 +72,6 @@ def vectors_of(kind: str) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             if bits:
                 _set_attribute(builder.function, "prefer-vector-width", str(bits))
-                _keep_apart(builder.function)
             return context.get_dummy_value()
 
         return types.void(), codegen
@@ -83,9 +82,3 @@ def vectors_of(kind: str) -> Any:
 def _set_attribute(function: ir.Function, name: str, value: str) -> None:
     """Set an attribute that llvmlite does not know: a pair of strings, which LLVM passes on to the target."""
     set.add(function.attributes, f'"{name}"="{value}"')
-
-
-def _keep_apart(function: ir.Function) -> None:
-    """Keep LLVM from inlining a function into another one, whose width would count; but for what must be inlined."""
-    if "alwaysinline" not in function.attributes:
-        function.attributes.add("noinline")

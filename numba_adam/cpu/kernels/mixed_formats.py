@@ -11,7 +11,7 @@ from numba_adam.cpu.kernels.formats import compute_format
 from numba_adam.cpu.kernels.fused_float32 import is_fused, update_fused
 from numba_adam.cpu.kernels.intrinsics import array_at, buffer, fence
 from numba_adam.cpu.kernels.launch_plan import unpack
-from numba_adam.cpu.kernels.pairs import adam_pairs
+from numba_adam.cpu.kernels.pairs import adam_pairs, adam_pairs_stochastic
 from numba_adam.cpu.kernels.ranges import count_steps, cut, range_updater
 from numba_adam.cpu.kernels.tasks import is_last
 from numba_adam.cpu.kernels.tiles import SCRATCH, is_streamed, operands_of, tiles_updater, update_floats, update_moments
@@ -42,11 +42,11 @@ def _update_pairs(o, begin, size, c):  # type: ignore[no-untyped-def]
     grad = array_at(o.grad.address + skip, words, _UINT32)
     exp_avg = array_at(o.exp_avg.address + skip, words, _UINT32)
     exp_avg_sq = array_at(o.exp_avg_sq.address + skip, words, _UINT32)
-    first = np.uint32(begin // 2)
     if o.param.is_stochastic:
-        adam_pairs(param, grad, exp_avg, exp_avg_sq, (o.param.key, o.exp_avg.key, o.exp_avg_sq.key), first, c)
+        keys = o.param.key, o.exp_avg.key, o.exp_avg_sq.key
+        adam_pairs_stochastic(param, grad, exp_avg, exp_avg_sq, keys, np.uint32(begin // 2), c)
     else:
-        adam_pairs(param, grad, exp_avg, exp_avg_sq, (None, None, None), first, c)
+        adam_pairs(param, grad, exp_avg, exp_avg_sq, c)
     return size // 2 * 2
 
 

@@ -63,8 +63,9 @@ class Server:
             ConfigurationError: the address is taken.
         """
         host, _ = check_loopback(self._config.listen)
-        self._runtime.start()
         try:
+            endpoints(self._config.listen)  # a taken port is refused before anything is compiled
+            self._runtime.start()
             port = self._bind()
         except ConfigurationError:
             self._runtime.stop()

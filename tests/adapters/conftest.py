@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
-torch = pytest.importorskip("torch")
+# `make parity` has PyTorch; without it there is nothing here to run.
+collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["test_*.py"]
+if not collect_ignore_glob:
+    import torch
 
 
 def network(seed=0, dtype=None):

@@ -6,11 +6,10 @@ import io
 import warnings
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import numba_adam.torch as na_torch  # noqa: E402
-from numba_adam.errors import ArrayError, HyperparameterError, StateDictError  # noqa: E402
+import numba_adam.torch as na_torch
+from numba_adam.errors import ArrayError, HyperparameterError, StateDictError
 
 pickle = importlib.import_module("pickle")  # as users do; our own code has none
 pytestmark = pytest.mark.parity

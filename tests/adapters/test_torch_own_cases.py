@@ -3,13 +3,11 @@
 import warnings
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import numba_adam.torch as na_torch  # noqa: E402
+import numba_adam.torch as na_torch
 
 pytestmark = pytest.mark.parity
-pytest.importorskip("expecttest", reason="PyTorch's own test cases need it")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its modules say while they are imported
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db

@@ -5,7 +5,9 @@ Borrowing one by one takes microseconds for each. May import NumPy and its neigh
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from numba_adam.interop.arrays import Extents
@@ -31,25 +33,32 @@ class Lookalikes:
         if lender is not None and lender.lookalikes is not None:
             self._layouts = lender.lookalikes(given)
             self._addresses = lender.addresses
+        self._masks = [param.itemsize - 1 for param in params]  # of an aligned address these bits are zero
         self._sizes = [param.nbytes for param in params]
         self._extents = extents
+        self._checked_last: list[int] | None = None  # addresses of all gradients that were found to be apart
 
     def addresses(self, grads: Sequence[Any]) -> list[int] | None:
         """Return the address of each gradient, 0 for None. Return None if they must be borrowed one by one."""
         if not self._layouts:
             return None
-        places = [place for place, grad in enumerate(grads) if grad is not None]
-        if len(places) == len(grads):
-            found = self._addresses(grads, self._layouts)
-            sizes = self._sizes
-        else:
-            found = self._addresses([grads[place] for place in places], [self._layouts[place] for place in places])
-            sizes = [self._sizes[place] for place in places]
-        if found is None or not self._extents.are_apart(found, sizes):
+        present = [grad is not None for grad in grads]
+        if all(present):
+            return self._checked(grads, self._layouts, self._masks, self._sizes)
+        columns = (grads, self._layouts, self._masks, self._sizes)
+        found = self._checked(*(list(compress(column, present)) for column in columns))
+        if found is None:
             return None
-        if len(places) == len(grads):
+        left = iter(found)
+        return [next(left) if is_present else 0 for is_present in present]
+
+    def _checked(
+        self, grads: Sequence[Any], layouts: list[Lookalike], masks: list[int], sizes: list[int]
+    ) -> list[int] | None:
+        found = self._addresses(grads, layouts)
+        if found is None or found == self._checked_last:
             return found
-        spread = [0] * len(grads)
-        for place, address in zip(places, found, strict=True):
-            spread[place] = address
-        return spread
+        if any(map(operator.and_, found, masks)) or not self._extents.are_apart(found, sizes):
+            return None
+        self._checked_last = found if len(found) == len(self._layouts) else None
+        return found

@@ -24,7 +24,7 @@ from numba_adam.numerics.formats import Format, format_of
 _KIND = "PyTorch tensor"
 _CONVERT = "x.float().contiguous()"
 _ATTRIBUTES = operator.attrgetter("shape", "dtype")
-_LAYOUT = operator.attrgetter("shape", "dtype", "device", "layout")
+_SEEN = operator.attrgetter("shape", "dtype", "is_cpu")
 _STATE_ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -70,24 +70,21 @@ def _layouts(tensors: Sequence[Any]) -> object:
 
 def _lookalikes(tensors: Sequence[Any]) -> list[Lookalike]:
     """Return what the gradients of these parameters usually look like."""
-    return [(*_LAYOUT(tensor), tensor.stride()) for tensor in tensors]
+    return [(_SEEN(tensor), tensor.stride()) for tensor in tensors]
 
 
 def _addresses(tensors: Sequence[Any], lookalikes: Sequence[Lookalike]) -> list[int] | None:
     """Return the addresses of plain CPU tensors that have these layouts. `map` avoids a Python loop, as above."""
     tensor = sys.modules["torch"].Tensor
-    if any(kind is not tensor for kind in map(type, tensors)):
+    if set(map(type, tensors)) != {tensor}:
         return None
     try:
-        strides = map(tensor.stride, tensors)
-        if [(*layout, stride) for layout, stride in zip(map(_LAYOUT, tensors), strides, strict=True)] != lookalikes:
+        found = list(zip(map(_SEEN, tensors), map(tensor.stride, tensors), strict=True))
+        if found != lookalikes or any(map(tensor.is_neg, tensors)):  # with is_neg, memory has the opposite signs
             return None
-        if any(map(tensor.is_neg, tensors)):  # its memory has the opposite signs
-            return None
-        addresses = list(map(tensor.data_ptr, tensors))
-    except RuntimeError:  # tensors without memory
+        return list(map(tensor.data_ptr, tensors))
+    except RuntimeError:  # sparse tensors have no strides, and functorch's no memory
         return None
-    return None if any(map(operator.mod, addresses, map(tensor.element_size, tensors))) else addresses  # not aligned
 
 
 def _count_writes(tensors: Sequence[Any]) -> None:

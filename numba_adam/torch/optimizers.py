@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.optim import optimizer
 from torch.optim.optimizer import ParamsT
 
 from numba_adam.settings.hyperparameters import EpsMode
@@ -127,6 +128,20 @@ class Adam(torch.optim.Optimizer):
             ArrayError: a gradient does not fit. The message names it. Nothing was changed.
             HyperparameterError: a hyperparameter is out of range. Nothing was changed.
         """
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or optimizer._global_optimizer_pre_hooks
+            or optimizer._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return self._observed_step() if closure is None else self._observed_step(closure)
+        return self._plain_step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # PyTorch need not wrap it, which costs more than a small step
+
+    def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make a step that nobody observes."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -136,6 +151,8 @@ class Adam(torch.optim.Optimizer):
         else:
             self._update()
         return loss
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_plain_step)  # calls the hooks, and is seen by a profiler
 
     def _update(self) -> None:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import numba_adam.torch as na_torch
 from numba_adam.errors import ArrayError, HyperparameterError, StateDictError
@@ -253,6 +254,34 @@ def test_all_hooks_run_in_pytorchs_order(net):
     assert found.pop("note") == 1
     optimizer.load_state_dict(found)
     assert said == ["before step", "after step", "before dict", "after dict", "before load", "after load: 6 states"]
+
+
+def test_hooks_of_all_optimizers_and_a_profiler_see_a_step(net):
+    model = net()
+    optimizer = na_torch.Adam(model.parameters())
+    seen = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: seen.append((o, args, kwargs))),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: seen.append((o, args, kwargs))),
+    ]
+    try:
+        model(torch.ones(1, 6)).sum().backward()
+        optimizer.step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == [(optimizer, (optimizer,), {})] * 2
+    with torch.autograd.profiler.profile() as profile:
+        optimizer.step()
+    assert "Optimizer.step#Adam.step" in {event.name for event in profile.function_events}
+    assert optimizer.state[model[0].weight]["step"].item() == 2
+
+
+def test_a_pre_hook_may_change_the_arguments_of_a_step(net):
+    model = net()
+    optimizer = na_torch.AdamW(model.parameters())
+    optimizer.register_step_pre_hook(lambda *_: ((optimizer, lambda: 3.0), {}))
+    assert optimizer.step() == 3.0
 
 
 @pytest.mark.parametrize(("ours", "theirs"), CLASSES)

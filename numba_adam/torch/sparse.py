@@ -20,7 +20,8 @@ def check(
 
     Raises:
         HyperparameterError: the optimizer has an option that needs whole gradients.
-        UnsupportedArrayError: a gradient is sparse in more than its first dimension.
+        UnsupportedArrayError: a gradient is sparse in more than its first dimension, or rows of its parameter cannot be
+            updated.
     """
     said = {key: value for key, value in clipping.items() if value is not None}
     said |= {
@@ -35,6 +36,12 @@ def check(
             raise HyperparameterError(
                 f"parameter {place} has a sparse gradient, and {key}={value!r} needs dense ones: leave {key} out, or "
                 "use torch.nn.Embedding(sparse=False)"
+            )
+        if params[place].dtype not in (torch.float32, torch.float64) or not params[place].is_contiguous():
+            raise UnsupportedArrayError(
+                f"parameter {place} has a sparse gradient, dtype {params[place].dtype} and strides "
+                f"{params[place].stride()}, expected a contiguous float32 or float64 table; use "
+                "torch.nn.Embedding(sparse=False)"
             )
         if grad is not None and grad.sparse_dim() != 1:
             raise UnsupportedArrayError(

@@ -66,7 +66,8 @@ class Tie:
         self._params: list[torch.Tensor] = []  # all of them, in order
         self._dense: list[int] = []  # the places of the core's parameters among all
         self._sparse: set[int] = set()  # the places of those whose last gradient was sparse
-        self._seen: list[int] = []  # what the core was made from; see `_identities`
+        self._seen: list[int] = []  # the identities of what the core was made from
+        self._held: list[object] = []  # these objects, whose identities nothing else may get meanwhile
         self._steps: npt.NDArray[np.float32] = np.zeros(0, np.float32)  # what the tensors "step" show
         self._counts: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # the same numbers, exactly
         self._shown = b""
@@ -112,10 +113,10 @@ class Tie:
         else:
             self._follow(groups)
         own = grads if len(self._dense) == len(grads) else [grads[place] for place in self._dense]
-        self.result = APPLIED
+        result = APPLIED
         if self._core is not None:
-            self.result = self._core.step(own, grad_scale=grad_scale, **self._clipping)
-            if self.result.applied:
+            result = self._core.step(own, grad_scale=grad_scale, **self._clipping)
+            if result.applied:
                 self._count(own)
             if self._core.owner is not self._owner:  # a parameter's axes lie in another order now
                 self._new = set(range(len(own)))
@@ -132,7 +133,8 @@ class Tie:
                 grad_scale,
             )
         if rows:
-            self._seen = _identities(params, state)
+            self._note(params, state)
+        self.result = result
 
     def load(
         self, groups: Groups, state: State, numbers: Sequence[Any], states: Mapping[Any, Mapping[str, Any]]
@@ -206,7 +208,12 @@ class Tie:
         if core is not None:
             self._show(state, core)
         self._shown = self._steps.tobytes()
+        self._note(params, state)
+
+    def _note(self, params: Sequence[torch.Tensor], state: State) -> None:
+        """Note which objects the core goes with."""
         self._seen = _identities(params, state)
+        self._held = [state, *state.values(), *chain.from_iterable(map(dict.values, state.values()))]
 
     def _follow(self, groups: Groups) -> None:
         """Give the core the hyperparameters that the program has set."""
@@ -218,8 +225,18 @@ class Tie:
             for number, group in zip(self._groups, self._core.param_groups, strict=True):
                 for key, new, old in zip(GROUP_KEYS, settings[number], self._settings[number], strict=True):
                     if new != old:
-                        group[key] = new
+                        self._set(group, key, new)
         self._said, self._settings = said, settings
+
+    def _set(self, group: Any, key: str, value: object) -> None:
+        """Set one of the core's hyperparameters. If it is refused, the next step makes a new core."""
+        try:
+            group[key] = value
+        except HyperparameterError:
+            self._seen = []
+            raise
+        if key == "amsgrad":  # the next step makes or drops an array of the state
+            self._new = set(range(len(self._dense)))
 
     @property
     def _said_by_tensors(self) -> bool:
@@ -243,7 +260,7 @@ class Tie:
                 tensors = {key: _shown(value) for key, value in entry.items() if key != "step"}
                 state[self._params[self._dense[index]]] = {"step": steps[index], **tensors}
         self._shown = self._steps.tobytes()
-        self._seen = _identities(self._params, state)
+        self._note(self._params, state)
 
     def _named(self) -> dict[str, Any]:
         return asdict(self._options)

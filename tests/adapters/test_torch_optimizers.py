@@ -413,3 +413,30 @@ def test_no_warning_is_shown_in_ordinary_use(net):
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
         assert optimizer.state[model[0].weight]["step"].item() == 1
+
+
+def test_a_refused_hyperparameter_leaves_nothing_behind(pair):
+    both = pair(lambda m: na_torch.Adam(m.parameters(), lr=0.01), lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+    both.train(2)
+    group = both.optimizers[0].param_groups[0]
+    before = [param.detach().clone() for param in both.models[0].parameters()]
+    group.update(lr=0.5, betas=(2.0, 0.9))
+    with pytest.raises(HyperparameterError, match="betas"):
+        both.optimizers[0].step()
+    assert all(map(torch.equal, both.models[0].parameters(), before))
+    group.update(lr=0.01, betas=(0.9, 0.999))
+    both.train(2)
+    assert both.difference() < NEAR
+
+
+@pytest.mark.parametrize("table", ["bfloat16", "turned"])
+def test_a_table_that_rows_cannot_update_is_refused_before_other_parameters_change(table):
+    weight = torch.nn.Parameter(torch.ones(3))
+    values = torch.ones(4, 2, dtype=torch.bfloat16) if table == "bfloat16" else torch.ones(2, 4).t()
+    rows = torch.nn.Parameter(values)
+    optimizer = na_torch.Adam([weight, rows])
+    weight.grad = torch.ones(3)
+    rows.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2, dtype=values.dtype), (4, 2), check_invariants=True)
+    with pytest.raises(ArrayError, match="sparse gradient"):
+        optimizer.step()
+    assert torch.equal(weight, torch.ones(3))

@@ -205,3 +205,27 @@ def test_named_parameters_keep_their_names_in_the_state_dict(net):
     model = net()
     optimizer = na_torch.Adam(model.named_parameters())
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == [name for name, _ in model.named_parameters()]
+
+
+def test_a_moment_replaced_by_one_with_the_same_identity_counts(pair):
+    """The program lets go of the old tensor first, so that Python may give the new one its identity."""
+    both = pair(lambda m: na_torch.Adam(m.parameters(), lr=0.01), lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+    both.train(3)
+    for model, optimizer in zip(both.models, both.optimizers, strict=True):
+        for param in model.parameters():
+            state = optimizer.state[param]
+            state.pop("exp_avg")
+            state["exp_avg"] = torch.full_like(param, 0.25)
+    both.train(3)
+    assert both.difference() < NEAR
+
+
+def test_amsgrad_may_be_switched_on_and_its_array_is_shown():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = na_torch.Adam([weight])
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[0]["amsgrad"] = True
+    optimizer.step()
+    assert torch.equal(optimizer.state[weight]["max_exp_avg_sq"], optimizer.state[weight]["exp_avg_sq"])
+    assert optimizer.state[weight]["step"].item() == 2

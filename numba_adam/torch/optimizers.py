@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from numba_adam.settings.hyperparameters import EpsMode
 from numba_adam.settings.options import CopyDtype, Options, Rounding, StateDtype
 from numba_adam.settings.results import StepResult
-from numba_adam.torch.tie import GROUP_KEYS, Tie
+from numba_adam.torch.tie import Tie
 
 
 class Adam(torch.optim.Optimizer):
@@ -216,8 +216,6 @@ class Adam(torch.optim.Optimizer):
             return {**said, "state": {}}
 
         def load_states(_: torch.optim.Optimizer) -> None:
-            for group in self.param_groups:
-                group.setdefault("eps_mode", "algorithm1")
             self._tie.load(self.param_groups, self.state, numbers, states)
 
         handles = [
@@ -241,8 +239,8 @@ class Adam(torch.optim.Optimizer):
         """Restore the contents."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for key in GROUP_KEYS:
-                group.setdefault(key, self.defaults[key])
+            for key, value in {**self.defaults, "eps_mode": "algorithm1"}.items():
+                group.setdefault(key, value)  # which older dicts, PyTorch's and the library's own lack
 
 
 class AdamW(Adam):

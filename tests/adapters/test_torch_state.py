@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 
+import numba_adam as na
 import numba_adam.torch as na_torch
 from numba_adam.errors import HyperparameterError, StateDictError
 
@@ -229,3 +230,19 @@ def test_amsgrad_may_be_switched_on_and_its_array_is_shown():
     optimizer.step()
     assert torch.equal(optimizer.state[weight]["max_exp_avg_sq"], optimizer.state[weight]["exp_avg_sq"])
     assert optimizer.state[weight]["step"].item() == 2
+
+
+def test_dicts_with_fewer_settings_load_and_set_pytorchs_eps_mode():
+    """PyTorch's have no eps_mode; those of older versions and of `numba_adam.Adam` lack further keys."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    library = na.Adam([torch.ones(3)], lr=0.5, eps_mode="algorithm1")
+    library.step([torch.full((3,), 2.0)])
+    theirs = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=0.5).state_dict()
+    del theirs["param_groups"][0]["capturable"], theirs["param_groups"][0]["differentiable"]
+    for said, step in ((library.state_dict(), 1), (theirs, 0)):
+        optimizer = na_torch.Adam([weight], eps_mode="hat")
+        optimizer.load_state_dict(said)
+        assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["eps_mode"]) == (0.5, "algorithm1")
+        weight.grad = torch.ones(3)
+        optimizer.step()
+        assert optimizer.state[weight]["step"].item() == step + 1

@@ -8,8 +8,8 @@ import pytest
 
 pytestmark = pytest.mark.parity
 
-# A process ends by os._exit: at an ordinary exit gloo's threads may still hold tensors, need the interpreter to free them,
-# and abort the process when it is gone (pytorch issue 190489, pull request 179291).
+# A process ends by os._exit: at an ordinary exit gloo's threads may still hold tensors, need the interpreter to free
+# them, and abort the process when it is gone (pytorch issue 190489, pull request 179291).
 PROGRAM = """
 import os
 import sys

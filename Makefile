@@ -23,6 +23,7 @@ CUDA := .venv-cuda
 PACKAGES := .venv-packages
 GPU := .venv-gpu
 MUTANTS := .venv-mutants
+NODE := examples/node/node_modules
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 
 # Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
@@ -51,19 +52,22 @@ QUICK := tests/ps tests/docs tests/guards/test_habits.py tests/guards/test_safet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test quick campaigns mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
+.PHONY: help test quick campaigns examples languages mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
-	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not parity and not cuda and not campaign" $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not parity and not cuda and not campaign and not languages" $(ARGS)
 
 quick: $(VENV)/.test  ## two thousand tests that start no process: half a minute, for while you work
-	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not slow" $(QUICK) $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not languages and not slow" $(QUICK) $(ARGS)
 
 campaigns: $(VENV)/.test  ## what takes minutes: kills, forks, signals and floods, a push of 1 GB, the demonstration, the longer examples
 	$(VENV)/bin/python -m pytest -m "campaign and not parity" $(ARGS)
+
+examples: $(VENV)/.test $(NODE)/.package-lock.json  ## run the workers in other languages, through a kill of their server
+	$(VENV)/bin/python -m pytest -m languages tests/examples $(ARGS)
 
 mutants: $(MUTANTS)/.made  ## change the files that matter, one place at a time, and see that a test notices (an hour)
 	$(MUTANTS)/bin/python tools/mutants.py $(ARGS)
@@ -103,7 +107,7 @@ gpu: $(GPU)/.made  ## on a machine with an NVIDIA GPU: compare its bits with the
 	$(GPU)/bin/python -m benchmarks.gpu $(ARGS)
 
 oldest: $(OLDEST)/.made  ## a test file for each public feature, on the oldest versions that pyproject.toml admits
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not parity and not cuda and not campaign" $(FEATURES) $(ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not parity and not cuda and not campaign and not languages" $(FEATURES) $(ARGS)
 
 bench: $(BENCH)/.made  ## run the benchmarks against their peers and write benchmarks/results (about 20 minutes)
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
@@ -165,6 +169,13 @@ $(BENCH)/.made: pyproject.toml benchmarks/requirements.txt | $(BENCH)/.venv-made
 
 $(MUTANTS)/.made: Makefile pyproject.toml | $(MUTANTS)/.venv-made
 	$(MUTANTS)/$(PIP) --editable ".[test]" $(COSMIC_RAY)
+	touch $@
+
+languages:
+	tools/install_languages.sh
+
+$(NODE)/.package-lock.json: examples/node/package.json examples/node/package-lock.json | languages
+	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund
 	touch $@
 
 $(PROTO)/.made: Makefile | $(PROTO)/.venv-made

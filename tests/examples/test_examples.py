@@ -45,5 +45,10 @@ def test_the_digits_example_reaches_its_accuracy() -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"digits.py", "quickstart_library.py", "quickstart_service.py"}
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    programs = [path for path in EXAMPLES.iterdir() if path.suffix == ".py"]
+    folders = [path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert len(programs) >= 3
+    assert folders
+    assert [path.name for path in programs if f'run("{path.name}"' not in tests] == []
+    assert [path.name for path in folders if f'EXAMPLES / "{path.name}"' not in tests] == []

@@ -1,0 +1,231 @@
+// A worker of a numba-adam parameter server: create or open a model, pull its parameters, push gradients.
+//
+// It is made from proto/ alone. docs/wire.md explains each step. All arrays are float32.
+
+import { once } from 'node:events';
+import { randomBytes } from 'node:crypto';
+import { setTimeout as wait } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import grpc from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { crc32c } from './crc32c.js';
+
+const CHUNK_BYTES = 1 << 20;
+
+// 64-bit fields become strings: a JavaScript number is exact up to 2**53 only.
+const files = ['parameter_service', 'error'].map((name) => `numba_adam/ps/v1/${name}.proto`);
+const proto = loadSync(files, {
+  includeDirs: [fileURLToPath(new URL('../../proto', import.meta.url))],
+  keepCase: true, longs: String, enums: String, defaults: true, oneofs: true,
+});
+const { ParameterService } = grpc.loadPackageDefinition(proto).numba_adam.ps.v1;
+
+/** Return the server's ErrorDetail of a failed call; null: the error is gRPC's own, or this program's. */
+function detailOf(error) {
+  const [bytes] = error.metadata?.get('numba-adam-error-bin') ?? [];
+  return bytes ? proto['numba_adam.ps.v1.ErrorDetail'].deserialize(bytes) : null;
+}
+
+/** Return whether the same call, sent again with the same content, may succeed. */
+function isTransient(error, detail) {
+  if (detail) {
+    return ['REASON_CORRUPT_TRANSFER', 'REASON_BUDGET', 'REASON_IN_PROGRESS', 'REASON_STOPPING'].includes(detail.reason);
+  }
+  const { UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, DATA_LOSS, RESOURCE_EXHAUSTED } = grpc.status;
+  return [UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, DATA_LOSS, RESOURCE_EXHAUSTED].includes(error.code);
+}
+
+const random = () => randomBytes(16).toString('hex');
+const sizeOf = ({ shape }) => shape.reduce((size, extent) => size * extent, 1);
+
+/** Yield the messages of a transfer: a header, chunks, a trailer. */
+function* transfer(header, payload) {
+  yield { header: { ...header, total_bytes: payload.length, checksum_kind: 'CHECKSUM_KIND_CRC32C' } };
+  for (let offset = 0; offset < payload.length; offset += CHUNK_BYTES) {
+    yield { chunk: { offset, data: payload.subarray(offset, offset + CHUNK_BYTES) } };
+  }
+  yield { trailer: { checksum: crc32c(payload) } };
+}
+
+export class Worker {
+  /**
+   * `spec`: the model as in model.proto. `onRewind(version)` is called when the server went back to a snapshot.
+   * `workerId`: one live process at a time may use it.
+   */
+  constructor(address, spec, { workerId, timeoutSeconds = 60, onRewind = () => {} }) {
+    Object.assign(this, { spec, workerId, timeoutSeconds, onRewind });
+    this.stub = new ParameterService(address, grpc.credentials.createInsecure(), {
+      // gRPC waits up to two minutes between tries to connect. A server restarts within seconds.
+      'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 1000,
+    });
+    this.state = null; // of the parameters pulled last
+    this.session = null;
+  }
+
+  /** Create the model with these initial values (name -> Float32Array), or open it if it exists. */
+  async create(values) {
+    const header = { spec: this.spec, request_id: random(), exist_ok: true, after_state_id: '' };
+    try {
+      await this.#send('CreateModel', header, this.#bytesOf(values));
+    } catch (error) {
+      const detail = detailOf(error);
+      if (detail?.reason !== 'REASON_REWOUND') throw error;
+      // A model of this name was deleted. Say that this creation comes after it.
+      const after = { ...header, request_id: random(), after_state_id: detail.state.state_id };
+      await this.#send('CreateModel', after, this.#bytesOf(values));
+    }
+  }
+
+  /** Return the parameters: name -> Float32Array. */
+  async pull() {
+    const request = { model: this.spec.name, checksum_kind: 'CHECKSUM_KIND_CRC32C' };
+    const { header, payload } = await this.#retry((deadline) => this.#receive(request, deadline));
+    this.#notice(header.state);
+    this.state = header.state;
+    let offset = 0;
+    return Object.fromEntries(this.spec.tensors.map((tensor) => {
+      const values = new Float32Array(payload.buffer, offset, sizeOf(tensor));
+      offset += values.byteLength;
+      return [tensor.name, values];
+    }));
+  }
+
+  /** Push gradients (name -> Float32Array). Return the acknowledgement; null: the server went back, pull and go on. */
+  async push(gradients) {
+    const computedFrom = this.state;
+    if (!this.session) await this.#openSession();
+    if (this.state.state_id !== computedFrom.state_id) return null;
+    const { epoch, sequence, state_id } = this.session;
+    const header = {
+      model: this.spec.name, state_id, worker_id: this.workerId, epoch, sequence: String(sequence),
+      base_version: computedFrom.version, dtype: this.spec.dtype, tensors: this.spec.tensors,
+    };
+    try {
+      // All tries have the same number and content, so the server applies the push once.
+      const { ack } = await this.#send('Push', header, this.#bytesOf(gradients));
+      this.session.sequence += 1n;
+      return ack;
+    } catch (error) {
+      const detail = detailOf(error);
+      if (detail?.sequence_recorded) this.session.sequence += 1n; // refused for good: the number is used
+      else this.session = null; // the push may have arrived: its number must not get other content
+      if (detail?.reason !== 'REASON_REWOUND') throw error;
+      this.#notice(detail.state);
+      return null;
+    }
+  }
+
+  close() {
+    this.stub.close();
+  }
+
+  /** Open a session for the current state. All tries have the same nonce. */
+  async #openSession() {
+    const request = {
+      model: this.spec.name, worker_id: this.workerId, nonce: random(), state_id: this.state.state_id,
+      seen_epoch: this.epochState === this.state.state_id ? this.epoch : '0',
+    };
+    let answer;
+    try {
+      answer = await this.#call('OpenSession', request);
+    } catch (error) {
+      const detail = detailOf(error);
+      if (detail?.reason === 'REASON_REWOUND') return this.#notice(detail.state);
+      // This process has had no session: it takes over from an earlier process of the same worker, once.
+      const mayTakeOver = request.seen_epoch === '0' && detail && detail.epoch !== '0';
+      if (!mayTakeOver) throw error;
+      answer = await this.#call('OpenSession', { ...request, seen_epoch: detail.epoch });
+    }
+    const { epoch, first_sequence, state } = answer;
+    this.epoch = epoch;
+    this.epochState = state.state_id;
+    this.session = { epoch, sequence: BigInt(first_sequence), state_id: state.state_id };
+  }
+
+  /** Look at a state that the server reported. Another id means that steps were lost. */
+  #notice(state) {
+    if (this.state && this.state.state_id !== state.state_id) {
+      this.session = null;
+      this.state = state;
+      this.onRewind(state.first_version);
+    }
+  }
+
+  #bytesOf(arrays) {
+    return Buffer.concat(this.spec.tensors.map((tensor) => {
+      const values = arrays[tensor.name];
+      if (!(values instanceof Float32Array) || values.length !== sizeOf(tensor)) {
+        throw new TypeError(`${tensor.name}: expected a Float32Array of ${sizeOf(tensor)} values`);
+      }
+      return Buffer.from(values.buffer, values.byteOffset, values.byteLength);
+    }));
+  }
+
+  // --- calls ---------------------------------------------------------------------------------------------------
+
+  /** Repeat an attempt until it succeeds, fails for good, or the time is over. */
+  async #retry(attempt) {
+    const end = Date.now() + 1000 * this.timeoutSeconds;
+    for (let ceiling = 50; ; ceiling = Math.min(2 * ceiling, 2000)) {
+      try {
+        return await attempt(end);
+      } catch (error) {
+        const detail = detailOf(error);
+        const pause = (detail?.retry_after_milliseconds ?? 0) + Math.random() * ceiling;
+        if (!isTransient(error, detail) || Date.now() + pause >= end) throw error;
+        await wait(pause);
+      }
+    }
+  }
+
+  /** One request, one answer. */
+  #call(method, request) {
+    return this.#retry((deadline) => new Promise((resolve, reject) => {
+      this.stub[method](request, { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
+    }));
+  }
+
+  /** A transfer to the server, one answer. The answer may come before the whole transfer was sent. */
+  #send(method, header, payload) {
+    return this.#retry((deadline) => new Promise((resolve, reject) => {
+      let isAnswered = false;
+      const call = this.stub[method]({ deadline }, (error, answer) => {
+        isAnswered = true;
+        call.emit('drain'); // ends the wait below
+        if (error) reject(error);
+        else resolve(answer);
+      });
+      (async () => {
+        for (const message of transfer(header, payload)) {
+          if (isAnswered) return;
+          if (!call.write(message)) await once(call, 'drain');
+        }
+        call.end();
+      })().catch(reject);
+    }));
+  }
+
+  /** A transfer from the server. */
+  async #receive(request, deadline) {
+    let header, trailer;
+    let payload = new Uint8Array(0);
+    let received = 0;
+    for await (const message of this.stub.Pull(request, { deadline })) {
+      if (message.part === 'header') {
+        header = message.header;
+        payload = new Uint8Array(Number(header.total_bytes)); // of its own, so that float32 views of it are aligned
+      } else if (message.part === 'chunk') {
+        payload.set(message.chunk.data, Number(message.chunk.offset));
+        received += message.chunk.data.length;
+      } else {
+        trailer = message.trailer;
+      }
+    }
+    const isComplete = header && trailer && received === payload.length;
+    // The checksum is a string, as every 64-bit field.
+    if (!isComplete || (payload.length && trailer.checksum !== String(crc32c(payload)))) {
+      throw Object.assign(new Error('the pulled parameters are damaged'), { code: grpc.status.DATA_LOSS });
+    }
+    return { header, payload };
+  }
+}

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.memory import parse_size, usable_bytes
@@ -46,6 +46,15 @@ class ServerConfig:
 
     listen: str = _setting(
         "127.0.0.1:50051", "address to serve on, as HOST:PORT; port 0 takes a free one. Loopback addresses only."
+    )
+    tls_certificate: Path | None = _setting(  # noqa: RUF009 - a field
+        None,
+        "PEM file with the server's certificate, then those of intermediate CAs; turns TLS on. "
+        "'numba-adam certificate' makes one. The server uses a changed file without a restart.",
+    )
+    tls_key: Path | None = _setting(None, "PEM file with the key of that certificate; mode 600.")  # noqa: RUF009 - a field
+    client_ca: Path | None = _setting(  # noqa: RUF009 - a field
+        None, "PEM file with the CAs of workers; only clients with a certificate of theirs are served (mutual TLS)."
     )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_budget_bytes: int = _setting(
@@ -118,7 +127,8 @@ def check_loopback(listen: str) -> tuple[str, int]:
         raise ConfigurationError(f"listen={listen!r}: brackets are for IPv6 addresses; write {bare}:{port}")
     if not is_loopback(bare):
         raise ConfigurationError(
-            f"listen={listen!r}: other machines could reach this address, and this release has neither TLS nor tokens. "
+            f"listen={listen!r}: other machines could reach this address. It needs TLS (--tls-certificate, --tls-key) "
+            "and tokens, and this release has no tokens yet; a certificate of --client-ca does not replace them. "
             "Listen on 127.0.0.1, ::1 or localhost, and use an SSH tunnel to reach the server from other machines"
         )
     return host, int(port)
@@ -129,11 +139,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", default=None, help="TOML file with settings; keys as the options, with underscores."
     )
-    defaults = {item.name: item.default for item in fields(ServerConfig)}
+    defaults = {item.name: "none" if item.default is None else item.default for item in fields(ServerConfig)}
     for item, kind in _kinds():
         parser.add_argument(
             f"--{item.name.replace('_', '-')}",
-            metavar="BYTES" if _is_size(item) else {int: "N", float: "SECONDS", Path: "DIR", str: "HOST:PORT"}[kind],
+            metavar=_metavar(item, kind),
             default=argparse.SUPPRESS,
             help=f"{item.metadata['help']} Default: {defaults[item.name]}",
         )
@@ -179,9 +189,15 @@ def _variable(name: str) -> str:
 
 
 def _kinds() -> list[tuple[Field[Any], type]]:
-    """Return each field with its type."""
+    """Return each field with its type; None, for a file that need not be set, is no type of its own."""
     hints = get_type_hints(ServerConfig)
-    return [(item, hints[item.name]) for item in fields(ServerConfig)]
+    return [(item, (get_args(hints[item.name]) or (hints[item.name],))[0]) for item in fields(ServerConfig)]
+
+
+def _metavar(item: Field[Any], kind: type) -> str:
+    if kind is Path:
+        return "DIR" if item.name.endswith("_dir") else "FILE"
+    return "BYTES" if _is_size(item) else {int: "N", float: "SECONDS", str: "HOST:PORT"}[kind]
 
 
 def _is_size(item: Field[Any]) -> bool:
@@ -217,6 +233,8 @@ def _check(item: Field[Any], kind: type[Any], value: Any) -> Any:
     Raises:
         ConfigurationError: the type is wrong, or the value is out of range.
     """
+    if value is None and item.default is None:
+        return None
     if kind is Path and isinstance(value, str):
         value = _path(item.name, value)
     if _is_size(item) and isinstance(value, str):

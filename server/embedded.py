@@ -21,6 +21,7 @@ from numba_adam.server.transport.health import Health
 from numba_adam.server.transport.listen import endpoints
 from numba_adam.server.transport.reflection import reflection_entries
 from numba_adam.server.transport.service import SERVICE_NAME, ParameterService, entries
+from numba_adam.server.transport.tls import tls_files
 from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -37,12 +38,13 @@ class Server:
         config: the settings.
 
     Raises:
-        ConfigurationError: the data folder or the address cannot be used.
+        ConfigurationError: the data folder, the address or a TLS file cannot be used.
         CorruptSnapshotError: a model has snapshots, and all are damaged.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._tls = tls_files(config)
         self._runtime = Runtime(config)
         self._watch = Watch(config.stall_seconds)
         self._health = Health(self._watch)
@@ -75,7 +77,8 @@ class Server:
         for name in ("", SERVICE_NAME):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self.address = f"{host}:{port}"
-        _log.info("serving on %s, data in %s", self.address, self._config.data_dir)
+        how = "without TLS" if self._tls is None else "with TLS"
+        _log.info("serving on %s %s, data in %s", self.address, how, self._config.data_dir)
 
     def stop(self) -> bool:
         """Save every model, finish the calls in flight, save their changes, and release the data folder.
@@ -115,7 +118,10 @@ class Server:
         """
         for endpoint in endpoints(self._config.listen):
             try:
-                port = self._grpc.add_insecure_port(endpoint)
+                if self._tls is None:
+                    port = self._grpc.add_insecure_port(endpoint)
+                else:
+                    port = self._grpc.add_secure_port(endpoint, self._tls.credentials())
             except RuntimeError as error:  # another program took it meanwhile
                 self._grpc.stop(None)
                 raise ConfigurationError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 # The dependencies of users. The tools for tests and checks may be newer.
-EXTRAS = ("client", "server", "demo")
+EXTRAS = ("client", "server", "certificate", "demo")
 REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?>=(?P<version>[0-9.]+)$")
 
 

@@ -8,6 +8,7 @@
     watch, in_flight   ends stalled calls; counts calls in flight
     health, reflection the standard services
     listen             the sockets to listen on
+    tls                the certificate, its key and the CA of clients
     descriptors        the limit on connections
 
 May import `server.runtime` and what stands below it, and grpc.

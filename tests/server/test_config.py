@@ -49,7 +49,7 @@ def test_without_settings_the_defaults_apply(parse):
 def test_every_setting_can_come_from_everywhere(parse, tmp_path):
     """Each field in turn, with a value that is not its default."""
     values = {str: "[::1]:7", Path: "elsewhere", int: 3_000_003, float: 7.5}
-    kinds = {"str": str, "Path": Path, "int": int, "float": float}
+    kinds = {"str": str, "Path": Path, "Path | None": Path, "int": int, "float": float}
     for item in fields(ServerConfig):
         value = values[kinds[item.type]]
         flag = f"--{item.name.replace('_', '-')}"
@@ -77,7 +77,7 @@ def test_loopback_addresses_are_accepted(listen):
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.168.1.4:1", "example.org:50051", "128.0.0.1:1"])
 def test_other_addresses_are_refused_and_the_error_says_why(listen):
-    with pytest.raises(ConfigurationError, match="neither TLS nor tokens") as caught:
+    with pytest.raises(ConfigurationError, match=r"needs TLS .* and tokens") as caught:
         ServerConfig(listen=listen)
     assert listen in str(caught.value)
 
@@ -188,7 +188,9 @@ def test_an_unknown_variable_is_reported_with_the_closest_setting(parse, caplog)
 
 def test_known_variables_cause_no_warning(parse, caplog):
     environ = {
-        f"NUMBA_ADAM_{item.name.upper()}": str(getattr(ServerConfig(), item.name)) for item in fields(ServerConfig)
+        f"NUMBA_ADAM_{item.name.upper()}": str(getattr(ServerConfig(), item.name))
+        for item in fields(ServerConfig)
+        if item.default is not None
     }
     assert load(parse([]), environ) == ServerConfig()
     assert not caplog.records

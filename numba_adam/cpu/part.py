@@ -51,6 +51,7 @@ class CpuPart(Part[Plan]):
             axes=roster.axes,
             owners=[member.owner for member in roster.members],
             given=[member.given for member in roster.members],
+            lent=roster.params,
         )
 
     def new_moments(self) -> Moments:

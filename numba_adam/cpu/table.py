@@ -73,6 +73,7 @@ class UpdateTable:
         axes: Sequence[Axes | None] | None = None,
         owners: Sequence[Watched | None] | None = None,
         given: Sequence[object] = (),
+        lent: Sequence[Array] = (),
     ) -> None:
         """Validate the arrays and note their addresses.
 
@@ -92,6 +93,7 @@ class UpdateTable:
             owners: for each parameter the caller's array object, whose attributes must not change. Default: the
                 parameters.
             given: the parameters as the caller gave them. Gradients of their kind and layout are borrowed all at once.
+            lent: views of their memory. With master weights these are not `params`.
 
         Raises:
             ArrayError: an array does not fit; the message names it.
@@ -102,12 +104,12 @@ class UpdateTable:
         self._ema_decay = extras.ema_decay
         arrays, called = columns.written()
         self._extents = extents or Extents(arrays, called)
-        self._lookalikes = Lookalikes(given, columns.params, self._extents) if given else None
+        self._lookalikes = Lookalikes(given, lent, self._extents) if given else None
         self._owners = self._watched(0) if owners is None else list(owners)
         self._copies = self._watched(5)
         pinned = [owner.array for owner in self._owners if owner is not None]
         self._pins = [weakref.ref(array) for array in (*arrays, *pinned)]
-        self._param_formats = np.array([row[0] for row in columns.formats], np.int64)
+        self._lent_formats = np.array([array_format(array) for array in lent], np.int64)
         self._launch_plan = self._make_launch_plan(hyperparameters, groups or [0] * self._count, extras)
         self._packed = pack(self._launch_plan)
         self._plan_of_all = Plan(self._count)  # of a step in which every parameter has a gradient, as nearly always
@@ -150,7 +152,7 @@ class UpdateTable:
             addresses = self._lookalikes.addresses(grads)
             if addresses is not None:
                 self._launch_plan.grads[:] = addresses
-                self._launch_plan.grad_formats[:] = self._param_formats
+                self._launch_plan.grad_formats[:] = self._lent_formats
                 return Plan(self._plan_gathered(steps, scaling), grads)
         views = [self._borrowed(index, grad, is_written=scaling.zero_grad) for index, grad in enumerate(grads)]
         read = [self._in_memory_order(index, view) for index, view in enumerate(views)]

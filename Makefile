@@ -67,6 +67,7 @@ campaigns: $(VENV)/.test  ## what takes minutes: kills, forks, signals and flood
 	$(VENV)/bin/python -m pytest -m "campaign and not parity" $(ARGS)
 
 examples: $(VENV)/.test $(NODE)/.package-lock.json  ## run the workers in other languages, through a kill of their server
+	$(MAKE) -C examples/cpp -j2 WARNINGS="-Wall -Wextra -Wpedantic -Werror"
 	$(VENV)/bin/python -m pytest -m languages tests/examples $(ARGS)
 
 mutants: $(MUTANTS)/.made  ## change the files that matter, one place at a time, and see that a test notices (an hour)

@@ -46,26 +46,61 @@ def version_of(address: str, model: str) -> int:
         return client.open_model(model).version
 
 
+@pytest.fixture
+def cpp() -> Callable[..., list[str]]:
+    """The command of the worker in C++."""
+    return lambda address, steps: [str(EXAMPLES / "cpp" / "build" / "regression"), address, str(steps), "800"]
+
+
+def restored_version(story) -> int:
+    """Return the version that the worker reported after the kill. It is at least that of the snapshot before it."""
+    (restored,) = [int(found[1]) for found in map(BACK.fullmatch, story.after) if found]
+    assert story.saved <= restored < 2000
+    return restored
+
+
+def result(pattern: str, line: str) -> float:
+    """Return the number in a program's last line."""
+    found = re.fullmatch(pattern, line)
+    assert found is not None, line
+    return float(found[1])
+
+
+def check_each_push_is_applied_once(server, faulty_relay, command: list[str], model: str) -> None:
+    """A worker makes 20 steps, with three tries of each push and two of each pull."""
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
+    assert run.returncode == 0, run.stderr
+    assert version_of(server.address, model) == 20
+    assert faulty_relay.met_by("Push") == faulty_relay.faults["Push"] * 20
+    assert faulty_relay.met_by("Pull") == faulty_relay.faults["Pull"] * 21
+
+
 @languages
 def test_a_worker_in_node_learns_to_read_digits_through_a_kill_of_the_server(
     server, train_through_a_kill, node
 ) -> None:
     story = train_through_a_kill(*node(server.address, 2000))
-    (restored,) = [int(found[1]) for found in map(BACK.fullmatch, story.after) if found]
-    assert story.saved <= restored < 2000
-    last = re.fullmatch(r"version 2000: ([\d.]+)% of the test images are read correctly", story.after[-1])
-    assert last is not None, story.after[-1]
-    assert float(last[1]) > 90
+    assert restored_version(story)
+    assert result(r"version 2000: ([\d.]+)% of the test images are read correctly", story.after[-1]) > 90
     assert version_of(server.address, "digits-node") == 2000
 
 
 @languages
-def test_a_worker_in_node_applies_each_push_once_when_messages_are_damaged_and_lost(server, faulty_relay, node) -> None:
-    run = subprocess.run(node(faulty_relay.address, 20), capture_output=True, text=True, check=False, timeout=800)
-    assert run.returncode == 0, run.stderr
-    assert version_of(server.address, "digits-node") == 20
-    assert faulty_relay.met_by("Push") == faulty_relay.faults["Push"] * 20
-    assert faulty_relay.met_by("Pull") == faulty_relay.faults["Pull"] * 21
+def test_a_worker_in_cpp_fits_a_function_through_a_kill_of_the_server(server, train_through_a_kill, cpp) -> None:
+    story = train_through_a_kill(*cpp(server.address, 2000))
+    assert restored_version(story)
+    assert result(r"version 2000: the largest error of a weight is ([\d.e-]+)", story.after[-1]) < 0.01
+    assert version_of(server.address, "regression-cpp") == 2000
+
+
+@languages
+def test_pushes_of_node_are_applied_once_when_messages_are_damaged_and_lost(server, faulty_relay, node) -> None:
+    check_each_push_is_applied_once(server, faulty_relay, node(faulty_relay.address, 20), "digits-node")
+
+
+@languages
+def test_pushes_of_cpp_are_applied_once_when_messages_are_damaged_and_lost(server, faulty_relay, cpp) -> None:
+    check_each_push_is_applied_once(server, faulty_relay, cpp(faulty_relay.address, 20), "regression-cpp")
 
 
 def test_the_lock_file_of_node_names_no_host() -> None:

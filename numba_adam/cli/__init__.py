@@ -36,6 +36,7 @@ _COMMANDS = {
     "serve": _Entry("run a parameter server", "server"),
     "status": _Entry("show the models, the memory and the counters of a running server", "client"),
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
+    "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
     "demo": _Entry("train on handwritten digits, kill the server half-way, and watch it recover", "demo"),
     "warmup": _Entry("compile the kernels ahead of the first step", None),
     "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),

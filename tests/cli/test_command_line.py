@@ -14,7 +14,7 @@ import numba_adam
 from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
-COMMANDS = ("serve", "status", "snapshot", "demo", "warmup", "doctor")
+COMMANDS = ("serve", "status", "snapshot", "certificate", "demo", "warmup", "doctor")
 
 
 def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -80,10 +80,11 @@ def test_an_invalid_command_line_exits_with_2(words: list[str], capsys: pytest.C
         ("status", "grpc", "client"),
         ("snapshot", "google", "client"),
         ("demo", "sklearn", "demo"),
+        ("certificate ca", "cryptography", "certificate"),
     ],
 )
 def test_a_missing_extra_is_reported_with_its_install_command(command: str, blocked: str, extra: str) -> None:
-    result = run(command, blocked=(blocked,))
+    result = run(*command.split(), blocked=(blocked,))
     assert result.returncode == 1
     assert f"in your clone of numba-adam, run: pip install -e '.[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr

@@ -6,6 +6,8 @@ The files, from the public classes down to the wire:
 
     api          ParameterClient: models created, opened, listed; status and snapshots
     model        Model: pull, push, push_async, push_pull, on_rewind
+    worker       the loop of a worker: Model.worker
+    structure    nested containers of arrays as one dict of names, and back
     sender       the thread behind push_async
     push, pull   one push, one pull, from beginning to end
     session      a worker's session: epoch, sequence number and the known state of the model
@@ -28,6 +30,7 @@ from numba_adam.client.api import ParameterClient
 from numba_adam.client.info import ModelInfo, ModelStatus, ServerStatus, SnapshotInfo
 from numba_adam.client.model import Model
 from numba_adam.client.transport.retry import Backoff
+from numba_adam.client.worker import Step, Worker
 
 __all__ = [
     "Ack",
@@ -38,4 +41,6 @@ __all__ = [
     "ParameterClient",
     "ServerStatus",
     "SnapshotInfo",
+    "Step",
+    "Worker",
 ]

@@ -25,9 +25,10 @@ from numba_adam.client.info import (
     snapshot_info,
 )
 from numba_adam.client.model import Model
-from numba_adam.client.model_arrays import check_initial
+from numba_adam.client.model_arrays import check_initial, model_arrays_of
 from numba_adam.client.progress import Progress
-from numba_adam.client.session import Session
+from numba_adam.client.session import Session, checked_worker_id
+from numba_adam.client.structure import Template, flatten
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Backoff
@@ -39,7 +40,6 @@ from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
 
-_LONGEST_WORKER_ID = 128
 _PAGE_SIZE = 1000  # models; a page with long descriptions has fewer
 _URL = re.compile(
     r"(?:https?|grpcs?|tcp)://([^/]*).*", re.IGNORECASE | re.DOTALL
@@ -98,7 +98,7 @@ class ParameterClient:
         if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"timeout_seconds: expected a finite number above 0, got {timeout_seconds!r}")
         self.address = address
-        self.worker_id = _random_worker_id() if worker_id is None else _checked_worker_id(worker_id)
+        self.worker_id = _random_worker_id() if worker_id is None else checked_worker_id(worker_id)
         self._connection = Connection(address, timeout_seconds=timeout_seconds, progress=progress, backoff=backoff)
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
@@ -106,7 +106,7 @@ class ParameterClient:
     def create_model(
         self,
         name: str,
-        params: Mapping[str, object],
+        params: object,
         *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -123,7 +123,9 @@ class ParameterClient:
 
         Args:
             name: 1 to 128 of the characters A-Z a-z 0-9 . _ - without a dot at the start.
-            params: initial values: a dict of name -> array, all float32 or all float64.
+            params: initial values, all float32 or all float64: a dict of name -> array; dicts, lists and tuples within
+                each other, whose arrays get names such as "encoder.0.w"; PyTorch's `named_parameters()` or
+                `state_dict()`. Parameters come back in the same containers, as arrays of the same frameworks.
             lr: learning rate.
             betas: decay rates of the two moving averages.
             eps: added to the denominator, so that it is never zero.
@@ -147,20 +149,33 @@ class ParameterClient:
         )  # fmt: skip
         if mode != "async":
             raise ConfigurationError(f"mode: expected 'async', got {mode!r}")
-        arrays = check_initial(params)
-        return self._handle(self._create(_spec(_checked_name(name), arrays, hyperparameters), arrays, exist_ok))
+        leaves, form = flatten(params, "params")
+        arrays = check_initial(leaves)
+        model = self._create(_spec(_checked_name(name), arrays, hyperparameters), arrays, exist_ok)
+        return self._handle(model, Template(form, leaves))
 
-    def open_model(self, name: str) -> Model:
+    def open_model(self, name: str, like: object = None) -> Model:
         """Return a handle on an existing model.
 
         A client has one handle for each model: a second call returns the same one.
 
+        Args:
+            name: the model's name.
+            like: arrays with the model's names, in any form that `create_model` takes. Parameters come back in the same
+                containers, as arrays of the same frameworks. None: as before; at first a dict of NumPy arrays.
+
         Raises:
+            NamesError: `like` has other names than the model.
             ModelNotFoundError: no model has that name.
             ServiceError: the call failed.
         """
         request = pb.GetModelRequest(model=_checked_name(name))
-        return self._handle(self._call("GetModel", request, pb.GetModelResponse, f"open model {name!r}").model)
+        leaves, form = (None, None) if like is None else flatten(like, "like")
+        answer = self._call("GetModel", request, pb.GetModelResponse, f"open model {name!r}")
+        if leaves is None or form is None:
+            return self._handle(answer.model, None)
+        model_arrays_of(model_info(answer.model)).check_names("like", leaves, missing="give an array for each")
+        return self._handle(answer.model, Template(form, leaves))
 
     def list_models(self) -> list[ModelInfo]:
         """Return the server's models, sorted by name."""
@@ -278,15 +293,17 @@ class ParameterClient:
 
         return self._connection.retry(attempt_after_a_deletion, what=what, deadline=deadline).model
 
-    def _handle(self, model: model_pb2.Model) -> Model:
+    def _handle(self, model: model_pb2.Model, template: Template | None) -> Model:
         """Return the client's handle on a model; create one if there is none with the same arrays."""
         info = model_info(model)
         with self._models_lock:
             known = self._models.get(info.name)
             if known is not None and known.spec.has_arrays_of(info):
+                if template is not None:
+                    known.template = template
                 return known
             session = Session(self._connection, info.name, self.worker_id, model.state)
-            handle = self._models[info.name] = Model(self._connection, session, info)
+            handle = self._models[info.name] = Model(self._connection, session, info, template or Template())
         return handle
 
 
@@ -322,11 +339,3 @@ def _checked_name(name: str) -> str:
 
 def _random_worker_id() -> str:
     return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _checked_worker_id(worker_id: str) -> str:
-    if not isinstance(worker_id, str) or not 1 <= len(worker_id) <= _LONGEST_WORKER_ID or not worker_id.isprintable():
-        raise ConfigurationError(
-            f"worker_id: expected 1 to {_LONGEST_WORKER_ID} printable characters, got {worker_id!r}"
-        )
-    return worker_id

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,9 +17,11 @@ from numba_adam.client.model_arrays import Parameters, model_arrays_of
 from numba_adam.client.pull import Pulled, pull
 from numba_adam.client.push import Answer, Push
 from numba_adam.client.sender import Sender
-from numba_adam.client.session import Session
+from numba_adam.client.session import Session, checked_worker_id
+from numba_adam.client.structure import Names, Template, flatten, gradients
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Deadline
+from numba_adam.client.worker import Worker
 from numba_adam.errors import InvalidRequestError, ServiceError
 from numba_adam.interop import count_writes
 from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse
@@ -26,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _WAITING = 4  # queued pushes of push_async, besides the running one; each keeps its gradients alive
 _LARGEST_VERSION = (1 << 64) - 1  # of the protocol's field
+_Batch = TypeVar("_Batch")
 _Run = Callable[[Push, Deadline], Answer]
 
 
@@ -36,14 +41,18 @@ class Model:
     pushes of one handle in the order of the calls.
     """
 
-    def __init__(self, connection: Connection, session: Session, info: ModelInfo) -> None:
+    def __init__(self, connection: Connection, session: Session, info: ModelInfo, template: Template) -> None:
         self._connection, self._session, self._info = connection, session, info
+        self.template = template
+        """What pulled parameters come back as."""
+
         self._model_arrays = model_arrays_of(info)
         self._listeners: list[Callable[[int], None]] = []
         self._sender: Sender | None = None
         self._sender_lock = threading.Lock()
         self._prefetched: Pulled | None = None  # parameters pulled after a rewind, for the caller's next pull
         self._last_ack: Ack | None = None
+        self._worker_numbers = itertools.count(1)
         self._misfit = ""  # why this handle is unusable; empty: it is usable
 
     def __repr__(self) -> str:
@@ -74,16 +83,19 @@ class Model:
         """The answer to the last push or push_pull; None before the first."""
         return self._last_ack
 
-    def pull(self, min_version: int | None = None, out: Mapping[str, object] | None = None) -> Parameters:
+    def pull(self, min_version: int | None = None, out: object = None) -> Any:
         """Return all parameters of one version.
 
         Args:
             min_version: oldest acceptable version, such as an ack's. The call waits for it. None: any.
-            out: arrays to write to, by name, with the model's shapes and dtype. After an error their contents are
-                undefined. None: allocate new arrays, which are views of one flat vector.
+            out: arrays to write to, in any form that `create_model` takes, with the model's names, shapes and dtype.
+                PyTorch's parameters may require gradients. After an error their contents are undefined. None: allocate
+                new arrays.
 
         Returns:
-            A dict of name -> NumPy array. With `out`, the arrays are views of its memory.
+            `out`, or new arrays in the containers and of the frameworks of the parameters that the model was created
+            with or opened `like`. Otherwise a dict of name -> NumPy array. New arrays are views of one flat vector,
+            where the framework has views.
 
         Raises:
             NamesError, ArrayError: `out` does not fit the model.
@@ -92,25 +104,25 @@ class Model:
             ServiceError: the call failed.
         """
         self._check_fit()
-        places = None if out is None else self._model_arrays.check_out(out)
+        if out is not None:
+            places, form = flatten(out, "out")
+            return form.filled(self._pull_into(places, min_version))
         wanted = _checked_version(min_version)
-        if places is None and not wanted and (ready := self._take_prefetched()) is not None:
-            return ready.parameters
-        try:
-            pulled = self._pull(wanted, places)
-        finally:  # a failed pull may have written some values
-            count_writes(list((out or {}).values()))
+        if not wanted and (ready := self._take_prefetched()) is not None:
+            return self.template.filled(ready.parameters)
+        pulled = self._pull(wanted, None)
         self._report_rewinds(prefetch=False)
-        return pulled.parameters
+        return self.template.filled(pulled.parameters)
 
-    def push(self, grads: Mapping[str, object]) -> Ack:
+    def push(self, grads: object) -> Ack:
         """Apply a gradient, exactly once, however often it is sent.
 
         If push_async is in use, the call first waits for earlier pushes. That time counts towards its deadline.
 
         Args:
-            grads: an array for each of the model's names, of the same shape and dtype. None: this array has no gradient
-                and does not change. Do not modify the gradients before the call returns.
+            grads: an array for each of the model's names, of the same shape and dtype, in any form that `create_model`
+                takes. A PyTorch parameter stands for its `.grad`. None: this array has no gradient and does not
+                change. Do not modify the gradients before the call returns.
 
         Returns:
             The server's answer. Its `applied` is False if the server lost the state that the gradient was computed
@@ -125,7 +137,7 @@ class Model:
         """
         return self._run(self._prepare(grads), Push.run)[0]
 
-    def push_async(self, grads: Mapping[str, object]) -> Future[Ack]:
+    def push_async(self, grads: object) -> Future[Ack]:
         """Apply a gradient in the background, and return a future of the server's answer.
 
         At most four pushes wait behind the running one; if the queue is full, the call waits. A push's timeout starts
@@ -139,15 +151,58 @@ class Model:
             )
         )
 
-    def push_pull(self, grads: Mapping[str, object]) -> Parameters:
+    def push_pull(self, grads: object, out: object = None) -> Any:
         """Apply a gradient and return parameters that are at least as new, in one round trip.
 
-        `last_ack` is the answer to the push. Raises the same errors as `push`.
+        `last_ack` is the answer to the push. Takes `out` and returns as `pull` does. Raises the same errors as both.
         """
-        ack, pulled = self._run(self._prepare(grads), Push.run_with_pull)
-        if pulled is not None:
-            return pulled.parameters
-        return self.pull(min_version=ack.version if ack.applied else None)
+        if out is None:
+            ack, pulled = self._run(self._prepare(grads), Push.run_with_pull)
+            wanted = ack.version if ack.applied else None
+            return self.pull(wanted) if pulled is None else self.template.filled(pulled.parameters)
+        places, form = flatten(out, "out")
+        return form.filled(self._push_and_pull_into(places, grads))
+
+    def worker(
+        self, batches: Iterable[_Batch], params: object = None, *, worker_id: str | None = None
+    ) -> Worker[_Batch]:
+        """Return a loop over batches that pulls parameters and pushes gradients.
+
+            for batch, step in model.worker(batches, net.named_parameters()):      # PyTorch
+                loss(net, batch).backward()
+
+            for batch, step in model.worker(batches):                              # NumPy, JAX, ...
+                step.grads = gradient(step.params, batch)
+
+        Before each pass, the newest parameters are pulled. After it, the gradients are pushed. If the server lost
+        unsaved steps, the loop pulls what it restored and continues with the next batch: the callbacks of
+        `on_rewind` are called, and `step.ack` says so. A transient failure is retried for the client's
+        `timeout_seconds`. All other errors end the loop. A pass that is left with `break` or an exception pushes
+        nothing.
+
+        The loop has its own session with the server, so several may run at the same time, each in a thread.
+
+        Args:
+            batches: any iterable; its items are passed on.
+            params: arrays to pull into, in any form that `create_model` takes. PyTorch's parameters lose their
+                gradients before each pass, and those that `backward` made are pushed. None: every pass has new
+                arrays in `step.params`.
+            worker_id: id of this worker. None: the client's with "/1", the next loop's with "/2", and so on.
+
+        Raises:
+            NamesError, ArrayError: `params` does not fit the model. In the loop: no gradients were computed, or they
+                do not fit.
+            ConfigurationError: `worker_id` is not an id.
+        """
+        self._check_fit()
+        own_id = f"{self._session.worker_id}/{next(self._worker_numbers)}" if worker_id is None else worker_id
+        session = self._session.of_another_worker(checked_worker_id(own_id))
+        handle = Model(self._connection, session, self._info, self.template)
+        handle._listeners = self._listeners
+        worker = Worker(handle, batches, params)
+        if params is not None:
+            self._model_arrays.check_out(worker.leaves, "params")
+        return worker
 
     def on_rewind(self, callback: Callable[[int], None]) -> None:
         """Register a callback for rewinds: it takes the version that the server restored after it lost unsaved steps.
@@ -172,11 +227,11 @@ class Model:
 
     # --- pushes, in the order of the calls --------------------------------------------------------------------
 
-    def _prepare(self, grads: Mapping[str, object]) -> Push:
+    def _prepare(self, grads: object, out: Parameters | None = None) -> Push:
         """Validate gradients and record the version that they were computed from, which later pulls do not change."""
         self._check_fit()
-        gradients = self._model_arrays.check_gradients(grads)
-        return Push(self._connection, self._session, self._model_arrays, gradients, self._session.origin)
+        checked = self._model_arrays.check_gradients(gradients(grads, "grads"))
+        return Push(self._connection, self._session, self._model_arrays, checked, self._session.origin, out)
 
     def _run(self, push: Push, run: _Run) -> Answer:
         """Run a push now, or after the queued pushes if push_async is in use."""
@@ -205,6 +260,25 @@ class Model:
             return self._sender
 
     # --- pulls and rewinds --------------------------------------------------------------------------------------
+
+    def _pull_into(self, places: Names, min_version: int | None) -> Names:
+        """Pull into these arrays; return them."""
+        views = self._model_arrays.check_out(places)
+        try:
+            self._pull(_checked_version(min_version), views)
+        finally:  # a failed pull may have written some values
+            count_writes(list(places.values()))
+        self._report_rewinds(prefetch=False)
+        return places
+
+    def _push_and_pull_into(self, places: Names, grads: object) -> Names:
+        """Push, and pull into these arrays; return them."""
+        push = self._prepare(grads, self._model_arrays.check_out(places))
+        try:
+            ack, pulled = self._run(push, Push.run_with_pull)
+        finally:
+            count_writes(list(places.values()))
+        return places if pulled is not None else self._pull_into(places, ack.version if ack.applied else None)
 
     def _pull(self, min_version: int, out: Parameters | None) -> Pulled:
         return pull(

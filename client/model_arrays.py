@@ -70,7 +70,7 @@ class ModelArrays:
             DtypeError: a dtype differs from the model's.
             ArrayError: an array cannot be borrowed without a copy.
         """
-        self._check_names("grads", gradients, missing="give None for an array without a gradient")
+        self.check_names("grads", gradients, missing="give None for an array without a gradient")
         present = {
             name: self._checked(borrow(gradients[name], name=f"grads[{name!r}]"), f"grads[{name!r}]", name)
             for name in self.shapes
@@ -78,17 +78,17 @@ class ModelArrays:
         }
         return Gradients(present, tuple(name for name in self.shapes if gradients[name] is None))
 
-    def check_out(self, out: Mapping[str, object]) -> Parameters:
+    def check_out(self, out: Mapping[str, object], argument: str = "out") -> Parameters:
         """Borrow the arrays that a pull writes to and validate them. Raises the same errors as `check_gradients`."""
-        self._check_names("out", out, missing="give an array for each")
+        self.check_names(argument, out, missing="give an array for each")
+        places = {name: f"{argument}[{name!r}]" for name in self.shapes}
         return {
-            name: self._checked(borrow(out[name], name=f"out[{name!r}]", writable=True), f"out[{name!r}]", name)
-            for name in self.shapes
+            name: self._checked(borrow(out[name], name=place, writable=True), place, name)
+            for name, place in places.items()
         }
 
-    def _check_names(self, argument: str, given: Mapping[str, object], *, missing: str) -> None:
-        if not isinstance(given, Mapping):
-            raise NamesError(f"{argument}: expected a dict of name -> array, got a {type(given).__name__}")
+    def check_names(self, argument: str, given: Mapping[str, object], *, missing: str) -> None:
+        """Raise NamesError if the names given are not those of the model."""
         if lacking := [name for name in self.shapes if name not in given]:
             raise NamesError(f"{argument} lacks {_listed(lacking)}; {missing}")
         if strange := [name for name in given if name not in self.shapes]:
@@ -117,14 +117,10 @@ def check_initial(params: Mapping[str, object]) -> Parameters:
     """Borrow a new model's initial values.
 
     Raises:
-        NamesError: `params` is not a dict with names as keys, or it is empty.
+        NamesError: a name has characters that cannot be printed.
         DtypeError: the arrays are not all of one dtype.
         ArrayError: an array cannot be borrowed without a copy.
     """
-    if not isinstance(params, Mapping) or not params or not all(isinstance(name, str) for name in params):
-        raise NamesError(
-            f"params: expected a dict of name -> array with at least one entry, got a {type(params).__name__}"
-        )
     if strange := [name for name in params if not name.isprintable()]:
         raise NamesError(f"params has {_listed(strange)}; use only printable characters in names")
     views = {name: borrow(array, name=f"params[{name!r}]") for name, array in params.items()}

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from numba_adam import errors
 from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
-from numba_adam.client.model_arrays import Gradients, ModelArrays
+from numba_adam.client.model_arrays import Gradients, ModelArrays, Parameters
 from numba_adam.client.pull import Pulled, read_parameters
 from numba_adam.client.session import Origin, Session
 from numba_adam.client.transfer import Upload
@@ -37,10 +37,16 @@ class Push:
     """One gradient to send. One thread runs it, once."""
 
     def __init__(
-        self, connection: Connection, session: Session, model_arrays: ModelArrays, gradients: Gradients, origin: Origin
+        self,
+        connection: Connection,
+        session: Session,
+        model_arrays: ModelArrays,
+        gradients: Gradients,
+        origin: Origin,
+        out: Parameters | None = None,
     ) -> None:
         self._connection, self._session, self._model_arrays = connection, session, model_arrays
-        self._gradients, self._origin = gradients, origin
+        self._gradients, self._origin, self._out = gradients, origin, out
         self._what = f"push to model {session.model!r}"
         self._in_doubt = False  # whether an earlier try may have been applied, its answer lost
 
@@ -55,9 +61,10 @@ class Push:
         return self._run(self._send, deadline)
 
     def run_with_pull(self, deadline: Deadline) -> Answer:
-        """Send the gradient until there is an answer, then read the parameters. Raises the same errors as `run`.
+        """Send the gradient until there is an answer, then read the parameters, into `out` if it was given.
 
-        The parameters are None if the stream broke after the acknowledgement, or if the model was rewound.
+        Raises the same errors as `run`. The parameters are None if the stream broke after the acknowledgement, or if
+        the model was rewound.
         """
         return self._run(self._send_and_receive, deadline)
 
@@ -155,7 +162,7 @@ class Push:
         with closing(self._connection.push_pull(messages, timeout_seconds)) as answers:
             ack = _first_ack(answers)
             try:
-                return ack, read_parameters(answers, self._model_arrays, None, report)
+                return ack, read_parameters(answers, self._model_arrays, self._out, report)
             except ServiceError as error:
                 _log.info(
                     "%s was applied; receiving the parameters failed (%s), they are pulled again", self._what, error

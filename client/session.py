@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from numba_adam.client.info import durability_name
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Deadline
-from numba_adam.errors import RewoundError, ServiceError, SessionFencedError, SessionUnknownError
+from numba_adam.errors import ConfigurationError, RewoundError, ServiceError, SessionFencedError, SessionUnknownError
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.v1.model_pb2 import StatePoint
 from numba_adam.ps.v1.parameter_service_pb2 import OpenSessionRequest, OpenSessionResponse
 
+_LONGEST_WORKER_ID = 128
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +73,12 @@ class Session:
         self._gone: set[str] = set()
         self._rewinds: list[StatePoint] = []
         self._restored = state
+
+    def of_another_worker(self, worker_id: str) -> Session:
+        """Return a session of another worker with the same model, not opened yet."""
+        origin = self.origin
+        state = StatePoint(state_id=origin.state_id, version=origin.version, durability=self._restored.durability)
+        return Session(self._connection, self.model, worker_id, state)
 
     # --- the session's numbers, under push_lock -----------------------------------------------------------------
 
@@ -194,3 +201,16 @@ def _newest_epoch(error: ServiceError) -> int:
     """Return the newest epoch that a refusal reports; 0: it reports none."""
     detail = detail_of(error)
     return detail.epoch if detail is not None else 0
+
+
+def checked_worker_id(worker_id: str) -> str:
+    """Return a worker's id.
+
+    Raises:
+        ConfigurationError: it is not text, too long, or has characters that cannot be printed.
+    """
+    if not isinstance(worker_id, str) or not 1 <= len(worker_id) <= _LONGEST_WORKER_ID or not worker_id.isprintable():
+        raise ConfigurationError(
+            f"worker_id: expected 1 to {_LONGEST_WORKER_ID} printable characters, got {worker_id!r}"
+        )
+    return worker_id

@@ -64,3 +64,18 @@ def layouts_function(array: object) -> Callable[[Sequence[Any]], object] | None:
     None for NumPy arrays, which the kernels check, and for kinds whose arrays never change.
     """
     return lender_of(array).layouts
+
+
+def gradient_of(array: object) -> object:
+    """Return the gradient that a parameter of PyTorch carries, which may be None. Return other arrays themselves."""
+    return array if array is None or type(array) is np.ndarray else lender_of(array).gradient(array)
+
+
+def maker_of(array: object) -> Callable[[npt.NDArray[Any]], object] | None:
+    """Return a function that makes an array of this array's framework of a NumPy array. None: NumPy's own serves."""
+    return lender_of(array).make
+
+
+def drop_gradient(array: object) -> None:
+    """Make a parameter of PyTorch forget its gradient. Other arrays do not change."""
+    lender_of(array).drop_gradient(array)

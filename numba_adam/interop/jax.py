@@ -41,4 +41,8 @@ def _lend(array: Any, name: str, narrow: bool) -> npt.NDArray[Any]:
     return np.asarray(array)
 
 
-LENDER = Lender(kind=_KIND, owns=_owns, lend=_lend, convert=_CONVERT, compact="np.array(x, order='C')")
+def _make(array: npt.NDArray[Any]) -> Any:
+    return sys.modules["jax"].numpy.asarray(array)
+
+
+LENDER = Lender(kind=_KIND, owns=_owns, lend=_lend, convert=_CONVERT, compact="np.array(x, order='C')", make=_make)

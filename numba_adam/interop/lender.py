@@ -63,6 +63,15 @@ class Lender:
     count_writes: Callable[[Sequence[Any]], None] | None = None
     """Tells the framework about a write to its arrays. None for kinds that do not count writes."""
 
+    gradient: Callable[[Any], object] = lambda array: array
+    """Returns the gradient that a parameter carries, which may be None. Returns other arrays themselves."""
+
+    drop_gradient: Callable[[Any], None] = lambda _: None
+    """Makes a parameter forget its gradient. Other arrays do not change."""
+
+    make: Callable[[npt.NDArray[Any]], object] | None = None
+    """Makes an array of this kind of a NumPy array, which belongs to it from then on. None: NumPy's own serves."""
+
 
 def layouts_of_views(lend: Callable[[Any, str, bool], npt.NDArray[Any]]) -> Callable[[Sequence[Any]], object]:
     """Return a function for `Lender.layouts` that borrows each object and reads its view."""

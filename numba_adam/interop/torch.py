@@ -105,6 +105,20 @@ def _count_writes(tensors: Sequence[Any]) -> None:
             (increment or _write_nothing)(tensor)
 
 
+def _gradient(tensor: Any) -> object:
+    """Return a parameter's gradient. A leaf that requires a gradient is a parameter, whatever its class."""
+    return tensor.grad if _is_parameter(tensor) else tensor
+
+
+def _drop_gradient(tensor: Any) -> None:
+    if _is_parameter(tensor):
+        tensor.grad = None
+
+
+def _is_parameter(tensor: Any) -> bool:
+    return isinstance(tensor, sys.modules["torch"].nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
+
+
 def _write_nothing(tensor: Any) -> None:
     """Write to an empty view of a tensor, which shares the version counter."""
     tensor.detach().as_strided((0,), (1,)).zero_()
@@ -121,6 +135,9 @@ LENDER = Lender(
     lookalikes=_lookalikes,
     addresses=_addresses,
     count_writes=_count_writes,
+    gradient=_gradient,
+    drop_gradient=_drop_gradient,
+    make=lambda array: to_tensor(array),
 )
 
 

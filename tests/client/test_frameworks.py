@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from numba_adam.errors import NamesError, ReadOnlyError
+
 try:
     import torch
 except ImportError:
@@ -51,3 +53,161 @@ def test_a_backward_pass_through_tensors_overwritten_by_a_pull_is_an_error(clien
     model.pull(out=weights)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.skipif(torch is None, reason="PyTorch is not installed; the parity environment has it")
+class TestTorch:
+    """A PyTorch module as it is: named_parameters(), state_dict(), `.grad`, the worker's loop."""
+
+    def net(self):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+    def check_close(self, net, other):
+        for left, right in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+    def test_named_parameters_are_pushed_by_their_grad_and_pulled_in_place(self, client):
+        net, twin, x = self.net(), self.net(), torch.linspace(-1, 1, 24).reshape(6, 4)
+        model = client.create_model("m", net.named_parameters(), lr=0.01, eps_mode="algorithm1")
+        oracle = torch.optim.Adam(twin.parameters(), lr=0.01)
+        before = [parameter.data_ptr() for parameter in net.parameters()]
+        for _ in range(5):
+            net.zero_grad()
+            net(x).square().mean().backward()
+            model.push(net.named_parameters())
+            model.pull(out=net.named_parameters())
+            oracle.zero_grad()
+            twin(x).square().mean().backward()
+            oracle.step()
+        self.check_close(net, twin)
+        assert [parameter.data_ptr() for parameter in net.parameters()] == before
+        assert all(parameter.requires_grad for parameter in net.parameters())
+
+    def test_parameters_without_a_gradient_do_not_change(self, client):
+        net = self.net()
+        net[0].weight.requires_grad_(False)
+        model = client.create_model("m", net.named_parameters(), lr=0.1)
+        net(torch.ones(4)).sum().backward()
+        net[2].bias.grad = None
+        model.push(net.named_parameters())
+        pulled = model.pull()
+        assert torch.equal(pulled["0.weight"], net[0].weight)
+        assert torch.equal(pulled["2.bias"], net[2].bias)
+        assert not torch.equal(pulled["0.bias"], net[0].bias)
+        assert model.push(self.net().named_parameters()).version == 2  # none of them has a gradient
+
+    def test_a_state_dict_comes_back_as_one(self, client):
+        net = self.net()
+        model = client.create_model("m", net.state_dict())
+        pulled = model.pull()
+        assert type(pulled) is type(net.state_dict())
+        assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in pulled.values())
+        other = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        other.load_state_dict(pulled)
+        self.check_close(net, other)
+        third = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        model.pull(out=third.state_dict())
+        self.check_close(net, third)
+
+    def test_a_tensor_that_requires_a_gradient_is_a_parameter(self, client):
+        weights = {"w": torch.ones(3, requires_grad=True), "b": torch.zeros(2, requires_grad=True)}
+        model = client.create_model("m", weights, lr=0.5)
+        weights["w"].sum().backward()
+        model.push(weights)
+        model.pull(out=weights)
+        torch.testing.assert_close(weights["w"].detach(), torch.full((3,), 0.5))
+        assert weights["b"].tolist() == [0, 0]
+
+    def test_a_gradient_that_requires_a_gradient_itself_is_pushed(self, client):
+        weights = {"w": torch.ones(3, requires_grad=True)}
+        model = client.create_model("m", weights, lr=0.5)
+        (grad,) = torch.autograd.grad((weights["w"] ** 2).sum(), weights["w"], create_graph=True)
+        assert grad.requires_grad
+        model.push({"w": grad})
+        torch.testing.assert_close(model.pull()["w"], torch.full((3,), 0.5))
+
+    def test_the_loop_trains_a_module(self, client):
+        net, twin, batches = self.net(), self.net(), list(torch.randn(10, 6, 4))
+        model = client.create_model("m", net.named_parameters(), lr=0.01, eps_mode="algorithm1")
+        for batch, _ in model.worker(batches, net.named_parameters()):
+            net(batch).square().mean().backward()
+        oracle = torch.optim.Adam(twin.parameters(), lr=0.01)
+        for batch in batches:
+            oracle.zero_grad()
+            twin(batch).square().mean().backward()
+            oracle.step()
+        self.check_close(net, twin)
+        assert model.push(dict(net.named_parameters())).version == 11
+
+    def test_the_loop_starts_without_earlier_gradients(self, client):
+        net = self.net()
+        model = client.create_model("m", net.named_parameters(), lr=0.01)
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, 1e9)
+        for _batch, _ in model.worker([torch.ones(4)], net.named_parameters()):
+            assert all(parameter.grad is None for parameter in net.parameters())
+            net(_batch).sum().backward()
+        assert model.push(dict.fromkeys(dict(net.named_parameters()))).version == 2
+
+    def test_a_loop_without_backward_is_an_error(self, client):
+        net = self.net()
+        model = client.create_model("m", net.named_parameters())
+        with pytest.raises(NamesError, match=r"no parameter has a gradient: call backward\(\) in the loop"):
+            list(model.worker([torch.ones(4)], net.named_parameters()))
+
+    def test_a_backward_pass_after_the_loop_overwrote_its_tensors_is_an_error(self, client):
+        net = self.net()
+        model = client.create_model("m", net.named_parameters())
+        kept = []
+        for batch, _ in model.worker([torch.ones(4)], net.named_parameters()):
+            kept.append(net(batch).square().sum())
+            net(batch).sum().backward()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            kept[0].backward()
+
+
+@pytest.mark.skipif(jax is None, reason="JAX is not installed; the parity environment has it")
+class TestJax:
+    """A pytree of JAX arrays as it is."""
+
+    def params(self):
+        return {"hidden": {"w": jnp.ones((4, 3)) / 2, "b": jnp.zeros(3)}, "out": [jnp.ones((3, 1))]}
+
+    def loss(self, params, x):
+        hidden = jnp.tanh(x @ params["hidden"]["w"] + params["hidden"]["b"])
+        return ((hidden @ params["out"][0]) ** 2).mean()
+
+    def test_a_pytree_comes_back_as_one(self, client):
+        model = client.create_model("m", self.params())
+        assert list(model.spec.shapes) == ["hidden.w", "hidden.b", "out.0"]
+        pulled = model.pull()
+        assert jax.tree.structure(pulled) == jax.tree.structure(self.params())
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(pulled))
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), pulled, self.params()))
+
+    def test_the_loop_trains_a_pytree(self, client):
+        model = client.create_model("m", self.params(), lr=0.02)
+        gradient, losses = jax.jit(jax.value_and_grad(self.loss)), []
+        for batch, step in model.worker([jnp.ones((2, 4))] * 20):
+            value, step.grads = gradient(step.params, batch)
+            losses.append(float(value))
+        assert losses[-1] < losses[0] / 2
+
+    def test_jax_arrays_are_refused_as_outputs_by_name(self, client):
+        model = client.create_model("m", self.params())
+        for call in (lambda out: model.pull(out=out), lambda out: model.push_pull(out, out=out)):
+            with pytest.raises(ReadOnlyError, match=r"out\['hidden\.w'\] \(JAX array\) is read-only"):
+                call(self.params())
+        with pytest.raises(ReadOnlyError, match=r"params\['hidden\.w'\] \(JAX array\) is read-only"):
+            model.worker([], self.params())
+
+    @pytest.mark.skipif(torch is None, reason="PyTorch is not installed; the parity environment has it")
+    def test_frameworks_may_be_mixed(self, client):
+        given = {"t": torch.ones(2), "j": jnp.ones(3), "n": np.ones(1, np.float32)}
+        pulled = client.create_model("m", given).pull()
+        assert [type(pulled["t"]), isinstance(pulled["j"], jax.Array), type(pulled["n"])] == [
+            torch.Tensor,
+            True,
+            np.ndarray,
+        ]

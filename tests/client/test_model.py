@@ -218,7 +218,7 @@ def test_an_invalid_version_is_refused(client, arrays, min_version):
 MISFITS = {
     "missing": (lambda g: {"w": g["w"]}, NamesError, r"grads lacks 'empty', 'b', 'scale'; give None"),
     "strange": (lambda g: {**g, "v": g["b"]}, NamesError, r"grads has 'v', which the model does not; it has 'w'"),
-    "not a dict": (lambda g: list(g.values()), NamesError, "grads: expected a dict .* got a list"),
+    "not a dict": (lambda g: g["w"], NamesError, "grads: expected a dict .* got a ndarray"),
     "shape": (
         lambda g: {**g, "b": np.ones(8, np.float32)},
         ShapeError,
@@ -247,8 +247,8 @@ def test_unsuitable_gradients_are_refused_before_anything_is_sent(
 
 def test_unsuitable_output_arrays_are_refused(client, arrays):
     model = client.create_model("m", arrays)
-    with pytest.raises(NamesError, match="out lacks 'w'"):
-        model.pull(out={})
+    with pytest.raises(NamesError, match="out lacks 'w', 'empty', 'scale'; give"):
+        model.pull(out={"b": arrays["b"]})
     frozen = {name: array.copy() for name, array in arrays.items()}
     frozen["b"].flags.writeable = False
     with pytest.raises(ReadOnlyError, match=r"out\['b'\]"):
@@ -259,8 +259,8 @@ def test_unsuitable_output_arrays_are_refused(client, arrays):
     ("params", "error", "message"),
     [
         ({}, NamesError, "at least one entry"),
-        ([1.0], NamesError, "params: expected a dict of name -> array"),
-        ({3: np.ones(2)}, NamesError, "params: expected a dict of name"),
+        (1.0, NamesError, "params: expected a dict of name -> array"),
+        ({3: np.ones(2)}, NamesError, "params: expected a dict of name -> array.* got the name 3"),
         ({"a\ud800": np.ones(2)}, NamesError, "use only printable characters in names"),
         (
             {"a": np.ones(2), "b": np.ones(2, np.float32)},

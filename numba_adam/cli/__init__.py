@@ -38,6 +38,7 @@ _COMMANDS = {
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
     "demo": _Entry("train on handwritten digits, kill the server half-way, and watch it recover", "demo"),
+    "climb": _Entry("draw gradient descent and Adam on their way down a valley, with Adam's compasses", "demo"),
     "warmup": _Entry("compile the kernels ahead of the first step", None),
     "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),
 }
@@ -45,6 +46,7 @@ _COMMANDS = {
 _EPILOG = """\
 examples:
   numba-adam demo                                   a demonstration; writes digits.png
+  numba-adam climb                                  see how Adam works; writes climb.png
   numba-adam warmup                                 compile everything now, not in the first step
   numba-adam doctor                                 run this first if something is slow or fails
   numba-adam serve --data-dir ./adam                a server on 127.0.0.1:50051 with its data in ./adam

@@ -14,7 +14,7 @@ import numba_adam
 from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
-COMMANDS = ("serve", "status", "snapshot", "certificate", "demo", "warmup", "doctor")
+COMMANDS = ("serve", "status", "snapshot", "certificate", "demo", "climb", "warmup", "doctor")
 
 
 def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -81,6 +81,7 @@ def test_an_invalid_command_line_exits_with_2(words: list[str], capsys: pytest.C
         ("snapshot", "google", "client"),
         ("demo", "sklearn", "demo"),
         ("certificate ca", "cryptography", "certificate"),
+        ("climb", "matplotlib", "demo"),
     ],
 )
 def test_a_missing_extra_is_reported_with_its_install_command(command: str, blocked: str, extra: str) -> None:

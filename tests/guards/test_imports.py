@@ -33,7 +33,7 @@ ORDER = (
     ("server.embedded", "client"),
     ("server.main",),
     ("server",),
-    ("demo",),
+    ("climb", "demo"),
     ("cli",),
     ("__init__", "__main__"),
 )

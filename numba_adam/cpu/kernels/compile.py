@@ -81,6 +81,14 @@ class _InnerNoAlias(_Inner):
     noalias = True
 
 
+class _CalledNoAlias(_InnerNoAlias):
+    """The same, for functions that are never inlined."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.state.flags.forceinline = False
+
+
 def inline(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call; LLVM decides whether to inline it."""
     return njit(pipeline_class=_Inner, **_UNCOUNTED, **_INNER)(function)
@@ -112,6 +120,15 @@ def noalias(function: Callable[..., Any]) -> Any:
 def noalias_inlined(function: Callable[..., Any]) -> Any:
     """Compile like `inlined` a function whose array arguments never share memory; see `noalias`."""
     return njit(forceinline=True, pipeline_class=_InnerNoAlias, **_UNCOUNTED, **_INNER)(function)
+
+
+def noalias_called(function: Callable[..., Any]) -> Any:
+    """Compile like `noalias` a function that calls `stay_called`, so that LLVM never inlines it.
+
+    Numba also inlines what `inlined` functions call, so early that LLVM loses the promise: each loop tests again
+    whether its arrays overlap. In a call the promise is kept.
+    """
+    return njit(pipeline_class=_CalledNoAlias, **_UNCOUNTED, **_INNER)(function)
 
 
 def merged(function: Callable[..., Any]) -> Any:

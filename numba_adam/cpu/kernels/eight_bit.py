@@ -22,16 +22,16 @@ choose_width = vectors_of("8-bit")
 _names = {"bits_of": bits_of, "from_bits": from_bits, "product": inlined(product)}
 widen_root = inlined(bind(eight_bit_codecs.widen_root, **_names))
 widen_ratio = inlined(bind(eight_bit_codecs.widen_ratio, **_names))
-_narrow_root = inlined(bind(eight_bit_codecs.narrow_root, **_names))
-_narrow_ratio = inlined(bind(eight_bit_codecs.narrow_ratio, **_names))
+narrow_root = inlined(bind(eight_bit_codecs.narrow_root, **_names))
+narrow_ratio = inlined(bind(eight_bit_codecs.narrow_ratio, **_names))
 ratio_of = inlined(bind(eight_bit_codecs.ratio_of, **_names))
 _block_unit = inlined(eight_bit_codecs.block_unit)
 _block_scale = inlined(eight_bit_codecs.block_scale)
 eps_beside_blocks = inlined(eight_bit_codecs.eps_beside_blocks)
 blocks_of = inlined(eight_bit.blocks_of)
-_following_dither = inlined(eight_bit_codecs.following_dither)
-_threshold_of = inlined(eight_bit_codecs.threshold_of)
-_other_threshold = inlined(eight_bit_codecs.other_threshold)
+following_dither = inlined(eight_bit_codecs.following_dither)
+threshold_of = inlined(eight_bit_codecs.threshold_of)
+other_threshold = inlined(eight_bit_codecs.other_threshold)
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _ZERO = np.float32(0)
@@ -114,7 +114,7 @@ def _encode_block(ratios, roots, found, exp_avg, exp_avg_sq, start, turn):  # ty
         own_codes, own_unit = _block(exp_avg, start, size)
         encode_both(ratios, roots, found, (own_codes, codes), (own_unit, unit), dither, turn)
     else:
-        _encode_roots(roots, codes, _scale_block(found[1], ROOT_SPAN, unit), dither, turn)
+        _encode_roots(roots, codes, scale_block(found[1], ROOT_SPAN, unit), dither, turn)
 
 
 @inlined
@@ -130,13 +130,13 @@ def encode_both(ratios, roots, found, codes, units, dither, turn):  # type: igno
         dither: of the first element.
         turn: as for `encode_moments`.
     """
-    own_scale = _scale_block(found[0], RATIO_SPAN, units[0])
-    scale = _scale_block(found[1], ROOT_SPAN, units[1])
+    own_scale = scale_block(found[0], RATIO_SPAN, units[0])
+    scale = scale_block(found[1], ROOT_SPAN, units[1])
     _encode_pairs(ratios, roots, codes[0], codes[1], own_scale, scale, dither, turn)
 
 
 @inlined
-def _scale_block(largest, span, unit):  # type: ignore[no-untyped-def]
+def scale_block(largest, span, unit):  # type: ignore[no-untyped-def]
     """Set a block's scale; return the factor that its elements are multiplied by."""
     unit[0] = _block_unit(from_bits(largest), span)
     return _block_scale(from_bits(largest), span)
@@ -146,16 +146,16 @@ def _scale_block(largest, span, unit):  # type: ignore[no-untyped-def]
 def _encode_pairs(ratios, roots, own_codes, codes, own_scale, scale, dither, turn):  # type: ignore[no-untyped-def]
     choose_width()
     for i in range(roots.size):
-        threshold = _threshold_of(dither)
-        own_threshold = threshold if turn == 0 else _other_threshold(threshold)
-        own_codes[i] = _narrow_ratio(ratios[i], own_scale, own_threshold)
-        codes[i] = _narrow_root(roots[i], scale, threshold)
-        dither = _following_dither(dither, turn)
+        threshold = threshold_of(dither)
+        own_threshold = threshold if turn == 0 else other_threshold(threshold)
+        own_codes[i] = narrow_ratio(ratios[i], own_scale, own_threshold)
+        codes[i] = narrow_root(roots[i], scale, threshold)
+        dither = following_dither(dither, turn)
 
 
 @noalias_inlined
 def _encode_roots(roots, codes, scale, dither, turn):  # type: ignore[no-untyped-def]
     choose_width()
     for i in range(roots.size):
-        codes[i] = _narrow_root(roots[i], scale, _threshold_of(dither))
-        dither = _following_dither(dither, turn)
+        codes[i] = narrow_root(roots[i], scale, threshold_of(dither))
+        dither = following_dither(dither, turn)

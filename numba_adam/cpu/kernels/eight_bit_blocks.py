@@ -1,7 +1,7 @@
 """Adam with moments in 8 bits and no other work in the pass: whole blocks, three at a time. Imports Numba.
 
 Roots and divisions occupy one execution unit of the CPU for long, and the rest of a block's work other units. So the
-loop that finishes a block, with its roots and divisions, also begins the next block; then the block before is encoded,
+loop that finishes a block, with its roots and divisions, also begins the next block, and encodes the block before,
 whose scales are known by then. The scratch buffers of these blocks are much smaller than the innermost cache. Buffers
 for all blocks of a tile would compete there with prefetched lines.
 """
@@ -12,28 +12,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import array_inlined, inline, inlined, noalias_inlined
+from numba_adam.cpu.kernels.compile import array_inlined, inline, inlined, noalias_called, noalias_inlined
 from numba_adam.cpu.kernels.eight_bit import (
     blocks_of,
     choose_width,
     encode_both,
     eps_beside_blocks,
+    following_dither,
     larger,
+    narrow_ratio,
+    narrow_root,
+    other_threshold,
     ratio_of,
+    scale_block,
+    threshold_of,
     widen_ratio,
     widen_root,
 )
 from numba_adam.cpu.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare_with, moments
-from numba_adam.cpu.kernels.intrinsics import LINE, array_at, copy_bytes
+from numba_adam.cpu.kernels.intrinsics import LINE, array_at, copy_bytes, pointer_at, stay_called
 from numba_adam.cpu.kernels.prefetch import prefetch_lines_of
 from numba_adam.numerics.eight_bit import BLOCK
-from numba_adam.numerics.eight_bit_codecs import DITHER_STEP
+from numba_adam.numerics.eight_bit_codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
 
 _SIZE = np.uint64(BLOCK)
 _REAL_BYTES, _SCALE_BYTES = np.uint64(4 * BLOCK), np.uint64(4)  # of a block
 _SLOTS = 4  # blocks in scratch: three are in progress; with four, the remainder is a mask
 _COLUMN = np.uint64(_SLOTS) * _REAL_BYTES
-SCRATCH_BYTES = int(2 * _COLUMN) + _SLOTS * 2 * 4  # two numbers for each element in progress, and two for each block
+_UNUSED = 2 * BLOCK + 2 * 4  # where codes and scales are written that nobody reads
+SCRATCH_BYTES = int(2 * _COLUMN) + _SLOTS * 2 * 4 + _UNUSED  # two numbers for each element in progress, for each block
 _PREFETCH_BLOCKS = 8  # from the block that begins to the one that is prefetched
 REST_BYTES = 2 * 4 * BLOCK + 2 * BLOCK  # the parameters, gradients and codes of one block
 _CODES, _WORDS, _REALS = np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty(0, np.float32)
@@ -70,8 +77,34 @@ def _scale(address, block):  # type: ignore[no-untyped-def]
 def _slot(scratch, block):  # type: ignore[no-untyped-def]
     """Return a block's scratch arrays: of its moments, which become ratios and roots, and of the largest ones' bits."""
     slot = np.uint64(block) % np.uint64(_SLOTS)
-    found = array_at(scratch + np.uint64(2) * _COLUMN + slot * np.uint64(8), np.uint64(2), _WORDS)
+    found = array_at(_found(scratch, block), np.uint64(2), _WORDS)
     return _reals(scratch, slot), _reals(scratch + _COLUMN, slot), found
+
+
+@inlined
+def _found(scratch, block):  # type: ignore[no-untyped-def]
+    """Return the address of the bits of a block's largest ratio and root."""
+    return scratch + np.uint64(2) * _COLUMN + np.uint64(block) % np.uint64(_SLOTS) * np.uint64(8)
+
+
+@inlined
+def _ratios(scratch, block):  # type: ignore[no-untyped-def]
+    """Return a pointer to a block's ratios, which are first moments at first."""
+    return pointer_at(scratch + np.uint64(block) % np.uint64(_SLOTS) * _REAL_BYTES, _REALS)
+
+
+@inlined
+def _roots(scratch, block):  # type: ignore[no-untyped-def]
+    """Return a pointer to a block's roots, which are second moments at first."""
+    return _ratios(scratch + _COLUMN, block)
+
+
+@inlined
+def _constants(c, decay):  # type: ignore[no-untyped-def]
+    """Return the constants of a step that `is_bare`, with a decay; None: without one."""
+    if decay is None:
+        return bare_with(c, NO_DECAY, c.eps, NO_FLOOR, NO_FLOOR, NO_FLOOR)
+    return bare_with(c, decay, c.eps, NO_FLOOR, NO_FLOOR, NO_FLOOR)
 
 
 @inlined
@@ -107,17 +140,52 @@ def _finish(param, ratios, roots, found, c):  # type: ignore[no-untyped-def]
     found[0], found[1] = largest, largest_root
 
 
-@noalias_inlined
-def _finish_and_begin(param, ratios, roots, found, grad, own_codes, codes, own_unit, unit, first, second, c):  # type: ignore[no-untyped-def]
-    """Finish a block and begin the next one, element by element: `_finish` and `_begin` in one loop."""
+class _Coder(NamedTuple):
+    """What the elements of a block are encoded with."""
+
+    own_scale: Any  # float32: of the ratios
+    scale: Any  # float32: of the roots
+    dither: Any  # uint32: of the first element
+
+
+@noalias_called
+def _finish_begin_encode(begun, finished, encoded, units, coder, decay, c):  # type: ignore[no-untyped-def]
+    """Finish a block, begin the next one and encode the one before, element by element.
+
+    The loops of `_finish`, `_begin` and `_encode` in one. Arrays are passed as pointers, in tuples.
+
+    Args:
+        begun: of the block that begins: gradients, codes of both moments; receives both moments.
+        finished: of the block that is finished: parameters, ratios, roots and the largest ones' bits; updated.
+        encoded: of the block that is encoded: ratios and roots; receives the codes of both moments.
+        units: float32: the scales of the block that begins.
+        coder: what the encoded elements need.
+        decay: float32: the decoupled decay; None without one.
+        c: the constants; their decay does not count.
+    """
+    stay_called()
     choose_width()
-    largest, largest_root = np.uint32(0), np.uint32(0)
+    grad, own_codes, codes, first, second = begun
+    param, ratios, roots, found = finished
+    old_ratios, old_roots, own_target, target = encoded
+    own = _constants(c, decay)
+    largest, largest_root, dither = np.uint32(0), np.uint32(0), coder.dither
     for i in range(BLOCK):
-        exp_avg, exp_avg_sq = _moments_of(grad[i], own_codes[i], codes[i], own_unit[0], unit[0], c)
-        param[i], ratios[i], roots[i] = _adapted(param[i], ratios[i], roots[i], c)
+        exp_avg, exp_avg_sq = _moments_of(grad[i], own_codes[i], codes[i], units[0], units[1], own)
+        param[i], ratios[i], roots[i] = _adapted(param[i], ratios[i], roots[i], own)
         largest, largest_root = larger(largest, ratios[i]), larger(largest_root, roots[i])
         first[i], second[i] = exp_avg, exp_avg_sq
+        threshold = threshold_of(dither)
+        own_target[i] = narrow_ratio(old_ratios[i], coder.own_scale, other_threshold(threshold))
+        target[i] = narrow_root(old_roots[i], coder.scale, threshold)
+        dither = following_dither(dither, DITHER_STEP)
     found[0], found[1] = largest, largest_root
+
+
+@inlined
+def _dither(at, block):  # type: ignore[no-untyped-def]
+    """Return the dither of a block's first element."""
+    return np.uint32(np.uint64(at.dither) + np.uint64(block * BLOCK) * np.uint64(DITHER_STEP))
 
 
 @inlined
@@ -126,8 +194,52 @@ def _encode(at, block, scratch):  # type: ignore[no-untyped-def]
     ratios, roots, found = _slot(scratch, block)
     codes = _codes(at.exp_avg, block), _codes(at.exp_avg_sq, block)
     units = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
-    dither = np.uint32(np.uint64(at.dither) + np.uint64(block * BLOCK) * np.uint64(DITHER_STEP))
-    encode_both(ratios, roots, (found[0], found[1]), codes, units, dither, DITHER_STEP)
+    encode_both(ratios, roots, (found[0], found[1]), codes, units, _dither(at, block), DITHER_STEP)
+
+
+@inlined
+def _targets(at, block, scratch):  # type: ignore[no-untyped-def]
+    """Return where a block's codes and scales are written; block -1 is none, and is written into the scratch."""
+    if block < 0:
+        unused = scratch + np.uint64(SCRATCH_BYTES - _UNUSED)
+        scales = unused + np.uint64(2) * _SIZE
+        return unused, unused + _SIZE, scales, scales + _SCALE_BYTES
+    skip, scale = np.uint64(block) * _SIZE, np.uint64(block) * _SCALE_BYTES
+    return at.exp_avg + skip, at.exp_avg_sq + skip, at.exp_avg_scale + scale, at.exp_avg_sq_scale + scale
+
+
+@inlined
+def _turn(at, block, scratch, decay, c):  # type: ignore[no-untyped-def]
+    """Begin a block, finish the one before and encode the one before that, if there is one."""
+    own_target, target, own_scale, scale = _targets(at, block - 2, scratch)
+    found = _slot(scratch, block - 2)[2]
+    coder = _Coder(
+        scale_block(found[0], RATIO_SPAN, _scale(own_scale, 0)),
+        scale_block(found[1], ROOT_SPAN, _scale(scale, 0)),
+        _dither(at, block - 2),
+    )
+    skip, place = np.uint64(block) * _SIZE, np.uint64(block) * _REAL_BYTES
+    begun = (
+        pointer_at(at.grad + place, _REALS),
+        pointer_at(at.exp_avg + skip, _CODES),
+        pointer_at(at.exp_avg_sq + skip, _CODES),
+        _ratios(scratch, block),
+        _roots(scratch, block),
+    )
+    finished = (
+        pointer_at(at.param + place - _REAL_BYTES, _REALS),
+        _ratios(scratch, block - 1),
+        _roots(scratch, block - 1),
+        pointer_at(_found(scratch, block - 1), _WORDS),
+    )
+    encoded = (
+        _ratios(scratch, block - 2),
+        _roots(scratch, block - 2),
+        pointer_at(own_target, _CODES),
+        pointer_at(target, _CODES),
+    )
+    units = _scale(at.exp_avg_scale, block)[0], _scale(at.exp_avg_sq_scale, block)[0]
+    _finish_begin_encode(begun, finished, encoded, units, coder, decay, c)
 
 
 @inlined
@@ -141,7 +253,7 @@ def _prefetch(at, block):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _update(at, count, scratch, c):  # type: ignore[no-untyped-def]
+def _update(at, count, scratch, decay, c):  # type: ignore[no-untyped-def]
     """Update blocks; see `update_blocks`."""
     for block in range(count + 2):
         if block + _PREFETCH_BLOCKS < count:
@@ -150,15 +262,15 @@ def _update(at, count, scratch, c):  # type: ignore[no-untyped-def]
         ratios, roots, found = _slot(scratch, block - 1)
         own_unit, unit = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
         grad, own_codes, codes = _reals(at.grad, block), _codes(at.exp_avg, block), _codes(at.exp_avg_sq, block)
-        param = _reals(at.param, block - 1)
         if block == 0:
             _begin(grad, own_codes, codes, own_unit, unit, first, second, c)
         elif block < count:
-            _finish_and_begin(param, ratios, roots, found, grad, own_codes, codes, own_unit, unit, first, second, c)
-        elif block == count:
-            _finish(param, ratios, roots, found, c)
-        if block >= 2:
-            _encode(at, block - 2, scratch)
+            _turn(at, block, scratch, decay, c)
+        else:
+            if block == count:
+                _finish(_reals(at.param, block - 1), ratios, roots, found, c)
+            if block >= 2:
+                _encode(at, block - 2, scratch)
 
 
 @inline
@@ -174,9 +286,10 @@ def update_blocks(at, count, scratch, c):  # type: ignore[no-untyped-def]
     choose_width()
     eps = eps_beside_blocks(c.eps, c.one_minus_beta2)
     if c.decoupled_decay == c.zero:
-        _update(at, count, scratch, bare_with(c, NO_DECAY, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR))
+        _update(at, count, scratch, None, bare_with(c, NO_DECAY, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR))
     else:
-        _update(at, count, scratch, bare_with(c, c.decoupled_decay, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR))
+        own = bare_with(c, c.decoupled_decay, eps, NO_FLOOR, NO_FLOOR, NO_FLOOR)
+        _update(at, count, scratch, c.decoupled_decay, own)
 
 
 @inlined

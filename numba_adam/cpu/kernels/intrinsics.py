@@ -52,6 +52,28 @@ def build_array(context: Any, builder: Any, type_: Any, address: Any, shape: Seq
 
 
 @intrinsic
+def stay_called(typingctx: Any) -> Any:
+    """Forbid LLVM to inline the calling function; see `noalias_called`. No code remains of the call."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
+    """Return the elements at an address (uint64), of `like`'s dtype. An argument is one word; an array has seven."""
+    pointer = types.CPointer(like.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(types.uint64, like), codegen
+
+
+@intrinsic
 def array_at(typingctx: Any, address: Any, shape: Any, like: Any) -> Any:
     """Return the array at `address` (uint64) with a shape (a number or a tuple) and `like`'s dtype.
 
@@ -165,6 +187,21 @@ def leave_ieee(typingctx: Any, before: Any) -> Any:
     return types.void(types.uint64), codegen
 
 
+_READ, _SECOND_CACHE, _DATA = 0, 2, 1  # arguments of llvm.prefetch
+
+
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Prefetch the line of an address, which need not be one of this process.
+
+    The second-level cache can have more lines under way at once than the first, and is faster in the end.
+    """
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    type_ = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], type_)
+    options = [number(_READ), number(_SECOND_CACHE), number(_DATA)]
+    builder.call(function, [builder.inttoptr(address, pointer), *options])
+
+
 @intrinsic
 def _stream_lines(typingctx: Any, source: Any, target: Any, count: Any) -> Any:
     """Copy `count` lines to an address that is a multiple of LINE, past the caches."""
@@ -229,42 +266,55 @@ def copy_bytes(source, target, size):  # type: ignore[no-untyped-def]
         there[i] = here[i]
 
 
-@intrinsic
-def lane_squares(typingctx: Any, address: Any, rounds: Any, like: Any, lanes: Any) -> Any:
-    """Set lanes[j], j < SUM_LANES, to the float64 sum of `rounds` squares: of x[j], x[SUM_LANES + j], ...
+_AHEAD_BYTES = 4096  # a page: what is behind its border is under way before the loop arrives there
 
-    x, of `like`'s dtype, is at `address`. Each lane adds in order, so the bits are those of a plain loop, whatever
-    the width of the CPU's vectors.
-    """
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start, count, _, target = args
-        scalar = context.get_value_type(like.dtype)
-        item_bytes = context.get_abi_sizeof(scalar)
-        vector, doubles = ir.VectorType(scalar, SUM_LANES), ir.VectorType(ir.DoubleType(), SUM_LANES)
-        zeros = ir.Constant(doubles, [0.0] * SUM_LANES)
-        before = builder.block
-        loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("lanes.done")
-        builder.cbranch(builder.icmp_unsigned(">", count, _WORD(0)), loop, done)
+def _lane_squares(ahead: int) -> Any:
+    """Return `lane_squares`, whose loads each prefetch the lines `ahead` bytes further on; 0: none."""
 
-        builder.position_at_end(loop)
-        index, sums = builder.phi(_WORD), builder.phi(doubles)
-        place = builder.add(start, builder.mul(index, _WORD(SUM_LANES * item_bytes)))
-        values = builder.load(builder.inttoptr(place, vector.as_pointer()), align=item_bytes)
-        if item_bytes < 8:
-            values = builder.fpext(values, doubles)
-        grown, following = builder.fadd(sums, builder.fmul(values, values)), builder.add(index, _WORD(1))
-        index.add_incoming(_WORD(0), before)
-        index.add_incoming(following, loop)
-        sums.add_incoming(zeros, before)
-        sums.add_incoming(grown, loop)
-        builder.cbranch(builder.icmp_unsigned("<", following, count), loop, done)
+    @intrinsic
+    def lane_squares(typingctx: Any, address: Any, rounds: Any, like: Any, lanes: Any) -> Any:
+        """Set lanes[j], j < SUM_LANES, to the float64 sum of `rounds` squares: of x[j], x[SUM_LANES + j], ...
 
-        builder.position_at_end(done)
-        result = builder.phi(doubles)
-        result.add_incoming(zeros, before)
-        result.add_incoming(grown, loop)
-        builder.store(result, builder.inttoptr(target, doubles.as_pointer()), align=8)
-        return context.get_dummy_value()
+        x, of `like`'s dtype, is at `address`. Each lane adds in order, so the bits are those of a plain loop, whatever
+        the width of the CPU's vectors.
+        """
 
-    return types.void(types.uint64, types.uint64, like, types.uint64), codegen
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            start, count, _, target = args
+            scalar = context.get_value_type(like.dtype)
+            item_bytes = context.get_abi_sizeof(scalar)
+            vector, doubles = ir.VectorType(scalar, SUM_LANES), ir.VectorType(ir.DoubleType(), SUM_LANES)
+            zeros = ir.Constant(doubles, [0.0] * SUM_LANES)
+            before = builder.block
+            loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("lanes.done")
+            builder.cbranch(builder.icmp_unsigned(">", count, _WORD(0)), loop, done)
+
+            builder.position_at_end(loop)
+            index, sums = builder.phi(_WORD), builder.phi(doubles)
+            place = builder.add(start, builder.mul(index, _WORD(SUM_LANES * item_bytes)))
+            for skip in range(0, SUM_LANES * item_bytes if ahead else 0, LINE):
+                prefetch_line(builder, builder.add(place, _WORD(ahead + skip)))
+            values = builder.load(builder.inttoptr(place, vector.as_pointer()), align=item_bytes)
+            if item_bytes < 8:
+                values = builder.fpext(values, doubles)
+            grown, following = builder.fadd(sums, builder.fmul(values, values)), builder.add(index, _WORD(1))
+            index.add_incoming(_WORD(0), before)
+            index.add_incoming(following, loop)
+            sums.add_incoming(zeros, before)
+            sums.add_incoming(grown, loop)
+            builder.cbranch(builder.icmp_unsigned("<", following, count), loop, done)
+
+            builder.position_at_end(done)
+            result = builder.phi(doubles)
+            result.add_incoming(zeros, before)
+            result.add_incoming(grown, loop)
+            builder.store(result, builder.inttoptr(target, doubles.as_pointer()), align=8)
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, types.uint64, like, types.uint64), codegen
+
+    return lane_squares
+
+
+lane_squares, lane_squares_ahead = _lane_squares(0), _lane_squares(_AHEAD_BYTES)

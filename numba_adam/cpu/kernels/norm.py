@@ -12,8 +12,8 @@ import numpy as np
 
 from numba_adam.cpu.kernels.compile import array_inline, inline, kernel
 from numba_adam.cpu.kernels.formats import Operand, decoded
-from numba_adam.cpu.kernels.intrinsics import buffer, enter_ieee, lane_squares, leave_ieee, settled
-from numba_adam.cpu.kernels.launch_plan import unpack
+from numba_adam.cpu.kernels.intrinsics import buffer, enter_ieee, lane_squares, lane_squares_ahead, leave_ieee, settled
+from numba_adam.cpu.kernels.launch_plan import IS_LARGE, unpack
 from numba_adam.cpu.kernels.search import count_below
 from numba_adam.cpu.kernels.tasks import is_last
 from numba_adam.numerics.bind import bind
@@ -25,10 +25,20 @@ _measured = inline(bind(measured, product=inline(product)))
 
 
 @inline
-def _sum_block(values, lanes):  # type: ignore[no-untyped-def]
-    """Return the sum of squares of an array's elements; `lanes` is a scratch array for the sums of the lanes."""
+def _sum_block(values, lanes, is_large):  # type: ignore[no-untyped-def]
+    """Return the sum of squares of an array's elements.
+
+    Args:
+        values: the elements.
+        lanes: (SUM_LANES,) float64, overwritten.
+        is_large: whether the step is larger than the caches, so that a prefetch pays.
+    """
     rounds = values.size // SUM_LANES
-    lane_squares(np.uint64(values.ctypes.data), np.uint64(rounds), values, np.uint64(lanes.ctypes.data))
+    begin, target = np.uint64(values.ctypes.data), np.uint64(lanes.ctypes.data)
+    if is_large:
+        lane_squares_ahead(begin, np.uint64(rounds), values, target)
+    else:
+        lane_squares(begin, np.uint64(rounds), values, target)
     for i in range(rounds * SUM_LANES, values.size):
         value = np.float64(values[i])
         lanes[i - rounds * SUM_LANES] += value * value
@@ -65,11 +75,12 @@ def _sum_blocks(plan, count, begin, end):  # type: ignore[no-untyped-def]
     environment = enter_ieee()
     lanes, scratch = buffer(SUM_LANES, _FLOAT64), buffer(SUM_BLOCK, plan.constants)
     first = plan.blocks[: count + 1]
+    is_large = plan.options[IS_LARGE] != 0
     k = count_below(first, begin + 1) - 1
     for block in range(begin, end):
         while first[k + 1] <= block:
             k += 1
-        plan.sums[1 + block] = _sum_block(_block_of(plan, k, block, scratch), lanes)
+        plan.sums[1 + block] = _sum_block(_block_of(plan, k, block, scratch), lanes, is_large)
     leave_ieee(environment)
 
 
@@ -132,7 +143,7 @@ def sum_of_scaled_squares(packed, like, count, scale):  # type: ignore[no-untype
         while plan.blocks[k + 1] <= block:
             k += 1
         scaled, largest = _scaled(_block_of(plan, k, block, scratch), factor, doubles, largest)
-        total += _sum_block(scaled, lanes)
+        total += _sum_block(scaled, lanes, False)
     total = settled(total)
     leave_ieee(environment)
     return total, largest

@@ -16,23 +16,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from numba_adam.cpu.kernels.compile import inline, inlined
-from numba_adam.cpu.kernels.intrinsics import LINE
+from numba_adam.cpu.kernels.intrinsics import LINE, prefetch_line
 
 STRETCH = 32  # elements between two prefetches: a loop of this length is plain vector code
 _DISTANCE = 512  # elements from the loop to what it prefetches
-_READ, _SECOND_CACHE, _DATA = 0, 2, 1  # arguments of llvm.prefetch
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    """Prefetch the line of an address, which need not be one of this process.
-
-    The second-level cache can have more lines under way at once than the first, and is faster in the end.
-    """
-    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    type_ = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], type_)
-    options = [number(_READ), number(_SECOND_CACHE), number(_DATA)]
-    builder.call(function, [builder.inttoptr(address, pointer), *options])
 
 
 @intrinsic
@@ -40,7 +27,7 @@ def _prefetch_line(typingctx: Any, address: Any) -> Any:
     """Prefetch the cache line of an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _prefetch(builder, args[0])
+        prefetch_line(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.uint64), codegen
@@ -69,7 +56,7 @@ def _prefetch_lines(typingctx: Any, address: Any, like: Any) -> Any:
         item_bytes = context.get_abi_sizeof(context.get_value_type(like.dtype))
         word = ir.IntType(64)
         for skip in range(0, STRETCH * item_bytes, LINE):
-            _prefetch(builder, builder.add(args[0], word(_DISTANCE * item_bytes + skip)))
+            prefetch_line(builder, builder.add(args[0], word(_DISTANCE * item_bytes + skip)))
         return context.get_dummy_value()
 
     return types.void(types.uint64, like), codegen

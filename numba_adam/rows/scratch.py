@@ -20,13 +20,13 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def take(positions: int, parts: int = 1) -> Array:
-    """Return a buffer for sorting so many positions in so many parts, for the caller alone until it is given back.
+def take(positions: int, parts: int = 1, numbers: int = 0) -> Array:
+    """Return a buffer for sorting so many positions in so many parts, and for so many numbers besides.
 
-    New memory would take as long as the sort.
+    It is the caller's alone until it is given back. New memory would take as long as the sort.
     """
     buffer, _kept.free = _kept.free, _NONE
-    size = SCRATCH * positions + parts
+    size = numbers + SCRATCH * positions + parts
     return buffer if size <= buffer.size else np.empty(size, dtype=np.int64)
 
 

@@ -11,7 +11,7 @@ from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, ShapeError
 from numba_adam.interop import borrow
 from numba_adam.interop.arrays import Extents, check_like
 from numba_adam.numerics.array import Array
-from numba_adam.rows.kernels.grouping import group
+from numba_adam.rows.kernels.grouping import Groups, group, groups_in
 
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -20,6 +20,7 @@ class Table(NamedTuple):
     """The validated arrays of a table."""
 
     arrays: list[Array]  # param, exp_avg, exp_avg_sq and perhaps max_exp_avg_sq
+    ranges: list[tuple[int, int]]  # address and number of bytes of each of these, and of last_step
     last_step: Array  # empty if none was given
     names: list[str]  # of all these
     row_count: int
@@ -41,14 +42,15 @@ def borrow_table(
         check_like(array, name, table, "param")
     steps = NOTHING if last_step is None else _last_step(last_step, len(table))
     names.append("last_step")
-    _check_apart([*arrays, steps], names)
-    return Table(arrays, steps, names, len(table), table[:1].size, str(table.dtype))
+    ranges = [(address(array), array.nbytes) for array in (*arrays, steps)]
+    _check_apart(ranges, [*arrays, steps], names)
+    return Table(arrays, ranges, steps, names, len(table), table[:1].size, str(table.dtype))
 
 
-def _check_apart(arrays: list[Array], names: list[str]) -> None:
+def _check_apart(ranges: list[tuple[int, int]], arrays: list[Array], names: list[str]) -> None:
     """Refuse arrays that share memory. For so few arrays Python's sort is faster than NumPy's."""
-    ranges = sorted((address(array), array.nbytes) for array in arrays if array.nbytes)
-    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(ranges)):
+    in_order = sorted([each for each in ranges if each[1]])
+    if any(begin + size > following for (begin, size), (following, _) in itertools.pairwise(in_order)):
         Extents(arrays, names)  # raises the error, with the names
 
 
@@ -90,7 +92,8 @@ def borrow_grads(given: object, rows: Array, table: Table) -> Array:
         raise ShapeError(f"grad_rows has shape {grads.shape}: it must have a row of param for each of rows, {needed}")
     if grads.dtype != param.dtype:
         raise DtypeError(f"grad_rows has dtype {grads.dtype}: it must have the dtype of param, {param.dtype}")
-    _check_apart([*table.arrays, table.last_step, grads], [*table.names, "grad_rows"])
+    ranges = [*table.ranges, (address(grads), grads.nbytes)]
+    _check_apart(ranges, [*table.arrays, table.last_step, grads], [*table.names, "grad_rows"])
     return grads if grads.flags.c_contiguous else np.ascontiguousarray(grads)
 
 
@@ -103,11 +106,12 @@ def validate_rows(outside: int, rows: Any, table: Table) -> None:
         raise ShapeError(f"rows[{outside}] is {row}: it must be from 0 to {table.row_count - 1}, the last row of param")
 
 
-def distinct_rows(numbers: Array, rows: Any, table: Table, buffer: Array) -> tuple[Array, Array, Array]:
+def distinct_rows(numbers: Array, rows: Any, table: Table, buffer: Array) -> Groups:
     """Return the distinct rows, where their positions begin, and the positions: views of `buffer`."""
-    outside, distinct, starts, order = group(numbers, table.row_count, buffer)
+    outside, count, begin = group(numbers, table.row_count, buffer)
     validate_rows(outside, rows, table)
-    return distinct, starts, order
+    found: Groups = groups_in.py_func(buffer, numbers.size, count, begin)
+    return found
 
 
 def address(array: Array) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +13,9 @@ from numba_adam.numerics.array import Array
 from numba_adam.numerics.constants import Constants, Settings
 from numba_adam.rows import scratch
 from numba_adam.rows.history import RowHistory, StepSettings, check_constant, note_call, row_history
-from numba_adam.rows.kernels import in_place, replay_plan
+from numba_adam.rows.kernels import in_place, partition, replay_plan
 from numba_adam.rows.kernels import replay as kernel
+from numba_adam.rows.kernels.grouping import group
 from numba_adam.rows.tables import NOTHING, Table, address
 from numba_adam.settings.folding import settings
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -50,17 +52,37 @@ def update_in_place(update: RowUpdate, hyperparameters: Hyperparameters) -> int:
     Returns:
         The first position whose row is not in the table, and nothing was changed; -1 if all rows are.
     """
-    table = update.table
+    table, rows = update.table, update.rows
     steps = StepSettings(_FIRST_STEP, np.array([settings(hyperparameters, table.dtype)]))
-    constants = _constants(steps, update.step, update.step + 1, update)[0]
-    tasks = threads.tasks_for(update.rows.size * table.width)
-    buffer, sums = scratch.take(update.rows.size, tasks), np.empty((tasks, in_place.PIECE), dtype=table.dtype)
-    are_many = update.rows.size >= tasks * in_place.MANY and table.width <= in_place.PIECE
-    parallel = in_place.update_in_place_by_parts if are_many else in_place.update_in_place_by_pieces
-    arguments = (_addresses(update), update.rows, table.row_count, constants, table.width, buffer, sums)
-    outside = threads.launch_either(in_place.update_in_place_serial, parallel, tasks, *arguments)
-    scratch.give_back(buffer)
-    return int(outside)
+    constants = _constants(steps, update.step, update.step + 1, update)
+    packed = np.array([*_addresses(update), address(rows), rows.size, table.width], dtype=np.uint64).reshape(4, 2)
+    tasks = threads.tasks_for(rows.size * table.width)
+    before = partition.BOUNDS + tasks + 1
+    numbers = scratch.take(rows.size, tasks, before)
+    if tasks == 1:
+        numbers[:before] = (partition.WHOLE, -1, 0, 0, 0, rows.size)
+    elif rows.size >= tasks * in_place.MANY and table.width <= in_place.PIECE:
+        _divide(rows, table.row_count, packed, numbers, tasks)
+    else:
+        numbers[: partition.BOUNDS] = (partition.PIECES, *group(rows, table.row_count, numbers[before:]))
+    outside = int(numbers[partition.OUTSIDE])
+    if outside < 0:
+        threads.launch(in_place.update_in_place, tasks, packed, constants, numbers, table.row_count)
+        outside = int(numbers[partition.OUTSIDE])
+    scratch.give_back(numbers)
+    return outside
+
+
+def _divide(rows: Array, row_count: int, packed: Array, numbers: Array, tasks: int) -> None:
+    """Divide the positions of a call into one part for each task, see `partition.divide`."""
+    tallies = np.zeros((tasks + 1, tasks + partition.PADDING), dtype=np.int64)
+    partition.find_cuts(rows, tallies[tasks, : tasks - 1], numbers)
+    for stage in (partition.COUNT, partition.DEAL):
+        numbers[partition.STAGE] = stage
+        threads.launch(partition.divide, tasks, packed, tallies, numbers, row_count)
+        if numbers[partition.OUTSIDE] >= 0:
+            break
+    numbers[partition.STAGE] = partition.PARTS
 
 
 def replay(updates: list[RowUpdate], hyperparameters: Hyperparameters, history: object) -> None:
@@ -96,7 +118,7 @@ def _first_missed(update: RowUpdate) -> int:
 def _replay(update: RowUpdate, steps: StepSettings) -> None:
     """Replay rows in portions of steps, then update them."""
     table, end, rests = update.table, update.end, _keeps_rest(steps)
-    begins, addresses = np.empty_like(update.rows), _addresses(update)
+    begins, addresses = np.empty_like(update.rows), np.array(_addresses(update), dtype=np.uint64)
     like = table.arrays[0].reshape(-1)[:0]
     first = int(replay_plan.find_missed(addresses, update.rows, table.last_step, end, table.width, rests, like, begins))
     while first + _MAX_STEPS < end:
@@ -132,14 +154,18 @@ def _launch(update: RowUpdate, begins: Array, constants: Array, first: int, end:
     tasks = threads.tasks_for(steps * width)
     buffers = np.empty((tasks, kernel.SCRATCH), dtype=update.table.dtype)
     slots = np.zeros((tasks, kernel.SLOTS, kernel.TILE_ROWS), dtype=np.int64)
-    addresses = _addresses(update)
+    addresses = np.array(_addresses(update), dtype=np.uint64)
     arrays = (addresses, update.rows, update.starts, update.order, begins, constants, slots, buffers)
-    packed = np.array([(array.ctypes.data, len(array)) for array in arrays], dtype=np.uint64)
     numbers = np.array([first, end, width, rests], dtype=np.int64)
-    threads.launch(kernel.update_rows, tasks, packed, constants, numbers, len(arrays))
+    threads.launch(kernel.update_rows, tasks, _packed(arrays), constants, numbers, len(arrays))
 
 
-def _addresses(update: RowUpdate) -> Array:
+def _packed(arrays: Collection[Array]) -> Array:
+    """Return the address and the length of each array, (n, 2) uint64; the arrays must outlive it."""
+    return np.array([(array.ctypes.data, len(array)) for array in arrays], dtype=np.uint64)
+
+
+def _addresses(update: RowUpdate) -> list[int]:
     """Return the addresses of param, exp_avg, exp_avg_sq, max_exp_avg_sq (0: none) and the gradients."""
-    columns = [address(array) for array in update.table.arrays]
-    return np.array([*columns, *([0] * (4 - len(columns))), update.grads], dtype=np.uint64)
+    columns = [begin for begin, _ in update.table.ranges[:-1]]
+    return [*columns, *([0] * (4 - len(columns))), update.grads]

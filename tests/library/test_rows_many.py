@@ -113,7 +113,7 @@ def test_any_number_of_threads_gives_the_same_bits(run_python, request):
 def _shares(rows, parts):
     """Return how many positions of a push each part gets."""
     cut, tallies = np.empty(parts - 1, np.int64), np.zeros(parts, np.int64)
-    cuts(rows, cut)
+    cuts(rows, cut, np.empty(3 * rows.size, np.int64))
     tally(rows, 0, rows.size, cut, tallies)
     return tallies
 

@@ -23,7 +23,7 @@ from numba_adam.kernel_cache.sources import CPU_KERNELS, Sources
 _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 
 # Kernels that take long, by a part of their module's name: what messages call them, and seconds.
-_KINDS = {".rows.": ("table", 6), ".mixed_formats": ("mixed-format", 12)}
+_KINDS = {".rows.": ("table", 4), ".mixed_formats": ("mixed-format", 12)}
 
 
 @functools.cache

@@ -89,7 +89,8 @@ def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, co
         kernel: a compiled function.
         tasks: number of threads, from `tasks_for`.
         packed: (n, 2) uint64: from `launch_plan.pack`.
-        like: two-dimensional, of the compute dtype. Nothing else of it is valid in the kernel, not even its itemsize.
+        like: two-dimensional, of the compute dtype. In the kernel only its dtype and its address are valid, nothing
+            else, not even its itemsize.
         extra: one-dimensional, of a dtype of 64 bits.
         count: number of arrays.
     """
@@ -105,21 +106,6 @@ def make_ready() -> None:
     """Compile or load what launches on several threads need besides their kernel."""
     packed = np.zeros((1, 2), np.uint64)
     run_tasks.compile(tuple(typeof(argument) for argument in (0, packed, packed, packed[0], 0, 0)))
-
-
-def launch_either(serial: Any, parallel: Any, tasks: int, *arguments: Any) -> Any:
-    """Run one of two kernels that do the same, on so many threads, and return its result.
-
-    Args:
-        serial: the kernel for one thread, of `arguments`.
-        parallel: the kernel for several threads, of `arguments` and `tasks`.
-        tasks: number of threads, from `tasks_for`.
-        *arguments: of both.
-    """
-    if tasks == 1:
-        return serial(*arguments)
-    with launch_lock:
-        return parallel(*arguments, tasks)
 
 
 def _address(kernel: Any, packed: Array, like: Array, extra: Array, count: int) -> int:

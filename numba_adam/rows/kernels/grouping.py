@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import array_inline, array_kernel, inline
+from numba_adam.cpu.kernels.compile import array_inline, array_inlined, inline, kernel
+from numba_adam.cpu.kernels.intrinsics import array_at
+from numba_adam.cpu.kernels.intrinsics import buffer as stack_buffer
 
 SCRATCH = 3  # numbers of 64 bits per position; plus one per part that is sorted separately
 _MAX_BITS = 12  # of one digit of the sort: its counters, 32 kB, stay in the innermost cache
+_MAX_DIGITS = 1 << _MAX_BITS
+_INT64, _UINT64 = np.empty(0, np.int64), np.empty(0, np.uint64)
 
 
 class Scratch(NamedTuple):
@@ -46,21 +50,33 @@ def bits_of(value):  # type: ignore[no-untyped-def]
 @array_inline
 def pairs_of(buffer, size):  # type: ignore[no-untyped-def]
     """Return the pairs of all parts of a call that names `size` positions."""
-    return buffer[:size].view(np.uint64)
+    return _words_at(buffer, 0, size)
 
 
-@array_inline
-def scratch_of(buffer, bounds, part):  # type: ignore[no-untyped-def]
+@array_inlined
+def _words_at(buffer, begin, size):  # type: ignore[no-untyped-def]
+    """Return entries of a buffer as uint64. Numba compiles several functions for a view of another dtype."""
+    skip = np.uint64(begin) * np.uint64(buffer.itemsize)
+    return array_at(np.uint64(buffer.ctypes.data) + skip, np.uint64(size), _UINT64)
+
+
+@inline
+def scratch_of(buffer, size, begin, end, part):  # type: ignore[no-untyped-def]
     """Return the share of one part in the buffer of a call.
 
     Args:
-        buffer: (SCRATCH * k + parts,) int64 or more.
-        bounds: (parts + 1,) int64: where each part begins, and where the last one ends: from 0 to k.
-        part: the part, from 0 on.
+        buffer: (SCRATCH * size + parts,) int64 or more.
+        size: number of positions of the call.
+        begin: where the part begins.
+        end: where it ends.
+        part: its number, from 0 on.
     """
-    begin, end, size = bounds[part], bounds[part + 1], bounds[-1]
-    spare, starts = buffer[size : 2 * size].view(np.uint64), buffer[2 * size + part :]
-    return Scratch(pairs_of(buffer, size)[begin:end], spare[begin:end], starts[begin : end + 1])
+    begins = 2 * size + begin + part
+    return Scratch(
+        _words_at(buffer, begin, end - begin),
+        _words_at(buffer, size + begin, end - begin),
+        buffer[begins : begins + end - begin + 1],
+    )
 
 
 @inline
@@ -86,7 +102,8 @@ def pair(rows, k, position_bits):  # type: ignore[no-untyped-def]
 def _by_digit(pairs, sorted_pairs, counters, shift, bits):  # type: ignore[no-untyped-def]
     """Sort by one digit; equal digits keep their order."""
     mask = (np.uint64(1) << bits) - np.uint64(1)
-    counters[:] = 0
+    for digit in range(counters.size):
+        counters[digit] = np.uint64(0)
     for k in range(pairs.size):
         counters[(pairs[k] >> shift) & mask] += np.uint64(1)
     begin = np.uint64(0)
@@ -98,12 +115,14 @@ def _by_digit(pairs, sorted_pairs, counters, shift, bits):  # type: ignore[no-un
         counters[digit] += np.uint64(1)
 
 
-@array_inline
+@inline
 def sort(pairs, spare, shift, bits):  # type: ignore[no-untyped-def]
     """Return the pairs sorted by `bits` bits from bit `shift` on, lowest digit first, and the unused memory."""
-    passes = max(np.uint64(1), (bits + np.uint64(_MAX_BITS - 1)) // np.uint64(_MAX_BITS))
+    passes = (bits + np.uint64(_MAX_BITS - 1)) // np.uint64(_MAX_BITS)
+    if passes == np.uint64(0):
+        passes = np.uint64(1)
     digit_bits = (bits + passes - np.uint64(1)) // passes
-    counters = np.empty(np.int64(1) << np.int64(digit_bits), np.uint64)
+    counters = stack_buffer(_MAX_DIGITS, pairs)[: np.uint64(1) << digit_bits]
     for _ in range(passes):
         _by_digit(pairs, spare, counters, shift, digit_bits)
         pairs, spare = spare, pairs
@@ -120,7 +139,7 @@ def _is_ascending(pairs):  # type: ignore[no-untyped-def]
     return descents == 0
 
 
-@array_inline
+@inline
 def grouped(scratch, size, count):  # type: ignore[no-untyped-def]
     """Return the distinct rows of a part and their positions, in the memory of its pairs.
 
@@ -133,7 +152,7 @@ def grouped(scratch, size, count):  # type: ignore[no-untyped-def]
     position_bits = bits_of(size)
     if not _is_ascending(pairs):
         pairs, spare = sort(pairs, spare, position_bits, bits_of(count))
-    order, distinct = pairs.view(np.int64), spare.view(np.int64)
+    order, distinct = _numbers_of(pairs), _numbers_of(spare)
     found, mask, previous = 0, (np.uint64(1) << position_bits) - np.uint64(1), np.int64(-1)
     for k in range(pairs.size):
         row, position = np.int64(pairs[k] >> position_bits), np.int64(pairs[k] & mask)
@@ -146,23 +165,44 @@ def grouped(scratch, size, count):  # type: ignore[no-untyped-def]
     return Groups(distinct[:found], starts[: found + 1], order)
 
 
-@array_inline
-def whole(rows, count, buffer):  # type: ignore[no-untyped-def]
-    """Return the first position whose row is not in the table, -1 if all are, and the groups of all rows, in one part.
+@array_inlined
+def _numbers_of(words):  # type: ignore[no-untyped-def]
+    """Return the memory of an array of uint64 as int64."""
+    return array_at(np.uint64(words.ctypes.data), words.size, _INT64)
 
-    If a row is not in the table, the groups are empty. Arguments as for `group`.
+
+@inline
+def make_pairs(rows, count, buffer):  # type: ignore[no-untyped-def]
+    """Make the pairs of a call in one part, unless a row is not in the table. Arguments as for `group`.
+
+    Returns:
+        the first position whose row is not in the table; -1 if all are.
     """
     outside = first_outside(rows, 0, rows.size, count)
-    size, position_bits = rows.size if outside < 0 else 0, bits_of(rows.size)
-    pairs = pairs_of(buffer, size)
-    for k in range(size):
-        pairs[k] = pair(rows, k, position_bits)
-    return outside, grouped(scratch_of(buffer, np.array([0, size]), 0), rows.size, count)
+    if outside < 0:
+        position_bits, pairs = bits_of(rows.size), pairs_of(buffer, rows.size)
+        for k in range(rows.size):
+            pairs[k] = pair(rows, k, position_bits)
+    return outside
 
 
-@array_kernel
+@inline
+def groups_in(buffer, size, count, begin):  # type: ignore[no-untyped-def]
+    """Return the `Groups` that `group` wrote into a buffer.
+
+    Args:
+        buffer: of a call that names `size` positions.
+        size: number of positions.
+        count: number of distinct rows.
+        begin: where they begin in `buffer`: 0 or `size`; the positions begin at `size` or 0.
+    """
+    starts = buffer[2 * size : 2 * size + count + 1]
+    return Groups(buffer[begin : begin + count], starts, buffer[size - begin : 2 * size - begin])
+
+
+@kernel
 def group(rows, count, buffer):  # type: ignore[no-untyped-def]
-    """Find the distinct rows of a call.
+    """Find the distinct rows of a call, and write `Groups` into a buffer.
 
     Args:
         rows: (k,) int64.
@@ -170,8 +210,11 @@ def group(rows, count, buffer):  # type: ignore[no-untyped-def]
         buffer: (SCRATCH * k + 1,) int64 or more, overwritten; new memory would take as long as the sort.
 
     Returns:
-        (outside, rows, starts, order): the first position whose row is not in the table, -1 if all are; then `Groups`,
-        which are views of `buffer`.
+        (outside, count, begin): the first position whose row is not in the table, -1 if all are; the number of
+        distinct rows, and where they begin in `buffer`, see `groups_in`.
     """
-    outside, found = whole(rows, count, buffer)
-    return outside, found.rows, found.starts, found.order
+    outside = make_pairs(rows, count, buffer)
+    size = rows.size if outside < 0 else 0
+    found = grouped(scratch_of(buffer, size, 0, size, 0), size, count)
+    begin = 0 if found.rows.ctypes.data == buffer.ctypes.data else size
+    return outside, found.rows.size, begin

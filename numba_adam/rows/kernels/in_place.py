@@ -5,7 +5,8 @@ are prefetched into the second-level cache, with all the lines that they touch. 
 memory takes to deliver the rows.
 
 Threads share an update in one of two ways. Few rows, which may be wide, are sorted by the calling thread, and each
-thread updates a share of their pieces. Many rows are divided into ranges: each thread sorts and updates one range.
+thread updates a share of their pieces. Many rows are divided into ranges (see `partition`): each thread sorts and
+updates one range.
 """
 
 from __future__ import annotations
@@ -13,25 +14,36 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from numba_adam.cpu.kernels.compile import array_kernel, inline, inlined, parallel_kernel
-from numba_adam.cpu.kernels.constants import constants_of
+from numba_adam.cpu.kernels.compile import inline, inlined, kernel
+from numba_adam.cpu.kernels.constants import CONSTANTS, constants_of
 from numba_adam.cpu.kernels.element import adapt, largest, moments
 from numba_adam.cpu.kernels.intrinsics import array_at, enter_ieee, leave_ieee
+from numba_adam.cpu.kernels.intrinsics import buffer as stack_buffer
 from numba_adam.cpu.kernels.prefetch import prefetch
 from numba_adam.rows.kernels.disjoint import load, store
-from numba_adam.rows.kernels.grouping import Groups, first_outside, grouped, pairs_of, scratch_of, whole
-from numba_adam.rows.kernels.partition import assign_offsets, cuts, deal, tally
+from numba_adam.rows.kernels.grouping import grouped, groups_in, make_pairs, scratch_of
+from numba_adam.rows.kernels.partition import (
+    BOUNDS,
+    DISTINCT,
+    DISTINCT_BEGIN,
+    OUTSIDE,
+    PIECES,
+    STAGE,
+    WHOLE,
+    numbers_before,
+    share_of,
+)
 from numba_adam.rows.kernels.replay import EXP_AVG, EXP_AVG_SQ, GRAD, MAX_EXP_AVG_SQ, PARAM
 from numba_adam.rows.kernels.short_copy import copy
 
 PIECE = 1024  # elements of a row that one thread updates at a time
-_UNROLLED = 16  # elements of a loop whose length the compiler knows
+_UNROLLED = np.int64(16)  # elements of a loop whose length the compiler knows
 MANY = 2048  # rows per thread from which on sorting by each thread is faster
-_PADDING = 8  # numbers between the counters of two threads, which must not share a cache line
-_DISTANCE = 20  # rows from the update to the prefetch
-_PREFETCHED_BYTES = 256  # of each row: the CPU's own prefetcher does the rest
+_DISTANCE = 20  # pieces from the update to the prefetch
+_PREFETCHED_BYTES = 256  # of each piece: the CPU's own prefetcher does the rest
+_ADDRESSES = 5
+_INT64 = np.empty(0, np.int64)
 
 
 class Push(NamedTuple):
@@ -87,7 +99,7 @@ def _advanced(p, skip):  # type: ignore[no-untyped-def]
 @inlined
 def _update(p, size, has_largest, c, like):  # type: ignore[no-untyped-def]
     """Update a piece of a row in loops over 16 elements: with a known length they are vector code without a test."""
-    skip = np.uint64(_UNROLLED * like.itemsize)
+    skip = np.uint64(_UNROLLED) * np.uint64(like.itemsize)
     for _ in range(size // _UNROLLED):
         if has_largest:
             _amsgrad(p, _UNROLLED, c, like)
@@ -131,7 +143,9 @@ def _gradient(push, k, column, size, sums):  # type: ignore[no-untyped-def]
 @inlined
 def _prefetch(push, k, column, size, like):  # type: ignore[no-untyped-def]
     """Prefetch a piece of a row and its first gradient."""
-    size_bytes = np.uint64(min(size * like.itemsize, _PREFETCHED_BYTES))
+    size_bytes = np.uint64(size * like.itemsize)
+    if size_bytes > np.uint64(_PREFETCHED_BYTES):
+        size_bytes = np.uint64(_PREFETCHED_BYTES)
     skip, first = _offset(push.groups.rows[k], column, push, like), push.groups.order[push.groups.starts[k]]
     prefetch(push.addresses[PARAM] + skip, size_bytes)
     prefetch(push.addresses[EXP_AVG] + skip, size_bytes)
@@ -144,18 +158,20 @@ def _prefetch(push, k, column, size, like):  # type: ignore[no-untyped-def]
 @inlined
 def _piece(push, k, column, sums, c):  # type: ignore[no-untyped-def]
     """Update a piece of a row."""
-    size, skip = min(push.width - column, PIECE), _offset(push.groups.rows[k], column, push, sums)
+    size, skip = push.width - column, _offset(push.groups.rows[k], column, push, sums)
+    if size > PIECE:
+        size = PIECE
     a = push.addresses
     grad = _gradient(push, k, column, size, sums)
     addresses = Addresses(a[PARAM] + skip, a[EXP_AVG] + skip, a[EXP_AVG_SQ] + skip, a[MAX_EXP_AVG_SQ] + skip, grad)
     _update(addresses, size, a[MAX_EXP_AVG_SQ] != 0, c, sums)
 
 
-@inline
-def _share(size, task, tasks):  # type: ignore[no-untyped-def]
-    """Return where the share of one task in `size` items begins and ends."""
-    share = (size + tasks - 1) // tasks
-    return min(size, task * share), min(size, (task + 1) * share)
+@inlined
+def _following(k, column, width):  # type: ignore[no-untyped-def]
+    """Return the row and the column of the piece after one."""
+    column += PIECE
+    return (k, column) if column < width else (k + 1, 0)
 
 
 @inline
@@ -164,88 +180,52 @@ def _run(push, constants, task, tasks, sums):  # type: ignore[no-untyped-def]
     environment = enter_ieee()
     c = constants_of(constants)
     pieces = (push.width + PIECE - 1) // PIECE  # of a row
-    begin, end = _share(push.groups.rows.size * pieces, task, tasks)
-    k, piece = begin // pieces, begin % pieces
-    for ahead in range(k, min(k + _DISTANCE, push.groups.rows.size)):
-        _prefetch(push, ahead, piece * PIECE, push.width - piece * PIECE, sums)
-    for _ in range(begin, end):
-        if k + _DISTANCE < push.groups.rows.size:
-            _prefetch(push, k + _DISTANCE, piece * PIECE, push.width - piece * PIECE, sums)
-        _piece(push, k, piece * PIECE, sums, c)
-        piece += 1
-        if piece == pieces:
-            k, piece = k + 1, 0
+    total = push.groups.rows.size * pieces
+    begin, end = share_of(total, task, tasks)
+    k, column = begin // pieces, begin % pieces * PIECE
+    later, later_column = k, column
+    for number in range(begin - _DISTANCE, end):
+        if number + _DISTANCE < total:
+            _prefetch(push, later, later_column, push.width - later_column, sums)
+            later, later_column = _following(later, later_column, push.width)
+        if number >= begin:
+            _piece(push, k, column, sums, c)
+            k, column = _following(k, column, push.width)
     leave_ieee(environment)
 
 
-@inline
-def _first(outside):  # type: ignore[no-untyped-def]
-    """Return the first position that a task has found; each task has found one, or -1."""
-    for position in outside:
-        if position >= 0:
-            return position
-    return np.int64(-1)
+@kernel
+def update_in_place(packed, like, numbers, count, task, tasks):  # type: ignore[no-untyped-def]
+    """Update rows, or one share of them. See `threads.launch` for the arguments.
 
-
-@array_kernel
-def update_in_place_serial(addresses, rows, count, constants, width, buffer, sums):  # type: ignore[no-untyped-def]
-    """Update rows on the calling thread, unless a row is not in the table.
+    In the stage WHOLE, of one task, all rows are sorted and updated, unless one is not in the table. In the stage PARTS
+    each task sorts and updates the rows of one part, which `partition.divide` has made. In the stage PIECES the rows
+    are sorted already, and each task updates a share of their pieces.
 
     Args:
-        addresses: as `Push` has it.
-        rows: (k,) int64, in any order.
-        count: number of rows of the table; count * k is below 2**61.
-        constants: (CONSTANTS,) of the arrays' dtype: `Constants` of the step.
-        width: elements of a row.
-        buffer: (SCRATCH * k + tasks,) int64 or more, overwritten.
-        sums: (tasks, PIECE) of the arrays' dtype, overwritten.
-
-    Returns:
-        The first position whose row is not in the table, and nothing was changed; -1 if all rows are.
+        packed: (4, 2) uint64: addresses of param, exp_avg, exp_avg_sq, max_exp_avg_sq (0: none) and grad_rows; address
+            and length of the rows, int64, as the caller named them; the width of a row.
+        like: (1, CONSTANTS) of the arrays' dtype: `Constants` of the step.
+        numbers: int64: `partition.Numbers`, then the buffer of `grouping.group`.
+        count: number of rows of the table.
+        task: which share.
+        tasks: number of shares.
     """
-    outside, found = whole(rows, count, buffer)
-    if outside < 0 and width > 0:
-        _run(Push(addresses, found, width), constants, 0, 1, sums[0])
-    return outside
-
-
-@parallel_kernel
-def update_in_place_by_pieces(addresses, rows, count, constants, width, buffer, sums, tasks):  # type: ignore[no-untyped-def]
-    """Update few rows on `tasks` threads: each updates a share of their pieces.
-
-    Arguments and result as for `update_in_place_serial`.
-    """
-    outside, found = whole(rows, count, buffer)
-    distinct, starts, order = found  # Numba cannot pass a tuple of arrays to threads
-    if outside < 0:  # rows without elements never take several tasks
-        for task in prange(tasks):
-            _run(Push(addresses, Groups(distinct, starts, order), width), constants, task, tasks, sums[task])
-    return outside
-
-
-@parallel_kernel
-def update_in_place_by_parts(addresses, rows, count, constants, width, buffer, sums, tasks):  # type: ignore[no-untyped-def]
-    """Update many rows on `tasks` threads: each sorts and updates the rows of one part.
-
-    Arguments and result as for `update_in_place_serial`.
-    """
-    size = rows.size
-    tallies, outside = np.zeros((tasks, tasks + _PADDING), np.int64)[:, :tasks], np.empty(tasks, np.int64)
-    cut, bounds = np.empty(tasks - 1, np.int64), np.empty(tasks + 1, np.int64)
-    cuts(rows, cut)
-    for task in prange(tasks):
-        begin, end = _share(size, task, tasks)
-        outside[task] = first_outside(rows, begin, end, count)
-        if outside[task] < 0:
-            tally(rows, begin, end, cut, tallies[task])
-    first = _first(outside)
-    if first >= 0:
-        return first
-    assign_offsets(tallies, bounds)
-    for task in prange(tasks):
-        begin, end = _share(size, task, tasks)
-        deal(rows, begin, end, cut, tallies[task], pairs_of(buffer, size))
-    for task in prange(tasks):
-        found = grouped(scratch_of(buffer, bounds, task), size, count)
-        _run(Push(addresses, found, width), constants, 0, 1, sums[task])
-    return np.int64(-1)
+    if task == tasks:
+        return
+    rows, width = array_at(packed[2, 1], packed[3, 0], _INT64), np.int64(packed[3, 1])
+    buffer = numbers[numbers_before(tasks) :]
+    if numbers[STAGE] == WHOLE:
+        numbers[OUTSIDE] = make_pairs(rows, count, buffer)
+        if numbers[OUTSIDE] >= 0 or width == 0:
+            return
+    if numbers[STAGE] == PIECES:
+        groups = groups_in(buffer, rows.size, numbers[DISTINCT], numbers[DISTINCT_BEGIN])
+        share, shares = task, tasks
+    else:
+        begin, end = numbers[BOUNDS + task], numbers[BOUNDS + task + 1]
+        groups = grouped(scratch_of(buffer, rows.size, begin, end, task), rows.size, count)
+        share, shares = np.int64(0), np.int64(1)
+    push = Push(array_at(np.uint64(packed.ctypes.data), np.uint64(_ADDRESSES), packed), groups, width)
+    constants = array_at(np.uint64(like.ctypes.data), np.uint64(CONSTANTS), like)
+    _run(push, constants, share, shares, stack_buffer(PIECE, like))

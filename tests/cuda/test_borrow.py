@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from lending import Capsule, Interface
 
+import numba_adam as na
 from numba_adam.cuda import borrow_cuda, is_on_cuda
 from numba_adam.errors import DtypeError, LayoutError, ReadOnlyError, UnsupportedArrayError
 
@@ -97,6 +98,14 @@ def test_unaligned_arrays_are_refused():
     array = np.frombuffer(bytearray(17), "f4", count=4, offset=1)
     with pytest.raises(LayoutError, match=r"expected an address that is a multiple of 4, got 0x"):
         borrow_cuda(Interface(array), name="w")
+
+
+@pytest.mark.parametrize("lend", [Interface, Capsule])
+def test_rows_of_a_table_on_a_gpu_are_refused(lend):
+    table, grads, *moments = (lend(np.ones(shape, "f4")) for shape in ((4, 2), (1, 2), (4, 2), (4, 2)))
+    with pytest.raises(UnsupportedArrayError, match=r"param .*expected an array in this host's"):
+        na.adam_update_rows(table, np.array([1]), grads, *moments, 1)
+    assert table.array.tolist() == [[1, 1]] * 4
 
 
 def test_borrowing_imports_no_cuda_package():

@@ -68,3 +68,22 @@ def test_a_deleted_array_is_refused():
     array.delete()
     with pytest.raises(UnsupportedArrayError, match="was deleted or donated"):
         borrow(array, name="grad")
+
+
+def test_gradients_update_some_rows_of_a_table():
+    table, moments = np.ones((4, 2), np.float32), np.zeros((2, 4, 2), np.float32)
+    na.adam_update_rows(table, jnp.array([3, 1]), jnp.array([[1.0, -1.0], [2.0, 0.0]]), *moments, 1, lr=0.25)
+    np.testing.assert_allclose(table, [[1, 1], [0.75, 1], [1, 1], [0.75, 1.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"state_dtype": "8bit"}, {"state_dtype": "bfloat16"}, {"ema_decay": 0.5}], ids=str)
+def test_steps_with_gradients_from_jax_have_numpys_bits(options):
+    """Unscaled and clipped, with state in any format."""
+    one, other = np.ones(1000, np.float32), np.ones(1000, np.float32)
+    first, second = na.Adam([one], **options), na.Adam([other], **options)
+    for seed in range(3):
+        grad = np.random.default_rng(seed).normal(size=1000).astype(np.float32)
+        result = first.step([jnp.asarray(grad)], loss_scale=8.0, max_grad_norm=0.5)
+        expected = second.step([grad], loss_scale=8.0, max_grad_norm=0.5)
+        assert result.grad_norm == expected.grad_norm > 0.5
+    assert one.tobytes() == other.tobytes() != np.ones(1000, np.float32).tobytes()

@@ -48,15 +48,12 @@ def cells() -> list[Cell]:
     return found
 
 
-def test_behind(cell: Cell) -> ast.FunctionDef:
+def linked(cell: Cell) -> ast.FunctionDef:
     """Return the syntax tree of the test that a cell links to."""
     _, path, name = cell.link.groups()
     tree = ast.parse((ROOT / path).read_text())
     (test,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
     return test
-
-
-test_behind.__test__ = False
 
 
 def named(cell: Cell) -> str:
@@ -71,14 +68,14 @@ def test_the_cell_links_to_a_test_of_its_framework(cell: Cell) -> None:
     assert NAMES.get(cell.column, "") in name
     assert path.startswith(FOLDERS.get(cell.column, "tests/"))
     assert cell.column in IMPORTS.keys() | NAMES.keys() | FOLDERS.keys()
-    test = test_behind(cell)
+    test = linked(cell)
     assert not any(re.search(r"xfail|mark\.skip\b", ast.unparse(each)) for each in test.decorator_list)
 
 
 @pytest.mark.parametrize("cell", cells(), ids=named)
 def test_a_no_is_a_refusal_and_a_simulated_test_runs_in_the_simulator(cell: Cell) -> None:
     word, path, _ = cell.link.groups()
-    refuses = "pytest.raises" in ast.unparse(test_behind(cell))
+    refuses = "pytest.raises" in ast.unparse(linked(cell))
     assert refuses or word != "no"
     assert (word == "simulated") == path.startswith("tests/cuda/simulated/")
 

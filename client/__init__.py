@@ -19,6 +19,9 @@ The files, from the public classes down to the wire:
     transport/   gRPC:
         connection   single tries of each call, and calls with retries
         channel      the gRPC channel
+        tls          which CA the client trusts, which certificate it presents
+        profiles     TLS settings by address, in the user's configuration folder
+        probe        why a connection failed over TLS
         retry        which failures are retried, and when
         shield       runs calls of the main thread where Ctrl-C cannot interrupt them half-way
         forks        closes channels before a fork
@@ -30,6 +33,7 @@ from numba_adam.client.api import ParameterClient
 from numba_adam.client.info import ModelInfo, ModelStatus, ServerStatus, SnapshotInfo
 from numba_adam.client.model import Model
 from numba_adam.client.transport.retry import Backoff
+from numba_adam.client.transport.tls import Tls
 from numba_adam.client.worker import Step, Worker
 
 __all__ = [
@@ -42,5 +46,6 @@ __all__ = [
     "ServerStatus",
     "SnapshotInfo",
     "Step",
+    "Tls",
     "Worker",
 ]

@@ -32,6 +32,7 @@ from numba_adam.client.structure import Template, flatten
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Backoff
+from numba_adam.client.transport.tls import TlsArgument, choose
 from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
@@ -79,9 +80,11 @@ class ParameterClient:
         progress: called with (bytes done, total bytes) during a transfer, by the thread that runs it. True: draw a
             line on stderr, if it is a terminal, for transfers that take more than two seconds.
         backoff: the pauses between tries.
+        tls: `Tls(server_ca=...)` or the path of the server's ca.pem. True: TLS with the public CAs. False: no TLS.
+            None: what the environment (NUMBA_ADAM_SERVER_CA, ...) or `numba-adam login` says; else no TLS.
 
     Raises:
-        ConfigurationError: an argument is out of range.
+        ConfigurationError: an argument is out of range, or a TLS file cannot be used.
         ServiceError: this is a forked child of a process in which something else used gRPC.
     """
 
@@ -93,13 +96,20 @@ class ParameterClient:
         timeout_seconds: float = 60.0,
         progress: Progress | bool | None = None,
         backoff: Backoff = Backoff(),  # noqa: B008  # frozen
+        tls: TlsArgument = None,
     ) -> None:
         _check_address(address)
         if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"timeout_seconds: expected a finite number above 0, got {timeout_seconds!r}")
         self.address = address
         self.worker_id = _random_worker_id() if worker_id is None else checked_worker_id(worker_id)
-        self._connection = Connection(address, timeout_seconds=timeout_seconds, progress=progress, backoff=backoff)
+        self._connection = Connection(
+            address,
+            timeout_seconds=timeout_seconds,
+            progress=progress,
+            backoff=backoff,
+            tls=choose(tls, address, os.environ),
+        )
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()
 

@@ -32,6 +32,7 @@
         ├── BudgetExceededError        (MemoryError)  the memory budget of the server is used up; retry later
         │   └── TransferTooLargeError  larger than the whole budget; a retry cannot succeed
         ├── ServerUnavailableError     (ConnectionError)
+        │   └── TlsError               client and server cannot agree on TLS; a retry cannot succeed
         ├── DeadlineExceededError      (TimeoutError)
         └── InternalServerError        (RuntimeError) a bug in the server
 
@@ -168,6 +169,10 @@ class TransferTooLargeError(BudgetExceededError):
 
 class ServerUnavailableError(ServiceError, ConnectionError):
     """The server could not be reached."""
+
+
+class TlsError(ServerUnavailableError):
+    """Client and server cannot agree on TLS. The message says what is wrong at which end, and what to do."""
 
 
 class DeadlineExceededError(ServiceError, TimeoutError):

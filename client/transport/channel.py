@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from numba_adam.client.transport.loopback import is_loopback
+from numba_adam.client.transport.tls import Tls
 from numba_adam.ps import framing
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
@@ -32,9 +33,14 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def _options(address: str) -> tuple[tuple[str, int], ...]:
+def _options(address: str, tls: Tls | None) -> tuple[tuple[str, int | str], ...]:
     """Return the channel's options. Connections to this machine ignore http_proxy."""
-    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address) else _OPTIONS
+    options: tuple[tuple[str, int | str], ...] = _OPTIONS
+    if is_loopback(address):
+        options = (*options, ("grpc.enable_http_proxy", 0))
+    if tls is not None and tls.server_name is not None:
+        options = (*options, ("grpc.ssl_target_name_override", tls.server_name))
+    return options
 
 
 class ServiceChannel:
@@ -44,10 +50,18 @@ class ServiceChannel:
     child, so the destructor would wait forever. An extra reference prevents the destructor from running.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: Tls | None) -> None:
         self._process_id = os.getpid()
         self._is_open = False
-        self.grpc_channel = grpc.insecure_channel(address, options=_options(address))
+        self.tls_identity = () if tls is None else tls.identity()
+        """Of the TLS files that it uses."""
+
+        options = _options(address, tls)
+        self.grpc_channel = (
+            grpc.insecure_channel(address, options)
+            if tls is None
+            else grpc.secure_channel(address, tls.credentials(), options)
+        )
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.grpc_channel))
         self._is_open = True
         self.create = self._method("stream_unary", "CreateModel", pb.CreateModelResponse.FromString)

@@ -17,9 +17,11 @@ from google.protobuf.message import Message
 from numba_adam.client.progress import Progress, reporter
 from numba_adam.client.transport import forks
 from numba_adam.client.transport.channel import ServiceChannel
+from numba_adam.client.transport.probe import Probe
 from numba_adam.client.transport.retry import Backoff, Deadline, closed, cut_short, interrupted, retry
 from numba_adam.client.transport.shield import POLL_SECONDS, Shield, is_given_up
-from numba_adam.errors import ServerUnavailableError, ServiceError
+from numba_adam.client.transport.tls import Tls
+from numba_adam.errors import ServerUnavailableError, ServiceError, TlsError
 from numba_adam.ps.errors import from_rpc_error
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
@@ -40,10 +42,17 @@ class Connection:
     """
 
     def __init__(
-        self, address: str, *, timeout_seconds: float, progress: Progress | bool | None, backoff: Backoff
+        self,
+        address: str,
+        *,
+        timeout_seconds: float,
+        progress: Progress | bool | None,
+        backoff: Backoff,
+        tls: Tls | None = None,
     ) -> None:
         forks.check_grpc_works()
         self.address = address
+        self._tls, self._probe = tls, Probe(address, tls)
         self._timeout_seconds, self._progress, self._backoff = timeout_seconds, progress, backoff
         self._process_id = os.getpid()
         self._closed = threading.Event()
@@ -63,7 +72,7 @@ class Connection:
                 if self._closed.is_set():
                     raise closed(self.address)
                 if self._channel is None:
-                    self._channel = ServiceChannel(self.address)
+                    self._channel = ServiceChannel(self.address, self._tls)
                 channel = self._channel
         if is_given_up():
             raise interrupted(self.address)
@@ -165,9 +174,19 @@ class Connection:
             return self._cut_short()
         meaning = from_rpc_error(error)
         if type(meaning) is ServerUnavailableError and meaning.detail is None:
-            unreachable = f"{self.address} cannot be reached; check that the server runs there ({meaning})"
-            return ServerUnavailableError(unreachable)
+            return self._unreachable(str(meaning), channel)
         return meaning
+
+    def _unreachable(self, message: str, channel: ServiceChannel) -> ServiceError:
+        """Return the error for a failed connection. It is permanent if TLS is the reason and no file has changed."""
+        if self._tls is not None and channel is self._channel and self._tls.identity() != channel.tls_identity:
+            self.close_channel()  # the next try reads the files again
+            return ServerUnavailableError(f"{self.address} cannot be reached with the earlier TLS files ({message})")
+        why = self._probe.why(message)
+        if why is not None:
+            return TlsError(why)
+        unreachable = f"{self.address} cannot be reached; check that the server runs there ({message})"
+        return ServerUnavailableError(unreachable)
 
     # --- calls with retries -------------------------------------------------------------------------------------
 

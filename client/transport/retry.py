@@ -64,7 +64,7 @@ class Deadline:
 
 def is_retryable(error: ServiceError) -> bool:
     """Return whether the same call may succeed later."""
-    if isinstance(error, errors.TransferTooLargeError):
+    if isinstance(error, (errors.TransferTooLargeError, errors.TlsError)):
         return False
     # gRPC reports INTERNAL, without our detail, if a connection breaks in the middle of a frame.
     broken = isinstance(error, errors.InternalServerError) and detail_of(error) is None

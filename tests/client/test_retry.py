@@ -195,6 +195,7 @@ LASTING = [
     errors.SnapshotError("x"),
     errors.CorruptSnapshotError("x"),
     errors.TransferTooLargeError("x"),
+    errors.TlsError("x"),
     errors.ConfigurationError("x"),
     errors.ServiceError("x"),
     with_detail(errors.InternalServerError("a bug of the server's")),

@@ -77,6 +77,7 @@ def test_every_reason_becomes_its_class(reason):
 
 NEAREST = {  # without a reason of their own they come out as the class their reason means
     errors.ConfigurationError: errors.InvalidRequestError,
+    errors.TlsError: errors.ServerUnavailableError,
     ServiceError: errors.InternalServerError,
 }
 

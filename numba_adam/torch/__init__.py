@@ -1,9 +1,17 @@
 """Adam and AdamW for PyTorch programs: `from numba_adam.torch import AdamW` in place of torch.optim's.
 
-They are `torch.optim.Optimizer`s. `optimizers` has the two classes, `tie` connects PyTorch's state to the optimizer of
-this library that makes the steps, and `sparse` makes the steps of sparse gradients.
+They are `torch.optim.Optimizer`s. CPUOffloadAdam keeps the state of parameters on any device in this host's memory.
+
+optimizers     Adam and AdamW
+tie            connects PyTorch's state to the optimizer of this library that makes the steps
+sparse         the steps of sparse gradients
+offload        CPUOffloadAdam
+offload_steps  its steps, on copies of the parameters
+host_copies    these copies, and what moves between devices and this host
+backward       updates during the backward pass
 """
 
+from numba_adam.torch.offload import CPUOffloadAdam
 from numba_adam.torch.optimizers import Adam, AdamW
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["Adam", "AdamW", "CPUOffloadAdam"]

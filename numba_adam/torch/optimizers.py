@@ -97,7 +97,7 @@ class Adam(torch.optim.Optimizer):
             ArrayError: a parameter cannot be updated in place. The message names it.
         """
         options = Options(state_dtype, rounding, seed, master_weights, ema_decay, low_precision_copy)
-        self._tie = Tie(options, {"max_grad_norm": max_grad_norm, "clip_value": clip_value})
+        self._tie = self._new_tie(options, {"max_grad_norm": max_grad_norm, "clip_value": clip_value})
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -114,6 +114,9 @@ class Adam(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self._tie.validate(self.param_groups)
+
+    def _new_tie(self, options: Options, clipping: dict[str, Any]) -> Tie:
+        return Tie(options, clipping)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.

@@ -14,7 +14,11 @@ from numba_adam.settings.options import Options
 
 
 def check(
-    params: Sequence[torch.Tensor], places: Iterable[int], options: Options, clipping: Mapping[str, float | None]
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor | None],
+    places: Iterable[int],
+    options: Options,
+    clipping: Mapping[str, float | None],
 ) -> None:
     """Refuse sparse gradients that cannot be applied row by row.
 
@@ -27,10 +31,10 @@ def check(
     said |= {
         key: value
         for key, value in asdict(options).items()
-        if key != "seed" and value not in (None, False, "nearest", "float32", "float64")
+        if key not in ("seed", "master_weights") and value not in (None, False, "nearest", "float32", "float64")
     }
     for place in places:
-        grad = params[place].grad
+        grad = grads[place]
         if said:
             key, value = next(iter(said.items()))
             raise HyperparameterError(

@@ -90,23 +90,26 @@ class Tie:
             **self._named(),
         )
 
-    def step(self, groups: Groups, state: State, grad_scale: float) -> None:
+    def step(
+        self, groups: Groups, state: State, grad_scale: float, grads: Sequence[torch.Tensor | None] | None = None
+    ) -> None:
         """Update every parameter that has a gradient.
 
         Args:
             groups: the param groups of the optimizer.
             state: its state.
             grad_scale: a factor for every gradient.
+            grads: the gradient of each parameter, or None for none. Default: what the parameters have.
 
         Raises:
             ArrayError: a gradient does not fit. Nothing was changed.
             HyperparameterError: a hyperparameter is out of range. Nothing was changed.
         """
         params = [param for group in groups for param in group["params"]]
-        grads = [param.grad for param in params]
+        grads = [param.grad for param in params] if grads is None else grads
         rows = {place for place, grad in enumerate(grads) if grad is not None and grad.is_sparse}
         if rows:
-            sparse.check(params, rows, self._options, self._clipping)
+            sparse.check(params, grads, rows, self._options, self._clipping)
         excluded = self._excluded(params, grads, rows) if rows or self._sparse else rows
         if excluded != self._sparse or not self._is_current(params, state):
             self._tie(groups, state, excluded)
@@ -128,7 +131,7 @@ class Tie:
             sparse.step(
                 param,
                 grads[place],
-                state[param],
+                state.setdefault(param, {}),
                 dict(zip(GROUP_KEYS, self._settings[number], strict=True)),
                 grad_scale,
             )

@@ -1,6 +1,6 @@
 """Benchmarks of numba-adam against its peers: time and memory, on the same machine.
 
-    python -m benchmarks                          run every case; print, and write results/DATE.json and .txt
+    python -m benchmarks                          run all cases but the long ones; write results/CPU/DATE.json and .txt
     python -m benchmarks --only flat,many         run the cases with these prefixes
     python -m benchmarks --quick                  a short run with smaller arrays; not for publishing
     python -m benchmarks --list                   list the cases and their bars

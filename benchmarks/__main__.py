@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks import report, results, worker
 from benchmarks.case import Case, Settings
-from benchmarks.machine import machine, versions
-from benchmarks.registry import CASES, chosen
+from benchmarks.machine import folder_name, machine, versions
+from benchmarks.registry import chosen
 
 _QUICK = Settings(seconds=1.0, fewest_pairs=3, largest_elements=1_000_000)
 
@@ -42,8 +42,7 @@ def main() -> None:
     defaults = _QUICK if arguments.quick else Settings()
     seconds = defaults.seconds if arguments.seconds is None else arguments.seconds
     settings = Settings(arguments.threads, seconds, defaults.fewest_pairs, defaults.largest_elements)
-    path = None if arguments.quick else results.free_path(arguments.name or _default_name(cases))
-    run = _run(cases, settings, path)
+    run = _run(cases, settings, None if arguments.quick else arguments.name or _default_name(cases))
     sys.exit(any(outcome.problem.startswith("failed") for outcome in run.outcomes))
 
 
@@ -67,11 +66,15 @@ def _listed(cases: list[Case]) -> list[str]:
 def _default_name(cases: list[Case]) -> str:
     """Return the date, with a mark if some cases are not run."""
     date = datetime.now(UTC).date().isoformat()
-    return date if len(cases) == len(CASES) else f"{date}-part"
+    return date if _is_complete(cases) else f"{date}-part"
 
 
-def _run(cases: list[Case], settings: Settings, path: Path | None) -> results.Run:
-    """Run cases one after another. After each, write the results so far."""
+def _is_complete(cases: list[Case]) -> bool:
+    return {case.name for case in chosen([])} <= {case.name for case in cases}
+
+
+def _run(cases: list[Case], settings: Settings, name: str | None) -> results.Run:
+    """Run cases one after another. After each, write the results so far to files of this name; None: to none."""
     out, begin = Printer(), time.monotonic()
     run = results.Run(
         started=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -81,6 +84,7 @@ def _run(cases: list[Case], settings: Settings, path: Path | None) -> results.Ru
         versions=versions(),
         outcomes=[],
     )
+    path = None if name is None else results.free_path(name, results.FOLDER / folder_name(run.machine["CPU"]))
     out(f"started: {run.started}", *report.header(run.machine, run.versions, settings), "")
     for case in cases:
         run.outcomes.append(results.outcome_of(case, worker.run(case.name, case.settings(settings))))
@@ -89,7 +93,7 @@ def _run(cases: list[Case], settings: Settings, path: Path | None) -> results.Ru
     rows = [report.HEADINGS, *map(report.row, run.outcomes)]
     minutes = (time.monotonic() - begin) / 60
     out("", *report.aligned(rows), "", *report.summary(run.outcomes), f"this took {minutes:.0f} minutes")
-    run = results.Run(**{**vars(run), "complete": len(cases) == len(CASES)})
+    run = results.Run(**{**vars(run), "complete": _is_complete(cases)})
     _save(run, path, out)
     return run
 

@@ -124,6 +124,9 @@ class Case:
     threads: int | None = None
     """Number of threads, if the case fixes it. None: as in the settings of the run."""
 
+    is_long: bool = False
+    """True: only `--only` runs it."""
+
     run: Callable[[Settings], Measurement]
     """The function that measures, in a separate process. It raises `MissingError` if a contestant cannot run."""
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def machine() -> dict[str, str]:
     """Return a description of the hardware and the operating system."""
     return {
         "CPU": _cpu(),
+        "kernels": _kernels(),
         "CPUs in all": str(os.cpu_count()),
         "cache": _caches(),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
@@ -27,6 +29,16 @@ def machine() -> dict[str, str]:
         "C++ compiler": _compiler(),
         "system": f"{_distribution()}, {platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def folder_name(cpu: str) -> str:
+    """Return the name of the folder with the results of a CPU: "amd-epyc-25-17".
+
+    Args:
+        cpu: as `machine` describes it: "AMD EPYC (family 25, model 17, AVX-512)".
+    """
+    plain = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|AVX-512|\bfamily\b|\bmodel\b|@.*?(?= \()", " ", cpu)
+    return "-".join(re.findall(r"[a-z0-9.]+", plain.lower())) or _UNKNOWN
 
 
 def versions() -> dict[str, str]:
@@ -47,6 +59,21 @@ def _cpu() -> str:
     family, model = _first_match(info, r"^cpu family\s*:\s*(\d+)$"), _first_match(info, r"^model\s*:\s*(\d+)$")
     wide = ", AVX-512" if "avx512f" in _first_match(info, r"^flags\s*:\s*(.+)$") else ""
     return f"{name} (family {family}, model {model}{wide})" if name != _UNKNOWN else platform.processor() or _UNKNOWN
+
+
+_KERNELS = """
+from llvmlite.binding import get_host_cpu_name
+from numba_adam.cpu.kernels.vector_width import wide_bits
+width = wide_bits()
+print(get_host_cpu_name() + (f", vectors of {width} bits where they pay" if width else ", LLVM's own vector width"))
+"""
+
+
+def _kernels() -> str:
+    """Return the CPU that LLVM compiles for, and the width of the vectors that our kernels choose."""
+    command = [sys.executable, "-c", _KERNELS]
+    run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return f"for {run.stdout.strip()}" if run.returncode == 0 else _UNKNOWN
 
 
 def _compiler() -> str:

@@ -1,7 +1,7 @@
 """The plot of benchmarks/README.md, drawn from a result file: `python -m benchmarks.plot [RESULT] [--write FOLDER]`.
 
-It shows the time per parameter over the size. The default is the newest complete run. The theme `curves` measures the
-curves. The plot is written for light and dark pages: scaling-light.svg and scaling-dark.svg. The same run gives the
+It shows the time per parameter over the size. The default is the newest run with curves. The theme `curves` measures
+them. The plot is written for light and dark pages: scaling-light.svg and scaling-dark.svg. The same run gives the
 same bytes with the same Matplotlib.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.case import Curves
-from benchmarks.results import Run, load, newest
+from benchmarks.results import Run, load, newest_curves
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 _OURS = "ours, "
@@ -159,11 +159,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plot", description="Draw the plot of benchmarks/README.md."
     )
-    parser.add_argument("result", nargs="?", type=Path, help="a result file; default: the newest complete run")
+    parser.add_argument("result", nargs="?", type=Path, help="a result file; default: the newest run with curves")
     parser.add_argument("--write", type=Path, default=FOLDER, metavar="FOLDER", help="output folder (%(default)s)")
     arguments = parser.parse_args()
     try:
-        for path in draw(load(arguments.result or newest()), arguments.write):
+        for path in draw(load(arguments.result or newest_curves()), arguments.write):
             print(path)
     except ModuleNotFoundError as error:
         sys.exit(f"benchmarks.plot: {error.name} is not installed: pip install -r benchmarks/requirements.txt")

@@ -39,7 +39,7 @@ CASES: tuple[Case, ...] = (
 
 
 def chosen(prefixes: Sequence[str]) -> list[Case]:
-    """Return the cases whose names begin with one of the prefixes. Without prefixes, return all cases.
+    """Return the cases whose names begin with one of the prefixes. Without prefixes, return all but the long ones.
 
     Raises:
         LookupError: a prefix fits no case.
@@ -48,7 +48,9 @@ def chosen(prefixes: Sequence[str]) -> list[Case]:
         if not any(case.name.startswith(prefix) for case in CASES):
             themes = ", ".join(dict.fromkeys(case.theme for case in CASES))
             raise LookupError(f"no case begins with {prefix!r}; the themes are {themes}, and --list shows all names")
-    return [case for case in CASES if not prefixes or case.name.startswith(tuple(prefixes))]
+    if not prefixes:
+        return [case for case in CASES if not case.is_long]
+    return [case for case in CASES if case.name.startswith(tuple(prefixes))]
 
 
 def named(name: str) -> Case:

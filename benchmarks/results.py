@@ -12,6 +12,7 @@ from benchmarks.case import Bar, Case, Curves, Quantity, Settings, Unit
 from benchmarks.statistics import Summary, summarise
 
 FOLDER = Path(__file__).resolve().parent / "results"
+OTHERS = ("evidence",)  # folders of FOLDER that are no CPU's
 _FORMAT = 1
 _DIGITS = 7  # significant digits; clocks are not more precise
 
@@ -125,7 +126,7 @@ def _rounded(value: float | None) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def free_path(stem: str, folder: Path = FOLDER) -> Path:
+def free_path(stem: str, folder: Path) -> Path:
     """Return a path for a new result file. It does not exist yet."""
     path, number = folder / f"{stem}.json", 2
     while path.exists():
@@ -162,13 +163,34 @@ def _outcome(entry: dict[str, Any]) -> Outcome:
     return Outcome(**{**entry, **kinds, **numbers})
 
 
-def newest(folder: Path = FOLDER) -> Path:
-    """Return the newest complete run.
+def newest(folder: Path = FOLDER) -> dict[Path, Run]:
+    """Return the newest complete run of each kind of CPU, by path.
+
+    Args:
+        folder: has a folder for each CPU.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    complete = [(run.started, path) for path in folder.glob("*.json") if (run := load(path)).complete]
-    if not complete:
+    found = {}
+    for own in sorted({path.parent for path in folder.glob("*/*.json") if path.parent.name not in OTHERS}):
+        complete = [(run.started, path, run) for path in own.glob("*.json") if (run := load(path)).complete]
+        if complete:
+            _, path, run = max(complete, key=lambda entry: entry[:2])
+            found[path] = run
+    if not found:
         raise FileNotFoundError(f"no complete run in {folder.name}/: make one with `python -m benchmarks`")
-    return max(complete)[1]
+    return found
+
+
+def newest_curves(folder: Path = FOLDER) -> Path:
+    """Return the newest run with points for the plot.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    runs = {path: load(path) for path in folder.glob("*/*.json") if path.parent.name not in OTHERS}
+    curved = [(run.started, path) for path, run in runs.items() if any(one.curves for one in run.outcomes)]
+    if not curved:
+        raise FileNotFoundError(f"no curves in {folder.name}/: make some with `python -m benchmarks --only curves`")
+    return max(curved)[1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, results, table
+from benchmarks import machine, report, results, table
 from benchmarks.case import Bar, Quantity, Settings, Unit
 from benchmarks.results import Outcome, Run
 
@@ -71,15 +71,55 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         results.load(path)
 
 
-def test_the_newest_complete_run_is_found(tmp_path: Path) -> None:
-    results.save(run_of(started="2026-11-23T02:00:00Z"), tmp_path / "z.json")
-    results.save(run_of(started="2026-11-24T02:00:00Z"), tmp_path / "a.json")
-    results.save(run_of(started="2026-11-25T02:00:00Z", complete=False), tmp_path / "part.json")
-    assert results.newest(tmp_path).name == "a.json"
+def test_the_newest_complete_run_of_each_cpu_is_found(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    results.save(run_of(started="2026-11-23T02:00:00Z"), one / "z.json")
+    results.save(run_of(started="2026-11-24T02:00:00Z"), one / "a.json")
+    results.save(run_of(started="2026-11-25T02:00:00Z", complete=False), one / "part.json")
+    results.save(run_of(started="2026-11-22T02:00:00Z"), other / "b.json")
+    results.save(run_of(complete=False), tmp_path / "third" / "part.json")
+    assert {path: run.started[:10] for path, run in results.newest(tmp_path).items()} == {
+        one / "a.json": "2026-11-24",
+        other / "b.json": "2026-11-22",
+    }
+
+
+def test_the_newest_run_with_curves_is_found_even_if_other_cases_are_missing(tmp_path: Path) -> None:
+    curves = outcome(curves={"ours": [(1e5, 2e-5)]})
+    results.save(run_of(outcome(), started="2026-11-26T02:00:00Z"), tmp_path / "one" / "a.json")
+    results.save(run_of(curves, started="2026-11-25T02:00:00Z", complete=False), tmp_path / "one" / "b.json")
+    results.save(run_of(curves, started="2026-11-24T02:00:00Z"), tmp_path / "other" / "c.json")
+    assert results.newest_curves(tmp_path) == tmp_path / "one" / "b.json"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        ("AMD EPYC (family 25, model 17, AVX-512)", "amd-epyc-25-17"),
+        ("Intel(R) Xeon(R) Processor (family 6, model 167, AVX-512)", "intel-xeon-6-167"),
+        ("Intel(R) Xeon(R) Gold 6148 CPU @ 2.40GHz (family 6, model 85)", "intel-xeon-gold-6148-6-85"),
+        ("", "unknown"),
+    ],
+)
+def test_each_kind_of_cpu_has_a_folder(cpu: str, name: str) -> None:
+    assert machine.folder_name(cpu) == name
+
+
+def test_every_result_lies_in_the_folder_of_its_cpu() -> None:
+    paths = [path for path in results.FOLDER.glob("*/*.json") if path.parent.name not in results.OTHERS]
+    assert len(paths) >= 5
+    for path in paths:
+        assert path.parent.name == machine.folder_name(results.load(path).machine["CPU"]), path.name
+
+
+def test_a_run_records_what_llvm_compiles_for() -> None:
+    from llvmlite import binding
+
+    assert machine.machine()["kernels"].startswith(f"for {binding.get_host_cpu_name()}, ")
 
 
 def test_without_a_complete_run_none_is_found(tmp_path: Path) -> None:
-    results.save(run_of(complete=False), tmp_path / "part.json")
+    results.save(run_of(complete=False), tmp_path / "one" / "part.json")
     with pytest.raises(FileNotFoundError, match="no complete run"):
         results.newest(tmp_path)
 
@@ -133,29 +173,42 @@ def test_the_summary_lists_missed_bars_and_missing_measurements() -> None:
 
 
 def test_every_case_is_in_the_table() -> None:
-    lines = table.markdown(EVERYTHING, "run").splitlines()
+    lines = table.markdown(EVERYTHING, Path("a-cpu/run.json")).splitlines()
     rows = [line for line in lines if line.startswith("| one array of 1 million ")]
     assert len(rows) == len(EVERYTHING.outcomes)
     assert any("missing: torch does not run here" in line for line in rows)
-    assert "(results/run.json)" in lines[2]
+    assert lines[0] == "### a CPU"
+    assert "(results/a-cpu/run.json)" in lines[4]
 
 
-def test_the_short_table_has_the_highlights_and_the_machine() -> None:
+def test_the_short_table_has_the_highlights_of_every_cpu_and_the_machines() -> None:
     chosen = [outcome(name=name, bar=None) for name in table.HIGHLIGHTS]
-    lines = table.highlights(run_of(outcome(title="another"), *chosen), "run").splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:-2]] == ["| one array of 1 million"] * 6
-    assert "| torch | 300 us | 400 us | 0.75 [0.625, 0.875] |" in lines[2]
+    faster = [outcome(name=name, bar=None, pairs=[(0.0001, 0.0004)]) for name in table.HIGHLIGHTS]
+    runs = {Path("a.json"): run_of(outcome(title="another"), *chosen), Path("b.json"): run_of(*faster)}
+    lines = table.highlights(runs).splitlines()
+    assert lines[0] == "| case | against | a CPU | a CPU |"
+    assert lines[2:8] == [
+        "| one array of 1 million | torch | 0.75 [0.625, 0.875]: 300 us, 400 us | 0.25: 100 us, 400 us |"
+    ] * len(table.HIGHLIGHTS)
     assert all(word in lines[-1] for word in ("a CPU", "1 GB", "a system", "2026-11-23"))
+
+
+def test_cases_with_a_bar_stand_side_by_side() -> None:
+    other = run_of(outcome(bar=Bar(0.7)), outcome(name="only here", title="only here"))
+    lines = table.side_by_side([EVERYTHING, other]).splitlines()
+    assert (
+        lines[2] == "| one array of 1 million | torch | at most 0.7 | 0.75 [0.625, 0.875] | 0.75 [0.625, 0.875], NO |"
+    )
+    assert lines[-1] == "| only here | torch | at most 0.8 | - | 0.75 [0.625, 0.875] |"
 
 
 def test_a_run_without_a_highlight_is_refused_for_the_short_table() -> None:
     with pytest.raises(ValueError, match=table.HIGHLIGHTS[0]):
-        table.highlights(EVERYTHING, "run")
+        table.highlights({Path("run.json"): EVERYTHING})
 
 
-def test_the_documents_have_the_tables_of_the_newest_run() -> None:
-    newest = results.newest()
-    for path, text in table.documents(results.load(newest), newest.stem).items():
+def test_the_documents_have_the_tables_of_the_newest_runs() -> None:
+    for path, text in table.documents(results.newest()).items():
         assert path.read_text() == text, f"{path.name}: run `python -m benchmarks.table --write`"
 
 

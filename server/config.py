@@ -21,6 +21,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.memory import parse_size, usable_bytes
 
 _log = logging.getLogger(__name__)
+_OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name")  # variables that clients read
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
 _LARGEST_BUDGET_BYTES = 1 << 62  # what a status answer can hold
@@ -176,7 +177,8 @@ def load(namespace: argparse.Namespace, environ: Mapping[str, str]) -> ServerCon
 
 def _warn_of_strange_variables(environ: Mapping[str, str]) -> None:
     """Warn of each unknown variable that looks like a setting, and suggest the closest setting."""
-    known = [_variable(name) for name in ("config", "quiet", *(item.name for item in fields(ServerConfig)))]
+    own = [item.name for item in fields(ServerConfig)]
+    known = [_variable(name) for name in ("config", "quiet", *own, *_OF_CLIENTS)]
     for name in sorted(environ):
         if name.upper().startswith(ENVIRONMENT_PREFIX) and name not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)

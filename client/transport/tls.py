@@ -93,6 +93,9 @@ class Tls:
         return tuple(map(_identity, (self.server_ca, self.worker_certificate, self.worker_key)))
 
 
+SETTINGS = tuple(item.name for item in fields(Tls))
+"""The names of the settings. The environment has them in upper case, with NUMBA_ADAM_ before them."""
+
 TlsArgument: TypeAlias = Tls | Path | str | bool | None
 
 
@@ -123,12 +126,11 @@ def _settings(argument: TlsArgument, address: str, environ: Mapping[str, str]) -
         return Tls(server_ca=argument)
     if argument is not None:
         raise ConfigurationError(f"tls: expected a Tls, the path of a CA's file, True, False or None, got {argument!r}")
-    names = [item.name for item in fields(Tls)]
     values: dict[str, Any] = {
-        name: environ[variable] for name in names if environ.get(variable := ENVIRONMENT_PREFIX + name.upper())
+        name: environ[variable] for name in SETTINGS if environ.get(variable := ENVIRONMENT_PREFIX + name.upper())
     }
     if not values:
-        values = profiles.read(environ, names).get(address.lower(), {})
+        values = profiles.read(environ, SETTINGS).get(address.lower(), {})
     return Tls(**values) if values else None
 
 

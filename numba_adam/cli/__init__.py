@@ -13,6 +13,7 @@ standard library, numba_adam.errors and numba_adam.installing. A sub-command may
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,11 +38,14 @@ _COMMANDS = {
     "status": _Entry("show the models, the memory and the counters of a running server", "client"),
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
+    "login": _Entry("connect to a server with TLS, and keep the settings for its address", "client"),
     "demo": _Entry("train on handwritten digits, kill the server half-way, and watch it recover", "demo"),
     "climb": _Entry("draw gradient descent and Adam on their way down a valley, with Adam's compasses", "demo"),
     "warmup": _Entry("compile the kernels ahead of the first step", None),
     "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),
 }
+
+_CALLERS = [name for name, entry in _COMMANDS.items() if entry.extra == "client"]
 
 _EPILOG = """\
 examples:
@@ -70,6 +74,8 @@ class _Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `numba-adam` with these arguments (default: those of the process) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if argv is None and words[0] in _CALLERS:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our errors say more than gRPC's log
     try:
         return _run(words)
     except NumbaAdamError as error:

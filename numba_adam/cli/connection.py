@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 
-from numba_adam.errors import DeadlineExceededError, ServerUnavailableError
+from numba_adam.errors import DeadlineExceededError, ServerUnavailableError, TlsError
 
 if TYPE_CHECKING:
-    from numba_adam.client import ParameterClient
+    from numba_adam.client import ParameterClient, Tls
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -33,6 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="deadline of the call in seconds (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    add_tls_arguments(parser)
+    parser.add_argument("--no-tls", action="store_true", help="connect without TLS, whatever numba-adam login has kept")
+
+
+def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to use TLS. The environment, or numba-adam login, can say it too."""
+    parser.add_argument("--server-ca", metavar="FILE", help="PEM file with the CA of the server; turns TLS on")
+    parser.add_argument("--worker-certificate", metavar="FILE", help="PEM file with your certificate, for mutual TLS")
+    parser.add_argument("--worker-key", metavar="FILE", help="PEM file with the key of that certificate; mode 600")
+    parser.add_argument("--server-name", metavar="NAME", help="name in the server's certificate, for tunnels")
+
+
+def tls_of(arguments: argparse.Namespace) -> Tls | bool | None:
+    """Return what the options say about TLS; None: nothing.
+
+    Raises:
+        ConfigurationError: an option is invalid, or its counterpart is missing.
+    """
+    from numba_adam.client import Tls
+
+    names = ("server_ca", "worker_certificate", "worker_key", "server_name")
+    values = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    if values:
+        return Tls(**values)
+    return False if getattr(arguments, "no_tls", False) else None
 
 
 @contextmanager
@@ -47,9 +72,12 @@ def connect(arguments: argparse.Namespace) -> Iterator[ParameterClient]:
     from numba_adam.ps.errors import detail_of
 
     server, seconds = arguments.server, arguments.timeout_seconds
-    with ParameterClient(server, timeout_seconds=seconds, backoff=Backoff(most_tries=1)) as client:
+    tls = tls_of(arguments)
+    with ParameterClient(server, timeout_seconds=seconds, backoff=Backoff(most_tries=1), tls=tls) as client:
         try:
             yield client
+        except TlsError:  # it says what to do
+            raise
         except ServerUnavailableError as error:
             if detail_of(error) is not None:  # the server sent this error: it is stopping, for example
                 raise

@@ -44,6 +44,17 @@ def test_the_digits_example_reaches_its_accuracy() -> None:
     assert float(accuracy[1]) > 90.0
 
 
+@pytest.mark.parity
+def test_two_pytorch_workers_train_a_transformer() -> None:
+    shown = run("transformer.py", "--steps", "100")
+    found = re.search(r"^version (\d+): loss ([\d.]+) before, ([\d.]+) after$", shown, re.MULTILINE)
+    assert found is not None, shown
+    assert int(found[1]) == 200  # of two workers
+    assert float(found[2]) > 4.5  # nearly as if all 128 characters were equally likely: 4.85
+    assert float(found[3]) < 3.0
+    assert {line[:8] for line in shown.splitlines() if line.startswith("worker")} == {"worker 0", "worker 1"}
+
+
 def test_every_example_has_a_test() -> None:
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     programs = [path for path in EXAMPLES.iterdir() if path.suffix == ".py"]

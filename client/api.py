@@ -135,7 +135,8 @@ class ParameterClient:
             name: 1 to 128 of the characters A-Z a-z 0-9 . _ - without a dot at the start.
             params: initial values, all float32 or all float64: a dict of name -> array; dicts, lists and tuples within
                 each other, whose arrays get names such as "encoder.0.w"; PyTorch's `named_parameters()` or
-                `state_dict()`. Parameters come back in the same containers, as arrays of the same frameworks.
+                `state_dict()`. bfloat16 and float16 are widened: the server holds the model in float32. Parameters
+                come back in the same containers, as arrays of the same frameworks.
             lr: learning rate.
             betas: decay rates of the two moving averages.
             eps: added to the denominator, so that it is never zero.

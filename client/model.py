@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import numpy as np
 
 from numba_adam.client.ack import Ack
+from numba_adam.client.formats import converted, named_dtype, write
 from numba_adam.client.info import ModelInfo, model_info
 from numba_adam.client.model_arrays import Parameters, model_arrays_of
 from numba_adam.client.pull import Pulled, pull
@@ -83,14 +85,17 @@ class Model:
         """The answer to the last push or push_pull; None before the first."""
         return self._last_ack
 
-    def pull(self, min_version: int | None = None, out: object = None) -> Any:
+    def pull(self, min_version: int | None = None, out: object = None, *, dtype: object = None) -> Any:
         """Return all parameters of one version.
 
         Args:
             min_version: oldest acceptable version, such as an ack's. The call waits for it. None: any.
-            out: arrays to write to, in any form that `create_model` takes, with the model's names, shapes and dtype.
-                PyTorch's parameters may require gradients. After an error their contents are undefined. None: allocate
-                new arrays.
+            out: arrays to write to, in any form that `create_model` takes, with the model's names and shapes. PyTorch's
+                parameters may require gradients. Arrays of another dtype than the model's, float32, float64, bfloat16
+                or float16, get the nearest numbers. After an error their contents are undefined. None: allocate new
+                arrays.
+            dtype: dtype of new arrays, such as "bfloat16" or torch.bfloat16. The parameters travel in the model's dtype
+                and are rounded to the nearest here. None: the model's dtype.
 
         Returns:
             `out`, or new arrays in the containers and of the frameworks of the parameters that the model was created
@@ -98,21 +103,23 @@ class Model:
             where the framework has views.
 
         Raises:
-            NamesError, ArrayError: `out` does not fit the model.
-            InvalidRequestError: `min_version` is not a whole number.
+            NamesError, ArrayError: `out` does not fit the model, or `dtype` is none of the four.
+            InvalidRequestError: `min_version` is not a whole number, or both `out` and `dtype` are given.
             DeadlineExceededError: the model did not reach `min_version` in time.
             ServiceError: the call failed.
         """
         self._check_fit()
         if out is not None:
+            if dtype is not None:
+                raise InvalidRequestError(f"dtype={dtype!r}: the arrays of `out` have their own; leave one of them out")
             places, form = flatten(out, "out")
             return form.filled(self._pull_into(places, min_version))
-        wanted = _checked_version(min_version)
-        if not wanted and (ready := self._take_prefetched()) is not None:
-            return self.template.filled(ready.parameters)
-        pulled = self._pull(wanted, None)
-        self._report_rewinds(prefetch=False)
-        return self.template.filled(pulled.parameters)
+        wanted, as_dtype = _checked_version(min_version), None if dtype is None else named_dtype(dtype)
+        pulled = None if wanted else self._take_prefetched()
+        if pulled is None:
+            pulled = self._pull(wanted, None)
+            self._report_rewinds(prefetch=False)
+        return self.template.filled(pulled.parameters if as_dtype is None else converted(pulled.parameters, as_dtype))
 
     def push(self, grads: object) -> Ack:
         """Apply a gradient, exactly once, however often it is sent.
@@ -120,9 +127,10 @@ class Model:
         If push_async is in use, the call first waits for earlier pushes. That time counts towards its deadline.
 
         Args:
-            grads: an array for each of the model's names, of the same shape and dtype, in any form that `create_model`
-                takes. A PyTorch parameter stands for its `.grad`. None: this array has no gradient and does not
-                change. Do not modify the gradients before the call returns.
+            grads: an array for each of the model's names, of the same shape, in any form that `create_model` takes. A
+                PyTorch parameter stands for its `.grad`. None: this array has no gradient and does not change. The
+                dtype is the model's, bfloat16 or float16. If all arrays are bfloat16, or all float16, they travel so,
+                in half the bytes. Do not modify the gradients before the call returns.
 
         Returns:
             The server's answer. Its `applied` is False if the server lost the state that the gradient was computed
@@ -264,20 +272,20 @@ class Model:
     def _pull_into(self, places: Names, min_version: int | None) -> Names:
         """Pull into these arrays; return them."""
         views = self._model_arrays.check_out(places)
-        try:
-            self._pull(_checked_version(min_version), views)
-        finally:  # a failed pull may have written some values
-            count_writes(list(places.values()))
+        wanted = _checked_version(min_version)
+        with _counting_writes(places):
+            write(self._pull(wanted, self._model_arrays.direct(views)).parameters, views)
         self._report_rewinds(prefetch=False)
         return places
 
     def _push_and_pull_into(self, places: Names, grads: object) -> Names:
         """Push, and pull into these arrays; return them."""
-        push = self._prepare(grads, self._model_arrays.check_out(places))
-        try:
+        views = self._model_arrays.check_out(places)
+        push = self._prepare(grads, self._model_arrays.direct(views))
+        with _counting_writes(places):
             ack, pulled = self._run(push, Push.run_with_pull)
-        finally:
-            count_writes(list(places.values()))
+            if pulled is not None:
+                write(pulled.parameters, views)
         return places if pulled is not None else self._pull_into(places, ack.version if ack.applied else None)
 
     def _pull(self, min_version: int, out: Parameters | None) -> Pulled:
@@ -330,6 +338,15 @@ class Model:
             self._prefetched = self._pull(0, None)
         except ServiceError as error:  # the listeners must hear of the rewind all the same
             _log.warning("model %r was restored, but its parameters could not be pulled: %s", self.name, error)
+
+
+@contextlib.contextmanager
+def _counting_writes(places: Names) -> Iterator[None]:
+    """Tell the arrays' frameworks about writes, also about those of a call that failed in between."""
+    try:
+        yield
+    finally:
+        count_writes(list(places.values()))
 
 
 def _checked_version(min_version: int | None) -> int:

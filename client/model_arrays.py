@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numba_adam.client.formats import common_narrow, is_narrow, widened
 from numba_adam.client.info import ModelInfo
 from numba_adam.errors import DtypeError, NamesError, ShapeError
 from numba_adam.interop import borrow
+from numba_adam.numerics.formats import Format
 from numba_adam.ps.v1.model_pb2 import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -31,6 +33,9 @@ class Gradients:
 
     absent: tuple[str, ...]
     """The names of the arrays without a gradient."""
+
+    dtype: str
+    """The format of all present arrays: the model's dtype, "bfloat16" or "float16". 16-bit ones are bits, uint16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +69,41 @@ class ModelArrays:
     def check_gradients(self, gradients: Mapping[str, object]) -> Gradients:
         """Borrow the gradients and validate them.
 
+        If all of them are bfloat16, or all float16, they stay so. Otherwise 16-bit ones are widened here. An array with
+        another order of axes than C order is copied.
+
         Raises:
             NamesError: a name of the model is missing, or the model does not have a given name.
             ShapeError: a shape differs from the model's.
-            DtypeError: a dtype differs from the model's.
-            ArrayError: an array cannot be borrowed without a copy.
+            DtypeError: a dtype is neither the model's nor a 16-bit format.
+            ArrayError: an array cannot be borrowed.
         """
         self.check_names("grads", gradients, missing="give None for an array without a gradient")
         present = {
-            name: self._checked(borrow(gradients[name], name=f"grads[{name!r}]"), f"grads[{name!r}]", name)
+            name: self._checked_gradient(gradients[name], f"grads[{name!r}]", name)
             for name in self.shapes
             if gradients[name] is not None
         }
-        return Gradients(present, tuple(name for name in self.shapes if gradients[name] is None))
+        narrow = self._unify(present)
+        dtype = self.dtype.name if narrow is None else narrow.label
+        return Gradients(present, tuple(name for name in self.shapes if gradients[name] is None), dtype)
 
     def check_out(self, out: Mapping[str, object], argument: str = "out") -> Parameters:
-        """Borrow the arrays that a pull writes to and validate them. Raises the same errors as `check_gradients`."""
+        """Borrow the arrays that a pull writes to and validate them; they may be of any format.
+
+        Raises:
+            NamesError, ShapeError, ArrayError: as `check_gradients` does.
+        """
         self.check_names(argument, out, missing="give an array for each")
         places = {name: f"{argument}[{name!r}]" for name in self.shapes}
         return {
-            name: self._checked(borrow(out[name], name=place, writable=True), place, name)
-            for name, place in places.items()
+            name: self._shaped(_borrow(out[name], place, writable=True), place, name) for name, place in places.items()
         }
+
+    def direct(self, views: Parameters) -> Parameters | None:
+        """Return these arrays if a payload can be written to them as it is; otherwise None."""
+        is_direct = all(view.dtype == self.dtype and view.flags.c_contiguous for view in views.values())
+        return views if is_direct else None
 
     def check_names(self, argument: str, given: Mapping[str, object], *, missing: str) -> None:
         """Raise NamesError if the names given are not those of the model."""
@@ -95,16 +113,34 @@ class ModelArrays:
             known = _listed(list(self.shapes))
             raise NamesError(f"{argument} has {_listed(strange)}, which the model does not; it has {known}")
 
-    def _checked(self, view: Array, argument: str, name: str) -> Array:
-        if view.dtype != self.dtype:
+    def _checked_gradient(self, gradient: object, argument: str, name: str) -> Array:
+        view = self._shaped(_borrow(gradient, argument), argument, name)
+        if view.dtype != self.dtype and not is_narrow(view):
             raise DtypeError(
-                f"{argument}: expected the model's dtype {self.dtype}, got {view.dtype}; convert the array"
+                f"{argument}: expected the model's dtype {self.dtype}, bfloat16 or float16, got {view.dtype}; "
+                "convert the array"
             )
+        return _in_c_order(view)
+
+    def _shaped(self, view: Array, argument: str, name: str) -> Array:
         if view.shape != self.shapes[name]:
             raise ShapeError(
                 f"{argument}: expected the model's shape {self.shapes[name]}, got {view.shape}; reshape it"
             )
         return view
+
+    def _unify(self, present: Parameters) -> Format | None:
+        """Return the 16-bit format of all gradients; if they have several formats, widen them to the model's dtype."""
+        others = [view for view in present.values() if view.dtype != self.dtype]
+        if not others:  # the usual case
+            return None
+        narrow = common_narrow(list(present.values()))
+        for name, view in present.items():
+            if narrow is not None:
+                present[name] = view.view(np.uint16)
+            elif is_narrow(view):
+                present[name] = widened(view, self.dtype)
+        return narrow
 
 
 def model_arrays_of(info: ModelInfo) -> ModelArrays:
@@ -114,24 +150,35 @@ def model_arrays_of(info: ModelInfo) -> ModelArrays:
 
 
 def check_initial(params: Mapping[str, object]) -> Parameters:
-    """Borrow a new model's initial values.
+    """Borrow a new model's initial values; widen those in 16-bit formats.
 
     Raises:
         NamesError: a name has characters that cannot be printed.
         DtypeError: the arrays are not all of one dtype.
-        ArrayError: an array cannot be borrowed without a copy.
+        ArrayError: an array cannot be borrowed.
     """
     if strange := [name for name in params if not name.isprintable()]:
         raise NamesError(f"params has {_listed(strange)}; use only printable characters in names")
-    views = {name: borrow(array, name=f"params[{name!r}]") for name, array in params.items()}
-    first, *others = views
-    for name in others:
-        if views[name].dtype != views[first].dtype:
+    views = {name: _in_c_order(_borrow(array, f"params[{name!r}]")) for name, array in params.items()}
+    wide = {name: view.dtype for name, view in views.items() if not is_narrow(view)}
+    first = next(iter(wide), "")
+    for name, dtype in wide.items():
+        if dtype != wide[first]:
             raise DtypeError(
-                f"params: expected one dtype for all arrays, got {views[name].dtype} for params[{name!r}] and "
-                f"{views[first].dtype} for params[{first!r}]; convert one of them"
+                f"params: expected one dtype for all arrays, got {dtype} for params[{name!r}] and {wide[first]} for "
+                f"params[{first!r}]; convert one of them"
             )
-    return views
+    dtype = wide.get(first, np.dtype(np.float32))
+    return {name: widened(view, dtype) if is_narrow(view) else view for name, view in views.items()}
+
+
+def _borrow(array: object, argument: str, *, writable: bool = False) -> Array:
+    return borrow(array, name=argument, writable=writable, narrow=True, any_order=True)
+
+
+def _in_c_order(view: Array) -> Array:
+    """Return a view in C order, or a copy; numpy.ascontiguousarray would give a scalar a dimension."""
+    return view if view.flags.c_contiguous else np.ascontiguousarray(view)
 
 
 def _listed(names: list[str], limit: int = 10) -> str:

@@ -137,7 +137,7 @@ class Push:
         return self._session.origin.state_id != self._origin.state_id
 
     def _upload(self) -> Upload:
-        present, dtype = self._gradients.present, self._model_arrays.dtype
+        present = self._gradients.present
         header = PushHeader(
             model=self._session.model,
             state_id=self._origin.state_id,
@@ -145,7 +145,7 @@ class Push:
             epoch=self._session.epoch,
             sequence=self._session.next_sequence,
             base_version=self._origin.version,
-            dtype=convert.dtype_to_proto(dtype),
+            dtype=convert.PAYLOAD_DTYPES[self._gradients.dtype],
             tensors=[self._model_arrays.specs[name] for name in present],
             absent=self._gradients.absent,
             total_bytes=sum(array.nbytes for array in present.values()),

@@ -74,7 +74,7 @@ def flatten(given: object, argument: str) -> tuple[Names, Form]:
     Raises:
         NamesError: a key is not text, two arrays have the same name, or a container is empty or contains itself.
     """
-    if isinstance(given, dict) and given and _PLAIN.issuperset(map(type, given.values())):
+    if type(given) is dict and given and _PLAIN.issuperset(map(type, given.values())):
         _check_keys(given, argument)
         return given, Form()  # the usual case: nothing to walk through
     leaves: Names = {}

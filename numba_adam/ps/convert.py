@@ -24,6 +24,13 @@ _DTYPE_PAIRS: tuple[tuple[Dtype, np.dtype[Any]], ...] = (
     (Dtype.DTYPE_FLOAT64, np.dtype("<f8")),
 )
 _DTYPES: dict[int, np.dtype[Any]] = dict(_DTYPE_PAIRS)
+PAYLOAD_DTYPES: dict[str, Dtype] = {
+    "float32": Dtype.DTYPE_FLOAT32,
+    "float64": Dtype.DTYPE_FLOAT64,
+    "bfloat16": Dtype.DTYPE_BFLOAT16,
+    "float16": Dtype.DTYPE_FLOAT16,
+}
+"""The Dtypes that the payload of a push may have, by name."""
 _EPS_MODES: dict[int, EpsModeName] = {
     EpsMode.EPS_MODE_UNSPECIFIED: "hat",
     EpsMode.EPS_MODE_HAT: "hat",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from numba_adam.errors import PushRejectedError
 from numba_adam.server.model.push_ledger import PushKey
-from numba_adam.server.model.spec import DTYPE_NUMBERS, Spec
+from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec
 from numba_adam.server.model.tensors import Tensor
 
 
@@ -63,7 +63,7 @@ class PushRequest(NamedTuple):
     """Version of the parameters that the gradient was computed from."""
 
     dtype: int
-    """Element type of the payload, by its number; see DTYPE_NUMBERS."""
+    """Element type of the payload, by its number; see DTYPE_NUMBERS and NARROW_DTYPE_NUMBERS."""
 
     tensors: Sequence[Tensor]
     """The arrays in the payload. If they are all of the model's, this is the spec's own tuple: a fast check."""
@@ -78,16 +78,36 @@ class PushRequest(NamedTuple):
     """A ChecksumKind of the protocol."""
 
 
+_NARROW = {number: name for name, number in NARROW_DTYPE_NUMBERS.items()}
+_NARROW_BYTES = 2
+
+
+class Payload(NamedTuple):
+    """What the bytes of a push are."""
+
+    elements: int
+    """Their number."""
+
+    narrow_dtype: str
+    """"bfloat16" or "float16", if they must be widened to the model's element type; else empty."""
+
+
+def payload_of(spec: Spec, push: PushRequest) -> Payload:
+    """Return the number and the element type of a push whose header fits the model."""
+    narrow = _NARROW.get(push.dtype, "")
+    return Payload(push.total_bytes // (_NARROW_BYTES if narrow else spec.numpy_dtype.itemsize), narrow)
+
+
 def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:
     """Return for each array of the model whether the push has its gradient.
 
     Raises:
         PushRejectedError: dtype, names, shapes or the declared size do not fit the model.
     """
-    if push.dtype != DTYPE_NUMBERS[spec.dtype]:
+    if push.dtype != DTYPE_NUMBERS[spec.dtype] and push.dtype not in _NARROW:
         raise PushRejectedError(f"dtype={push.dtype}: model {spec.name!r} has {spec.dtype}; convert the gradients")
     if push.tensors is spec.tensors and not push.absent:
-        _check_size(spec, spec.element_count, push.total_bytes)
+        _check_size(spec, spec.element_count, push)
         return (True,) * len(spec.tensors)
     given = _given_shapes(spec, push)
     for tensor in spec.tensors:
@@ -98,14 +118,17 @@ def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:
     order = [tensor.name for tensor in spec.tensors if tensor.name in given]
     if list(given) != order:
         raise PushRejectedError(f"gradients come in the order {_some(given)}: model {spec.name!r} has {_some(order)}")
-    _check_size(spec, sum(tensor.size for tensor in spec.tensors if tensor.name in given), push.total_bytes)
+    _check_size(spec, sum(tensor.size for tensor in spec.tensors if tensor.name in given), push)
     return tuple(tensor.name in given for tensor in spec.tensors)
 
 
-def _check_size(spec: Spec, element_count: int, total_bytes: int) -> None:
-    needed = element_count * spec.numpy_dtype.itemsize
-    if total_bytes != needed:
-        raise PushRejectedError(f"total_bytes={total_bytes}: these arrays have {needed} bytes of {spec.dtype}")
+def _check_size(spec: Spec, element_count: int, push: PushRequest) -> None:
+    narrow = _NARROW.get(push.dtype)
+    needed = element_count * (_NARROW_BYTES if narrow else spec.numpy_dtype.itemsize)
+    if push.total_bytes != needed:
+        raise PushRejectedError(
+            f"total_bytes={push.total_bytes}: these arrays have {needed} bytes of {narrow or spec.dtype}"
+        )
 
 
 def _given_shapes(spec: Spec, push: PushRequest) -> dict[str, tuple[int, ...]]:

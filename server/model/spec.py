@@ -19,7 +19,10 @@ from numba_adam.settings.hyperparameters import EPS_MODES, Hyperparameters
 from numba_adam.settings.limits import check_held
 
 DTYPE_NUMBERS = {"float32": 1, "float64": 2}
-"""Element types and their numbers in the protocol and in the digests of snapshots."""
+"""Element types of models, and their numbers in the protocol and in the digests of snapshots."""
+
+NARROW_DTYPE_NUMBERS = {"bfloat16": 3, "float16": 4}
+"""Likewise, the element types that gradients alone may have. The server widens them to the model's."""
 
 _BYTES_OF_A_MODEL = 1 << 16  # measured, and rounded up: threads, locks, tables
 _BYTES_OF_AN_ARRAY = 3 << 9

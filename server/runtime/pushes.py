@@ -18,7 +18,7 @@ from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.ps.transfer import Parts, Reader, receive
 from numba_adam.server.model.digests import with_payload
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
-from numba_adam.server.model.requests import PushRequest, present_arrays
+from numba_adam.server.model.requests import Payload, PushRequest, payload_of, present_arrays
 from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Outcome, Push
@@ -27,6 +27,7 @@ from numba_adam.server.runtime.receive import Receiver
 from numba_adam.server.runtime.sessions import count_memory
 from numba_adam.server.runtime.small_calls import small_call
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
+from numba_adam.server.runtime.widening import WideningReceiver
 
 _RETRY_MILLISECONDS = 50
 
@@ -92,11 +93,10 @@ class Pushes:
         push = Push(key, base_version, (), content)
         try:
             present = present_arrays(model.spec, request)
-            with self._receiving(model, key), self._staging(model, request.total_bytes) as target:
-                limit = LARGEST_GRADIENT[model.spec.dtype]
-                receiver = Receiver(
-                    target, model.arena.dtype, request.tensors, request.checksum_kind, "gradient", limit
-                )
+            payload = payload_of(model.spec, request)
+            nbytes = payload.elements * model.arena.dtype.itemsize
+            with self._receiving(model, key), self._staging(model, nbytes) as target:
+                receiver = _receiver(model, request, payload, target)
                 receive(parts, receiver)
                 push = push._replace(present=present, content=with_payload(content, receiver.checksum))
                 return model.apply_queue.call(model.apply, push, target.view(model.arena.dtype))
@@ -133,3 +133,10 @@ class Pushes:
             return
         with self._pool.acquire(nbytes, f"a push to model {model.spec.name!r}") as slot:
             yield slot.bytes
+
+
+def _receiver(model: Model, request: PushRequest, payload: Payload, target: Bytes) -> Receiver:
+    """Return what receives a push's payload into memory."""
+    limit = LARGEST_GRADIENT[model.spec.dtype]
+    what = (target, model.arena.dtype, request.tensors, request.checksum_kind, "gradient", limit)
+    return WideningReceiver(*what, narrow_dtype=payload.narrow_dtype) if payload.narrow_dtype else Receiver(*what)

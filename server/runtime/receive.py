@@ -26,11 +26,12 @@ class Receiver(Reader):
 
     Args:
         target: one-dimensional bytes to fill, of the declared size.
-        dtype: element type of the payload.
+        dtype: element type of the target, and of the payload unless a subclass converts it.
         tensors: the arrays in the payload, in order; error messages name them.
         checksum_kind: a ChecksumKind of the protocol.
         what: "gradient" or "initial value", for error messages.
         limit: values of this magnitude or more are refused; infinity allows every finite value.
+        item_bytes: size of an element in the payload. None: that of `dtype`.
 
     Raises:
         InvalidRequestError: an unknown kind of checksum.
@@ -44,8 +45,10 @@ class Receiver(Reader):
         checksum_kind: int,
         what: str,
         limit: float = math.inf,
+        item_bytes: int | None = None,
     ) -> None:
-        super().__init__(target.nbytes, checksum_kind)
+        self._item_bytes = item_bytes or dtype.itemsize
+        super().__init__(target.nbytes // dtype.itemsize * self._item_bytes, checksum_kind)
         self._target = target
         self._elements = target.view(dtype)
         self._tensors = tensors
@@ -72,7 +75,7 @@ class Receiver(Reader):
 
     def _check_finite(self) -> None:
         """Check the complete elements; a chunk may end within one."""
-        complete = self.received_bytes // self._elements.itemsize
+        complete = self.received_bytes // self._item_bytes
         if self._bad_element < 0 and complete > self._checked_elements:
             found = first_beyond(self._elements[self._checked_elements : complete], self._limit)
             if found >= 0:

@@ -166,6 +166,49 @@ class TestTorch:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             kept[0].backward()
 
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_a_narrow_module_trains_beside_a_wide_model(self, client, dtype):
+        """The server keeps float32 parameters. The module gets them rounded, and pushes 16-bit gradients."""
+        narrow = getattr(torch, dtype)
+        net, batches = self.net().to(narrow), list(torch.randn(10, 6, 4).to(narrow))
+        model = client.create_model("m", net.named_parameters(), lr=0.01, eps_mode="algorithm1")
+        assert model.spec.dtype == np.float32
+        masters = [parameter.detach().float().requires_grad_() for parameter in net.parameters()]
+        oracle, twin = torch.optim.Adam(masters, lr=0.01), self.net().to(narrow)
+        for batch, _ in model.worker(batches, net.named_parameters()):
+            for parameter, same, master in zip(net.parameters(), twin.parameters(), masters, strict=True):
+                same.data.copy_(master)
+                torch.testing.assert_close(parameter, same, rtol=0.01, atol=1e-3)
+                same.data.copy_(parameter)
+            net(batch).square().mean().backward()
+            twin.zero_grad()
+            twin(batch).square().mean().backward()
+            for master, same in zip(masters, twin.parameters(), strict=True):
+                master.grad = same.grad.float()
+            oracle.step()
+            assert all(parameter.dtype == narrow for parameter in net.parameters())
+        pulled = model.pull(dtype=narrow)
+        assert model.version == 10
+        assert {tensor.dtype for tensor in pulled.values()} == {narrow}
+        for name, parameter in net.named_parameters():
+            assert torch.equal(pulled[name], parameter)
+            assert torch.equal(model.pull()[name].to(narrow), parameter)
+
+    def test_channels_last_parameters_and_gradients_are_taken(self, client):
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        twin = torch.nn.Conv2d(3, 4, 3)
+        twin.load_state_dict(net.state_dict())
+        model = client.create_model("m", net.named_parameters(), lr=0.01, eps_mode="algorithm1")
+        oracle, x = torch.optim.Adam(twin.parameters(), lr=0.01), torch.randn(2, 3, 8, 8)
+        for _batch, _ in model.worker([x] * 3, net.named_parameters()):
+            net(x).square().mean().backward()
+            oracle.zero_grad()
+            twin(x).square().mean().backward()
+            oracle.step()
+        self.check_close(net, twin)
+        assert net.weight.is_contiguous(memory_format=torch.channels_last)
+
 
 @pytest.mark.skipif(jax is None, reason="JAX is not installed; the parity environment has it")
 class TestJax:
@@ -193,6 +236,15 @@ class TestJax:
             value, step.grads = gradient(step.params, batch)
             losses.append(float(value))
         assert losses[-1] < losses[0] / 2
+
+    def test_narrow_arrays_are_pushed_and_pulled(self, client):
+        model = client.create_model("m", jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), self.params()), lr=0.5)
+        grads = jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=jnp.bfloat16), self.params())
+        model.push(grads)
+        pulled = model.pull(dtype=jnp.bfloat16)
+        assert {leaf.dtype for leaf in jax.tree.leaves(pulled)} == {jnp.dtype(jnp.bfloat16)}
+        np.testing.assert_allclose(pulled["hidden"]["w"].astype(np.float32), 0, atol=1e-6)
+        assert model.pull()["hidden"]["b"].dtype == jnp.float32
 
     def test_jax_arrays_are_refused_as_outputs_by_name(self, client):
         model = client.create_model("m", self.params())

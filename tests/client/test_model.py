@@ -227,7 +227,7 @@ MISFITS = {
     "dtype": (
         lambda g: {**g, "b": np.ones(7)},
         DtypeError,
-        r"grads\['b'\]: expected the model's dtype float32, got float64",
+        r"grads\['b'\]: expected the model's dtype float32, bfloat16 or float16, got float64",
     ),
     "layout": (lambda g: {**g, "b": np.ones(14, np.float32)[::2]}, LayoutError, r"grads\['b'\]"),
 }

@@ -5,7 +5,7 @@ import pytest
 from numba_adam.errors import InvalidRequestError
 from numba_adam.ps.v1 import error_pb2, model_pb2
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH
-from numba_adam.server.model.spec import DTYPE_NUMBERS, Spec, differences
+from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec, differences
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.transport.messages import spec_from_proto, spec_to_proto
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -71,5 +71,6 @@ def test_an_unknown_mode_or_durability_is_refused_by_name(changes, words):
 
 def test_numbers_in_snapshots_and_digests_match_the_protocol():
     known = {name: number for name, number in model_pb2.Dtype.items() if number}
-    assert {f"DTYPE_{name.upper()}": number for name, number in DTYPE_NUMBERS.items()} == known
+    ours = DTYPE_NUMBERS | NARROW_DTYPE_NUMBERS
+    assert {f"DTYPE_{name.upper()}": number for name, number in ours.items()} == known
     assert (PUSH_MISMATCH, NON_FINITE) == (error_pb2.REASON_PUSH_MISMATCH, error_pb2.REASON_NON_FINITE)

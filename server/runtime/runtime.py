@@ -89,7 +89,7 @@ class Runtime:
     def start(self) -> None:
         """Compile what the models need, record the start of a run in the data folder, and start the background threads.
 
-        No push waits for a compiler: new models are most likely float32.
+        No push waits for a compiler, but for the first in float16: new models are most likely float32.
 
         Raises:
             ConfigurationError: the data folder cannot be written.

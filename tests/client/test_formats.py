@@ -25,7 +25,7 @@ NUMBERS = {
 ALL = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64), **NARROW}
 
 
-def same(left, right):
+def check_same(left, right):
     assert list(left) == list(right)
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], strict=True)
@@ -55,7 +55,7 @@ def test_narrow_gradients_give_the_bits_of_widened_ones(client, arrays, gradient
         grads = {name: array.astype(NARROW[narrow]) for name, array in gradients_of(arrays, seed).items()}
         models[0].push(grads)
         models[1].push({name: array.astype(wide) for name, array in grads.items()})
-    same(models[0].pull(), models[1].pull())
+    check_same(models[0].pull(), models[1].pull())
 
 
 @pytest.mark.parametrize("narrow", NARROW)
@@ -78,7 +78,7 @@ def test_the_bits_of_bfloat16_are_taken_as_uint16(client, arrays, gradients_of):
     grads = {name: array.astype(BFLOAT16) for name, array in gradients_of(arrays, 0).items()}
     models[0].push({name: array.view(np.uint16) for name, array in grads.items()})
     models[1].push(grads)
-    same(models[0].pull(), models[1].pull())
+    check_same(models[0].pull(), models[1].pull())
 
 
 def test_gradients_of_several_formats_are_widened_by_the_client(recorded, arrays, gradients_of):
@@ -90,7 +90,7 @@ def test_gradients_of_several_formats_are_widened_by_the_client(recorded, arrays
         models[0].push(mixed)
         assert pushed(recorder).dtype == NUMBERS["float32"]
         models[1].push({name: array.astype(np.float32) for name, array in mixed.items()})
-    same(models[0].pull(), models[1].pull())
+    check_same(models[0].pull(), models[1].pull())
 
 
 @pytest.mark.parametrize("narrow", NARROW)
@@ -131,7 +131,7 @@ def test_narrow_initial_values_make_a_float32_model(client):
     given = {"w": np.array([1.5, -2], np.float16), "b": np.array([0.25], BFLOAT16), "c": np.ones(2, np.float32)}
     model = client.create_model("m", given)
     assert model.spec.dtype == np.float32
-    same(model.pull(), {name: array.astype(np.float32) for name, array in given.items()})
+    check_same(model.pull(), {name: array.astype(np.float32) for name, array in given.items()})
     beside = client.create_model("n", {"w": given["w"], "d": np.ones(2)})
     assert beside.spec.dtype == np.float64
 
@@ -146,13 +146,13 @@ def test_a_pull_gives_the_nearest_numbers_of_another_dtype(client, arrays, dtype
     expected = {name: array.astype(ALL[dtype]) for name, array in model.pull().items()}
     out = {name: np.zeros_like(array) for name, array in expected.items()}
     assert model.pull(out=out)["w"] is out["w"]
-    same(out, expected)
+    check_same(out, expected)
     for asked in (dtype, ALL[dtype], ALL[dtype].type):
-        same(model.pull(dtype=asked), expected)
+        check_same(model.pull(dtype=asked), expected)
     again = {name: np.zeros_like(array) for name, array in expected.items()}
     zeros = {name: np.zeros(array.shape, model_dtype) for name, array in arrays.items()}
     model.push_pull(zeros, out=again)
-    same(again, expected)
+    check_same(again, expected)
 
 
 def test_outputs_may_have_several_dtypes_and_any_order_of_axes(client, arrays):
@@ -172,7 +172,7 @@ def test_outputs_may_have_several_dtypes_and_any_order_of_axes(client, arrays):
 def test_arrays_with_any_order_of_axes_are_taken(client, gradients_of):
     given = {"w": np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)), "s": np.array(2, np.float32)}
     model = client.create_model("m", given, lr=0.5)
-    same(model.pull(), given)
+    check_same(model.pull(), given)
     model.push({"w": np.asfortranarray(np.sign(given["w"] - 5.5)), "s": None})
     np.testing.assert_allclose(model.pull()["w"], given["w"] - 0.5 * np.sign(given["w"] - 5.5), rtol=1e-5)
 

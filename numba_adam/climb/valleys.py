@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import HyperparameterError
 
 Array = npt.NDArray[np.float64]
 
@@ -193,16 +193,16 @@ def valley(name: str, steepness: float | None = None, angle_degrees: float = 0.0
     """Return a valley by its name.
 
     Raises:
-        ConfigurationError: an unknown name, or a number that is out of range.
+        HyperparameterError: an unknown name, or a number that is out of range.
 
     >>> valley("ravine").slope(np.array([-9.0, 1.5]))
     array([-9., 75.])
     """
     if name not in SHAPES:
-        raise ConfigurationError(f"valley: expected one of {', '.join(SHAPES)}, got {name!r}")
+        raise HyperparameterError(f"valley: expected one of {', '.join(SHAPES)}, got {name!r}")
     chosen = SHAPES[name].steepness if steepness is None else steepness
     if not 1e-3 <= chosen <= 1e4:
-        raise ConfigurationError(f"steepness: expected a number in [0.001, 10000], got {chosen!r}")
+        raise HyperparameterError(f"steepness: expected a number in [0.001, 10000], got {chosen!r}")
     if not -360 <= angle_degrees <= 360:
-        raise ConfigurationError(f"angle: expected degrees in [-360, 360], got {angle_degrees!r}")
+        raise HyperparameterError(f"angle: expected degrees in [-360, 360], got {angle_degrees!r}")
     return Valley(name, float(chosen), float(angle_degrees))

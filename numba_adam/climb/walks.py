@@ -12,7 +12,7 @@ import numpy as np
 
 import numba_adam as na
 from numba_adam.climb.valleys import Array, Valley
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import HyperparameterError
 
 MOST_STEPS = 10_000
 _LONGEST = 1e100  # units of the ground; longer steps count as this one, because their squares would be infinite
@@ -43,15 +43,15 @@ class Plan:
         """Check what Adam does not check.
 
         Raises:
-            ConfigurationError: a number is out of range.
+            HyperparameterError: a number is out of range.
         """
         if not 1 <= self.steps <= MOST_STEPS:
-            raise ConfigurationError(f"steps: expected a whole number in [1, {MOST_STEPS}], got {self.steps!r}")
+            raise HyperparameterError(f"steps: expected a whole number in [1, {MOST_STEPS}], got {self.steps!r}")
         if not all(abs(number) <= FARTHEST / 10 for number in self.start):
             reach = f"[-{FARTHEST / 10:g}, {FARTHEST / 10:g}]"
-            raise ConfigurationError(f"start: expected two numbers in {reach}, got {self.start!r}")
+            raise HyperparameterError(f"start: expected two numbers in {reach}, got {self.start!r}")
         if not 0 < self.plain_lr < float("inf"):
-            raise ConfigurationError(f"plain-lr: expected a positive number, got {self.plain_lr!r}")
+            raise HyperparameterError(f"plain-lr: expected a positive number, got {self.plain_lr!r}")
 
 
 class Reading(NamedTuple):

@@ -22,7 +22,7 @@ ORDER = (
     ("optim",),
     ("rows",),
     ("functional", "optimizer"),
-    ("warmup", "torch"),
+    ("warmup", "torch", "jax"),
     ("ps",),
     ("server.memory", "client.progress"),
     ("server.config", "client.transport"),
@@ -55,7 +55,7 @@ NUMBA = (
     "server/runtime/launcher.py",
 )
 SERVICE = ("numba_adam/ps/", "numba_adam/cli/", "numba_adam/demo/", "server/", "client/")
-INTEROP = ("numba_adam/interop/", "numba_adam/demo/", "numba_adam/torch/")
+INTEROP = ("numba_adam/interop/", "numba_adam/demo/", "numba_adam/torch/", "numba_adam/jax.py")
 # The server's folders that speak plain values, and the modules that know the protocol's messages.
 PLAIN = ("server/model/", "server/storage/", "server/runtime/")
 MESSAGES = {"numba_adam.ps.v1", "numba_adam.ps.convert", "numba_adam.ps.errors", "numba_adam.ps.framing"}

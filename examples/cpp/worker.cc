@@ -44,7 +44,7 @@ bool IsTransient(grpc::StatusCode code, ps::Reason reason) {
     case ps::REASON_STOPPING:
       return true;
     case ps::REASON_UNSPECIFIED:
-      return code == grpc::UNAVAILABLE || code == grpc::CANCELLED || code == grpc::INTERNAL ||
+      return code == grpc::UNAVAILABLE || code == grpc::CANCELLED || code == grpc::INTERNAL || code == grpc::UNKNOWN ||
              code == grpc::DATA_LOSS || code == grpc::RESOURCE_EXHAUSTED;
     default:
       return false;

@@ -31,8 +31,8 @@ function isTransient(error, detail) {
   if (detail) {
     return ['REASON_CORRUPT_TRANSFER', 'REASON_BUDGET', 'REASON_IN_PROGRESS', 'REASON_STOPPING'].includes(detail.reason);
   }
-  const { UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, DATA_LOSS, RESOURCE_EXHAUSTED } = grpc.status;
-  return [UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED, INTERNAL, DATA_LOSS, RESOURCE_EXHAUSTED].includes(error.code);
+  const { UNAVAILABLE, CANCELLED, INTERNAL, UNKNOWN, DATA_LOSS, RESOURCE_EXHAUSTED } = grpc.status;
+  return [UNAVAILABLE, CANCELLED, INTERNAL, UNKNOWN, DATA_LOSS, RESOURCE_EXHAUSTED].includes(error.code);
 }
 
 const random = () => randomBytes(16).toString('hex');

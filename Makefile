@@ -27,8 +27,8 @@ NODE := examples/node/node_modules
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 
 # Asked for in exactly this form, PyTorch comes without its gigabytes of CUDA on machines whose index prefers that.
-# PyTorch's own test cases need expecttest.
-FRAMEWORKS := torch==2.13.0 jax==0.10.2 jaxlib==0.10.2 optax==0.2.8 expecttest==0.3.0
+# PyTorch's own test cases need expecttest. DeepSpeed is of the version in benchmarks/requirements.txt.
+FRAMEWORKS := torch==2.13.0 jax==0.10.2 jaxlib==0.10.2 optax==0.2.8 expecttest==0.3.0 deepspeed==0.19.8
 # The successor of numba-cuda, and what both it and the numba.cuda that Numba brings compile with.
 MLIR := numba-cuda-mlir==0.6.0 nvidia-nvvm==13.* nvidia-cuda-nvrtc==13.* nvidia-nvjitlink==13.*
 # The oldest that pyproject.toml admits: tools/generate_proto.py says why, and checks it.

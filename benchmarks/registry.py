@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from benchmarks.case import Case
 from benchmarks.themes import (
     beside,
+    busy,
     cold,
     curves,
     denormals,
@@ -35,6 +36,7 @@ CASES: tuple[Case, ...] = (
     *cold.CASES,
     *service.CASES,
     *beside.CASES,
+    *busy.CASES,
 )
 
 

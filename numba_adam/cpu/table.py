@@ -175,7 +175,7 @@ class UpdateTable:
     def sum_of_squares(self, plan: Plan) -> float:
         """Return the sum of squares of the plan's gradients."""
         prepared, count = self._launch_plan, plan.grad_count
-        tasks = threads.tasks_for(prepared.offsets.item(count))
+        tasks = threads.shares_for(prepared.offsets.item(count))
         threads.launch(norm.sum_of_squares, tasks, self._packed, prepared.constants, prepared.rows, count)
         return float(prepared.sums[0])
 
@@ -192,7 +192,7 @@ class UpdateTable:
             sums: (parameters,) uint64: the address of each parameter's sum, of its shape and of the compute dtype.
         """
         prepared, count = self._launch_plan, plan.grad_count
-        tasks = threads.tasks_for(prepared.offsets.item(count))
+        tasks = threads.shares_for(prepared.offsets.item(count))
         threads.launch(accumulate.accumulate, tasks, self._packed, prepared.constants, sums, count)
 
     def extents_of_grads(self, plan: Plan) -> tuple[Array, Array, list[str]]:
@@ -280,7 +280,7 @@ def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
         kernel = mixed_formats.update_float64
     else:
         kernel = mixed_formats.update
-    threads.launch(kernel, threads.tasks_for(plan.offsets.item(count)), packed, plan.constants, steps, count)
+    threads.launch(kernel, threads.shares_for(plan.offsets.item(count)), packed, plan.constants, steps, count)
 
 
 def _rows(owners: Iterable[Watched | None]) -> Array:

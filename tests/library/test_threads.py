@@ -198,6 +198,28 @@ def test_a_small_update_takes_one_thread_and_set_num_threads_is_obeyed():
     assert own.tasks_for(10**9) == own.thread_count() == 1
 
 
+def test_a_large_update_has_equally_many_shares_for_each_thread():
+    threads = own.thread_count()
+    assert own.shares_for(2 * own.ELEMENTS_PER_TASK - 1) == 1
+    assert own.shares_for(4 * own.ELEMENTS_PER_TASK) == own.tasks_for(4 * own.ELEMENTS_PER_TASK)
+    if threads > 1:
+        assert own.shares_for(2 * threads * own.ELEMENTS_PER_SHARE) == 2 * threads
+        assert own.shares_for(7 * threads * own.ELEMENTS_PER_SHARE - 1) == 6 * threads
+
+
+@numba.njit(error_model="numpy", nogil=True)
+def _count_calls(packed, like, extra, count, task, tasks):
+    extra[task] += count
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 4, 5, 7, 64, 1001])
+def test_every_share_is_computed_once_whichever_thread_takes_it(tasks):
+    calls = np.zeros(tasks + 1, np.int64)
+    for launches in range(1, 6):
+        own.launch(_count_calls, tasks, np.zeros((1, 2), np.uint64), np.zeros((1, 1)), calls, 3)
+        assert (calls == 3 * launches).all()
+
+
 def test_set_num_threads_applies_to_its_own_thread(run_python):
     program = (
         COMMON

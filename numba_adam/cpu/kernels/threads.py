@@ -21,16 +21,18 @@ import numpy as np
 from numba import typeof
 from numba.np.ufunc import parallel
 
-from numba_adam.cpu.kernels.tasks import run_tasks
+from numba_adam.cpu.kernels.tasks import COUNTER_PITCH, run_tasks
 from numba_adam.numerics.array import Array
 
 ELEMENTS_PER_TASK = 16_384  # the calling thread updates fewer than this before another thread wakes up
+ELEMENTS_PER_SHARE = 2**18  # of a large launch: about 0.3 ms
 
 _registry_lock = threading.Lock()  # held while a lock is added, and during a fork
 _step_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _held_for_fork: list[threading.RLock] = []
 _pool_is_lost = False
 _addresses: dict[tuple[Any, Any], int] = {}
+_counters: dict[int, Array] = {}
 
 
 def step_lock() -> threading.RLock:
@@ -79,15 +81,21 @@ def tasks_for(elements: int) -> int:
     return min(thread_count(), elements // ELEMENTS_PER_TASK)
 
 
+def shares_for(elements: int) -> int:
+    """Return the number of shares for a launch over `elements` elements: one for each thread, or equally many."""
+    tasks = tasks_for(elements)
+    return tasks * max(1, elements // (tasks * ELEMENTS_PER_SHARE)) if tasks > 1 else 1
+
+
 def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, count: int) -> None:
-    """Run a kernel on so many threads.
+    """Run a kernel on one thread if there is one task, else on as many as there are, at most one for each task.
 
     The kernel is called with (packed, like, extra, count, task, tasks): for each task from 0 to `tasks` - 1 on any
     thread, and, if there are several tasks, after them all with `task` equal to `tasks`.
 
     Args:
         kernel: a compiled function.
-        tasks: number of threads, from `tasks_for`.
+        tasks: number of shares, from `tasks_for` or `shares_for`.
         packed: (n, 2) uint64: from `launch_plan.pack`.
         like: two-dimensional, of the compute dtype. In the kernel only its dtype and its address are valid, nothing
             else, not even its itemsize.
@@ -99,13 +107,23 @@ def launch(kernel: Any, tasks: int, packed: Array, like: Array, extra: Array, co
         return
     address = _address(kernel, packed, like, extra, count)
     with launch_lock:
-        run_tasks(address, packed, like.view(np.uint64), extra.view(np.uint64), count, tasks)
+        counters = _counters_for(min(tasks, thread_count()))
+        run_tasks(address, packed, like.view(np.uint64), extra.view(np.uint64), count, tasks, counters)
+
+
+def _counters_for(threads: int) -> Array:
+    """Return the counters of a launch on so many threads. The holder of `launch_lock` may use them."""
+    counters = _counters.get(threads)
+    if counters is None:
+        counters = _counters[threads] = np.zeros(threads * COUNTER_PITCH, np.int64)
+    return counters
 
 
 def make_ready() -> None:
     """Compile or load what launches on several threads need besides their kernel."""
     packed = np.zeros((1, 2), np.uint64)
-    run_tasks.compile(tuple(typeof(argument) for argument in (0, packed, packed, packed[0], 0, 0)))
+    arguments = 0, packed, packed, packed[0], 0, 0, _counters_for(1)
+    run_tasks.compile(tuple(typeof(argument) for argument in arguments))
 
 
 def _address(kernel: Any, packed: Array, like: Array, extra: Array, count: int) -> int:

@@ -36,6 +36,7 @@ CHECKSUMS: dict[str, Callable[[bytes], int]] = {
     "CHECKSUM_KIND_XXH3_64": xxhash.xxh3_64_intdigest,
     "CHECKSUM_KIND_CRC32C": google_crc32c.value,
 }
+FORMATS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<f4"}
 RELATIVE_ERROR = 1e-6  # float32 has 24 bits; a server may round the last of them in another way
 ANY = "*"
 
@@ -57,12 +58,15 @@ def is_variable(value: Json) -> bool:
 
 def is_payload(value: Json) -> bool:
     """Return whether a value of a transcript is bytes of an array: {"float32": [...], "repeat": 3}."""
-    return isinstance(value, dict) and "float32" in value
+    return isinstance(value, dict) and not value.keys().isdisjoint(FORMATS)
 
 
 def payload_of(value: dict[str, Json]) -> bytes:
     """Return the bytes of {"float32": [...], "repeat": 3}. Numbers may be the strings "NaN" and "Infinity"."""
-    numbers = np.array([float(number) for number in value["float32"]], "<f4")
+    (name,) = value.keys() & FORMATS.keys()
+    numbers = np.array([float(number) for number in value[name]], FORMATS[name])
+    if name == "bfloat16":  # the upper half of a float32; the transcripts have no numbers that need rounding
+        numbers = (numbers.view("<u4") >> 16).astype("<u2")
     return np.tile(numbers, value.get("repeat", 1)).tobytes()
 
 

@@ -34,11 +34,17 @@ def digits(tmp_path: Path) -> str:
 def node(digits: str) -> Callable[..., list[str]]:
     """The command of the worker in Node.js."""
 
-    def command(address: str, steps: int) -> list[str]:
+    def command(address: str, steps: int, *more: str) -> list[str]:
         program = str(EXAMPLES / "node" / "digits.js")
-        return ["node", program, address, digits, "--steps", str(steps), "--timeout-seconds", "800"]
+        return ["node", program, address, digits, "--steps", str(steps), "--timeout-seconds", "800", *more]
 
     return command
+
+
+def run(command: list[str]) -> None:
+    """Run a worker program to its end."""
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
+    assert finished.returncode == 0, finished.stderr
 
 
 def version_of(address: str, model: str) -> int:
@@ -68,8 +74,7 @@ def result(pattern: str, line: str) -> float:
 
 def check_each_push_is_applied_once(server, faulty_relay, command: list[str], model: str) -> None:
     """A worker makes 20 steps, with three tries of each push and two of each pull."""
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
-    assert run.returncode == 0, run.stderr
+    run(command)
     assert version_of(server.address, model) == 20
     assert faulty_relay.met_by("Push") == faulty_relay.faults["Push"] * 20
     assert faulty_relay.met_by("Pull") == faulty_relay.faults["Pull"] * 21
@@ -101,6 +106,24 @@ def test_pushes_of_node_are_applied_once_when_messages_are_damaged_and_lost(serv
 @languages
 def test_pushes_of_cpp_are_applied_once_when_messages_are_damaged_and_lost(server, faulty_relay, cpp) -> None:
     check_each_push_is_applied_once(server, faulty_relay, cpp(faulty_relay.address, 20), "regression-cpp")
+
+
+@languages
+def test_a_new_process_of_a_worker_in_node_takes_over(server, node) -> None:
+    for steps in (10, 20):
+        run(node(server.address, steps, "--worker-id", "w"))
+        assert version_of(server.address, "digits-node") == steps
+
+
+@languages
+@pytest.mark.parametrize(("language", "model"), [("node", "digits-node"), ("cpp", "regression-cpp")])
+def test_a_worker_creates_a_deleted_model_again(server, node, cpp, language, model) -> None:
+    command = {"node": node, "cpp": cpp}[language]
+    run(command(server.address, 20))
+    with ParameterClient(server.address, timeout_seconds=800) as client:
+        client.delete_model(model)
+    run(command(server.address, 10))
+    assert version_of(server.address, model) == 10
 
 
 def test_the_lock_file_of_node_names_no_host() -> None:

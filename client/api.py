@@ -176,7 +176,7 @@ class ParameterClient:
                 containers, as arrays of the same frameworks. None: as before; at first a dict of NumPy arrays.
 
         Raises:
-            NamesError: `like` has other names than the model.
+            NamesError, ShapeError: `like` has other names or shapes than the model.
             ModelNotFoundError: no model has that name.
             ServiceError: the call failed.
         """
@@ -185,7 +185,7 @@ class ParameterClient:
         answer = self._call("GetModel", request, pb.GetModelResponse, f"open model {name!r}")
         if leaves is None or form is None:
             return self._handle(answer.model, None)
-        model_arrays_of(model_info(answer.model)).check_names("like", leaves, missing="give an array for each")
+        model_arrays_of(model_info(answer.model)).check_like(leaves)
         return self._handle(answer.model, Template(form, leaves))
 
     def list_models(self) -> list[ModelInfo]:

@@ -24,7 +24,7 @@ from numba_adam.client.structure import Names, Template, flatten, gradients
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Deadline
 from numba_adam.client.worker import Worker
-from numba_adam.errors import InvalidRequestError, ServiceError
+from numba_adam.errors import InvalidRequestError, PushRejectedError, ServiceError
 from numba_adam.interop import count_writes
 from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse
 
@@ -188,7 +188,8 @@ class Model:
         `timeout_seconds`. All other errors end the loop. A pass that is left with `break` or an exception pushes
         nothing.
 
-        The loop has its own session with the server, so several may run at the same time, each in a thread.
+        The loop has its own session with the server, so several may run at the same time, each in a thread. The
+        `version` and `last_ack` of this handle do not change; those of the loop are in `step`.
 
         Args:
             batches: any iterable; its items are passed on.
@@ -345,8 +346,12 @@ def _counting_writes(places: Names) -> Iterator[None]:
     """Tell the arrays' frameworks about writes, also about those of a call that failed in between."""
     try:
         yield
-    finally:
+    except PushRejectedError:  # before anything was pulled
+        raise
+    except BaseException:
         count_writes(list(places.values()))
+        raise
+    count_writes(list(places.values()))
 
 
 def _checked_version(min_version: int | None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -80,9 +80,9 @@ class ModelArrays:
         """
         self.check_names("grads", gradients, missing="give None for an array without a gradient")
         present = {
-            name: self._checked_gradient(gradients[name], f"grads[{name!r}]", name)
-            for name in self.shapes
-            if gradients[name] is not None
+            name: gradient if self._is_plain(gradient, shape) else self._checked_gradient(gradient, name)
+            for name, shape in self.shapes.items()
+            if (gradient := gradients[name]) is not None
         }
         narrow = self._unify(present)
         dtype = self.dtype.name if narrow is None else narrow.label
@@ -100,6 +100,20 @@ class ModelArrays:
             name: self._shaped(_borrow(out[name], place, writable=True), place, name) for name, place in places.items()
         }
 
+    def check_like(self, like: Mapping[str, object]) -> None:
+        """Check names and shapes of arrays that pulled parameters shall be like. They need no memory.
+
+        Raises:
+            NamesError: the names differ from the model's.
+            ShapeError: a shape differs, or an object has none.
+        """
+        self.check_names("like", like, missing="give an array for each")
+        for name, shape in self.shapes.items():
+            given = getattr(like[name], "shape", None)
+            if given is None or tuple(given) != shape:
+                what = f"a {type(like[name]).__name__}" if given is None else str(tuple(given))
+                raise ShapeError(f"like[{name!r}]: expected the model's shape {shape}, got {what}")
+
     def direct(self, views: Parameters) -> Parameters | None:
         """Return these arrays if a payload can be written to them as it is; otherwise None."""
         is_direct = all(view.dtype == self.dtype and view.flags.c_contiguous for view in views.values())
@@ -113,7 +127,17 @@ class ModelArrays:
             known = _listed(list(self.shapes))
             raise NamesError(f"{argument} has {_listed(strange)}, which the model does not; it has {known}")
 
-    def _checked_gradient(self, gradient: object, argument: str, name: str) -> Array:
+    def _is_plain(self, gradient: object, shape: tuple[int, ...]) -> TypeGuard[Array]:
+        """Return whether a gradient is a NumPy array that can be sent as it is: the usual case."""
+        return (
+            type(gradient) is np.ndarray
+            and gradient.dtype == self.dtype
+            and gradient.shape == shape
+            and gradient.flags.carray
+        )
+
+    def _checked_gradient(self, gradient: object, name: str) -> Array:
+        argument = f"grads[{name!r}]"
         view = self._shaped(_borrow(gradient, argument), argument, name)
         if view.dtype != self.dtype and not is_narrow(view):
             raise DtypeError(
@@ -131,8 +155,7 @@ class ModelArrays:
 
     def _unify(self, present: Parameters) -> Format | None:
         """Return the 16-bit format of all gradients; if they have several formats, widen them to the model's dtype."""
-        others = [view for view in present.values() if view.dtype != self.dtype]
-        if not others:  # the usual case
+        if all(view.dtype == self.dtype for view in present.values()):
             return None
         narrow = common_narrow(list(present.values()))
         for name, view in present.items():

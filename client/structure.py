@@ -7,6 +7,7 @@ May import NumPy, `numba_adam.interop` and the errors.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -126,8 +127,8 @@ def _container(given: object, argument: str) -> object:
     if isinstance(given, Iterator):
         given = list(given)
     if isinstance(given, (list, tuple)) and given and all(map(_is_pair, given)):
-        names = [name for name, _ in given]
-        if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        twice = [name for name, count in Counter(name for name, _ in given).items() if count > 1]
+        if twice:
             raise NamesError(f"{argument}: two arrays have the name {twice[0]!r}; change one of the names")
         return dict(given)
     if not _is_container(given):
@@ -177,9 +178,10 @@ def _mapping(kind: Callable[[Names], object], plain: Names) -> object:
     if kind is dict:
         return plain
     try:
-        return kind(plain)
-    except TypeError:
+        made = kind(plain)
+    except Exception:  # the constructor of any program's class
         return plain
+    return made if isinstance(made, Mapping) and list(made) == list(plain) else plain
 
 
 def _filled(node: _Node, values: Mapping[str, Any]) -> Any:

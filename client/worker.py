@@ -34,7 +34,7 @@ class Step:
         """Whether this pass pushes nothing."""
 
     def skip(self) -> None:
-        """Push nothing in this pass: this batch has no gradients that should be applied."""
+        """Push nothing in this pass, and forget its gradients: they should not be applied."""
         self.is_skipped = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from numba_adam.errors import NamesError, ReadOnlyError
+from numba_adam.errors import NamesError, NonFiniteError, ReadOnlyError
 
 try:
     import torch
@@ -193,6 +193,18 @@ class TestTorch:
         for name, parameter in net.named_parameters():
             assert torch.equal(pulled[name], parameter)
             assert torch.equal(model.pull()[name].to(narrow), parameter)
+
+    def test_a_rejected_push_leaves_a_graph_usable(self, client):
+        """Nothing was pulled, so the parameters are not counted as overwritten."""
+        net = self.net()
+        model = client.create_model("m", net.named_parameters())
+        loss = net(torch.ones(4)).square().sum()
+        bad = {name: torch.full_like(parameter, torch.nan) for name, parameter in net.named_parameters()}
+        for wrong in ({name: tensor.detach() for name, tensor in bad.items()}, {"0.weight": bad["0.weight"]}):
+            with pytest.raises((NonFiniteError, NamesError)):
+                model.push_pull(wrong, out=net.named_parameters())
+        loss.backward()
+        assert net[0].weight.grad is not None
 
     def test_channels_last_parameters_and_gradients_are_taken(self, client):
         torch.manual_seed(0)

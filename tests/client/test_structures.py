@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict, namedtuple
 from types import MappingProxyType
 
@@ -114,6 +115,38 @@ def test_names_with_dots_may_stand_beside_nested_dicts(client):
     check_same(model.pull(), given)
 
 
+class Strange(dict):
+    """A mapping that cannot be made of a dict."""
+
+    def __init__(self, first, second):
+        super().__init__(zip(("w", "b"), (first, second), strict=True))
+
+
+class Renamed(dict):
+    """A mapping that changes its keys."""
+
+    def __init__(self, given):
+        super().__init__((f"new_{key}", value) for key, value in dict(given).items())
+
+
+def test_mappings_that_cannot_be_made_again_come_back_as_dicts(client):
+    for number, tree in enumerate((Strange(full(1, 2), full(2)), {"in": Strange(full(1, 2), full(2))})):
+        pulled = client.create_model(f"m{number}", tree).pull()
+        check_same(pulled, dict(tree) if number == 0 else {"in": dict(tree["in"])})
+    renamed = Renamed({"w": full(1, 2)})
+    check_same(client.create_model("renamed", renamed).pull(), {"new_w": full(1, 2)})
+    with np.load(saved(w=full(1, 2), b=full(2))) as arrays:
+        check_same(client.create_model("archive", arrays).pull(), {"w": full(1, 2), "b": full(2)})
+
+
+def saved(**arrays: np.ndarray) -> io.BytesIO:
+    """Return a file of numpy.savez."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    file.seek(0)
+    return file
+
+
 def test_a_model_opened_like_nested_arrays_gives_such_containers(server, connect):
     connect(server.address).create_model("m", nested())
     opened = connect(server.address).open_model("m", like=mapped(np.zeros_like, nested()))
@@ -123,6 +156,10 @@ def test_a_model_opened_like_nested_arrays_gives_such_containers(server, connect
     )
     with pytest.raises(NamesError, match=r"like lacks 'encoder\.w'"):
         connect(server.address).open_model("m", like={"w": full(1)})
+    for value, words in ((full(0, 5), r"\(5,\)"), ("text", "a str"), (None, "a NoneType")):
+        like = {**nested(), "last": Layer(value, full(7, 2))}
+        with pytest.raises(ShapeError, match=rf"like\['last\.w'\]: expected the model's shape \(4,\), got {words}"):
+            connect(server.address).open_model("m", like=like)
 
 
 def inside_itself() -> dict:

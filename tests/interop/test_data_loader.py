@@ -49,6 +49,17 @@ if __name__ == "__main__":
         versions = [int(batch) for batch in loader] + [push.result().version for push in pending]
         versions.append(model.push(grads).version)
         assert sorted(versions) == list(range(4, 16)), versions
+        net = torch.nn.Linear(4, 1)
+        model = client.create_model("net", net.named_parameters())
+        loader = torch.utils.data.DataLoader(
+            list(torch.randn(20, 4)), batch_size=5, num_workers=2, multiprocessing_context="fork"
+        )
+        loop = model.worker(loader, net.named_parameters())  # the loader forks within it, once for each epoch
+        for epoch in range(3):
+            for batch, step in loop:
+                net(batch).square().mean().backward()
+        model.pull()
+        assert model.version == 12, model.version
 """
 
 

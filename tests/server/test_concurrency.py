@@ -13,6 +13,7 @@ import xxhash
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import numba_adam as na
+from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.config import ServerConfig
@@ -131,8 +132,11 @@ def tight(tmp_path):
     )
 
 
-def test_transfers_beyond_the_budget_are_told_to_retry(tight, peers, refused):
+@pytest.mark.parametrize("changes", [{}, {"dtype": model_pb2.DTYPE_BFLOAT16}], ids=["float32", "bfloat16"])
+def test_transfers_beyond_the_budget_are_told_to_retry(tight, peers, refused, changes):
+    """A gradient in bfloat16 needs as much memory as a wide one: it is widened when it arrives."""
     x = np.ones(1 << 18, np.float32)
+    grad = (x.view(np.uint32) >> 16).astype(np.uint16) if changes else x
     finish = threading.Event()
     with Server(tight) as server:
         peer = peers(server.address)
@@ -147,12 +151,14 @@ def test_transfers_beyond_the_budget_are_told_to_retry(tight, peers, refused):
             yield from messages
 
         sessions = [peer.session(worker_id=f"w{number}") for number in range(4)]
-        half = [peer.stub.Push.future(slowly(s.messages({"x": x}, chunk_bytes=1 << 16))) for s in sessions[:3]]
+        half = [
+            peer.stub.Push.future(slowly(s.messages({"x": grad}, chunk_bytes=1 << 15, **changes))) for s in sessions[:3]
+        ]
         for _ in half:
             assert begun.acquire(timeout=800)
         while peer.stub.GetServerStatus(pb.GetServerStatusRequest()).memory_used_bytes < tight.memory_budget_bytes:
             assert not any(push.done() for push in half)  # until the server has seen all three headers
-        refusal = refused(lambda: sessions[3].push({"x": x}))
+        refusal = refused(lambda: sessions[3].push({"x": grad}, **changes))
         assert (refusal.code, refusal.detail.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.REASON_BUDGET)
         assert refusal.detail.retry_after_milliseconds > 0
         assert not refusal.detail.sequence_recorded
@@ -160,7 +166,7 @@ def test_transfers_beyond_the_budget_are_told_to_retry(tight, peers, refused):
         assert refused(lambda: peer.create({"x": x}, name="second")).detail.reason == Reason.REASON_BUDGET
         finish.set()
         assert sorted(push.result(800).ack.version for push in half) == [1, 2, 3]
-        assert sessions[3].push({"x": x}, sequence=1).version == 4
+        assert sessions[3].push({"x": grad}, sequence=1, **changes).version == 4
         assert peer.pull().state.version == 4
         refusal = refused(lambda: peer.create({"x": np.ones(1 << 20, np.float32)}, name="huge"))
         assert refusal.detail.reason == Reason.REASON_TOO_LARGE

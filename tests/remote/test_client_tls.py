@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from concurrent import futures
 
@@ -271,6 +273,45 @@ def test_a_workers_key_that_others_may_use_is_refused(mode, authority):
         return
     with pytest.raises(ConfigurationError, match=f"other users may use this private key .*chmod 600 {worker.key}"):
         ParameterClient("127.0.0.1:1", tls=of(authority, worker))
+
+
+def test_an_asynchronous_push_fails_with_the_reason(authority, make_authority, make_server):
+    files = authority.write("server")
+    server = make_server(files)
+    weights = np.ones(3, np.float32)
+    with ParameterClient(server.address, tls=of(authority), timeout_seconds=LONG) as client:
+        model = client.create_model("m", {"w": weights})
+        moved = make_authority("other").write("server")
+        files.certificate.write_bytes(moved.certificate.read_bytes())
+        files.key.write_bytes(moved.key.read_bytes())
+        client._connection.close_channel()
+        with pytest.raises(TlsError, match="which is another CA"):
+            model.push_async({"w": weights}).result(LONG)
+
+
+PROGRAM = """
+import os, sys
+import numpy as np
+from numba_adam.client import ParameterClient
+
+client = ParameterClient(sys.argv[1], tls=sys.argv[2], timeout_seconds=800)
+weights = np.ones(3, np.float32)
+model = client.create_model("m", {"w": weights})
+child = os.fork()
+if child == 0:
+    with ParameterClient(sys.argv[1], tls=sys.argv[2], timeout_seconds=800) as own:
+        own.open_model("m").push({"w": weights})
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(model.push({"w": weights}).version)
+"""
+
+
+def test_a_program_may_fork_and_exit_without_closing_its_client(authority, make_server):
+    server = make_server(authority.write("server"))
+    command = [sys.executable, "-c", PROGRAM, server.address, str(authority.file)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
+    assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -263,3 +263,26 @@ def test_the_command_serves_with_tls(authority, tmp_path):
         assert server.wait(800) == 0
         server.stdout.close()
     assert "with TLS" in (tmp_path / "log").read_text()
+
+
+def test_files_behind_links_are_followed(authority, make_server, tmp_path):
+    """Kubernetes renews a mounted secret by turning a symbolic link to another folder."""
+    first, second = authority.write("first"), authority.write("second")
+    link = tmp_path / "current"
+    link.symlink_to(first.key.parent)
+    server = make_server(type(first)(link / "certificate.pem", link / "key.pem"))
+    assert presented(server.address) == first.certificate.read_text()
+    (tmp_path / "next").symlink_to(second.key.parent)
+    (tmp_path / "next").replace(link)
+    assert presented(server.address) == second.certificate.read_text()
+
+
+def test_a_chain_with_an_intermediate_ca_is_served(authority, make_authority, make_server):
+    """The file has the server's certificate first, then that of the CA between it and the trusted one."""
+    between = make_authority("between")
+    middle = authority.sign(between.name, between.key.public_key(), [], -1, 9, is_ca=True)
+    files = between.write("server")
+    files.certificate.write_bytes(files.certificate.read_bytes() + middle.public_bytes(serialization.Encoding.PEM))
+    server = make_server(files)
+    assert serves(server.address, authority)
+    assert not serves(server.address, make_authority("other"))

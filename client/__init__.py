@@ -20,6 +20,7 @@ The files, from the public classes down to the wire:
         connection   single tries of each call, and calls with retries
         channel      the gRPC channel
         tls          which CA the client trusts, which certificate it presents
+        token        the access token that a client sends
         profiles     TLS settings by address, in the user's configuration folder
         probe        why a connection failed over TLS
         retry        which failures are retried, and when

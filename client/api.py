@@ -33,6 +33,7 @@ from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Backoff
 from numba_adam.client.transport.tls import TlsArgument, choose
+from numba_adam.client.transport.token import choose_token
 from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
@@ -82,6 +83,8 @@ class ParameterClient:
         backoff: the pauses between tries.
         tls: `Tls(server_ca=...)` or the path of the server's ca.pem. True: TLS with the public CAs. False: no TLS.
             None: what the environment (NUMBA_ADAM_SERVER_CA, ...) or `numba-adam login` says; else no TLS.
+        token: access token, for a server that requires one. None: that of the environment (NUMBA_ADAM_TOKEN), if any.
+            Without TLS it is sent to this machine only.
 
     Raises:
         ConfigurationError: an argument is out of range, or a TLS file cannot be used.
@@ -97,18 +100,21 @@ class ParameterClient:
         progress: Progress | bool | None = None,
         backoff: Backoff = Backoff(),  # noqa: B008  # frozen
         tls: TlsArgument = None,
+        token: str | None = None,
     ) -> None:
         _check_address(address)
         if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"timeout_seconds: expected a finite number above 0, got {timeout_seconds!r}")
         self.address = address
         self.worker_id = _random_worker_id() if worker_id is None else checked_worker_id(worker_id)
+        settings = choose(tls, address, os.environ)
         self._connection = Connection(
             address,
             timeout_seconds=timeout_seconds,
             progress=progress,
             backoff=backoff,
-            tls=choose(tls, address, os.environ),
+            tls=settings,
+            token=choose_token(token, address, os.environ, is_secret=settings is not None),
         )
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()

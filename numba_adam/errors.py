@@ -31,6 +31,8 @@
         │   └── CorruptSnapshotError   a damaged snapshot file
         ├── BudgetExceededError        (MemoryError)  the memory budget of the server is used up; retry later
         │   └── TransferTooLargeError  larger than the whole budget; a retry cannot succeed
+        ├── AccessDeniedError          (PermissionError)   the token of the call does not allow it
+        │   └── UnauthenticatedError   the call has no token, or one that is not valid
         ├── ServerUnavailableError     (ConnectionError)
         │   └── TlsError               client and server cannot agree on TLS; a retry cannot succeed
         ├── DeadlineExceededError      (TimeoutError)
@@ -165,6 +167,14 @@ class BudgetExceededError(ServiceError, MemoryError):
 
 class TransferTooLargeError(BudgetExceededError):
     """The transfer alone is larger than the server's whole memory budget. A retry cannot succeed."""
+
+
+class AccessDeniedError(ServiceError, PermissionError):
+    """The token of the call does not allow it. The message says which scope it needs."""
+
+
+class UnauthenticatedError(AccessDeniedError):
+    """The call has no token, or one that is unknown, revoked or expired."""
 
 
 class ServerUnavailableError(ServiceError, ConnectionError):

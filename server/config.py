@@ -21,7 +21,7 @@ from numba_adam.errors import ConfigurationError
 from numba_adam.server.memory import parse_size, usable_bytes
 
 _log = logging.getLogger(__name__)
-_OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name")  # variables that clients read
+_OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name", "token")  # variables that clients read
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _SMALLEST_BUDGET_BYTES = 1 << 20
 _LARGEST_BUDGET_BYTES = 1 << 62  # what a status answer can hold
@@ -56,6 +56,11 @@ class ServerConfig:
     tls_key: Path | None = _setting(None, "PEM file with the key of that certificate; mode 600.")  # noqa: RUF009 - a field
     client_ca: Path | None = _setting(  # noqa: RUF009 - a field
         None, "PEM file with the CAs of workers; only clients with a certificate of theirs are served (mutual TLS)."
+    )
+    loopback_token: str = _setting(
+        "off",
+        "'required': every call needs a token of 'numba-adam token', also from this machine; 'off': none does, and "
+        "every user of this machine may use the server.",
     )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_budget_bytes: int = _setting(
@@ -102,6 +107,8 @@ class ServerConfig:
         for item, kind in _kinds():
             object.__setattr__(self, item.name, _check(item, kind, getattr(self, item.name)))
         check_loopback(self.listen)
+        if self.loopback_token not in ("required", "off"):
+            raise ConfigurationError(f"loopback_token={self.loopback_token!r}: it must be 'required' or 'off'")
         if not self.memory_budget_bytes:
             object.__setattr__(self, "memory_budget_bytes", usable_bytes() // 2)
         if self.memory_budget_bytes < _SMALLEST_BUDGET_BYTES:
@@ -129,7 +136,7 @@ def check_loopback(listen: str) -> tuple[str, int]:
     if not is_loopback(bare):
         raise ConfigurationError(
             f"listen={listen!r}: other machines could reach this address. It needs TLS (--tls-certificate, --tls-key) "
-            "and tokens, and this release has no tokens yet; a certificate of --client-ca does not replace them. "
+            "and tokens (--loopback-token required), and this release does not serve it even with both. "
             "Listen on 127.0.0.1, ::1 or localhost, and use an SSH tunnel to reach the server from other machines"
         )
     return host, int(port)
@@ -199,6 +206,8 @@ def _kinds() -> list[tuple[Field[Any], type]]:
 def _metavar(item: Field[Any], kind: type) -> str:
     if kind is Path:
         return "DIR" if item.name.endswith("_dir") else "FILE"
+    if item.name == "loopback_token":
+        return "required|off"
     return "BYTES" if _is_size(item) else {int: "N", float: "SECONDS", str: "HOST:PORT"}[kind]
 
 

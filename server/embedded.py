@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.config import ServerConfig, check_loopback
 from numba_adam.server.runtime.runtime import Runtime
+from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.descriptors import connection_limit
 from numba_adam.server.transport.gate import Calls, Gate
 from numba_adam.server.transport.health import Health
@@ -51,9 +52,10 @@ class Server:
         self._calls = Calls(
             self._runtime.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
         )
-        service = entries(ParameterService(self._runtime, self._watch), self._calls)
+        guard = Guard(config.data_dir.resolve()) if config.loopback_token == "required" else None
+        service = entries(ParameterService(self._runtime, self._watch, guard), self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)})
+        self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)}, guard)
         self._grpc = grpc.server(self._calls.pool.executor, [self._gate], options=_options(config))
         self.address = ""
         """HOST:PORT, once started."""

@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -50,7 +51,8 @@ class ServiceChannel:
     child, so the destructor would wait forever. An extra reference prevents the destructor from running.
     """
 
-    def __init__(self, address: str, tls: Tls | None) -> None:
+    def __init__(self, address: str, tls: Tls | None, token: str | None) -> None:
+        self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
         self._process_id = os.getpid()
         self._is_open = False
         self.tls_identity = () if tls is None else tls.identity()
@@ -75,7 +77,8 @@ class ServiceChannel:
 
     def _method(self, kind: str, name: str, decode: Callable[[bytes], Any]) -> Any:
         make = getattr(self.grpc_channel, kind)
-        return make(f"/{_SERVICE}/{name}", request_serializer=framing.encode_message, response_deserializer=decode)
+        call = make(f"/{_SERVICE}/{name}", request_serializer=framing.encode_message, response_deserializer=decode)
+        return call if self._metadata is None else partial(call, metadata=self._metadata)
 
     def close(self) -> None:
         """Cancel all calls in flight and release the channel. Call it once only."""

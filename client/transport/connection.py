@@ -49,10 +49,11 @@ class Connection:
         progress: Progress | bool | None,
         backoff: Backoff,
         tls: Tls | None = None,
+        token: str | None = None,
     ) -> None:
         forks.check_grpc_works()
         self.address = address
-        self._tls, self._probe = tls, Probe(address, tls)
+        self._tls, self._token, self._probe = tls, token, Probe(address, tls)
         self._timeout_seconds, self._progress, self._backoff = timeout_seconds, progress, backoff
         self._process_id = os.getpid()
         self._closed = threading.Event()
@@ -72,7 +73,7 @@ class Connection:
                 if self._closed.is_set():
                     raise closed(self.address)
                 if self._channel is None:
-                    self._channel = ServiceChannel(self.address, self._tls)
+                    self._channel = ServiceChannel(self.address, self._tls, self._token)
                 channel = self._channel
         if is_given_up():
             raise interrupted(self.address)

@@ -38,6 +38,7 @@ _COMMANDS = {
     "status": _Entry("show the models, the memory and the counters of a running server", "client"),
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
+    "token": _Entry("make, list and revoke the access tokens of a server", "server"),
     "login": _Entry("connect to a server with TLS, and keep the settings for its address", "client"),
     "demo": _Entry("train on handwritten digits, kill the server half-way, and watch it recover", "demo"),
     "climb": _Entry("draw gradient descent and Adam on their way down a valley, with Adam's compasses", "demo"),

@@ -5,6 +5,7 @@
     manifest         the list of models, and how the last run ended
     last_run         decides whether a model's newest snapshot is its last state
     deletions        the newest deletions of models
+    token_file       the access tokens: their hashes, scopes and ends
     durable          files and folders that survive a crash and belong to one user
 
 May import `server.model`.

@@ -3,6 +3,7 @@
     service            the calls of the protocol
     messages           converts between protobuf messages and plain values
     pages              pagination of answers about many models
+    access             tokens: who may call which method for which model
     gate, permits      admission control and concurrency limits
     requests           parses messages within the memory budget
     watch, in_flight   ends stalled calls; counts calls in flight

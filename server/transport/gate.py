@@ -20,6 +20,7 @@ from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.heap import give_back_free_memory
 from numba_adam.server.runtime.launcher import use_threads
+from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.in_flight import InFlight
 from numba_adam.server.transport.permits import Permits
 from numba_adam.server.transport.requests import Requests
@@ -84,19 +85,33 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
 
     Args:
         entries: every method's entry, by its path.
+        guard: checks the tokens of calls; None: they need none.
     """
 
-    def __init__(self, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Entry], guard: Guard | None = None) -> None:
         self._entries = entries
+        self._guard = guard
         self._executor = ThreadPoolExecutor(1, "numba-adam-refusal")
         self._refusal: Handler = grpc.stream_unary_rpc_method_handler(run_on(self._executor, _refuse))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """Return the handler of a call; None for an unknown method. Runs on gRPC's own thread."""
+        if self._guard is not None:
+            why = self._guard.refuse(handler_call_details.invocation_metadata or ())
+            if why is not None:
+                return self._unauthenticated(why)
         entry = self._entries.get(handler_call_details.method)
         if entry is None:
             return None
         return entry.handler if entry.pool.try_admit() else self._refusal
+
+    def _unauthenticated(self, why: str) -> Handler:
+        """Return the handler that refuses a call without a valid token."""
+
+        def refuse(_: Iterator[bytes], context: Context) -> None:
+            end(context, grpc.StatusCode.UNAUTHENTICATED, why, ErrorDetail())
+
+        return grpc.stream_unary_rpc_method_handler(run_on(self._executor, refuse))
 
     def stop(self) -> None:
         """End the threads after their calls; gRPC does not end them."""

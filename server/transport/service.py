@@ -24,12 +24,14 @@ from numba_adam.ps.transfer import Parts
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import ErrorDetail
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
+from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pull_copy import PullCopy
 from numba_adam.server.runtime.pulls import Caller
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
 from numba_adam.server.transport import messages
+from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.gate import Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.pages import page_of
 from numba_adam.server.transport.watch import Watch
@@ -48,9 +50,11 @@ class ParameterService:
     Args:
         runtime: the runtime that serves them.
         watch: ends stalled transfers.
+        guard: checks the tokens of calls; None: they need none.
     """
 
-    def __init__(self, runtime: Runtime, watch: Watch) -> None:
+    def __init__(self, runtime: Runtime, watch: Watch, guard: Guard | None = None) -> None:
+        self.guard = guard
         self._runtime = runtime
         self._watch = watch
         self._headers = messages.PushHeaders()
@@ -71,10 +75,10 @@ class ParameterService:
             model = self._runtime.registry.get(request.model)
             return pb.GetModelResponse(model=messages.model_to_proto(model)).SerializeToString()
 
-    def list_models(self, request: pb.ListModelsRequest, _: Context) -> bytes:
+    def list_models(self, request: pb.ListModelsRequest, context: Context) -> bytes:
         """Describe the models."""
         with self._describing:
-            page = page_of(self._runtime.registry.all(), request, messages.model_to_proto)
+            page = page_of(self._visible(context), request, messages.model_to_proto)
             answer = pb.ListModelsResponse(models=page.messages, next_page_token=page.next_page_token)
             return answer.SerializeToString()
 
@@ -114,12 +118,20 @@ class ParameterService:
         """Write snapshots."""
         return messages.snapshots_to_proto(self._runtime.snapshot_requests.write(request.model))
 
-    def get_server_status(self, request: pb.GetServerStatusRequest, _: Context) -> bytes:
+    def get_server_status(self, request: pb.GetServerStatusRequest, context: Context) -> bytes:
         """Describe the server."""
         with self._describing:
-            page = page_of(self._runtime.registry.all(), request, messages.model_status_to_proto)
+            page = page_of(self._visible(context), request, messages.model_status_to_proto)
             answer = messages.status_to_proto(self._runtime.status(), page.messages, page.next_page_token)
             return answer.SerializeToString()
+
+    def _visible(self, context: Context) -> list[Model]:
+        """Return the models that a call may know of."""
+        models = self._runtime.registry.all()
+        if self.guard is None:
+            return models
+        is_visible = self.guard.visible(context.invocation_metadata())
+        return [model for model in models if is_visible(model.spec.name)]
 
     def _push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
         """Apply one gradient; return the acknowledgement."""
@@ -184,19 +196,24 @@ def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
 
 def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:
     """Return gRPC's handler of one method, streaming as its descriptor says."""
-    run, decode, requests = method.run.__get__(service), method.decode, calls.requests
+    run, decode, requests, guard = method.run.__get__(service), method.decode, calls.requests, service.guard
 
-    def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack) -> Any:
+    def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack, context: Context) -> Any:
         if not call.client_streaming:
-            return requests.parse_only(decode, first)
+            request = requests.parse_only(decode, first)
+            if guard is not None:
+                guard.check(context.invocation_metadata(), call.name, request)
+            return request
         header = requests.parse_part(decode, first, held)
+        if guard is not None and isinstance(header, Message):
+            guard.check(context.invocation_metadata(), call.name, getattr(header, "header"))  # noqa: B009 - as in _open
         return chain([header], (requests.parse_part(decode, raw, held) for raw in rest))
 
     def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
         with ExitStack() as held:
             request = None
             try:
-                request = request_of(first, rest, held)  # before `served`: an invalid request needs no permit
+                request = request_of(first, rest, held, context)  # before `served`: an invalid request needs no permit
                 with calls.served(context):
                     return calls.counted(framing.encode_message(run(request, context)), context)
             except Exception as error:
@@ -208,7 +225,7 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
         with ExitStack() as held:
             request = None
             try:
-                request = request_of(first, rest, held)
+                request = request_of(first, rest, held, context)
                 with calls.served(context):
                     yield from map(framing.encode_message, run(request, context))
                 return

@@ -14,7 +14,7 @@ import numba_adam
 from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
-COMMANDS = ("serve", "status", "snapshot", "certificate", "login", "demo", "climb", "warmup", "doctor")
+COMMANDS = ("serve", "status", "snapshot", "certificate", "token", "login", "demo", "climb", "warmup", "doctor")
 
 
 def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

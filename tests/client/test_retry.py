@@ -195,6 +195,8 @@ LASTING = [
     errors.SnapshotError("x"),
     errors.CorruptSnapshotError("x"),
     errors.TransferTooLargeError("x"),
+    errors.AccessDeniedError("x"),
+    errors.UnauthenticatedError("x"),
     errors.TlsError("x"),
     errors.ConfigurationError("x"),
     errors.ServiceError("x"),

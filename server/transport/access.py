@@ -1,0 +1,154 @@
+"""Access tokens: who may call which method, and for which model.
+
+`Guard.refuse` runs before a call gets a thread, for every method of every service. `Guard.check` runs once the request
+is known. Imports the tokens of the data folder.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numba_adam.errors import AccessDeniedError, ConfigurationError, UnauthenticatedError
+from numba_adam.server.storage import token_file
+from numba_adam.server.storage.token_file import EVERY_MODEL, Scope, Token, digest_of
+
+_log = logging.getLogger(__name__)
+_KEY, _SCHEME = "authorization", "bearer "
+_LONGEST = 200
+
+
+class Need(NamedTuple):
+    """What a method needs."""
+
+    scope: Scope | None
+    """For the model of the request; None: any token, and the answer has only the models that the token may pull."""
+
+    model: Callable[[Any], str]
+    """Returns the name of the model in a request, or in the header of a stream."""
+
+    is_of_worker: bool = False
+    """Whether the request has a worker id, which belongs to the token."""
+
+
+NEEDS: dict[str, Need] = {
+    "CreateModel": Need(Scope.ADMIN, lambda header: str(header.spec.name)),
+    "GetModel": Need(Scope.PULL, lambda request: str(request.model)),
+    "ListModels": Need(None, lambda _: EVERY_MODEL),
+    "DeleteModel": Need(Scope.ADMIN, lambda request: str(request.model)),
+    "OpenSession": Need(Scope.PUSH, lambda request: str(request.model), is_of_worker=True),
+    "Push": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True),
+    "Pull": Need(Scope.PULL, lambda request: str(request.model)),
+    "PushPull": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True),
+    "Snapshot": Need(Scope.ADMIN, lambda request: str(request.model) or EVERY_MODEL),
+    "GetServerStatus": Need(None, lambda _: EVERY_MODEL),
+}
+"""Every method of the parameter service. Those of other services need any token."""
+
+
+class Guard:
+    """Checks the tokens of calls against those of a data folder.
+
+    Args:
+        folder: the data folder. Its tokens are read again whenever their file changes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._identity: tuple[int, ...] | None = None
+        self._tokens: tuple[Token, ...] = ()
+
+    def refuse(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+        """Return why a call is refused, whatever it asks for; None if its token is valid."""
+        try:
+            self._token(metadata)
+        except UnauthenticatedError as error:
+            return str(error)
+        return None
+
+    def check(self, metadata: Iterable[tuple[str, str | bytes]], method: str, request: Any) -> None:
+        """Check that a call may do what it asks for. The worker id of the request gets the name of its token.
+
+        Raises:
+            UnauthenticatedError: the call has no valid token.
+            AccessDeniedError: the token may not do that.
+        """
+        need, token = NEEDS[method], self._token(metadata)
+        if need.scope is not None:
+            model = need.model(request)
+            scope = token.scope(model)
+            if scope is None or scope < need.scope:
+                raise AccessDeniedError(
+                    f"the token of {token.name!r} does not allow {method} for {_words(model)}: it needs the scope "
+                    f"{need.scope.name.lower()!r}"
+                )
+        if need.is_of_worker:
+            request.worker_id = f"{token.name}/{request.worker_id}"
+
+    def visible(self, metadata: Iterable[tuple[str, str | bytes]]) -> Callable[[str], bool]:
+        """Return a function that says whether a call may know of a model.
+
+        Raises:
+            UnauthenticatedError: the call has no valid token.
+        """
+        token = self._token(metadata)
+        return lambda model: token.scope(model) is not None
+
+    def _token(self, metadata: Iterable[tuple[str, str | bytes]]) -> Token:
+        """Return the valid token of a call."""
+        secret = _secret_of(metadata)
+        if secret is None:
+            raise UnauthenticatedError(
+                "the call has no token; pass token=..., or set NUMBA_ADAM_TOKEN. Make one on the server's machine: "
+                "numba-adam token make"
+            )
+        digest, found = digest_of(secret), None
+        for token in self._current():  # all of them: the time does not depend on which one it is
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        if found is None:
+            raise UnauthenticatedError("the token of the call is unknown, or it was revoked; use a current one")
+        if datetime.now(UTC) >= found.expires:
+            raise UnauthenticatedError(f"the token of {found.name!r} expired at {found.expires:%Y-%m-%d %H:%M} UTC")
+        return found
+
+    def _current(self) -> tuple[Token, ...]:
+        """Return the tokens of the file; none if it cannot be read."""
+        identity = _identity_of(self._folder / token_file.FILE_NAME)
+        with self._lock:
+            if identity != self._identity:
+                self._identity = identity
+                try:
+                    self._tokens = token_file.read(self._folder)
+                except ConfigurationError as error:
+                    self._tokens = ()
+                    _log.error("no token is valid until its file is repaired: %s", error)
+            return self._tokens
+
+
+def _secret_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Return the token in a call's metadata; None if there is none, or more than one."""
+    values = [value for key, value in metadata if key == _KEY]
+    if len(values) != 1 or not isinstance(values[0], str) or len(values[0]) > _LONGEST:
+        return None
+    scheme, secret = values[0][: len(_SCHEME)], values[0][len(_SCHEME) :]
+    return secret if scheme.lower() == _SCHEME and secret else None
+
+
+def _words(model: str) -> str:
+    return "all models" if model == EVERY_MODEL else f"the model {model[:128]!r}"
+
+
+def _identity_of(path: Path) -> tuple[int, ...]:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -8,10 +8,12 @@ sparse         the steps of sparse gradients
 offload        CPUOffloadAdam
 offload_steps  its steps, on copies of the parameters
 host_copies    these copies, and what moves between devices and this host
+scaler         GradScaler, whose check is part of the steps
 backward       updates during the backward pass
 """
 
 from numba_adam.torch.offload import CPUOffloadAdam
 from numba_adam.torch.optimizers import Adam, AdamW
+from numba_adam.torch.scaler import GradScaler
 
-__all__ = ["Adam", "AdamW", "CPUOffloadAdam"]
+__all__ = ["Adam", "AdamW", "CPUOffloadAdam", "GradScaler"]

@@ -73,9 +73,16 @@ class OffloadTie(Tie):
         self.backward.follow(params, self._chunks(params, range(len(params))), fetch, prepare)
 
     def step(
-        self, groups: Groups, state: State, grad_scale: float, grads: Sequence[torch.Tensor | None] | None = None
+        self,
+        groups: Groups,
+        state: State,
+        grad_scale: float,
+        grads: Sequence[torch.Tensor | None] | None = None,
+        *,
+        measured: bool = False,
     ) -> None:
         """Update every parameter that has a gradient, and was not updated during the backward pass; as `Tie`."""
+        assert not measured  # chunk by chunk, some would be updated before another is found not to be finite
         params = _params(groups)
         grads = [param.grad for param in params] if grads is None else grads
         taken, updated = self.backward.finish()

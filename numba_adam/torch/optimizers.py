@@ -159,8 +159,19 @@ class Adam(torch.optim.Optimizer):
 
     def _update(self) -> None:
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            self._tie.step(self.param_groups, self.state, 1.0 if scale is None else 1.0 / scale.item())
+        factor, overflow = 1.0 if scale is None else 1.0 / scale.item(), self._overflow
+        if overflow is not None:
+            self._overflow = None
+            self._tie.step(self.param_groups, self.state, factor, measured=True)
+            overflow.fill_(not self._tie.result.applied)  # type: ignore[union-attr]
+        elif found_inf is None or not found_inf.item():
+            self._tie.step(self.param_groups, self.state, factor)
+
+    _overflow: torch.Tensor | None = None  # of `report_overflow_in`
+
+    def report_overflow_in(self, found: torch.Tensor) -> None:
+        """Let the next step update nothing if a gradient is infinite or NaN, and set `found` to 1 then, else to 0."""
+        self._overflow = found
 
     @property
     def step_result(self) -> StepResult | None:

@@ -91,7 +91,13 @@ class Tie:
         )
 
     def step(
-        self, groups: Groups, state: State, grad_scale: float, grads: Sequence[torch.Tensor | None] | None = None
+        self,
+        groups: Groups,
+        state: State,
+        grad_scale: float,
+        grads: Sequence[torch.Tensor | None] | None = None,
+        *,
+        measured: bool = False,
     ) -> None:
         """Update every parameter that has a gradient.
 
@@ -100,6 +106,7 @@ class Tie:
             state: its state.
             grad_scale: a factor for every gradient.
             grads: the gradient of each parameter, or None for none. Default: what the parameters have.
+            measured: whether the step is skipped if a gradient is not finite, also without `max_grad_norm`.
 
         Raises:
             ArrayError: a gradient does not fit. Nothing was changed.
@@ -118,7 +125,8 @@ class Tie:
         own = grads if len(self._dense) == len(grads) else [grads[place] for place in self._dense]
         result = APPLIED
         if self._core is not None:
-            result = self._core.step(own, grad_scale=grad_scale, **self._clipping)
+            loss_scale = 1.0 if measured else None
+            result = self._core.step(own, grad_scale=grad_scale, loss_scale=loss_scale, **self._clipping)
             if result.applied:
                 self._count(own)
             if self._core.owner is not self._owner:  # a parameter's axes lie in another order now

@@ -48,7 +48,10 @@ def quiet():
     while threads():
         for thread in threading.enumerate():
             if thread is not threading.main_thread():
-                thread.join(0.01)
+                try:
+                    thread.join(0.01)
+                except RuntimeError:  # it is listed already, but does not run yet
+                    pass
 """
 
 

@@ -1,5 +1,6 @@
 // Train a network that reads handwritten digits, with the parameter server of numba-adam.
 //
+//   pip install -e '.[demo]'                                   the server, and the digits
 //   python examples/node/digits_json.py > digits.json
 //   numba-adam serve --listen 127.0.0.1:50051 --data-dir checkpoints --snapshot-every-pushes 100
 //   npm ci --prefix examples/node

@@ -46,7 +46,9 @@ class ServerConfig:
     """
 
     listen: str = _setting(
-        "127.0.0.1:50051", "address to serve on, as HOST:PORT; port 0 takes a free one. Loopback addresses only."
+        "127.0.0.1:50051",
+        "address to serve on, as HOST:PORT; port 0 takes a free one. Addresses other than "
+        "loopback need TLS and tokens.",
     )
     tls_certificate: Path | None = _setting(  # noqa: RUF009 - a field
         None,
@@ -59,8 +61,8 @@ class ServerConfig:
     )
     loopback_token: str = _setting(
         "off",
-        "'required': every call needs a token of 'numba-adam token', also from this machine; 'off': none does, and "
-        "every user of this machine may use the server.",
+        "on a loopback address: 'required': every call needs a token of 'numba-adam token'; 'off': none does, and "
+        "every user of this machine may use the server. Other addresses always need tokens.",
     )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_budget_bytes: int = _setting(
@@ -106,9 +108,16 @@ class ServerConfig:
         """Check every field."""
         for item, kind in _kinds():
             object.__setattr__(self, item.name, _check(item, kind, getattr(self, item.name)))
-        check_loopback(self.listen)
+        host_and_port(self.listen)
         if self.loopback_token not in ("required", "off"):
             raise ConfigurationError(f"loopback_token={self.loopback_token!r}: it must be 'required' or 'off'")
+        if not self.is_local and (self.tls_certificate is None or self.tls_key is None):
+            raise ConfigurationError(
+                f"listen={self.listen!r}: other machines could reach this address, so it needs TLS "
+                "(--tls-certificate and --tls-key) and tokens. Make them with: numba-adam certificate ca, then "
+                f"numba-adam certificate server HOST, then numba-adam token make NAME --admin '*' --data-dir "
+                f"{self.data_dir}. Or listen on 127.0.0.1"
+            )
         if not self.memory_budget_bytes:
             object.__setattr__(self, "memory_budget_bytes", usable_bytes() // 2)
         if self.memory_budget_bytes < _SMALLEST_BUDGET_BYTES:
@@ -116,12 +125,23 @@ class ServerConfig:
                 f"memory_budget_bytes={self.memory_budget_bytes}: it must be at least {_SMALLEST_BUDGET_BYTES}"
             )
 
+    @property
+    def is_local(self) -> bool:
+        """Whether other machines cannot reach the server."""
+        host, _ = host_and_port(self.listen)
+        return is_loopback(host.removeprefix("[").removesuffix("]"))
 
-def check_loopback(listen: str) -> tuple[str, int]:
-    """Return host and port of an address that other computers cannot reach.
+    @property
+    def requires_tokens(self) -> bool:
+        """Whether every call needs a token."""
+        return not self.is_local or self.loopback_token == "required"
+
+
+def host_and_port(listen: str) -> tuple[str, int]:
+    """Return host and port of an address to listen on. An IPv6 address keeps its brackets.
 
     Raises:
-        ConfigurationError: it is not HOST:PORT, or not a loopback address.
+        ConfigurationError: it is not HOST:PORT.
     """
     host, separator, port = listen.rpartition(":")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -133,12 +153,6 @@ def check_loopback(listen: str) -> tuple[str, int]:
         )
     if ":" not in bare and host != bare:
         raise ConfigurationError(f"listen={listen!r}: brackets are for IPv6 addresses; write {bare}:{port}")
-    if not is_loopback(bare):
-        raise ConfigurationError(
-            f"listen={listen!r}: other machines could reach this address. It needs TLS (--tls-certificate, --tls-key) "
-            "and tokens (--loopback-token required), and this release does not serve it even with both. "
-            "Listen on 127.0.0.1, ::1 or localhost, and use an SSH tunnel to reach the server from other machines"
-        )
     return host, int(port)
 
 

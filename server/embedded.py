@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
-from numba_adam.server.config import ServerConfig, check_loopback
+from numba_adam.server.config import ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.descriptors import connection_limit
@@ -46,13 +46,15 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._tls = tls_files(config)
+        guard = Guard(config.data_dir.resolve()) if config.requires_tokens else None
+        if guard is not None and not config.is_local:
+            guard.check_usable(config.listen)
         self._runtime = Runtime(config)
         self._watch = Watch(config.stall_seconds)
         self._health = Health(self._watch)
         self._calls = Calls(
             self._runtime.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
         )
-        guard = Guard(config.data_dir.resolve()) if config.loopback_token == "required" else None
         service = entries(ParameterService(self._runtime, self._watch, guard), self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)}, guard)
@@ -66,7 +68,7 @@ class Server:
         Raises:
             ConfigurationError: the address is taken.
         """
-        host, _ = check_loopback(self._config.listen)
+        host, _ = host_and_port(self._config.listen)
         try:
             endpoints(self._config.listen)  # a taken port is refused before anything is compiled
             self._runtime.start()

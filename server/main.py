@@ -38,7 +38,7 @@ def serve(config: ServerConfig) -> int:
     with _stop_signals() as wait:
         server = Server(config)
         server.start()
-        if config.loopback_token == "off":
+        if not config.requires_tokens:
             _log.warning("every user of this machine may use this server; --loopback-token required changes that")
         sys.stdout.write(f"numba-adam: serving on {server.address}\n")
         sys.stdout.flush()

@@ -25,6 +25,8 @@ examples:
   numba-adam serve --data-dir ./adam                            on 127.0.0.1:50051, with its data in ./adam
   numba-adam serve --listen 127.0.0.1:0 --data-dir ./adam       on a free port; the first line names it
   numba-adam serve --config server.toml                         settings from a file
+  numba-adam serve --listen 0.0.0.0:50051 --tls-certificate server.pem --tls-key server.key
+                                                                for other machines; docs/remote.md has the steps
 """
 
 

@@ -65,6 +65,19 @@ class Guard:
         self._identity: tuple[int, ...] | None = None
         self._tokens: tuple[Token, ...] = ()
 
+    def check_usable(self, listen: str) -> None:
+        """Check that there is a valid token.
+
+        Raises:
+            ConfigurationError: there is none, or the file of tokens cannot be read.
+        """
+        if not any(datetime.now(UTC) < token.expires for token in token_file.read(self._folder)):
+            raise ConfigurationError(
+                f"listen={listen!r}: other machines could reach this address, so it needs tokens, and there is no "
+                f"valid one in {str(self._folder)!r}. Make one with: numba-adam token make NAME --admin '*' --data-dir "
+                f"{self._folder}"
+            )
+
     def refuse(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
         """Return why a call is refused, whatever it asks for; None if its token is valid."""
         try:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from numba_adam.errors import ConfigurationError
-from numba_adam.server.config import check_loopback, is_loopback
+from numba_adam.server.config import host_and_port, is_loopback
 
 _log = logging.getLogger(__name__)
 _LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761, section 6.3; the hosts file may differ
@@ -35,8 +35,8 @@ def endpoints(listen: str) -> list[str]:
     Raises:
         ConfigurationError: an address cannot be used; the message says which.
     """
-    host, port = check_loopback(listen)
-    hosts = _addresses(host)
+    host, port = host_and_port(listen)
+    hosts = _addresses(listen, host)
     beside = [address for address in _LOCALHOST if address not in hosts and not set(_LOCALHOST).isdisjoint(hosts)]
     for _ in range(_TRIES):
         chosen = port or _free_port(listen, hosts)
@@ -54,14 +54,14 @@ def endpoints(listen: str) -> list[str]:
     raise ConfigurationError(f"listen={listen!r}: no port is free at all of {', '.join(hosts)}; name one")
 
 
-def _addresses(host: str) -> list[str]:
+def _addresses(listen: str, host: str) -> list[str]:
     """Return the numeric addresses of a host, each once.
 
     Raises:
-        ConfigurationError: one of them is not a loopback address.
+        ConfigurationError: the host is unknown, or one of the addresses of localhost is not a loopback address.
     """
     if host != "localhost":
-        return [host.removeprefix("[").removesuffix("]")]
+        return _resolved(listen, host.removeprefix("[").removesuffix("]"))
     try:
         found = [str(item[4][0]) for item in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except socket.gaierror:
@@ -73,6 +73,14 @@ def _addresses(host: str) -> list[str]:
             "correct its hosts file, or listen on 127.0.0.1"
         )
     return list(dict.fromkeys([*_LOCALHOST, *found]))
+
+
+def _resolved(listen: str, host: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigurationError(f"listen={listen!r}: the name {host!r} is unknown ({error})") from error
+    return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
 def _free_port(listen: str, hosts: Iterable[str]) -> int:

@@ -241,12 +241,6 @@ def test_a_client_ca_without_a_certificate_is_refused(content, authority, make_s
         make_server(authority.write("server"), client_ca=trusted)
 
 
-def test_tls_and_a_client_ca_alone_do_not_let_the_server_leave_loopback(authority, make_server):
-    """Mutual TLS does not replace tokens: it cannot be revoked, and has no scopes."""
-    with pytest.raises(ConfigurationError, match=r"needs TLS .* and tokens"):
-        make_server(authority.write("server"), client_ca=authority.file, listen="0.0.0.0:0")
-
-
 def test_the_command_serves_with_tls(authority, tmp_path):
     files = authority.write("server")
     command = [sys.executable, "-m", "numba_adam", "serve", "--listen", "127.0.0.1:0"]

@@ -77,7 +77,9 @@ def test_loopback_addresses_are_accepted(listen):
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.168.1.4:1", "example.org:50051", "128.0.0.1:1"])
 def test_other_addresses_are_refused_and_the_error_says_why(listen):
-    with pytest.raises(ConfigurationError, match=r"needs TLS .* and tokens") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"needs TLS .* and tokens\. Make them with: numba-adam certificate ca"
+    ) as caught:
         ServerConfig(listen=listen)
     assert listen in str(caught.value)
 

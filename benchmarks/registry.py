@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.case import Case
 from benchmarks.themes import (
+    adapters,
     beside,
     busy,
     cold,
@@ -26,6 +27,7 @@ from benchmarks.themes import (
 CASES: tuple[Case, ...] = (
     *flat.CASES,
     *many.CASES,
+    *adapters.CASES,
     *phase.CASES,
     *formats.CASES,
     *rows.CASES,

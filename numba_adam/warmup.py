@@ -79,7 +79,8 @@ def _check(name: str, given: Collection[str], known: Mapping[str, object]) -> No
 def _plain(dtype: str, size: str) -> None:
     from numba_adam.functional import adam_update
 
-    _train(_SIZES[size], dtype, dtype)
+    optimizer, grads = _train(_SIZES[size], dtype, dtype)
+    optimizer.step(grads, clip_value=1.0)
     param, grad, exp_avg, exp_avg_sq = np.zeros((4, _SIZES[size]), dtype)
     adam_update(param, grad, exp_avg, exp_avg_sq, 1)
 

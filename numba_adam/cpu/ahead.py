@@ -24,5 +24,6 @@ def make_ready(dtype: str) -> None:
     table = UpdateTable(*([array] for array in arrays[:3]), hyperparameters=[Hyperparameters()])
     steps = np.zeros(1, np.int64)
     plan = table.plan([arrays[3]], steps)
-    table.launch(table.replan(plan, steps, AS_THEY_ARE), steps)
+    for scaling in (AS_THEY_ARE, AS_THEY_ARE._replace(clip_value=1.0)):
+        table.launch(table.replan(plan, steps, scaling), steps)
     threads.make_ready()

@@ -15,10 +15,12 @@ from numba_adam.cpu.columns import HostColumns, address
 from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, threads, update
 from numba_adam.cpu.kernels.gather import kinds, usable
 from numba_adam.cpu.kernels.launch_plan import (
-    IS_PLAIN,
+    BARE,
     IS_STOCHASTIC,
+    KERNEL,
     OPTIONS,
     OWNER,
+    PLAIN,
     SEED,
     ZERO_GRAD,
     LaunchPlan,
@@ -274,7 +276,10 @@ class UpdateTable:
 
 def run(plan: LaunchPlan, packed: Array, steps: Array, count: int) -> None:
     """Run the update on as many threads as its size is worth. Arguments as for `kernels.update`."""
-    if plan.options[IS_PLAIN]:
+    chosen = plan.options.item(KERNEL)
+    if chosen == BARE:
+        kernel = update.update_bare
+    elif chosen == PLAIN:
         kernel = update.update
     elif plan.constants.itemsize == _FLOAT64_BYTES:
         kernel = mixed_formats.update_float64

@@ -109,7 +109,7 @@ def correct(
         s.lr * s.weight_decay * s.decay_is_decoupled,
         s.lr * root / bias_correction1,
         # At least the smallest normal number: too small to change a nonzero denominator, and it makes 0 / 0 a 0.
-        max(eps, s.exp_avg_sq_floor),
+        eps if eps > s.exp_avg_sq_floor else s.exp_avg_sq_floor,
         s.exp_avg_floor,
         s.exp_avg_sq_floor,
         4.0 * s.exp_avg_sq_floor,

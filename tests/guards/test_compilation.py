@@ -125,6 +125,7 @@ def all_steps(kinds, params, grads, sizes, **options):
 for sizes in ((3,), (300_000,)):  # on one thread; on all
     all_steps(KINDS[:2], PARAMS, GRADS[:2], sizes, loss_scale=2.0)
     all_steps(({},), [sys.argv[1]], [sys.argv[1]], sizes)
+    all_steps(({},), [sys.argv[1]], [sys.argv[1]], sizes, clip_value=1.0)
     all_steps(({"state_dtype": "8bit"},) if sys.argv[1] == "float32" else (), PARAMS[:1], GRADS[:1], sizes)
 first = loaded()
 for sizes in ((1, 5, 0), (200_000, 7)):

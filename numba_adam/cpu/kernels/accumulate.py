@@ -24,8 +24,8 @@ def _add_blocks(plan, count, begin, end, sums):  # type: ignore[no-untyped-def]
     environment = enter_ieee()
     like = plan.constants
     scratch = buffer(SUM_BLOCK, like)
-    first = plan.blocks[: count + 1]
-    k = count_below(first, begin + 1) - 1
+    first = plan.blocks
+    k = count_below(first, count + 1, begin + 1) - 1
     for block in range(begin, end):
         while first[k + 1] <= block:
             k += 1

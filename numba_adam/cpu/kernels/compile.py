@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import config, njit
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
 
 from numba_adam.cpu.kernels import cache
 
@@ -24,6 +24,28 @@ _OPTIONS = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
 _INNER = {"no_cpython_wrapper": True, **_OPTIONS}
 # Arrays made of addresses own no memory: without Numba's counts of references there is less to compile.
 _UNCOUNTED = {"_nrt": False}
+
+
+class _Flags(Flags):  # type: ignore[misc]
+    """Numba's options of a compilation, compared faster: Numba compares them for each operation of each function."""
+
+    _hash = hash(tuple(sorted(Flags.options)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Flags) and self._values == other._values:  # those that are set
+            return True
+        return bool(super().__eq__(other))
+
+
+class _Kernel(Compiler):  # type: ignore[misc]
+    """Numba's compiler for what Python calls."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.state.flags = _Flags(self.state.flags)
 
 
 class _InnerLibrary(JITCodeLibrary):  # type: ignore[misc]
@@ -62,7 +84,7 @@ class _WithoutEnvironments:
         """Do nothing: compiled arithmetic reads no environment."""
 
 
-class _Inner(Compiler):  # type: ignore[misc]
+class _Inner(_Kernel):
     """Numba's compiler for functions that only kernels call."""
 
     noalias = False
@@ -143,12 +165,7 @@ def merged(function: Callable[..., Any]) -> Any:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile an entry point that runs on the calling thread."""
-    return _cached(njit(**_UNCOUNTED, **_OPTIONS)(function))
-
-
-def array_kernel(function: Callable[..., Any]) -> Any:
-    """Compile like `kernel` an entry point that makes arrays."""
-    return _cached(njit(_nrt=True, **_OPTIONS)(function))
+    return _cached(njit(pipeline_class=_Kernel, **_UNCOUNTED, **_OPTIONS)(function))
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:

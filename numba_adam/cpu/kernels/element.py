@@ -118,7 +118,7 @@ def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, constants
         exp_avg_sq: the second moments.
         ema: the moving average of the weights, or None, which costs nothing.
         copy: bfloat16: receives the new parameters; or None.
-        prefetched: how many stretches, from the first on, prefetch what comes later; see `prefetchable`.
+        prefetched: how many stretches, from the first on, prefetch what comes later; see `prefetched_of`.
         constants: those of the step.
     """
     c = bare_constants(constants)

@@ -13,7 +13,7 @@ from numba_adam.cpu.kernels.compile import inline, merged
 from numba_adam.cpu.kernels.element import adam_bare
 from numba_adam.cpu.kernels.formats import compute_format, decoded
 from numba_adam.cpu.kernels.intrinsics import array_at, stream
-from numba_adam.cpu.kernels.prefetch import STRETCH, prefetchable
+from numba_adam.cpu.kernels.prefetch import prefetched_of
 from numba_adam.cpu.kernels.ranges import TILE
 from numba_adam.cpu.kernels.tiles import PITCH, clear_grad, is_streamed
 from numba_adam.numerics.formats import BFLOAT16, FLOAT32
@@ -37,7 +37,7 @@ def is_fused(operands, like):  # type: ignore[no-untyped-def]
 def _tile_size(operands, size):  # type: ignore[no-untyped-def]
     """Return the number of elements that one loop updates."""
     needs_tiles = is_streamed(operands) or operands.zero_grad or operands.grad.format != FLOAT32
-    return TILE if needs_tiles else max(size, 1)
+    return TILE if needs_tiles or size < 1 else size
 
 
 @merged
@@ -46,8 +46,8 @@ def update_fused(operands, begin, size, c, like):  # type: ignore[no-untyped-def
     tile = _tile_size(operands, size)
     for start in range(begin, begin + size, tile):
         rest = begin + size - start
-        count = min(tile, rest)
-        prefetched = min(prefetchable(rest), count // STRETCH) if operands.is_large else 0
+        count = tile if tile < rest else rest
+        prefetched = prefetched_of(count, rest) if operands.is_large else 0
         _update_tile(operands, np.uint64(start), np.uint64(count), prefetched, c, like)
     return size
 

@@ -20,13 +20,14 @@ from numba_adam.cpu.kernels.formats import bytes_of
 from numba_adam.cpu.kernels.intrinsics import array_at
 from numba_adam.cpu.kernels.launch_plan import ZERO_GRAD
 from numba_adam.cpu.kernels.search import count_below
-from numba_adam.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, bfloat16
+from numba_adam.numerics.formats import BFLOAT16, bfloat16
 
 # Fields of the object, as indices of words of 8 bytes; word 0 is the reference count. For 64-bit machines.
 _TYPE, _DATA, _NDIM, _DIMS, _STRIDES, _DESCR, _FLAGS, _WORDS = 1, 2, 3, 4, 5, 7, 8, 9
 C_ORDER, FORTRAN_ORDER, ALIGNED, WRITEABLE = 0x0001, 0x0002, 0x0100, 0x0400  # NPY_ARRAY_C_CONTIGUOUS and so on
 _NONE, _ARRAY_TYPE, _FIRST_DTYPE = range(3)  # entries of `kinds`; then come the dtypes
-_FORMATS = (FLOAT32, FLOAT64, FLOAT16, BFLOAT16, BFLOAT16)  # of these dtypes
+_ML_BFLOAT16 = 4  # among the dtypes: the others stand at the numbers of their formats
+_DTYPES = _ML_BFLOAT16 + 1
 _INT64, _UINT64 = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
 _COMPARED = C_ORDER | FORTRAN_ORDER | ALIGNED | WRITEABLE
 _LOW_HALF = 0xFFFFFFFF  # ndim and flags are C ints: the lower half of their word
@@ -35,7 +36,7 @@ _LOW_HALF = 0xFFFFFFFF  # ndim and flags are C ints: the lower half of their wor
 @inline
 def _shares(begin, end, begins, ends):  # type: ignore[no-untyped-def]
     """Say whether a range of memory shares a byte with one of the separate, ascending ranges."""
-    last = count_below(begins, end) - 1  # the last range that begins before the end
+    last = count_below(begins, begins.size, end) - 1  # the last range that begins before the end
     return last >= 0 and ends[last] > begin
 
 
@@ -47,9 +48,9 @@ def format_at(address, kinds, needed):  # type: ignore[no-untyped-def]
     fields = array_at(address, np.uint64(_WORDS), kinds)
     if fields[_FLAGS] & np.uint64(needed) != np.uint64(needed):
         return -1
-    for k in range(len(_FORMATS)):
+    for k in range(_DTYPES):
         if fields[_DESCR] == kinds[_FIRST_DTYPE + k]:
-            return _FORMATS[k]
+            return k if k != _ML_BFLOAT16 else BFLOAT16
     return -1
 
 
@@ -151,7 +152,7 @@ def gather(plan):  # type: ignore[no-untyped-def]
 
 def kinds() -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Return the addresses of None, of the type ndarray and of the dtypes of gradients; 0 for a dtype not loaded."""
-    dtypes = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(np.uint16), bfloat16()]
+    dtypes = [np.dtype(name) for name in (np.float32, np.float64, np.uint16, np.float16)] + [bfloat16()]
     addresses = [0 if dtype is None else id(dtype) for dtype in dtypes]
     return np.array([id(None), id(np.ndarray), *addresses], dtype=np.uint64)
 

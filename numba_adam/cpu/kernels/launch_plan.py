@@ -24,8 +24,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 PARAM, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, EMA, COPY = range(6)  # columns of `addresses` and `formats`
 SCALE = 6  # columns from a moment in 8 bits to the scales of its blocks
 COLUMNS = 2 * SCALE
-ZERO_GRAD, IS_STOCHASTIC, SEED, IS_PLAIN, IS_LARGE = range(5)  # entries of `options`; `prepare` fills the last two
+ZERO_GRAD, IS_STOCHASTIC, SEED, KERNEL, IS_LARGE = range(5)  # entries of `options`; `prepare` fills the last two
 OPTIONS = 5
+MIXED, PLAIN, BARE = range(3)  # KERNEL: any step; all arrays of the compute dtype; of these a step that `is_bare`
 LARGE = 2**21  # elements of a step, at least 16 bytes each: no cache keeps them until the next step
 OWNER = 4
 

@@ -10,9 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import array_inline, inline, kernel
-from numba_adam.cpu.kernels.formats import Operand, decoded
-from numba_adam.cpu.kernels.intrinsics import buffer, enter_ieee, lane_squares, lane_squares_ahead, leave_ieee, settled
+from numba_adam.cpu.kernels.compile import array_inlined, inline, kernel
+from numba_adam.cpu.kernels.formats import Operand, compute_format, decoded
+from numba_adam.cpu.kernels.intrinsics import (
+    array_at,
+    buffer,
+    enter_ieee,
+    lane_squares,
+    lane_squares_ahead,
+    leave_ieee,
+    settled,
+)
 from numba_adam.cpu.kernels.launch_plan import IS_LARGE, unpack
 from numba_adam.cpu.kernels.search import count_below
 from numba_adam.cpu.kernels.tasks import is_last
@@ -59,14 +67,18 @@ def _scaled(values, scale, scratch, largest):  # type: ignore[no-untyped-def]
     return target, largest
 
 
-@array_inline
+@array_inlined
 def _block_of(plan, k, block, scratch):  # type: ignore[no-untyped-def]
     """Return the elements of a block, which belongs to array k."""
     row = plan.rows[k]
     start = (block - plan.blocks[k]) * SUM_BLOCK
-    size = min(SUM_BLOCK, plan.lengths[row] - start)
-    grad = Operand(plan.grads[row], np.uint64(0), plan.grad_formats[row], False, np.uint32(0))
-    return decoded(grad, np.uint64(start), np.uint64(size), np.uint64(scratch.ctypes.data), plan.constants)
+    rest = plan.lengths[row] - start
+    begin, size = np.uint64(start), np.uint64(SUM_BLOCK if rest > SUM_BLOCK else rest)
+    format_ = plan.grad_formats[row]
+    if format_ == compute_format(scratch):  # as nearly always: a call of `decoded` takes longer than a small array
+        return array_at(plan.grads[row] + begin * np.uint64(scratch.itemsize), size, scratch)
+    grad = Operand(plan.grads[row], np.uint64(0), format_, False, np.uint32(0))
+    return decoded(grad, begin, size, np.uint64(scratch.ctypes.data), scratch)
 
 
 @inline
@@ -74,13 +86,13 @@ def _sum_blocks(plan, count, begin, end):  # type: ignore[no-untyped-def]
     """Sum block `begin` to block `end`, counted over all arrays of the plan."""
     environment = enter_ieee()
     lanes, scratch = buffer(SUM_LANES, _FLOAT64), buffer(SUM_BLOCK, plan.constants)
-    first = plan.blocks[: count + 1]
+    first, sums = plan.blocks, plan.sums
     is_large = plan.options[IS_LARGE] != 0
-    k = count_below(first, begin + 1) - 1
+    k = count_below(first, count + 1, begin + 1) - 1
     for block in range(begin, end):
         while first[k + 1] <= block:
             k += 1
-        plan.sums[1 + block] = _sum_block(_block_of(plan, k, block, scratch), lanes, is_large)
+        sums[1 + block] = _sum_block(_block_of(plan, k, block, scratch), lanes, is_large)
     leave_ieee(environment)
 
 

@@ -69,6 +69,9 @@ def prefetch_stretch(array, begin):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def prefetchable(size):  # type: ignore[no-untyped-def]
-    """Return for how many stretches of an array of `size` elements a prefetch stays within the array."""
-    return max(size - _DISTANCE, 0) // STRETCH
+def prefetched_of(count, rest):  # type: ignore[no-untyped-def]
+    """Return how many stretches of an array's next `count` elements prefetch within the `rest` of the array."""
+    possible, stretches = (rest - _DISTANCE) // STRETCH, count // STRETCH
+    if rest < _DISTANCE:
+        possible = 0
+    return possible if possible < stretches else stretches

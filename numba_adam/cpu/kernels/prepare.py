@@ -10,8 +10,11 @@ from numba_adam.cpu.kernels.constants import write_constants
 from numba_adam.cpu.kernels.formats import compute_format
 from numba_adam.cpu.kernels.gather import are_unchanged, gather
 from numba_adam.cpu.kernels.intrinsics import enter_ieee, leave_ieee
-from numba_adam.cpu.kernels.launch_plan import IS_LARGE, IS_PLAIN, LARGE, unpack
+from numba_adam.cpu.kernels.launch_plan import BARE, IS_LARGE, KERNEL, LARGE, MAX_EXP_AVG_SQ, MIXED, PLAIN, unpack
+from numba_adam.numerics.constants import Constants
 from numba_adam.numerics.norm import SUM_BLOCK
+
+_CLIP_VALUE, _WEIGHT_DECAY = Constants._fields.index("clip_value"), Constants._fields.index("weight_decay")
 
 
 @inline
@@ -19,27 +22,35 @@ def plan_step(plan, steps, grad_scale, clip_value):  # type: ignore[no-untyped-d
     """Plan a step over the parameters whose gradients are in `plan.grads`; return their number."""
     environment = enter_ieee()
     count, last, total, blocks = 0, -1, 0, 0
-    plan.options[IS_PLAIN] = 1
-    for k in range(plan.grads.size):
-        if plan.grads[k] == 0:
+    is_plain, is_bare = True, True
+    grads, groups, rows, offsets, starts = plan.grads, plan.groups, plan.rows, plan.offsets, plan.blocks
+    constants, options = plan.constants, plan.options
+    for k in range(grads.size):
+        if grads[k] == 0:
             continue
-        previous = plan.rows[count - 1]
-        if count == 0 or plan.groups[k] != plan.groups[previous] or steps[k] != steps[previous]:
+        previous = rows[count - 1]
+        if count == 0 or groups[k] != groups[previous] or steps[k] != steps[previous]:
             last += 1
-            settings = plan.settings[plan.groups[k]]
-            write_constants(plan.constants[last], settings, steps[k] + 1, grad_scale, clip_value)
-        if not plan.plain[k] or plan.grad_formats[k] != compute_format(plan.constants):
-            plan.options[IS_PLAIN] = 0
-        plan.rows[count] = k
-        plan.offsets[count] = total
-        plan.blocks[count] = blocks
+            row = constants[last]
+            write_constants(row, plan.settings[groups[k]], steps[k] + 1, grad_scale, clip_value)
+            if row[_CLIP_VALUE] != 0 or row[_WEIGHT_DECAY] != 0:
+                is_bare = False
+        if plan.addresses[k, MAX_EXP_AVG_SQ] != 0:
+            is_bare = False
+        if plan.plain[k] == 0 or plan.grad_formats[k] != compute_format(constants):
+            is_plain = False
+        rows[count] = k
+        offsets[count] = total
+        starts[count] = blocks
         plan.which[count] = last
-        total += plan.lengths[k]
-        blocks += (plan.lengths[k] + SUM_BLOCK - 1) // SUM_BLOCK
+        length = plan.lengths[k]
+        total += length
+        blocks += (length + SUM_BLOCK - 1) // SUM_BLOCK
         count += 1
-    plan.offsets[count] = total
-    plan.blocks[count] = blocks
-    plan.options[IS_LARGE] = total >= LARGE
+    offsets[count] = total
+    starts[count] = blocks
+    options[KERNEL] = MIXED if not is_plain else BARE if is_bare else PLAIN
+    options[IS_LARGE] = total >= LARGE
     leave_ieee(environment)
     return count
 

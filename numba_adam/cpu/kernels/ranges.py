@@ -31,10 +31,10 @@ def range_updater(update_part: Any) -> Any:
             end: the one after the last.
         """
         environment = enter_ieee()
-        offsets = plan.offsets[: count + 1]
-        k = count_below(offsets, begin + 1) - 1  # the last array that begins here or before
+        offsets = plan.offsets
+        k = count_below(offsets, count + 1, begin + 1) - 1  # the last array that begins here or before
         while begin < end:
-            stop = min(end, offsets[k + 1])
+            stop = offsets[k + 1] if offsets[k + 1] < end else end
             row = plan.rows[k]
             c = constants_of(plan.constants[plan.which[k]])
             update_part(plan, row, steps[row] + 1, begin - offsets[k], stop - begin, c)
@@ -48,12 +48,13 @@ def range_updater(update_part: Any) -> Any:
 @inline
 def cut(plan, count, task, tasks):  # type: ignore[no-untyped-def]
     """Return the element at which a task begins: the beginning of a tile, so that no two tasks share one."""
-    offsets = plan.offsets[: count + 1]
-    share = offsets[count] // tasks + 1
-    if task * share >= offsets[count]:
-        return offsets[count]
-    first = offsets[count_below(offsets, task * share + 1) - 1]
-    return first + (task * share - first) // TILE * TILE
+    offsets = plan.offsets
+    total = offsets[count]
+    begin = task * (total // tasks + 1)
+    if begin >= total:
+        return total
+    first = offsets[count_below(offsets, count + 1, begin + 1) - 1]
+    return first + (begin - first) // TILE * TILE
 
 
 @inline

@@ -9,9 +9,9 @@ from numba_adam.cpu.kernels.compile import inline
 
 
 @inline
-def count_below(ascending, value):  # type: ignore[no-untyped-def]
-    """Return the number of elements that are smaller than `value`."""
-    low, high = 0, ascending.size
+def count_below(ascending, size, value):  # type: ignore[no-untyped-def]
+    """Return how many of the first `size` elements are smaller than `value`."""
+    low, high = 0, size
     while low < high:
         middle = (low + high) // 2
         if ascending[middle] < value:

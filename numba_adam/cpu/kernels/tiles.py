@@ -125,7 +125,8 @@ def tiles_updater(update_moments: Any) -> Any:
             like: any array of the compute dtype.
         """
         for start in range(begin, begin + size, TILE):
-            count = min(TILE, begin + size - start)
+            rest = begin + size - start
+            count = TILE if rest > TILE else rest
             update_tile(operands, np.uint64(start), np.uint64(count), c, like)
 
     return update_tiles

@@ -82,7 +82,7 @@ def write_steps(first_steps, settings, first, grad_scale, constants):  # type: i
         constants: (steps, CONSTANTS) of the table's dtype, filled.
     """
     environment = enter_ieee()
-    entry = count_below(first_steps, first + 1) - 1
+    entry = count_below(first_steps, first_steps.size, first + 1) - 1
     for k in range(len(constants)):
         step = first + k
         while entry + 1 < first_steps.size and first_steps[entry + 1] <= step:

@@ -26,7 +26,7 @@ from numba_adam.client.info import (
 )
 from numba_adam.client.model import Model
 from numba_adam.client.model_arrays import check_initial, model_arrays_of
-from numba_adam.client.progress import Progress
+from numba_adam.client.progress import Progress, Reason
 from numba_adam.client.session import Session, checked_worker_id
 from numba_adam.client.structure import Template, flatten
 from numba_adam.client.transfer import Upload
@@ -308,7 +308,17 @@ class ParameterClient:
                 header.after_state_id = detail.state.state_id
                 return attempt()
 
-        return self._connection.retry(attempt_after_a_deletion, what=what, deadline=deadline).model
+        with Reason(lambda: self._why_waiting(spec.name)):
+            return self._connection.retry(attempt_after_a_deletion, what=what, deadline=deadline).model
+
+    def _why_waiting(self, name: str) -> str:
+        """Return why the creation of a model takes long, if the server says that it compiles."""
+        status = self._call(
+            "GetServerStatus", pb.GetServerStatusRequest(page_size=1), pb.GetServerStatusResponse, "why"
+        )
+        if not status.compiling:
+            return ""
+        return f"create model {name!r}: the server compiles its {status.compiling} kernels, once, some 4 s"
 
     def _handle(self, model: model_pb2.Model, template: Template | None) -> Model:
         """Return the client's handle on a model; create one if there is none with the same arrays."""

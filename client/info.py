@@ -127,6 +127,9 @@ class ServerStatus:
     threads: int
     """Number of threads that apply an update."""
 
+    compiling: str = ""
+    """The dtype whose kernels the server compiles now, for a new model; empty if it compiles none."""
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
@@ -181,6 +184,7 @@ def server_status(pages: Sequence[parameter_service_pb2.GetServerStatusResponse]
         memory_budget_bytes=answer.memory_budget_bytes,
         threading_layer=answer.threading_layer,
         threads=answer.threads,
+        compiling=answer.compiling,
     )
 
 

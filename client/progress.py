@@ -1,11 +1,17 @@
-"""Progress of long transfers: passed to a callable, or drawn on a terminal. May import the standard library only."""
+"""Progress of long calls: passed to a callable, or drawn on a terminal. May import the standard library only."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import TextIO
+
+_log = logging.getLogger("numba_adam")
 
 Progress = Callable[[int, int], None]
 """Takes the bytes done and the total bytes."""
@@ -57,3 +63,49 @@ def reporter(setting: Progress | bool | None, what: str) -> Progress:
     if setting and sys.stderr.isatty():
         return TerminalLine(what, sys.stderr)
     return silent
+
+
+class Reason:
+    """Says once why a call takes longer than a second: a context around the call.
+
+    The line goes to stderr if that is a terminal, else to the log. A variable NUMBA_ADAM_QUIET that is not empty, or
+    `python -W ignore`, sends it to the log too.
+
+    Args:
+        ask: returns the reason, or an empty string if there is none yet. It is called by another thread, every second
+            until it returns a reason. Its exceptions count as no reason.
+        after_seconds: the time before each call of `ask`.
+    """
+
+    def __init__(self, ask: Callable[[], str], after_seconds: float = 1.0) -> None:
+        self._ask, self._after_seconds = ask, after_seconds
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._wait, name="numba-adam-reason", daemon=True).start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+
+    def _wait(self) -> None:
+        while not self._is_over.wait(self._after_seconds):
+            try:
+                reason = self._ask()
+            except Exception as error:
+                _log.debug("no reason is known: %s", error)
+                continue
+            if reason and not self._is_over.is_set():
+                _tell(reason)
+                return
+
+
+def _tell(line: str) -> None:
+    """Write a line to stderr if somebody reads it there, else to the log."""
+    is_quiet = bool(os.environ.get("NUMBA_ADAM_QUIET")) or any(option.startswith("i") for option in sys.warnoptions)
+    if not is_quiet and sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write(f"numba-adam: {line}\n")
+        sys.stderr.flush()
+    else:
+        _log.info("%s", line)

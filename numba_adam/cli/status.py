@@ -45,6 +45,8 @@ def _lines(server: str, status: ServerStatus) -> list[str]:
         f"memory     {used} of {budget}",
         f"threads    {threads}",
     ]
+    if status.compiling:
+        lines.append(f"compiling  kernels for models of {status.compiling}; new models wait for them")
     for model in status.models:
         lines += ["", *_model_lines(model)]
     return lines if status.models else [*lines, "", "no models"]

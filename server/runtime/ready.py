@@ -14,6 +14,12 @@ from numba_adam.cpu import ahead
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _ready: set[str] = set()
+_in_progress: list[str] = []
+
+
+def compiling() -> str:
+    """Return the dtype whose kernels are being compiled or loaded now; empty if none are."""
+    return "".join(_in_progress)
 
 
 def make_ready(dtype: str) -> None:
@@ -26,6 +32,10 @@ def make_ready(dtype: str) -> None:
         if dtype in _ready:
             return
         start = time.monotonic()
-        ahead.make_ready(dtype)
+        _in_progress.append(dtype)
+        try:
+            ahead.make_ready(dtype)
+        finally:
+            _in_progress.clear()
         _ready.add(dtype)
         _log.info("kernels for models of %s: ready after %.1f s", dtype, time.monotonic() - start)

@@ -16,7 +16,7 @@ from numba_adam.server.runtime.lifecycle import Lifecycle
 from numba_adam.server.runtime.model_loader import ModelLoader
 from numba_adam.server.runtime.pulls import Pulls
 from numba_adam.server.runtime.pushes import Pushes
-from numba_adam.server.runtime.ready import make_ready
+from numba_adam.server.runtime.ready import compiling, make_ready
 from numba_adam.server.runtime.registry import Registry
 from numba_adam.server.runtime.snapshot_requests import SnapshotRequests
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
@@ -44,6 +44,9 @@ class Status(NamedTuple):
 
     threads: int
     """Threads that apply a large update."""
+
+    compiling: str
+    """The dtype whose kernels are being compiled now; empty if none are."""
 
 
 class Runtime:
@@ -151,4 +154,5 @@ class Runtime:
             memory_budget_bytes=self.pool.budget_bytes,
             threading_layer=threading_layer(),
             threads=self.launcher.threads,
+            compiling=compiling(),
         )

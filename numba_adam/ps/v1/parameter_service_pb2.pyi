@@ -262,7 +262,7 @@ class ModelStatus(_message.Message):
     def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ..., pushes_applied: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., pushes_rejected: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("server_version", "uptime_seconds", "models", "memory_used_bytes", "memory_budget_bytes", "threading_layer", "threads", "next_page_token")
+    __slots__ = ("server_version", "uptime_seconds", "models", "memory_used_bytes", "memory_budget_bytes", "threading_layer", "threads", "next_page_token", "compiling")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +271,7 @@ class GetServerStatusResponse(_message.Message):
     THREADING_LAYER_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COMPILING_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     uptime_seconds: float
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
@@ -279,4 +280,5 @@ class GetServerStatusResponse(_message.Message):
     threading_layer: str
     threads: int
     next_page_token: str
-    def __init__(self, server_version: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., threading_layer: _Optional[str] = ..., threads: _Optional[int] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    compiling: str
+    def __init__(self, server_version: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ..., threading_layer: _Optional[str] = ..., threads: _Optional[int] = ..., next_page_token: _Optional[str] = ..., compiling: _Optional[str] = ...) -> None: ...

@@ -83,6 +83,8 @@ def tasks_for(elements: int) -> int:
 
 def shares_for(elements: int) -> int:
     """Return the number of shares for a launch over `elements` elements: one for each thread, or equally many."""
+    if elements < 2 * ELEMENTS_PER_TASK:
+        return 1
     tasks = tasks_for(elements)
     return tasks * max(1, elements // (tasks * ELEMENTS_PER_SHARE)) if tasks > 1 else 1
 

@@ -38,6 +38,7 @@ from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundEr
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
+from numba_adam.ps.modes import Durability
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
@@ -133,6 +134,7 @@ class ParameterClient:
         maximize: bool = False,
         amsgrad: bool = False,
         mode: str = "async",
+        durability: str = "memory",
         exist_ok: bool = False,
     ) -> Model:
         """Create a model on the server and return a handle on it.
@@ -152,6 +154,9 @@ class ParameterClient:
             maximize: True: maximize the objective.
             amsgrad: divide by the largest exp_avg_sq seen so far.
             mode: how the server applies pushes. "async": each push is one step.
+            durability: what survives if the server's process is killed. "process": every acknowledged push; workers go
+                on as if nothing had happened. "memory": what the last snapshot has. If the machine stops, both mean
+                the last snapshot.
             exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
                 Several workers can then run the same program.
 
@@ -166,9 +171,10 @@ class ParameterClient:
         )  # fmt: skip
         if mode != "async":
             raise ConfigurationError(f"mode: expected 'async', got {mode!r}")
+        level = _level(durability)
         leaves, form = flatten(params, "params")
         arrays = check_initial(leaves)
-        model = self._create(_spec(_checked_name(name), arrays, hyperparameters), arrays, exist_ok)
+        model = self._create(_spec(_checked_name(name), arrays, hyperparameters, level), arrays, exist_ok)
         return self._handle(model, Template(form, leaves))
 
     def open_model(self, name: str, like: object = None) -> Model:
@@ -345,7 +351,22 @@ def _check_address(address: str) -> None:
         raise ConfigurationError(f"address: expected HOST:PORT, got the URL {address!r}; write {instead!r}")
 
 
-def _spec(name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hyperparameters) -> model_pb2.ModelSpec:
+def _level(durability: str) -> Durability:
+    """Return a durability by its name.
+
+    Raises:
+        ConfigurationError: there is no such durability.
+    """
+    try:
+        return Durability(durability)
+    except ValueError:
+        known = " or ".join(repr(str(level)) for level in Durability)
+        raise ConfigurationError(f"durability: expected {known}, got {durability!r}") from None
+
+
+def _spec(
+    name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hyperparameters, durability: Durability
+) -> model_pb2.ModelSpec:
     dtype: np.dtype[Any] = next(iter(arrays.values())).dtype
     return model_pb2.ModelSpec(
         name=name,
@@ -353,7 +374,7 @@ def _spec(name: str, arrays: Mapping[str, npt.NDArray[Any]], hyperparameters: Hy
         tensors=convert.tensor_specs(arrays),
         hyperparameters=convert.hyperparameters_to_proto(hyperparameters),
         mode=model_pb2.Mode.MODE_ASYNC,
-        durability=model_pb2.Durability.DURABILITY_MEMORY,
+        durability=convert.durability_to_proto(durability),
     )
 
 

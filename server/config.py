@@ -65,6 +65,11 @@ class ServerConfig:
         "every user of this machine may use the server. Other addresses always need tokens.",
     )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
+    memory_dir: Path = _setting(  # noqa: RUF009 - a field
+        Path("/dev/shm"),
+        "folder on a file system in memory, for models whose pushes survive any end of the server's process; without "
+        "such a folder, the data folder is used.",
+    )
     memory_budget_bytes: int = _setting(
         0,
         "the most memory that models and transfers may hold, in bytes or with a unit (8GiB, 512MiB); 0 means half of "

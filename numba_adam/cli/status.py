@@ -20,6 +20,9 @@ examples:
 """
 
 
+_LOSSES = {"memory": "a crash", "process": "a stop of the machine"}  # what loses the versions since the last snapshot
+
+
 def describe(parser: argparse.ArgumentParser) -> None:
     """Add the description, the arguments and the examples."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
@@ -57,7 +60,8 @@ def _model_lines(status: ModelStatus) -> list[str]:
     unsaved = model.version - model.snapshot_version
     return [
         f"model      {model.name}: {model.parameter_count:,} parameters in {len(model.shapes)} arrays of {model.dtype}",
-        f"  version  {model.version}, of which a crash would lose {unsaved} (durability {model.durability})",
+        f"  version  {model.version}, of which {_LOSSES[model.durability]} would lose {unsaved} "
+        f"(durability {model.durability})",
         f"  pushes   {status.pushes_applied} applied, {status.pushes_repeated} repeated, "
         f"{status.pushes_rejected} rejected since the server started",
         f"  workers  {status.workers}",

@@ -6,24 +6,32 @@ import numpy as np
 
 from numba_adam.cpu.kernels import threads
 from numba_adam.cpu.kernels.finite import first_beyond
+from numba_adam.cpu.staged import StagedUpdate
 from numba_adam.cpu.table import UpdateTable
+from numba_adam.numerics.staging import staging_of
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.scaling import AS_THEY_ARE
 
 
-def make_ready(dtype: str) -> None:
+def make_ready(dtype: str, *, is_staged: bool = False) -> None:
     """Compile or load what updates of plain arrays of a dtype need, and the check of their gradients.
 
     Starts no threads: OpenMP keeps a set of threads for each thread that launches.
 
     Args:
         dtype: "float32" or "float64".
+        is_staged: whether it is the update of `StagedUpdate`.
     """
     arrays = np.zeros((4, 1), dtype)
     first_beyond(arrays[0], arrays.dtype.type(np.inf))
     table = UpdateTable(*([array] for array in arrays[:3]), hyperparameters=[Hyperparameters()])
     steps = np.zeros(1, np.int64)
     plan = table.plan([arrays[3]], steps)
-    for scaling in (AS_THEY_ARE, AS_THEY_ARE._replace(clip_value=1.0)):
-        table.launch(table.replan(plan, steps, scaling), steps)
+    if is_staged:
+        words, staging = np.zeros(1, np.uint64), np.zeros(staging_of(1, 3), dtype)
+        for _ in StagedUpdate(list(arrays[:3]), [1], Hyperparameters(), words, staging).steps([arrays[3]], [0], 1):
+            pass
+    else:
+        for scaling in (AS_THEY_ARE, AS_THEY_ARE._replace(clip_value=1.0)):
+            table.launch(table.replan(plan, steps, scaling), steps)
     threads.make_ready()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.cpu.columns import HostColumns, address
-from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, threads, update
+from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, staged, threads, update
 from numba_adam.cpu.kernels.gather import kinds, usable
 from numba_adam.cpu.kernels.launch_plan import (
     BARE,
@@ -209,6 +209,10 @@ class UpdateTable:
         run(self._launch_plan, self._packed, steps, plan.grad_count)
         for grad in plan.copied:
             grad.fill(0)
+
+    def launch_staged(self, plan: Plan, job: Array, tasks: int) -> None:
+        """Make the planned step, or a part of it, in memory that outlives the process; see `kernels.staged`."""
+        threads.launch(staged.update_staged, tasks, self._packed, self._launch_plan.constants, job, plan.grad_count)
 
     def _make_launch_plan(
         self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int], extras: Extras

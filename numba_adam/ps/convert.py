@@ -39,7 +39,10 @@ _EPS_MODES: dict[int, EpsModeName] = {
 MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC}
 """The modes of this version, by the protocol's number."""
 
-DURABILITIES: dict[int, Durability] = {model_pb2.DURABILITY_MEMORY: Durability.MEMORY}
+DURABILITIES: dict[int, Durability] = {
+    model_pb2.DURABILITY_MEMORY: Durability.MEMORY,
+    model_pb2.DURABILITY_PROCESS: Durability.PROCESS,
+}
 """The durabilities of this version, by the protocol's number."""
 
 _MODE_NUMBERS = {mode: number for number, mode in MODES.items()}

@@ -19,3 +19,6 @@ class Durability(StrEnum):
 
     MEMORY = "memory"
     """A crash loses every push after the last snapshot."""
+
+    PROCESS = "process"
+    """An acknowledged push survives any end of the server's process; a stop of the machine is as with MEMORY."""

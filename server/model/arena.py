@@ -1,11 +1,12 @@
-"""A model's memory: one shared mapping with a header and then its flat arrays. Imports NumPy only.
+"""A model's memory: one shared mapping with a header and then its flat arrays. Imports NumPy and sizes.
 
     0                header: magic, format, dtype, element count, then offset of each array
     4096             param
     ...              exp_avg, exp_avg_sq, max_exp_avg_sq (with AMSGrad), pending (one staged gradient)
+    ...              words, staging: how far the update is (if the memory is a file that outlives the server)
 
-Each array starts at a multiple of 64 bytes, a cache line. The mapping is shared and has no name yet: a later release
-can let other processes map it without a new layout.
+Each array starts at a multiple of 64 bytes, a cache line. The memory has no name, or it is a file, in which the next
+server finds the arrays as a killed one left them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from numba_adam.numerics.staging import staging_of, words_of
+
 MAGIC = b"NBADARN\x00"
-FORMAT = 1
+FORMAT = 2
 HEADER_BYTES = 4096
 ALIGNMENT = 64
-_HEADER = struct.Struct("<8sIIQ5Q")  # magic, format, itemsize, element count, offsets (0: the array is not there)
+_WORD_BYTES = 8
+_NOT_STATE = ("pending", "words", "staging")
+_IN_HEADER = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "pending", "words", "staging")
+_HEADER = struct.Struct("<8sIIQ7Q")  # magic, format, itemsize, element count, offsets (0: the array is not there)
 
 FlatArray = npt.NDArray[Any]
 
@@ -37,13 +43,17 @@ class Layout(NamedTuple):
     """Size of the whole mapping."""
 
 
-def layout(element_count: int, itemsize: int, *, amsgrad: bool = False) -> Layout:
-    """Return the layout of a model with that many elements."""
-    names = ["param", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []), "pending"]
+def layout(element_count: int, itemsize: int, *, amsgrad: bool = False, is_staged: bool = False) -> Layout:
+    """Return the layout of a model with that many elements; `is_staged`: with room for a staged update."""
+    columns = ["param", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
+    sizes = dict.fromkeys([*columns, "pending"], element_count * itemsize)
+    if is_staged:
+        sizes["words"] = words_of(element_count) * _WORD_BYTES
+        sizes["staging"] = staging_of(element_count, len(columns)) * itemsize
     offsets, position = {}, HEADER_BYTES
-    for name in names:
+    for name, nbytes in sizes.items():
         offsets[name] = position
-        position += -(-element_count * itemsize // ALIGNMENT) * ALIGNMENT
+        position += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return Layout(offsets, position)
 
 
@@ -54,18 +64,24 @@ class Arena:
         sizes: number of elements of each tensor, in the model's order.
         dtype: element type.
         amsgrad: whether there is a `max_exp_avg_sq`.
+        file: descriptor of a file of the layout's size that has the arrays; None: memory without a name.
 
     Raises:
         MemoryError: the system does not have that much memory.
+        ValueError: the file has another header, which is not zero either.
     """
 
-    def __init__(self, sizes: Sequence[int], dtype: npt.DTypeLike, *, amsgrad: bool = False) -> None:
+    def __init__(
+        self, sizes: Sequence[int], dtype: npt.DTypeLike, *, amsgrad: bool = False, file: int | None = None
+    ) -> None:
         self.dtype = np.dtype(dtype)
         self.sizes = tuple(sizes)
         self.element_count = sum(self.sizes)
-        self.layout = layout(self.element_count, self.dtype.itemsize, amsgrad=amsgrad)
+        self.is_staged = file is not None
+        self.layout = layout(self.element_count, self.dtype.itemsize, amsgrad=amsgrad, is_staged=self.is_staged)
+        flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if file is None else 0)
         try:
-            self._mapping = mmap.mmap(-1, self.layout.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+            self._mapping = mmap.mmap(-1 if file is None else file, self.layout.total_bytes, flags=flags)
         except OSError as error:
             raise MemoryError(f"cannot map {self.layout.total_bytes} bytes for a model's arrays: {error}") from error
         self._write_header()
@@ -74,6 +90,10 @@ class Arena:
         self.exp_avg_sq = self._flat("exp_avg_sq")
         self.max_exp_avg_sq = self._flat("max_exp_avg_sq") if amsgrad else None
         self.pending = self._flat("pending")
+        self.words = self._flat("words", np.uint64, words_of(self.element_count)) if self.is_staged else None
+        columns = len(self.state_arrays())
+        staging = staging_of(self.element_count, columns)
+        self.staging = self._flat("staging", self.dtype, staging) if self.is_staged else None
 
     @property
     def nbytes(self) -> int:
@@ -82,21 +102,25 @@ class Arena:
 
     def state_arrays(self) -> dict[str, FlatArray]:
         """Return the arrays that make up the model's state, in the order of the mapping."""
-        names = [name for name in self.layout.offsets if name != "pending"]
+        names = [name for name in self.layout.offsets if name not in _NOT_STATE]
         return {name: getattr(self, name) for name in names}
 
     def views(self, flat: FlatArray) -> list[FlatArray]:
         """Return one view for each tensor into a flat array of all elements."""
         return split(flat, self.sizes)
 
-    def _flat(self, name: str) -> FlatArray:
-        return np.frombuffer(self._mapping, self.dtype, self.element_count, self.layout.offsets[name])
+    def _flat(self, name: str, dtype: npt.DTypeLike | None = None, count: int | None = None) -> FlatArray:
+        size = self.element_count if count is None else count
+        return np.frombuffer(self._mapping, dtype or self.dtype, size, self.layout.offsets[name])
 
     def _write_header(self) -> None:
-        offsets = list(self.layout.offsets.values())
-        if "max_exp_avg_sq" not in self.layout.offsets:
-            offsets.insert(3, 0)
-        _HEADER.pack_into(self._mapping, 0, MAGIC, FORMAT, self.dtype.itemsize, self.element_count, *offsets)
+        """Write the header, unless the file has it already."""
+        offsets = [self.layout.offsets.get(name, 0) for name in _IN_HEADER]
+        header = _HEADER.pack(MAGIC, FORMAT, self.dtype.itemsize, self.element_count, *offsets)
+        found = self._mapping[: len(header)]
+        if found != header and any(found):
+            raise ValueError("the file's header is of other arrays")
+        self._mapping[: len(header)] = header
 
 
 def split(flat: FlatArray, sizes: Iterable[int]) -> list[FlatArray]:

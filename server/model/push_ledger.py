@@ -193,13 +193,23 @@ class PushLedger:
             SessionUnknownError: the worker may have had a session that was dropped.
             InvalidRequestError: `seen_epoch` has not been given to any worker yet.
         """
+        known = self.known_session(worker_id, nonce, seen_epoch)
+        return self.add_session(worker_id, nonce) if known is None else known
+
+    def known_session(self, worker_id: str, nonce: str, seen_epoch: int) -> int | None:
+        """Return the epoch of the session that this request opened, None if it may open one; raises as open_session."""
         session = self.sessions.get(worker_id)
-        if nonce:
-            if session is not None and session.nonce == nonce:
-                return session.epoch
-            self._check_seen(worker_id, session, seen_epoch)
+        if not nonce:
+            return None
+        if session is not None and session.nonce == nonce:
+            return session.epoch
+        self._check_seen(worker_id, session, seen_epoch)
+        return None
+
+    def add_session(self, worker_id: str, nonce: str) -> int:
+        """Open a new session in place of the worker's last one; return its epoch."""
         self.last_epoch += 1
-        if session is not None:
+        if worker_id in self.sessions:
             self._drop_session(worker_id)
         self.sessions[worker_id] = Session(self.last_epoch, nonce)
         while len(self.sessions) > self._limits.most_sessions:

@@ -154,6 +154,20 @@ class SlotPool:
             self._in_use_bytes += memory.nbytes
         return Slot(self, memory, nbytes)
 
+    def admit(self, nbytes: int, what: str) -> None:
+        """Count memory for a transfer that the pool does not allocate, until `give_back`.
+
+        Raises:
+            TransferTooLargeError: it is larger than the whole budget.
+            BudgetExceededError: it exceeds the free part of the budget.
+        """
+        if nbytes > self.budget_bytes:
+            raise self._too_large(f"{what} of {nbytes} bytes")
+        with self._lock:
+            if not self._make_room(nbytes):
+                raise self._exceeded(f"{what} of {nbytes} bytes", nbytes)
+            self._in_use_bytes += nbytes
+
     def reserve(self, nbytes: int) -> bool:
         """Count memory that the pool does not allocate, if it fits; return whether it does."""
         with self._lock:
@@ -163,7 +177,7 @@ class SlotPool:
             return True
 
     def give_back(self, nbytes: int) -> None:
-        """Stop counting bytes that `reserve` counted."""
+        """Stop counting bytes that `reserve` or `admit` counted."""
         with self._lock:
             self._in_use_bytes -= nbytes
 

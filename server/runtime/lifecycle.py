@@ -90,5 +90,7 @@ class Lifecycle:
             self._registry.remove(model)
             self._pool.release_model(name)
             self._snapshots.delete(model)
+            if model.keeper is not None:
+                model.keeper.close(remove=True)
         _log.info("model %s: deleted at version %d", name, model.version)
         return model.state()

@@ -15,10 +15,12 @@ from numba_adam.errors import InternalServerError, ModelNotFoundError, ServerUna
 from numba_adam.ps.detail import StatePoint
 from numba_adam.server.model.arena import Arena, FlatArray
 from numba_adam.server.model.digests import content_of, describe
+from numba_adam.server.model.events import Acceptance, Event, Opening, Rejection, replay
 from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLedger
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.call_queue import CallQueue
+from numba_adam.server.runtime.keeper import PENDING, Keeper
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate
 from numba_adam.server.storage.snapshot import Snapshot
@@ -40,6 +42,9 @@ class Push(NamedTuple):
 
     content: Content
     """Digests of its content."""
+
+    gradient: int = PENDING
+    """The number of the file that has the gradient; see Keeper."""
 
 
 class Outcome(NamedTuple):
@@ -104,6 +109,9 @@ class Model:
         self.ledger = ledger
         self.saved = saved
         """The ledger's record in the newest snapshot that is on disk."""
+
+        self.keeper: Keeper | None = None
+        """Keeps what the model acknowledges in files that outlive the process; None: it does not."""
 
         self.tried_version = ledger.version
         """Version of the last snapshot that was started, even if it is not finished."""
@@ -210,7 +218,11 @@ class Model:
             self.check_alive()
             if state_id:
                 self.ledger.check_state(state_id)
-            epoch = self.ledger.open_session(worker_id, nonce, seen_epoch)
+            epoch = self.ledger.known_session(worker_id, nonce, seen_epoch)
+            if epoch is None:
+                if self.keeper is not None:
+                    self.keeper.note(Opening(worker_id, nonce))
+                epoch = self.ledger.add_session(worker_id, nonce)
             return Opened(epoch, self.ledger.sessions[worker_id].last_sequence + 1)
 
     def apply(self, push: Push, gradient: FlatArray) -> Outcome:
@@ -223,6 +235,8 @@ class Model:
         known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
             return known
+        if self.keeper is not None:
+            self.keeper.note(Acceptance(push.key, push.base_version, push.present, push.content, push.gradient))
         self._update(push.present, gradient)
         with self._changed:
             answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
@@ -236,12 +250,35 @@ class Model:
         if known is not None:
             return known
         with self._changed:
+            if self.keeper is not None:
+                self.keeper.note(Rejection(push.key, reason, message, push.content))
             self.counters.rejected += 1
             return Outcome(self.ledger.reject(push.key, reason, message, push.content), duplicate=False)
+
+    def recover(self, events: Sequence[Event], gradient_of: Callable[[int], FlatArray]) -> None:
+        """Let events happen once more that an earlier process noted, and finish its last update.
+
+        Args:
+            events: what happened since the ledger's record, in order.
+            gradient_of: returns all elements of the memory of the gradient with a number.
+        """
+        for event in events[:-1]:
+            replay(self.ledger, event)
+        for event in events[-1:]:
+            number = self.version + 1
+            if isinstance(event, Acceptance) and any(event.present) and not self._sliced.is_done(number):
+                tensors = zip(self.spec.tensors, event.present, strict=True)
+                size = sum(tensor.size for tensor, is_present in tensors if is_present)
+                self._sliced.run(event.present, gradient_of(event.gradient)[:size], self.ledger.steps, number)
+            replay(self.ledger, event)
 
     def capture(self) -> Snapshot:
         """Return the records of a snapshot. Runs in the apply queue, with the copy of the arrays."""
         self.check_alive()
+        return self.records()
+
+    def records(self) -> Snapshot:
+        """Return the records of the model as it is now."""
         creation = {"request_id": self.request_id, **({"initial": self.initial} if self.initial else {})}
         return Snapshot({**self.spec.to_record(), **creation}, self.ledger.to_record())
 
@@ -282,7 +319,7 @@ class Model:
     def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
         """Run the update over the arrays that have a gradient."""
         try:
-            self._sliced.run(present, gradient, self.ledger.steps)
+            self._sliced.run(present, gradient, self.ledger.steps, self.version + 1)
         except ServerUnavailableError:  # the launcher has stopped, and nothing was updated
             raise
         except Exception as error:

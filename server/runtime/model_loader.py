@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import time
+from typing import Any
 
 import numpy as np
 
-from numba_adam.errors import BudgetExceededError, ConfigurationError, InvalidRequestError, TransferTooLargeError
+from numba_adam.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    CorruptSnapshotError,
+    InvalidRequestError,
+    TransferTooLargeError,
+)
+from numba_adam.ps.modes import Durability
 from numba_adam.ps.transfer import Parts, receive
-from numba_adam.server.model.arena import Arena, layout
+from numba_adam.server.model.arena import Arena, FlatArray, layout
 from numba_adam.server.model.digests import initial_values
 from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
+from numba_adam.server.runtime.keeper import PENDING, Keeper, Left, gradient_in, left_in
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.ready import make_ready
 from numba_adam.server.runtime.receive import Receiver
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.data_folder import DataFolder
+from numba_adam.server.storage.memory_folder import MemoryFolder, ModelMemory
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -40,21 +51,94 @@ class ModelLoader:
         data_folder: the folder of their snapshots.
         snapshots: writes their first snapshots.
         launcher: runs their large updates.
+        memory: the folder of what outlives the process.
     """
 
-    def __init__(self, pool: SlotPool, data_folder: DataFolder, snapshots: SnapshotWriter, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        pool: SlotPool,
+        data_folder: DataFolder,
+        snapshots: SnapshotWriter,
+        launcher: Launcher,
+        memory: MemoryFolder,
+    ) -> None:
         self._pool = pool
+        self._memory = memory
         self._data_folder = data_folder
         self._snapshots = snapshots
         self._launcher = launcher
 
     def restore(self, name: str) -> Model:
-        """Return a model, restored from its newest intact snapshot.
+        """Return a model: as a killed process left it, if it is of that level, else from its newest intact snapshot.
 
         Raises:
             ConfigurationError: the folder belongs to another model, or the budget is too small.
-            CorruptSnapshotError, SnapshotError: see DataFolder.restore.
+            CorruptSnapshotError, SnapshotError: see DataFolder.restore, and Keeper.
         """
+        return self._recovered(name) or self._from_snapshot(name)
+
+    def _recovered(self, name: str) -> Model | None:
+        """Return the model as a killed process left it; None if none did, or if the machine or others went on since."""
+        memory = self._memory.model(name)
+        if not memory.exists():
+            return None
+        self._memory.check()
+        left = left_in(memory)
+        if self._data_folder.last_run_id not in left.runs or left.boot_id != self._memory.boot_id:
+            _log.warning("model %s: %s is not of the data folder's last run; removed", name, memory.folder)
+            memory.remove()
+            return None
+        start = time.monotonic()
+        try:
+            model = self._continued(memory, left)
+        except (ValueError, OSError) as error:
+            raise CorruptSnapshotError(
+                f"model {name!r}: {str(memory.folder)!r} does not hold what its journal says ({error}); to go back to "
+                "the last snapshot, remove that folder"
+            ) from error
+        _log.info(
+            "model %s: continued at version %d, as the last process left it, in %.3f s",
+            name,
+            model.version,
+            time.monotonic() - start,
+        )
+        return model
+
+    def _continued(self, memory: ModelMemory, left: Left) -> Model:
+        spec = Spec.from_record(left.model)
+        arena = self._new_arena(spec, memory, is_new=False)
+        ledger, saved = PushLedger.from_record(left.ledger), self._data_folder.newest(spec.name)
+        saved_ledger = None if saved is None else saved.ledger
+        model = Model(spec, left.model["request_id"], arena, ledger, saved_ledger, self._launcher)
+        model.initial = left.model.get("initial", "")
+
+        def gradient_of(number: int) -> FlatArray:
+            if number == PENDING:
+                return arena.pending
+            return gradient_in(memory, number, spec.nbytes).view(arena.dtype)
+
+        model.recover(left.events(), gradient_of)
+        model.tried_version = model.snapshot_version
+        self._pool.keep(spec.name, model.kept_bytes, "its sessions", must=True)
+        model.keeper = self._keeper(model, memory, (self._data_folder.last_run_id, self._data_folder.next_run_id))
+        return model
+
+    def _keeper(self, model: Model, memory: ModelMemory, runs: tuple[str, ...]) -> Keeper:
+        """Return a keeper whose journal begins now."""
+
+        def records() -> dict[str, Any]:
+            snapshot = model.records()
+            return {
+                "boot_id": self._memory.boot_id,
+                "runs": runs,
+                "model": snapshot.model,
+                "ledger": snapshot.ledger,
+            }
+
+        return Keeper(memory, records, model.spec.nbytes, self._pool)
+
+    def _from_snapshot(self, name: str) -> Model:
+        """Return a model, restored from its newest intact snapshot."""
         arenas: list[Arena] = []
         ledgers: list[PushLedger] = []
 
@@ -93,6 +177,8 @@ class ModelLoader:
         model = Model(spec, snapshot.model["request_id"], arenas[0], ledger, snapshot.ledger, self._launcher)
         model.initial = snapshot.model.get("initial", "")
         self._pool.keep(name, model.kept_bytes, "its sessions", must=True)
+        if spec.durability is Durability.PROCESS:
+            model.keeper = self._keeper(model, self._memory.model(name), (self._data_folder.next_run_id,))
         return model
 
     def create(self, creation: Creation, parts: Parts) -> Model:
@@ -110,7 +196,7 @@ class ModelLoader:
             )
         arena = self._new_arena(spec)
         try:
-            make_ready(spec.dtype)
+            make_ready(spec.dtype, is_staged=arena.is_staged)
             target = arena.param.view(np.uint8)
             receiver = Receiver(target, arena.dtype, spec.tensors, creation.checksum_kind, "initial value")
             receive(parts, receiver)
@@ -119,6 +205,7 @@ class ModelLoader:
             model.initial = initial_values(creation.checksum_kind, receiver.checksum)
             self._keep(model)
         except BaseException:
+            self._memory.model(spec.name).remove()
             self._pool.release_model(spec.name)
             raise
         _log.info("model %s: created with %d parameters of %s", spec.name, spec.element_count, spec.dtype)
@@ -128,21 +215,40 @@ class ModelLoader:
         """Write a new model's first snapshot; on failure remove its folder."""
         try:
             self._snapshots.begin(model)
+            if model.spec.durability is Durability.PROCESS:
+                memory = self._memory.model(model.spec.name)
+                model.keeper = self._keeper(model, memory, (self._data_folder.next_run_id,))
         except BaseException:
             with contextlib.suppress(OSError):
                 self._snapshots.delete(model)
             raise
 
-    def _new_arena(self, spec: Spec) -> Arena:
-        """Return memory for a model, counted in the budget."""
+    def _new_arena(self, spec: Spec, memory: ModelMemory | None = None, *, is_new: bool = True) -> Arena:
+        """Return memory for a model, counted in the budget.
+
+        Args:
+            spec: the model.
+            memory: its files; None: where they are by the spec's durability.
+            is_new: False: the arrays are as an earlier process left them.
+        """
         sizes = [tensor.size for tensor in spec.tensors]
-        amsgrad = spec.hyperparameters.amsgrad
-        needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad).total_bytes
+        amsgrad, is_staged = spec.hyperparameters.amsgrad, spec.durability is Durability.PROCESS
+        needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad, is_staged=is_staged).total_bytes
         self._pool.admit_model(spec.name, needed, spec.nbytes)
         try:
             self._pool.keep(spec.name, spec.description_bytes, f"model {spec.name!r}: the description of its arrays")
-            return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad)
-        except BudgetExceededError:
+            if not is_staged:
+                return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad)
+            self._memory.check()
+            files = memory or self._memory.model(spec.name)
+            if is_new:
+                files.remove()
+            file = files.create("arena", needed) if is_new else files.open("arena", needed)
+            try:
+                return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad, file=file)
+            finally:
+                os.close(file)
+        except (BudgetExceededError, TransferTooLargeError):
             self._pool.release_model(spec.name)
             raise
         except MemoryError as error:

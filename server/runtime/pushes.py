@@ -20,6 +20,7 @@ from numba_adam.server.model.digests import with_payload
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
 from numba_adam.server.model.requests import Payload, PushRequest, payload_of, present_arrays
 from numba_adam.server.runtime.budget import Bytes, SlotPool
+from numba_adam.server.runtime.keeper import PENDING
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Outcome, Push
 from numba_adam.server.runtime.model_errors import saying_state_of
@@ -95,10 +96,11 @@ class Pushes:
             present = present_arrays(model.spec, request)
             payload = payload_of(model.spec, request)
             nbytes = payload.elements * model.arena.dtype.itemsize
-            with self._receiving(model, key), self._staging(model, nbytes) as target:
+            with self._receiving(model, key), self._staging(model, nbytes) as (number, target):
                 receiver = _receiver(model, request, payload, target)
                 receive(parts, receiver)
-                push = push._replace(present=present, content=with_payload(content, receiver.checksum))
+                content = with_payload(content, receiver.checksum)
+                push = push._replace(present=present, content=content, gradient=number)
                 return model.apply_queue.call(model.apply, push, target.view(model.arena.dtype))
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
@@ -123,16 +125,21 @@ class Pushes:
                 self.receiving.discard((model, key))
 
     @contextlib.contextmanager
-    def _staging(self, model: Model, nbytes: int) -> Iterator[Bytes]:
-        """Yield memory for a gradient: the arena's own slot if it is free, else one from the pool."""
+    def _staging(self, model: Model, nbytes: int) -> Iterator[tuple[int, Bytes]]:
+        """Yield memory for a gradient, and its number for the keeper: the arena's own slot if it is free."""
         if model.pending_slot.acquire(blocking=False):
             try:
-                yield model.arena.pending.view(np.uint8)[:nbytes]
+                yield PENDING, model.arena.pending.view(np.uint8)[:nbytes]
             finally:
                 model.pending_slot.release()
             return
-        with self._pool.acquire(nbytes, f"a push to model {model.spec.name!r}") as slot:
-            yield slot.bytes
+        what = f"a push to model {model.spec.name!r}"
+        if model.keeper is not None:
+            with model.keeper.gradient(what) as (number, memory):
+                yield number, memory[:nbytes]
+            return
+        with self._pool.acquire(nbytes, what) as slot:
+            yield PENDING, slot.bytes
 
 
 def _receiver(model: Model, request: PushRequest, payload: Payload, target: Bytes) -> Receiver:

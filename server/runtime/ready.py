@@ -13,7 +13,7 @@ from numba_adam.cpu import ahead
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_ready: set[str] = set()
+_ready: set[tuple[str, bool]] = set()
 _in_progress: list[str] = []
 
 
@@ -22,20 +22,21 @@ def compiling() -> str:
     return "".join(_in_progress)
 
 
-def make_ready(dtype: str) -> None:
+def make_ready(dtype: str, *, is_staged: bool = False) -> None:
     """Compile or load the kernels of models of a dtype, unless this process has done so; the log says how long it took.
 
     Args:
         dtype: "float32" or "float64".
+        is_staged: whether their memory outlives the process.
     """
     with _lock:
-        if dtype in _ready:
+        if (dtype, is_staged) in _ready:
             return
         start = time.monotonic()
         _in_progress.append(dtype)
         try:
-            ahead.make_ready(dtype)
+            ahead.make_ready(dtype, is_staged=is_staged)
         finally:
             _in_progress.clear()
-        _ready.add(dtype)
+        _ready.add((dtype, is_staged))
         _log.info("kernels for models of %s: ready after %.1f s", dtype, time.monotonic() - start)

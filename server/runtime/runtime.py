@@ -23,6 +23,7 @@ from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.runtime.waiters import Waiters
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.deletions import Deletions
+from numba_adam.server.storage.memory_folder import MemoryFolder
 
 _log = logging.getLogger(__name__)
 
@@ -79,10 +80,13 @@ class Runtime:
         self.snapshot_requests = SnapshotRequests(self.registry, self.snapshots, self.waiters)
         self.pushes = Pushes(self.pool, self.launcher, self.snapshots)
         self.pulls = Pulls(self.pool, self.launcher, self.waiters)
-        loader = ModelLoader(self.pool, self._data_folder, self.snapshots, self.launcher)
+        self._memory = MemoryFolder(config.memory_dir, self._data_folder.path)
+        loader = ModelLoader(self.pool, self._data_folder, self.snapshots, self.launcher, self._memory)
         try:
             deletions = Deletions(self._data_folder.path)
-            for name in self._data_folder.model_names():
+            names = self._data_folder.model_names()
+            self._memory.sweep(names)
+            for name in names:
                 self.registry.add(loader.restore(name))
         except BaseException:
             self._data_folder.close()
@@ -105,8 +109,9 @@ class Runtime:
                 self.launcher.threads,
             )
         try:
-            for dtype in ("float32", *(model.spec.dtype for model in self.registry.all())):
-                make_ready(dtype)
+            make_ready("float32")
+            for model in self.registry.all():
+                make_ready(model.spec.dtype, is_staged=model.arena.is_staged)
             self._data_folder.begin()
         except BaseException:
             self._data_folder.close()
@@ -142,7 +147,12 @@ class Runtime:
         except OSError:
             _log.exception("data folder %s: it could not be closed; is it still there?", self._config.data_dir)
             return False
-        return are_there and all(saved.values())
+        is_clean = are_there and all(saved.values())
+        for model in self.registry.all():
+            if model.keeper is not None:
+                model.keeper.close(remove=is_clean)
+        self._memory.close()
+        return is_clean
 
     def status(self) -> Status:
         """Return the status, without the models."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_adam.cpu.kernels.threads import ELEMENTS_PER_TASK
+from numba_adam.cpu.staged import StagedUpdate
 from numba_adam.cpu.table import UpdateTable
 from numba_adam.server.model.arena import Arena, FlatArray, split
 from numba_adam.server.model.spec import Spec
@@ -79,22 +80,31 @@ class SlicedUpdate:
     def __init__(self, spec: Spec, arena: Arena, launcher: Launcher | None) -> None:
         self._spec = spec
         self._launcher = launcher
-        self._slices = [Slice(spec, arena, begin, end) for begin, end in _cuts(arena.element_count)]
+        self._elements = arena.element_count
+        self._staged = _staged(spec, arena)
+        cuts = [] if self._staged else _cuts(arena.element_count)
+        self._slices = [Slice(spec, arena, begin, end) for begin, end in cuts]
 
     @property
     def is_short(self) -> bool:
         """Whether the update is a single slice."""
-        return len(self._slices) <= 1
+        return self._elements <= MOST_ELEMENTS
 
-    def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> None:
+    def is_done(self, number: int) -> bool:
+        """Return whether a step of memory that outlived its process is complete."""
+        return self._staged is None or self._staged.is_done(number)
+
+    def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int], number: int = 0) -> None:
         """Make one step.
 
         Args:
             present: for each tensor, whether it has a gradient.
             gradient: the elements of the present tensors, concatenated.
             steps: number of earlier updates of each tensor.
+            number: for memory that outlives the process, the step's number, higher than those before. If the step was
+                interrupted, the rest is done.
         """
-        slices = self._updated(present, gradient, steps)
+        slices = self._updated(present, gradient, steps, number)
         if self._launcher is not None and self._is_worth_a_launch(gradient.size, self._launcher):
             self._launcher.run(slices)
         else:
@@ -107,10 +117,15 @@ class SlicedUpdate:
             return False
         return not self.is_short or launcher.is_idle
 
-    def _updated(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int]) -> Iterator[None]:
+    def _updated(
+        self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int], number: int
+    ) -> Iterator[None]:
         """Update slice by slice, and yield after each."""
         is_whole = all(present) and len(set(steps)) == 1  # the usual push: the whole vector is one array
         gradients = [] if is_whole else self._gradients(present, gradient)
+        if self._staged is not None and any(present):
+            counts = steps[:1] if is_whole else steps
+            yield from self._staged.steps([gradient] if is_whole else gradients, counts, number, MOST_ELEMENTS)
         for each in self._slices:
             if is_whole:
                 each.update_whole(gradient, steps[0])
@@ -123,6 +138,14 @@ class SlicedUpdate:
         sizes = [tensor.size for tensor, is_present in zip(self._spec.tensors, present, strict=True) if is_present]
         views = iter(split(gradient, sizes))
         return [next(views) if is_present else None for is_present in present]
+
+
+def _staged(spec: Spec, arena: Arena) -> StagedUpdate | None:
+    """Return the update of memory that outlives the process; None for other memory."""
+    if arena.words is None or arena.staging is None:
+        return None
+    columns = list(arena.state_arrays().values())
+    return StagedUpdate(columns, arena.sizes, spec.hyperparameters, arena.words, arena.staging)
 
 
 def _cuts(elements: int) -> Iterator[tuple[int, int]]:

@@ -82,6 +82,9 @@ class DataFolder:
         self._newest: dict[str, _Newest] = {}
         self._names: set[str] = set()
         self._run_id = ""  # until the run begins
+        self.next_run_id = secrets.token_hex(16)
+        """Id of the run that `begin` begins."""
+
         self._changing = threading.Lock()
         self._is_closed = False
         try:
@@ -127,7 +130,7 @@ class DataFolder:
             ConfigurationError: the folder cannot be written.
         """
         self._names = set(self.model_names())
-        run_id = secrets.token_hex(16)
+        run_id = self.next_run_id
         try:
             self._write_run(run_id)
             self._mark()
@@ -194,6 +197,24 @@ class DataFolder:
             f"model {name!r}: no snapshot is intact ({'; '.join(damaged) or 'none exists'}); restore the folder from a "
             f"backup, or move {str(folder)!r} away to start without the model"
         )
+
+    @property
+    def last_run_id(self) -> str:
+        """Id of the last run; empty if it is not known."""
+        return self._last_run.run_id
+
+    def newest(self, name: str) -> Snapshot | None:
+        """Return the records of a model's newest snapshot without reading its arrays; None if they are damaged."""
+        folder = self._folder(name)
+        number = max(_numbers(folder), default=0)
+        path = _path(folder, number)
+        try:
+            found = snapshots.read_records(path)
+            self._newest[name] = _Newest(number, snapshots.fingerprint(path))
+        except (CorruptSnapshotError, OSError) as error:
+            _log.error("model %s: its newest snapshot cannot be read: %s", name, error)
+            return None
+        return found
 
     def holds(self, name: str) -> bool:
         """Return whether the snapshot that this process wrote or read last still exists."""

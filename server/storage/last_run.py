@@ -40,6 +40,9 @@ class LastRun:
         """Whether `names` is complete. If so, other folders without a snapshot are models that were never
         acknowledged."""
 
+        self.run_id = run.run_id if run else ""
+        """Id of the last run; empty if it is not known."""
+
         self._last = manifest.models if manifest else {}
         self._is_left_clean = is_first_format and not (folder / "running").exists()
         self._why_all = ""

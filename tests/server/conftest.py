@@ -145,13 +145,21 @@ class Peer:
         self.channel.close()
 
     def create(
-        self, params: Arrays, name: str = "model", *, request_id: str = "", exist_ok: bool = False, **hyper: Any
+        self,
+        params: Arrays,
+        name: str = "model",
+        *,
+        request_id: str = "",
+        exist_ok: bool = False,
+        durability: int = model_pb2.DURABILITY_UNSPECIFIED,
+        **hyper: Any,
     ) -> pb.CreateModelResponse:
         spec = model_pb2.ModelSpec(
             name=name,
             dtype=DTYPES[next(iter(params.values())).dtype.name],
             tensors=tensor_specs(params),
             hyperparameters=model_pb2.Hyperparameters(**hyper),
+            durability=durability,
         )
         header = pb.CreateModelHeader(
             spec=spec,
@@ -210,6 +218,7 @@ class Process:
         "logging.basicConfig(level=logging.INFO)\n"
         "options = dict(listen='127.0.0.1:0', snapshot_interval_seconds=0, threads=2)\n"
         "options.update(json.loads(sys.argv[2]))\n"
+        "exec(options.pop('first', ''))\n"
         "limit = options.pop('descriptors', None)\n"
         "limit and resource.setrlimit(resource.RLIMIT_NOFILE, limit)\n"
         "sys.exit(serve(ServerConfig(data_dir=pathlib.Path(sys.argv[1]), **options)))\n"
@@ -217,7 +226,7 @@ class Process:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.log = folder.parent / f"{folder.name}-{uuid.uuid4().hex}.log"
-        self._was_signalled = False
+        self._was_signalled = "first" in options  # such a program may end the server
         with self.log.open("w") as log:
             command = [sys.executable, "-c", self.PROGRAM, str(folder), json.dumps(options)]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -35,8 +35,8 @@ def test_arrays_are_zero_aligned_and_apart(dtype, amsgrad):
 
 def test_the_header_has_the_offset_of_every_array():
     arena = Arena([10], "float64", amsgrad=True)
-    magic, form, itemsize, count, *offsets = struct.unpack_from("<8sIIQ5Q", arena._mapping, 0)
-    assert (magic, form, itemsize, count) == (b"NBADARN\x00", 1, 8, 10)
+    magic, form, itemsize, count, *offsets = struct.unpack_from("<8sIIQ7Q", arena._mapping, 0)
+    assert (magic, form, itemsize, count) == (b"NBADARN\x00", 2, 8, 10)
     assert offsets[0] == HEADER_BYTES
     for offset, name in zip(offsets, ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "pending"), strict=True):
         getattr(arena, name)[0] = offset

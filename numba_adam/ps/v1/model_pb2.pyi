@@ -29,6 +29,7 @@ class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DURABILITY_UNSPECIFIED: _ClassVar[Durability]
     DURABILITY_MEMORY: _ClassVar[Durability]
+    DURABILITY_PROCESS: _ClassVar[Durability]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT64: Dtype
@@ -41,6 +42,7 @@ MODE_UNSPECIFIED: Mode
 MODE_ASYNC: Mode
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_MEMORY: Durability
+DURABILITY_PROCESS: Durability
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape")

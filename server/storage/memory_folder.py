@@ -1,0 +1,148 @@
+"""The folder of files that outlive the server's process: what models at the level `process` acknowledged.
+
+    DIR/numba-adam-UID/KEY/NAME/journal      what happened since its first record, in order
+    DIR/numba-adam-UID/KEY/NAME/arena        the model's arrays, mapped into memory
+    DIR/numba-adam-UID/KEY/NAME/gradient-K   gradients that are being received or applied, likewise
+
+DIR is a file system in memory, so nothing here is ever written to a disk or fsynced, and nothing survives a stop of the
+machine. KEY belongs to one data folder. Imports durable files and the error tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from numba_adam.errors import ConfigurationError, TransferTooLargeError
+from numba_adam.kernel_cache import private_folder
+
+_log = logging.getLogger(__name__)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class ModelMemory:
+    """The files of one model.
+
+    Args:
+        folder: the model's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = folder / "journal"
+        """Path of the journal. If it does not exist, nothing here is of use."""
+
+    def exists(self) -> bool:
+        """Return whether an earlier process left the model here."""
+        return self.journal.exists()
+
+    def create(self, name: str, nbytes: int) -> int:
+        """Create a file of zeros, and reserve its memory; return its descriptor.
+
+        Raises:
+            TransferTooLargeError: the file system has no room for it.
+        """
+        private_folder.make(self.folder)
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if nbytes:
+                os.posix_fallocate(descriptor, 0, nbytes)  # later there would be a SIGBUS in place of an error
+        except OSError as error:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise TransferTooLargeError(
+                f"{str(path)!r}: {nbytes} bytes cannot be reserved ({error}); make room on that file system, start the "
+                "server with another --memory-dir, or create the model with durability='memory'"
+            ) from error
+        return descriptor
+
+    def open(self, name: str, nbytes: int) -> int:
+        """Open a file that an earlier process left; return its descriptor.
+
+        Raises:
+            ValueError: it has another size.
+            OSError: it cannot be opened.
+        """
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        found = os.fstat(descriptor).st_size
+        if found != nbytes:
+            os.close(descriptor)
+            raise ValueError(f"{str(self.folder / name)!r} has {found} bytes, expected {nbytes}")
+        return descriptor
+
+    def forget(self, name: str) -> None:
+        """Remove a file."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def forget_gradients(self) -> None:
+        """Remove the files of all gradients."""
+        for path in self.folder.glob("gradient-*"):
+            path.unlink()
+
+    def remove(self) -> None:
+        """Remove the model's folder; the journal first, without which the rest is of no use."""
+        self.journal.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
+
+
+class MemoryFolder:
+    """The memory folder of one data folder, whose lock this process holds.
+
+    Args:
+        parent: a folder on a file system in memory. If it does not exist, the data folder is used.
+        data_dir: the data folder.
+
+    Raises:
+        ConfigurationError: the folder cannot be used, or other users may write to it.
+    """
+
+    def __init__(self, parent: Path, data_dir: Path) -> None:
+        status = (data_dir / "lock").stat()
+        root = parent.resolve() / f"numba-adam-{os.geteuid()}" if parent.is_dir() else data_dir / "memory"
+        self.path = root / f"{status.st_dev:x}-{status.st_ino:x}"
+        """The folder."""
+
+        self.boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        """Id of the machine's last start. Files on a disk may be older."""
+
+    def model(self, name: str) -> ModelMemory:
+        """Return the files of a model."""
+        return ModelMemory(self.path / name)
+
+    def check(self) -> None:
+        """Refuse a folder that other users may write to.
+
+        Raises:
+            ConfigurationError: other users may, or it cannot be used.
+        """
+        try:
+            private_folder.make(self.path)
+            reason = private_folder.why_unsafe(self.path) or private_folder.why_unsafe(self.path.parent)
+        except OSError as error:
+            reason = str(error)
+        if reason:
+            raise ConfigurationError(
+                f"memory_dir: {reason}; it would hold what models acknowledged. Find out who did this, and remove "
+                "it or start with another --memory-dir"
+            )
+
+    def sweep(self, names: Collection[str]) -> None:
+        """Remove what is left of models other than these."""
+        if not self.path.is_dir():
+            return
+        for path in self.path.iterdir():
+            if path.name not in names:
+                _log.info("%s: removed, the model does not exist", path)
+                ModelMemory(path).remove()
+
+    def close(self) -> None:
+        """Remove the folder, if no model is in it."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()

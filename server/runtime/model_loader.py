@@ -75,7 +75,13 @@ class ModelLoader:
             ConfigurationError: the folder belongs to another model, or the budget is too small.
             CorruptSnapshotError, SnapshotError: see DataFolder.restore, and Keeper.
         """
-        return self._recovered(name) or self._from_snapshot(name)
+        try:
+            return self._recovered(name) or self._from_snapshot(name)
+        except BudgetExceededError as error:
+            raise ConfigurationError(
+                f"memory_budget_bytes={self._pool.budget_bytes}: the models in {str(self._data_folder.path)!r} "
+                f"need more ({error})"
+            ) from error
 
     def _recovered(self, name: str) -> Model | None:
         """Return the model as a killed process left it; None if none did, or if the machine or others went on since."""
@@ -106,6 +112,8 @@ class ModelLoader:
 
     def _continued(self, memory: ModelMemory, left: Left) -> Model:
         spec = Spec.from_record(left.model)
+        if spec.name != memory.folder.name:
+            raise ValueError(f"its journal is of model {spec.name!r}")
         arena = self._new_arena(spec, memory, is_new=False)
         ledger, saved = PushLedger.from_record(left.ledger), self._data_folder.newest(spec.name)
         saved_ledger = None if saved is None else saved.ledger
@@ -151,13 +159,7 @@ class ModelLoader:
             self._pool.release_model(name)  # admitted for a newer snapshot that proved damaged
             arenas.clear()
             ledgers[:] = [PushLedger.from_record(snapshot.ledger)]
-            try:
-                arenas.append(self._new_arena(Spec.from_record(snapshot.model)))
-            except BudgetExceededError as error:
-                raise ConfigurationError(
-                    f"memory_budget_bytes={self._pool.budget_bytes}: the models in {str(self._data_folder.path)!r} "
-                    f"need more ({error})"
-                ) from error
+            arenas.append(self._new_arena(Spec.from_record(snapshot.model)))
             return arenas[0].state_arrays()
 
         start = time.monotonic()

@@ -147,12 +147,11 @@ class Runtime:
         except OSError:
             _log.exception("data folder %s: it could not be closed; is it still there?", self._config.data_dir)
             return False
-        is_clean = are_there and all(saved.values())
         for model in self.registry.all():
-            if model.keeper is not None:
-                model.keeper.close(remove=is_clean)
+            if model.keeper is not None:  # what is not in a snapshot stays: the next server continues it
+                model.keeper.close(remove=are_there and model.spec.name in saved and model.is_saved)
         self._memory.close()
-        return is_clean
+        return are_there and all(saved.values())
 
     def status(self) -> Status:
         """Return the status, without the models."""

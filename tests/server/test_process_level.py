@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import shutil
+import socket
 import threading
 
 import grpc
@@ -315,3 +316,54 @@ def test_pushes_wait_for_room_in_the_journal_and_nothing_is_changed(config, peer
             assert peer.state().version == 1
         assert session.push({"x": gradient_of(0, 2)}).version == 2
         assert peer.pull().arrays["x"].tobytes() == replay(start, [(0, 1), (0, 2)]).tobytes()
+
+
+def test_a_start_that_fails_keeps_what_a_killed_server_left(folder, processes, peers, start):
+    process = serve(processes, folder)
+    peer = peers(process.address)
+    peer.create({"x": start}, lr=0.01, durability=PROCESS)
+    peer.session().push({"x": gradient_of(0, 1)})
+    before = peer.state()
+    process.kill()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(AssertionError, match=r"another program may have it"),
+    ):
+        serve(processes, folder, listen=f"127.0.0.1:{other.getsockname()[1]}")
+    assert peers(serve(processes, folder).address).state() == before
+
+
+def test_a_budget_that_is_too_small_keeps_what_a_killed_server_left(folder, processes, peers, start):
+    process = serve(processes, folder)
+    peer = peers(process.address)
+    peer.create({"x": np.zeros(600_000, np.float32)}, lr=0.01, durability=PROCESS)
+    peer.session().push({"x": gradient_of(0, 1, 600_000)})
+    before = peer.state()
+    process.kill()
+    with pytest.raises(AssertionError, match="memory_budget_bytes=1048576"):
+        serve(processes, folder, memory_budget_bytes=1 << 20)
+    assert peers(serve(processes, folder).address).state() == before
+
+
+def test_a_model_that_could_not_be_saved_at_the_stop_is_continued(folder, processes, peers, start):
+    fail = (
+        "import numba_adam.server.storage.data_folder as data_folder\n"
+        "class Fails:\n"
+        "    calls = 0\n"
+        "write = data_folder.DataFolder.write\n"
+        "def once(self, name, capture):\n"
+        "    Fails.calls += 1\n"
+        "    if Fails.calls > 1: raise OSError(28, 'No space left on device')\n"
+        "    return write(self, name, capture)\n"
+        "data_folder.DataFolder.write = once\n"
+    )
+    process = serve(processes, folder, first=fail)
+    peer = peers(process.address)
+    peer.create({"x": start}, lr=0.01, durability=PROCESS)
+    session = peer.session()
+    session.push({"x": gradient_of(0, 1)})
+    before = peer.state()
+    assert process.stop() == 1
+    peer = session.peer = peers(serve(processes, folder).address)
+    assert peer.state() == before
+    assert session.push({"x": gradient_of(0, 2)}).version == 2

@@ -86,7 +86,8 @@ class ServerProcess:
     def start(self) -> None:
         command = [sys.executable, "-m", "numba_adam", "serve", "--listen", self.address]
         command += ["--data-dir", str(self.folder / "data"), "--snapshot-interval-seconds", "0"]
-        command += ["--snapshot-every-pushes", "0"]
+        command += ["--snapshot-every-pushes", "0", "--memory-dir", str(self.folder / "memory")]
+        (self.folder / "memory").mkdir(exist_ok=True)
         self._log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=self.folder)
         line = self._process.stdout.readline().strip()

@@ -12,6 +12,7 @@ from benchmarks.themes import (
     cold,
     curves,
     denormals,
+    durability,
     flat,
     formats,
     growth,
@@ -40,6 +41,7 @@ CASES: tuple[Case, ...] = (
     *cold.CASES,
     *service.CASES,
     *beside.CASES,
+    *durability.CASES,
     *busy.CASES,
 )
 

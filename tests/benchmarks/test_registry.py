@@ -44,6 +44,8 @@ ASKED = {
     "cold/warmup": (40, False),
     "service/push": (1.5, False),
     "service/client-imports": (0, False),
+    **{f"durability/{what}": (1.25, False) for what in ("push-4mb", "push-100mb", "apply-1m", "apply-25m")},
+    "durability/recovery": (2, False),
     "busy/10m/ours": (2.5, False),
     **{f"beside/{what}/{how}": (3.0, False) for what in ("snapshot", "update") for how in ("median", "p99")},
 }

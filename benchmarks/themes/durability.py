@@ -79,8 +79,9 @@ def _recovery(settings: Settings) -> Measurement:
     workload = one_array(settings.elements(_RECOVERED_ELEMENTS))
     (param,), (grad,) = workload.params(), workload.grads()
     seconds: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        process, address = _started(Path(folder), "127.0.0.1:0")
+    in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=in_memory) as memory:
+        process, address = _started(Path(folder), memory, "127.0.0.1:0")
         try:
             with client_of(address, timeout_seconds=_TIMEOUT_SECONDS) as client:
                 model = client.create_model("large", {"w": param}, durability="process")
@@ -89,7 +90,7 @@ def _recovery(settings: Settings) -> Measurement:
                     process.send_signal(signal.SIGKILL)
                     process.wait()
                     begin = time.perf_counter()
-                    process, _ = _started(Path(folder), address)
+                    process, _ = _started(Path(folder), memory, address)
                     seconds.append(time.perf_counter() - begin)
                     if client.list_models()[0].version != number + 1:
                         raise DisagreementError("a push is missing after a kill")
@@ -100,10 +101,10 @@ def _recovery(settings: Settings) -> Measurement:
     return Measurement([(each, None) for each in seconds], {"elements": f"{grad.size:,}", "kills": str(_KILLS)})
 
 
-def _started(folder: Path, listen: str) -> tuple[subprocess.Popen[str], str]:
+def _started(folder: Path, memory: str, listen: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server; return it and its address, once it serves."""
     command = [sys.executable, "-m", "numba_adam", "serve", "--listen", listen, "--data-dir", "data"]
-    command += ["--snapshot-interval-seconds", "0", "--snapshot-every-pushes", "0"]
+    command += ["--snapshot-interval-seconds", "0", "--snapshot-every-pushes", "0", "--memory-dir", memory]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
     select.select([process.stdout], [], [], _TIMEOUT_SECONDS)

@@ -50,9 +50,9 @@ def slow_compiler(monkeypatch):
     """Let the compilation of float64 kernels last until the event is set."""
     may_end, compile_them = threading.Event(), ahead.make_ready
 
-    def make_ready(dtype):
+    def make_ready(dtype, **options):
         assert dtype != "float64" or may_end.wait(DEADLINE)
-        compile_them(dtype)
+        compile_them(dtype, **options)
 
     monkeypatch.setattr(ahead, "make_ready", make_ready)
     monkeypatch.setattr(ready, "_ready", set())

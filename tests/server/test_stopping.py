@@ -215,16 +215,18 @@ def test_a_full_disk_is_reported_and_affects_only_models_without_space(tmp_path,
 
 
 def test_disk_space_freed_during_the_stop_is_used(tmp_path, processes, peers, serve):
-    process, peer, worker = serve(stop_deadline_seconds=FOREVER_SECONDS)
-    limit_files(process, 1 << 10)
+    process, peer, _ = serve(stop_deadline_seconds=FOREVER_SECONDS)
+    large = peer.session("large")
+    large.push({"x": np.ones(1 << 20, np.float32)})
+    limit_files(process, 1 << 20)  # the log is a file too
     with in_mid_push(peer, stopped=True):
         process.signal(signal.SIGTERM)
-        while "model model: the last snapshot could not be written" not in process.log.read_text():
+        while "model large: the last snapshot could not be written" not in process.log.read_text():
             assert process.is_running
         limit_files(process, resource.RLIM_INFINITY)
     assert process.wait() == 0
-    state = peers(processes(tmp_path / "data").address).state()
-    assert (state.state_id, state.version) == (worker.state_id, 3)
+    state = peers(processes(tmp_path / "data").address).state("large")
+    assert (state.state_id, state.version) == (large.state_id, 1)
 
 
 def test_pushes_acknowledged_during_the_stop_are_in_the_last_snapshot(

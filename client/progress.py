@@ -82,23 +82,30 @@ class Reason:
         self._is_over = threading.Event()
 
     def __enter__(self) -> None:
-        threading.Thread(target=self._wait, name="numba-adam-reason", daemon=True).start()
+        arguments = (self._ask, self._is_over, self._after_seconds)
+        threading.Thread(target=_wait, args=arguments, name="numba-adam-reason", daemon=True).start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._is_over.set()
 
-    def _wait(self) -> None:
-        while not self._is_over.wait(self._after_seconds):
-            try:
-                reason = self._ask()
-            except Exception as error:
-                _log.debug("no reason is known: %s", error)
-                continue
-            if reason and not self._is_over.is_set():
-                _tell(reason)
-                return
+    def __del__(self) -> None:
+        """End the thread, which does not refer to this object: an interrupt may come before `with`, or in its end."""
+        self._is_over.set()
+
+
+def _wait(ask: Callable[[], str], is_over: threading.Event, after_seconds: float) -> None:
+    """Ask for the reason until there is one, or the call is over."""
+    while not is_over.wait(after_seconds):
+        try:
+            reason = ask()
+        except Exception as error:
+            _log.debug("no reason is known: %s", error)
+            continue
+        if reason and not is_over.is_set():
+            _tell(reason)
+            return
 
 
 def _tell(line: str) -> None:

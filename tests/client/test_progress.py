@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
 
 from numba_adam.client import progress
-from numba_adam.client.progress import TerminalLine, reporter, silent
+from numba_adam.client.progress import Reason, TerminalLine, reporter, silent
 
 
 class Terminal(io.StringIO):
@@ -81,3 +82,20 @@ def test_an_error_of_the_callable_ends_its_push_and_the_next_one_works(server, c
     with pytest.raises(ZeroDivisionError, match="in the progress callable"):
         model.push(params)
     assert model.push(params).version == 1
+
+
+def test_the_thread_that_asks_for_a_reason_ends_with_a_call_that_was_interrupted_before_it_began():
+    asked = threading.Event()
+
+    def ask() -> str:
+        asked.set()
+        return ""
+
+    before = set(threading.enumerate())
+    reason = Reason(ask, after_seconds=0.01)
+    reason.__enter__()  # an interrupt comes here, and the end of `with` never does
+    (thread,) = set(threading.enumerate()) - before
+    assert asked.wait(800)
+    del reason
+    thread.join(800)
+    assert not thread.is_alive()

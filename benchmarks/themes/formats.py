@@ -108,7 +108,7 @@ CASES: tuple[Case, ...] = (
     _bytes_case(
         "8bit/bytes/bitsandbytes", "8-bit state, parameters and gradients in float32", EIGHT_BIT, _BITSANDBYTES
     ),
-    _case("bfloat16/torch", _BFLOAT16_TITLE, BFLOAT16, _TORCH, Bar(0.6)),
+    _case("bfloat16/torch", _BFLOAT16_TITLE, BFLOAT16, _TORCH, Bar(0.55)),
     _case("bfloat16/torch-bfloat16", _BFLOAT16_TITLE, BFLOAT16, _TORCH_BFLOAT16),
     _case("bfloat16/stochastic", f"{_BFLOAT16_TITLE}, rounded stochastically", STOCHASTIC, _TORCH),
     _bytes_case("bfloat16/bytes", "bfloat16 parameters, gradients and state", BFLOAT16, _TORCH_BFLOAT16),

@@ -39,5 +39,5 @@ def _case(name: str, size: str, elements: int, bar: Bar | None) -> Case:
 
 CASES: tuple[Case, ...] = (
     _case("1m", "1 million", 1_000_000, None),
-    _case("50m", "50 million", 50_000_000, Bar(0.6)),
+    _case("50m", "50 million", 50_000_000, Bar(0.55)),
 )

@@ -19,11 +19,11 @@ ASKED = {
     "adapters/gpt2": (1.0, False),
     "adapters/gpt2-8bit": (0.8, False),
     "adapters/memory": (0, False),
-    "phase/50m/torch": (0.6, False),
+    "phase/50m/torch": (0.55, False),
     "formats/8bit/torch": (0.8, False),
     "formats/8bit/bitsandbytes": (0.15, False),
     "formats/8bit/bytes": (10.1, False),
-    "formats/bfloat16/torch": (0.6, False),
+    "formats/bfloat16/torch": (0.55, False),
     "rows/dense": (0.05, False),
     "rows/torch": (1.0, False),
     **{

@@ -18,7 +18,8 @@
         ├── ModelNotFoundError         (LookupError)
         ├── ModelExistsError           (ValueError)
         ├── PushRejectedError          (ValueError)   an invalid push; a retry cannot succeed
-        │   └── NonFiniteError         a NaN or an infinity in the gradients
+        │   ├── NonFiniteError         a NaN or an infinity in the gradients
+        │   └── GradientTooLargeError  a norm or an element beyond the model's guards
         ├── InvalidRequestError        (ValueError)   an invalid request
         ├── SequenceError              (ValueError)   a sequence number too old or too far ahead
         │   └── SequenceReusedError    the number belongs to a push with other content
@@ -31,6 +32,7 @@
         │   └── CorruptSnapshotError   a damaged snapshot file
         ├── BudgetExceededError        (MemoryError)  the memory budget of the server is used up; retry later
         │   └── TransferTooLargeError  larger than the whole budget; a retry cannot succeed
+        ├── RateLimitedError           too many pushes or bytes per second; retry later
         ├── AccessDeniedError          (PermissionError)   the token of the call does not allow it
         │   └── UnauthenticatedError   the call has no token, or one that is not valid
         ├── ServerUnavailableError     (ConnectionError)
@@ -121,6 +123,10 @@ class NonFiniteError(PushRejectedError):
     """A gradient has a NaN or an infinity. The message names the array and the element."""
 
 
+class GradientTooLargeError(PushRejectedError):
+    """The norm or an element of the gradients exceeds the model's guards. The message says which, and by how much."""
+
+
 class InvalidRequestError(ServiceError, ValueError):
     """The request is invalid: a field is missing, or a value is out of range."""
 
@@ -167,6 +173,10 @@ class BudgetExceededError(ServiceError, MemoryError):
 
 class TransferTooLargeError(BudgetExceededError):
     """The transfer alone is larger than the server's whole memory budget. A retry cannot succeed."""
+
+
+class RateLimitedError(ServiceError):
+    """The token or the model allows fewer pushes or bytes per second. Retry later; the message names the limit."""
 
 
 class AccessDeniedError(ServiceError, PermissionError):

@@ -28,6 +28,7 @@ _RETRYABLE = (
     errors.CorruptTransferError,
     errors.BudgetExceededError,
     errors.PushInProgressError,
+    errors.RateLimitedError,
 )
 
 

@@ -55,13 +55,14 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_SNAPSHOT, errors.SnapshotError, grpc.StatusCode.INTERNAL),
     Row(Reason.REASON_SNAPSHOT, errors.CorruptSnapshotError, grpc.StatusCode.DATA_LOSS),
     Row(Reason.REASON_SEQUENCE_REUSED, errors.SequenceReusedError, grpc.StatusCode.INVALID_ARGUMENT),
+    Row(Reason.REASON_UNAUTHENTICATED, errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    Row(Reason.REASON_PERMISSION_DENIED, errors.AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED),
+    Row(Reason.REASON_RATE_LIMITED, errors.RateLimitedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Row(Reason.REASON_GRADIENT_TOO_LARGE, errors.GradientTooLargeError, grpc.StatusCode.INVALID_ARGUMENT),
     # These have no reason of their own. A wrong setting is an invalid request, the status code alone reports a missed
-    # deadline or a token that is missing or too weak, only clients raise TlsError, and nothing raises the root class on
-    # purpose.
+    # deadline, only clients raise TlsError, and nothing raises the root class on purpose.
     Row(Reason.REASON_INVALID_REQUEST, errors.ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),
     Row(Reason.REASON_UNSPECIFIED, errors.DeadlineExceededError, grpc.StatusCode.DEADLINE_EXCEEDED),
-    Row(Reason.REASON_UNSPECIFIED, errors.AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED),
-    Row(Reason.REASON_UNSPECIFIED, errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
     Row(Reason.REASON_UNSPECIFIED, errors.TlsError, grpc.StatusCode.UNAVAILABLE),
     Row(Reason.REASON_INTERNAL, ServiceError, grpc.StatusCode.INTERNAL),
 )

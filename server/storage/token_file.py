@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -47,6 +48,19 @@ class Scope(IntEnum):
     """Create it, delete it, write snapshots of it."""
 
 
+class TokenLimits(NamedTuple):
+    """How much a token may do. None: no limit."""
+
+    pushes_per_second: float | None = None
+    """Pushes to all models together."""
+
+    bytes_per_second: float | None = None
+    """Bytes of gradients, parameters and initial values, in both directions together."""
+
+    largest_push: int | None = None
+    """Bytes of the gradients of one push."""
+
+
 class Token(NamedTuple):
     """One access token, without its secret."""
 
@@ -59,6 +73,9 @@ class Token(NamedTuple):
     expires: datetime
     grants: dict[str, Scope]
     """The scope for each model; EVERY_MODEL is for those without one of their own."""
+
+    limits: TokenLimits = TokenLimits()
+    """How much it may do."""
 
     def scope(self, model: str) -> Scope | None:
         """Return what the token may do with a model; None: nothing."""
@@ -126,11 +143,13 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 def _value(token: Token) -> dict[str, object]:
+    limits = {name: limit for name, limit in token.limits._asdict().items() if limit is not None}
     return {
         "name": token.name,
         "sha256": token.digest,
         "expires": token.expires.astimezone(UTC).isoformat(),
         "grants": {model: scope.name.lower() for model, scope in token.grants.items()},
+        **({"limits": limits} if limits else {}),
     }
 
 
@@ -141,8 +160,11 @@ def _token(value: dict[str, Any]) -> Token:
         ValueError, KeyError, TypeError, AttributeError: the file is damaged.
     """
     grants = {model: Scope[scope.upper()] for model, scope in value["grants"].items()}
-    token = Token(value["name"], value["sha256"], datetime.fromisoformat(value["expires"]), grants)
+    limits = TokenLimits(**value.get("limits", {}))  # an unknown limit is damage: it must not be left out
+    token = Token(value["name"], value["sha256"], datetime.fromisoformat(value["expires"]), grants, limits)
     is_known = _NAME.fullmatch(token.name) and _DIGEST.fullmatch(token.digest) and token.expires.tzinfo is not None
     if not is_known or not all(model == EVERY_MODEL or is_model_name(model) for model in grants):
+        raise ValueError("damaged")
+    if not all(limit is None or (type(limit) in (int, float) and 0 < limit < math.inf) for limit in limits):
         raise ValueError("damaged")
     return token

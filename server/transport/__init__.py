@@ -4,6 +4,7 @@
     messages           converts between protobuf messages and plain values
     pages              pagination of answers about many models
     access             tokens: who may call which method for which model
+    rates              limits of rate: how long a caller must wait
     gate, permits      admission control and concurrency limits
     requests           parses messages within the memory budget
     watch, in_flight   ends stalled calls; counts calls in flight

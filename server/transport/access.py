@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -15,13 +16,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba_adam.errors import AccessDeniedError, ConfigurationError, UnauthenticatedError
+from numba_adam.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    RateLimitedError,
+    TransferTooLargeError,
+    UnauthenticatedError,
+)
+from numba_adam.ps.detail import with_detail
 from numba_adam.server.storage import token_file
 from numba_adam.server.storage.token_file import EVERY_MODEL, Scope, Token, digest_of
+from numba_adam.server.transport.rates import Cost, Rates
 
 _log = logging.getLogger(__name__)
 _KEY, _SCHEME = "authorization", "bearer "
 _LONGEST = 200
+_LONGEST_WAIT_MILLISECONDS = (1 << 32) - 1  # what the detail of an error can hold
+
+Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Need(NamedTuple):
@@ -36,6 +48,9 @@ class Need(NamedTuple):
     is_of_worker: bool = False
     """Whether the request has a worker id, which belongs to the token."""
 
+    is_push: bool = False
+    """Whether it is a push, which the limits of the token count."""
+
 
 NEEDS: dict[str, Need] = {
     "CreateModel": Need(Scope.ADMIN, lambda header: str(header.spec.name)),
@@ -43,9 +58,9 @@ NEEDS: dict[str, Need] = {
     "ListModels": Need(None, lambda _: EVERY_MODEL),
     "DeleteModel": Need(Scope.ADMIN, lambda request: str(request.model)),
     "OpenSession": Need(Scope.PUSH, lambda request: str(request.model), is_of_worker=True),
-    "Push": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True),
+    "Push": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True, is_push=True),
     "Pull": Need(Scope.PULL, lambda request: str(request.model)),
-    "PushPull": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True),
+    "PushPull": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True, is_push=True),
     "Snapshot": Need(Scope.ADMIN, lambda request: str(request.model) or EVERY_MODEL),
     "GetServerStatus": Need(None, lambda _: EVERY_MODEL),
 }
@@ -64,6 +79,7 @@ class Guard:
         self._lock = threading.Lock()
         self._identity: tuple[int, ...] | None = None
         self._tokens: tuple[Token, ...] = ()
+        self._rates = Rates()
 
     def check_usable(self, listen: str) -> None:
         """Check that there is a valid token.
@@ -78,7 +94,7 @@ class Guard:
                 f"{self._folder}"
             )
 
-    def refuse(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    def refuse(self, metadata: Metadata) -> str | None:
         """Return why a call is refused, whatever it asks for; None if its token is valid."""
         try:
             self._token(metadata)
@@ -86,12 +102,13 @@ class Guard:
             return str(error)
         return None
 
-    def check(self, metadata: Iterable[tuple[str, str | bytes]], method: str, request: Any) -> None:
+    def check(self, metadata: Metadata, method: str, request: Any) -> None:
         """Check that a call may do what it asks for. The worker id of the request gets the name of its token.
 
         Raises:
             UnauthenticatedError: the call has no valid token.
             AccessDeniedError: the token may not do that.
+            TransferTooLargeError, RateLimitedError: it may not do that much.
         """
         need, token = NEEDS[method], self._token(metadata)
         if need.scope is not None:
@@ -102,10 +119,29 @@ class Guard:
                     f"the token of {token.name!r} does not allow {method} for {_words(model)}: it needs the scope "
                     f"{need.scope.name.lower()!r}"
                 )
+        if need.is_push:
+            _check_size(token, request.total_bytes)
+            self._take(token, 1, request.total_bytes)
+        elif method == "CreateModel":
+            self._take(token, 0, request.total_bytes)
         if need.is_of_worker:
             request.worker_id = f"{token.name}/{request.worker_id}"
 
-    def visible(self, metadata: Iterable[tuple[str, str | bytes]]) -> Callable[[str], bool]:
+    def count(self, metadata: Metadata, nbytes: int, *, must: bool = False) -> None:
+        """Count the bytes of an answer.
+
+        Args:
+            metadata: of the call.
+            nbytes: that it sends.
+            must: True: the call has changed the model already, so it gets its answer in any case.
+
+        Raises:
+            UnauthenticatedError: the call has no valid token.
+            RateLimitedError: the token may not receive that much now.
+        """
+        self._take(self._token(metadata), 0, nbytes, must=must)
+
+    def visible(self, metadata: Metadata) -> Callable[[str], bool]:
         """Return a function that says whether a call may know of a model.
 
         Raises:
@@ -114,7 +150,24 @@ class Guard:
         token = self._token(metadata)
         return lambda model: token.scope(model) is not None
 
-    def _token(self, metadata: Iterable[tuple[str, str | bytes]]) -> Token:
+    def _take(self, token: Token, pushes: int, nbytes: int, *, must: bool = False) -> None:
+        """Count what a call does.
+
+        Raises:
+            RateLimitedError: the token may not do that much now.
+        """
+        limits = token.limits
+        costs: list[Cost] = []
+        if pushes and limits.pushes_per_second is not None:
+            costs.append(Cost(token.name, "pushes", limits.pushes_per_second, pushes))
+        if limits.bytes_per_second is not None:
+            costs.append(Cost(token.name, "bytes", limits.bytes_per_second, nbytes))
+        wait = self._rates.take(costs, must=must) if costs else 0.0
+        if wait:
+            allowed = " and ".join(f"{cost.rate:g} {cost.what}" for cost in costs)
+            raise _limited(f"the token of {token.name!r} allows {allowed} per second", wait)
+
+    def _token(self, metadata: Metadata) -> Token:
         """Return the valid token of a call."""
         secret = _secret_of(metadata)
         if secret is None:
@@ -146,13 +199,28 @@ class Guard:
             return self._tokens
 
 
-def _secret_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+def _secret_of(metadata: Metadata) -> str | None:
     """Return the token in a call's metadata; None if there is none, or more than one."""
     values = [value for key, value in metadata if key == _KEY]
     if len(values) != 1 or not isinstance(values[0], str) or len(values[0]) > _LONGEST:
         return None
     scheme, secret = values[0][: len(_SCHEME)], values[0][len(_SCHEME) :]
     return secret if scheme.lower() == _SCHEME and secret else None
+
+
+def _check_size(token: Token, nbytes: int) -> None:
+    largest = token.limits.largest_push
+    if largest is not None and nbytes > largest:
+        raise TransferTooLargeError(
+            f"total_bytes={nbytes}: the token of {token.name!r} allows pushes of at most {largest} bytes; push fewer "
+            "arrays at a time, or 16-bit gradients, or ask for another token"
+        )
+
+
+def _limited(what: str, wait_seconds: float) -> RateLimitedError:
+    milliseconds = min(math.ceil(wait_seconds * 1000), _LONGEST_WAIT_MILLISECONDS)
+    error = RateLimitedError(f"{what}; try again in {milliseconds / 1000:g} s")
+    return with_detail(error, retry_after_milliseconds=milliseconds)
 
 
 def _words(model: str) -> str:

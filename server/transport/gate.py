@@ -35,6 +35,7 @@ SMALL_MESSAGE_BYTES = 1 << 16
 _ARRIVING_BYTES = 1 << 24  # incoming messages may always take this much memory
 _BUDGET_SHARE = 8  # incoming messages beyond that may take this fraction of the budget
 _RARE_BYTES = 1 << 20  # larger first messages are rare: a header with tens of thousands of arrays, or an attack
+_UNAUTHENTICATED = ErrorDetail(reason=Reason.REASON_UNAUTHENTICATED)
 _FULL = ErrorDetail(reason=Reason.REASON_BUDGET, retry_after_milliseconds=100)
 
 
@@ -109,7 +110,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
         """Return the handler that refuses a call without a valid token."""
 
         def refuse(_: Iterator[bytes], context: Context) -> None:
-            end(context, grpc.StatusCode.UNAUTHENTICATED, why, ErrorDetail())
+            end(context, grpc.StatusCode.UNAUTHENTICATED, why, _UNAUTHENTICATED)
 
         return grpc.stream_unary_rpc_method_handler(run_on(self._executor, refuse))
 

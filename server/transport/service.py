@@ -100,6 +100,7 @@ class ParameterService:
         """Send the parameters."""
         _check_kind(request.checksum_kind)
         model = self._runtime.registry.get(request.model)
+        self._count(context, model)
         pulled = self._runtime.pulls.pull(model, _caller(context), request.state_id, request.min_version)
         with pulled as pull_copy:
             yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)
@@ -111,6 +112,7 @@ class ParameterService:
         ack = self._push(header, parts)
         yield from self._watch.send([pb.PushPullResponse(ack=ack)], context)
         model = self._runtime.registry.get(header.model)
+        self._count(context, model, must=True)
         with self._runtime.pulls.pull(model, _caller(context)) as pull_copy:
             yield from self._send(pull_copy, header.checksum_kind, pb.PushPullResponse, context)
 
@@ -132,6 +134,11 @@ class ParameterService:
             return models
         is_visible = self.guard.visible(context.invocation_metadata())
         return [model for model in models if is_visible(model.spec.name)]
+
+    def _count(self, context: Context, model: Model, *, must: bool = False) -> None:
+        """Count the parameters of a model, which a call sends, for its token."""
+        if self.guard is not None:
+            self.guard.count(context.invocation_metadata(), model.spec.nbytes, must=must)
 
     def _push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
         """Apply one gradient; return the acknowledgement."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from numba_adam.cli import main
+from numba_adam.client import ParameterClient
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
+sys.path[:0] = [str(Path(__file__).parent)]  # for `calls`, which is no test itself
+
+LONG = 800.0
 SERVER, WORKER = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
@@ -109,5 +115,53 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             options = {"listen": "127.0.0.1:0", "stall_seconds": 800.0, "snapshot_interval_seconds": 0.0, "threads": 2}
             config = ServerConfig(data_dir=tmp_path / folder, **{**options, **tls, **settings})
             return stack.enter_context(Server(config))
+
+        yield make
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """No token of whoever runs the tests, and a configuration folder of the test's own."""
+    monkeypatch.delenv("NUMBA_ADAM_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+
+
+@pytest.fixture
+def make_token(tmp_path, capsys):
+    """Return a function that makes a token with the command; returns its text."""
+
+    def make(name, *words):
+        capsys.readouterr()
+        assert main(["token", "make", name, *words, "--data-dir", str(tmp_path / "data")]) == 0
+        return capsys.readouterr().out.strip()
+
+    return make
+
+
+@pytest.fixture
+def revoke(tmp_path):
+    return lambda name: main(["token", "revoke", name, "--data-dir", str(tmp_path / "data")])
+
+
+@pytest.fixture
+def admin(make_token):
+    """The token of someone who may do everything. It exists before the server starts for the first time."""
+    return make_token("admin", "--admin", "*")
+
+
+@pytest.fixture
+def server(make_server, admin):
+    return make_server(loopback_token="required")
+
+
+@pytest.fixture
+def connect(server):
+    """Return a function that connects with a token."""
+    with contextlib.ExitStack() as stack:
+
+        def make(token, worker_id=None):
+            return stack.enter_context(
+                ParameterClient(server.address, worker_id, token=token, tls=False, timeout_seconds=LONG)
+            )
 
         yield make

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import stat
 
 import grpc
 import numpy as np
 import pytest
+from calls import bearer, status_of
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -29,66 +29,6 @@ SERVICES = [
 METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
 METHODS.append("/unknown.Service/Method")
 WEIGHTS = np.ones(3, np.float32)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """No token of whoever runs the tests."""
-    monkeypatch.delenv("NUMBA_ADAM_TOKEN", raising=False)
-
-
-@pytest.fixture
-def make_token(tmp_path, capsys):
-    """Return a function that makes a token with the command; returns its text."""
-
-    def make(name, *words):
-        capsys.readouterr()
-        assert main(["token", "make", name, *words, "--data-dir", str(tmp_path / "data")]) == 0
-        return capsys.readouterr().out.strip()
-
-    return make
-
-
-@pytest.fixture
-def revoke(tmp_path):
-    return lambda name: main(["token", "revoke", name, "--data-dir", str(tmp_path / "data")])
-
-
-@pytest.fixture
-def admin(make_token):
-    """The token of someone who may do everything. It exists before the server starts for the first time."""
-    return make_token("admin", "--admin", "*")
-
-
-@pytest.fixture
-def server(make_server, admin):
-    return make_server(loopback_token="required")
-
-
-@pytest.fixture
-def connect(server):
-    """Return a function that connects with a token."""
-    with contextlib.ExitStack() as stack:
-
-        def make(token, worker_id=None):
-            return stack.enter_context(
-                ParameterClient(server.address, worker_id, token=token, tls=False, timeout_seconds=LONG)
-            )
-
-        yield make
-
-
-def status_of(address, method, metadata, *messages):
-    """Return the status code of a call of any method with encoded messages."""
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        call = channel.stream_stream(method)(iter(messages), metadata=metadata, timeout=LONG)
-        with contextlib.suppress(grpc.RpcError):
-            list(call)
-        return call.code()
-
-
-def bearer(token):
-    return (("authorization", f"Bearer {token}"),)
 
 
 def test_every_method_of_the_service_has_its_need():

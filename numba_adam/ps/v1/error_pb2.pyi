@@ -26,6 +26,10 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_SNAPSHOT: _ClassVar[Reason]
     REASON_SEQUENCE_REUSED: _ClassVar[Reason]
+    REASON_UNAUTHENTICATED: _ClassVar[Reason]
+    REASON_PERMISSION_DENIED: _ClassVar[Reason]
+    REASON_RATE_LIMITED: _ClassVar[Reason]
+    REASON_GRADIENT_TOO_LARGE: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_MODEL_NOT_FOUND: Reason
@@ -44,6 +48,10 @@ REASON_STOPPING: Reason
 REASON_INTERNAL: Reason
 REASON_SNAPSHOT: Reason
 REASON_SEQUENCE_REUSED: Reason
+REASON_UNAUTHENTICATED: Reason
+REASON_PERMISSION_DENIED: Reason
+REASON_RATE_LIMITED: Reason
+REASON_GRADIENT_TOO_LARGE: Reason
 
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch")

@@ -74,21 +74,33 @@ class Hyperparameters(_message.Message):
     amsgrad: bool
     def __init__(self, lr: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., decoupled_weight_decay: bool = ..., eps_mode: _Optional[_Union[EpsMode, str]] = ..., maximize: bool = ..., amsgrad: bool = ...) -> None: ...
 
+class Guards(_message.Message):
+    __slots__ = ("largest_norm", "largest_element", "pushes_per_second")
+    LARGEST_NORM_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    largest_norm: float
+    largest_element: float
+    pushes_per_second: float
+    def __init__(self, largest_norm: _Optional[float] = ..., largest_element: _Optional[float] = ..., pushes_per_second: _Optional[float] = ...) -> None: ...
+
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability")
+    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    GUARDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: Dtype
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     hyperparameters: Hyperparameters
     mode: Mode
     durability: Durability
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ...) -> None: ...
+    guards: Guards
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ...) -> None: ...
 
 class StatePoint(_message.Message):
     __slots__ = ("state_id", "version", "snapshot_version", "durability", "first_version")

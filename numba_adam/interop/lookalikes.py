@@ -15,6 +15,8 @@ from numba_adam.interop.dispatch import lender_of
 from numba_adam.interop.lender import Lookalike
 from numba_adam.numerics.array import Array
 
+_OF_EMPTY = 64  # an aligned address that nothing reads
+
 
 class Lookalikes:
     """The layouts of parameters of one kind, and the memory that no gradient may share."""
@@ -56,7 +58,11 @@ class Lookalikes:
         self, grads: Sequence[Any], layouts: list[Lookalike], masks: list[int], sizes: list[int]
     ) -> list[int] | None:
         found = self._addresses(grads, layouts)
-        if found is None or found == self._checked_last:
+        if found is None:
+            return None
+        if 0 in found:  # PyTorch gives an empty tensor no address, and 0 means that there is no gradient
+            found = [address or _OF_EMPTY for address in found]
+        if found == self._checked_last:
             return found
         if any(map(operator.and_, found, masks)) or not self._extents.are_apart(found, sizes):
             return None

@@ -5,6 +5,7 @@ They are `torch.optim.Optimizer`s. CPUOffloadAdam keeps the state of parameters 
 optimizers     Adam and AdamW
 tie            connects PyTorch's state to the optimizer of this library that makes the steps
 sparse         the steps of sparse gradients
+shards         parameters that are divided among processes (FSDP2, tensor parallel layers)
 offload        CPUOffloadAdam
 offload_steps  its steps, on copies of the parameters
 host_copies    these copies, and what moves between devices and this host

@@ -14,6 +14,7 @@ import torch
 
 from numba_adam.errors import DtypeError, LayoutError, ShapeError, UnsupportedArrayError
 from numba_adam.interop.arrays import in_memory
+from numba_adam.torch.shards import is_sharded
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -142,6 +143,11 @@ def check_params(params: Sequence[torch.Tensor]) -> None:
     found: dict[torch.device, list[tuple[int, int, str]]] = {}
     for place, param in enumerate(params):
         name = f"params[{place}]"
+        if is_sharded(param):
+            raise UnsupportedArrayError(
+                f"{name} is a DTensor, expected a plain tensor; give fully_shard() "
+                "offload_policy=CPUOffloadPolicy(), and use numba_adam.torch.Adam, which updates shards on the CPU"
+            )
         if type(param.data) is not torch.Tensor:
             raise UnsupportedArrayError(
                 f"{name} is a {type(param.data).__name__}, expected a plain tensor: its parts cannot be copied to this "

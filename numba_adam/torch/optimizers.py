@@ -69,7 +69,7 @@ class Adam(torch.optim.Optimizer):
 
         Args:
             params: tensors, pairs (name, tensor), or param groups, as PyTorch takes them. Float32, float64, bfloat16 or
-                float16, on the CPU, dense in any order of axes.
+                float16, on the CPU, dense in any order of axes. Of a DTensor, each process updates its shard.
             lr: the learning rate. A tensor's value is read at every step.
             betas: decay rates of the two moving averages.
             eps: added to the denominator; see `eps_mode`.
@@ -89,7 +89,7 @@ class Adam(torch.optim.Optimizer):
             ema_decay: keep a moving average of the weights; see `ema`.
             low_precision_copy: keep a copy of the parameters in this format; see `low_precision`.
             max_grad_norm: the largest global norm of all gradients of a step. Larger ones are scaled down to it, in the
-                same pass, and a step whose gradients are not finite is skipped: see `step_result`.
+                same pass, and a step whose gradients are not finite is skipped: see `step_result`. Refused for DTensors.
             clip_value: the largest magnitude of a gradient's element.
 
         Raises:

@@ -8,6 +8,7 @@ import torch
 
 from numba_adam.torch.offload import CPUOffloadAdam
 from numba_adam.torch.optimizers import Adam
+from numba_adam.torch.shards import is_sharded
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -28,7 +29,7 @@ class GradScaler(torch.amp.GradScaler):
 
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[Any, torch.Tensor]:
         """Let the step of one of our optimizers make the check, and note it in the returned tensor."""
-        if not isinstance(optimizer, Adam) or isinstance(optimizer, CPUOffloadAdam) or _has_sparse(optimizer):
+        if not isinstance(optimizer, Adam) or isinstance(optimizer, CPUOffloadAdam) or _has_others(optimizer):
             return super()._check_inf_per_device(optimizer)  # type: ignore[no-any-return]
         found = torch.zeros((), dtype=torch.float32, device=self._scale.device)
         optimizer.report_overflow_in(found)
@@ -37,6 +38,7 @@ class GradScaler(torch.amp.GradScaler):
         return by_device
 
 
-def _has_sparse(optimizer: torch.optim.Optimizer) -> bool:
+def _has_others(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a gradient is sparse, or one of its shards is in another process."""
     grads = [param.grad for group in optimizer.param_groups for param in group["params"]]
-    return any(grad is not None and grad.is_sparse for grad in grads)
+    return any(grad is not None and (grad.is_sparse or is_sharded(grad)) for grad in grads)

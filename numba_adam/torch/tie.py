@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from numba_adam.settings.options import Options
 from numba_adam.settings.results import APPLIED, StepResult
 from numba_adam.settings.scalars import plain
 from numba_adam.torch import sparse
+from numba_adam.torch.shards import Shards
 
 Groups = Sequence[dict[str, Any]]
 State = dict[torch.Tensor, dict[str, Any]]
@@ -64,6 +65,8 @@ class Tie:
         self._settings: list[tuple[Any, ...]] = []  # the same as plain numbers, as the core has them
         self._groups: list[int] = []  # the number of each of the core's groups
         self._params: list[torch.Tensor] = []  # all of them, in order
+        self._shards = Shards([])  # of these parameters
+        self._is_sharded = False  # whether there are any
         self._dense: list[int] = []  # the places of the core's parameters among all
         self._sparse: set[int] = set()  # the places of those whose last gradient was sparse
         self._seen: list[int] = []  # the identities of what the core was made from
@@ -85,8 +88,12 @@ class Tie:
             ArrayError: a parameter cannot be updated in place.
         """
         settings = [_settings(group) for group in groups]
+        shards = Shards(list(chain.from_iterable(group["params"] for group in groups)))
+        shards.check(self._options, self._clipping)
+        own = iter(shards.own)
+        members = [list(islice(own, len(group["params"]))) for group in groups]
         Core(
-            [_core_group(group, its) for group, its in zip(groups, settings, strict=True) if group["params"]],
+            [_core_group(each, its) for each, its in zip(members, settings, strict=True) if each],
             **self._named(),
         )
 
@@ -122,6 +129,8 @@ class Tie:
             self._tie(groups, state, excluded)
         else:
             self._follow(groups)
+        if self._is_sharded:
+            grads = self._shards.grads(grads)
         own = grads if len(self._dense) == len(grads) else [grads[place] for place in self._dense]
         result = APPLIED
         if self._core is not None:
@@ -134,6 +143,8 @@ class Tie:
                 self._show(state, self._core)
             elif self._new and any(own[index] is not None for index in self._new):
                 self._show(state, self._core)
+        if self._is_sharded:
+            self._shards.count_writes(grads)
         for place in sorted(rows):
             number, param = _group_of(groups, place), params[place]
             sparse.step(
@@ -180,11 +191,16 @@ class Tie:
         params = list(chain.from_iterable(group["params"] for group in groups))
         if not self._is_current(params, state):
             self._tie(groups, state, set())
-        return [to_tensor(array) for array in getattr(self._core, name)]
+        found = getattr(self._core, name)
+        return [self._shards.shown(place, to_tensor(array)) for place, array in zip(self._dense, found, strict=True)]
 
     def _is_current(self, params: Sequence[torch.Tensor], state: State) -> bool:
         """Return whether the core still has the parameters and the state that the program sees."""
-        return self._steps.tobytes() == self._shown and self._seen == _identities(params, state)
+        return (
+            self._steps.tobytes() == self._shown
+            and self._seen == _identities(params, state)
+            and (not self._is_sharded or self._shards.are_current())
+        )
 
     def _excluded(self, params: Sequence[torch.Tensor], grads: Sequence[Any], rows: set[int]) -> set[int]:
         """Return the places that the core does not update: of sparse gradients, and of none after a sparse one."""
@@ -199,21 +215,28 @@ class Tie:
         said = list(map(_said, groups))
         settings = [_settings(group) for group in groups]
         params = list(chain.from_iterable(group["params"] for group in groups))
+        shards = Shards(params)
+        shards.check(self._options, self._clipping)
         core_groups, numbers, dense, place = [], [], [], 0
         for number, group in enumerate(groups):
             own = [place + index for index in range(len(group["params"])) if place + index not in rows]
             place += len(group["params"])
             if own:
-                core_groups.append({**_core_group(group, settings[number]), "params": [params[each] for each in own]})
+                core_groups.append(_core_group([shards.own[each] for each in own], settings[number]))
                 numbers.append(number)
                 dense.extend(own)
         core = Core(core_groups, **self._named()) if dense else None
         if core is not None:
-            entries = {index: state[params[each]] for index, each in enumerate(dense) if state.get(params[each])}
+            entries = {
+                index: shards.entry(each, state[params[each]]) if shards else state[params[each]]
+                for index, each in enumerate(dense)
+                if state.get(params[each])
+            }
             if entries:
                 core.load_state_dict({**core.state_dict(), "state": entries})
         self._core, self._said, self._settings, self._groups = core, said, settings, numbers
         self._params, self._dense, self._sparse = params, dense, rows
+        self._shards, self._is_sharded = shards, bool(shards)
         self._counts, self._steps = np.zeros(len(dense), np.int64), np.zeros(len(dense), np.float32)
         self._new = set(range(len(dense)))
         if core is not None:
@@ -268,8 +291,9 @@ class Tie:
             if index in self._new:
                 self._new.remove(index)
                 self._counts[index] = self._steps[index] = entry["step"]
-                tensors = {key: _shown(value) for key, value in entry.items() if key != "step"}
-                state[self._params[self._dense[index]]] = {"step": steps[index], **tensors}
+                place = self._dense[index]
+                shown = {key: self._shards.shown(place, _shown(value)) for key, value in entry.items() if key != "step"}
+                state[self._params[place]] = {"step": steps[index], **shown}
         self._shown = self._steps.tobytes()
         self._note(self._params, state)
 
@@ -290,8 +314,8 @@ def _settings(group: Mapping[str, Any]) -> tuple[Any, ...]:
     return (plain(group["lr"]), (plain(beta1), plain(beta2)), *map(plain, map(group.__getitem__, GROUP_KEYS[2:])))
 
 
-def _core_group(group: Mapping[str, Any], settings: tuple[Any, ...]) -> dict[str, Any]:
-    return {"params": group["params"], **dict(zip(GROUP_KEYS, settings, strict=True))}
+def _core_group(params: Sequence[torch.Tensor], settings: tuple[Any, ...]) -> dict[str, Any]:
+    return {"params": params, **dict(zip(GROUP_KEYS, settings, strict=True))}
 
 
 def _group_of(groups: Groups, place: int) -> int:

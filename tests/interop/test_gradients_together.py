@@ -75,6 +75,22 @@ def test_a_step_with_tensors_gives_numpys_bits(change):
         assert one.tobytes() == other.tobytes()
 
 
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"state_dtype": "8bit"}], ids=str)
+def test_an_empty_tensor_has_a_state_after_a_step_as_an_empty_array_has(options):
+    kinds = torch.from_numpy, np.asarray
+    states = []
+    for kind in kinds:
+        params = [kind(value.copy()) for value in values(0)]
+        optimizer = na.Adam(params, lr=0.1, **options)
+        for seed in (1, 2):
+            optimizer.step([kind(value.copy()) for value in values(seed)])
+        states.append(optimizer.state)
+    assert states[0].keys() == states[1].keys() == set(range(len(SHAPES)))
+    for key, entry in states[0].items():
+        assert entry["step"] == states[1][key]["step"] == 2
+        assert entry.keys() == states[1][key].keys()
+
+
 def test_absent_gradients_among_tensors_leave_their_parameters():
     found = stepped(lambda grads, _: [grad if place % 2 else None for place, grad in enumerate(grads)])
     for one, other in zip(found, expected(lambda place: place % 2), strict=True):

@@ -89,7 +89,7 @@ class Adam(torch.optim.Optimizer):
             ema_decay: keep a moving average of the weights; see `ema`.
             low_precision_copy: keep a copy of the parameters in this format; see `low_precision`.
             max_grad_norm: the largest global norm of all gradients of a step. Larger ones are scaled down to it, in the
-                same pass, and a step whose gradients are not finite is skipped: see `step_result`. Refused for DTensors.
+                same pass, and a step whose gradients are not finite is skipped: see `step_result`. Not for DTensors.
             clip_value: the largest magnitude of a gradient's element.
 
         Raises:

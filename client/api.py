@@ -134,7 +134,7 @@ class ParameterClient:
         maximize: bool = False,
         amsgrad: bool = False,
         mode: str = "async",
-        durability: str = "memory",
+        durability: str = "process",
         exist_ok: bool = False,
     ) -> Model:
         """Create a model on the server and return a handle on it.
@@ -156,7 +156,7 @@ class ParameterClient:
             mode: how the server applies pushes. "async": each push is one step.
             durability: what survives if the server's process is killed. "process": every acknowledged push; workers go
                 on as if nothing had happened. "memory": what the last snapshot has. If the machine stops, both mean
-                the last snapshot.
+                the last snapshot. A server that cannot give a level refuses the model; it never lowers the level.
             exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
                 Several workers can then run the same program.
 

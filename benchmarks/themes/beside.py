@@ -131,6 +131,7 @@ def _measure(start: _Start, share: float, settings: Settings) -> Measurement:
     slowest = (summarise([max(turn[place]) for turn in turns]).median * 1e3 for place in range(2))
     notes = {
         "elements of the large model": f"{workload.elements:,}",
+        "durability": model.last_ack.durability,
         "pushes of a turn": f"{_PUSHES}",
         "a turn's slowest push, median": "{:.3g} ms beside, {:.3g} ms alone".format(*slowest),
     }

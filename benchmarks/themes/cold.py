@@ -108,7 +108,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         address = server.stdout.readline().rpartition(" ")[2].strip()
         with ParameterClient(address) as client:
-            model = client.create_model("digits", {"w": np.ones(10, np.float32)}, lr=1e-3)
+            model = client.create_model("digits", {"w": np.ones(10, np.float32)}, lr=1e-3, durability="process")
             model.push({"w": np.ones(10, np.float32)})
     finally:
         server.send_signal(signal.SIGTERM)
@@ -157,7 +157,8 @@ def _first_push(settings: Settings) -> Measurement:  # noqa: ARG001 - there is n
     """Time the first push to a new server whose cache of kernels was empty when it started."""
     program = "import numpy as np\n" + _PUSH + "print(seconds)"
     pairs: list[tuple[float, float | None]] = [(float(_answer(program)), None) for _ in range(_TURNS)]
-    return Measurement(pairs, {"cache": "empty when the server starts", "seconds": "wall time of the push"})
+    notes = {"cache": "empty when the server starts", "seconds": "wall time of the push", "durability": "process"}
+    return Measurement(pairs, notes)
 
 
 def _case(name: str, title: str, program: str, limit: float | None, module: str = "numba") -> Case:

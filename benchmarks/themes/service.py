@@ -67,7 +67,8 @@ def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], setting
         pairs = interleave(lambda: model.push(grads), lambda: bare_stream.push(channel, messages()), settings)
         _check_applied(workload, model)
         client.delete_model(_MODEL)  # otherwise the server would write a snapshot at its stop
-    return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}", "chunk bytes": f"{bare_stream.CHUNK_BYTES:,}"})
+    notes = {"bytes pushed": f"{grad.nbytes:,}", "chunk bytes": f"{bare_stream.CHUNK_BYTES:,}"}
+    return Measurement(pairs, {**notes, "durability": model.last_ack.durability})
 
 
 def _check_applied(workload: Workload, model: Any) -> None:

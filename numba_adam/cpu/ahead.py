@@ -28,6 +28,7 @@ def make_ready(dtype: str, *, is_staged: bool = False) -> None:
     steps = np.zeros(1, np.int64)
     plan = table.plan([arrays[3]], steps)
     if is_staged:
+        table.replan(plan, steps, AS_THEY_ARE)  # for gradients that are not plain NumPy arrays, as those of the server
         words, staging = np.zeros(1, np.uint64), np.zeros(staging_of(1, 3), dtype)
         for _ in StagedUpdate(list(arrays[:3]), [1], Hyperparameters(), words, staging).steps([arrays[3]], [0], 1):
             pass

@@ -56,7 +56,7 @@ def work(arguments: argparse.Namespace) -> None:
 
     with ParameterClient(arguments.server, worker_id=f"worker-{arguments.index}", timeout_seconds=60.0) as client:
         params = network.initial_params(arguments.seed)
-        model = client.create_model(MODEL, params, lr=LEARNING_RATE, exist_ok=True)
+        model = client.create_model(MODEL, params, lr=LEARNING_RATE, durability="memory", exist_ok=True)
         model.on_rewind(lambda version: report("rewind", version=version))
         report("ready", images=len(shard.labels))
         sys.stdin.readline()  # wait until all workers are ready

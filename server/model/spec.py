@@ -147,10 +147,13 @@ def differences(have: Spec, want: Spec) -> list[str]:
         old, new = getattr(have.hyperparameters, name), getattr(want.hyperparameters, name)
         if old != new:
             lines.append(f"{name}: the model has {old!r}, asked for {new!r}")
-    for name in ("mode", "durability"):
-        old, new = getattr(have, name), getattr(want, name)
-        if old != new:
-            lines.append(f"{name}: the model has {old}, asked for {new}")
+    if have.mode != want.mode:
+        lines.append(f"mode: the model has {have.mode}, asked for {want.mode}")
+    if have.durability != want.durability:
+        lines.append(
+            f"durability: the model has {have.durability}, asked for {want.durability} (durability="
+            f"{have.durability.value!r} takes it as it is)"
+        )
     return lines
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.errors import CorruptSnapshotError, ServerUnavailableError
+from numba_adam.errors import BudgetExceededError, CorruptSnapshotError, ServerUnavailableError, TransferTooLargeError
 from numba_adam.server.model.events import Event, decode, encode
 from numba_adam.server.model.records import check_keys
 from numba_adam.server.runtime.budget import Bytes, SlotPool
@@ -144,6 +144,9 @@ class Keeper:
         self._pool.admit(self._nbytes, what)
         try:
             return number, mapped(self._memory.create(_file_of(number), self._nbytes), self._nbytes)
+        except TransferTooLargeError as error:  # the room is used by another gradient, which goes
+            self._pool.give_back(self._nbytes)
+            raise BudgetExceededError(f"{what} has to wait for another one: {error}") from error
         except BaseException:
             self._pool.give_back(self._nbytes)
             raise

@@ -78,6 +78,8 @@ class ModelLoader:
         try:
             return self._recovered(name) or self._from_snapshot(name)
         except BudgetExceededError as error:
+            if isinstance(error.__cause__, OSError):  # the file system has no room
+                raise ConfigurationError(f"memory_dir: model {name!r}: {error}") from error
             raise ConfigurationError(
                 f"memory_budget_bytes={self._pool.budget_bytes}: the models in {str(self._data_folder.path)!r} "
                 f"need more ({error})"
@@ -143,7 +145,10 @@ class ModelLoader:
                 "ledger": snapshot.ledger,
             }
 
-        return Keeper(memory, records, model.spec.nbytes, self._pool)
+        try:
+            return Keeper(memory, records, model.spec.nbytes, self._pool)
+        except OSError as error:
+            raise memory.no_room("journal", 0, error) from error
 
     def _from_snapshot(self, name: str) -> Model:
         """Return a model, restored from its newest intact snapshot."""

@@ -96,7 +96,8 @@ class Runtime:
     def start(self) -> None:
         """Compile what the models need, record the start of a run in the data folder, and start the background threads.
 
-        No push waits for a compiler, but for the first in float16: new models are most likely float32.
+        No push waits for a compiler, but for the first in float16: new models are most likely float32 at the level
+        `process`.
 
         Raises:
             ConfigurationError: the data folder cannot be written.
@@ -109,7 +110,7 @@ class Runtime:
                 self.launcher.threads,
             )
         try:
-            make_ready("float32")
+            make_ready("float32", is_staged=True)
             for model in self.registry.all():
                 make_ready(model.spec.dtype, is_staged=model.arena.is_staged)
             self._data_folder.begin()

@@ -11,9 +11,11 @@ machine. KEY belongs to one data folder. Imports durable files and the error tre
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,23 +46,31 @@ class ModelMemory:
         """Create a file of zeros, and reserve its memory; return its descriptor.
 
         Raises:
-            TransferTooLargeError: the file system has no room for it.
+            TransferTooLargeError: the file system has no room for it, or the system cannot reserve room.
         """
-        private_folder.make(self.folder)
         path = self.folder / name
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            if nbytes:
-                os.posix_fallocate(descriptor, 0, nbytes)  # later there would be a SIGBUS in place of an error
+            private_folder.make(self.folder)
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self.no_room(name, nbytes, error) from error
+        try:
+            _reserve(descriptor, nbytes)
         except OSError as error:
             os.close(descriptor)
             path.unlink(missing_ok=True)
-            raise TransferTooLargeError(
-                f"{str(path)!r}: {nbytes} bytes cannot be reserved ({error}); make room on that file system, start the "
-                "server with another --memory-dir, or create the model with durability='memory'"
-            ) from error
+            raise self.no_room(name, nbytes, error) from error
         return descriptor
+
+    def no_room(self, name: str, nbytes: int, error: OSError) -> TransferTooLargeError:
+        """Return the error that a file cannot be made. The message says what to do."""
+        return TransferTooLargeError(
+            f"durability='process': {nbytes} bytes in {str(self.folder / name)!r} cannot be reserved ({error}; "
+            f"{_free(self.folder)}). Give that file system more room (a container's /dev/shm often has 64 MiB: docker "
+            "run --shm-size), start the server with --memory-dir in a larger one, or create the model with "
+            "durability='memory', which loses the pushes after the last snapshot if the server is killed"
+        )
 
     def open(self, name: str, nbytes: int) -> int:
         """Open a file that an earlier process left; return its descriptor.
@@ -90,6 +100,25 @@ class ModelMemory:
         self.journal.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.folder)
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Reserve a file's memory. Without it, a later write would be a SIGBUS in place of an error.
+
+    Raises:
+        OSError: there is no room, or the system has no call for it.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        raise OSError(errno.ENOSYS, f"{sys.platform} has no posix_fallocate")
+    if nbytes:
+        os.posix_fallocate(descriptor, 0, nbytes)
+
+
+def _free(folder: Path) -> str:
+    """Return in words how much room there is at a folder, or at the parent that exists."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    status = os.statvfs(place)
+    return f"{status.f_bavail * status.f_frsize} bytes are free there"
 
 
 class MemoryFolder:
@@ -130,7 +159,7 @@ class MemoryFolder:
         if reason:
             raise ConfigurationError(
                 f"memory_dir: {reason}; it would hold what models acknowledged. Find out who did this, and remove "
-                "it or start with another --memory-dir"
+                "it, start with another --memory-dir, or create models with durability='memory'"
             )
 
     def sweep(self, names: Collection[str]) -> None:

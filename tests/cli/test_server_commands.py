@@ -26,20 +26,24 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def train(address: str, pushes: int) -> None:
+def train(address: str, pushes: int, durability: str = "process") -> None:
     with ParameterClient(address, timeout_seconds=800) as client:
-        model = client.create_model("line", {"slope": np.zeros((2, 3), np.float32), "offset": np.zeros(4, np.float32)})
+        params = {"slope": np.zeros((2, 3), np.float32), "offset": np.zeros(4, np.float32)}
+        model = client.create_model("line", params, durability=durability)
         for _ in range(pushes):
             model.push({"slope": np.ones((2, 3), np.float32), "offset": None})
 
 
-def test_status_shows_the_pushes_that_a_crash_would_lose(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    train(server.address, pushes=3)
+@pytest.mark.parametrize(("durability", "loss"), [("memory", "a crash"), ("process", "a stop of the machine")])
+def test_status_shows_the_pushes_that_would_be_lost(
+    server: Server, capsys: pytest.CaptureFixture[str], durability: str, loss: str
+) -> None:
+    train(server.address, 3, durability)
     assert main(["status", "--server", server.address]) == 0
     shown = capsys.readouterr().out
     assert f"server     {server.address}, numba-adam " in shown
     assert "model      line: 10 parameters in 2 arrays of float32" in shown
-    assert "  version  3, of which a crash would lose 3 (durability memory)" in shown
+    assert f"  version  3, of which {loss} would lose 3 (durability {durability})" in shown
     assert "  pushes   3 applied, 0 repeated, 0 rejected" in shown
 
 
@@ -65,7 +69,7 @@ def test_snapshot_saves_the_current_version(server: Server, capsys: pytest.Captu
     assert main(["snapshot", "--server", server.address, "--model", "line"]) == 0
     assert capsys.readouterr().out.startswith("line: version 2, ")
     main(["status", "--server", server.address])
-    assert "of which a crash would lose 0" in capsys.readouterr().out
+    assert "of which a stop of the machine would lose 0" in capsys.readouterr().out
     assert main(["snapshot", "--server", server.address, "--json"]) == 0
     (snapshot,) = json.loads(capsys.readouterr().out)
     assert (snapshot["model"], snapshot["version"]) == ("line", 2)

@@ -241,7 +241,7 @@ def test_a_kill_rewinds_to_the_last_snapshot_and_reports_it(
 ):
     rewinds: list[int] = []
     client = connect(server_process.address)
-    model = client.create_model("m", arrays, lr=0.01)
+    model = client.create_model("m", arrays, lr=0.01, durability="memory")
     model.on_rewind(rewinds.append)
     for seed in range(2):
         model.push(gradients_of(arrays, seed))
@@ -268,7 +268,7 @@ def test_a_kill_rewinds_to_the_last_snapshot_and_reports_it(
 @pytest.mark.parametrize("notice", ["pull", "pull of a version", "push_pull", "push_async"])
 def test_every_kind_of_call_reports_a_rewind_once(server_process, connect, arrays, gradients_of, expected, notice):
     client = connect(server_process.address)
-    model = client.create_model("m", arrays, lr=0.01)
+    model = client.create_model("m", arrays, lr=0.01, durability="memory")
     rewinds: list[tuple[int, int]] = []
     model.on_rewind(lambda version: rewinds.append((version, model.version)))
     model.push(gradients_of(arrays, 0))
@@ -295,7 +295,7 @@ def test_every_kind_of_call_reports_a_rewind_once(server_process, connect, array
 
 def test_two_workers_are_told_of_a_kill_and_continue(server_process, connect, arrays, gradients_of):
     clients = [connect(server_process.address, f"w{index}") for index in range(2)]
-    models = [client.create_model("m", arrays, exist_ok=True) for client in clients]
+    models = [client.create_model("m", arrays, durability="memory", exist_ok=True) for client in clients]
     rewinds: list[list[int]] = [[], []]
     for model, heard in zip(models, rewinds, strict=True):
         model.on_rewind(heard.append)
@@ -310,7 +310,7 @@ def test_two_workers_are_told_of_a_kill_and_continue(server_process, connect, ar
 
 def test_a_late_report_of_a_rewind_has_the_restored_version(server_process, connect, arrays, gradients_of):
     early, late = (connect(server_process.address, name) for name in ("early", "late"))
-    models = [client.create_model("m", arrays, exist_ok=True) for client in (early, late)]
+    models = [client.create_model("m", arrays, durability="memory", exist_ok=True) for client in (early, late)]
     rewinds: list[int] = []
     models[1].on_rewind(rewinds.append)
     models[0].push(gradients_of(arrays, 1))
@@ -330,7 +330,7 @@ def test_a_late_report_of_a_rewind_has_the_restored_version(server_process, conn
 def test_pushes_and_pulls_continue_through_kills(server_process, connect, arrays, gradients_of, expected):
     """Versions have no gaps, and pushes acknowledged before the snapshot are included."""
     client = connect(server_process.address, timeout_seconds=800)
-    model = client.create_model("m", arrays, lr=0.01)
+    model = client.create_model("m", arrays, lr=0.01, durability="memory")
     history: list[int] = []
     model.on_rewind(lambda version: history.__delitem__(slice(version, None)))
     going = threading.Semaphore(0)

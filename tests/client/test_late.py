@@ -526,7 +526,7 @@ def test_a_late_answer_of_an_old_state_does_not_undo_a_rewind(
     server_process, make_relay, connect, arrays, gradients_of
 ):
     """A pull from before the crash is read after it: the worker keeps the newer state."""
-    model = connect(server_process.address).create_model("m", arrays)
+    model = connect(server_process.address).create_model("m", arrays, durability="memory")
     model.push(gradients_of(arrays, 1))
     session = model._session
     old = pb.GetModelResponse.FromString(

@@ -89,7 +89,7 @@ def test_late_parameters_of_the_old_state_do_not_undo_a_rewind(
 ):
     """A pull's answer from before the crash arrives after the client knows of the crash."""
     client = connect(late.address)
-    model = client.create_model("m", arrays, lr=0.01)
+    model = client.create_model("m", arrays, lr=0.01, durability="memory")
     rewinds: list[int] = []
     model.on_rewind(rewinds.append)
     model.push(gradients_of(arrays, 0))

@@ -49,7 +49,7 @@ def test_pushes_make_the_steps_of_adam(client, arrays, gradients_of, dtype):
     for step in range(1, 6):
         grads = gradients_of(params, step)
         ack = model.push(grads)
-        assert (ack.version, ack.applied, ack.duplicate, ack.durability) == (step, True, False, "memory")
+        assert (ack.version, ack.applied, ack.duplicate, ack.durability) == (step, True, False, "process")
         oracle = {name: adam(*oracle[name][:1], grads[name].astype(float), *oracle[name][1:], step, 0.01)
                   for name in params}  # fmt: skip
     pulled = model.pull()

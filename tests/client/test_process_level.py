@@ -1,11 +1,13 @@
 """A worker of a model at the level `process` does not notice that its server was killed."""
 
+import resource
 import threading
 
+import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import ConfigurationError, ModelExistsError, TransferTooLargeError
 
 
 def after(arrays, gradients_of, seeds):
@@ -25,7 +27,7 @@ def assert_same(found, expected):
 
 def test_a_kill_is_no_rewind_and_loses_no_push(server_process, connect, arrays, gradients_of):
     client, rewinds = connect(server_process.address), []
-    model = client.create_model("m", arrays, lr=0.01, durability="process")
+    model = client.create_model("m", arrays, lr=0.01)  # nothing said: at the level `process`
     model.on_rewind(rewinds.append)
     state_id = model.state_id
     for seed in range(3):
@@ -70,3 +72,26 @@ def test_an_unknown_level_is_refused_before_anything_is_sent(connect, arrays, se
     with pytest.raises(ConfigurationError, match="durability: expected 'memory' or 'process', got 'disc'"):
         client.create_model("m", arrays, durability="disc")
     assert client.list_models() == []
+
+
+def test_without_room_in_the_memory_folder_the_level_is_refused_and_never_lowered(server_process, connect):
+    client, large = connect(server_process.address), {"w": np.ones(1_000_000, np.float32)}
+    resource.prlimit(server_process.process_id, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # no larger file
+    with pytest.raises(TransferTooLargeError) as caught:
+        client.create_model("m", large)
+    for words in ("--memory-dir", "--shm-size", "64 MiB", "bytes are free", "durability='memory'"):
+        assert words in str(caught.value)
+    assert client.list_models() == []
+    small = client.create_model("small", {"w": np.ones(4, np.float32)})
+    assert small.push({"w": np.ones(4, np.float32)}).durability == "process"
+
+
+def test_a_model_of_another_level_is_not_taken_for_the_one_asked_for(server, connect, arrays, gradients_of):
+    client = connect(server.address)
+    client.create_model("m", arrays, durability="memory").push(gradients_of(arrays, 1))
+    with pytest.raises(
+        ModelExistsError, match=r"the model has memory, asked for process .*durability='memory' takes it"
+    ):
+        client.create_model("m", arrays, exist_ok=True)
+    model = client.create_model("m", arrays, durability="memory", exist_ok=True)
+    assert model.push(gradients_of(arrays, 2)).version == 2

@@ -131,7 +131,7 @@ def test_a_creation_has_the_same_bytes(recorder, plain, model, params):
     )
     spec = model_pb2.ModelSpec(
         name="m", dtype=model_pb2.DTYPE_FLOAT32, tensors=tensors_of(params), hyperparameters=hyperparameters,
-        mode=model_pb2.MODE_ASYNC, durability=model_pb2.DURABILITY_MEMORY,
+        mode=model_pb2.MODE_ASYNC, durability=model_pb2.DURABILITY_PROCESS,
     )  # fmt: skip
     header = pb.CreateModelHeader(
         spec=spec, request_id=pb.CreateModelRequest.FromString(ours[0]).header.request_id,

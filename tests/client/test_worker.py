@@ -190,7 +190,7 @@ def test_a_second_loop_with_the_same_id_takes_over(client):
 
 def test_a_loop_goes_on_after_a_crash_of_the_server(server_process, connect):
     client, batches = connect(server_process.address), [0.5, -1.0, 2.0, 0.0, 1.0, -2.0]
-    model, rewinds = client.create_model("m", initial(), lr=0.1), []
+    model, rewinds = client.create_model("m", initial(), lr=0.1, durability="memory"), []
     model.on_rewind(rewinds.append)
     steps = []
     for batch, step in model.worker(batches):

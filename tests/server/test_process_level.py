@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import random
+import resource
 import shutil
 import socket
 import threading
@@ -15,6 +16,7 @@ import pytest
 import numba_adam as na
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.embedded import Server
 from numba_adam.server.storage.journal import Journal
 
@@ -294,6 +296,54 @@ def test_a_model_that_the_memory_folder_has_no_room_for_is_refused_with_advice(
         used = server._runtime.pool.used_bytes
         assert used == 0
         peer.create({"x": start})
+
+
+def test_a_system_that_cannot_reserve_memory_refuses_the_level(folder, processes, peers, refused, start):
+    peer = peers(serve(processes, folder, first="import os; del os.posix_fallocate").address)
+    refusal = refused(lambda: peer.create({"x": start}, durability=PROCESS))
+    assert refusal.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "posix_fallocate" in refusal.message
+    assert "durability='memory'" in refusal.message
+    assert peer.create({"x": start}).model.state.durability == model_pb2.DURABILITY_MEMORY
+
+
+def test_a_restart_without_room_says_which_setting_to_change(folder, processes, peers, start):
+    process = serve(processes, folder)
+    peers(process.address).create({"x": start}, durability=PROCESS)
+    assert process.stop() == 0
+    little_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    with pytest.raises(AssertionError, match=r"memory_dir: model 'model'.*--memory-dir"):
+        serve(processes, folder, first=little_room)
+    assert peers(serve(processes, folder).address).state().version == 0
+
+
+def test_a_gradient_waits_for_room_that_another_one_uses(folder, processes, peers, refused, start):
+    process = serve(processes, folder)
+    peer = peers(process.address)
+    peer.create({"x": start}, durability=PROCESS)
+    slow, quick = peer.session(worker_id="slow"), peer.session(worker_id="quick")
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def held():
+        for number, message in enumerate(slow.messages({"x": gradient_of(0, 1)}, chunk_bytes=SIZE)):
+            yield message
+            if number == 1:
+                has_begun.set()
+                assert may_end.wait(800)
+
+    acks = []
+    thread = threading.Thread(target=lambda: acks.append(peer.stub.Push(held(), timeout=800)))
+    thread.start()
+    assert has_begun.wait(800)
+    unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (SIZE, unlimited[1]))
+    refusal = refused(lambda: quick.push({"x": gradient_of(1, 1)}))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+    assert refusal.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal.detail.reason == Reason.REASON_BUDGET  # which clients retry
+    may_end.set()
+    thread.join(800)
+    assert quick.push({"x": gradient_of(1, 1)}).version == 2
 
 
 def test_pushes_wait_for_room_in_the_journal_and_nothing_is_changed(config, peers, refused, start, monkeypatch):

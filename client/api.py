@@ -154,9 +154,10 @@ class ParameterClient:
             maximize: True: maximize the objective.
             amsgrad: divide by the largest exp_avg_sq seen so far.
             mode: how the server applies pushes. "async": each push is one step.
-            durability: what survives if the server's process is killed. "process": every acknowledged push; workers go
-                on as if nothing had happened. "memory": what the last snapshot has. If the machine stops, both mean
-                the last snapshot. A server that cannot give a level refuses the model; it never lowers the level.
+            durability: what survives if the server's process is killed. "process" and "disk": every acknowledged
+                push; workers go on as if nothing had happened. "memory": what the last snapshot has. If the machine
+                stops, "disk" still means every acknowledged push, and the others the last snapshot. A server that
+                cannot give a level refuses the model; it never lowers the level.
             exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
                 Several workers can then run the same program.
 

@@ -58,10 +58,11 @@ def _lines(server: str, status: ServerStatus) -> list[str]:
 def _model_lines(status: ModelStatus) -> list[str]:
     model = status.model
     unsaved = model.version - model.snapshot_version
+    cause = _LOSSES.get(model.durability)
+    loss = f"of which {cause} would lose {unsaved}" if cause else "all on disk"
     return [
         f"model      {model.name}: {model.parameter_count:,} parameters in {len(model.shapes)} arrays of {model.dtype}",
-        f"  version  {model.version}, of which {_LOSSES[model.durability]} would lose {unsaved} "
-        f"(durability {model.durability})",
+        f"  version  {model.version}, {loss} (durability {model.durability})",
         f"  pushes   {status.pushes_applied} applied, {status.pushes_repeated} repeated, "
         f"{status.pushes_rejected} rejected since the server started",
         f"  workers  {status.workers}",

@@ -42,6 +42,7 @@ MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC}
 DURABILITIES: dict[int, Durability] = {
     model_pb2.DURABILITY_MEMORY: Durability.MEMORY,
     model_pb2.DURABILITY_PROCESS: Durability.PROCESS,
+    model_pb2.DURABILITY_DISK: Durability.DISK,
 }
 """The durabilities of this version, by the protocol's number."""
 

@@ -22,3 +22,6 @@ class Durability(StrEnum):
 
     PROCESS = "process"
     """An acknowledged push survives any end of the server's process; a stop of the machine is as with MEMORY."""
+
+    DISK = "disk"
+    """An acknowledged push survives any end of the server's process and of the machine, power failures among them."""

@@ -6,6 +6,8 @@
     model_loader       restores models from snapshots, and makes new ones
     ready              the compiled kernels that models need, before a push waits for them
     model              one model: its spec, memory, ledger and step
+    keeping            what keeps a model's events; keeper at the level `process`, disk_keeper at `disk`
+    disk_recovery      replays the journal on disk when the server starts
     sessions           opens workers' sessions
     pushes             one push, from its header to its answer
     receive            receives a transfer into memory and checks it

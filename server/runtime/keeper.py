@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.errors import BudgetExceededError, CorruptSnapshotError, ServerUnavailableError, TransferTooLargeError
+from numba_adam.server.model.arena import FlatArray
 from numba_adam.server.model.events import Event, decode, encode
 from numba_adam.server.model.records import check_keys
 from numba_adam.server.runtime.budget import Bytes, SlotPool
+from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.storage.journal import Journal, read
 from numba_adam.server.storage.memory_folder import ModelMemory
 
 _log = logging.getLogger(__name__)
 FORMAT = 1
-PENDING = 0
-"""The number of the gradient that is in the arena. Others have files of their own."""
 
 _LARGEST_JOURNAL_BYTES = 1 << 22  # beyond this, and twice its first record, it is begun anew
 _IDLE_FILES = 1  # kept for the next push; fresh memory costs more than the copy into it
@@ -67,7 +67,7 @@ class Left(NamedTuple):
             raise CorruptSnapshotError(f"a model's journal: {error}") from error
 
 
-class Keeper:
+class Keeper(Keeping):
     """Keeps one model's events and gradients.
 
     Args:
@@ -90,7 +90,7 @@ class Keeper:
         self._journal = self._begin()
         memory.forget_gradients()  # of an earlier process; the journal does not need them any more
 
-    def note(self, event: Event) -> None:
+    def note(self, event: Event, gradient: FlatArray | None = None) -> None:  # noqa: ARG002 - it has a file
         """Write an event that is about to happen. It will have happened even if the process dies now.
 
         Raises:

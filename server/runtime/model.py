@@ -20,7 +20,7 @@ from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLe
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.call_queue import CallQueue
-from numba_adam.server.runtime.keeper import PENDING, Keeper
+from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate
 from numba_adam.server.storage.snapshot import Snapshot
@@ -110,7 +110,7 @@ class Model:
         self.saved = saved
         """The ledger's record in the newest snapshot that is on disk."""
 
-        self.keeper: Keeper | None = None
+        self.keeper: Keeping | None = None
         """Keeps what the model acknowledges in files that outlive the process; None: it does not."""
 
         self.tried_version = ledger.version
@@ -158,9 +158,10 @@ class Model:
     def state(self) -> StatePoint:
         """Return the current state."""
         with self._changed:
+            version = self.ledger.version
             return StatePoint(
                 state_id=self.ledger.state_id,
-                version=self.ledger.version,
+                version=version if self.keeper is None else self.keeper.settled_version(version),
                 first_version=self.ledger.first_version,
                 snapshot_version=self.snapshot_version,
                 durability=self.spec.durability,
@@ -236,7 +237,8 @@ class Model:
         if known is not None:
             return known
         if self.keeper is not None:
-            self.keeper.note(Acceptance(push.key, push.base_version, push.present, push.content, push.gradient))
+            event = Acceptance(push.key, push.base_version, push.present, push.content, push.gradient)
+            self.keeper.note(event, gradient)
         self._update(push.present, gradient)
         with self._changed:
             answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
@@ -272,9 +274,27 @@ class Model:
                 self._sliced.run(event.present, gradient_of(event.gradient)[:size], self.ledger.steps, number)
             replay(self.ledger, event)
 
+    def redo(self, event: Event, gradient: FlatArray) -> None:
+        """Let an event happen once more to the state before it.
+
+        Args:
+            event: the event.
+            gradient: that of its update; empty if it has none.
+        """
+        if isinstance(event, Acceptance):
+            self._sliced.run(event.present, gradient, self.ledger.steps, self.version + 1)
+        replay(self.ledger, event)
+
+    def settle(self) -> None:
+        """Wait until all that happened before is kept as the model's level says; only then may anybody learn of it."""
+        if self.keeper is not None:
+            self.keeper.settle()
+
     def capture(self) -> Snapshot:
         """Return the records of a snapshot. Runs in the apply queue, with the copy of the arrays."""
         self.check_alive()
+        if self.keeper is not None:
+            self.keeper.begin_snapshot()
         return self.records()
 
     def records(self) -> Snapshot:
@@ -286,6 +306,8 @@ class Model:
         """Note that a snapshot is on disk."""
         with self._changed:
             self.saved = snapshot.ledger
+        if self.keeper is not None:
+            self.keeper.end_snapshot()
 
     def wait_for(
         self, state_id: str, min_version: int, is_over: Callable[[], bool], timeout_seconds: float | None

@@ -30,7 +30,10 @@ from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
-from numba_adam.server.runtime.keeper import PENDING, Keeper, Left, gradient_in, left_in
+from numba_adam.server.runtime.disk_keeper import DiskKeeper
+from numba_adam.server.runtime.disk_recovery import Recovery
+from numba_adam.server.runtime.keeper import Keeper, Left, gradient_in, left_in
+from numba_adam.server.runtime.keeping import PENDING
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.ready import make_ready
@@ -169,7 +172,12 @@ class ModelLoader:
 
         start = time.monotonic()
         snapshot, why_rewound = self._data_folder.restore(name, arrays_for)
-        ledger = ledgers[0]
+        ledger, spec = ledgers[0], Spec.from_record(snapshot.model)
+        model = Model(spec, snapshot.model["request_id"], arenas[0], ledger, snapshot.ledger, self._launcher)
+        model.initial = snapshot.model.get("initial", "")
+        if spec.durability is Durability.DISK:
+            segments = self._data_folder.segments(name)
+            why_rewound = Recovery(model, segments, self._data_folder.last_run_id).run()
         if why_rewound:
             ledger.rewind(_new_state_id())
             _log.warning(
@@ -180,13 +188,27 @@ class ModelLoader:
                 ledger.state_id,
             )
         _log.info("model %s: restored version %d in %.3f s", name, ledger.version, time.monotonic() - start)
-        spec = Spec.from_record(snapshot.model)
-        model = Model(spec, snapshot.model["request_id"], arenas[0], ledger, snapshot.ledger, self._launcher)
-        model.initial = snapshot.model.get("initial", "")
         self._pool.keep(name, model.kept_bytes, "its sessions", must=True)
         if spec.durability is Durability.PROCESS:
             model.keeper = self._keeper(model, self._memory.model(name), (self._data_folder.next_run_id,))
+        elif spec.durability is Durability.DISK and not why_rewound:
+            model.keeper = self._disk_keeper(model, (self._data_folder.last_run_id, self._data_folder.next_run_id))
         return model
+
+    def _disk_keeper(self, model: Model, runs: tuple[str, ...]) -> DiskKeeper:
+        """Return a keeper whose segment begins now."""
+        segments, ledger = self._data_folder.segments(model.spec.name), model.ledger.to_record
+        return DiskKeeper(segments, ledger, model.version, runs, model.spec.nbytes, self._pool)
+
+    def begin(self, model: Model) -> None:
+        """Begin the journal of a restored model that has none: it was rewound. Call it after the run has begun.
+
+        Raises:
+            SnapshotError: the snapshot that it begins with cannot be written.
+        """
+        if model.spec.durability is Durability.DISK and model.keeper is None:
+            self._snapshots.begin(model)
+            model.keeper = self._disk_keeper(model, (self._data_folder.next_run_id,))
 
     def create(self, creation: Creation, parts: Parts) -> Model:
         """Receive a new model's initial values and write its first snapshot; return the model.
@@ -225,6 +247,8 @@ class ModelLoader:
             if model.spec.durability is Durability.PROCESS:
                 memory = self._memory.model(model.spec.name)
                 model.keeper = self._keeper(model, memory, (self._data_folder.next_run_id,))
+            elif model.spec.durability is Durability.DISK:
+                model.keeper = self._disk_keeper(model, (self._data_folder.next_run_id,))
         except BaseException:
             with contextlib.suppress(OSError):
                 self._snapshots.delete(model)

@@ -21,7 +21,7 @@ class PullCopy:
         self._owner = owner
         self._slot = slot
         self.model = model
-        self.state = model.state()
+        self.state = model.state()._replace(version=model.version)  # it may not be settled yet
         self.users = 1
 
     @property

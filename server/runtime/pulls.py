@@ -65,7 +65,13 @@ class Pulls:
             if min_version or state_id:
                 self._wait_for_version(model, caller, state_id, min_version)
             with small_call(model, self._launcher):
-                return self.copies.take(model)
+                pull_copy = self.copies.take(model)
+                try:
+                    model.settle()
+                except BaseException:
+                    self.copies.release(pull_copy)
+                    raise
+                return pull_copy
 
     def begin_stop(self) -> None:
         """Refuse pulls that wait. Wake the models' waiting calls after it."""

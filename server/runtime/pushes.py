@@ -20,7 +20,7 @@ from numba_adam.server.model.digests import with_payload
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
 from numba_adam.server.model.requests import Payload, PushRequest, payload_of, present_arrays
 from numba_adam.server.runtime.budget import Bytes, SlotPool
-from numba_adam.server.runtime.keeper import PENDING
+from numba_adam.server.runtime.keeping import PENDING
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Outcome, Push
 from numba_adam.server.runtime.model_errors import saying_state_of
@@ -74,6 +74,7 @@ class Pushes:
         """
         with saying_state_of(model), small_call(model, self._launcher):
             answer, is_duplicate, _ = self._outcome(model, request, parts)
+            model.settle()
             if isinstance(answer, Rejected):
                 count_memory(model, self._pool, must=True)
                 raise with_detail(REJECTIONS[answer.reason](answer.message), sequence_recorded=True)

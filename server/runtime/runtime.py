@@ -91,6 +91,7 @@ class Runtime:
         except BaseException:
             self._data_folder.close()
             raise
+        self._loader = loader
         self.lifecycle = Lifecycle(self.registry, loader, self.snapshots, deletions, self.pool)
 
     def start(self) -> None:
@@ -114,6 +115,8 @@ class Runtime:
             for model in self.registry.all():
                 make_ready(model.spec.dtype, is_staged=model.arena.is_staged)
             self._data_folder.begin()
+            for model in self.registry.all():
+                self._loader.begin(model)
         except BaseException:
             self._data_folder.close()
             raise

@@ -31,6 +31,7 @@ def open_session(model: Model, opening: Opening, pool: SlotPool) -> tuple[Opened
             raise InvalidRequestError(f"seen_epoch={opening.seen_epoch}: give the state_id that it belongs to")
         count_memory(model, pool, one_more=worker_id not in model.ledger.sessions)
         opened = model.apply_queue.call(model.open_session, worker_id, nonce, opening.state_id, opening.seen_epoch)
+        model.settle()
     _log.info(
         "model %s: worker %r opened session %d at version %d", model.spec.name, worker_id, opened.epoch, model.version
     )

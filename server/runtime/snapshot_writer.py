@@ -248,6 +248,8 @@ class SnapshotWriter:
             return size
 
         try:
+            if model.keeper is not None:
+                model.keeper.prepare_snapshot()
             size = self._data_folder.write(model.spec.name, write)
         except ServiceError:  # some are OSErrors too
             raise

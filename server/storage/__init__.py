@@ -2,6 +2,8 @@
 
     data_folder      the models' snapshots: written, restored, deleted
     snapshot         the snapshot file
+    segment          a part of the journal of the level `disk`; segments are those of one model
+    journal          the journal of the level `process`, in the memory_folder
     manifest         the list of models, and how the last run ended
     last_run         decides whether a model's newest snapshot is its last state
     deletions        the newest deletions of models

@@ -4,6 +4,7 @@
     DIR/run                             the newest run: its id and the names of the models
     DIR/manifest                        each model's last snapshot; written at a clean stop, removed at a start
     DIR/models/NAME/00000007.snapshot   one model's snapshots, numbered in the order of writing
+    DIR/models/NAME/00000007.journal    what happened to it since, at the level `disk`, likewise
 
 A snapshot is written to a temporary file, fsynced and renamed, and the folder is fsynced. Only then is the oldest
 snapshot deleted. A model keeps its state id only if the manifest describes its newest snapshot file exactly; otherwise
@@ -37,6 +38,7 @@ from numba_adam.server.storage.durable import (
 )
 from numba_adam.server.storage.last_run import LOCK_TEXT, LastRun
 from numba_adam.server.storage.manifest import LastSnapshot, Manifest, Run
+from numba_adam.server.storage.segments import Segments
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -197,6 +199,15 @@ class DataFolder:
             f"model {name!r}: no snapshot is intact ({'; '.join(damaged) or 'none exists'}); restore the folder from a "
             f"backup, or move {str(folder)!r} away to start without the model"
         )
+
+    def segments(self, name: str) -> Segments:
+        """Return the journal of a model.
+
+        Raises:
+            OSError: the folder was replaced.
+        """
+        self._check_held()
+        return Segments(self._folder(name), self.path / "lock")
 
     @property
     def last_run_id(self) -> str:

@@ -30,6 +30,7 @@ class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DURABILITY_UNSPECIFIED: _ClassVar[Durability]
     DURABILITY_MEMORY: _ClassVar[Durability]
     DURABILITY_PROCESS: _ClassVar[Durability]
+    DURABILITY_DISK: _ClassVar[Durability]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT64: Dtype
@@ -43,6 +44,7 @@ MODE_ASYNC: Mode
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_MEMORY: Durability
 DURABILITY_PROCESS: Durability
+DURABILITY_DISK: Durability
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape")

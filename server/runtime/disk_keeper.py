@@ -1,0 +1,167 @@
+"""Keeps what a model at the level `disk` acknowledges in a journal on disk, through power failures.
+
+Each event is written before it happens, with the gradient of its update, and fsynced before anybody learns of it. One
+fsync serves all events that were written before it began. A snapshot begins a new segment; once it is on disk, the
+segments before the previous snapshot are removed. Imports the segments, the events and the budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from numba_adam.errors import InternalServerError, ServerUnavailableError
+from numba_adam.server.model.arena import FlatArray
+from numba_adam.server.model.events import Acceptance, Event, encode
+from numba_adam.server.runtime.budget import Bytes, SlotPool
+from numba_adam.server.runtime.keeping import PENDING, Keeping
+from numba_adam.server.storage.segment import Writer
+from numba_adam.server.storage.segments import Segments
+
+
+class DiskKeeper(Keeping):
+    """Keeps one model's events.
+
+    Args:
+        segments: its journal.
+        ledger: returns the ledger's record as it is now.
+        version: the model's version now.
+        runs: the runs of the data folder that the first segment continues; the last one is this run.
+        nbytes: size of a gradient of all arrays.
+        pool: the budget.
+
+    Raises:
+        OSError: the journal cannot be written.
+    """
+
+    def __init__(
+        self,
+        segments: Segments,
+        ledger: Callable[[], Mapping[str, Any]],
+        version: int,
+        runs: tuple[str, ...],
+        nbytes: int,
+        pool: SlotPool,
+    ) -> None:
+        self._segments, self._ledger, self._nbytes, self._pool = segments, ledger, nbytes, pool
+        self._run = runs[-1]
+        self._changed = threading.Condition()
+        self._is_syncing = False
+        self._failure = ""
+        self._noted = self._settled = 0  # records
+        self._noted_version = self._settled_version = version
+        self._versions: deque[tuple[int, int]] = deque()  # (records, version) that are not settled yet
+        self._prepared: Writer | None = None
+        self._writer = segments.create()
+        self._unsynced = [self._writer]
+        self._snapshots = deque([self._writer.path], maxlen=2)  # where the newest two snapshots begin
+        segments.begin(self._writer, runs, ledger())
+        self._note_record()
+        self.settle()
+
+    def note(self, event: Event, gradient: FlatArray | None = None) -> None:
+        """Write an event and the gradient of its update; see Keeping. It is kept after `settle`."""
+        self._check_failure()
+        try:
+            self._writer.append(encode(event), gradient)
+        except OSError as error:
+            raise ServerUnavailableError(
+                f"{str(self._writer.path)!r} cannot be written ({error}); nothing was changed, try again when there "
+                "is room"
+            ) from error
+        self._note_record(is_version=isinstance(event, Acceptance))
+
+    @contextlib.contextmanager
+    def gradient(self, what: str) -> Iterator[tuple[int, Bytes]]:
+        """Yield memory for a gradient; see Keeping."""
+        with self._pool.acquire(self._nbytes, what) as slot:
+            yield PENDING, slot.bytes
+
+    def settle(self) -> None:
+        """Wait until all that was noted before is on disk; see Keeping. One caller fsyncs for all who wait."""
+        with self._changed:
+            goal = self._noted
+            while self._settled < goal:
+                self._check_failure()
+                if self._is_syncing:
+                    self._changed.wait()
+                else:
+                    self._sync()
+
+    def settled_version(self, version: int) -> int:
+        """Return the newest version that is on disk; see Keeping."""
+        return min(version, self._settled_version)
+
+    def prepare_snapshot(self) -> None:
+        """Create the next segment; see Keeping."""
+        if self._prepared is None:
+            self._prepared = self._segments.create()
+
+    def begin_snapshot(self) -> None:
+        """Go on in the next segment; see Keeping."""
+        self._check_failure()
+        if self._prepared is None:
+            raise AssertionError("a snapshot must be prepared")
+        self._segments.begin(self._prepared, (self._run,), self._ledger())
+        self._writer, self._prepared = self._prepared, None
+        with self._changed:
+            self._unsynced.append(self._writer)
+        self._note_record()
+        self._begun = self._writer.path
+
+    def end_snapshot(self) -> None:
+        """Remove the segments that neither this snapshot nor the one before it needs; see Keeping."""
+        self.settle()
+        self._snapshots.append(self._begun)
+        self._segments.remove_before(self._snapshots[0])
+
+    def close(self, *, remove: bool) -> None:  # noqa: ARG002
+        """Close the segments. They stay, in any case: without them an older snapshot would be of less use."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_syncing)
+            self._settled = self._noted  # nobody waits any longer: the server has stopped, or the model was deleted
+            for writer in (*self._unsynced, *([self._prepared] if self._prepared else [])):
+                writer.close()
+            self._unsynced.clear()
+
+    def _note_record(self, *, is_version: bool = False) -> None:
+        with self._changed:
+            self._noted += 1
+            if is_version:
+                self._noted_version += 1
+                self._versions.append((self._noted, self._noted_version))
+
+    def _sync(self) -> None:
+        """Fsync what is not on disk yet, the oldest segment first, without the lock."""
+        self._is_syncing = True
+        noted, writers = self._noted, list(self._unsynced)
+        self._changed.release()
+        failure = ""
+        try:
+            for writer in writers:
+                writer.sync()
+        except OSError as error:
+            failure = f"{str(writer.path)!r} could not be fsynced ({error})"
+        finally:
+            self._changed.acquire()
+            self._is_syncing = False
+            self._changed.notify_all()
+        if failure:
+            self._failure = failure
+            return
+        self._settled = noted
+        while self._versions and self._versions[0][0] <= noted:
+            self._settled_version = self._versions.popleft()[1]
+        for writer in writers[:-1]:
+            self._unsynced.remove(writer)
+            writer.close()
+
+    def _check_failure(self) -> None:
+        if self._failure:
+            raise InternalServerError(
+                f"{self._failure}: what it has is not certain any more, and this model serves nobody until the server "
+                "is started again"
+            )

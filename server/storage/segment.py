@@ -1,0 +1,302 @@
+"""A segment of the journal on disk: records of events, each with the gradient that its update uses.
+
+    0     "NBADSEG1"
+    8     the records: a head of 56 bytes, the event, the gradient
+
+A head has a mark, the sizes of event and gradient, their checksums, how much of the segment was known to be on disk
+when it was written, and a checksum of all that and of its position. Heads begin at multiples of 8.
+
+When the power fails, what was not yet fsynced may be there, be missing or be zeros, sector by sector. So a bad record
+is *torn* if it is cut short or if one of its sectors is zero, and if no later record says that it was on disk. It was
+never acknowledged. Every other bad record is *damage*. Imports NumPy, the checksum library and the error tree.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from numba_adam.errors import CorruptSnapshotError
+
+MAGIC = b"NBADSEG1"
+_MARK = b"NBADREC1"
+_FIELDS = struct.Struct("<8s5Q")  # mark, sizes of event and gradient, on disk before it, checksums of both
+_CHECK = struct.Struct("<Q")
+HEAD_BYTES = _FIELDS.size + _CHECK.size
+_ALIGNMENT = 8
+SECTOR = 512  # bytes that a disk writes as one
+_PIECE_BYTES = 1 << 22
+
+Flat = npt.NDArray[Any]
+
+
+class Record(NamedTuple):
+    """One record of a segment."""
+
+    event: bytes
+    """The event."""
+
+    gradient_bytes: int
+    """Size of its gradient."""
+
+    gradient_at: int
+    """Position of its gradient in the file."""
+
+    gradient_xxh3: int
+    """Checksum of its gradient."""
+
+    synced: int
+    """Bytes of the segment that were on disk before it was written. Not 0: so was all of the segments before it."""
+
+    end: int
+    """Position after it."""
+
+
+class Writer:
+    """A segment that is being written.
+
+    Args:
+        path: the file; it must not exist.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_APPEND
+        self._descriptor = os.open(path, flags, 0o600)
+        self._is_broken = False
+        self.synced = 0
+        """Bytes that are on disk."""
+
+        self.size = 0
+        """Bytes that were written."""
+
+        try:
+            os.fchmod(self._descriptor, 0o600)
+            self._write([memoryview(MAGIC)])
+            self.size = len(MAGIC)
+        except BaseException:
+            self.close()
+            path.unlink(missing_ok=True)
+            raise
+
+    @property
+    def inode(self) -> int:
+        """The number of the file."""
+        return os.fstat(self._descriptor).st_ino
+
+    def append(self, event: bytes, gradient: Flat | None = None) -> None:
+        """Write a record. It is on disk after `sync`.
+
+        Raises:
+            OSError: it was not written, as if nobody had tried.
+        """
+        if self._is_broken:
+            raise OSError(f"{str(self.path)!r}: an earlier record could not be written or cut off")
+        raw = memoryview(b"") if gradient is None else gradient.view(np.uint8).data
+        checksums = xxhash.xxh3_64_intdigest(event), xxhash.xxh3_64_intdigest(raw)
+        fields = _FIELDS.pack(_MARK, len(event), len(raw), self.synced, *checksums)
+        head = fields + _CHECK.pack(_check(fields, self.size))
+        padding = bytes(-(len(head) + len(event) + len(raw)) % _ALIGNMENT)
+        try:
+            self._write([memoryview(head + event), raw, memoryview(padding)])
+        except OSError:
+            self._is_broken = True
+            os.ftruncate(self._descriptor, self.size)  # part of it may have been written
+            self._is_broken = False
+            raise
+        self.size += len(head) + len(event) + len(raw) + len(padding)
+
+    def sync(self) -> None:
+        """Wait until all that was written before is on disk.
+
+        Raises:
+            OSError: it may not be, and another try would not say so.
+        """
+        size = self.size
+        os.fdatasync(self._descriptor)
+        self.synced = max(self.synced, size)
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+    def _write(self, parts: list[memoryview]) -> None:
+        parts = [part for part in parts if part.nbytes]
+        while parts:
+            written = os.writev(self._descriptor, parts)
+            while parts and written >= parts[0].nbytes:
+                written -= parts.pop(0).nbytes
+            if parts:
+                parts[0] = parts[0][written:]
+
+
+class Reader:
+    """Reads a segment that an earlier process left; a context manager that closes it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.status = os.fstat(self._descriptor)
+        self.torn_at: int | None = None
+        """Where a torn record begins, once the records before it were read."""
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records, in order, until the end or a torn one. Gradients are not verified yet.
+
+        Raises:
+            CorruptSnapshotError: a record is damaged.
+        """
+        position, size = len(MAGIC), self.status.st_size
+        magic = self._read(0, len(MAGIC))
+        if magic != MAGIC:
+            self._tear_or_raise(0, min(size, len(MAGIC)), "it does not begin as a segment of this release")
+            return
+        while position < size:
+            record = self._record(position)
+            if record is None:
+                return
+            yield record
+            position = record.end
+
+    def gradient(self, record: Record, target: Flat) -> bool:
+        """Read the gradient of the last record that was yielded; return False if it is torn.
+
+        Args:
+            record: the record.
+            target: gets the gradient; of its size.
+
+        Raises:
+            CorruptSnapshotError: it is damaged.
+        """
+        position, digest = record.gradient_at, xxhash.xxh3_64()
+        raw = target.view(np.uint8)
+        for start in range(0, len(raw), _PIECE_BYTES):
+            piece = raw[start : start + _PIECE_BYTES].data
+            done = 0
+            while done < len(piece):
+                count = os.preadv(self._descriptor, [piece[done:]], position + start + done)
+                if not count:
+                    break
+                done += count
+            digest.update(piece)
+        if len(raw) == record.gradient_bytes and digest.intdigest() == record.gradient_xxh3:
+            return True
+        begin = record.gradient_at - HEAD_BYTES - len(record.event)
+        self._tear_or_raise(begin, record.end, "a gradient's checksum is wrong")
+        return False
+
+    def cut(self, size: int) -> None:
+        """Cut the file off at a torn record, and wait until that is on disk.
+
+        Raises:
+            OSError: it cannot be changed.
+        """
+        os.ftruncate(self._descriptor, size)
+        os.fsync(self._descriptor)
+
+    def _record(self, position: int) -> Record | None:
+        """Return the record at a position; None if it is torn."""
+        found = self._head(position)
+        if found is None:
+            self._tear_or_raise(position, position + HEAD_BYTES, "the head of a record is invalid")
+            return None
+        event_bytes, gradient_bytes, synced, event_xxh3, gradient_xxh3 = found
+        gradient_at = position + HEAD_BYTES + event_bytes
+        end = _aligned(gradient_at + gradient_bytes)
+        if gradient_at > self.status.st_size:
+            self._tear_or_raise(position, end, "a record goes beyond the end")
+            return None
+        event = self._read(position + HEAD_BYTES, event_bytes)
+        if xxhash.xxh3_64_intdigest(event) != event_xxh3:
+            self._tear_or_raise(position, end, "an event's checksum is wrong")
+            return None
+        if end > self.status.st_size:
+            self._tear_or_raise(position, end, "a record goes beyond the end")
+            return None
+        return Record(event, gradient_bytes, gradient_at, gradient_xxh3, synced, end)
+
+    def _head(self, position: int) -> tuple[int, int, int, int, int] | None:
+        """Return the fields of a valid head at a position."""
+        raw = self._read(position, HEAD_BYTES)
+        if len(raw) < HEAD_BYTES:
+            return None
+        mark, *fields = _FIELDS.unpack_from(raw)
+        (check,) = _CHECK.unpack_from(raw, _FIELDS.size)
+        if mark != _MARK or check != _check(raw[: _FIELDS.size], position):
+            return None
+        return tuple(fields)
+
+    def _tear_or_raise(self, begin: int, end: int, what: str) -> None:
+        """Note that the record is torn, or raise that it is damaged."""
+        if not self._is_torn(begin, end) or self._synced_after(begin) > begin:
+            raise CorruptSnapshotError(
+                f"{str(self.path)!r} is damaged at offset {begin}: {what}. Put the file back from a backup. To go back "
+                f"to what is before it, and lose the rest, cut it off: truncate -s {begin} {self.path}"
+            )
+        self.torn_at = begin
+
+    def _is_torn(self, begin: int, end: int) -> bool:
+        """Return whether a record is cut short, or one of its sectors is zero."""
+        if end > self.status.st_size:
+            return True
+        first = begin - begin % SECTOR
+        for start in range(first, end, SECTOR):
+            low, high = max(start, begin), min(start + SECTOR, end)
+            if not any(self._read(low, high - low)):
+                return True
+        return False
+
+    def _synced_after(self, begin: int) -> int:
+        """Return how much of the segment was on disk, as the valid heads after a position say."""
+        most, position, overlap = 0, begin + 1, len(_MARK) - 1
+        while position < self.status.st_size:
+            piece = self._read(position, _PIECE_BYTES)
+            place = piece.find(_MARK)
+            while place >= 0:
+                if (head := self._head(position + place)) is not None:
+                    most = max(most, head[2])
+                place = piece.find(_MARK, place + 1)
+            position += max(1, len(piece) - overlap)
+        return most
+
+    def _read(self, position: int, size: int) -> bytes:
+        """Return bytes from a position, fewer at the end of the file."""
+        parts = []
+        while size and (part := os.pread(self._descriptor, size, position)):
+            parts.append(part)
+            position += len(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNMENT) * _ALIGNMENT
+
+
+def _check(fields: bytes, position: int) -> int:
+    """Return the checksum of a head, which is valid at one position only."""
+    return xxhash.xxh3_64_intdigest(fields + _CHECK.pack(position))

@@ -64,6 +64,11 @@ class ServerConfig:
         "on a loopback address: 'required': every call needs a token of 'numba-adam token'; 'off': none does, and "
         "every user of this machine may use the server. Other addresses always need tokens.",
     )
+    metrics_listen: str | None = _setting(
+        None,
+        "address for Prometheus's scrapes of /metrics, as HOST:PORT, such as 127.0.0.1:9464; needs prometheus_client. "
+        "An address other than loopback needs TLS, and scrapes of it a token.",
+    )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_dir: Path = _setting(  # noqa: RUF009 - a field
         Path("/dev/shm"),
@@ -114,6 +119,8 @@ class ServerConfig:
         for item, kind in _kinds():
             object.__setattr__(self, item.name, _check(item, kind, getattr(self, item.name)))
         host_and_port(self.listen)
+        if self.metrics_listen is not None:
+            host_and_port(self.metrics_listen, "metrics_listen")
         if self.loopback_token not in ("required", "off"):
             raise ConfigurationError(f"loopback_token={self.loopback_token!r}: it must be 'required' or 'off'")
         if not self.is_local and (self.tls_certificate is None or self.tls_key is None):
@@ -122,6 +129,11 @@ class ServerConfig:
                 "(--tls-certificate and --tls-key) and tokens. Make them with: numba-adam certificate ca, then "
                 f"numba-adam certificate server HOST, then numba-adam token make NAME --admin '*' --data-dir "
                 f"{self.data_dir}. Or listen on 127.0.0.1"
+            )
+        if not self.metrics_are_local and (self.tls_certificate is None or self.tls_key is None):
+            raise ConfigurationError(
+                f"metrics_listen={self.metrics_listen!r}: other machines could reach this address, so it needs TLS "
+                "(--tls-certificate and --tls-key) and tokens; docs/metrics.md has the steps. Or listen on 127.0.0.1"
             )
         if not self.memory_budget_bytes:
             object.__setattr__(self, "memory_budget_bytes", usable_bytes() // 2)
@@ -137,27 +149,44 @@ class ServerConfig:
         return is_loopback(host.removeprefix("[").removesuffix("]"))
 
     @property
+    def metrics_are_local(self) -> bool:
+        """Whether other machines cannot reach the metrics."""
+        return self.metrics_listen is None or is_loopback(
+            host_and_port(self.metrics_listen, "metrics_listen")[0].removeprefix("[").removesuffix("]")
+        )
+
+    @property
+    def metrics_need_token(self) -> bool:
+        """Whether scrapes of the metrics need a token."""
+        return not self.metrics_are_local or self.loopback_token == "required"
+
+    @property
     def requires_tokens(self) -> bool:
         """Whether every call needs a token."""
         return not self.is_local or self.loopback_token == "required"
 
 
-def host_and_port(listen: str) -> tuple[str, int]:
+def host_and_port(listen: str, setting: str = "listen") -> tuple[str, int]:
     """Return host and port of an address to listen on. An IPv6 address keeps its brackets.
+
+    Args:
+        listen: the address.
+        setting: name of the setting, for error messages.
 
     Raises:
         ConfigurationError: it is not HOST:PORT.
     """
     host, separator, port = listen.rpartition(":")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"listen={listen!r}: it must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
+        raise ConfigurationError(f"{setting}={listen!r}: it must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
     bare = host.removeprefix("[").removesuffix("]")
     if ":" in bare and host != f"[{bare}]":
         raise ConfigurationError(
-            f"listen={listen!r}: an IPv6 address needs brackets, which separate it from the port; write [{bare}]:{port}"
+            f"{setting}={listen!r}: an IPv6 address needs brackets, which separate it from the port; write "
+            f"[{bare}]:{port}"
         )
     if ":" not in bare and host != bare:
-        raise ConfigurationError(f"listen={listen!r}: brackets are for IPv6 addresses; write {bare}:{port}")
+        raise ConfigurationError(f"{setting}={listen!r}: brackets are for IPv6 addresses; write {bare}:{port}")
     return host, int(port)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
+from numba_adam.installing import advice
 from numba_adam.server.config import ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.transport.access import Guard
@@ -24,6 +26,9 @@ from numba_adam.server.transport.reflection import reflection_entries
 from numba_adam.server.transport.service import SERVICE_NAME, ParameterService, entries
 from numba_adam.server.transport.tls import tls_files
 from numba_adam.server.transport.watch import Watch
+
+if TYPE_CHECKING:
+    from numba_adam.server.metrics.http import MetricsServer
 
 _log = logging.getLogger(__name__)
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # HTTP/2's own limit
@@ -55,12 +60,17 @@ class Server:
         self._calls = Calls(
             self._runtime.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
         )
-        service = entries(ParameterService(self._runtime, self._watch, guard), self._calls)
+        parameters = ParameterService(self._runtime, self._watch, guard)
+        self._refusals = parameters.refusals
+        service = entries(parameters, self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        self._gate = Gate({**service, **self._health.entries(), **reflection_entries(names, self._calls)}, guard)
+        others = {**self._health.entries(), **reflection_entries(names, self._calls)}
+        self._gate = Gate({**service, **others}, guard, self._refusals)
         self._grpc = grpc.server(self._calls.pool.executor, [self._gate], options=_options(config))
         self.address = ""
         """HOST:PORT, once started."""
+
+        self._metrics: MetricsServer | None = None
 
     def start(self) -> None:
         """Start to serve.
@@ -72,8 +82,11 @@ class Server:
         try:
             endpoints(self._config.listen)  # a taken port is refused before anything is compiled
             self._runtime.start()
+            self._metrics = self._serve_metrics()
             port = self._bind()
         except ConfigurationError:
+            if self._metrics is not None:
+                self._metrics.stop()
             self._runtime.stop()
             raise
         self._grpc.start()
@@ -104,6 +117,8 @@ class Server:
         self._calls.requests.stop()
         self._watch.stop()
         is_clean = self._runtime.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
         _log.info("stopped")
         return is_clean
 
@@ -113,6 +128,34 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def metrics_address(self) -> str:
+        """HOST:PORT of the metrics, once started; empty without them."""
+        return "" if self._metrics is None else self._metrics.address
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        """Start to answer scrapes, if the settings ask for it.
+
+        Raises:
+            ConfigurationError: prometheus_client is missing, or the address cannot be used.
+        """
+        config = self._config
+        if config.metrics_listen is None:
+            return None
+        try:
+            from numba_adam.server.metrics.collector import ServerCollector
+            from numba_adam.server.metrics.http import MetricsServer
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"metrics_listen={config.metrics_listen!r}: it needs the package prometheus_client, which is not "
+                f"installed; {advice('metrics')}"
+            ) from error
+        guard = Guard(config.data_dir.resolve()) if config.metrics_need_token else None
+        if guard is not None:
+            guard.check_usable(config.metrics_listen)
+        collector = ServerCollector(self._runtime, self._refusals, lambda: self._calls.in_flight.count)
+        return MetricsServer(config, guard, collector)
 
     def _bind(self) -> int:
         """Bind the port at every address to listen on; return the port.

@@ -18,6 +18,7 @@
     small_calls        gives calls about small models priority over large updates
     snapshot_writer    snapshots by timer, after pushes and on request; snapshot_requests answers those requests
     budget             the memory budget of models and transfers
+    tally              counts what happens to a model, and refused calls, for the metrics
     model_errors       adds a model's state to errors about it
 
 May import `server.storage` and what stands below it, and the library.

@@ -23,6 +23,7 @@ from numba_adam.server.runtime.call_queue import CallQueue
 from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate
+from numba_adam.server.runtime.tally import Tally
 from numba_adam.server.storage.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -117,6 +118,9 @@ class Model:
         """Version of the last snapshot that was started, even if it is not finished."""
 
         self.counters = Counters()
+        self.tally = Tally()
+        """Further counts, for the metrics."""
+
         self.apply_queue = CallQueue()
         """Runs changes of the model and copies of its arrays, so that no copy sees half an update."""
 

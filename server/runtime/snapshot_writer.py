@@ -251,14 +251,16 @@ class SnapshotWriter:
             if model.keeper is not None:
                 model.keeper.prepare_snapshot()
             size = self._data_folder.write(model.spec.name, write)
-        except ServiceError:  # some are OSErrors too
-            raise
-        except OSError as error:
+        except (OSError, ServiceError) as error:
+            model.tally.note_failed_snapshot()
+            if isinstance(error, ServiceError):  # some are OSErrors too
+                raise
             raise SnapshotError(f"model {model.spec.name!r}: its snapshot could not be written ({error})") from error
         model.note_snapshot(captured[0])
         state = model.state()
         state = state._replace(version=state.snapshot_version)  # later pushes may have changed the model
         written = Written(state, size, time.monotonic() - start)
+        model.tally.note_snapshot(written.duration_seconds, size, time.time())
         _log.info(
             "model %s: snapshot of version %d, %d bytes, took %.3f s", model.spec.name, state.version, *written[1:]
         )

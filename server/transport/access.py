@@ -141,6 +141,13 @@ class Guard:
         """
         self._take(self._token(metadata), 0, nbytes, must=must)
 
+    def name_of(self, metadata: Metadata) -> str:
+        """Return the name of a call's token, never the token itself; empty if the call has no valid one."""
+        try:
+            return self._token(metadata).name
+        except UnauthenticatedError:
+            return ""
+
     def visible(self, metadata: Metadata) -> Callable[[str], bool]:
         """Return a function that says whether a call may know of a model.
 

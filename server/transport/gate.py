@@ -20,6 +20,7 @@ from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.heap import give_back_free_memory
 from numba_adam.server.runtime.launcher import use_threads
+from numba_adam.server.runtime.tally import Refusals
 from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.in_flight import InFlight
 from numba_adam.server.transport.permits import Permits
@@ -87,11 +88,15 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
     Args:
         entries: every method's entry, by its path.
         guard: checks the tokens of calls; None: they need none.
+        refusals: counts the refused calls.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], guard: Guard | None = None) -> None:
+    def __init__(
+        self, entries: Mapping[str, Entry], guard: Guard | None = None, refusals: Refusals | None = None
+    ) -> None:
         self._entries = entries
         self._guard = guard
+        self._refusals = refusals or Refusals()
         self._executor = ThreadPoolExecutor(1, "numba-adam-refusal")
         self._refusal: Handler = grpc.stream_unary_rpc_method_handler(run_on(self._executor, _refuse))
 
@@ -100,11 +105,15 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
         if self._guard is not None:
             why = self._guard.refuse(handler_call_details.invocation_metadata or ())
             if why is not None:
+                self._refusals.note("unauthenticated")
                 return self._unauthenticated(why)
         entry = self._entries.get(handler_call_details.method)
         if entry is None:
             return None
-        return entry.handler if entry.pool.try_admit() else self._refusal
+        if entry.pool.try_admit():
+            return entry.handler
+        self._refusals.note("call_limit")
+        return self._refusal
 
     def _unauthenticated(self, why: str) -> Handler:
         """Return the handler that refuses a call without a valid token."""

@@ -29,6 +29,11 @@ class InFlight:
         if not context.add_callback(self._end):  # it is over already
             self._end()
 
+    @property
+    def count(self) -> int:
+        """Number of calls in flight."""
+        return self._count
+
     def wait_until_none(self, timeout_seconds: float) -> bool:
         """Wait until no call is in flight; return False when the timeout comes first.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from numba_adam.errors import InvalidRequestError, NumbaAdamError
+from numba_adam.errors import InvalidRequestError, NumbaAdamError, ServiceError
 from numba_adam.ps import convert, framing
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
+from numba_adam.ps.detail import Detail
 from numba_adam.ps.errors import to_status
 from numba_adam.ps.transfer import Parts
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
-from numba_adam.ps.v1.error_pb2 import ErrorDetail
+from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
@@ -30,6 +32,7 @@ from numba_adam.server.runtime.pull_copy import PullCopy
 from numba_adam.server.runtime.pulls import Caller
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
+from numba_adam.server.runtime.tally import Refusals
 from numba_adam.server.transport import messages
 from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.gate import Calls, Context, Entry, Handler, end
@@ -55,6 +58,9 @@ class ParameterService:
 
     def __init__(self, runtime: Runtime, watch: Watch, guard: Guard | None = None) -> None:
         self.guard = guard
+        self.refusals = Refusals()
+        """The calls that ended with an error."""
+
         self._runtime = runtime
         self._watch = watch
         self._headers = messages.PushHeaders()
@@ -143,9 +149,20 @@ class ParameterService:
     def _push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
         """Apply one gradient; return the acknowledgement."""
         model = self._runtime.registry.get(header.model)
+        begin = time.perf_counter()
         with saying_state_of(model):
             request = self._headers.from_proto(header, model)
-        return messages.pushed_to_proto(self._runtime.pushes.push(model, request, parts))
+        try:
+            pushed = self._runtime.pushes.push(model, request, parts)
+        except BaseException as error:
+            if _is_recorded(error):
+                model.tally.note_push(time.perf_counter() - begin, request.total_bytes, None)
+            else:
+                model.tally.note_failed_push()
+            raise
+        staleness = None if pushed.is_duplicate else pushed.staleness
+        model.tally.note_push(time.perf_counter() - begin, request.total_bytes, staleness)
+        return messages.pushed_to_proto(pushed)
 
     def _send(
         self, pull_copy: PullCopy, kind: int, response: type[_PullAnswer], context: Context
@@ -205,6 +222,12 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
     """Return gRPC's handler of one method, streaming as its descriptor says."""
     run, decode, requests, guard = method.run.__get__(service), method.decode, calls.requests, service.guard
 
+    def refused(error: Exception, context: Context) -> tuple[grpc.StatusCode, str, ErrorDetail]:
+        status = _status_of(error)
+        token = "" if guard is None else guard.name_of(context.invocation_metadata())
+        service.refusals.note(_reason_of(*status), token)
+        return status
+
     def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack, context: Context) -> Any:
         if not call.client_streaming:
             request = requests.parse_only(decode, first)
@@ -224,7 +247,7 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
                 with calls.served(context):
                     return calls.counted(framing.encode_message(run(request, context)), context)
             except Exception as error:
-                status = _status_of(error)
+                status = refused(error, context)
             del request  # frees its memory before `held` stops counting it
             return end(context, *status)
 
@@ -237,7 +260,7 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
                     yield from map(framing.encode_message, run(request, context))
                 return
             except Exception as error:
-                status = _status_of(error)
+                status = refused(error, context)
             del request
             end(context, *status)
 
@@ -258,6 +281,16 @@ def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:
     return to_status(error)
 
 
+def _reason_of(code: grpc.StatusCode, _: str, detail: ErrorDetail) -> str:
+    """Return why a call is refused, for the metrics: the reason of the protocol, or the status code."""
+    return Reason.Name(detail.reason).removeprefix("REASON_").lower() if detail.reason else code.name.lower()
+
+
+def _is_recorded(error: BaseException) -> bool:
+    """Return whether an error is an answer to a push that the server keeps."""
+    return isinstance(error, ServiceError) and isinstance(error.detail, Detail) and error.detail.sequence_recorded
+
+
 def _caller(context: Context) -> Caller:
     return Caller(context.time_remaining, lambda: not context.is_active(), context.add_callback)
 
@@ -271,12 +304,15 @@ def _pulled(
     pull_copy: PullCopy, kind: int, response: type[_PullAnswer], chunk_bytes: int
 ) -> Iterator[_PullAnswer | bytes]:
     """Yield the messages of a pull copy: header, encoded chunks, trailer."""
-    payload, checksum = pull_copy.bytes.data, new_checksum(kind)
+    payload, checksum, tally = pull_copy.bytes.data, new_checksum(kind), pull_copy.model.tally
     state = convert.state_to_proto(pull_copy.state)
     header = pb.PullHeader(state=state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
+    begin = time.perf_counter()
     yield response(header=header)
     for offset in range(0, len(payload), chunk_bytes):
         piece = payload[offset : offset + chunk_bytes]
         checksum.update(piece)
         yield framing.encode_chunk(offset, piece)
+        tally.note_sent(len(piece))
+    tally.pull_seconds.add(time.perf_counter() - begin)  # before the last message: nobody reads on after it
     yield response(trailer=TransferTrailer(checksum=checksum.value()))

@@ -30,6 +30,7 @@ ORDER = (
     ("server.storage",),
     ("server.runtime",),
     ("server.transport",),
+    ("server.metrics",),
     ("server.embedded", "client"),
     ("server.main",),
     ("server",),

@@ -49,7 +49,7 @@ def test_without_settings_the_defaults_apply(parse):
 def test_every_setting_can_come_from_everywhere(parse, tmp_path):
     """Each field in turn, with a value that is not its default."""
     values = {str: "[::1]:7", Path: "elsewhere", int: 3_000_003, float: 7.5}
-    kinds = {"str": str, "Path": Path, "Path | None": Path, "int": int, "float": float}
+    kinds = {"str": str, "str | None": str, "Path": Path, "Path | None": Path, "int": int, "float": float}
     for item in fields(ServerConfig):
         value = "required" if item.name == "loopback_token" else values[kinds[item.type]]
         flag = f"--{item.name.replace('_', '-')}"

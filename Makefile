@@ -52,7 +52,7 @@ QUICK := tests/ps tests/docs tests/guards/test_habits.py tests/guards/test_safet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test quick campaigns examples languages mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
+.PHONY: help test quick campaigns debian examples languages mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ test: $(VENV)/.test  ## run the test suite (ARGS="-k name" narrows it)
 quick: $(VENV)/.test  ## two thousand tests that start no process: half a minute, for while you work
 	$(VENV)/bin/python -m pytest -m "not parity and not cuda and not campaign and not languages and not slow" $(QUICK) $(ARGS)
 
-campaigns: $(VENV)/.test  ## what takes minutes: kills, forks, signals and floods, a push of 1 GB, the demonstration, the longer examples
+campaigns: $(VENV)/.test | debian  ## what takes minutes: kills, forks, signals and floods, a push of 1 GB, the demonstration, the longer examples
 	$(VENV)/bin/python -m pytest -m "campaign and not parity" $(ARGS)
 
 examples: $(VENV)/.test $(NODE)/.package-lock.json  ## run the workers in other languages, through a kill of their server
@@ -174,6 +174,9 @@ $(MUTANTS)/.made: Makefile pyproject.toml | $(MUTANTS)/.venv-made
 
 languages:
 	tools/install_languages.sh
+
+debian:
+	tools/install_campaigns.sh
 
 $(NODE)/.package-lock.json: examples/node/package.json examples/node/package-lock.json | languages
 	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund

@@ -36,6 +36,7 @@
         ├── AccessDeniedError          (PermissionError)   the token of the call does not allow it
         │   └── UnauthenticatedError   the call has no token, or one that is not valid
         ├── ServerUnavailableError     (ConnectionError)
+        │   ├── DiskFullError          the server's disk has no room for the push; retry later
         │   └── TlsError               client and server cannot agree on TLS; a retry cannot succeed
         ├── DeadlineExceededError      (TimeoutError)
         └── InternalServerError        (RuntimeError) a bug in the server
@@ -189,6 +190,10 @@ class UnauthenticatedError(AccessDeniedError):
 
 class ServerUnavailableError(ServiceError, ConnectionError):
     """The server could not be reached."""
+
+
+class DiskFullError(ServerUnavailableError):
+    """The server's disk has no room to keep the push, which changed nothing. Retry later."""
 
 
 class TlsError(ServerUnavailableError):

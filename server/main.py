@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 from numba_adam.server.runtime.heap import share_heaps
+from numba_adam.server.storage.durable import end_after_failed_sync
 from numba_adam.server.transport.descriptors import raise_limit
 
 _log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def serve(config: ServerConfig) -> int:
     When the server is ready, it prints one line on stdout: "numba-adam: serving on HOST:PORT".
 
     Returns:
-        Exit status: 0 when every model's last state is on disk, else 1.
+        Exit status: 0 when every model's last state is on disk, else 1. If an fsync fails, the process ends at once
+        with durable.FAILED_SYNC_STATUS.
 
     Raises:
         ConfigurationError: the data folder or the address cannot be used.
@@ -35,6 +37,7 @@ def serve(config: ServerConfig) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     raise_limit()
     share_heaps()
+    end_after_failed_sync()
     with _stop_signals() as wait:
         server = Server(config)
         server.start()

@@ -17,6 +17,9 @@ exactly once. It writes snapshots, from which a restarted server continues.
 When the server is ready, it prints one line, `numba-adam: serving on HOST:PORT`. SIGTERM, SIGHUP or Ctrl-C stops it: it
 saves its models, finishes the requests in progress, and saves the models that these have changed.
 
+The exit status is 0 if everything is on disk, 1 if not, and 74 if an fsync failed: then the server ends at once, because
+what it wrote may not be on disk. While the disk is full, models of durability "disk" can be pulled, and pushes wait.
+
 The value of a setting comes from the first of these that has it: the option, the environment variable (for example
 NUMBA_ADAM_DATA_DIR for --data-dir), the TOML file of --config, the default.
 """

@@ -57,6 +57,7 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_SEQUENCE_REUSED, errors.SequenceReusedError, grpc.StatusCode.INVALID_ARGUMENT),
     Row(Reason.REASON_UNAUTHENTICATED, errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
     Row(Reason.REASON_PERMISSION_DENIED, errors.AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED),
+    Row(Reason.REASON_DISK_FULL, errors.DiskFullError, grpc.StatusCode.UNAVAILABLE),
     Row(Reason.REASON_RATE_LIMITED, errors.RateLimitedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     Row(Reason.REASON_GRADIENT_TOO_LARGE, errors.GradientTooLargeError, grpc.StatusCode.INVALID_ARGUMENT),
     # These have no reason of their own. A wrong setting is an invalid request, the status code alone reports a missed

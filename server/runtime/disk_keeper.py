@@ -13,13 +13,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from numba_adam.errors import InternalServerError, ServerUnavailableError
+from numba_adam.errors import DiskFullError, InternalServerError, ServerUnavailableError, ServiceError
+from numba_adam.ps.detail import with_detail
 from numba_adam.server.model.arena import FlatArray
 from numba_adam.server.model.events import Acceptance, Event, encode
 from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.keeping import PENDING, Keeping
+from numba_adam.server.storage.durable import NO_ROOM
 from numba_adam.server.storage.segment import Writer
 from numba_adam.server.storage.segments import Segments
+
+_LONG_JOURNAL_BYTES = (
+    1 << 28
+)  # beyond this, and beyond so many gradients, a snapshot is due: a start replays the journal
+_LONG_JOURNAL_GRADIENTS = 12
+_MARGIN_BYTES = 1 << 16
+_RETRY_MILLISECONDS = 1000
 
 
 class DiskKeeper(Keeping):
@@ -58,21 +67,38 @@ class DiskKeeper(Keeping):
         self._writer = segments.create()
         self._unsynced = [self._writer]
         self._snapshots = deque([self._writer.path], maxlen=2)  # where the newest two snapshots begin
-        segments.begin(self._writer, runs, ledger())
+        self._bytes = 0  # since the last snapshot began
+        self._is_full = False
+        segments.begin(self._writer, runs, ledger(), is_previous_synced=True)
         self._note_record()
         self.settle()
 
     def note(self, event: Event, gradient: FlatArray | None = None) -> None:
         """Write an event and the gradient of its update; see Keeping. It is kept after `settle`."""
         self._check_failure()
+        before = self._writer.size
         try:
             self._writer.append(encode(event), gradient)
         except OSError as error:
+            if error.errno in NO_ROOM:
+                self._is_full = True
+                raise self._disk_full(str(error)) from error
             raise ServerUnavailableError(
-                f"{str(self._writer.path)!r} cannot be written ({error}); nothing was changed, try again when there "
-                "is room"
+                f"{str(self._writer.path)!r} cannot be written ({error}); nothing was changed, try again"
             ) from error
+        self._is_full = False
+        self._bytes += self._writer.size - before
         self._note_record(is_version=isinstance(event, Acceptance))
+
+    def check_room(self, nbytes: int) -> None:
+        """Refuse a push before its gradient is received, while the disk is full; see Keeping."""
+        if self._is_full and self._segments.free_bytes() < nbytes + _MARGIN_BYTES:
+            raise self._disk_full("No space left on device")
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the journal has become long; see Keeping."""
+        return self._bytes > max(_LONG_JOURNAL_BYTES, _LONG_JOURNAL_GRADIENTS * self._nbytes)
 
     @contextlib.contextmanager
     def gradient(self, what: str) -> Iterator[tuple[int, Bytes]]:
@@ -97,6 +123,7 @@ class DiskKeeper(Keeping):
 
     def prepare_snapshot(self) -> None:
         """Create the next segment; see Keeping."""
+        self._bytes = 0
         if self._prepared is None:
             self._prepared = self._segments.create()
 
@@ -105,7 +132,9 @@ class DiskKeeper(Keeping):
         self._check_failure()
         if self._prepared is None:
             raise AssertionError("a snapshot must be prepared")
-        self._segments.begin(self._prepared, (self._run,), self._ledger())
+        with self._changed:
+            is_synced = self._settled == self._noted
+        self._segments.begin(self._prepared, (self._run,), self._ledger(), is_previous_synced=is_synced)
         self._writer, self._prepared = self._prepared, None
         with self._changed:
             self._unsynced.append(self._writer)
@@ -126,6 +155,13 @@ class DiskKeeper(Keeping):
             for writer in (*self._unsynced, *([self._prepared] if self._prepared else [])):
                 writer.close()
             self._unsynced.clear()
+
+    def _disk_full(self, why: str) -> ServiceError:
+        error = DiskFullError(
+            f"{str(self._writer.path)!r} cannot be written ({why}): the model can be pulled, and pushes wait for room "
+            "on the server's disk; nothing was changed, try again later"
+        )
+        return with_detail(error, retry_after_milliseconds=_RETRY_MILLISECONDS)
 
     def _note_record(self, *, is_version: bool = False) -> None:
         with self._changed:

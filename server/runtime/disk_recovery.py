@@ -140,7 +140,8 @@ class Recovery:
         """
         torn_at = before.reader.torn_at
         end = before.reader.status.st_size if torn_at is None else torn_at
-        if any(record.synced for segment in rest for record in segment.records):
+        promised = [each.beginning is not None and each.beginning.is_previous_synced for each in rest]
+        if any(promised) or any(record.synced for segment in rest for record in segment.records):
             raise CorruptSnapshotError(
                 f"{str(before.path)!r} is damaged at offset {end}: it ends there, and {str(rest[0].path)!r} continues "
                 "a later state. Put the file back from a backup"

@@ -36,6 +36,18 @@ class Keeping(ABC):
     def close(self, *, remove: bool) -> None:
         """Close the files; remove them, if nothing in them is needed any more."""
 
+    def check_room(self, nbytes: int) -> None:  # noqa: B027 - not every level needs it
+        """Refuse a push of that size early, if it could not be kept.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether a snapshot should be written soon."""
+        return False
+
     def settle(self) -> None:  # noqa: B027 - not every level needs it
         """Wait until all that was noted before is kept. Only then may anybody learn of it.
 

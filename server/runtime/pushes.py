@@ -97,6 +97,8 @@ class Pushes:
             present = present_arrays(model.spec, request)
             payload = payload_of(model.spec, request)
             nbytes = payload.elements * model.arena.dtype.itemsize
+            if model.keeper is not None:
+                model.keeper.check_room(nbytes)
             with self._receiving(model, key), self._staging(model, nbytes) as (number, target):
                 receiver = _receiver(model, request, payload, target)
                 receive(parts, receiver)

@@ -167,7 +167,8 @@ class SnapshotWriter:
 
     def note_push(self, model: Model) -> None:
         """Queue a snapshot in the background if enough pushes were applied since the last one."""
-        if self._every_pushes and model.version - model.tried_version >= self._every_pushes:
+        is_due = self._every_pushes and model.version - model.tried_version >= self._every_pushes
+        if is_due or (model.keeper is not None and model.keeper.wants_snapshot):
             self._queue_snapshot(model)
 
     def _each(self, function: Callable[[Model], _R], models: Iterable[Model]) -> list[tuple[Model, Future[_R]]]:

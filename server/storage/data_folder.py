@@ -33,6 +33,7 @@ from numba_adam.server.storage.durable import (
     check_folder,
     make_folder,
     replace,
+    sync,
     sync_folder,
     write_new,
 )
@@ -283,7 +284,7 @@ class DataFolder:
         """Write the folder's format to the lock file, and deny it to other users."""
         os.fchmod(self._lock, 0o600)
         os.pwrite(self._lock, LOCK_TEXT, 0)
-        os.fsync(self._lock)
+        sync(self._lock, self.path / "lock")
 
     def _take_lock(self) -> None:
         try:

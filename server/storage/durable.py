@@ -5,6 +5,8 @@ Imports the rule for private folders, which the kernel cache uses too, and the e
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -12,6 +14,15 @@ from pathlib import Path
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.kernel_cache import private_folder
+
+_log = logging.getLogger(__name__)
+FAILED_SYNC_STATUS = 74
+"""Exit status of a server that ended because an fsync failed."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that is full."""
+
+_is_process_ours = False
 
 TEMPORARY = ".writing"
 """Suffix of files that are being written."""
@@ -42,7 +53,7 @@ def write_new(path: Path, write: Callable[[int], int]) -> int:
     try:
         os.fchmod(descriptor, 0o600)
         size = write(descriptor)
-        os.fsync(descriptor)
+        sync(descriptor, path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -71,9 +82,46 @@ def sync_folder(folder: Path) -> None:
     """Fsync a folder, so that the names in it are on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync(descriptor, folder)
     finally:
         os.close(descriptor)
+
+
+def end_after_failed_sync() -> None:
+    """Make a failed fsync end this process. A program that embeds a server gets an error instead.
+
+    After a failure the system may take what it could not write for written, so another try proves nothing. The next
+    process reads what is on disk.
+    """
+    global _is_process_ours
+    _is_process_ours = True
+
+
+def sync(descriptor: int, path: Path, *, data_only: bool = False) -> None:
+    """Fsync a file or a folder.
+
+    Args:
+        descriptor: its descriptor.
+        path: its path, for messages.
+        data_only: True: its times need not be on disk; and a full disk ends the process too.
+
+    Raises:
+        OSError: it may not be on disk.
+    """
+    try:
+        (os.fdatasync if data_only else os.fsync)(descriptor)
+    except OSError as error:
+        if _is_process_ours and (data_only or error.errno not in NO_ROOM):
+            _log.critical(
+                "%s: fsync failed (%s), so what was written may not be on disk; the server ends with status %d, and "
+                "acknowledges nothing any more. Check the disk, then start it again: it reads what is there",
+                path,
+                error,
+                FAILED_SYNC_STATUS,
+            )
+            logging.shutdown()
+            os._exit(FAILED_SYNC_STATUS)
+        raise
 
 
 def check_folder(path: Path) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import xxhash
 
 from numba_adam.errors import CorruptSnapshotError
+from numba_adam.server.storage.durable import sync
 
 MAGIC = b"NBADSEG1"
 _MARK = b"NBADREC1"
@@ -123,7 +124,7 @@ class Writer:
             OSError: it may not be, and another try would not say so.
         """
         size = self.size
-        os.fdatasync(self._descriptor)
+        sync(self._descriptor, self.path, data_only=True)
         self.synced = max(self.synced, size)
 
     def close(self) -> None:
@@ -154,6 +155,10 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        sync(self._descriptor, path)  # what was written and not fsynced is about to become part of the model
+        os.posix_fadvise(
+            self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED
+        )  # read the disk: a failed fsync left only memory
         self.status = os.fstat(self._descriptor)
         self.torn_at: int | None = None
         """Where a torn record begins, once the records before it were read."""
@@ -216,7 +221,7 @@ class Reader:
             OSError: it cannot be changed.
         """
         os.ftruncate(self._descriptor, size)
-        os.fsync(self._descriptor)
+        sync(self._descriptor, self.path)
 
     def _record(self, position: int) -> Record | None:
         """Return the record at a position; None if it is torn."""

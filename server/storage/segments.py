@@ -22,7 +22,7 @@ from numba_adam.server.storage.segment import Reader, Record, Writer
 
 FORMAT = 1
 _NAME = re.compile(r"([0-9]{8,})\.journal")
-_KEYS = ("format", "lock_inode", "inode", "runs", "ledger")
+_KEYS = ("format", "lock_inode", "inode", "runs", "is_previous_synced", "ledger")
 
 
 class Beginning(NamedTuple):
@@ -33,6 +33,9 @@ class Beginning(NamedTuple):
 
     ledger: Mapping[str, Any]
     """The ledger's record where the segment begins."""
+
+    is_previous_synced: bool
+    """Whether the segment before was on disk when this one began."""
 
     is_original: bool
     """Whether the file is where it was written: no copy, link or part of another data folder."""
@@ -69,7 +72,9 @@ class Segments:
             raise
         return writer
 
-    def begin(self, writer: Writer, runs: Sequence[str], ledger: Mapping[str, Any]) -> None:
+    def begin(
+        self, writer: Writer, runs: Sequence[str], ledger: Mapping[str, Any], *, is_previous_synced: bool
+    ) -> None:
         """Write the first record of a segment.
 
         Raises:
@@ -80,6 +85,7 @@ class Segments:
             "lock_inode": self._lock.stat().st_ino,
             "inode": writer.inode,
             "runs": runs,
+            "is_previous_synced": is_previous_synced,
             "ledger": ledger,
         }
         writer.append(json.dumps(content, separators=(",", ":")).encode())
@@ -107,6 +113,11 @@ class Segments:
         writer.close()
         writer.path.unlink(missing_ok=True)
 
+    def free_bytes(self) -> int:
+        """Return how many bytes the disk has room for."""
+        found = os.statvfs(self._folder)
+        return found.f_bavail * found.f_frsize
+
     def remove_before(self, path: Path) -> None:
         """Remove the segments before one."""
         for old in self.paths():
@@ -128,7 +139,7 @@ class Segments:
         written = content["lock_inode"], content["inode"]
         lock = self._lock.stat()
         is_original = written == (lock.st_ino, reader.status.st_ino) and lock.st_nlink == reader.status.st_nlink == 1
-        return Beginning(content["runs"], content["ledger"], is_original)
+        return Beginning(content["runs"], content["ledger"], content["is_previous_synced"], is_original)
 
 
 def is_segment(path: os.PathLike[str]) -> bool:

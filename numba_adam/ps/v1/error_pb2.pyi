@@ -30,6 +30,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_PERMISSION_DENIED: _ClassVar[Reason]
     REASON_RATE_LIMITED: _ClassVar[Reason]
     REASON_GRADIENT_TOO_LARGE: _ClassVar[Reason]
+    REASON_DISK_FULL: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_MODEL_NOT_FOUND: Reason
@@ -52,6 +53,7 @@ REASON_UNAUTHENTICATED: Reason
 REASON_PERMISSION_DENIED: Reason
 REASON_RATE_LIMITED: Reason
 REASON_GRADIENT_TOO_LARGE: Reason
+REASON_DISK_FULL: Reason
 
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch")

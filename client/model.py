@@ -130,7 +130,9 @@ class Model:
             grads: an array for each of the model's names, of the same shape, in any form that `create_model` takes. A
                 PyTorch parameter stands for its `.grad`. None: this array has no gradient and does not change. The
                 dtype is the model's, bfloat16 or float16. If all arrays are bfloat16, or all float16, they travel so,
-                in half the bytes. Do not modify the gradients before the call returns.
+                in half the bytes. Do not modify the gradients before the call returns. `module.state_dict()` has the
+                values of the parameters, which cannot be told from gradients: pass `module.named_parameters()` or
+                `module.state_dict(keep_vars=True)`.
 
         Returns:
             The server's answer. Its `applied` is False if the server lost the state that the gradient was computed

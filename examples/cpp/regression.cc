@@ -4,6 +4,8 @@
 //   numba-adam serve --listen 127.0.0.1:50051 --data-dir checkpoints --snapshot-every-pushes 100
 //   examples/cpp/build/regression 127.0.0.1:50051
 //
+// For a server with TLS and tokens, set NUMBA_ADAM_SERVER_CA (a file) and NUMBA_ADAM_TOKEN: see docs/remote.md.
+//
 // Kill the server with kill -9 and start it again: the worker goes back with it to the last snapshot, and goes on.
 
 #include <cmath>

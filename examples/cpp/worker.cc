@@ -1,7 +1,10 @@
 #include "worker.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <random>
 #include <thread>
 
@@ -42,6 +45,7 @@ bool IsTransient(grpc::StatusCode code, ps::Reason reason) {
     case ps::REASON_BUDGET:
     case ps::REASON_IN_PROGRESS:
     case ps::REASON_STOPPING:
+    case ps::REASON_RATE_LIMITED:
       return true;
     case ps::REASON_UNSPECIFIED:
       return code == grpc::UNAVAILABLE || code == grpc::CANCELLED || code == grpc::INTERNAL || code == grpc::UNKNOWN ||
@@ -51,12 +55,45 @@ bool IsTransient(grpc::StatusCode code, ps::Reason reason) {
   }
 }
 
+// Returns a variable of the environment; empty if it is not set.
+std::string Variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+// Returns the content of a file that a variable of the environment names; empty without the variable.
+std::string FileOf(const char* name) {
+  const std::string path = Variable(name);
+  if (path.empty()) return "";
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(std::string(name) + ": cannot read " + path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// TLS if the environment names the server's CA, with the same variables as our Python client; else a plain connection.
+std::shared_ptr<grpc::ChannelCredentials> Credentials() {
+  const std::string ca = FileOf("NUMBA_ADAM_SERVER_CA");
+  if (ca.empty()) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions options;
+  options.pem_root_certs = ca;
+  options.pem_cert_chain = FileOf("NUMBA_ADAM_WORKER_CERTIFICATE");
+  options.pem_private_key = FileOf("NUMBA_ADAM_WORKER_KEY");
+  return grpc::SslCredentials(options);
+}
+
+// Returns the access token for an address. Without TLS, others on the way could read it: it stays on this machine then.
+std::string TokenFor(const std::string& address) {
+  const auto begins = [&](const char* host) { return address.rfind(host, 0) == 0; };
+  const bool is_loopback = begins("localhost:") || begins("127.0.0.1:") || begins("[::1]:");
+  return is_loopback || !Variable("NUMBA_ADAM_SERVER_CA").empty() ? Variable("NUMBA_ADAM_TOKEN") : "";
+}
+
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   grpc::ChannelArguments arguments;
   // gRPC waits up to two minutes between tries to connect. A server restarts within seconds.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(address, Credentials(), arguments);
 }
 
 }  // namespace
@@ -64,6 +101,7 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
 Worker::Worker(const std::string& address, ps::ModelSpec spec, std::string worker_id, std::chrono::seconds timeout,
                std::function<void(std::uint64_t)> on_rewind)
     : stub_(ps::ParameterService::NewStub(Connect(address))),
+      token_(TokenFor(address)),
       spec_(std::move(spec)),
       worker_id_(std::move(worker_id)),
       timeout_(timeout),
@@ -75,6 +113,7 @@ void Worker::Retry(const std::function<grpc::Status(grpc::ClientContext*)>& atte
   for (int ceiling = 50;; ceiling = std::min(2 * ceiling, 2000)) {
     grpc::ClientContext context;  // a context is for one try
     context.set_deadline(deadline);
+    if (!token_.empty()) context.AddMetadata("authorization", "Bearer " + token_);
     const grpc::Status status = attempt(&context);
     if (status.ok()) return;
     const ps::ErrorDetail detail = DetailOf(context);

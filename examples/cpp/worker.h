@@ -1,6 +1,7 @@
 // A worker of a numba-adam parameter server: create or open a model, pull its parameters, push gradients.
 //
-// docs/wire.md explains each step. All arrays are float64. A worker is for one thread.
+// docs/wire.md explains each step. The environment says whether there is TLS, and the access token (docs/remote.md).
+// All arrays are float64. A worker is for one thread.
 #pragma once
 
 #include <chrono>
@@ -73,6 +74,7 @@ class Worker {
                 Header header, const std::string& payload);
 
   std::unique_ptr<ps::ParameterService::Stub> stub_;
+  std::string token_;  // empty: none
   ps::ModelSpec spec_;
   std::string worker_id_;
   std::chrono::seconds timeout_;

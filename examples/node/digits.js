@@ -6,6 +6,8 @@
 //   npm ci --prefix examples/node
 //   node examples/node/digits.js 127.0.0.1:50051 digits.json
 //
+// For a server with TLS and tokens, set NUMBA_ADAM_SERVER_CA (a file) and NUMBA_ADAM_TOKEN: see docs/remote.md.
+//
 // Kill the server with kill -9 and start it again: the worker goes back with it to the last snapshot, and goes on.
 
 import { readFileSync } from 'node:fs';

@@ -3,6 +3,7 @@
 // It is made from proto/ alone. docs/wire.md explains each step. All arrays are float32.
 
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { randomBytes } from 'node:crypto';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -29,10 +30,28 @@ function detailOf(error) {
 /** Return whether the same call, sent again with the same content, may succeed. */
 function isTransient(error, detail) {
   if (detail) {
-    return ['REASON_CORRUPT_TRANSFER', 'REASON_BUDGET', 'REASON_IN_PROGRESS', 'REASON_STOPPING'].includes(detail.reason);
+    return ['REASON_CORRUPT_TRANSFER', 'REASON_BUDGET', 'REASON_IN_PROGRESS', 'REASON_STOPPING', 'REASON_RATE_LIMITED']
+      .includes(detail.reason);
   }
   const { UNAVAILABLE, CANCELLED, INTERNAL, UNKNOWN, DATA_LOSS, RESOURCE_EXHAUSTED } = grpc.status;
   return [UNAVAILABLE, CANCELLED, INTERNAL, UNKNOWN, DATA_LOSS, RESOURCE_EXHAUSTED].includes(error.code);
+}
+
+/**
+ * Return the credentials of a connection. NUMBA_ADAM_SERVER_CA, NUMBA_ADAM_WORKER_CERTIFICATE and NUMBA_ADAM_WORKER_KEY
+ * name the files of TLS, as for our Python client. Without a CA the connection is plain.
+ */
+function credentialsOf(environment) {
+  const names = ['NUMBA_ADAM_SERVER_CA', 'NUMBA_ADAM_WORKER_KEY', 'NUMBA_ADAM_WORKER_CERTIFICATE'];
+  const [ca, key, certificate] = names.map((name) => (environment[name] ? readFileSync(environment[name]) : null));
+  return ca ? grpc.credentials.createSsl(ca, key, certificate) : grpc.credentials.createInsecure();
+}
+
+/** Return what every call sends along: the access token of NUMBA_ADAM_TOKEN, if there is one. */
+function metadataOf({ NUMBA_ADAM_TOKEN: token }) {
+  const metadata = new grpc.Metadata();
+  if (token) metadata.set('authorization', `Bearer ${token}`);
+  return metadata;
 }
 
 const random = () => randomBytes(16).toString('hex');
@@ -54,7 +73,10 @@ export class Worker {
    */
   constructor(address, spec, { workerId, timeoutSeconds = 60, onRewind = () => {} }) {
     Object.assign(this, { spec, workerId, timeoutSeconds, onRewind });
-    this.stub = new ParameterService(address, grpc.credentials.createInsecure(), {
+    // Without TLS, others on the way could read a token: it stays on this machine then.
+    const isSecret = process.env.NUMBA_ADAM_SERVER_CA || /^(localhost|127\.0\.0\.1|\[::1\]):/.test(address);
+    this.metadata = metadataOf(isSecret ? process.env : {});
+    this.stub = new ParameterService(address, credentialsOf(process.env), {
       // gRPC waits up to two minutes between tries to connect. A server restarts within seconds.
       'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 1000,
     });
@@ -181,7 +203,7 @@ export class Worker {
   /** One request, one answer. */
   #call(method, request) {
     return this.#retry((deadline) => new Promise((resolve, reject) => {
-      this.stub[method](request, { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
+      this.stub[method](request, this.metadata, { deadline }, (error, answer) => (error ? reject(error) : resolve(answer)));
     }));
   }
 
@@ -189,7 +211,7 @@ export class Worker {
   #send(method, header, payload) {
     return this.#retry((deadline) => new Promise((resolve, reject) => {
       let isAnswered = false;
-      const call = this.stub[method]({ deadline }, (error, answer) => {
+      const call = this.stub[method](this.metadata, { deadline }, (error, answer) => {
         isAnswered = true;
         call.emit('drain'); // ends the wait below
         if (error) reject(error);
@@ -210,7 +232,7 @@ export class Worker {
     let header, trailer;
     let payload = new Uint8Array(0);
     let received = 0;
-    for await (const message of this.stub.Pull(request, { deadline })) {
+    for await (const message of this.stub.Pull(request, this.metadata, { deadline })) {
       if (message.part === 'header') {
         header = message.header;
         payload = new Uint8Array(Number(header.total_bytes)); // of its own, so that float32 views of it are aligned

@@ -110,6 +110,15 @@ class TestTorch:
         model.pull(out=third.state_dict())
         self.check_close(net, third)
 
+    def test_a_state_dict_with_its_parameters_pushes_their_gradients(self, client):
+        net = self.net()
+        model, twin = (client.create_model(name, net.named_parameters(), lr=0.1) for name in ("m", "twin"))
+        net(torch.ones(3, 4)).sum().backward()
+        model.push(net.state_dict(keep_vars=True))
+        twin.push(net.named_parameters())
+        for name, tensor in model.pull().items():
+            assert torch.equal(tensor, twin.pull()[name])
+
     def test_a_tensor_that_requires_a_gradient_is_a_parameter(self, client):
         weights = {"w": torch.ones(3, requires_grad=True), "b": torch.zeros(2, requires_grad=True)}
         model = client.create_model("m", weights, lr=0.5)

@@ -17,19 +17,21 @@ import pytest
 
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 READY = "numba-adam: serving on "
 
 
 class ServerProcess:
     """`numba-adam serve` as a process that can be killed and started again on its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.address = "127.0.0.1:0"
-        self._folder = folder
+        self._folder, self._options = folder, options
 
     def start(self) -> None:
         command = [sys.executable, "-m", "numba_adam", "serve", "--listen", self.address]
-        command += ["--data-dir", str(self._folder / "data"), "--snapshot-every-pushes", "50"]
+        command += ["--data-dir", str(self._folder / "data"), "--snapshot-every-pushes", "50", *self._options]
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=self._folder)
         line = self._process.stdout.readline().strip()
@@ -44,12 +46,47 @@ class ServerProcess:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server process that saves a snapshot every 50 pushes."""
-    process = ServerProcess(tmp_path)
-    process.start()
-    yield process
-    process.kill()
+def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Start a server process that saves a snapshot every 50 pushes, with further options of the command."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str) -> ServerProcess:
+            process = ServerProcess(tmp_path, *options)
+            process.start()
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server process without further options."""
+    return start_server()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Callable[..., list[str]]:
+    """The command of the worker in Node.js, with the images that it reads."""
+    digits = tmp_path / "digits.json"
+    program = [sys.executable, "examples/node/digits_json.py"]
+    digits.write_text(subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=800).stdout)
+
+    def command(address: str, steps: int, *more: str, seconds: int = 800) -> list[str]:
+        words = [address, str(digits), "--steps", str(steps), "--timeout-seconds", str(seconds), *more]
+        return ["node", str(EXAMPLES / "node" / "digits.js"), *words]
+
+    return command
+
+
+@pytest.fixture
+def cpp() -> Callable[..., list[str]]:
+    """The command of the worker in C++."""
+
+    def command(address: str, steps: int, *, seconds: int = 800) -> list[str]:
+        return [str(EXAMPLES / "cpp" / "build" / "regression"), address, str(steps), str(seconds)]
+
+    return command
 
 
 class Story(NamedTuple):

@@ -6,8 +6,6 @@
 import json
 import re
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,26 +19,6 @@ languages = pytest.mark.languages
 BACK = re.compile(r"the server is back, at version (\d+)")
 
 
-@pytest.fixture
-def digits(tmp_path: Path) -> str:
-    """The file of images that the Node.js example reads."""
-    command = [sys.executable, "examples/node/digits_json.py"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=800).stdout
-    (tmp_path / "digits.json").write_text(shown)
-    return str(tmp_path / "digits.json")
-
-
-@pytest.fixture
-def node(digits: str) -> Callable[..., list[str]]:
-    """The command of the worker in Node.js."""
-
-    def command(address: str, steps: int, *more: str) -> list[str]:
-        program = str(EXAMPLES / "node" / "digits.js")
-        return ["node", program, address, digits, "--steps", str(steps), "--timeout-seconds", "800", *more]
-
-    return command
-
-
 def run(command: list[str]) -> None:
     """Run a worker program to its end."""
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
@@ -50,12 +28,6 @@ def run(command: list[str]) -> None:
 def version_of(address: str, model: str) -> int:
     with ParameterClient(address, timeout_seconds=800) as client:
         return client.open_model(model).version
-
-
-@pytest.fixture
-def cpp() -> Callable[..., list[str]]:
-    """The command of the worker in C++."""
-    return lambda address, steps: [str(EXAMPLES / "cpp" / "build" / "regression"), address, str(steps), "800"]
 
 
 def restored_version(story) -> int:

@@ -61,8 +61,9 @@ class ServerConfig:
     )
     loopback_token: str = _setting(
         "off",
-        "on a loopback address: 'required': every call needs a token of 'numba-adam token'; 'off': none does, and "
-        "every user of this machine may use the server. Other addresses always need tokens.",
+        "on a loopback address: 'required': every call needs a token. Clients of the server's user find one by "
+        "themselves; others need one of 'numba-adam token'. 'off': none does, and every user of this machine may use "
+        "the server; the next release changes the default to 'required'. Other addresses always need tokens.",
     )
     metrics_listen: str | None = _setting(
         None,

@@ -6,6 +6,7 @@ Imports grpc and its health and reflection services.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ from grpc_reflection.v1alpha import reflection
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.installing import advice
+from numba_adam.ps import loopback_token
 from numba_adam.server.config import ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
+from numba_adam.server.storage.token_file import new_secret
 from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.descriptors import connection_limit
 from numba_adam.server.transport.gate import Calls, Gate
@@ -54,6 +57,9 @@ class Server:
         guard = Guard(config.data_dir.resolve()) if config.requires_tokens else None
         if guard is not None and not config.is_local:
             guard.check_usable(config.listen)
+        self._own_token = new_secret() if guard is not None and config.is_local else ""
+        if guard is not None and self._own_token:
+            guard.accept(self._own_token)
         self._runtime = Runtime(config)
         self._watch = Watch(config.stall_seconds)
         self._health = Health(self._watch)
@@ -89,6 +95,7 @@ class Server:
                 self._metrics.stop()
             self._runtime.stop()
             raise
+        self._publish_token(port)  # before the first call
         self._grpc.start()
         self._watch.start()
         for name in ("", SERVICE_NAME):
@@ -119,6 +126,8 @@ class Server:
         is_clean = self._runtime.stop()
         if self._metrics is not None:
             self._metrics.stop()
+        if self._own_token:
+            loopback_token.remove(self._token_file, self._own_token)
         _log.info("stopped")
         return is_clean
 
@@ -156,6 +165,23 @@ class Server:
             guard.check_usable(config.metrics_listen)
         collector = ServerCollector(self._runtime, self._refusals, lambda: self._calls.in_flight.count)
         return MetricsServer(config, guard, collector)
+
+    def _publish_token(self, port: int) -> None:
+        """Write the token of this server where clients of the same user find it."""
+        if not self._own_token:
+            return
+        self._token_file = loopback_token.file(os.environ, port)
+        try:
+            loopback_token.write(self._token_file, self._own_token)
+        except OSError as error:
+            _log.warning(
+                "%s cannot be written (%s), so clients need a token of numba-adam token make; set XDG_CONFIG_HOME to a "
+                "folder of this user, also for clients",
+                self._token_file,
+                error.strerror,
+            )
+        else:
+            _log.info("clients of this user find their token in %s", self._token_file)
 
     def _bind(self) -> int:
         """Bind the port at every address to listen on; return the port.

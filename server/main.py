@@ -42,7 +42,10 @@ def serve(config: ServerConfig) -> int:
         server = Server(config)
         server.start()
         if not config.requires_tokens:
-            _log.warning("every user of this machine may use this server; --loopback-token required changes that")
+            _log.warning(
+                "every user of this machine may use this server; --loopback-token required changes that, and becomes "
+                "the default in the next release"
+            )
         sys.stdout.write(f"numba-adam: serving on {server.address}\n")
         sys.stdout.flush()
         number = wait()

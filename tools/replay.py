@@ -4,7 +4,8 @@
     python -m tools.replay 127.0.0.1:50051 --restart ./kill_and_start.sh tests/transcripts/rewind.json
 
 A transcript is a list of exchanges with a server: the messages of a call, its answers and its status.
-tests/transcripts/README.md describes the files, and what is not compared.
+tests/transcripts/README.md describes the files, and what is not compared. A server that asks for a token gets that of
+NUMBA_ADAM_TOKEN, or the one that it has written for its own user.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -131,17 +133,33 @@ def shown(value: Json) -> str:
 # --- calls --------------------------------------------------------------------------------------------------------
 
 
-def ask(channel: grpc.Channel, exchange: Exchange, variables: dict[str, Json], timeout_seconds: float) -> Exchange:
+def token_of(address: str) -> str | None:
+    """Return the token for a server: that of the environment, or that of the server's own user."""
+    if token := os.environ.get("NUMBA_ADAM_TOKEN"):
+        return token
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "numba-adam", "loopback")
+    path = folder / f"{os.uname().nodename}-{address.rpartition(':')[2]}.token"
+    return path.read_text().strip() if path.exists() else None
+
+
+def ask(
+    channel: grpc.Channel,
+    exchange: Exchange,
+    variables: dict[str, Json],
+    timeout_seconds: float,
+    token: str | None = None,
+) -> Exchange:
     """Send the messages of an exchange. Return the answers, the status and the detail, as they are in a transcript."""
     method = METHODS[exchange["call"]]
     requests = [
         ParseDict(filled(request, variables), GetMessageClass(method.input_type)()) for request in exchange["requests"]
     ]
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     call = channel.stream_stream(
         f"/{method.containing_service.full_name}/{method.name}",
         request_serializer=lambda request: request.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,
-    )(iter(requests), timeout=timeout_seconds, wait_for_ready=True)
+    )(iter(requests), timeout=timeout_seconds, wait_for_ready=True, metadata=metadata)
     answers: list[Message] = []
     result: Exchange = {"status": "OK"}
     try:
@@ -218,24 +236,30 @@ def replay(
                     restart()
                     continue
                 try:
-                    actual = ask(channel, exchange, variables, timeout_seconds)
+                    actual = ask(channel, exchange, variables, timeout_seconds, token_of(address))
                     expected = {"answers": [], "detail": None, **exchange}
                     for key in ("status", "detail", "answers"):
                         compare(key, expected[key], actual.get(key), variables)
                 except MismatchError as mismatch:
                     raise MismatchError(f"exchange {number} ({exchange['what']}): {mismatch}") from None
         finally:
-            delete(channel, variables.get("$model", ""), timeout_seconds)
+            delete(channel, variables.get("$model", ""), timeout_seconds, token_of(address))
     return len(transcript["exchanges"])
 
 
-def delete(channel: grpc.Channel, model: str, timeout_seconds: float) -> None:
+def delete(channel: grpc.Channel, model: str, timeout_seconds: float, token: str | None) -> None:
     """Delete a model, if it exists."""
     named: Exchange = {"call": "GetModel", "requests": [{"model": model}]}
-    found = ask(channel, named, {}, timeout_seconds)
+    found = ask(channel, named, {}, timeout_seconds, token)
     if found["status"] == "OK":
         state_id = found["answers"][0]["model"]["state"]["state_id"]
-        ask(channel, {"call": "DeleteModel", "requests": [{"model": model, "state_id": state_id}]}, {}, timeout_seconds)
+        ask(
+            channel,
+            {"call": "DeleteModel", "requests": [{"model": model, "state_id": state_id}]},
+            {},
+            timeout_seconds,
+            token,
+        )
 
 
 def needs_restart(transcript: Json) -> bool:

@@ -58,6 +58,9 @@ class ServiceChannel:
         self.tls_identity = () if tls is None else tls.identity()
         """Of the TLS files that it uses."""
 
+        self.token = token
+        """The access token that it sends."""
+
         options = _options(address, tls)
         self.grpc_channel = (
             grpc.insecure_channel(address, options)

@@ -21,7 +21,8 @@ from numba_adam.client.transport.probe import Probe
 from numba_adam.client.transport.retry import Backoff, Deadline, closed, cut_short, interrupted, retry
 from numba_adam.client.transport.shield import POLL_SECONDS, Shield, is_given_up
 from numba_adam.client.transport.tls import Tls
-from numba_adam.errors import ServerUnavailableError, ServiceError, TlsError
+from numba_adam.client.transport.token import FindToken
+from numba_adam.errors import ServerUnavailableError, ServiceError, TlsError, UnauthenticatedError
 from numba_adam.ps.errors import from_rpc_error
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
@@ -49,11 +50,11 @@ class Connection:
         progress: Progress | bool | None,
         backoff: Backoff,
         tls: Tls | None = None,
-        token: str | None = None,
+        token: FindToken = lambda: None,
     ) -> None:
         forks.check_grpc_works()
         self.address = address
-        self._tls, self._token, self._probe = tls, token, Probe(address, tls)
+        self._tls, self._find_token, self._probe = tls, token, Probe(address, tls)
         self._timeout_seconds, self._progress, self._backoff = timeout_seconds, progress, backoff
         self._process_id = os.getpid()
         self._closed = threading.Event()
@@ -73,7 +74,7 @@ class Connection:
                 if self._closed.is_set():
                     raise closed(self.address)
                 if self._channel is None:
-                    self._channel = ServiceChannel(self.address, self._tls, self._token)
+                    self._channel = ServiceChannel(self.address, self._tls, self._find_token())
                 channel = self._channel
         if is_given_up():
             raise interrupted(self.address)
@@ -176,7 +177,19 @@ class Connection:
         meaning = from_rpc_error(error)
         if type(meaning) is ServerUnavailableError and meaning.detail is None:
             return self._unreachable(str(meaning), channel)
+        if isinstance(meaning, UnauthenticatedError):
+            return self._unauthenticated(meaning, channel)
         return meaning
+
+    def _unauthenticated(self, error: UnauthenticatedError, channel: ServiceChannel) -> ServiceError:
+        """Return the error for a refused token. It is temporary if a newer token can be found now."""
+        if channel is self._channel and self._find_token() == channel.token:
+            return error
+        if channel is self._channel:
+            self.close_channel()  # the next try uses the newer token
+        renewed = ServerUnavailableError(f"{self.address} refused the earlier token ({error})")
+        renewed.detail = error.detail  # the server has answered, so a push is not in doubt
+        return renewed
 
     def _unreachable(self, message: str, channel: ServiceChannel) -> ServiceError:
         """Return the error for a failed connection. It is permanent if TLS is the reason and no file has changed."""

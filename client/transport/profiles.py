@@ -1,6 +1,7 @@
-"""The profiles of servers in the user's configuration folder: TLS settings by address. Imports the standard library.
+"""The profiles of servers in the user's configuration folder: TLS settings and a token by address.
 
-The file numba-adam/servers.toml decides whom a client trusts. So a file that others may write to is refused.
+The file numba-adam/servers.toml decides whom a client trusts. So a file that others may write to is refused, and a file
+with a token that others may read. Imports the place of the folder.
 """
 
 from __future__ import annotations
@@ -15,35 +16,43 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from numba_adam.errors import ConfigurationError
+from numba_adam.ps.loopback_token import configuration_folder
+
+TOKEN = "token"
+"""The setting that is a secret. The others are paths and a name."""
 
 Profiles = dict[str, dict[str, str]]
 
 
 def file(environ: Mapping[str, str]) -> Path:
     """Return the path of the file, whether or not it exists."""
-    folder = environ.get("XDG_CONFIG_HOME", "")
-    if os.path.isabs(folder):
-        return Path(folder, "numba-adam", "servers.toml")
-    try:
-        return Path.home() / ".config" / "numba-adam" / "servers.toml"
-    except RuntimeError:  # a user without a home folder has no profiles
-        return Path("/nonexistent/servers.toml")
+    return configuration_folder(environ) / "servers.toml"
 
 
-def read(environ: Mapping[str, str], names: Collection[str]) -> Profiles:
+def token_of(environ: Mapping[str, str], address: str) -> str | None:
+    """Return the token that is kept for an address; None if there is none.
+
+    Raises:
+        ConfigurationError: the file cannot be used.
+    """
+    return read(environ, None).get(address.lower(), {}).get(TOKEN)
+
+
+def read(environ: Mapping[str, str], names: Collection[str] | None) -> Profiles:
     """Return the profiles: settings by address.
 
     Args:
         environ: such as os.environ.
-        names: the settings that exist.
+        names: the settings that exist besides the token; None: any.
 
     Raises:
-        ConfigurationError: others may write to the file, or its content is not what `write` writes.
+        ConfigurationError: others may write to the file or read its tokens, or its content is not what `write` writes.
     """
     path = file(environ)
     try:
         with path.open("rb") as opened:
-            if _is_of_others(os.fstat(opened.fileno())):
+            status = os.fstat(opened.fileno())
+            if _is_of_others(status):
                 raise ConfigurationError(
                     f"{path}: others may write to this file, which decides whom clients trust; run: chmod go-w {path}"
                 )
@@ -54,7 +63,10 @@ def read(environ: Mapping[str, str], names: Collection[str]) -> Profiles:
         return {}
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: it must be a readable TOML file ({error}); see numba-adam login") from error
-    return _checked(path, values, names)
+    profiles = _checked(path, values, names)
+    if status.st_mode & (stat.S_IRGRP | stat.S_IROTH) and any(TOKEN in settings for settings in profiles.values()):
+        raise ConfigurationError(f"{path}: others may read this file, which has tokens; run: chmod 600 {path}")
+    return profiles
 
 
 def write(environ: Mapping[str, str], profiles: Profiles) -> Path:
@@ -64,7 +76,7 @@ def write(environ: Mapping[str, str], profiles: Profiles) -> Path:
         ConfigurationError: the file cannot be written.
     """
     path = file(environ)
-    lines = ["# Written by numba-adam login: TLS settings by the address of the server."]
+    lines = ["# Written by numba-adam login: TLS settings and tokens by the address of the server."]
     for address, settings in sorted(profiles.items()):
         lines += [
             "",
@@ -99,14 +111,14 @@ def _quoted(text: str) -> str:
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
-def _checked(path: Path, values: Mapping[str, object], names: Collection[str]) -> Profiles:
+def _checked(path: Path, values: Mapping[str, object], names: Collection[str] | None) -> Profiles:
     servers = values.get("servers", {})
     if not isinstance(servers, dict) or set(values) - {"servers"}:
         raise ConfigurationError(f'{path}: expected tables [servers."HOST:PORT"] only')
     for address, settings in servers.items():
         if not isinstance(settings, dict) or not all(isinstance(value, str) for value in settings.values()):
             raise ConfigurationError(f"{path}: the settings of {address!r} must be texts in a table")
-        strange = sorted(set(settings) - set(names))
-        if strange:
+        strange = [] if names is None else sorted(set(settings) - {*names, TOKEN})
+        if names is not None and strange:
             raise ConfigurationError(f"{path} sets {strange[0]!r}: the settings are {', '.join(names)}")
     return {address.lower(): settings for address, settings in servers.items()}

@@ -130,7 +130,8 @@ def _settings(argument: TlsArgument, address: str, environ: Mapping[str, str]) -
         name: environ[variable] for name in SETTINGS if environ.get(variable := ENVIRONMENT_PREFIX + name.upper())
     }
     if not values:
-        values = profiles.read(environ, SETTINGS).get(address.lower(), {})
+        kept = profiles.read(environ, SETTINGS).get(address.lower(), {})
+        values = {name: value for name, value in kept.items() if name != profiles.TOKEN}
     return Tls(**values) if values else None
 
 

@@ -237,7 +237,8 @@ def test_a_token_that_cannot_be_made_changes_nothing(words, message, admin, tmp_
     assert (tmp_path / "data" / "tokens.json").read_bytes() == before
 
 
-def test_the_environment_has_the_token_for_clients_and_commands(server, admin, monkeypatch):
+def test_the_environment_has_the_token_for_clients_and_commands(server, admin, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "of another user"))
     assert main(["status", "--server", server.address]) == 1
     monkeypatch.setenv("NUMBA_ADAM_TOKEN", admin)
     assert main(["status", "--server", server.address]) == 0
@@ -249,7 +250,7 @@ def test_without_tls_a_token_is_sent_to_this_machine_only(monkeypatch):
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("NUMBA_ADAM_TOKEN", "secret")
     client = ParameterClient("trainer.example.org:1")
-    assert client._connection._token is None
+    assert client._connection._find_token() is None
     client.close()
 
 
@@ -261,13 +262,14 @@ def test_a_text_that_is_no_token_is_refused_without_repeating_it(token):
         ParameterClient("127.0.0.1:1", token=token)
 
 
-def test_tokens_and_mutual_tls_work_together(authority, make_server, make_token):
+def test_tokens_and_mutual_tls_work_together(authority, make_server, make_token, monkeypatch, tmp_path):
     token = make_token("alice", "--admin", "*")
     server = make_server(authority.write("server"), client_ca=authority.file, loopback_token="required")
     worker = authority.worker()
     tls = Tls(server_ca=authority.file, worker_certificate=worker.certificate, worker_key=worker.key)
     with ParameterClient(server.address, tls=tls, token=token, timeout_seconds=LONG) as client:
         assert client.create_model("m", {"w": WEIGHTS}).push({"w": WEIGHTS}).version == 1
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "of another user"))
     with (
         ParameterClient(server.address, tls=tls, timeout_seconds=LONG) as client,
         pytest.raises(UnauthenticatedError, match="the call has no token"),

@@ -40,8 +40,13 @@ def run_checker(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=880)
 
 
-def test_a_server_answers_as_in_every_transcript_through_its_kill(processes, tmp_path) -> None:
-    quiet = {"snapshot_interval_seconds": 0, "snapshot_every_pushes": 0}
+@pytest.mark.parametrize("loopback_token", ["off", "required"])
+def test_a_server_answers_as_in_every_transcript_through_its_kill(
+    loopback_token, processes, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    monkeypatch.delenv("NUMBA_ADAM_TOKEN", raising=False)
+    quiet = {"snapshot_interval_seconds": 0, "snapshot_every_pushes": 0, "loopback_token": loopback_token}
     first = processes(tmp_path / "data", **quiet)
     asked, done = tmp_path / "asked", tmp_path / "done"
     os.mkfifo(asked)

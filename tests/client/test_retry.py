@@ -180,6 +180,7 @@ PASSING = [
     errors.BudgetExceededError("x"),
     errors.PushInProgressError("x"),
     errors.InternalServerError("a broken frame: gRPC's own, without our detail"),
+    errors.RateLimitedError("x"),
 ]
 LASTING = [
     errors.ModelNotFoundError("x"),
@@ -189,6 +190,7 @@ LASTING = [
     errors.InvalidRequestError("x"),
     errors.SequenceError("x"),
     errors.SequenceReusedError("x"),
+    errors.GradientTooLargeError("x"),
     errors.SessionFencedError("x"),
     errors.SessionUnknownError("x"),
     errors.RewoundError("x"),

@@ -30,7 +30,10 @@ from numba_adam.ps.v1.parameter_service_pb2 import PushAck, PushHeader, PushRequ
 _log = logging.getLogger(__name__)
 
 Answer = tuple[Ack, Pulled | None]
-_Send = Callable[[Iterator[bytes], float], tuple[PushAck, Pulled | None]]
+_Messages = Iterator[bytes] | bytes
+"""A stream of messages, or one message with everything."""
+
+_Send = Callable[[_Messages, float], tuple[PushAck, Pulled | None]]
 
 
 class Push:
@@ -118,7 +121,8 @@ class Push:
             return ack_of_rewind(session.restored), None
         upload = self._upload()
         try:
-            ack, pulled = send(upload.messages(), deadline.remaining_seconds())
+            messages = upload.whole(session.whole_push_bytes) or upload.messages()
+            ack, pulled = send(messages, deadline.remaining_seconds())
         except ServiceError as error:
             if upload.failure is not None:
                 raise upload.failure from error
@@ -154,10 +158,10 @@ class Push:
         report = self._connection.report(self._what)
         return Upload(PushRequest(header=header).SerializeToString(), present.values(), XXH3_64, report)
 
-    def _send(self, messages: Iterator[bytes], timeout_seconds: float) -> tuple[PushAck, None]:
+    def _send(self, messages: _Messages, timeout_seconds: float) -> tuple[PushAck, None]:
         return self._connection.push(messages, timeout_seconds).ack, None
 
-    def _send_and_receive(self, messages: Iterator[bytes], timeout_seconds: float) -> tuple[PushAck, Pulled | None]:
+    def _send_and_receive(self, messages: _Messages, timeout_seconds: float) -> tuple[PushAck, Pulled | None]:
         report = self._connection.report(f"pull of model {self._session.model!r}")
         with closing(self._connection.push_pull(messages, timeout_seconds)) as answers:
             ack = _first_ack(answers)

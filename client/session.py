@@ -63,6 +63,9 @@ class Session:
         self.push_lock = threading.Lock()
         self.epoch = 0
         self.next_sequence = 0
+        self.whole_push_bytes = 0
+        """The largest push that the server takes as one message; 0: it takes streams only."""
+
         self._connection = connection
         self._epoch_state_id = ""  # the state that the epoch belongs to; empty: no epoch yet
         self._is_open = False
@@ -107,6 +110,7 @@ class Session:
             return
         self.notice(answer.state)
         self.epoch, self.next_sequence = answer.epoch, answer.first_sequence
+        self.whole_push_bytes = answer.whole_push_bytes
         self._epoch_state_id = answer.state.state_id
         self._is_open, self._opening = True, None
 
@@ -135,6 +139,7 @@ class Session:
             nonce=opening.nonce,
             state_id=opening.state_id,
             seen_epoch=opening.seen_epoch,
+            asks_whole_push_bytes=True,
         )
         return self._connection.unary("OpenSession", request, OpenSessionResponse, deadline.remaining_seconds())
 

@@ -15,6 +15,7 @@ from numba_adam.errors import CorruptTransferError
 from numba_adam.ps.checksum import new_checksum
 from numba_adam.ps.framing import DEFAULT_CHUNK_BYTES, encode_chunk, encode_trailer
 from numba_adam.ps.transfer import Chunk, Reader
+from numba_adam.ps.whole import encode_whole, size_of_whole
 
 _NOTHING = memoryview(bytearray())
 
@@ -60,6 +61,18 @@ class Upload:
         """The exception of the progress callable, which gRPC would report as a cancelled call."""
         self._header, self._kind, self._report, self._chunk_bytes = header, checksum_kind, report, chunk_bytes
         self._pieces = [bytes_of(array) for array in arrays]
+
+    def whole(self, largest_bytes: int) -> bytes | None:
+        """Return the transfer as one message; None if it would be larger than `largest_bytes`."""
+        total = sum(piece.nbytes for piece in self._pieces)
+        if size_of_whole(self._header, total) > largest_bytes:
+            return None
+        checksum = new_checksum(self._kind)
+        for piece in self._pieces:
+            checksum.update(piece)
+        if total:
+            self._report(total, total)
+        return encode_whole(self._header, checksum.value(), *self._pieces)
 
     def messages(self) -> Iterator[bytes]:
         """Yield the header, the chunks and the trailer."""

@@ -72,6 +72,9 @@ class ServiceChannel:
         self.create = self._method("stream_unary", "CreateModel", pb.CreateModelResponse.FromString)
         self.push = self._method("stream_unary", "Push", pb.PushResponse.FromString)
         self.pull = self._method("unary_stream", "Pull", framing.decode_pull_response)
+        # A stream costs gRPC a thread for each call. One message needs none, and is the same on the wire.
+        self.push_whole = self._method("unary_unary", "Push", pb.PushResponse.FromString)
+        self.push_pull_whole = self._method("unary_stream", "PushPull", framing.decode_push_pull_response)
         self.push_pull = self._method("stream_stream", "PushPull", framing.decode_push_pull_response)
 
     def unary(self, name: str, response_type: type[Message]) -> Any:

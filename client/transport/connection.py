@@ -126,18 +126,28 @@ class Connection:
         answer: pb.CreateModelResponse = self._translated(lambda channel: channel.create(messages, timeout=timeout))
         return answer
 
-    def push(self, messages: Iterable[bytes], timeout: float) -> pb.PushResponse:
-        """Call Push, without retries."""
-        answer: pb.PushResponse = self._translated(lambda channel: channel.push(messages, timeout=timeout))
+    def push(self, messages: Iterable[bytes] | bytes, timeout: float) -> pb.PushResponse:
+        """Call Push with a stream, or with one message, without retries."""
+
+        def call(channel: ServiceChannel) -> Any:
+            method = channel.push_whole if isinstance(messages, bytes) else channel.push
+            return method(messages, timeout=timeout)
+
+        answer: pb.PushResponse = self._translated(call)
         return answer
 
     def pull(self, request: pb.PullRequest, timeout: float) -> Generator[Any, None, None]:
         """Call Pull, without retries; yield its messages."""
         return self._streamed(lambda channel: channel.pull(request, timeout=timeout))
 
-    def push_pull(self, messages: Iterable[bytes], timeout: float) -> Generator[Any, None, None]:
-        """Call PushPull, without retries; yield its messages."""
-        return self._streamed(lambda channel: channel.push_pull(messages, timeout=timeout))
+    def push_pull(self, messages: Iterable[bytes] | bytes, timeout: float) -> Generator[Any, None, None]:
+        """Call PushPull with a stream, or with one message, without retries; yield its messages."""
+
+        def call(channel: ServiceChannel) -> Any:
+            method = channel.push_pull_whole if isinstance(messages, bytes) else channel.push_pull
+            return method(messages, timeout=timeout)
+
+        return self._streamed(call)
 
     def _translated(self, call: Callable[[ServiceChannel], _T]) -> _T:
         if self._closed.is_set():

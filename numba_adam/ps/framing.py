@@ -57,10 +57,10 @@ def encode_chunk(offset: int, *data: ReadableBuffer) -> bytes:
     if not 0 <= offset < 1 << 64:
         raise ValueError(f"offset: expected a number at least 0 and below 2**64, got {offset}")
     size = sum(piece.nbytes if isinstance(piece, memoryview) else memoryview(piece).nbytes for piece in data)
-    fields = b"\x08" + _varint(offset) if offset else b""
+    fields = b"\x08" + varint(offset) if offset else b""
     if size:
-        fields += b"\x12" + _varint(size)
-    return b"".join((b"\x12", _varint(len(fields) + size), fields, *data))
+        fields += b"\x12" + varint(size)
+    return b"".join((b"\x12", varint(len(fields) + size), fields, *data))
 
 
 def encode_trailer(checksum: int) -> bytes:
@@ -73,7 +73,7 @@ def encode_message(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Return the shortest varint of a non-negative number."""
     if value < 0x80:
         return bytes((value,))
@@ -85,7 +85,7 @@ def _varint(value: int) -> bytes:
     return bytes(groups)
 
 
-def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+def read_varint(raw: bytes, at: int) -> tuple[int, int]:
     """Return a varint's value and the position after it. The value is -1 if our encoder cannot produce the varint."""
     value = raw[at]
     if value < 0x80:
@@ -104,15 +104,15 @@ def read_chunk(raw: bytes) -> Chunk | None:
     try:
         if raw[0] != _CHUNK_TAG:
             return None
-        size, at = _read_varint(raw, 1)
+        size, at = read_varint(raw, 1)
         if size != len(raw) - at:
             return None
         offset = 0
         if raw[at] == _OFFSET_TAG:
-            offset, at = _read_varint(raw, at + 1)
+            offset, at = read_varint(raw, at + 1)
         if offset < 0 or raw[at] != _DATA_TAG:
             return None
-        size, at = _read_varint(raw, at + 1)
+        size, at = read_varint(raw, at + 1)
     except IndexError:  # the message is too short
         return None
     return Chunk(offset, memoryview(raw)[at:]) if size == len(raw) - at else None

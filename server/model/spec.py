@@ -59,8 +59,8 @@ class Spec:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The element type, little-endian as on the wire."""
-        return np.dtype(self.dtype).newbyteorder("<")
+        """The element type, little-endian as on the wire. NumPy's own object, by which kernels know plain arrays."""
+        return np.dtype(np.dtype(self.dtype).newbyteorder("<").str)
 
     @property
     def element_count(self) -> int:

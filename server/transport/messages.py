@@ -144,10 +144,13 @@ def status_to_proto(
     )
 
 
-def opened_to_proto(opened: Opened, state: StatePoint) -> pb.OpenSessionResponse:
-    """Return the answer to the opening of a session."""
+def opened_to_proto(opened: Opened, state: StatePoint, whole_push_bytes: int) -> pb.OpenSessionResponse:
+    """Return the answer to the opening of a session; `whole_push_bytes`: the largest push in one message."""
     return pb.OpenSessionResponse(
-        epoch=opened.epoch, first_sequence=opened.next_sequence, state=convert.state_to_proto(state)
+        epoch=opened.epoch,
+        first_sequence=opened.next_sequence,
+        state=convert.state_to_proto(state),
+        whole_push_bytes=whole_push_bytes,
     )
 
 

@@ -26,6 +26,7 @@ from numba_adam.ps.transfer import Parts
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
+from numba_adam.ps.whole import read_whole, whole_of
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pull_copy import PullCopy
@@ -35,7 +36,7 @@ from numba_adam.server.runtime.sessions import open_session
 from numba_adam.server.runtime.tally import Refusals
 from numba_adam.server.transport import messages
 from numba_adam.server.transport.access import Guard
-from numba_adam.server.transport.gate import Calls, Context, Entry, Handler, end
+from numba_adam.server.transport.gate import SMALL_MESSAGE_BYTES, Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.pages import page_of
 from numba_adam.server.transport.watch import Watch
 
@@ -96,7 +97,8 @@ class ParameterService:
     def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:
         """Open a worker's session."""
         model = self._runtime.registry.get(request.model)
-        return messages.opened_to_proto(*open_session(model, messages.opening_from_proto(request), self._runtime.pool))
+        opened = open_session(model, messages.opening_from_proto(request), self._runtime.pool)
+        return messages.opened_to_proto(*opened, SMALL_MESSAGE_BYTES if request.asks_whole_push_bytes else 0)
 
     def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
         """Apply one gradient."""
@@ -221,6 +223,7 @@ def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
 def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:
     """Return gRPC's handler of one method, streaming as its descriptor says."""
     run, decode, requests, guard = method.run.__get__(service), method.decode, calls.requests, service.guard
+    may_be_whole = "whole" in call.input_type.fields_by_name
 
     def refused(error: Exception, context: Context) -> tuple[grpc.StatusCode, str, ErrorDetail]:
         status = _status_of(error)
@@ -234,10 +237,24 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
             if guard is not None:
                 guard.check(context.invocation_metadata(), call.name, request)
             return request
-        header = requests.parse_part(decode, first, held)
+        header, parts = opened(first, rest, held)
         if guard is not None and isinstance(header, Message):
             guard.check(context.invocation_metadata(), call.name, getattr(header, "header"))  # noqa: B009 - as in _open
-        return chain([header], (requests.parse_part(decode, raw, held) for raw in rest))
+        return chain([header], parts)
+
+    def opened(first: bytes, rest: Iterator[bytes], held: ExitStack) -> tuple[Any, Iterator[Any]]:
+        """Return the first part of a transfer, and an iterator of the others."""
+        whole = read_whole(first) if may_be_whole else None
+        header = requests.parse_part(decode, first if whole is None else whole.header, held)
+        parts: Iterator[Any] = (requests.parse_part(decode, raw, held) for raw in rest)
+        if whole is None and may_be_whole and isinstance(header, Message):
+            whole = whole_of(header)
+            header = header if whole is None else whole.header
+        if whole is not None:
+            if len(first) > SMALL_MESSAGE_BYTES:
+                raise _too_large(len(first))
+            parts = iter(whole.parts)
+        return header, parts
 
     def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
         with ExitStack() as held:
@@ -289,6 +306,13 @@ def _reason_of(code: grpc.StatusCode, _: str, detail: ErrorDetail) -> str:
 def _is_recorded(error: BaseException) -> bool:
     """Return whether an error is an answer to a push that the server keeps."""
     return isinstance(error, ServiceError) and isinstance(error.detail, Detail) and error.detail.sequence_recorded
+
+
+def _too_large(nbytes: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the whole push has {nbytes} bytes, and this server takes up to {SMALL_MESSAGE_BYTES} in one message: send "
+        "header, chunks and trailer as a stream"
+    )
 
 
 def _caller(context: Context) -> Caller:

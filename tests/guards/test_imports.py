@@ -59,7 +59,13 @@ SERVICE = ("numba_adam/ps/", "numba_adam/cli/", "numba_adam/demo/", "server/", "
 INTEROP = ("numba_adam/interop/", "numba_adam/demo/", "numba_adam/torch/", "numba_adam/jax.py")
 # The server's folders that speak plain values, and the modules that know the protocol's messages.
 PLAIN = ("server/model/", "server/storage/", "server/runtime/")
-MESSAGES = {"numba_adam.ps.v1", "numba_adam.ps.convert", "numba_adam.ps.errors", "numba_adam.ps.framing"}
+MESSAGES = {
+    "numba_adam.ps.v1",
+    "numba_adam.ps.convert",
+    "numba_adam.ps.errors",
+    "numba_adam.ps.framing",
+    "numba_adam.ps.whole",
+}
 
 
 def loaded_by(program: str) -> set[str]:

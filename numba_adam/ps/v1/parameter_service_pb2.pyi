@@ -84,28 +84,32 @@ class DeleteModelResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("model", "worker_id", "nonce", "seen_epoch", "state_id")
+    __slots__ = ("model", "worker_id", "nonce", "seen_epoch", "state_id", "asks_whole_push_bytes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     SEEN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    ASKS_WHOLE_PUSH_BYTES_FIELD_NUMBER: _ClassVar[int]
     model: str
     worker_id: str
     nonce: str
     seen_epoch: int
     state_id: str
-    def __init__(self, model: _Optional[str] = ..., worker_id: _Optional[str] = ..., nonce: _Optional[str] = ..., seen_epoch: _Optional[int] = ..., state_id: _Optional[str] = ...) -> None: ...
+    asks_whole_push_bytes: bool
+    def __init__(self, model: _Optional[str] = ..., worker_id: _Optional[str] = ..., nonce: _Optional[str] = ..., seen_epoch: _Optional[int] = ..., state_id: _Optional[str] = ..., asks_whole_push_bytes: bool = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
-    __slots__ = ("epoch", "first_sequence", "state")
+    __slots__ = ("epoch", "first_sequence", "state", "whole_push_bytes")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_PUSH_BYTES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     first_sequence: int
     state: _model_pb2.StatePoint
-    def __init__(self, epoch: _Optional[int] = ..., first_sequence: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+    whole_push_bytes: int
+    def __init__(self, epoch: _Optional[int] = ..., first_sequence: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., whole_push_bytes: _Optional[int] = ...) -> None: ...
 
 class PushHeader(_message.Message):
     __slots__ = ("model", "state_id", "worker_id", "epoch", "sequence", "base_version", "dtype", "tensors", "absent", "total_bytes", "checksum_kind")
@@ -133,15 +137,27 @@ class PushHeader(_message.Message):
     checksum_kind: _transfer_pb2.ChecksumKind
     def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[_model_pb2.TensorSpec, _Mapping]]] = ..., absent: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
 
+class WholePush(_message.Message):
+    __slots__ = ("header", "checksum", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    checksum: int
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., checksum: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
 class PushRequest(_message.Message):
-    __slots__ = ("header", "chunk", "trailer")
+    __slots__ = ("header", "chunk", "trailer", "whole")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     chunk: _transfer_pb2.TensorChunk
     trailer: _transfer_pb2.TransferTrailer
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
+    whole: WholePush
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ..., whole: _Optional[_Union[WholePush, _Mapping]] = ...) -> None: ...
 
 class PushAck(_message.Message):
     __slots__ = ("version", "state", "staleness", "duplicate")
@@ -194,14 +210,16 @@ class PullResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[PullHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
 
 class PushPullRequest(_message.Message):
-    __slots__ = ("header", "chunk", "trailer")
+    __slots__ = ("header", "chunk", "trailer", "whole")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     chunk: _transfer_pb2.TensorChunk
     trailer: _transfer_pb2.TransferTrailer
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ...) -> None: ...
+    whole: WholePush
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[_transfer_pb2.TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[_transfer_pb2.TransferTrailer, _Mapping]] = ..., whole: _Optional[_Union[WholePush, _Mapping]] = ...) -> None: ...
 
 class PushPullResponse(_message.Message):
     __slots__ = ("header", "chunk", "trailer", "ack")

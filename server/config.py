@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from numba_adam.errors import ConfigurationError
+from numba_adam.server.logs import LEVELS
 from numba_adam.server.memory import parse_size, usable_bytes
 
 _log = logging.getLogger(__name__)
 _OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name", "token")  # variables that clients read
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
+_CHOICES = {"loopback_token": ("required", "off"), "log_format": ("text", "json"), "log_level": LEVELS}
 _SMALLEST_BUDGET_BYTES = 1 << 20
 _LARGEST_BUDGET_BYTES = 1 << 62  # what a status answer can hold
 _MOST_CALLS = 1 << 30  # gRPC's limit
@@ -70,6 +72,8 @@ class ServerConfig:
         "address for Prometheus's scrapes of /metrics, as HOST:PORT, such as 127.0.0.1:9464; needs prometheus_client. "
         "An address other than loopback needs TLS, and scrapes of it a token.",
     )
+    log_format: str = _setting("text", "the log on stderr: 'text', or 'json' with one object in each line.")
+    log_level: str = _setting("info", "what the log has: 'debug' (each push too), 'info', 'warning' or 'error'.")
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_dir: Path = _setting(  # noqa: RUF009 - a field
         Path("/dev/shm"),
@@ -122,8 +126,10 @@ class ServerConfig:
         host_and_port(self.listen)
         if self.metrics_listen is not None:
             host_and_port(self.metrics_listen, "metrics_listen")
-        if self.loopback_token not in ("required", "off"):
-            raise ConfigurationError(f"loopback_token={self.loopback_token!r}: it must be 'required' or 'off'")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                words = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: it must be {words}")
         if not self.is_local and (self.tls_certificate is None or self.tls_key is None):
             raise ConfigurationError(
                 f"listen={self.listen!r}: other machines could reach this address, so it needs TLS "
@@ -255,8 +261,8 @@ def _kinds() -> list[tuple[Field[Any], type]]:
 def _metavar(item: Field[Any], kind: type) -> str:
     if kind is Path:
         return "DIR" if item.name.endswith("_dir") else "FILE"
-    if item.name == "loopback_token":
-        return "required|off"
+    if item.name in _CHOICES:
+        return "|".join(_CHOICES[item.name])
     return "BYTES" if _is_size(item) else {int: "N", float: "SECONDS", str: "HOST:PORT"}[kind]
 
 

@@ -7,7 +7,6 @@ the functions.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 
 _DESCRIPTION = """\
@@ -44,7 +43,14 @@ def describe(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the server."""
     from numba_adam.server.config import load
+    from numba_adam.server.logs import Log
     from numba_adam.server.main import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # to stderr
-    return serve(load(arguments, os.environ))
+    log = Log()
+    try:
+        config = load(arguments, os.environ)
+    except BaseException:
+        log.begin()
+        raise
+    log.begin(config.log_format, config.log_level)
+    return serve(config)

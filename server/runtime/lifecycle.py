@@ -92,5 +92,5 @@ class Lifecycle:
             self._snapshots.delete(model)
             if model.keeper is not None:
                 model.keeper.close(remove=True)
-        _log.info("model %s: deleted at version %d", name, model.version)
+        _log.info("model %s: deleted at version %d", name, model.version, extra={"version": model.version})
         return model.state()

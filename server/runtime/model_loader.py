@@ -187,7 +187,13 @@ class ModelLoader:
                 why_rewound,
                 ledger.state_id,
             )
-        _log.info("model %s: restored version %d in %.3f s", name, ledger.version, time.monotonic() - start)
+        _log.info(
+            "model %s: restored version %d in %.3f s",
+            name,
+            ledger.version,
+            time.monotonic() - start,
+            extra={"version": ledger.version},
+        )
         self._pool.keep(name, model.kept_bytes, "its sessions", must=True)
         if spec.durability is Durability.PROCESS:
             model.keeper = self._keeper(model, self._memory.model(name), (self._data_folder.next_run_id,))
@@ -237,7 +243,13 @@ class ModelLoader:
             self._memory.model(spec.name).remove()
             self._pool.release_model(spec.name)
             raise
-        _log.info("model %s: created with %d parameters of %s", spec.name, spec.element_count, spec.dtype)
+        _log.info(
+            "model %s: created with %d parameters of %s",
+            spec.name,
+            spec.element_count,
+            spec.dtype,
+            extra={"version": 0, "request": creation.request_id},
+        )
         return model
 
     def _keep(self, model: Model) -> None:

@@ -33,7 +33,12 @@ def open_session(model: Model, opening: Opening, pool: SlotPool) -> tuple[Opened
         opened = model.apply_queue.call(model.open_session, worker_id, nonce, opening.state_id, opening.seen_epoch)
         model.settle()
     _log.info(
-        "model %s: worker %r opened session %d at version %d", model.spec.name, worker_id, opened.epoch, model.version
+        "model %s: worker %r opened session %d at version %d",
+        model.spec.name,
+        worker_id,
+        opened.epoch,
+        model.version,
+        extra={"worker": worker_id, "version": model.version},
     )
     return opened, model.state()
 

@@ -263,7 +263,11 @@ class SnapshotWriter:
         written = Written(state, size, time.monotonic() - start)
         model.tally.note_snapshot(written.duration_seconds, size, time.time())
         _log.info(
-            "model %s: snapshot of version %d, %d bytes, took %.3f s", model.spec.name, state.version, *written[1:]
+            "model %s: snapshot of version %d, %d bytes, took %.3f s",
+            model.spec.name,
+            state.version,
+            *written[1:],
+            extra={"version": state.version},
         )
         return written
 

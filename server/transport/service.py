@@ -27,6 +27,7 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.ps.whole import read_whole, whole_of
+from numba_adam.server.logs import push_fields
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pull_copy import PullCopy
@@ -161,9 +162,12 @@ class ParameterService:
                 model.tally.note_push(time.perf_counter() - begin, request.total_bytes, None)
             else:
                 model.tally.note_failed_push()
+            level = logging.DEBUG if isinstance(error, NumbaAdamError) or _is_of_grpc(error) else logging.ERROR
+            _log_push(level, model, header, f"failed with {type(error).__name__}")
             raise
         staleness = None if pushed.is_duplicate else pushed.staleness
         model.tally.note_push(time.perf_counter() - begin, request.total_bytes, staleness)
+        _log_push(logging.DEBUG, model, header, "repeated" if pushed.is_duplicate else "applied", pushed.version)
         return messages.pushed_to_proto(pushed)
 
     def _send(
@@ -291,7 +295,7 @@ def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:
     Raises:
         Exception: the error itself, if the call has already ended or been answered.
     """
-    if isinstance(error, grpc.RpcError) or (type(error) is Exception and not error.args):  # gRPC's own
+    if _is_of_grpc(error):
         raise error
     if not isinstance(error, NumbaAdamError):
         _log.error("a call failed with an internal error", exc_info=error)
@@ -301,6 +305,11 @@ def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:
 def _reason_of(code: grpc.StatusCode, _: str, detail: ErrorDetail) -> str:
     """Return why a call is refused, for the metrics: the reason of the protocol, or the status code."""
     return Reason.Name(detail.reason).removeprefix("REASON_").lower() if detail.reason else code.name.lower()
+
+
+def _is_of_grpc(error: BaseException) -> bool:
+    """Return whether gRPC raised an error, because its call has ended."""
+    return isinstance(error, (grpc.RpcError, GeneratorExit)) or (type(error) is Exception and not error.args)
 
 
 def _is_recorded(error: BaseException) -> bool:
@@ -313,6 +322,14 @@ def _too_large(nbytes: int) -> InvalidRequestError:
         f"the whole push has {nbytes} bytes, and this server takes up to {SMALL_MESSAGE_BYTES} in one message: send "
         "header, chunks and trailer as a stream"
     )
+
+
+def _log_push(level: int, model: Model, header: pb.PushHeader, what: str, version: int | None = None) -> None:
+    """Log one push; without a version of its own, with the model's."""
+    if _log.isEnabledFor(level):
+        fields = push_fields(header.worker_id, header.epoch, header.sequence)
+        extra = {**fields, "version": model.version if version is None else version}
+        _log.log(level, "model %s: push %s: %s", model.spec.name, fields["request"], what, extra=extra)
 
 
 def _caller(context: Context) -> Caller:

@@ -24,7 +24,7 @@ ORDER = (
     ("functional", "optimizer"),
     ("warmup", "torch", "jax"),
     ("ps",),
-    ("server.memory", "client.progress"),
+    ("server.memory", "server.logs", "client.progress"),
     ("server.config", "client.transport"),
     ("server.model",),
     ("server.storage",),

@@ -139,14 +139,11 @@ def test_no_log_ever_has_a_token(serve, tmp_path, capsys, log_format):
     admin, weak = make("admin", "--admin", "*"), make("weak", "--pull", "digits")
     run = serve("--loopback-token", "required", "--log-format", log_format, "--log-level", "debug")
     use(run.address, admin)
-    for token, error in (
-        (weak, AccessDeniedError),
-        (admin[:-3], UnauthenticatedError),
-        (weak + "x", UnauthenticatedError),
-    ):
-        with ParameterClient(run.address, token=token, tls=False, timeout_seconds=LONG) as client:
-            with pytest.raises(error):
-                client.create_model("other", {"w": np.ones(10, np.float32)})
+    wrong = {weak: AccessDeniedError, admin[:-3]: UnauthenticatedError, f"{weak}x": UnauthenticatedError}
+    for token, error in wrong.items():
+        client = ParameterClient(run.address, token=token, tls=False, timeout_seconds=LONG)
+        with client, pytest.raises(error):
+            client.create_model("other", {"w": np.ones(10, np.float32)})
     log = run.stop()
     assert "opened session 1" in log
     assert not [secret for secret in (admin, weak, admin[:-3], "nat_", admin[4:20], weak[4:20]) if secret in log]

@@ -2,6 +2,7 @@
 
     python -m tools.replay 127.0.0.1:50051
     python -m tools.replay 127.0.0.1:50051 --restart ./kill_and_start.sh tests/transcripts/rewind.json
+    python -m tools.replay 127.0.0.1:50051 --stop-and-start ./stop_and_start.sh tests/transcripts/restart.json
 
 A transcript is a list of exchanges with a server: the messages of a call, its answers and its status.
 tests/transcripts/README.md describes the files, and what is not compared. A server that asks for a token gets that of
@@ -17,7 +18,8 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,14 @@ CHECKSUMS: dict[str, Callable[[bytes], int]] = {
 FORMATS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<f4"}
 RELATIVE_ERROR = 1e-6  # float32 has 24 bits; a server may round the last of them in another way
 ANY = "*"
+MISSING = {
+    "kill": "it kills the server, which needs --restart",
+    "stop": "it stops the server, which needs --stop-and-start",
+}
 
 Json = Any
 Exchange = dict[str, Json]
+Restarts = Mapping[str, Callable[[], object]]
 
 
 class MismatchError(Exception):
@@ -171,6 +178,29 @@ def ask(
     return {"answers": list(assembled(answers)), **result}
 
 
+def ask_for_models(
+    channel: grpc.Channel, exchange: Exchange, variables: dict[str, Json], timeout_seconds: float, token: str | None
+) -> Exchange:
+    """Ask for all pages of a list of models. Return them as one answer, with the one model that the exchange names."""
+    wanted = filled(exchange["models"], variables)
+    (request,) = exchange["requests"]
+    found: list[Json] = []
+    after = ""
+    while True:
+        page = ask(
+            channel, {**exchange, "requests": [{**request, "page_token": after}]}, variables, timeout_seconds, token
+        )
+        if page["status"] != "OK":
+            return page
+        models = page["answers"][0].pop("models", [])
+        if 0 < request.get("page_size", 0) < len(models):
+            raise MismatchError(f"a page of {len(models)} models, asked for {request['page_size']}")
+        found += [each for each in models if each.get("model", each)["spec"]["name"] == wanted]
+        after = page["answers"][0].pop("next_page_token", "")
+        if not after:
+            return {**page, "answers": [{**page["answers"][0], **({"models": found} if found else {})}]}
+
+
 def detail_of(call: grpc.Call) -> Json:
     """Return the ErrorDetail of a failed call; None if it has none."""
     for key, value in call.trailing_metadata() or ():
@@ -220,9 +250,14 @@ def check_transfer(header: Any, payload: bytes, checksum: int) -> None:
 
 
 def replay(
-    address: str, transcript: Json, restart: Callable[[], None] | None = None, timeout_seconds: float = 60
+    address: str,
+    transcript: Json,
+    restarts: Mapping[str, Callable[[], object]] | None = None,
+    timeout_seconds: float = 60,
 ) -> int:
     """Replay one transcript, and delete the model that it created. Return the number of exchanges.
+
+    `restarts` are what restarts the server after a "kill" and after a "stop".
 
     Raises:
         MismatchError: an answer differs.
@@ -232,11 +267,12 @@ def replay(
         try:
             for number, exchange in enumerate(transcript["exchanges"], 1):
                 if "restart" in exchange:
-                    assert restart is not None
-                    restart()
+                    assert restarts is not None
+                    restarts[exchange["restart"]]()
                     continue
                 try:
-                    actual = ask(channel, exchange, variables, timeout_seconds, token_of(address))
+                    asked = ask_for_models if "models" in exchange else ask
+                    actual = asked(channel, exchange, variables, timeout_seconds, token_of(address))
                     expected = {"answers": [], "detail": None, **exchange}
                     for key in ("status", "detail", "answers"):
                         compare(key, expected[key], actual.get(key), variables)
@@ -262,9 +298,9 @@ def delete(channel: grpc.Channel, model: str, timeout_seconds: float, token: str
         )
 
 
-def needs_restart(transcript: Json) -> bool:
-    """Return whether a transcript kills the server."""
-    return any("restart" in exchange for exchange in transcript["exchanges"])
+def restarts_of(transcript: Json) -> set[str]:
+    """Return how a transcript restarts the server: "kill", "stop"."""
+    return {exchange["restart"] for exchange in transcript["exchanges"] if "restart" in exchange}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -275,20 +311,27 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--restart", metavar="COMMAND", help="kills the server with SIGKILL, and returns when it serves again"
     )
+    parser.add_argument(
+        "--stop-and-start", metavar="COMMAND", help="stops the server with SIGTERM, and returns when it serves again"
+    )
     parser.add_argument("--timeout-seconds", type=float, default=60.0, help="of a call (default: 60)")
     options = parser.parse_args(words)
 
-    def restart() -> None:
-        subprocess.run(options.restart, shell=True, check=True)
+    def run(command: str) -> Callable[[], object]:
+        return partial(subprocess.run, command, shell=True, check=True)
 
+    restarts = {
+        kind: run(command) for kind, command in (("kill", options.restart), ("stop", options.stop_and_start)) if command
+    }
     failed = 0
     for path in options.files or sorted(TRANSCRIPTS.glob("*.json")):
         transcript = json.loads(path.read_text())
-        if needs_restart(transcript) and not options.restart:
-            print(f"skipped  {path.name}: it kills the server, which needs --restart")
+        missing = restarts_of(transcript) - restarts.keys()
+        if missing:
+            print(f"skipped  {path.name}: {MISSING[min(missing)]}")
             continue
         try:
-            count = replay(options.address, transcript, restart, options.timeout_seconds)
+            count = replay(options.address, transcript, restarts, options.timeout_seconds)
         except MismatchError as mismatch:
             failed += 1
             print(f"FAILED   {path.name}: {mismatch}")

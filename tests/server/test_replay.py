@@ -41,36 +41,45 @@ def run_checker(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("loopback_token", ["off", "required"])
-def test_a_server_answers_as_in_every_transcript_through_its_kill(
+def test_a_server_answers_as_in_every_transcript_through_its_kill_and_its_stop(
     loopback_token, processes, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     monkeypatch.delenv("NUMBA_ADAM_TOKEN", raising=False)
     quiet = {"snapshot_interval_seconds": 0, "snapshot_every_pushes": 0, "loopback_token": loopback_token}
     first = processes(tmp_path / "data", **quiet)
-    asked, done = tmp_path / "asked", tmp_path / "done"
-    os.mkfifo(asked)
-    os.mkfifo(done)
+    running = [first]
 
-    def restart() -> None:  # when the checker's command says so
-        asked.read_text()
-        first.kill()
-        processes(tmp_path / "data", listen=first.address, **quiet)
-        done.write_text("")
+    def restart(end: str) -> tuple[str, threading.Thread]:  # when the checker's command says so
+        asked, done = tmp_path / f"{end} asked", tmp_path / f"{end} done"
+        os.mkfifo(asked)
+        os.mkfifo(done)
 
-    restarting = threading.Thread(target=restart, daemon=True)
-    restarting.start()
-    run = run_checker(first.address, "--restart", f"echo > '{asked}'; cat '{done}'")
+        def act() -> None:
+            asked.read_text()
+            getattr(running[-1], end)()
+            running.append(processes(tmp_path / "data", listen=first.address, **quiet))
+            done.write_text("")
+
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        return f"echo > '{asked}'; cat '{done}'", thread
+
+    (kill, killing), (stop, stopping) = restart("kill"), restart("stop")
+    run = run_checker(first.address, "--restart", kill, "--stop-and-start", stop)
     assert run.returncode == 0, run.stdout + run.stderr
     assert [line.split(":")[0].split()[-1] for line in run.stdout.splitlines()] == [path.name for path in FILES]
-    restarting.join(800)
+    assert "skipped" not in run.stdout
+    killing.join(800)
+    stopping.join(800)
 
 
 def test_without_a_command_to_restart_the_rest_is_replayed_and_nothing_is_left_behind(server, peer) -> None:
     run = run_checker(server.address)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "skipped  rewind.json: it kills the server, which needs --restart" in run.stdout
-    assert len([line for line in run.stdout.splitlines() if line.startswith("ok ")]) == len(FILES) - 1
+    assert "skipped  restart.json: it stops the server, which needs --stop-and-start" in run.stdout
+    assert len([line for line in run.stdout.splitlines() if line.startswith("ok ")]) == len(FILES) - 2
     assert list(peer.stub.ListModels(pb.ListModelsRequest()).models) == []
 
 
@@ -92,7 +101,7 @@ def altered(value: Any) -> Any:
     return value * 1.00001 + 1e-9
 
 
-@pytest.mark.parametrize("name", ["create", "push", "delete"])
+@pytest.mark.parametrize("name", ["create", "push", "delete", "status"])
 def test_a_transcript_with_any_value_altered_fails(server, name) -> None:
     """So no value in the answers goes unchecked."""
     replay, mismatch = CHECKER["replay"], CHECKER["MismatchError"]
@@ -224,6 +233,30 @@ def opens_again_for_a_nonce(method, answers, detail):
     return answers, detail
 
 
+def forgets_a_rejection(method, answers, detail):
+    for answer in answers if method == "GetServerStatus" else ():
+        for each in answer.models:
+            each.pushes_rejected = 0
+    return answers, detail
+
+
+def lists_a_deleted_model(method, answers, detail):
+    """A list of models is older than the call."""
+    for answer in answers if method == "ListModels" else ():
+        LISTED.extend(answer.models)
+        answer.models.extend(each for each in LISTED[:1] if each not in answer.models)
+    return answers, detail
+
+
+def makes_larger_pages(method, answers, detail):
+    for answer in answers if method == "ListModels" else ():
+        answer.models.extend(list(answer.models))
+    return answers, detail
+
+
+LISTED: list[Any] = []
+
+
 @pytest.mark.parametrize(
     ("breaks", "name", "what"),
     [
@@ -235,6 +268,9 @@ def opens_again_for_a_nonce(method, answers, detail):
         (damages_pulls, "pull", "with CRC-32C"),
         (pulls_other_values, "create", "so are its values"),
         (leaves_out_a_chunk, "chunks", "its values"),
+        (forgets_a_rejection, "status", "one push applied, one repeated, one rejected; one worker"),
+        (lists_a_deleted_model, "status", "its state has moved"),
+        (makes_larger_pages, "status", "the models of the server have it"),
         (opens_again_for_a_nonce, "sessions", "the same nonce: the same epoch"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
@@ -250,5 +286,4 @@ def test_the_transcripts_are_described(server) -> None:
     described = (ROOT / "tests" / "transcripts" / "README.md").read_text()
     assert [path.name for path in FILES if f"| `{path.name}` |" not in described] == []
     called = {exchange.get("call") for path in FILES for exchange in json.loads(path.read_text())["exchanges"]}
-    changing = {"CreateModel", "DeleteModel", "OpenSession", "Push", "PushPull", "Pull", "Snapshot", "GetModel"}
-    assert called - {None} == changing
+    assert called - {None} == set(CHECKER["METHODS"])

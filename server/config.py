@@ -24,7 +24,11 @@ from numba_adam.server.memory import parse_size, usable_bytes
 _log = logging.getLogger(__name__)
 _OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name", "token")  # variables that clients read
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
-_CHOICES = {"loopback_token": ("required", "off"), "log_format": ("text", "json"), "log_level": LEVELS}
+_CHOICES = {
+    **dict.fromkeys(("loopback_token", "health_token"), ("required", "off")),
+    "log_format": ("text", "json"),
+    "log_level": LEVELS,
+}
 _SMALLEST_BUDGET_BYTES = 1 << 20
 _LARGEST_BUDGET_BYTES = 1 << 62  # what a status answer can hold
 _MOST_CALLS = 1 << 30  # gRPC's limit
@@ -74,6 +78,11 @@ class ServerConfig:
     )
     log_format: str = _setting("text", "the log on stderr: 'text', or 'json' with one object in each line.")
     log_level: str = _setting("info", "what the log has: 'debug' (each push too), 'info', 'warning' or 'error'.")
+    health_token: str = _setting(
+        "required",
+        "where calls need a token: 'required': health checks need one too; 'off': anyone who reaches the address may "
+        "ask whether the server serves, and learns nothing else.",
+    )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
     memory_dir: Path = _setting(  # noqa: RUF009 - a field
         Path("/dev/shm"),

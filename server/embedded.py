@@ -21,6 +21,7 @@ from numba_adam.server.config import ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.storage.token_file import new_secret
 from numba_adam.server.transport.access import Guard
+from numba_adam.server.transport.audit import Audit
 from numba_adam.server.transport.descriptors import connection_limit
 from numba_adam.server.transport.gate import Calls, Gate
 from numba_adam.server.transport.health import Health
@@ -66,12 +67,13 @@ class Server:
         self._calls = Calls(
             self._runtime.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
         )
-        parameters = ParameterService(self._runtime, self._watch, guard)
+        parameters = ParameterService(self._runtime, self._watch, guard, Audit(config.data_dir.resolve(), guard))
         self._refusals = parameters.refusals
         service = entries(parameters, self._calls)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         others = {**self._health.entries(), **reflection_entries(names, self._calls)}
-        self._gate = Gate({**service, **others}, guard, self._refusals)
+        is_open = tuple(self._health.entries()) if config.health_token == "off" else ()
+        self._gate = Gate({**service, **others}, guard, self._refusals, is_open)
         self._grpc = grpc.server(self._calls.pool.executor, [self._gate], options=_options(config))
         self.address = ""
         """HOST:PORT, once started."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,6 +129,7 @@ def _make(arguments: argparse.Namespace) -> int:
                 raise ConfigurationError(f"NAME={name!r}: there is a token of this name; pass --replace, or revoke it")
             token = token_file.Token(name, token_file.digest_of(secret), expires, grants, _limits(arguments))
             token_file.write(folder, [*others, token])
+            _note(folder, "token make", name)
     print(secret)
     return 0
 
@@ -145,6 +147,7 @@ def _limit(arguments: argparse.Namespace) -> int:
     with _changing(folder, arguments.name) as tokens:
         changed = {arguments.name: _limits(arguments)}
         token_file.write(folder, [token._replace(limits=changed.get(token.name, token.limits)) for token in tokens])
+        _note(folder, "token limit", arguments.name)
     print(f"limited {arguments.name}: {_limits_in_words(_limits(arguments)) or 'no limits'}")
     return 0
 
@@ -185,8 +188,17 @@ def _revoke(arguments: argparse.Namespace) -> int:
     folder, name = arguments.data_dir.absolute(), arguments.name
     with _changing(folder, name) as tokens:
         token_file.write(folder, [token for token in tokens if token.name != name])
+        _note(folder, "token revoke", name)
     print(f"revoked {name}")
     return 0
+
+
+def _note(folder: Path, what: str, name: str) -> None:
+    """Note a change of the tokens in the audit log."""
+    from numba_adam.server.storage import audit_log
+
+    record = {"who": f"user {os.getuid()}", "what": what, "token": name, "outcome": "OK"}
+    audit_log.note(folder, audit_log.FILE_NAME, record)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
     pages              pagination of answers about many models
     access             tokens: who may call which method for which model
     rates              limits of rate: how long a caller must wait
+    audit              notes administrative calls
     gate, permits      admission control and concurrency limits
     requests           parses messages within the memory budget
     watch, in_flight   ends stalled calls; counts calls in flight

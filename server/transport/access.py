@@ -36,6 +36,12 @@ _LONGEST_WAIT_MILLISECONDS = (1 << 32) - 1  # what the detail of an error can ho
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
+ANYONE = "anyone"
+"""Who calls a server that asks for no token, in the audit log."""
+
+_OWNER = "owner"
+
+
 class Need(NamedTuple):
     """What a method needs."""
 
@@ -153,6 +159,14 @@ class Guard:
             return self._token(metadata).name
         except UnauthenticatedError:
             return ""
+
+    def holder(self, metadata: Metadata) -> str:
+        """Return who calls, for the audit log: "token NAME", or "owner" for the token of the server's own user."""
+        try:
+            token = self._token(metadata)
+        except UnauthenticatedError:  # it was revoked during the call
+            return "a token that is not valid any more"
+        return f"token {token.name}" if token.name else _OWNER
 
     def visible(self, metadata: Metadata) -> Callable[[str], bool]:
         """Return a function that says whether a call may know of a model.

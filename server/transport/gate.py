@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -89,20 +89,26 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
         entries: every method's entry, by its path.
         guard: checks the tokens of calls; None: they need none.
         refusals: counts the refused calls.
+        without_token: paths of methods that need no token.
     """
 
     def __init__(
-        self, entries: Mapping[str, Entry], guard: Guard | None = None, refusals: Refusals | None = None
+        self,
+        entries: Mapping[str, Entry],
+        guard: Guard | None = None,
+        refusals: Refusals | None = None,
+        without_token: Collection[str] = (),
     ) -> None:
         self._entries = entries
         self._guard = guard
         self._refusals = refusals or Refusals()
+        self._without_token = frozenset(without_token)
         self._executor = ThreadPoolExecutor(1, "numba-adam-refusal")
         self._refusal: Handler = grpc.stream_unary_rpc_method_handler(run_on(self._executor, _refuse))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """Return the handler of a call; None for an unknown method. Runs on gRPC's own thread."""
-        if self._guard is not None:
+        if self._guard is not None and handler_call_details.method not in self._without_token:
             why = self._guard.refuse(handler_call_details.invocation_metadata or ())
             if why is not None:
                 self._refusals.note("unauthenticated")

@@ -35,8 +35,10 @@ from numba_adam.server.runtime.pulls import Caller
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
 from numba_adam.server.runtime.tally import Refusals
+from numba_adam.server.storage.token_file import EVERY_MODEL
 from numba_adam.server.transport import messages
 from numba_adam.server.transport.access import Guard
+from numba_adam.server.transport.audit import Audit
 from numba_adam.server.transport.gate import SMALL_MESSAGE_BYTES, Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.pages import page_of
 from numba_adam.server.transport.watch import Watch
@@ -56,12 +58,16 @@ class ParameterService:
         runtime: the runtime that serves them.
         watch: ends stalled transfers.
         guard: checks the tokens of calls; None: they need none.
+        audit: notes administrative calls; None: they are not noted.
     """
 
-    def __init__(self, runtime: Runtime, watch: Watch, guard: Guard | None = None) -> None:
+    def __init__(self, runtime: Runtime, watch: Watch, guard: Guard | None = None, audit: Audit | None = None) -> None:
         self.guard = guard
         self.refusals = Refusals()
         """The calls that ended with an error."""
+
+        self.audit = audit or Audit(None, guard)
+        """Notes administrative calls."""
 
         self._runtime = runtime
         self._watch = watch
@@ -70,10 +76,11 @@ class ParameterService:
         self._senders = 0
         self._senders_lock = threading.Lock()
 
-    def create_model(self, request: Iterator[Any], _: Context) -> bytes:
+    def create_model(self, request: Iterator[Any], context: Context) -> bytes:
         """Create a model from a stream."""
         header, parts = self._open(request)
-        model, created = self._runtime.lifecycle.create(messages.creation_from_proto(header), parts)
+        with self.audit.call(context, "CreateModel", header.spec.name):
+            model, created = self._runtime.lifecycle.create(messages.creation_from_proto(header), parts)
         with self._describing:
             return pb.CreateModelResponse(model=messages.model_to_proto(model), created=created).SerializeToString()
 
@@ -90,9 +97,10 @@ class ParameterService:
             answer = pb.ListModelsResponse(models=page.messages, next_page_token=page.next_page_token)
             return answer.SerializeToString()
 
-    def delete_model(self, request: pb.DeleteModelRequest, _: Context) -> pb.DeleteModelResponse:
+    def delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Delete a model."""
-        state = self._runtime.lifecycle.delete(request.model, request.state_id)
+        with self.audit.call(context, "DeleteModel", request.model):
+            state = self._runtime.lifecycle.delete(request.model, request.state_id)
         return pb.DeleteModelResponse(state=convert.state_to_proto(state))
 
     def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:
@@ -125,9 +133,10 @@ class ParameterService:
         with self._runtime.pulls.pull(model, _caller(context)) as pull_copy:
             yield from self._send(pull_copy, header.checksum_kind, pb.PushPullResponse, context)
 
-    def snapshot(self, request: pb.SnapshotRequest, _: Context) -> pb.SnapshotResponse:
+    def snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
-        return messages.snapshots_to_proto(self._runtime.snapshot_requests.write(request.model))
+        with self.audit.call(context, "Snapshot", request.model or EVERY_MODEL):
+            return messages.snapshots_to_proto(self._runtime.snapshot_requests.write(request.model))
 
     def get_server_status(self, request: pb.GetServerStatusRequest, context: Context) -> bytes:
         """Describe the server."""
@@ -231,6 +240,8 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
 
     def refused(error: Exception, context: Context) -> tuple[grpc.StatusCode, str, ErrorDetail]:
         status = _status_of(error)
+        if status[0] is grpc.StatusCode.PERMISSION_DENIED:
+            service.audit.refused(context, call.name, status[1])
         token = "" if guard is None else guard.name_of(context.invocation_metadata())
         service.refusals.note(_reason_of(*status), token)
         return status

@@ -5,8 +5,20 @@ from __future__ import annotations
 import contextlib
 
 import grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 LONG = 800.0
+SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"]
+SERVICES = [
+    SERVICE,
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
+    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+]
+METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
+METHODS.append("/unknown.Service/Method")
 
 
 def status_of(address, method, metadata, *messages):

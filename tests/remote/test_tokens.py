@@ -8,7 +8,7 @@ import stat
 import grpc
 import numpy as np
 import pytest
-from calls import bearer, status_of
+from calls import METHODS, SERVICE, bearer, status_of
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -20,14 +20,6 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.transport.access import NEEDS
 
 LONG = 800.0
-SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"]
-SERVICES = [
-    SERVICE,
-    health_pb2.DESCRIPTOR.services_by_name["Health"],
-    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
-]
-METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
-METHODS.append("/unknown.Service/Method")
 WEIGHTS = np.ones(3, np.float32)
 
 

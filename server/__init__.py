@@ -20,6 +20,7 @@ The folders, from the bottom up; each imports only what stands above it in this 
     storage/         what lies on disk
     runtime/         the models of a running server: threads, memory budget, pushes, pulls, snapshots
     transport/       gRPC: admits calls, converts messages, ends stalled calls
+    supervision/     a second process, which starts this one again after a crash
     embedded         `Server`: start, address, stop
     main             `serve`: until a signal
 """

@@ -18,12 +18,17 @@ from numba_adam.server.transport.descriptors import raise_limit
 _log = logging.getLogger(__name__)
 
 
-def serve(config: ServerConfig) -> int:
+def serve(config: ServerConfig, report: Callable[[str], None] = lambda _: None, *, announces: bool = True) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP; call it from the main thread.
 
     A program gets SIGHUP when its terminal closes. Under nohup, SIGHUP stays ignored.
 
     When the server is ready, it prints one line on stdout: "numba-adam: serving on HOST:PORT".
+
+    Args:
+        config: the settings.
+        report: is told "serving HOST:PORT" when the server is ready, and "stopping" when a signal came.
+        announces: False: print nothing.
 
     Returns:
         Exit status: 0 when every model's last state is on disk, else 1. If an fsync fails, the process ends at once
@@ -46,9 +51,12 @@ def serve(config: ServerConfig) -> int:
                 "every user of this machine may use this server; --loopback-token required changes that, and becomes "
                 "the default in the next release"
             )
-        sys.stdout.write(f"numba-adam: serving on {server.address}\n")
-        sys.stdout.flush()
+        if announces and sys.stdout is not None:
+            sys.stdout.write(f"numba-adam: serving on {server.address}\n")
+            sys.stdout.flush()
+        report(f"serving {server.address}")
         number = wait()
+        report("stopping")
         _log.info("%s: saving, then calls in flight have %g s", number.name, config.stop_deadline_seconds)
         return 0 if server.stop() else 1
 

@@ -103,7 +103,7 @@ def _recovery(settings: Settings) -> Measurement:
 
 def _started(folder: Path, memory: str, listen: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server; return it and its address, once it serves."""
-    command = [sys.executable, "-m", "numba_adam", "serve", "--listen", listen, "--data-dir", "data"]
+    command = [sys.executable, "-m", "numba_adam", "serve", "--no-supervise", "--listen", listen, "--data-dir", "data"]
     command += ["--snapshot-interval-seconds", "0", "--snapshot-every-pushes", "0", "--memory-dir", memory]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None

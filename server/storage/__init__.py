@@ -5,6 +5,7 @@
     segment          a part of the journal of the level `disk`; segments are those of one model
     journal          the journal of the level `process`, in the memory_folder
     manifest         the list of models, and how the last run ended
+    holder           waits for a killed process that still holds the folder's lock
     last_run         decides whether a model's newest snapshot is its last state
     deletions        the newest deletions of models
     token_file       the access tokens: their hashes, scopes and ends

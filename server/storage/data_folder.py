@@ -37,6 +37,7 @@ from numba_adam.server.storage.durable import (
     sync_folder,
     write_new,
 )
+from numba_adam.server.storage.holder import wait_for_dying_holder
 from numba_adam.server.storage.last_run import LOCK_TEXT, LastRun
 from numba_adam.server.storage.manifest import LastSnapshot, Manifest, Run
 from numba_adam.server.storage.segments import Segments
@@ -287,8 +288,14 @@ class DataFolder:
         sync(self._lock, self.path / "lock")
 
     def _take_lock(self) -> None:
+        how = fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, how)
+            except BlockingIOError:
+                if not wait_for_dying_holder(self._lock):
+                    raise
+                fcntl.flock(self._lock, how)
         except OSError as error:
             raise ConfigurationError(
                 f"data_dir={str(self.path)!r}: another server uses it; stop that one, or use another folder"

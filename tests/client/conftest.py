@@ -84,7 +84,7 @@ class ServerProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "numba_adam", "serve", "--listen", self.address]
+        command = [sys.executable, "-m", "numba_adam", "serve", "--no-supervise", "--listen", self.address]
         command += ["--data-dir", str(self.folder / "data"), "--snapshot-interval-seconds", "0"]
         command += ["--snapshot-every-pushes", "0", "--memory-dir", str(self.folder / "memory")]
         (self.folder / "memory").mkdir(exist_ok=True)

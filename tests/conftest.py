@@ -1,9 +1,12 @@
-"""Settings of all tests: Hypothesis without deadlines, and a default handler for Ctrl-C."""
+"""Settings of all tests: Hypothesis without deadlines, a default handler for Ctrl-C, the level of our log."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 
 # A busy machine may take any time for an example or for making one; a failure prints what reproduces it.
 hypothesis.settings.register_profile(
@@ -24,3 +27,12 @@ hypothesis.settings.load_profile(PROFILE)
 # Whoever starts the tests in the background may have them ignore Ctrl-C, and so the programs that tests start and end
 # with it. A handler of Python's own is taken back in those.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _level_of_our_log() -> Iterator[None]:
+    """`numba-adam serve` sets it for its own process, which in some tests is the one of all."""
+    log = logging.getLogger("numba_adam")
+    level = log.level
+    yield
+    log.setLevel(level)

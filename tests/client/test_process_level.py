@@ -69,7 +69,7 @@ def test_pushes_go_on_through_kills(server_process, connect, arrays, gradients_o
 
 def test_an_unknown_level_is_refused_before_anything_is_sent(connect, arrays, server):
     client = connect(server.address)
-    with pytest.raises(ConfigurationError, match="durability: expected 'memory' or 'process', got 'disc'"):
+    with pytest.raises(ConfigurationError, match="durability: expected 'memory' or 'process' or 'disk', got 'disc'"):
         client.create_model("m", arrays, durability="disc")
     assert client.list_models() == []
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # HTTP/2's own limit
-_LOOKAHEAD_BYTES = 1 << 17
+_LOOKAHEAD_BYTES = 1 << 19  # half a chunk: the client sends on while the chunk before is copied and checked
 _STOP_TRY_SECONDS = 5.0
 _WAITING_CALLS = 128  # admitted but not served yet: they wait for their first message or for a permit
 

@@ -30,7 +30,10 @@ class Trailer(NamedTuple):
 
 
 Parts = Iterable[object]
-"""The messages after a transfer's header: chunks, then a trailer. All others are refused on receipt."""
+"""The messages after a transfer's header: chunks, then a trailer. All others are refused on receipt.
+
+It is a tuple if all have arrived.
+"""
 
 
 class Reader:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,12 @@ class Pushes:
             ServiceError: see PushLedger.judge and Receiver; PushRejectedError for content that cannot be applied.
         """
         with saying_state_of(model), small_call(model, self._launcher):
-            answer, is_duplicate, _ = self._outcome(model, request, parts)
+            if isinstance(parts, tuple) and model.is_small:
+                # All has arrived. In one turn, pushes from many sessions share one staging slot, and one thread runs.
+                outcome = model.apply_queue.call(self._outcome, model, request, parts, _at_once)
+            else:
+                outcome = self._outcome(model, request, parts, model.apply_queue.call)
+            answer, is_duplicate, _ = outcome
             model.settle()
             if isinstance(answer, Rejected):
                 count_memory(model, self._pool, must=True)
@@ -81,8 +86,8 @@ class Pushes:
             self._snapshots.note_push(model)
             return Pushed(answer.version, answer.staleness, is_duplicate, model.state())
 
-    def _outcome(self, model: Model, request: PushRequest, parts: Parts) -> Outcome:
-        """Return the answer to an earlier try, or the answer to this one."""
+    def _outcome(self, model: Model, request: PushRequest, parts: Parts, in_turn: Callable[..., Outcome]) -> Outcome:
+        """Return the answer to an earlier try, or to this one; `in_turn` calls a function in the model's queue."""
         key, base_version = request.key, request.base_version
         content = model.content_of(request)
         known = model.judge(key, base_version, content)
@@ -104,12 +109,12 @@ class Pushes:
                 receive(parts, receiver)
                 content = with_payload(content, receiver.checksum)
                 push = push._replace(present=present, content=content, gradient=number)
-                return model.apply_queue.call(model.apply, push, target.view(model.arena.dtype))
+                return in_turn(model.apply, push, target.view(model.arena.dtype))
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
-            return model.apply_queue.call(model.reject, push, NON_FINITE, str(error))
+            return in_turn(model.reject, push, NON_FINITE, str(error))
         except PushRejectedError as error:  # because of its header: the payload does not matter
-            return model.apply_queue.call(model.reject, push, PUSH_MISMATCH, str(error))
+            return in_turn(model.reject, push, PUSH_MISMATCH, str(error))
 
     @contextlib.contextmanager
     def _receiving(self, model: Model, key: PushKey) -> Iterator[None]:
@@ -143,6 +148,10 @@ class Pushes:
             return
         with self._pool.acquire(nbytes, what) as slot:
             yield PENDING, slot.bytes
+
+
+def _at_once(function: Callable[..., Outcome], *args: Any) -> Outcome:
+    return function(*args)
 
 
 def _receiver(model: Model, request: PushRequest, payload: Payload, target: Bytes) -> Receiver:

@@ -7,6 +7,7 @@
     rates              limits of rate: how long a caller must wait
     audit              notes administrative calls
     gate, permits      admission control and concurrency limits
+    executor           the threads of calls
     requests           parses messages within the memory budget
     watch, in_flight   ends stalled calls; counts calls in flight
     health, reflection the standard services

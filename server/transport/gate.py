@@ -22,6 +22,7 @@ from numba_adam.server.runtime.heap import give_back_free_memory
 from numba_adam.server.runtime.launcher import use_threads
 from numba_adam.server.runtime.tally import Refusals
 from numba_adam.server.transport.access import Guard
+from numba_adam.server.transport.executor import CallExecutor
 from numba_adam.server.transport.in_flight import InFlight
 from numba_adam.server.transport.permits import Permits
 from numba_adam.server.transport.requests import Requests
@@ -47,11 +48,11 @@ class CallPool:
         name: part of the threads' names.
         most_calls: largest number of concurrent calls, each on its own thread.
         watch: is told when the limit is reached.
-        initializer: runs first on each thread.
+        executor: its threads. None: a pool of as many threads as calls.
     """
 
-    def __init__(self, name: str, most_calls: int, watch: Watch, initializer: Callable[[], None] | None = None) -> None:
-        self.executor = ThreadPoolExecutor(most_calls, f"numba-adam-{name}", initializer)
+    def __init__(self, name: str, most_calls: int, watch: Watch, executor: ThreadPoolExecutor | None = None) -> None:
+        self.executor = executor or ThreadPoolExecutor(most_calls, f"numba-adam-{name}")
         self._most_calls = most_calls
         self._watch = watch
         self._live = 0
@@ -157,7 +158,8 @@ class Calls:
 
         self._budget = budget
         # Calls run kernels on one thread; only the launcher's thread uses more.
-        self.pool = CallPool("rpc", served + waiting, watch, initializer=lambda: use_threads(1))
+        self.executor = CallExecutor(served + waiting, "numba-adam-rpc", lambda: use_threads(1))
+        self.pool = CallPool("rpc", served + waiting, watch, self.executor)
         self._served = Permits(served, watch)
         self._holding: set[Context] = set()  # calls whose first message holds a permit: arriving, or large and unparsed
         free = max(1, _ARRIVING_BYTES // message_bytes)
@@ -170,15 +172,23 @@ class Calls:
             give_back=lambda: budget.give_back(arriving_bytes),
         )
 
-    def handler(self, run: Callable[[bytes, Iterator[bytes], Context], Any], *, answers_stream: bool) -> Handler:
+    def handler(
+        self,
+        run: Callable[[bytes, Iterator[bytes], Context], Any],
+        *,
+        answers_stream: bool,
+        frees_slot: bool = False,
+    ) -> Handler:
         """Return gRPC's handler of a method.
 
         Args:
             run: takes the first message, an iterator of the others, and the context. Messages are bytes.
             answers_stream: True: `run` returns an iterator of messages; False: one message.
+            frees_slot: whether `run` frees its slot of the executor itself, before it waits. Otherwise the first
+                message frees it.
         """
         make = grpc.stream_stream_rpc_method_handler if answers_stream else grpc.stream_unary_rpc_method_handler
-        call = self._streaming(run) if answers_stream else self._answering(run)
+        call = self._streaming(run) if answers_stream else self._answering(run, frees_slot=frees_slot)
         return make(run_on(self.pool.executor, call))
 
     @contextlib.contextmanager
@@ -205,9 +215,13 @@ class Calls:
                 self._budget.keep(owner, 0, what)
         return answer
 
-    def _answering(self, run: Callable[[bytes, Iterator[bytes], Context], bytes]) -> Callable[..., bytes]:
+    def _answering(
+        self, run: Callable[[bytes, Iterator[bytes], Context], bytes], *, frees_slot: bool
+    ) -> Callable[..., bytes]:
         def call(requests: Iterator[bytes], context: Context) -> bytes:
             with self._first(requests, context) as first, self._rest(requests, context) as rest:
+                if not frees_slot:
+                    self.executor.free_slot()
                 answer = run(first, rest, context)
             self.watch.begin_last_turn(context, len(answer))
             return answer
@@ -217,6 +231,7 @@ class Calls:
     def _streaming(self, run: Callable[[bytes, Iterator[bytes], Context], Iterator[bytes]]) -> Callable[..., Any]:
         def call(requests: Iterator[bytes], context: Context) -> Iterator[bytes]:
             with self._first(requests, context) as first, self._rest(requests, context) as rest:
+                self.executor.free_slot()
                 yield from run(first, rest, context)
 
         return call
@@ -231,7 +246,8 @@ class Calls:
         self._holding.add(context)
         size = 0
         try:
-            first = self.watch.first(requests, context)
+            with self.executor.waiting_for_peer():
+                first = self.watch.first(requests, context)
             if first is None:
                 end_as_invalid(context, "the call ended without a request; send one")
             size = len(first)

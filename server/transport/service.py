@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -51,6 +50,16 @@ _PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
 
+class _Transfer(NamedTuple):
+    """A transfer whose first message is there."""
+
+    first: Any
+    """What must be a message with a header."""
+
+    parts: Parts
+    """What follows it."""
+
+
 class ParameterService:
     """The calls of numba_adam.ps.v1.ParameterService. The .proto files say what each does.
 
@@ -63,6 +72,9 @@ class ParameterService:
 
     def __init__(self, runtime: Runtime, watch: Watch, guard: Guard | None = None, audit: Audit | None = None) -> None:
         self.guard = guard
+        self.free_slot: Callable[[], object] = lambda: None
+        """Is called before a push waits."""
+
         self.refusals = Refusals()
         """The calls that ended with an error."""
 
@@ -76,7 +88,7 @@ class ParameterService:
         self._senders = 0
         self._senders_lock = threading.Lock()
 
-    def create_model(self, request: Iterator[Any], context: Context) -> bytes:
+    def create_model(self, request: _Transfer, context: Context) -> bytes:
         """Create a model from a stream."""
         header, parts = self._open(request)
         with self.audit.call(context, "CreateModel", header.spec.name):
@@ -109,7 +121,7 @@ class ParameterService:
         opened = open_session(model, messages.opening_from_proto(request), self._runtime.pool)
         return messages.opened_to_proto(*opened, SMALL_MESSAGE_BYTES if request.asks_whole_push_bytes else 0)
 
-    def push(self, request: Iterator[Any], _: Context) -> pb.PushResponse:
+    def push(self, request: _Transfer, _: Context) -> pb.PushResponse:
         """Apply one gradient."""
         return pb.PushResponse(ack=self._push(*self._open(request)))
 
@@ -122,7 +134,7 @@ class ParameterService:
         with pulled as pull_copy:
             yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)
 
-    def push_pull(self, request: Iterator[Any], context: Context) -> Iterator[pb.PushPullResponse | bytes]:
+    def push_pull(self, request: _Transfer, context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Apply one gradient, and send the updated parameters."""
         header, parts = self._open(request)
         _check_kind(header.checksum_kind)
@@ -193,13 +205,13 @@ class ParameterService:
             with self._senders_lock:
                 self._senders -= 1
 
-    def _open(self, request: Iterator[Any]) -> tuple[Any, Parts]:
-        """Return the header of a stream, and the parts that follow it."""
-        first = next(request, None)
+    def _open(self, request: _Transfer) -> tuple[Any, Parts]:
+        """Return the header of a transfer, and the parts that follow it."""
+        first = request.first
         if not isinstance(first, Message) or first.WhichOneof("part") != "header":
             raise InvalidRequestError("the stream must begin with a header; send header, chunks, trailer")
         header: Any = getattr(first, "header")  # noqa: B009 - a field of every transfer message, not of Message
-        return header, request
+        return header, request.parts
 
 
 class _Method(NamedTuple):
@@ -226,6 +238,7 @@ METHODS: dict[str, _Method] = {
 
 def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
     """Return the entries of the service's methods, by path."""
+    service.free_slot = calls.executor.free_slot
     methods = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
     return {
         f"/{SERVICE_NAME}/{name}": Entry(calls.pool, _handler(service, calls, METHODS[name], call))
@@ -252,24 +265,25 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
             if guard is not None:
                 guard.check(context.invocation_metadata(), call.name, request)
             return request
-        header, parts = opened(first, rest, held)
-        if guard is not None and isinstance(header, Message):
-            guard.check(context.invocation_metadata(), call.name, getattr(header, "header"))  # noqa: B009 - as in _open
-        return chain([header], parts)
+        transfer = opened(first, rest, held)
+        if guard is not None and isinstance(transfer.first, Message):
+            header = getattr(transfer.first, "header")  # noqa: B009 - as in _open
+            guard.check(context.invocation_metadata(), call.name, header)
+        return transfer
 
-    def opened(first: bytes, rest: Iterator[bytes], held: ExitStack) -> tuple[Any, Iterator[Any]]:
-        """Return the first part of a transfer, and an iterator of the others."""
+    def opened(first: bytes, rest: Iterator[bytes], held: ExitStack) -> _Transfer:
+        """Return a transfer whose first message is there."""
         whole = read_whole(first) if may_be_whole else None
         header = requests.parse_part(decode, first if whole is None else whole.header, held)
-        parts: Iterator[Any] = (requests.parse_part(decode, raw, held) for raw in rest)
+        parts: Parts = (requests.parse_part(decode, raw, held) for raw in rest)
         if whole is None and may_be_whole and isinstance(header, Message):
             whole = whole_of(header)
             header = header if whole is None else whole.header
         if whole is not None:
             if len(first) > SMALL_MESSAGE_BYTES:
                 raise _too_large(len(first))
-            parts = iter(whole.parts)
-        return header, parts
+            parts = whole.parts
+        return _Transfer(header, parts)
 
     def answer(first: bytes, rest: Iterator[bytes], context: Context) -> bytes:
         with ExitStack() as held:
@@ -297,7 +311,7 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
             end(context, *status)
 
     streams = bool(call.server_streaming)
-    return calls.handler(answers if streams else answer, answers_stream=streams)
+    return calls.handler(answers if streams else answer, answers_stream=streams, frees_slot=call.name == "Push")
 
 
 def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:

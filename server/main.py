@@ -51,10 +51,10 @@ def serve(config: ServerConfig, report: Callable[[str], None] = lambda _: None, 
                 "every user of this machine may use this server; --loopback-token required changes that, and becomes "
                 "the default in the next release"
             )
+        report(f"serving {server.address}")  # first: once anybody knows the address, it is kept
         if announces and sys.stdout is not None:
             sys.stdout.write(f"numba-adam: serving on {server.address}\n")
             sys.stdout.flush()
-        report(f"serving {server.address}")
         number = wait()
         report("stopping")
         _log.info("%s: saving, then calls in flight have %g s", number.name, config.stop_deadline_seconds)

@@ -151,8 +151,17 @@ def test_a_kill_of_the_serving_process_costs_no_push_and_keeps_the_port(supervis
     assert "starting it again now (restart 1 of at most 10)" in server.log.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("whom", ["supervisor", "child", "group"])
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [
+        (signal.SIGTERM, "supervisor"),
+        (signal.SIGINT, "group"),
+        pytest.param(signal.SIGHUP, "group", marks=pytest.mark.campaign),
+        pytest.param(signal.SIGTERM, "child", marks=pytest.mark.campaign),
+        pytest.param(signal.SIGINT, "supervisor", marks=pytest.mark.campaign),
+        pytest.param(signal.SIGHUP, "supervisor", marks=pytest.mark.campaign),
+    ],
+)
 def test_a_stop_signal_saves_and_ends_with_0(supervised, number, whom) -> None:
     server = supervised(start_new_session=True)
     with client_of(server.address()) as client:
@@ -168,6 +177,7 @@ def test_a_stop_signal_saves_and_ends_with_0(supervised, number, whom) -> None:
     assert "starting it again" not in server.log.read_text()
 
 
+@pytest.mark.campaign
 def test_under_nohup_sighup_is_ignored_by_both(supervised) -> None:
     server = supervised(start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     with client_of(server.address()) as client:
@@ -192,6 +202,7 @@ def test_the_serving_process_dies_with_a_killed_supervisor_and_a_new_one_continu
         assert model.push(GRADS).version == 2
 
 
+@pytest.mark.campaign
 def test_kills_of_both_at_once_and_during_starts_lose_no_push(supervised) -> None:
     address = "127.0.0.1:0"
     for version in range(1, 4):
@@ -211,6 +222,7 @@ def test_kills_of_both_at_once_and_during_starts_lose_no_push(supervised) -> Non
         starting.process.wait(800)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("options", [("--most-restarts", "0"), ("--most-restarts", "2")])
 def test_a_loop_of_crashes_ends_after_the_limit_and_says_why(supervised, options) -> None:
     most = int(options[1])
@@ -230,6 +242,7 @@ def test_a_loop_of_crashes_ends_after_the_limit_and_says_why(supervised, options
     assert server.process.stdout.read() == ""  # the address was said once
 
 
+@pytest.mark.campaign
 def test_a_stop_during_the_pause_ends_at_once_with_1(supervised) -> None:
     server = supervised(program=LONG_PAUSES)
     server.address()
@@ -242,7 +255,9 @@ def test_a_stop_during_the_pause_ends_at_once_with_1(supervised) -> None:
     assert "stopped while no process served" in server.log.read_text()
 
 
-@pytest.mark.parametrize("fault", ["port", "folder", "setting", "damage"])
+@pytest.mark.parametrize(
+    "fault", ["setting", "port", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("folder", "damage"))]
+)
 def test_a_start_that_is_refused_is_one_line_and_not_tried_again(supervised, tmp_path, fault) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         if fault == "port":
@@ -269,6 +284,7 @@ def test_a_start_that_is_refused_is_one_line_and_not_tried_again(supervised, tmp
     assert "starting it again" not in "".join(lines)
 
 
+@pytest.mark.campaign
 def test_two_supervisors_on_one_folder_do_not_share_it(supervised) -> None:
     server = supervised()
     address = server.address()
@@ -279,6 +295,7 @@ def test_two_supervisors_on_one_folder_do_not_share_it(supervised) -> None:
         assert client.create_model("m", GRADS).push(GRADS).version == 1
 
 
+@pytest.mark.campaign
 def test_with_closed_standard_streams_it_serves_and_restarts(supervised, tmp_path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -299,6 +316,7 @@ def test_with_closed_standard_streams_it_serves_and_restarts(supervised, tmp_pat
         process.wait(800)
 
 
+@pytest.mark.campaign
 def test_without_supervision_a_crash_ends_it(supervised) -> None:
     server = supervised("--no-supervise")
     server.address()
@@ -322,6 +340,7 @@ def test_systemd_is_told_of_readiness_of_the_crash_and_of_the_stop(supervised, t
         assert server.process.wait(800) == 0
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace of processes")
 def test_as_process_1_it_passes_signals_on_and_waits_for_orphans(supervised) -> None:
     server = supervised(before=("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"))

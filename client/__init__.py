@@ -36,10 +36,12 @@ from numba_adam.client.model import Model
 from numba_adam.client.transport.retry import Backoff
 from numba_adam.client.transport.tls import Tls
 from numba_adam.client.worker import Step, Worker
+from numba_adam.ps.guards import Guards
 
 __all__ = [
     "Ack",
     "Backoff",
+    "Guards",
     "Model",
     "ModelInfo",
     "ModelStatus",

@@ -38,6 +38,7 @@ from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundEr
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
+from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.modes import Durability
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
@@ -135,6 +136,7 @@ class ParameterClient:
         amsgrad: bool = False,
         mode: str = "async",
         durability: str = "process",
+        guards: Guards = NO_GUARDS,
         exist_ok: bool = False,
     ) -> Model:
         """Create a model on the server and return a handle on it.
@@ -158,6 +160,9 @@ class ParameterClient:
                 push; workers go on as if nothing had happened. "memory": what the last snapshot has. If the machine
                 stops, "disk" still means every acknowledged push, and the others the last snapshot. A server that
                 cannot give a level refuses the model; it never lowers the level.
+            guards: limits of the pushes of all workers: `Guards(largest_norm=..., largest_element=...,
+                pushes_per_second=...)`. A gradient that exceeds one is refused with GradientTooLargeError, and changes
+                nothing. A push that comes too soon waits.
             exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
                 Several workers can then run the same program.
 
@@ -175,7 +180,11 @@ class ParameterClient:
         level = _level(durability)
         leaves, form = flatten(params, "params")
         arrays = check_initial(leaves)
-        model = self._create(_spec(_checked_name(name), arrays, hyperparameters, level), arrays, exist_ok)
+        if not isinstance(guards, Guards):
+            raise ConfigurationError(f"guards: expected Guards(largest_norm=..., ...), got {guards!r}")
+        spec = _spec(_checked_name(name), arrays, hyperparameters, level)
+        spec.guards.MergeFrom(convert.guards_to_proto(guards) or model_pb2.Guards())
+        model = self._create(spec, arrays, exist_ok)
         return self._handle(model, Template(form, leaves))
 
     def open_model(self, name: str, like: object = None) -> Model:

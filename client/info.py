@@ -12,6 +12,7 @@ import numpy as np
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.ps import convert
+from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.v1 import model_pb2, parameter_service_pb2
 from numba_adam.settings.hyperparameters import Hyperparameters
 
@@ -76,6 +77,9 @@ class ModelInfo:
 
     parameter_count: int
     """Total number of elements of all arrays."""
+
+    guards: Guards = NO_GUARDS
+    """Limits of its pushes."""
 
     def has_arrays_of(self, other: ModelInfo) -> bool:
         """Return whether both have the same arrays in the same order, so that their transfers have the same format."""
@@ -170,6 +174,7 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
         version=state.version,
         snapshot_version=state.snapshot_version,
         parameter_count=model.parameter_count,
+        guards=convert.guards_from_proto(spec.guards),
     )
 
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from numba_adam.errors import DtypeError, InvalidRequestError
 from numba_adam.ps import detail
+from numba_adam.ps.guards import NAMES as GUARDS
+from numba_adam.ps.guards import Guards
 from numba_adam.ps.modes import Durability, Mode
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1.model_pb2 import Dtype, EpsMode, Hyperparameters, StatePoint, TensorSpec
@@ -108,6 +110,21 @@ def hyperparameters_to_proto(plain: PlainHyperparameters) -> Hyperparameters:
     flags = {name: getattr(plain, name) for name in _FLAGS}
     mode = EpsMode.EPS_MODE_HAT if plain.eps_mode == "hat" else EpsMode.EPS_MODE_ALGORITHM1
     return Hyperparameters(beta1=plain.betas[0], beta2=plain.betas[1], eps_mode=mode, **numbers, **flags)
+
+
+def guards_from_proto(message: model_pb2.Guards) -> Guards:
+    """Return validated guards.
+
+    Raises:
+        HyperparameterError: a limit is not a finite number above 0.
+    """
+    return Guards(**{name: getattr(message, name) for name in GUARDS if message.HasField(name)})
+
+
+def guards_to_proto(guards: Guards) -> model_pb2.Guards | None:
+    """Return the message; None if there are no limits."""
+    limits = guards.limits()
+    return model_pb2.Guards(**limits) if limits else None
 
 
 def mode_to_proto(mode: Mode) -> Any:

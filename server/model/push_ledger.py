@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from numba_adam.errors import (
+    GradientTooLargeError,
     InvalidRequestError,
     NonFiniteError,
     PushRejectedError,
@@ -45,7 +46,14 @@ PUSH_MISMATCH = 4
 NON_FINITE = 5
 """Reason of a rejection: a gradient has a NaN, an infinity, or a value whose square overflows."""
 
-REJECTIONS: Mapping[int, type[PushRejectedError]] = {PUSH_MISMATCH: PushRejectedError, NON_FINITE: NonFiniteError}
+GRADIENT_TOO_LARGE = 21
+"""Reason of a rejection: a gradient exceeds the model's guards."""
+
+REJECTIONS: Mapping[int, type[PushRejectedError]] = {
+    PUSH_MISMATCH: PushRejectedError,
+    NON_FINITE: NonFiniteError,
+    GRADIENT_TOO_LARGE: GradientTooLargeError,
+}
 """The error class of each reason."""
 
 

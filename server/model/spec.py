@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.ps.guards import NAMES as GUARDS
+from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.modes import Durability, Mode
 from numba_adam.server.model.names import check_model_name
 from numba_adam.server.model.records import check_keys, check_value
@@ -57,6 +59,9 @@ class Spec:
     durability: Durability = Durability.MEMORY
     """What a crash may lose."""
 
+    guards: Guards = NO_GUARDS
+    """Limits of its pushes."""
+
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The element type, little-endian as on the wire. NumPy's own object, by which kernels know plain arrays."""
@@ -79,6 +84,7 @@ class Spec:
 
     def to_record(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
+        guards = self.guards.limits()  # without any, the record is that of earlier releases
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -86,6 +92,7 @@ class Spec:
             "hyperparameters": {**asdict(self.hyperparameters), "betas": list(self.hyperparameters.betas)},
             "mode": self.mode.value,
             "durability": self.durability.value,
+            **({"guards": guards} if guards else {}),
         }
 
     @classmethod
@@ -95,8 +102,9 @@ class Spec:
         Raises:
             SnapshotError: it has a key or value that this version does not know.
         """
-        check_keys(record, "the model's record", _KEYS, ("request_id", "initial"))
+        check_keys(record, "the model's record", _KEYS, ("request_id", "initial", "guards"))
         check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
+        check_keys(record.get("guards", {}), "the record of the guards", (), GUARDS)
         for item in record["tensors"]:
             check_keys(item, "an array's record", Tensor._fields)
         for key, known in _KNOWN_VALUES.items():
@@ -109,6 +117,7 @@ class Spec:
             hyperparameters=Hyperparameters(**record["hyperparameters"]),
             mode=Mode(record["mode"]),
             durability=Durability(record["durability"]),
+            guards=Guards(**record.get("guards", {})),
         )
 
     @classmethod
@@ -120,6 +129,7 @@ class Spec:
         hyperparameters: Hyperparameters,
         mode: Mode,
         durability: Durability,
+        guards: Guards = NO_GUARDS,
     ) -> Spec:
         """Return the spec of a new model.
 
@@ -135,6 +145,7 @@ class Spec:
             hyperparameters=hyperparameters,
             mode=mode,
             durability=durability,
+            guards=guards,
         )
 
 
@@ -147,6 +158,10 @@ def differences(have: Spec, want: Spec) -> list[str]:
         old, new = getattr(have.hyperparameters, name), getattr(want.hyperparameters, name)
         if old != new:
             lines.append(f"{name}: the model has {old!r}, asked for {new!r}")
+    for name in GUARDS:
+        limit, wanted = getattr(have.guards, name), getattr(want.guards, name)
+        if limit != wanted:
+            lines.append(f"guards: {name}: the model has {limit}, asked for {wanted}")
     if have.mode != want.mode:
         lines.append(f"mode: the model has {have.mode}, asked for {want.mode}")
     if have.durability != want.durability:

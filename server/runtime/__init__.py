@@ -11,6 +11,7 @@
     sessions           opens workers' sessions
     pushes             one push, from its header to its answer
     receive            receives a transfer into memory and checks it
+    guarding, rates    the limits of a model's pushes: norm, element, rate
     call_queue         runs the changes of a model one at a time
     slices, launcher   the step over a model's arrays, in slices, on one thread or many
     pulls, pull_copy   waits for a version; shares one copy of it among the callers

@@ -20,6 +20,7 @@ from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLe
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.call_queue import CallQueue
+from numba_adam.server.runtime.guarding import Guarding
 from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.slices import SlicedUpdate
@@ -116,6 +117,9 @@ class Model:
 
         self.tried_version = ledger.version
         """Version of the last snapshot that was started, even if it is not finished."""
+
+        self.guarding = Guarding(spec.name, spec.guards)
+        """Enforces the limits of its pushes."""
 
         self.counters = Counters()
         self.tally = Tally()

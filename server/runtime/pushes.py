@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.errors import NonFiniteError, PushInProgressError, PushRejectedError
+from numba_adam.errors import GradientTooLargeError, NonFiniteError, PushInProgressError, PushRejectedError
 from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.ps.transfer import Parts, Reader, receive
 from numba_adam.server.model.digests import with_payload
-from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH, REJECTIONS, PushKey, Rejected
+from numba_adam.server.model.push_ledger import (
+    GRADIENT_TOO_LARGE,
+    NON_FINITE,
+    PUSH_MISMATCH,
+    REJECTIONS,
+    PushKey,
+    Rejected,
+)
 from numba_adam.server.model.requests import Payload, PushRequest, payload_of, present_arrays
 from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.keeping import PENDING
@@ -97,6 +104,7 @@ class Pushes:
             known = model.judge(key, base_version, with_payload(content, reader.checksum))
         if known is not None:
             return known
+        model.guarding.admit()
         push = Push(key, base_version, (), content)
         try:
             present = present_arrays(model.spec, request)
@@ -107,12 +115,16 @@ class Pushes:
             with self._receiving(model, key), self._staging(model, nbytes) as (number, target):
                 receiver = _receiver(model, request, payload, target)
                 receive(parts, receiver)
+                model.guarding.check_norm(target.view(model.arena.dtype))
                 content = with_payload(content, receiver.checksum)
                 push = push._replace(present=present, content=content, gradient=number)
                 return in_turn(model.apply, push, target.view(model.arena.dtype))
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
             return in_turn(model.reject, push, NON_FINITE, str(error))
+        except GradientTooLargeError as error:
+            push = push._replace(content=with_payload(content, receiver.checksum))
+            return in_turn(model.reject, push, GRADIENT_TOO_LARGE, str(error))
         except PushRejectedError as error:  # because of its header: the payload does not matter
             return in_turn(model.reject, push, PUSH_MISMATCH, str(error))
 
@@ -158,4 +170,7 @@ def _receiver(model: Model, request: PushRequest, payload: Payload, target: Byte
     """Return what receives a push's payload into memory."""
     limit = LARGEST_GRADIENT[model.spec.dtype]
     what = (target, model.arena.dtype, request.tensors, request.checksum_kind, "gradient", limit)
-    return WideningReceiver(*what, narrow_dtype=payload.narrow_dtype) if payload.narrow_dtype else Receiver(*what)
+    largest = model.guarding.largest_element
+    if payload.narrow_dtype:
+        return WideningReceiver(*what, narrow_dtype=payload.narrow_dtype, largest=largest)
+    return Receiver(*what, largest=largest)

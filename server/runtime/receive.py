@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numba_adam.cpu.kernels.finite import first_beyond
-from numba_adam.errors import NonFiniteError
+from numba_adam.errors import GradientTooLargeError, NonFiniteError
 from numba_adam.ps.transfer import Chunk, Reader
 from numba_adam.server.model.tensors import Tensor
 
@@ -32,6 +32,7 @@ class Receiver(Reader):
         what: "gradient" or "initial value", for error messages.
         limit: values of this magnitude or more are refused; infinity allows every finite value.
         item_bytes: size of an element in the payload. None: that of `dtype`.
+        largest: the model's guard: values of a larger magnitude are refused; infinity: there is none.
 
     Raises:
         InvalidRequestError: an unknown kind of checksum.
@@ -46,6 +47,7 @@ class Receiver(Reader):
         what: str,
         limit: float = math.inf,
         item_bytes: int | None = None,
+        largest: float = math.inf,
     ) -> None:
         self._item_bytes = item_bytes or dtype.itemsize
         super().__init__(target.nbytes // dtype.itemsize * self._item_bytes, checksum_kind)
@@ -53,7 +55,8 @@ class Receiver(Reader):
         self._elements = target.view(dtype)
         self._tensors = tensors
         self._what = what
-        self._limit = dtype.type(limit)
+        self._hard_limit, self._largest = dtype.type(limit), largest
+        self._limit = min(self._hard_limit, _next_above(dtype, largest))
         self._checked_elements = 0
         self._bad_element = -1
 
@@ -63,10 +66,16 @@ class Receiver(Reader):
         self._check_finite()
 
     def finish(self, checksum: int) -> None:
-        """Check the whole payload against its trailer; raises as Reader.finish does, and then NonFiniteError."""
+        """Check the whole payload against its trailer; raises as Reader.finish does, and then for the first bad value.
+
+        Raises:
+            NonFiniteError: it is not finite, or its square overflows.
+            GradientTooLargeError: it exceeds the guard.
+        """
         super().finish(checksum)
         if self._bad_element >= 0:
-            raise NonFiniteError(self._describe_bad_element())
+            is_only_large = abs(self._elements[self._bad_element]) < self._hard_limit
+            raise (GradientTooLargeError if is_only_large else NonFiniteError)(self._describe_bad_element())
 
     def _put(self, data: memoryview) -> memoryview:
         piece = self._target[self.received_bytes : self.received_bytes + data.nbytes]
@@ -90,12 +99,25 @@ class Receiver(Reader):
         where = tuple(int(position) for position in np.unravel_index(place, tensor.shape)) if tensor.shape else ()
         value = self._elements[self._bad_element]
         needed = "every value must be finite"
-        if np.isfinite(value):
+        if abs(value) < self._hard_limit:
+            needed = (
+                f"the model's guard largest_element={self._largest:g} refuses larger magnitudes; clip the gradients, "
+                "or create the model with another guard"
+            )
+        elif np.isfinite(value):
             needed = (
                 f"its square overflows {self._elements.dtype.name}, and the second moment would stay infinite; every "
-                f"magnitude must be below {self._limit:.2g}: check the loss, or clip the gradients"
+                f"magnitude must be below {self._hard_limit:.2g}: check the loss, or clip the gradients"
             )
         return (
             f"{self._what} {tensor.name!r} holds {value} at element {place}"
             f"{f' (index {list(where)})' if len(where) > 1 else ''}: {needed}"
         )
+
+
+def _next_above(dtype: np.dtype[Any], number: float) -> Any:
+    """Return the smallest value of a dtype that exceeds a number; infinity if there is none."""
+    if number >= np.finfo(dtype).max:
+        return dtype.type(math.inf)
+    value = dtype.type(number)
+    return value if float(value) > number else np.nextafter(value, dtype.type(math.inf))

@@ -38,6 +38,7 @@ class WideningReceiver(Receiver):
         dtype: the model's element type.
         tensors, checksum_kind, what, limit: see `Receiver`; the limit is that of the widened values.
         narrow_dtype: element type of the payload: "bfloat16" or "float16".
+        largest: see `Receiver`.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class WideningReceiver(Receiver):
         limit: float = math.inf,
         *,
         narrow_dtype: str,
+        largest: float = math.inf,
     ) -> None:
-        super().__init__(target, dtype, tensors, checksum_kind, what, limit, _ITEM_BYTES)
+        super().__init__(target, dtype, tensors, checksum_kind, what, limit, _ITEM_BYTES, largest)
         self._widen = _WIDEN[narrow_dtype]
         self._codes = np.empty(_BLOCK, np.uint16)
         self._values = np.empty(_BLOCK, np.float32) if dtype.itemsize != np.dtype(np.float32).itemsize else None

@@ -4,7 +4,6 @@
     messages           converts between protobuf messages and plain values
     pages              pagination of answers about many models
     access             tokens: who may call which method for which model
-    rates              limits of rate: how long a caller must wait
     audit              notes administrative calls
     gate, permits      admission control and concurrency limits
     executor           the threads of calls

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -19,19 +18,16 @@ from typing import Any, NamedTuple
 from numba_adam.errors import (
     AccessDeniedError,
     ConfigurationError,
-    RateLimitedError,
     TransferTooLargeError,
     UnauthenticatedError,
 )
-from numba_adam.ps.detail import with_detail
+from numba_adam.server.runtime.rates import Cost, Rates, limited
 from numba_adam.server.storage import token_file
 from numba_adam.server.storage.token_file import EVERY_MODEL, Scope, Token, digest_of
-from numba_adam.server.transport.rates import Cost, Rates
 
 _log = logging.getLogger(__name__)
 _KEY, _SCHEME = "authorization", "bearer "
 _LONGEST = 200
-_LONGEST_WAIT_MILLISECONDS = (1 << 32) - 1  # what the detail of an error can hold
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -192,7 +188,7 @@ class Guard:
         wait = self._rates.take(costs, must=must) if costs else 0.0
         if wait:
             allowed = " and ".join(f"{cost.rate:g} {cost.what}" for cost in costs)
-            raise _limited(f"the token of {token.name!r} allows {allowed} per second", wait)
+            raise limited(f"the token of {token.name!r} allows {allowed} per second", wait)
 
     def _token(self, metadata: Metadata) -> Token:
         """Return the valid token of a call."""
@@ -242,12 +238,6 @@ def _check_size(token: Token, nbytes: int) -> None:
             f"total_bytes={nbytes}: the token of {token.name!r} allows pushes of at most {largest} bytes; push fewer "
             "arrays at a time, or 16-bit gradients, or ask for another token"
         )
-
-
-def _limited(what: str, wait_seconds: float) -> RateLimitedError:
-    milliseconds = min(math.ceil(wait_seconds * 1000), _LONGEST_WAIT_MILLISECONDS)
-    error = RateLimitedError(f"{what}; try again in {milliseconds / 1000:g} s")
-    return with_detail(error, retry_after_milliseconds=milliseconds)
 
 
 def _words(model: str) -> str:

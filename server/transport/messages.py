@@ -31,7 +31,7 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
 
     Raises:
         InvalidRequestError: a name, shape, dtype, mode or durability that is not allowed.
-        HyperparameterError: a hyperparameter is out of range, or out of the range of the model's dtype.
+        HyperparameterError: a hyperparameter or guard is out of range, or out of the range of the model's dtype.
     """
     mode = convert.MODES.get(message.mode or model_pb2.MODE_ASYNC)
     if mode is None:
@@ -42,7 +42,8 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
         raise InvalidRequestError(f"durability={message.durability}: this server knows {known}")
     dtype = convert.dtype_from_proto(message.dtype)
     hyperparameters = convert.hyperparameters_from_proto(message.hyperparameters)
-    return Spec.checked(message.name, dtype, message.tensors, hyperparameters, mode, durability)
+    guards = convert.guards_from_proto(message.guards)
+    return Spec.checked(message.name, dtype, message.tensors, hyperparameters, mode, durability, guards)
 
 
 def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
@@ -54,6 +55,7 @@ def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
         hyperparameters=convert.hyperparameters_to_proto(spec.hyperparameters),
         mode=convert.mode_to_proto(spec.mode),
         durability=convert.durability_to_proto(spec.durability),
+        guards=convert.guards_to_proto(spec.guards),
     )
 
 

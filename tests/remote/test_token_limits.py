@@ -17,8 +17,8 @@ from numba_adam.errors import ConfigurationError, RateLimitedError, TransferTooL
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
+from numba_adam.server.runtime.rates import Cost, Rates
 from numba_adam.server.storage import token_file
-from numba_adam.server.transport.rates import Cost, Rates
 
 LONG = 800.0
 WEIGHTS = np.ones(1000, np.float32)  # 4,000 bytes

@@ -1,12 +1,17 @@
-"""Limits of rate: how long a caller must wait before it may do more. Imports the standard library."""
+"""Limits of rate: how long a caller must wait before it may do more. Imports the error tree."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from numba_adam.errors import RateLimitedError
+from numba_adam.ps.detail import with_detail
+
+_LONGEST_WAIT_MILLISECONDS = (1 << 32) - 1  # what the detail of an error can hold
 _BURST_SECONDS = 1.0
 """After a rest, a caller may do at once what its rate allows in this time, and one thing more."""
 
@@ -60,3 +65,15 @@ class Rates:
         """Return since when a rate is kept, or from when on. A changed rate begins anew."""
         rate, free_at = self._free_at.get(cost[:2], (cost.rate, now - _BURST_SECONDS))
         return free_at if rate == cost.rate else now - _BURST_SECONDS
+
+
+def limited(what: str, wait_seconds: float) -> RateLimitedError:
+    """Return the error for a call that must wait.
+
+    Args:
+        what: whose limit it is, and which.
+        wait_seconds: until the call would be allowed.
+    """
+    milliseconds = min(math.ceil(wait_seconds * 1000), _LONGEST_WAIT_MILLISECONDS)
+    error = RateLimitedError(f"{what}; try again in {milliseconds / 1000:g} s")
+    return with_detail(error, retry_after_milliseconds=milliseconds)

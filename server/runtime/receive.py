@@ -56,7 +56,9 @@ class Receiver(Reader):
         self._tensors = tensors
         self._what = what
         self._hard_limit, self._largest = dtype.type(limit), largest
-        self._limit = min(self._hard_limit, _next_above(dtype, largest))
+        self._limit = self._hard_limit
+        if largest < math.inf:
+            self._limit = min(self._hard_limit, _next_above(dtype, largest))
         self._checked_elements = 0
         self._bad_element = -1
 

@@ -4,6 +4,8 @@ From the bottom up; each module imports only those above it:
 
     vector_width  how wide the vectors of each kernel are
     cache         where the machine code is kept between processes
+    collector     Python's garbage collector, paused while a kernel compiles
+    pipeline      the passes that compile a kernel
     compile       how kernels are compiled: strict IEEE arithmetic, cached
     intrinsics    arrays at an address; the floating-point environment of the CPU
     prefetch      loads issued before their values are needed

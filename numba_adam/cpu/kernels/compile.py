@@ -10,6 +10,8 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, Flags
 
 from numba_adam.cpu.kernels import cache
+from numba_adam.cpu.kernels.collector import paused
+from numba_adam.cpu.kernels.pipeline import kernel_pipeline
 
 if config.DISABLE_JIT:
     raise ImportError(
@@ -46,6 +48,15 @@ class _Kernel(Compiler):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.state.flags = _Flags(self.state.flags)
+
+    def compile_extra(self, func: Any) -> Any:
+        """Compile a function."""
+        with paused():
+            return super().compile_extra(func)
+
+    def define_pipelines(self) -> list[Any]:
+        """Return the passes to run."""
+        return [kernel_pipeline()]
 
 
 class _InnerLibrary(JITCodeLibrary):  # type: ignore[misc]

@@ -52,7 +52,7 @@ QUICK := tests/ps tests/docs tests/guards/test_habits.py tests/guards/test_safet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test quick campaigns debian examples languages mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
+.PHONY: help test quick campaigns debian examples languages torture mutants demo check lint types generated wheel parity cuda packages oldest bench evidence gpu proto format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ campaigns: $(VENV)/.test | debian  ## what takes minutes: kills, forks, signals 
 examples: $(VENV)/.test $(NODE)/.package-lock.json  ## run the workers in other languages, through a kill of their server
 	$(MAKE) -C examples/cpp -j2 WARNINGS="-Wall -Wextra -Wpedantic -Werror"
 	$(VENV)/bin/python -m pytest -m languages tests/examples $(ARGS)
+
+torture: $(VENV)/.test  ## the campaigns at the counts of a release, with new seeds; goes on where it was stopped (days)
+	$(VENV)/bin/python -m tests.torture $(ARGS)
 
 mutants: $(MUTANTS)/.made  ## change the files that matter, one place at a time, and see that a test notices (an hour)
 	$(MUTANTS)/bin/python tools/mutants.py $(ARGS)

@@ -1,9 +1,11 @@
 """Settings of all tests: Hypothesis without deadlines, a default handler for Ctrl-C, the level of our log."""
 
+import json
 import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -36,3 +38,22 @@ def _level_of_our_log() -> Iterator[None]:
     level = log.level
     yield
     log.setLevel(level)
+
+
+class Campaign:
+    """The seed of a test, and what it did. `make torture` gives a seed, and reads the counts."""
+
+    def seed(self, usual: int) -> int:
+        """Return the seed of this round; `usual`: that of an ordinary run."""
+        return int(os.environ.get("CAMPAIGN_SEED", usual))
+
+    def did(self, **counts: int) -> None:
+        """Report what was done, such as kills=34."""
+        if "CAMPAIGN_REPORTS" in os.environ:
+            with Path(os.environ["CAMPAIGN_REPORTS"]).open("a") as file:
+                file.write(json.dumps(counts) + "\n")
+
+
+@pytest.fixture
+def campaign() -> Campaign:
+    return Campaign()

@@ -42,7 +42,7 @@ def test_a_kill_is_no_rewind_and_loses_no_push(server_process, connect, arrays, 
 
 
 @pytest.mark.campaign
-def test_pushes_go_on_through_kills(server_process, connect, arrays, gradients_of):
+def test_pushes_go_on_through_kills(server_process, connect, arrays, gradients_of, campaign):
     client, rewinds, versions = connect(server_process.address), [], []
     model = client.create_model("m", arrays, lr=0.01, durability="process")
     model.on_rewind(rewinds.append)
@@ -65,6 +65,7 @@ def test_pushes_go_on_through_kills(server_process, connect, arrays, gradients_o
     assert versions == [(True, number) for number in range(1, 401)]
     assert rewinds == []
     assert_same(model.pull(), after(arrays, gradients_of, range(400)))
+    campaign.did(kills=5, pushes=400)
 
 
 def test_an_unknown_level_is_refused_before_anything_is_sent(connect, arrays, server):

@@ -70,8 +70,8 @@ def test_a_push_is_there_after_a_power_failure_and_its_retry_gets_the_same_answe
 
 
 @pytest.mark.campaign
-def test_power_failures_at_random_moments_lose_nothing_that_was_acknowledged(serve, peers, start):
-    rng, workers = random.Random(6), 3
+def test_power_failures_at_random_moments_lose_nothing_that_was_acknowledged(serve, peers, start, campaign):
+    rng, workers = random.Random(campaign.seed(6)), 3
     options = {"snapshot_every_pushes": 7}
     process = serve(**options)
     peer = peers(process.address)
@@ -114,6 +114,7 @@ def test_power_failures_at_random_moments_lose_nothing_that_was_acknowledged(ser
     order = sorted(versions, key=versions.get)
     assert [versions[push] for push in order] == list(range(1, len(order) + 1))
     assert peer.pull().arrays["x"].tobytes() == replay(start, order).tobytes()
+    campaign.did(kills=25, pushes=len(order))
 
 
 def test_rejections_sessions_and_arrays_without_a_gradient_survive(serve, peers, start, refused):

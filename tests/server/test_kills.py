@@ -43,8 +43,8 @@ def newest(folder):
 
 
 @pytest.mark.campaign
-def test_every_restored_state_equals_a_replay(tmp_path, processes, peers):
-    folder, rng = tmp_path / "data", random.Random(17)
+def test_every_restored_state_equals_a_replay(tmp_path, processes, peers, campaign):
+    folder, rng = tmp_path / "data", random.Random(campaign.seed(17))
     start = np.random.default_rng(1).standard_normal(SIZE, dtype=np.float32)
     replay, numbers = Replay(start), [0] * WORKERS
     for _ in range(KILLS):
@@ -91,3 +91,4 @@ def test_every_restored_state_equals_a_replay(tmp_path, processes, peers):
     assert peer.state().version == len(replay.history)
     peer.stub.Snapshot(pb.SnapshotRequest())
     assert newest(folder)[0] == replay.sha256(len(replay.history))
+    campaign.did(kills=KILLS, pushes=len(replay.history))

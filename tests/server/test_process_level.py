@@ -78,8 +78,8 @@ def test_a_push_is_there_after_a_kill_and_its_retry_gets_the_same_answer(folder,
 
 
 @pytest.mark.campaign
-def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(folder, processes, peers, start):
-    rng, workers = random.Random(5), 3
+def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(folder, processes, peers, start, campaign):
+    rng, workers = random.Random(campaign.seed(5)), 3
     process = serve(processes, folder, snapshot_every_pushes=7)
     peer = peers(process.address)
     peer.create({"x": start}, lr=0.01, durability=PROCESS)
@@ -119,6 +119,7 @@ def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(folder, proc
     order = sorted(versions, key=versions.get)
     assert [versions[push] for push in order] == list(range(1, len(order) + 1))
     assert peer.pull().arrays["x"].tobytes() == replay(start, order).tobytes()
+    campaign.did(kills=34, pushes=len(order))
 
 
 def test_a_clean_stop_leaves_nothing_in_the_memory_folder_and_the_model_continues(folder, processes, peers, start):

@@ -14,7 +14,6 @@ import os
 import random
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,15 +21,17 @@ import pytest
 from numba_adam.errors import ServiceError, SessionFencedError, SessionUnknownError
 from numba_adam.server.model.events import Acceptance, Opening, decode, encode
 from numba_adam.server.model.push_ledger import Accepted, Content, Limits, PushKey, PushLedger
+from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime import model as runtime
 from numba_adam.server.runtime.keeping import Keeping
 from numba_adam.server.storage import journal
+from numba_adam.settings.hyperparameters import Hyperparameters
 
 SCHEDULES = int(os.environ.get("SIMULATED", 500))
 FIRST = int(os.environ.get("SIMULATED_SEED", 0))
 BLOCKS, PUSHES, MISMATCH = 2, 4, 4
-SPEC = SimpleNamespace(name="m", tensors=(Tensor("x", (1,)),), durability="process")
+SPEC = Spec("m", "float32", (Tensor("x", (1,)),), Hyperparameters())
 LIMITS = Limits(kept_answers=4)
 
 

@@ -146,7 +146,7 @@ def changed(record, path, value):
     [
         (["mode"], "sync", "mode is 'sync', and this numba-adam knows 'async'"),
         (["mode"], None, "mode is None"),
-        (["durability"], "disk", "durability is 'disk', and this numba-adam knows 'memory'"),
+        (["durability"], "tape", "durability is 'tape', and this numba-adam knows 'memory'"),
         (["dtype"], "bfloat16", "dtype is 'bfloat16', and this numba-adam knows 'float32' or 'float64'"),
         (["hyperparameters", "eps_mode"], "outside", "eps_mode is 'outside'"),
         (["hyperparameters", "ema_decay"], 0.9, "the hyperparameters has 'ema_decay', which this numba-adam"),

@@ -22,6 +22,7 @@ from benchmarks.themes import (
     rows,
     scaling,
     service,
+    small_pushes,
     start,
 )
 
@@ -40,6 +41,7 @@ CASES: tuple[Case, ...] = (
     *start.CASES,
     *cold.CASES,
     *service.CASES,
+    *small_pushes.CASES,
     *beside.CASES,
     *durability.CASES,
     *busy.CASES,

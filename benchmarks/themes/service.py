@@ -44,12 +44,15 @@ def parameter_server() -> Iterator[str]:
             yield address
 
 
-def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], settings: Settings) -> Measurement:
+def _push(
+    chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], settings: Settings, durability: str = "memory"
+) -> Measurement:
     """Compare a push that is applied with a bare stream of the same bytes.
 
     Args:
         chunks: takes the payload, returns a function that returns the bare stream's messages.
         settings: settings of the run.
+        durability: the model's level.
     """
     grpc = load("grpc")
     client_of = load("numba_adam.client").ParameterClient
@@ -62,7 +65,7 @@ def _push(chunks: Callable[[memoryview], Callable[[], Iterator[bytes]]], setting
         client_of(address) as client,
         grpc.insecure_channel(bare_address) as channel,
     ):
-        model = client.create_model(_MODEL, {"w": param})
+        model = client.create_model(_MODEL, {"w": param}, durability=durability)
         grads = {"w": grad}
         pairs = interleave(lambda: model.push(grads), lambda: bare_stream.push(channel, messages()), settings)
         _check_applied(workload, model)
@@ -111,6 +114,13 @@ CASES: tuple[Case, ...] = (
         peer="bare gRPC stream of the same array, thrown away",
         bar=Bar(1.5),
         run=lambda settings: _push(_cut_when_sent, settings),
+    ),
+    Case(
+        name="service/push-process",
+        title="100 MB of gradients pushed and applied, to survive a kill",
+        peer="bare gRPC stream of the same array, thrown away",
+        bar=Bar(1.3),
+        run=lambda settings: _push(_cut_when_sent, settings, "process"),
     ),
     Case(
         name="service/push-ready",

@@ -23,9 +23,8 @@ from numba_adam.server.storage.durable import NO_ROOM
 from numba_adam.server.storage.segment import Writer
 from numba_adam.server.storage.segments import Segments
 
-_LONG_JOURNAL_BYTES = (
-    1 << 28
-)  # beyond this, and beyond so many gradients, a snapshot is due: a start replays the journal
+# Beyond both, a snapshot is due, because a start replays the journal.
+_LONG_JOURNAL_BYTES = 1 << 28
 _LONG_JOURNAL_GRADIENTS = 12
 _MARGIN_BYTES = 1 << 16
 _RETRY_MILLISECONDS = 1000

@@ -246,6 +246,7 @@ class SnapshotWriter:
         def write(descriptor: int) -> int:
             snapshot, size = capture(model, descriptor)
             captured.append(snapshot)
+            model.settle()  # the journal that follows the snapshot must be on disk before the snapshot is
             return size
 
         try:

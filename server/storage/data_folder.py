@@ -99,7 +99,9 @@ class DataFolder:
         try:
             self._take_lock()
             self._check_ours()
-            self._last_run = LastRun(self.path, None if is_new else os.pread(self._lock, 100, 0))
+            text = os.pread(self._lock, 100, 0)
+            is_new = is_new or (bool(text) and not text.strip(b"\0"))  # the power failed before it was on disk
+            self._last_run = LastRun(self.path, None if is_new else text)
             if is_new:
                 self._mark()
         except BaseException:

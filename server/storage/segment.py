@@ -156,9 +156,8 @@ class Reader:
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         sync(self._descriptor, path)  # what was written and not fsynced is about to become part of the model
-        os.posix_fadvise(
-            self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED
-        )  # read the disk: a failed fsync left only memory
+        # Then read the disk, not the cache: after a failed fsync only the cache has it.
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self.status = os.fstat(self._descriptor)
         self.torn_at: int | None = None
         """Where a torn record begins, once the records before it were read."""
@@ -178,7 +177,7 @@ class Reader:
         position, size = len(MAGIC), self.status.st_size
         magic = self._read(0, len(MAGIC))
         if magic != MAGIC:
-            self._tear_or_raise(0, min(size, len(MAGIC)), "it does not begin as a segment of this release")
+            self._tear_or_raise(0, len(MAGIC), "it does not begin as a segment of this release")
             return
         while position < size:
             record = self._record(position)

@@ -136,10 +136,14 @@ class Segments:
                 "that wrote it and stop it, which saves the model"
             )
         check_keys(content, f"the first record of {str(reader.path)!r}", _KEYS)
-        written = content["lock_inode"], content["inode"]
-        lock = self._lock.stat()
-        is_original = written == (lock.st_ino, reader.status.st_ino) and lock.st_nlink == reader.status.st_nlink == 1
+        is_original = self._is_original(content, reader.status)
         return Beginning(content["runs"], content["ledger"], content["is_previous_synced"], is_original)
+
+    def _is_original(self, content: Mapping[str, Any], status: os.stat_result) -> bool:
+        """Return whether a segment is the file that was written, in its own data folder."""
+        lock = self._lock.stat()
+        written = content["lock_inode"], content["inode"]
+        return written == (lock.st_ino, status.st_ino) and lock.st_nlink == status.st_nlink == 1
 
 
 def is_segment(path: os.PathLike[str]) -> bool:

@@ -181,6 +181,7 @@ PASSING = [
     errors.PushInProgressError("x"),
     errors.InternalServerError("a broken frame: gRPC's own, without our detail"),
     errors.RateLimitedError("x"),
+    errors.DiskFullError("x"),
 ]
 LASTING = [
     errors.ModelNotFoundError("x"),

@@ -29,6 +29,8 @@ from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `power_loss`, which is no test itself
+
 # OpenMP's threads spin while they wait, which takes for ever where other programs want the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -81,6 +81,10 @@ class OurRows:
         taken: Array = self._param[which]
         return taken
 
+    def table(self) -> list[Array]:
+        """Return the parameters and both moments themselves, not copies."""
+        return [self._param, self._exp_avg, self._exp_avg_sq]
+
     def moments(self, which: Array) -> list[Array]:
         """Return the moments of some rows."""
         return [self._exp_avg[which], self._exp_avg_sq[which]]

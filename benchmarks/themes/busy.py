@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.case import Bar, Case, Measurement, MissingError, Settings
-from benchmarks.contestants import torch_fused
+from benchmarks.contestants import memory_loop, torch_fused
+from benchmarks.contestants.memory_loop import MemoryLoop
 from benchmarks.contestants.ours import Ours
 from benchmarks.contestants.torch_fused import TorchFused
 from benchmarks.workload import Workload, one_array
@@ -25,7 +26,14 @@ _ELEMENTS = 10_000_000
 _TURN_SECONDS = 0.5
 _COUNT = "print(flush=True)\nwhile True: pass"
 
-_Make = Callable[[Workload, int], Ours | TorchFused]
+_Make = Callable[[Workload, int], Ours | TorchFused | MemoryLoop]
+
+
+def _memory_loop(workload: Workload, threads: int) -> MemoryLoop:
+    """Return the loop over the arrays of a contestant that has made a step."""
+    ours = Ours(workload, threads)
+    ours.step()
+    return MemoryLoop(ours, threads)
 
 
 @contextlib.contextmanager
@@ -81,5 +89,11 @@ CASES: tuple[Case, ...] = (
         title=f"one array of 10 million, another program on one of the cores: {torch_fused.NAME}, not ours",
         peer="itself alone",
         run=functools.partial(_measure, TorchFused),
+    ),
+    Case(
+        name="busy/10m/loop",
+        title=f"one array of 10 million, another program on one of the cores: {memory_loop.NAME}, not ours",
+        peer="itself alone",
+        run=functools.partial(_measure, _memory_loop),
     ),
 )

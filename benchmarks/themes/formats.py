@@ -110,6 +110,6 @@ CASES: tuple[Case, ...] = (
     ),
     _case("bfloat16/torch", _BFLOAT16_TITLE, BFLOAT16, _TORCH, Bar(0.55)),
     _case("bfloat16/torch-bfloat16", _BFLOAT16_TITLE, BFLOAT16, _TORCH_BFLOAT16),
-    _case("bfloat16/stochastic", f"{_BFLOAT16_TITLE}, rounded stochastically", STOCHASTIC, _TORCH),
+    _case("bfloat16/stochastic", f"{_BFLOAT16_TITLE}, rounded stochastically", STOCHASTIC, _TORCH, Bar(1.0)),
     _bytes_case("bfloat16/bytes", "bfloat16 parameters, gradients and state", BFLOAT16, _TORCH_BFLOAT16),
 )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 
-from benchmarks.case import Bar, Case, Measurement, Settings
-from benchmarks.contestants import on_rows
+import numpy as np
+
+from benchmarks.case import Bar, Case, Measurement, Quantity, Settings
+from benchmarks.contestants import on_rows, rows_loop
 from benchmarks.contestants.on_rows import SETS, OurRows, TableWorkload, TorchRows, check_same_rows
 from benchmarks.contestants.ours import Ours
+from benchmarks.contestants.rows_loop import RowsLoop
 from benchmarks.measure import interleave
 from benchmarks.workload import check_usual
 
 _ROWS = 10_000_000
 _WIDTH = 16
+_OTHER = 2 * _ROWS * _WIDTH  # elements that are written between two steps, as a dense step writes other memory
 _TITLE = "1 % of a table of 10 million rows of 16"  # of 64 bytes, aligned unless a title says otherwise
 
 
@@ -21,7 +25,9 @@ def _workload(settings: Settings) -> TableWorkload:
     return TableWorkload(rows, _WIDTH, max(1, rows // 100))
 
 
-def _compare(ours: OurRows, peer: OurRows | TorchRows | Ours, settings: Settings) -> list[tuple[float, float | None]]:
+def _compare(
+    ours: OurRows, peer: OurRows | TorchRows | Ours | RowsLoop, settings: Settings
+) -> list[tuple[float, float | None]]:
     """Compare two ways to update rows. First touch every set of rows once, so that its pages are mapped."""
     for _ in range(SETS):
         ours.step()
@@ -53,6 +59,19 @@ def _against_torch(settings: Settings) -> Measurement:
     return Measurement(pairs, _notes(workload))
 
 
+def _against_loop(settings: Settings) -> Measurement:
+    """Compare with a loop over the same rows that is a lower bound. Empty the caches before each step."""
+    workload = _workload(settings)
+    ours, other = OurRows(workload), np.ones(settings.elements(_OTHER), np.float32)
+    loop = RowsLoop(ours.table(), workload.sets(), workload.grads(), settings.threads)
+    for _ in range(SETS):
+        ours.step()
+        loop.step()
+    pairs = interleave(ours.step, loop.step, settings, before=(lambda: other.fill(1),) * 2)
+    check_usual(ours.moments(workload.sets()[0]), "the rows' moments")
+    return Measurement(pairs, {**_notes(workload), "written before each step": f"{other.nbytes:,} bytes"})
+
+
 def _exact_against_lazy(settings: Settings) -> Measurement:
     workload = _workload(settings)
     exact, lazy = OurRows(workload, mode="exact"), OurRows(workload)
@@ -68,6 +87,13 @@ CASES: tuple[Case, ...] = (
         title=f"{_TITLE}, its arrays where NumPy puts them, 16 bytes behind a cache line",
         peer="our dense step over the table",
         run=functools.partial(_against_dense, is_aligned=False),
+    ),
+    Case(
+        name="rows/loop",
+        title=f"{_TITLE}, share of the speed of memory, cold caches",
+        peer=rows_loop.NAME,
+        quantity=Quantity.FRACTION,
+        run=_against_loop,
     ),
     Case(name="rows/torch", title=_TITLE, peer=on_rows.NAME, bar=Bar(1.0), run=_against_torch),
     Case(

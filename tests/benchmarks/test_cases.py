@@ -7,8 +7,11 @@ from benchmarks import worker
 from benchmarks.case import MissingError, Settings
 from benchmarks.contestants.contestant import DisagreementError, check_agreement, check_direction, load, missing
 from benchmarks.contestants.memory_loop import MemoryLoop
+from benchmarks.contestants.on_rows import SETS, OurRows, TableWorkload
 from benchmarks.contestants.ours import Ours
 from benchmarks.contestants.plain_numpy import PlainNumpy
+from benchmarks.contestants.plain_read import PlainRead
+from benchmarks.contestants.rows_loop import RowsLoop
 from benchmarks.themes.memory import growth_of_a_step
 from benchmarks.workload import Array, Workload, equal_arrays, one_array
 
@@ -57,6 +60,27 @@ def test_the_memory_loop_changes_nothing() -> None:
         np.testing.assert_array_equal(array, was)
 
 
+def test_the_loop_over_rows_changes_nothing() -> None:
+    workload = TableWorkload(rows=500, width=16, touched=40)
+    ours = OurRows(workload)
+    ours.step()
+    before = [array.copy() for array in ours.table()]
+    loop = RowsLoop(ours.table(), workload.sets(), workload.grads(), threads=2)
+    for _ in range(SETS):
+        loop.step()
+    for array, was in zip(ours.table(), before, strict=True):
+        np.testing.assert_array_equal(array, was)
+
+
+def test_the_plain_read_reads_every_element() -> None:
+    bits = np.zeros(1003, np.int32)
+    for place in (0, 501, 1002):
+        bits[place] = 1 << (place % 7)
+    read = PlainRead(bits.view(np.float32), threads=2)
+    read.step()
+    assert int(np.bitwise_or.reduce(read.results)) == int(np.bitwise_or.reduce(bits))
+
+
 def test_the_memory_of_a_step_is_measured() -> None:
     workload = one_array(4_000_000)
     assert growth_of_a_step(PlainNumpy(workload, threads=2)) >= 4 * workload.elements
@@ -78,6 +102,8 @@ def test_reasons_contain_no_private_paths() -> None:
     [
         "flat/100k/numpy",
         "flat/50m/loop",
+        "norm/50m/read",
+        "rows/loop",
         "scaling/float32/one-thread",
         "scaling/loop",
         "curves/all-threads",

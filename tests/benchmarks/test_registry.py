@@ -24,6 +24,8 @@ ASKED = {
     "formats/8bit/bitsandbytes": (0.15, False),
     "formats/8bit/bytes": (10.1, False),
     "formats/bfloat16/torch": (0.55, False),
+    "formats/bfloat16/stochastic": (1.0, False),
+    "norm/50m/read": (1.15, False),
     "rows/dense": (0.05, False),
     "rows/torch": (1.0, False),
     **{

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Train a classifier of handwritten digits with a parameter server and two worker processes. One worker uses PyTorch if
-it is installed. Half-way, the command kills the server with SIGKILL and starts it again. The workers continue from the
-last snapshot by themselves. The command prints the accuracy on test images and the pushes per second. It writes a
-picture of the loss over time and marks the crash. It takes less than a minute.
+it is installed. Half-way, the command kills the serving process with SIGKILL; its supervisor starts it again. The
+workers go on, and no push is lost. With --durability memory, the server goes back to its last snapshot, and the
+workers repeat what was lost by themselves. The command prints the accuracy on test images and the pushes per second.
+It writes a picture of the loss over time and marks the crash. It takes less than a minute.
 """
 _EPILOG = """\
 examples:
   numba-adam demo
   numba-adam demo --workers 4 --out four.png
+  numba-adam demo --durability memory               what the kill costs without files in memory
   numba-adam demo --keep                            keeps the snapshots and the logs
 
 The same as a short program to read: examples/digits.py
@@ -46,6 +48,12 @@ def describe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", metavar="PNG", type=Path, default=Path("digits.png"), help="file of the picture (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--durability",
+        choices=("process", "memory"),
+        default="process",
+        help="what survives the kill: every push, or the last snapshot (default: %(default)s)",
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder with the server's data and all logs")
 
@@ -69,7 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
     from numba_adam.demo.picture import draw
     from numba_adam.demo.story import Plan, framework, play
 
-    plan = Plan(workers=arguments.workers, seed=arguments.seed, steps=arguments.steps, keep=arguments.keep)
+    plan = Plan(
+        workers=arguments.workers,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        durability=arguments.durability,
+        keep=arguments.keep,
+    )
     progress = Progress(plan.steps)
     record = play(plan, progress.say, progress.show)
     progress.clear()
@@ -84,7 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _outcome(record: Record) -> str:
     """Return the results as text."""
     lines = []
-    if record.crash:
+    if record.crash and not record.lost:
+        lines.append(f"crash     lost no push; training went on from version {record.restored}")
+    elif record.crash:
         lines.append(f"crash     lost {record.lost} pushes after version {record.restored}; training repeated them")
     lines.append(f"speed     {record.pushes_per_second:.0f} pushes per second, each with a pull")
     lines.append(f"accuracy  {record.accuracy:.1%} on {record.tested} test images")

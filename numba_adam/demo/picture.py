@@ -92,8 +92,13 @@ def _draw_versions(axes: Axes, record: Record) -> None:
 
 def _mark_crash(losses: Axes, versions: Axes, record: Record) -> None:
     """Mark the time without training in both plots. Label the crash and the number of lost pushes."""
-    crash, resumed = record.crash, record.parts[-1][0]
+    crash = record.crash
     assert crash is not None
+    last = record.parts[-1]
+    resumed = (
+        next((push for push in last if push.time >= crash.back_at), last[-1]) if len(record.parts) == 1 else last[0]
+    )
+    lost = f"{record.lost} pushes lost and repeated" if record.lost else "no push was lost"
     for axes in (losses, versions):
         axes.axvspan(crash.killed_at, resumed.time, color=_RED, alpha=0.12, linewidth=0)
         axes.axvline(crash.killed_at, color=_RED, linewidth=1.4)
@@ -109,7 +114,7 @@ def _mark_crash(losses: Axes, versions: Axes, record: Record) -> None:
     )
     versions.annotate(
         f"server back after {crash.back_at - crash.killed_at:.1f} s; the workers continue\n"
-        f"from version {record.restored}: {record.lost} pushes lost and repeated",
+        f"from version {record.restored}: {lost}",
         xy=(resumed.time, resumed.version),
         xytext=(36, -16),
         textcoords="offset points",

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ class Event(NamedTuple):
 
 
 class ServerProcess:
-    """A process of `numba-adam serve`. It keeps its port when it is started again."""
+    """`numba-adam serve`: a process that serves, and one that starts it again after a crash, on the same port."""
 
     def __init__(self, folder: Path, snapshot_every_pushes: int) -> None:
         self.address = "127.0.0.1:0"  # port 0: the system chooses a free port at the first start
@@ -53,9 +54,14 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The id of the running process."""
+        """The id of the process that serves: a child of the one that was started, which supervises it."""
         assert self._process is not None, "call start() first"
-        return self._process.pid
+        own = self._process.pid
+        return int(Path(f"/proc/{own}/task/{own}/children").read_text().split()[0])
+
+    def kill_serving(self) -> None:
+        """Kill the process that serves with SIGKILL; the other one starts it again."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def start(self) -> None:
         """Start the process and return when it is ready.
@@ -74,7 +80,7 @@ class ServerProcess:
         self.address = line.removeprefix(_READY)
 
     def kill(self) -> None:
-        """Kill the process with SIGKILL: it cannot save anything."""
+        """Kill both processes with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._forget()

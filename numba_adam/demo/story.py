@@ -1,4 +1,4 @@
-"""The steps of the demonstration: start, train, kill the server, restart it, continue, measure.
+"""The steps of the demonstration: start, train, kill the server, which is started again, continue, measure.
 
 May import the standard library; the client inside the functions. Server and workers are processes (processes.py).
 """
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from numba_adam.demo.processes import Event, ServerProcess, WorkerProcess
 
-# Snapshots in a run. With five, the crash half-way loses a tenth of the pushes: enough to see.
+# Snapshots in a run. With five, a crash half-way at the level `memory` loses a tenth of the pushes: enough to see.
 _SNAPSHOTS = 5
 
 
@@ -34,6 +34,9 @@ class Plan:
 
     steps: int = 4000
     """The version at which training ends. Pushes that the crash loses do not count."""
+
+    durability: str = "process"
+    """The level of the model. "process": the crash loses nothing. "memory": it loses what came after the snapshot."""
 
     keep: bool = False
     """Keep the folder with the server's data and the logs."""
@@ -52,7 +55,7 @@ class Push(NamedTuple):
     """Mean loss over the batch of this push."""
 
     state_id: str
-    """The line of history of the version. It changes at the crash."""
+    """The line of history of the version. At the level `memory`, it changes at the crash."""
 
 
 class Crash(NamedTuple):
@@ -74,7 +77,7 @@ class Record:
 
     @property
     def parts(self) -> list[list[Push]]:
-        """The pushes before the crash and the pushes after it, each in order of time."""
+        """The pushes of each line of history in order of time: one, or two if the crash lost pushes."""
         pushes = sorted(self.pushes)
         state_ids = dict.fromkeys(push.state_id for push in pushes)
         return [[push for push in pushes if push.state_id == state_id] for state_id in state_ids]
@@ -87,17 +90,24 @@ class Record:
     @property
     def restored(self) -> int:
         """The version from which training continued after the crash."""
+        if len(self.parts) == 1:
+            return max(push.version for push in self.pushes if self.crash and push.time <= self.crash.killed_at)
         return min(push.version for push in self.parts[1]) - 1
 
     @property
     def lost(self) -> int:
         """The number of acknowledged pushes that the crash lost."""
+        if len(self.parts) == 1:
+            return 0
         return max(push.version for push in self.parts[0]) - self.restored
 
     @property
     def pushes_per_second(self) -> float:
         """Acknowledged pushes per second, without the time in which no server ran."""
-        return len(self.pushes) / sum(part[-1].time - part[0].time for part in self.parts)
+        seconds = sum(part[-1].time - part[0].time for part in self.parts)
+        if self.crash and len(self.parts) == 1:
+            seconds -= self.crash.back_at - self.crash.killed_at
+        return len(self.pushes) / seconds
 
 
 Say = Callable[[str], None]
@@ -138,7 +148,7 @@ def play(plan: Plan, say: Say, watch: Watch) -> Record:
 
 def _start_worker(index: int, plan: Plan, address: str, folder: Path, events: queue.Queue[Event]) -> WorkerProcess:
     options = {"server": address, "framework": framework(index), "workers": plan.workers}
-    options |= {"seed": plan.seed, "steps": plan.steps}
+    options |= {"seed": plan.seed, "steps": plan.steps, "durability": plan.durability}
     return WorkerProcess(index, [f"--{name}={value}" for name, value in options.items()], folder, events)
 
 
@@ -148,7 +158,7 @@ def framework(worker: int) -> str:
 
 
 class _Training:
-    """Handles the reports of the workers until all have ended. Kills and restarts the server half-way."""
+    """Handles the reports of the workers until all have ended. Kills the server half-way."""
 
     def __init__(self, plan: Plan, record: Record, server: ServerProcess, say: Say, watch: Watch) -> None:
         self._plan, self._record, self._server, self._say, self._watch = plan, record, server, say, watch
@@ -178,7 +188,7 @@ class _Training:
         self._start = self._start or values["time"]
         push = Push(values["time"] - self._start, worker, values["version"], values["loss"], values["state_id"])
         pushes, crash = self._record.pushes, self._record.crash
-        if crash and push.state_id == pushes[0].state_id:
+        if crash and self._plan.durability == "memory" and push.state_id == pushes[0].state_id:
             # Acknowledged before the crash and reported after it: the worker waited for the parameters.
             push = push._replace(time=min(push.time, crash.killed_at))
         pushes.append(push)
@@ -189,10 +199,13 @@ class _Training:
             self._record.crash = self._crash()
 
     def _crash(self) -> Crash:
-        """Kill the server, and start it again with the same port and the same data."""
+        """Kill the serving process, and wait until the next one answers at the same port."""
+        from numba_adam.client import ParameterClient
+
         killed_at = time.time() - self._start
-        self._server.kill()
-        self._server.start()
+        self._server.kill_serving()
+        with ParameterClient(self._server.address, timeout_seconds=60.0) as client:
+            client.status()  # it is called again until a server answers
         back_at = time.time() - self._start
         self._say(f"server    is back as process {self._server.pid} after {back_at - killed_at:.1f} s")
         return Crash(killed_at, back_at)

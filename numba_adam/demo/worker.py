@@ -41,6 +41,7 @@ def main() -> None:
     """Train until the model has reached the version `--steps`."""
     parser = argparse.ArgumentParser(prog="numba_adam.demo.worker")
     parser.add_argument("--server", required=True)
+    parser.add_argument("--durability", required=True)
     parser.add_argument("--framework", choices=("NumPy", "PyTorch"), required=True)
     for name in ("index", "workers", "seed", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -56,7 +57,7 @@ def work(arguments: argparse.Namespace) -> None:
 
     with ParameterClient(arguments.server, worker_id=f"worker-{arguments.index}", timeout_seconds=60.0) as client:
         params = network.initial_params(arguments.seed)
-        model = client.create_model(MODEL, params, lr=LEARNING_RATE, durability="memory", exist_ok=True)
+        model = client.create_model(MODEL, params, lr=LEARNING_RATE, durability=arguments.durability, exist_ok=True)
         model.on_rewind(lambda version: report("rewind", version=version))
         report("ready", images=len(shard.labels))
         sys.stdin.readline()  # wait until all workers are ready

@@ -1,14 +1,16 @@
 """A gRPC server that receives a stream of bytes and drops it. It measures the cost of the transport alone.
 
-`python -m benchmarks.bare_stream` prints `serving on HOST:PORT` and runs until SIGTERM.
+`python -m benchmarks.bare_stream [CERTIFICATE KEY]` prints `serving on HOST:PORT` and runs until SIGTERM.
 May import gRPC, nothing of ours.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -40,7 +42,11 @@ def main() -> None:
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     handler = grpc.stream_unary_rpc_method_handler(_throw_away)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    if len(sys.argv) > 1:
+        certificate, key = (Path(name).read_bytes() for name in sys.argv[1:])
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)]))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     signal.signal(signal.SIGTERM, lambda *_: server.stop(grace=None))
     server.start()
     print(f"{ANNOUNCES}127.0.0.1:{port}", flush=True)

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from numba_adam.errors import ConfigurationError
 from numba_adam.installing import advice
 from numba_adam.ps import loopback_token
-from numba_adam.server.config import ServerConfig, host_and_port
+from numba_adam.server.config import WAITING_CALLS, ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.storage.token_file import new_secret
 from numba_adam.server.transport.access import Guard
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # HTTP/2's own limit
-_LOOKAHEAD_BYTES = 1 << 19  # half a chunk: the client sends on while the chunk before is copied and checked
 _STOP_TRY_SECONDS = 5.0
-_WAITING_CALLS = 128  # admitted but not served yet: they wait for their first message or for a permit
 
 
 class Server:
@@ -65,7 +63,7 @@ class Server:
         self._watch = Watch(config.stall_seconds)
         self._health = Health(self._watch)
         self._calls = Calls(
-            self._runtime.pool, self._watch, config.rpc_threads, _WAITING_CALLS, config.largest_message_bytes
+            self._runtime.pool, self._watch, config.rpc_threads, WAITING_CALLS, config.largest_message_bytes
         )
         parameters = ParameterService(self._runtime, self._watch, guard, Audit(config.data_dir.resolve(), guard))
         self._refusals = parameters.refusals
@@ -213,10 +211,10 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # with it, two servers on one port would share the calls
         ("grpc.http2.max_frame_size", _LARGEST_FRAME_BYTES),  # one frame for a chunk instead of 64
         ("grpc.max_receive_message_length", config.largest_message_bytes),
-        # The flow-control window before a message is read. By default gRPC widens it to tens of megabytes a stream.
+        # What a call may send before it is read. By default gRPC widens it to tens of megabytes, whatever the budget.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", _LOOKAHEAD_BYTES),
-        ("grpc.max_concurrent_streams", config.rpc_threads + _WAITING_CALLS),  # further calls wait in their clients
+        ("grpc.http2.lookahead_bytes", config.window_bytes),
+        ("grpc.max_concurrent_streams", config.most_calls),  # further calls wait in their clients
         ("grpc.keepalive_time_ms", keepalive_milliseconds),
         ("grpc.keepalive_timeout_ms", keepalive_milliseconds),
         ("grpc.http2.ping_timeout_ms", keepalive_milliseconds),  # its default of a minute would win over the line above

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.case import Quantity, Settings
 from benchmarks.registry import CASES, chosen, named
 
-# (name, limit, at least): issue 2, section 5, issue 3, section 7, issue 12, section 2.7, and issue 14. Where
+# (name, limit, at least): issue 2, section 5, issue 3, section 7, issue 12, section 2.7, issue 14 and issue 16. Where
 # they name no number, as for "flat", the 1.1 is our own, and so is the second of "cold/first-push".
 ASKED = {
     "flat/100k/torch": (0.35, False),
@@ -52,6 +52,7 @@ ASKED = {
     **{f"durability/{what}": (1.25, False) for what in ("push-4mb", "push-100mb", "apply-1m", "apply-25m")},
     "durability/recovery": (2, False),
     "busy/10m/ours": (2.5, False),
+    **{f"remote/{what}": (1.25, False) for what in ("push/1ms", "push/10ms", "push/50ms", "tls/100m", "tls/4k")},
     **{f"beside/{what}/{how}": (3.0, False) for what in ("snapshot", "update") for how in ("median", "p99")},
 }
 

@@ -45,6 +45,29 @@ def _push(settings: Settings, most: int) -> Measurement:
     return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}"})
 
 
+def _push_to_disk(settings: Settings, most: int) -> Measurement:
+    """Compare a push that survives a power failure with a write and an fdatasync of the same bytes."""
+    client_of = load("numba_adam.client").ParameterClient
+    workload = one_array(settings.elements(most))
+    (param,), (grad,) = workload.params(), workload.grads()
+    with (
+        parameter_server() as address,
+        client_of(address, timeout_seconds=_TIMEOUT_SECONDS) as client,
+        tempfile.TemporaryFile(buffering=0) as file,
+    ):
+        model = client.create_model("disk", {"w": param}, durability="disk")
+
+        def write() -> None:
+            raw = grad.view(np.uint8).data
+            while raw:
+                raw = raw[file.write(raw) :]
+            os.fdatasync(file.fileno())
+
+        pairs = interleave(lambda: model.push({"w": grad}), write, settings)
+        client.delete_model("disk")
+    return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}"})
+
+
 def _apply(settings: Settings, most: int) -> Measurement:
     """Compare the update that can be finished by another process with the plain one."""
     staged, sizes = load("numba_adam.cpu.staged"), load("numba_adam.numerics.staging")
@@ -129,6 +152,20 @@ CASES: tuple[Case, ...] = (
         peer=_PEER,
         bar=Bar(1.25),
         run=lambda settings: _push(settings, 25_000_000),
+    ),
+    Case(
+        name="durability/disk-4mb",
+        title="4 MB of gradients pushed and applied, to survive a power failure",
+        peer="a write and fdatasync",
+        bar=Bar(1.3),
+        run=lambda settings: _push_to_disk(settings, 1_000_000),
+    ),
+    Case(
+        name="durability/disk-100mb",
+        title="100 MB of gradients pushed and applied, to survive a power failure",
+        peer="a write and fdatasync",
+        bar=Bar(1.3),
+        run=lambda settings: _push_to_disk(settings, 25_000_000),
     ),
     Case(
         name="durability/apply-1m",

@@ -243,3 +243,68 @@ def test_pushes_that_arrive_together_survive_with_their_own_gradients(serve, pee
     order = sorted(versions, key=versions.get)
     assert len(order) == 30
     assert peers(serve().address).pull().arrays["x"].tobytes() == replay(start, order).tobytes()
+
+
+def test_damage_in_the_middle_stops_the_start_and_a_torn_end_is_cut_off(serve, peers, start, folder):
+    process = serve()
+    peer = peers(process.address)
+    peer.create({"x": start}, lr=0.01, durability=DISK)
+    session = peer.session()
+    for number in (1, 2):
+        session.push({"x": gradient_of(0, number)})
+    process.kill()
+    (journal,) = folder.glob("models/model/*.journal")
+    raw = journal.read_bytes()
+    with journal.open("r+b") as file:
+        file.seek(len(raw) // 3)
+        file.write(bytes([raw[len(raw) // 3] ^ 1]))
+    with pytest.raises(AssertionError, match=r"00000001.journal' is damaged at offset [0-9]+: a gradient's checksum"):
+        serve()
+    with journal.open("r+b") as file:
+        file.write(raw[:-100])
+        file.truncate()
+    process = serve()
+    session.peer = peers(process.address)
+    assert session.peer.state().version == 1
+    assert "cut off" in process.log.read_text()
+    assert session.push({"x": gradient_of(0, 2)}, sequence=2).version == 2
+    assert session.peer.pull().arrays["x"].tobytes() == replay(start, [(0, 1), (0, 2)]).tobytes()
+
+
+def test_a_missing_journal_or_run_record_is_a_rewind(serve, peers, start, folder):
+    process = serve()
+    peer = peers(process.address)
+    peer.create({"x": start}, lr=0.01, durability=DISK)
+    peer.session().push({"x": gradient_of(0, 1)})
+    before = peer.state()
+    process.kill()
+    older = (folder / "run").read_bytes()
+    process = serve()
+    assert peers(process.address).state() == before
+    process.kill()
+    process = serve()
+    process.kill()
+    (folder / "run").write_bytes(older)
+    process = serve()
+    state = peers(process.address).state()
+    assert (state.version, state.state_id == before.state_id) == (1, False)
+    process.kill()
+    for path in folder.glob("models/model/*.journal"):
+        path.unlink()
+    last = peers(serve().address).state()
+    assert last.state_id not in (state.state_id, before.state_id)
+
+
+def test_an_older_snapshot_without_its_journal_stops_the_start(serve, peers, start, folder):
+    process = serve()
+    peer = peers(process.address)
+    peer.create({"x": start}, lr=0.01, durability=DISK)
+    session = peer.session()
+    for number in range(1, 5):
+        session.push({"x": gradient_of(0, number)})
+        peer.stub.Snapshot(pb.SnapshotRequest())
+    process.kill()
+    for path in sorted(folder.glob("models/model/*.snapshot"))[1:]:
+        path.rename(path.with_suffix(".away"))
+    with pytest.raises(AssertionError, match=r"journal' begins with version [34], and the newest intact snapshot has"):
+        serve()

@@ -50,6 +50,7 @@ ASKED = {
     "small/p99": (0.1, False),
     "service/client-imports": (0, False),
     **{f"durability/{what}": (1.25, False) for what in ("push-4mb", "push-100mb", "apply-1m", "apply-25m")},
+    **{f"durability/{what}": (1.3, False) for what in ("disk-4mb", "disk-100mb")},
     "durability/recovery": (2, False),
     "busy/10m/ours": (2.5, False),
     **{f"remote/{what}": (1.25, False) for what in ("push/1ms", "push/10ms", "push/50ms", "tls/100m", "tls/4k")},

@@ -92,10 +92,8 @@ class Tie:
         shards.check(self._options, self._clipping)
         own = iter(shards.own)
         members = [list(islice(own, len(group["params"]))) for group in groups]
-        Core(
-            [_core_group(each, its) for each, its in zip(members, settings, strict=True) if each],
-            **self._named(),
-        )
+        checked = [each or [torch.zeros(1)] for each in members]  # PyTorch admits groups that are still empty
+        Core([_core_group(each, its) for each, its in zip(checked, settings, strict=True)], **self._named())
 
     def step(
         self,
@@ -191,7 +189,7 @@ class Tie:
         params = list(chain.from_iterable(group["params"] for group in groups))
         if not self._is_current(params, state):
             self._tie(groups, state, set())
-        found = getattr(self._core, name)
+        found = getattr(self._core, name) if self._core is not None else []
         return [self._shards.shown(place, to_tensor(array)) for place, array in zip(self._dense, found, strict=True)]
 
     def _is_current(self, params: Sequence[torch.Tensor], state: State) -> bool:

@@ -440,3 +440,23 @@ def test_a_table_that_rows_cannot_update_is_refused_before_other_parameters_chan
     with pytest.raises(ArrayError, match="sparse gradient"):
         optimizer.step()
     assert torch.equal(weight, torch.ones(3))
+
+
+@pytest.mark.parametrize("make", [na_torch.Adam, na_torch.AdamW, na_torch.CPUOffloadAdam])
+@pytest.mark.parametrize("empty", [[{"params": []}], [{"params": []}, {"params": []}]], ids=len)
+def test_a_group_may_be_empty_and_others_are_added_later_as_in_pytorch(make, empty):
+    optimizer = make([dict(group) for group in empty], lr=0.1)
+    optimizer.step()
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [param], "lr": 0.5})
+    param.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert torch.allclose(param, torch.zeros(3), atol=0.01)
+    assert list(optimizer.state) == [param]
+
+
+def test_a_wrong_setting_of_an_empty_group_is_refused():
+    with pytest.raises(ValueError, match="lr"):
+        na_torch.Adam([{"params": [], "lr": -1.0}])

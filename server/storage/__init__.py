@@ -8,6 +8,7 @@
     holder           waits for a killed process that still holds the folder's lock
     last_run         decides whether a model's newest snapshot is its last state
     deletions        the newest deletions of models
+    verification     every checksum of a folder that no server uses
     token_file       the access tokens: their hashes, scopes and ends
     durable          files and folders that survive a crash and belong to one user
 

@@ -14,7 +14,9 @@ import numba_adam
 from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
-COMMANDS = ("serve", "status", "snapshot", "certificate", "token", "login", "demo", "climb", "warmup", "doctor")
+COMMANDS = (
+    "serve", "status", "snapshot", "verify", "certificate", "token", "login", "demo", "climb", "warmup", "doctor",
+)  # fmt: skip
 
 
 def run(*words: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

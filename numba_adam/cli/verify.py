@@ -1,0 +1,44 @@
+"""`numba-adam verify`: check every checksum of a data folder, without a server. May import the server in functions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+_DESCRIPTION = """\
+Read every file of a data folder and check every checksum: snapshots, journals of models at the level `disk`, and the
+records of the last run. No server may use the folder; a copy can be verified as well. Nothing in it is changed.
+
+The exit status is 0 if everything is intact, and 1 if something is damaged; the line of a damaged file says what. A
+server that starts on a damaged newest snapshot sets it aside and goes back to the previous one.
+"""
+_EPILOG = """\
+examples:
+  numba-adam verify ./adam
+  numba-adam verify ./adam --json                   for a program
+"""
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Add the description, the arguments and the examples."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the data folder: what --data-dir names")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line for each file; return 1 if one is damaged."""
+    from numba_adam.server.storage.verification import verify
+
+    found = []
+    for each in verify(arguments.folder):
+        found.append(each)
+        if not arguments.json:
+            print(f"{'ok' if each.is_intact else 'DAMAGED':<9}{each.path}: {each.found}", flush=True)
+    damaged = sum(not each.is_intact for each in found)
+    if arguments.json:
+        print(json.dumps({"ok": not damaged, "files": [each._asdict() for each in found]}, indent=2))
+    else:
+        print(f"\n{damaged} of {len(found)} files damaged" if damaged else f"\nall {len(found)} files are intact")
+    return 1 if damaged else 0

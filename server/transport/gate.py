@@ -105,6 +105,7 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
         self._refusals = refusals or Refusals()
         self._without_token = frozenset(without_token)
         self._executor = ThreadPoolExecutor(1, "numba-adam-refusal")
+        self._of_a_web_page: Handler = grpc.stream_unary_rpc_method_handler(run_on(self._executor, _refuse_web_page))
         self._refusal: Handler = grpc.stream_unary_rpc_method_handler(run_on(self._executor, _refuse))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
@@ -114,6 +115,9 @@ class Gate(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
             if why is not None:
                 self._refusals.note("unauthenticated")
                 return self._unauthenticated(why)
+        if self._guard is None and _is_of_a_web_page(handler_call_details):
+            self._refusals.note("web_page")
+            return self._of_a_web_page
         entry = self._entries.get(handler_call_details.method)
         if entry is None:
             return None
@@ -324,3 +328,15 @@ def end_as_invalid(context: Context, message: str) -> NoReturn:
 def _refuse(_: Iterator[bytes], context: Context) -> None:
     """Refuse a call that exceeds the limit."""
     end(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the limit of concurrent calls is reached; try again later", _FULL)
+
+
+def _is_of_a_web_page(call: grpc.HandlerCallDetails) -> bool:
+    """Return whether a browser says, in a header that pages cannot change, that a page makes the call."""
+    return any(key == "origin" or key.startswith("sec-fetch-") for key, _ in call.invocation_metadata or ())
+
+
+def _refuse_web_page(_: Iterator[bytes], context: Context) -> None:
+    """Refuse the call of a web page to a server that asks for no token."""
+    detail = ErrorDetail(reason=Reason.REASON_PERMISSION_DENIED)
+    why = "web pages may not call a server that asks for no token; start it with --loopback-token required"
+    end(context, grpc.StatusCode.PERMISSION_DENIED, why, detail)

@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 LONG = 800.0
@@ -32,3 +33,17 @@ def status_of(address, method, metadata, *messages):
 
 def bearer(token):
     return (("authorization", f"Bearer {token}"),)
+
+
+def requests(model):
+    """Return the first message of a call of each method, for a model."""
+    return {
+        "CreateModel": pb.CreateModelRequest(header=pb.CreateModelHeader(spec=model_pb2.ModelSpec(name=model))),
+        "GetModel": pb.GetModelRequest(model=model),
+        "DeleteModel": pb.DeleteModelRequest(model=model, state_id="0" * 32),
+        "OpenSession": pb.OpenSessionRequest(model=model, worker_id="w"),
+        "Push": pb.PushRequest(header=pb.PushHeader(model=model, worker_id="w")),
+        "Pull": pb.PullRequest(model=model, checksum_kind=1),
+        "PushPull": pb.PushPullRequest(header=pb.PushHeader(model=model, worker_id="w")),
+        "Snapshot": pb.SnapshotRequest(model=model),
+    }

@@ -8,14 +8,13 @@ import stat
 import grpc
 import numpy as np
 import pytest
-from calls import METHODS, SERVICE, bearer, status_of
+from calls import METHODS, SERVICE, bearer, requests, status_of
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from numba_adam.cli import main
 from numba_adam.client import ParameterClient, Tls
 from numba_adam.errors import AccessDeniedError, ConfigurationError, UnauthenticatedError
-from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.transport.access import NEEDS
 
@@ -51,20 +50,6 @@ def test_health_and_reflection_answer_with_any_token(server, make_token):
     listing = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     assert status_of(server.address, path, metadata, listing) is grpc.StatusCode.OK
-
-
-def requests(model):
-    """Return the first message of a call of each method, for a model."""
-    return {
-        "CreateModel": pb.CreateModelRequest(header=pb.CreateModelHeader(spec=model_pb2.ModelSpec(name=model))),
-        "GetModel": pb.GetModelRequest(model=model),
-        "DeleteModel": pb.DeleteModelRequest(model=model, state_id="0" * 32),
-        "OpenSession": pb.OpenSessionRequest(model=model, worker_id="w"),
-        "Push": pb.PushRequest(header=pb.PushHeader(model=model, worker_id="w")),
-        "Pull": pb.PullRequest(model=model, checksum_kind=1),
-        "PushPull": pb.PushPullRequest(header=pb.PushHeader(model=model, worker_id="w")),
-        "Snapshot": pb.SnapshotRequest(model=model),
-    }
 
 
 ALLOWED = {  # by the design: each scope includes those before it

@@ -35,7 +35,7 @@ _MOST_CALLS = 1 << 30  # gRPC's limit
 _LONGEST_SECONDS = 1e6  # eleven days: gRPC's and the system's timers can hold it in milliseconds
 _SMALLEST_MESSAGE_BYTES = 1 << 21  # clients send chunks of about 1 MiB
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's own limit
-_SMALLEST_WINDOW_BYTES = 1 << 19  # half a chunk: the client sends on while the chunk before is copied and checked
+_SMALLEST_WINDOW_BYTES = 1 << 18  # with half a MiB, attacks came near the memory that is promised for small budgets
 _LARGEST_WINDOW_BYTES = 1 << 23  # unless it is set: enough for 400 MB/s over a line with a round trip of 20 ms
 _WINDOWS_SHARE = 8  # of the budget, for the windows of all calls
 WAITING_CALLS = 128
@@ -126,7 +126,7 @@ class ServerConfig:
         "what each call may have on its way that the server has not read yet, in bytes or with a unit (64MiB). A push "
         "over a long line moves about that much, and 1 MiB more, in each round trip. All calls together may hold it "
         "--rpc-threads + 128 times, beyond the budget. 0 means an eighth of the budget for all of them, between "
-        "512 KiB and 8 MiB for each.",
+        "256 KiB and 8 MiB for each.",
         0,
         _LARGEST_MESSAGE_BYTES,
     )

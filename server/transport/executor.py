@@ -73,7 +73,7 @@ class CallExecutor(ThreadPoolExecutor):
             has_slot = self._free > 0
             if has_slot:
                 self._free -= 1
-            elif time.monotonic() >= self._without_limit_until:
+            elif time.monotonic() >= self._without_limit_until and not self._is_over.is_set():
                 self._waiting.append(run)
                 if len(self._waiting) == 1:
                     self._has_waiting.set()
@@ -106,7 +106,8 @@ class CallExecutor(ThreadPoolExecutor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Start the calls that wait, and end the threads after their calls."""
-        self._is_over.set()
+        with self._slots_lock:
+            self._is_over.set()
         self._has_waiting.set()
         self._start_all()
         super().shutdown(wait, cancel_futures=cancel_futures)
@@ -136,7 +137,8 @@ class CallExecutor(ThreadPoolExecutor):
                 if not self._waiting:
                     self._has_waiting.clear()
                     continue
-            self._is_over.wait(self._patience_seconds)
+            if self._is_over.wait(self._patience_seconds):
+                return
             now = time.monotonic()
             is_late = any(now - since > self._patience_seconds for since in list(self._peers.values()))
             if is_late or self._started == before:
@@ -145,6 +147,5 @@ class CallExecutor(ThreadPoolExecutor):
 
     def _start_all(self) -> None:
         with self._slots_lock:
-            runs, self._waiting = self._waiting, deque()
-        for run in runs:
-            super().submit(self._work, run, has_slot=False)
+            while self._waiting:
+                super().submit(self._work, self._waiting.popleft(), has_slot=False)

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict as checkpoints
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -20,6 +21,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 import numba_adam.torch as na_torch
 from numba_adam.errors import HyperparameterError, StateDictError, UnsupportedArrayError
@@ -253,6 +255,27 @@ def other_shards():
     assert model[0].weight._version > version
 
 
+def fsdp1():
+    """The first generation of FSDP: its parameters are views of flat shards, which get other memory in every step."""
+    found = []
+    for make in (na_torch.AdamW, torch.optim.AdamW):
+        model = FullyShardedDataParallel(network(), use_orig_params=True, device_id=torch.device("cpu"))
+        train(model, make(model.parameters(), lr=0.01), batches(8))
+        with FullyShardedDataParallel.summon_full_params(model):
+            found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    torch.testing.assert_close(*found, **NEAR)
+
+
+def zero_redundancy():
+    """ZeroRedundancyOptimizer gives each process some of the parameters."""
+    found = []
+    for make in (na_torch.AdamW, torch.optim.AdamW):
+        model = DistributedDataParallel(network())
+        train(model, ZeroRedundancyOptimizer(model.parameters(), optimizer_class=make, lr=0.01), batches(8))
+        found.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    torch.testing.assert_close(*found, **NEAR)
+
+
 def refusal(error, words, act):
     with pytest.raises(error, match=words):
         act()
@@ -270,6 +293,8 @@ CASES = {
         scaling,
         saving,
         other_shards,
+        fsdp1,
+        zero_redundancy,
     )
 }
 

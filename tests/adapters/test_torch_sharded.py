@@ -17,6 +17,8 @@ CASES = (
     "scaling",
     "saving",
     "other_shards",
+    "fsdp1",
+    "zero_redundancy",
 )
 PROGRAM = Path(__file__).with_name("sharded.py")
 

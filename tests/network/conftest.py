@@ -65,6 +65,24 @@ class Host:
         assert line.startswith(announces), log.read_text()
         return line.split()[-1]
 
+    @contextlib.contextmanager
+    def talking(self, *command: str, **options) -> Iterator[subprocess.Popen[str]]:
+        """Run a program that one can write to and read from."""
+        words = self.words(*command)
+        program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+        with program:
+            try:
+                yield program
+            finally:
+                program.kill()
+
+    def terminate_programs(self) -> None:
+        """Ask the programs that run on to end, and wait until they have."""
+        for program in self._running:
+            program.terminate()
+            program.wait(800)
+        self.stop_programs()
+
     def stop_programs(self) -> None:
         """End the programs that run on."""
         while self._running:

@@ -67,3 +67,30 @@ def test_a_name_with_a_dead_address(pair, addresses):
     port = port_of(pair.serve("10.77.0.1:0"))
     pair.names(*addresses)
     assert pair.work(program(f"{NAME}:{port}", pushes=3)) == "True True\n"
+
+
+def test_a_server_that_moves_to_another_address_behind_its_name(pair):
+    """The worker's program runs on: it waits between its pushes until the server has moved."""
+    port = port_of(pair.serve("10.77.0.1:0"))
+    pair.names("10.77.0.1")
+    steps = program(f"{NAME}:{port}").partition("with ParameterClient")[0]
+    script = steps + (
+        f"with ParameterClient('{NAME}:{port}', 'w0', timeout_seconds=700) as client:\n"
+        "    model = client.create_model('m', {'w': np.zeros(50000, np.float32)}, durability='memory')\n"
+        f"    for i in range({PUSHES}):\n"
+        "        if i == 5: client.snapshot(); print('moves', flush=True); input()\n"
+        "        model.push({'w': np.full(50000, i + 1, np.float32)})\n"
+        "    print(model.pull()['w'].tobytes() == w.tobytes(), model.version)\n"
+    )
+    ca = str(pair.folder / "numba-adam-certificates/ca.pem")
+    environment = {**pair.environment, "NUMBA_ADAM_SERVER_CA": ca, "NUMBA_ADAM_TOKEN": pair.token}
+    with pair.worker.talking(sys.executable, "-c", script, env=environment) as worker:
+        assert worker.stdout.readline() == "moves\n"
+        pair.server.terminate_programs()
+        pair.server.run("ip", "address", "del", "10.77.0.1/24", "dev", "cable")
+        pair.server.run("ip", "address", "add", "10.77.0.9/24", "dev", "cable")
+        pair.names("10.77.0.9")
+        pair.serve(f"10.77.0.9:{port}")
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == f"True {PUSHES}\n"

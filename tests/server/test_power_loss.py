@@ -190,7 +190,7 @@ def recovered_id(ops):
     return raw[begin : begin + 32].decode()
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(200, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("count", [1, pytest.param(60, marks=pytest.mark.campaign)])
 def test_every_state_that_a_power_failure_leaves_is_recovered(config, recorded, states, count, monkeypatch, in_memory):
     ops = recorded()
     assert {op.kind for op in ops} >= {"link", "move", "unlink", "write", "truncate", "sync", "mark"}

@@ -56,7 +56,7 @@ def test_two_pytorch_workers_train_a_transformer() -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
     programs = [path for path in EXAMPLES.iterdir() if path.suffix == ".py"]
     folders = [path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"]
     assert len(programs) >= 3

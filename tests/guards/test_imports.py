@@ -214,7 +214,7 @@ def test_only_interop_names_frameworks(sources) -> None:
 
 
 def test_no_import_uses_a_folders_bare_name(sources) -> None:
-    """`import server` works in the repository's root, but not in an installation. tests/torture runs in the root only."""
+    """`import server` works in the root of the repository only, where tests/torture runs, and not installed."""
     bare = [
         f"{source.path}:{line}: {name}"
         for source in sources

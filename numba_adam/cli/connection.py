@@ -72,8 +72,10 @@ def connect(arguments: argparse.Namespace) -> Iterator[ParameterClient]:
     from numba_adam.ps.errors import detail_of
 
     server, seconds = arguments.server, arguments.timeout_seconds
-    tls = tls_of(arguments)
-    with ParameterClient(server, timeout_seconds=seconds, backoff=Backoff(most_tries=1), tls=tls) as client:
+    tls, token = tls_of(arguments), getattr(arguments, "token_text", None)
+    with ParameterClient(
+        server, timeout_seconds=seconds, backoff=Backoff(most_tries=1), tls=tls, token=token
+    ) as client:
         try:
             yield client
         except TlsError:  # it says what to do

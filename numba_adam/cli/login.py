@@ -6,7 +6,9 @@ May import what cli.connection may.
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from numba_adam.cli import connection
@@ -20,13 +22,15 @@ Connect to a server with TLS, and keep the settings for its address. From then o
 every command with --server HOST:PORT use them, unless the argument `tls`, an option or an environment variable says
 otherwise.
 
-The settings are paths of files. They are kept in numba-adam/servers.toml in the user's configuration folder
-($XDG_CONFIG_HOME or ~/.config). The files stay where they are, so a renewed certificate is used at once.
+The settings are paths of files, and with --token an access token. They are kept in numba-adam/servers.toml in the
+user's configuration folder ($XDG_CONFIG_HOME or ~/.config). The files stay where they are, so a renewed certificate
+is used at once.
 """
 _EPILOG = """\
 examples:
   numba-adam login trainer.example.org:50051 --server-ca ca.pem
   numba-adam login 10.0.0.5:50051 --server-ca ca.pem --worker-certificate w0.pem --worker-key w0.key
+  numba-adam login trainer.example.org:50051 --server-ca ca.pem --token < token.txt
   numba-adam login --list
   numba-adam login 10.0.0.5:50051 --forget
 """
@@ -37,6 +41,11 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("address", nargs="?", metavar="HOST:PORT", help="address of the server")
     connection.add_tls_arguments(parser)
+    parser.add_argument(
+        "--token",
+        action="store_true",
+        help="keep an access token too; it is asked for, or read from stdin, because arguments are no secret",
+    )
     parser.add_argument("--no-check", action="store_true", help="keep the settings without connecting")
     parser.add_argument("--forget", action="store_true", help="remove the settings of this address")
     parser.add_argument("--list", action="store_true", help="list the addresses and their settings")
@@ -50,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.list:
         for address, settings in sorted(profiles.read(os.environ, SETTINGS).items()):
-            print(address, *(f"{name}={value}" for name, value in settings.items()))
+            shown = {name: "(kept)" if name == profiles.TOKEN else value for name, value in settings.items()}
+            print(address, *(f"{name}={value}" for name, value in shown.items()))
         return 0
     if arguments.address is None:
         raise ConfigurationError("HOST:PORT: it is missing; name the server, such as trainer.example.org:50051")
@@ -68,6 +78,8 @@ def _keep(arguments: argparse.Namespace, tls: Tls) -> int:
 
     address = arguments.address
     known = profiles.read(os.environ, SETTINGS)  # an unusable file is reported before anything else
+    token = _read_token() if arguments.token else known.get(address.lower(), {}).get(profiles.TOKEN)
+    arguments.token_text = token
     if arguments.no_check:
         choose(tls, address, os.environ)
     else:
@@ -75,9 +87,17 @@ def _keep(arguments: argparse.Namespace, tls: Tls) -> int:
         with connection.connect(arguments) as client:
             version = client.status().server_version
         print(f"connected  {address}, numba-adam {version}")
-    path = profiles.write(os.environ, {**known, address.lower(): tls.settings()})
+    kept = {profiles.TOKEN: token} if token else {}
+    path = profiles.write(os.environ, {**known, address.lower(): {**tls.settings(), **kept}})
     print(f'kept       in {path}; ParameterClient("{address}") and --server {address} now use TLS')
     return 0
+
+
+def _read_token() -> str:
+    """Return the token that a person types, without showing it, or that stdin has."""
+    from numba_adam.client.transport.token import checked_token
+
+    return checked_token((getpass.getpass("token: ") if sys.stdin.isatty() else sys.stdin.readline()).strip())
 
 
 def _forget(address: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import stat
@@ -197,3 +198,35 @@ def test_a_server_does_not_warn_of_the_clients_variables(caplog):
     with caplog.at_level(logging.WARNING):
         load(parser.parse_args([]), dict.fromkeys(VARIABLES, "x"))
     assert not caplog.records
+
+
+def test_login_keeps_a_token_that_clients_and_commands_then_use(
+    authority, make_server, make_token, home, capsys, monkeypatch
+):
+    token = make_token("alice", "--pull", "*")
+    server = make_server(authority.write("server"), loopback_token="required")
+    for path in home.parent.glob("loopback/*"):
+        path.unlink()  # as on another machine, at the end of a tunnel
+    ca = ["--server-ca", str(authority.file)]
+    assert main(["login", server.address, *ca]) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(token + "\n"))
+    assert main(["login", server.address, *ca, "--token"]) == 0
+    assert is_served(server.address)
+    assert main(["status", "--server", server.address]) == 0
+    assert main(["login", server.address, *ca]) == 0  # renewed settings keep the token
+    assert is_served(server.address)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o600
+    assert main(["login", "--list"]) == 0
+    shown = capsys.readouterr()
+    assert "token=(kept)" in shown.out
+    assert token not in shown.out + shown.err
+    home.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="others may read this file, which has tokens"):
+        ParameterClient(server.address)
+
+
+def test_a_text_that_is_no_token_is_not_kept(authority, home, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("not a token\n"))
+    assert main(["login", "h:1", "--server-ca", str(authority.file), "--token", "--no-check"]) == 1
+    assert "not a token" not in capsys.readouterr().err
+    assert not home.exists()

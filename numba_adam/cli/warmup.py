@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     after = _files(place)
     new = len(after.keys() - before.keys())
     size = sum(after.values()) / 1e6
-    print(f"{new} kernels compiled, {len(after) - new} were there: {size:.1f} MB in {place}")
+    print(f"{new} kernel{'' if new == 1 else 's'} compiled, {len(after) - new} were there: {size:.1f} MB in {place}")
     return 0
 
 

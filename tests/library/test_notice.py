@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -30,6 +32,7 @@ logging.getLogger("numba_adam").addHandler(Handler())
 logging.getLogger("numba_adam").setLevel(logging.INFO)
 ours, theirs = os.openpty()
 sys.stderr = open(theirs, "w", buffering=1) if sys.argv[1] == "terminal" else sys.stderr
+exec(sys.argv[3])
 notice = Notice(after_seconds=0)
 notice.begin("float32", 3, Path("/somewhere/kernels"))
 if sys.argv[2] == "told":
@@ -41,20 +44,40 @@ notice.end("float32")
 LINE = "compiling the float32 kernels once, some 3 s; kept in /somewhere/kernels"
 
 
+FILTER = "import warnings; warnings.{}"
+
+
 @pytest.mark.parametrize(
-    ("stream", "outcome", "environment"),
+    ("stream", "outcome", "environment", "statement"),
     [
-        ("terminal", "told", {}),
-        ("terminal", "told", {"NUMBA_ADAM_QUIET": ""}),
-        ("terminal", "logged", {"NUMBA_ADAM_QUIET": "1"}),
-        ("terminal", "logged", {"PYTHONWARNINGS": "ignore"}),
-        ("pipe", "logged", {}),
+        ("terminal", "told", {}, ""),
+        ("terminal", "told", {"NUMBA_ADAM_QUIET": ""}, ""),
+        ("terminal", "logged", {"NUMBA_ADAM_QUIET": "1"}, ""),
+        ("terminal", "logged", {}, FILTER.format("simplefilter('ignore')")),
+        ("terminal", "logged", {}, FILTER.format("filterwarnings('ignore', category=UserWarning)")),
+        ("terminal", "logged", {}, FILTER.format("filterwarnings('ignore', module='numba_adam')")),
+        ("terminal", "logged", {}, FILTER.format("filterwarnings('ignore', message='compiling the')")),
+        ("terminal", "told", {}, FILTER.format("filterwarnings('ignore', message='another')")),
+        ("terminal", "told", {}, FILTER.format("filterwarnings('ignore', module='numba$')")),
+        ("terminal", "told", {}, FILTER.format("simplefilter('error')")),
+        ("pipe", "logged", {}, ""),
     ],
 )
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no terminals that a program can open")
-def test_one_line_is_shown_on_a_terminal_and_logged_elsewhere(run_python, stream, outcome, environment):
-    output = run_python(PROGRAM, stream, outcome, **{"NUMBA_ADAM_QUIET": "", **environment})
+def test_one_line_is_shown_on_a_terminal_and_logged_elsewhere(run_python, stream, outcome, environment, statement):
+    output = run_python(PROGRAM, stream, outcome, statement, **{"NUMBA_ADAM_QUIET": "", **environment})
     assert output == (f"shown: numba-adam: {LINE}" if outcome == "told" else f"logged: {LINE}")
+
+
+@pytest.mark.parametrize(("option", "outcome"), [("ignore", "logged"), ("ignore::DeprecationWarning", "told")])
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no terminals that a program can open")
+@pytest.mark.parametrize("is_variable", [True, False])
+def test_pythons_own_option_for_warnings_is_respected(option, outcome, is_variable):
+    chosen, arguments = {"PYTHONWARNINGS": option}, ["-W", option]
+    command = [sys.executable, *([] if is_variable else arguments), "-c", PROGRAM, "terminal", outcome, ""]
+    environment = {**os.environ, "NUMBA_ADAM_QUIET": "", **(chosen if is_variable else {})}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert child.stdout.strip() == (f"shown: numba-adam: {LINE}" if outcome == "told" else f"logged: {LINE}")
 
 
 class Waiting(Notice):

@@ -183,7 +183,8 @@ class ParameterClient:
         if not isinstance(guards, Guards):
             raise ConfigurationError(f"guards: expected Guards(largest_norm=..., ...), got {guards!r}")
         spec = _spec(_checked_name(name), arrays, hyperparameters, level)
-        spec.guards.MergeFrom(convert.guards_to_proto(guards) or model_pb2.Guards())
+        if (limits := convert.guards_to_proto(guards)) is not None:
+            spec.guards.CopyFrom(limits)
         model = self._create(spec, arrays, exist_ok)
         return self._handle(model, Template(form, leaves))
 

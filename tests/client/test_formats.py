@@ -40,7 +40,8 @@ def recorded(server, make_recorder, connect):
 
 def pushed(recorder) -> pb.PushHeader:
     sent, _ = recorder.of("Push")
-    return pb.PushRequest.FromString(sent[0]).header
+    first = pb.PushRequest.FromString(sent[0])
+    return first.whole.header if first.HasField("whole") else first.header
 
 
 # --- pushes -----------------------------------------------------------------------------------------------------

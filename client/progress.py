@@ -1,15 +1,16 @@
-"""Progress of long calls: passed to a callable, or drawn on a terminal. May import the standard library only."""
+"""Progress of long calls: passed to a callable, or drawn on a terminal. May import the standard library and `tell`."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
+
+from numba_adam.telling import tell
 
 _log = logging.getLogger("numba_adam")
 
@@ -68,9 +69,6 @@ def reporter(setting: Progress | bool | None, what: str) -> Progress:
 class Reason:
     """Says once why a call takes longer than a second: a context around the call.
 
-    The line goes to stderr if that is a terminal, else to the log. A variable NUMBA_ADAM_QUIET that is not empty, or
-    `python -W ignore`, sends it to the log too.
-
     Args:
         ask: returns the reason, or an empty string if there is none yet. It is called by another thread, every second
             until it returns a reason. Its exceptions count as no reason.
@@ -104,15 +102,5 @@ def _wait(ask: Callable[[], str], is_over: threading.Event, after_seconds: float
             _log.debug("no reason is known: %s", error)
             continue
         if reason and not is_over.is_set():
-            _tell(reason)
+            tell(reason)
             return
-
-
-def _tell(line: str) -> None:
-    """Write a line to stderr if somebody reads it there, else to the log."""
-    is_quiet = bool(os.environ.get("NUMBA_ADAM_QUIET")) or any(option.startswith("i") for option in sys.warnoptions)
-    if not is_quiet and sys.stderr is not None and sys.stderr.isatty():
-        sys.stderr.write(f"numba-adam: {line}\n")
-        sys.stderr.flush()
-    else:
-        _log.info("%s", line)

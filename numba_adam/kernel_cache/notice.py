@@ -1,26 +1,19 @@
-"""Tells whoever waits that kernels are being compiled. Imports the standard library only."""
+"""Tells whoever waits that kernels are being compiled. Imports the standard library and `tell`."""
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
-_log = logging.getLogger("numba_adam")
+from numba_adam.telling import tell
+
 _AFTER_SECONDS = 1.0
-_QUIET = "NUMBA_ADAM_QUIET"
 
 
 class Notice:
     """One line for each kind of kernels whose compilation takes longer than a second, all its kernels together.
 
-    The line goes to stderr if that is a terminal, else to the log. A variable NUMBA_ADAM_QUIET that is not empty sends
-    it to the log too, and so does a filter that ignores warnings, of `python -W ignore` or of the module `warnings`.
     Numba compiles one kernel at a time, so calls come one by one.
 
     Args:
@@ -61,28 +54,4 @@ class Notice:
         self._told.add(what)
         where = "in every process: no folder can keep them" if folder is None else f"once, some {seconds} s"
         line = f"compiling the {what} kernels {where}{'' if folder is None else f'; kept in {folder}'}"
-        if _wants_it(line):
-            sys.stderr.write(f"numba-adam: {line}\n")
-            sys.stderr.flush()
-        else:
-            _log.info("%s", line)
-
-
-def _wants_it(line: str) -> bool:
-    """Say whether somebody reads stderr and has not asked for quiet."""
-    is_quiet = bool(os.environ.get(_QUIET)) or _would_be_ignored(line)
-    return not is_quiet and sys.stderr is not None and sys.stderr.isatty()
-
-
-def _would_be_ignored(line: str) -> bool:
-    """Say whether Python would ignore the line if it were a UserWarning of this package."""
-    for action, message, category, module, number in warnings.filters:
-        is_meant = issubclass(UserWarning, category) and number == 0
-        if is_meant and _fits(message, line) and _fits(module, "numba_adam"):
-            return action == "ignore"
-    return False
-
-
-def _fits(pattern: str | re.Pattern[str] | None, text: str) -> bool:
-    """Say whether a text fits a pattern of a filter; None fits every text."""
-    return pattern is None or re.match(pattern, text) is not None
+        tell(line)

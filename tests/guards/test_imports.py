@@ -14,7 +14,7 @@ WIRE = {"grpc", "google", "grpc_health", "grpc_reflection"}
 # Where modules stand (the longest matching name decides), from the bottom up. A module imports from its own place and
 # from those in the rows above its own; the places of one row do not import each other.
 ORDER = (
-    ("errors", "installing"),
+    ("errors", "installing", "telling"),
     ("numerics", "kernel_cache"),
     ("interop",),
     ("settings",),

@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_a_reason_goes_to_the_log_where_nobody_reads_stderr(monkeypatch, caplog,
     if why == "quiet":
         monkeypatch.setenv("NUMBA_ADAM_QUIET", "1")
     elif why == "no warnings":
-        monkeypatch.setattr(sys, "warnoptions", ["ignore"])
+        warnings.simplefilter("ignore")  # pytest takes it back after the test
     else:
         monkeypatch.setattr(terminal, "isatty", lambda: False)
     told = threading.Event()

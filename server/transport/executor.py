@@ -9,7 +9,6 @@ library.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-SLOTS = int(os.environ.get("SLOTS", 3))
+SLOTS = 3
 """Number of calls that start at a time: one runs Python, others run kernels, system calls and gRPC's C code."""
 
 _PATIENCE_SECONDS = 0.05

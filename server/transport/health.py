@@ -6,6 +6,7 @@ A Watch call lasts until its caller ends it or the server stops. Imports grpc, i
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 
@@ -58,7 +59,7 @@ class Health:
         self._messages = Permits(_ARRIVING, watch)
         self._statuses: dict[str, HealthCheckResponse] = {}
         self._watchers: dict[_Watcher, str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when a Watch call ends
 
     def entries(self) -> dict[str, Entry]:
         """Return the entries of the service's methods."""
@@ -92,7 +93,10 @@ class Health:
             else self._pool.executor.submit(watcher.send, None)
             for watcher, service in watchers.items()
         ]
+        deadline = time.monotonic() + _LAST_ANSWER_SECONDS
         wait(last_answers, _LAST_ANSWER_SECONDS)
+        with self._lock:  # gRPC sends the answers later; to cancel a call before that would take them back
+            self._lock.wait_for(lambda: not self._watchers.keys() & watchers.keys(), deadline - time.monotonic())
         for watcher in watchers:  # some clients receive nothing
             watcher.context.cancel()  # type: ignore[no-untyped-call]  # so says the stub
 
@@ -152,3 +156,4 @@ class Health:
     def _forget(self, watcher: _Watcher) -> None:
         with self._lock:
             self._watchers.pop(watcher, None)
+            self._lock.notify_all()

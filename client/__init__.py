@@ -23,6 +23,7 @@ The files, from the public classes down to the wire:
         token        the access token that a client sends
         profiles     TLS settings by address, in the user's configuration folder
         probe        why a connection failed over TLS
+        proxy        connections through the HTTP proxy that gRPC uses
         retry        which failures are retried, and when
         shield       runs calls of the main thread where Ctrl-C cannot interrupt them half-way
         forks        closes channels before a fork

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from numba_adam.client.transport.proxy import connect
 from numba_adam.client.transport.tls import Tls
 from numba_adam.errors import ConfigurationError
 from numba_adam.ps.pem import ACCEPTED_KEYS, read_authorities, why_not_valid_now
@@ -80,7 +81,7 @@ def _place(address: str) -> _Place | None:
 
 @contextlib.contextmanager
 def _connected(place: _Place) -> Iterator[socket.socket]:
-    with socket.create_connection(place, _TIMEOUT_SECONDS) as connection:
+    with connect(place.host, place.port, _TIMEOUT_SECONDS) as connection:
         connection.settimeout(_TIMEOUT_SECONDS)
         yield connection
 

@@ -1,5 +1,11 @@
 #include "worker.h"
 
+#include <fcntl.h>
+#include <pwd.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -7,6 +13,7 @@
 #include <iterator>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "crc32c.h"
 
@@ -81,11 +88,38 @@ std::shared_ptr<grpc::ChannelCredentials> Credentials() {
   return grpc::SslCredentials(options);
 }
 
-// Returns the access token for an address. Without TLS, others on the way could read it: it stays on this machine then.
+// Returns the token that a server on loopback wrote for its own user; empty: none, or other users may read the file.
+std::string LoopbackToken(const std::string& port) {
+  std::string folder = Variable("XDG_CONFIG_HOME");
+  if (folder.rfind("/", 0) != 0) {
+    const passwd* user = Variable("HOME").empty() ? getpwuid(getuid()) : nullptr;
+    folder = (user ? user->pw_dir : Variable("HOME")) + "/.config";
+  }
+  utsname system;
+  if (uname(&system) != 0) return "";
+  const std::string path = folder + "/numba-adam/loopback/" + system.nodename + "-" + port + ".token";
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (file < 0) return "";
+  struct stat status;
+  char text[256];
+  ssize_t length = 0;
+  const bool is_known = fstat(file, &status) == 0;
+  const bool is_private = is_known && (status.st_mode & (S_IRWXG | S_IRWXO)) == 0 && status.st_uid == geteuid();
+  if (is_private && S_ISREG(status.st_mode)) length = read(file, text, sizeof text);
+  close(file);
+  const std::string token(text, static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
+  return token.substr(0, token.find_first_of("\r\n"));
+}
+
+// Returns the access token for an address; empty: none. It is NUMBA_ADAM_TOKEN, or what a server on loopback wrote into
+// its file. Without TLS, others on the way could read it: it stays on this machine then.
 std::string TokenFor(const std::string& address) {
   const auto begins = [&](const char* host) { return address.rfind(host, 0) == 0; };
   const bool is_loopback = begins("localhost:") || begins("127.0.0.1:") || begins("[::1]:");
-  return is_loopback || !Variable("NUMBA_ADAM_SERVER_CA").empty() ? Variable("NUMBA_ADAM_TOKEN") : "";
+  if (!is_loopback && Variable("NUMBA_ADAM_SERVER_CA").empty()) return "";
+  const std::string given = Variable("NUMBA_ADAM_TOKEN");
+  if (!given.empty() || !is_loopback) return given;
+  return LoopbackToken(address.substr(address.rfind(':') + 1));
 }
 
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
@@ -101,13 +135,14 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
 Worker::Worker(const std::string& address, ps::ModelSpec spec, std::string worker_id, std::chrono::seconds timeout,
                std::function<void(std::uint64_t)> on_rewind)
     : stub_(ps::ParameterService::NewStub(Connect(address))),
+      address_(address),
       token_(TokenFor(address)),
       spec_(std::move(spec)),
       worker_id_(std::move(worker_id)),
       timeout_(timeout),
       on_rewind_(std::move(on_rewind)) {}
 
-void Worker::Retry(const std::function<grpc::Status(grpc::ClientContext*)>& attempt) const {
+void Worker::Retry(const std::function<grpc::Status(grpc::ClientContext*)>& attempt) {
   static std::mt19937 random{std::random_device{}()};
   const auto deadline = std::chrono::system_clock::now() + timeout_;
   for (int ceiling = 50;; ceiling = std::min(2 * ceiling, 2000)) {
@@ -117,12 +152,19 @@ void Worker::Retry(const std::function<grpc::Status(grpc::ClientContext*)>& atte
     const grpc::Status status = attempt(&context);
     if (status.ok()) return;
     const ps::ErrorDetail detail = DetailOf(context);
+    if (detail.reason() == ps::REASON_UNAUTHENTICATED && HasNewToken()) continue;
     const auto pause = std::chrono::milliseconds(detail.retry_after_milliseconds() + random() % ceiling);
     if (!IsTransient(status.error_code(), detail.reason()) || std::chrono::system_clock::now() + pause >= deadline) {
       throw CallError(status, detail);
     }
     std::this_thread::sleep_for(pause);
   }
+}
+
+// Reads the token again: a server on loopback that starts again has another.
+bool Worker::HasNewToken() {
+  const std::string before = std::exchange(token_, TokenFor(address_));
+  return token_ != before;
 }
 
 template <class Request, class Response, class Header>

@@ -65,7 +65,10 @@ class Worker {
   std::string BytesOf(const Arrays& arrays) const;
 
   // Repeats an attempt until it succeeds, fails for good, or the time is over.
-  void Retry(const std::function<grpc::Status(grpc::ClientContext*)>& attempt) const;
+  void Retry(const std::function<grpc::Status(grpc::ClientContext*)>& attempt);
+
+  // Returns whether there is another token than before, and takes it.
+  bool HasNewToken();
 
   // Sends a header, chunks and a trailer.
   template <class Request, class Response, class Header>
@@ -74,6 +77,7 @@ class Worker {
                 Header header, const std::string& payload);
 
   std::unique_ptr<ps::ParameterService::Stub> stub_;
+  std::string address_;
   std::string token_;  // empty: none
   ps::ModelSpec spec_;
   std::string worker_id_;

@@ -3,7 +3,9 @@
 // It is made from proto/ alone. docs/wire.md explains each step. All arrays are float32.
 
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs';
+import { homedir, hostname } from 'node:os';
+import { join } from 'node:path';
 import { randomBytes } from 'node:crypto';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -47,8 +49,35 @@ function credentialsOf(environment) {
   return ca ? grpc.credentials.createSsl(ca, key, certificate) : grpc.credentials.createInsecure();
 }
 
-/** Return what every call sends along: the access token of NUMBA_ADAM_TOKEN, if there is one. */
-function metadataOf({ NUMBA_ADAM_TOKEN: token }) {
+/** Return the token that a server on loopback wrote for its own user; null: none, or other users may read the file. */
+function loopbackToken(port, { XDG_CONFIG_HOME: configuration }) {
+  const folder = configuration?.startsWith('/') ? configuration : join(homedir(), '.config');
+  const path = join(folder, 'numba-adam', 'loopback', `${hostname()}-${port}.token`);
+  let file;
+  try {
+    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    const status = fstatSync(file);
+    const isOursAlone = status.isFile() && !(status.mode & 0o077) && status.uid === process.geteuid();
+    return isOursAlone ? readFileSync(file, 'ascii').trim() || null : null;
+  } catch {
+    return null;
+  } finally {
+    if (file !== undefined) closeSync(file);
+  }
+}
+
+/**
+ * Return the access token for an address; null: none. It is NUMBA_ADAM_TOKEN, or what a server on loopback wrote into its
+ * file. Without TLS, others on the way could read it: it stays on this machine then.
+ */
+function tokenFor(address, environment) {
+  const [, port] = /^(?:localhost|127\.0\.0\.1|\[::1\]):(\d+)$/.exec(address) ?? [];
+  if (!port && !environment.NUMBA_ADAM_SERVER_CA) return null;
+  return environment.NUMBA_ADAM_TOKEN || (port ? loopbackToken(port, environment) : null);
+}
+
+/** Return what every call sends along. */
+function metadataOf(token) {
   const metadata = new grpc.Metadata();
   if (token) metadata.set('authorization', `Bearer ${token}`);
   return metadata;
@@ -72,10 +101,9 @@ export class Worker {
    * `workerId`: one live process at a time may use it.
    */
   constructor(address, spec, { workerId, timeoutSeconds = 60, onRewind = () => {} }) {
-    Object.assign(this, { spec, workerId, timeoutSeconds, onRewind });
-    // Without TLS, others on the way could read a token: it stays on this machine then.
-    const isSecret = process.env.NUMBA_ADAM_SERVER_CA || /^(localhost|127\.0\.0\.1|\[::1\]):/.test(address);
-    this.metadata = metadataOf(isSecret ? process.env : {});
+    Object.assign(this, { address, spec, workerId, timeoutSeconds, onRewind });
+    this.token = tokenFor(address, process.env);
+    this.metadata = metadataOf(this.token);
     this.stub = new ParameterService(address, credentialsOf(process.env), {
       // gRPC waits up to two minutes between tries to connect. A server restarts within seconds.
       'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 1000,
@@ -193,11 +221,21 @@ export class Worker {
         return await attempt(end);
       } catch (error) {
         const detail = detailOf(error);
+        if (detail?.reason === 'REASON_UNAUTHENTICATED' && this.#hasNewToken()) continue;
         const pause = (detail?.retry_after_milliseconds ?? 0) + Math.random() * ceiling;
         if (!isTransient(error, detail) || Date.now() + pause >= end) throw error;
         await wait(pause);
       }
     }
+  }
+
+  /** Read the token again: a server on loopback that starts again has another. Return whether it changed. */
+  #hasNewToken() {
+    const token = tokenFor(this.address, process.env);
+    if (token === this.token) return false;
+    this.token = token;
+    this.metadata = metadataOf(token);
+    return true;
   }
 
   /** One request, one answer. */

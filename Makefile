@@ -81,9 +81,10 @@ demo: $(VENV)/.demo  ## train on handwritten digits, kill the server half-way, a
 
 check: lint types generated wheel  ## run every check that is not a test
 
-lint: $(VENV)/.dev  ## ruff on the Python code, buf on the wire contract: its style, and whether it breaks what was released
+lint: $(VENV)/.dev  ## ruff on the Python code, hadolint on the Dockerfile, buf on the wire contract: its style, and whether it breaks what was released
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/hadolint examples/Dockerfile
 	cd proto && ../$(VENV)/bin/buf lint
 	cd proto && ../$(VENV)/bin/buf breaking --against released.binpb
 

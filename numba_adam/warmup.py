@@ -40,7 +40,7 @@ def warmup(
 
     Args:
         kinds: the kernels to compile. Default: "float32", "float64", "formats" and "rows".
-            "float32", "float64": plain arrays of one dtype, with clipping and norms.
+            "float32", "float64": plain arrays of one dtype, with clipping and norms; a parameter server's models.
             "bfloat16", "float16", "8bit": parameters of this dtype, or float32 with moments in 8 bits; moving
             averages, copies and accumulation. These three share most kernels.
             "formats": these three, and mixtures with float64.
@@ -77,8 +77,10 @@ def _check(name: str, given: Collection[str], known: Mapping[str, object]) -> No
 
 
 def _plain(dtype: str, size: str) -> None:
+    from numba_adam.cpu import ahead
     from numba_adam.functional import adam_update
 
+    ahead.make_ready(dtype, is_staged=True)  # the server's
     optimizer, grads = _train(_SIZES[size], dtype, dtype)
     optimizer.step(grads, clip_value=1.0)
     param, grad, exp_avg, exp_avg_sq = np.zeros((4, _SIZES[size]), dtype)

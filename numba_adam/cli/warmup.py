@@ -14,7 +14,7 @@ compiles it, once on a machine; that step takes some seconds. Run it after an in
 container image is built, or before a measurement.
 
 kinds:
-  float32, float64        plain arrays of one dtype, with clipping and norms
+  float32, float64        plain arrays of one dtype, and a parameter server's models
   bfloat16, float16       parameters of this dtype, with any state
   8bit                    float32 parameters with moments in 8 bits
   formats                 these three, and mixtures with float64

@@ -62,4 +62,6 @@ def test_every_example_has_a_test() -> None:
     assert len(programs) >= 3
     assert folders
     assert [path.name for path in programs if f'run("{path.name}"' not in tests] == []
+    services = [EXAMPLES / "Dockerfile", *EXAMPLES.glob("*.service")]
+    assert [path.name for path in services if f'"examples" / "{path.name}"' not in tests] == []
     assert [path.name for path in folders if f'EXAMPLES / "{path.name}"' not in tests] == []

@@ -7,11 +7,17 @@ import json
 from pathlib import Path
 
 _DESCRIPTION = """\
-Read every file of a data folder and check every checksum: snapshots, journals of models at the level `disk`, and the
-records of the last run. No server may use the folder; a copy can be verified as well. Nothing in it is changed.
+Read every file of a data folder that has a checksum, and check it: snapshots, journals of models at the level `disk`,
+the records of the last run and the last stop, deletions, access tokens. A model of the last run without a snapshot is
+reported too. No server may use the folder; a copy can be verified as well. Nothing in it is changed. Not checked: the
+audit log, and what a killed server left in --memory-dir.
 
 The exit status is 0 if everything is intact, and 1 if something is damaged; the line of a damaged file says what. A
 server that starts on a damaged newest snapshot sets it aside and goes back to the previous one.
+
+The last record of a journal may be torn: a power failure leaves such a record, which was never acknowledged, and a
+start cuts it off. No later record says that the last one was on disk. So damage to an acknowledged last record, which
+has 512 bytes of zeros as well, looks torn. Damage anywhere else is reported as damage.
 """
 _EPILOG = """\
 examples:

@@ -8,8 +8,10 @@
     holder           waits for a killed process that still holds the folder's lock
     last_run         decides whether a model's newest snapshot is its last state
     deletions        the newest deletions of models
+    unused           keeps servers away from a folder
     verification     every checksum of a folder that no server uses
     token_file       the access tokens: their hashes, scopes and ends
+    checked_json     JSON with a checksum
     durable          files and folders that survive a crash and belong to one user
 
 May import `server.model`.

@@ -1,6 +1,6 @@
 """Records deletions of models, so that a late request to create a model does not restore a deleted one.
 
-    DIR/deletions       JSON: the newest deletions, the oldest first; one for each name
+    DIR/deletions       JSON with a checksum: the newest deletions, the oldest first; one for each name
 
 The file is written to a temporary file, fsynced and renamed. If it cannot be written or read, deletions and starts
 still succeed, but a restart forgets the deletions. Imports the requests, the check of records and the error tree.
@@ -18,6 +18,7 @@ from numba_adam.errors import ModelNotFoundError, RewoundError, SnapshotError
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.server.model.records import check_keys, check_value
 from numba_adam.server.model.requests import Creation
+from numba_adam.server.storage import checked_json
 from numba_adam.server.storage.durable import replace, write_all
 
 _log = logging.getLogger(__name__)
@@ -91,10 +92,7 @@ class Deletions:
 
     def _read(self) -> dict[str, Deletion]:
         try:
-            record = json.loads(self._path.read_bytes())
-            check_keys(record, str(self._path), ("format", "deletions"))
-            check_value(record["format"], f"{self._path}: its format", (_FORMAT,))
-            return {name: Deletion(*values) for name, *values in record["deletions"]}
+            return read_deletions(self._path)
         except FileNotFoundError:
             return {}
         except SnapshotError:  # a subclass of OSError
@@ -105,5 +103,22 @@ class Deletions:
 
     def _write(self) -> None:
         deletions = [[name, *deletion] for name, deletion in self._by_name.items()]
-        raw = json.dumps({"format": _FORMAT, "deletions": deletions}, separators=(",", ":")).encode("ascii")
+        raw = checked_json.encode({"format": _FORMAT, "deletions": deletions})
         replace(self._path, lambda descriptor: write_all(descriptor, raw))
+
+
+def read_deletions(path: Path) -> dict[str, Deletion]:
+    """Return the deletions in a file by name, the oldest first. The first release wrote no checksum.
+
+    Raises:
+        SnapshotError: it has a key or value that this version does not know.
+        FileNotFoundError: there is none.
+        OSError, ValueError, TypeError, RecursionError: it cannot be read, or is damaged.
+    """
+    raw = path.read_bytes()
+    record = json.loads(raw)
+    check_keys(record, str(path), ("format", "deletions"), (checked_json.FIELD,))
+    check_value(record["format"], f"{path}: its format", (_FORMAT,))
+    if checked_json.FIELD in record:
+        checked_json.decode(raw)
+    return {name: Deletion(*values) for name, *values in record["deletions"]}

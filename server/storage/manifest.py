@@ -4,20 +4,18 @@
     DIR/manifest   the same id, and the file with the last state of each model; written at a clean stop
 
 A manifest is valid only with the run record of the same id, which detects an old manifest that was put back. Each file
-is one line of JSON with a checksum. Imports the checksum library, durable files and the error tree.
+is one line of JSON with a checksum. Imports JSON with checksums, durable files and the error tree.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import xxhash
-
 from numba_adam.errors import ConfigurationError
+from numba_adam.server.storage import checked_json
 from numba_adam.server.storage.durable import write_all
 
 FORMAT = 2
@@ -110,17 +108,7 @@ def check_format(version: object, path: Path) -> None:
 
 
 def _write(descriptor: int, kind: str, content: Mapping[str, Any]) -> int:
-    return write_all(descriptor, _encode({"kind": kind, "format": FORMAT, **content}))
-
-
-def _encode(content: Mapping[str, Any]) -> bytes:
-    """Return a line of JSON. Its last field is the checksum of the others."""
-    checksum = xxhash.xxh3_64_hexdigest(_dumps(content))
-    return _dumps({**content, "xxh3_64": checksum}) + b"\n"
-
-
-def _dumps(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, separators=(",", ":")).encode("ascii")
+    return write_all(descriptor, checked_json.encode({"kind": kind, "format": FORMAT, **content}))
 
 
 def _read(path: Path, kind: str) -> dict[str, Any] | None:
@@ -135,10 +123,9 @@ def _read(path: Path, kind: str) -> dict[str, Any] | None:
             "to its newest snapshot under a new state id"
         ) from error
     try:
-        content: dict[str, Any] = json.loads(raw)
-        del content["xxh3_64"]
-        is_whole = _encode(content) == raw and content["kind"] == kind
-    except (KeyError, TypeError, ValueError, RecursionError):
+        content = checked_json.decode(raw)
+        is_whole = content["kind"] == kind
+    except (KeyError, ValueError):
         is_whole = False
     if not is_whole:
         _log.error("%s: damaged; its content is lost", path)

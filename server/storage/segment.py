@@ -213,6 +213,11 @@ class Reader:
         self._tear_or_raise(begin, record.end, "a gradient's checksum is wrong")
         return False
 
+    def padding(self, record: Record) -> bytes:
+        """Return the bytes between a record and the next one. No checksum has them: they are zeros, and never used."""
+        end = record.gradient_at + record.gradient_bytes
+        return self._read(end, record.end - end)
+
     def cut(self, size: int) -> None:
         """Cut the file off at a torn record, and wait until that is on disk.
 

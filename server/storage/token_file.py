@@ -1,7 +1,8 @@
 """The access tokens of a data folder: who may do what with which model, until when. Imports its neighbours.
 
 A token is 32 random bytes. The file has only its SHA-256, so whoever reads the file cannot use it. No salt and no slow
-hash are needed, because nobody can guess 32 random bytes.
+hash are needed, because nobody can guess 32 random bytes. A checksum of the file finds damage. Files of earlier
+releases have none.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any, NamedTuple
 
 from numba_adam.errors import ConfigurationError
 from numba_adam.server.model.names import is_model_name
+from numba_adam.server.storage import checked_json
 from numba_adam.server.storage.durable import check_file, replace, write_all
 
 FILE_NAME = "tokens.json"
 EVERY_MODEL = "*"
 _LOCK_NAME = "tokens.lock"
 _FORMAT = 1
+_INDENT = 1  # people read the file too
 _PREFIX = "nat_"
 """Marks a text as a token of numba-adam, for programs that search for leaked secrets."""
 
@@ -108,9 +111,14 @@ def read(folder: Path) -> tuple[Token, ...]:
     path = folder / FILE_NAME
     check_file(path)
     try:
-        values = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        values = json.loads(raw)
         if values["format"] != _FORMAT:
             raise ConfigurationError(f"{path}: it has format {values['format']!r}, and this release reads {_FORMAT}")
+        if checked_json.FIELD in values:
+            values = checked_json.decode(raw, _INDENT)
+        if set(values) != {"format", "tokens"}:
+            raise ValueError("damaged")
         return tuple(_token(value) for value in values["tokens"])
     except FileNotFoundError:
         return ()
@@ -127,7 +135,7 @@ def write(folder: Path, tokens: Iterable[Token]) -> None:
         OSError: the file cannot be written.
     """
     values = {"format": _FORMAT, "tokens": [_value(token) for token in tokens]}
-    raw = json.dumps(values, indent=1).encode()
+    raw = checked_json.encode(values, _INDENT)
     replace(folder / FILE_NAME, lambda descriptor: write_all(descriptor, raw))
 
 

@@ -1,16 +1,13 @@
 """Verifies every checksum of a data folder that no server uses, and changes nothing in it.
 
-Imports the snapshots, the segments, the manifest and the error tree.
+Imports its neighbours and the error tree.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +16,14 @@ from numba_adam.server.model.arena import layout
 from numba_adam.server.model.names import is_model_name
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.storage import snapshot as snapshots
+from numba_adam.server.storage import token_file
+from numba_adam.server.storage.deletions import read_deletions
+from numba_adam.server.storage.last_run import LOCK_TEXT
 from numba_adam.server.storage.manifest import read_manifest, read_run
+from numba_adam.server.storage.segment import Reader, Record
 from numba_adam.server.storage.segments import Segments
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
+from numba_adam.server.storage.unused import unused
 
 
 class Verified(NamedTuple):
@@ -38,83 +40,172 @@ class Verified(NamedTuple):
 
 
 def verify(folder: Path) -> Iterator[Verified]:
-    """Yield a finding for each file of a data folder.
+    """Yield a finding for each file of a data folder, and for each model that lacks one.
 
     Raises:
         ConfigurationError: it is not a data folder, or a server uses it.
     """
-    with _unused(folder):
-        for name in ("run", "manifest"):
+    with unused(folder, "verify a copy", is_exclusive=False):
+        for name, look in _RECORDS.items():
             if (folder / name).exists():
-                yield _verified_record(folder, name)
-        for model in sorted((folder / "models").iterdir()):
-            if not model.is_dir() or not is_model_name(model.name):
-                continue
-            for path in sorted(model.iterdir()):
-                if path.suffix in (".snapshot", ".damaged"):
-                    yield _verified(folder, path, _snapshot)
-                elif path.suffix == ".journal":
-                    yield _verified(folder, path, lambda path: _journal(path, folder / "lock"))
+                yield _verified(folder, folder / name, look)
+        models = [path for path in sorted((folder / "models").iterdir()) if is_model_name(path.name) and path.is_dir()]
+        for model in models:
+            for place in (model, *sorted(path for path in model.iterdir() if path.is_dir())):
+                yield from _model(folder, place)
+        yield from _missing(folder, models)
 
 
-@contextlib.contextmanager
-def _unused(folder: Path) -> Iterator[None]:
-    """Keep servers away from a data folder."""
+def _model(folder: Path, place: Path) -> Iterator[Verified]:
+    """Verify the files of a model, or those of it that were set aside."""
+    for path in sorted(place.iterdir()):
+        if path.suffix in (".snapshot", ".damaged"):
+            yield _verified(folder, path, _snapshot)
+    segments, is_later_synced, found = Segments(place, folder / "lock"), False, []
+    for path in reversed(segments.paths()):
+        journal = _Journal(segments, is_later_synced)
+        found.append(_verified(folder, path, journal.look))
+        is_later_synced = is_later_synced or journal.says_synced
+    yield from reversed(found)
+
+
+def _missing(folder: Path, models: list[Path]) -> Iterator[Verified]:
+    """Yield the models without a snapshot that the last run had."""
     try:
-        lock = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{str(folder)!r} is not a data folder of a server ({error}): name the folder that --data-dir named"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ConfigurationError(
-            f"{str(folder)!r}: a server uses it and changes its files; stop the server, or verify a copy"
-        ) from error
-    finally:
-        os.close(lock)
-
-
-def _verified_record(folder: Path, name: str) -> Verified:
-    found: object = read_run(folder / name) if name == "run" else read_manifest(folder / name)
-    if found is None:
-        return Verified(name, "its checksum differs", is_intact=False)
-    return Verified(
-        name, "the record of the last run" if name == "run" else "the record of the last stop", is_intact=True
-    )
+        known = read_run(folder / "run")
+    except ConfigurationError:
+        return  # it was reported
+    there = {path.name for path in models if any(path.glob("*.snapshot"))}
+    for name in sorted(set(known.models if known else ()) - there):
+        yield Verified(f"models/{name}", "the last run had this model, and there is no snapshot of it", is_intact=False)
 
 
 def _verified(folder: Path, path: Path, look: Callable[[Path], str]) -> Verified:
     where = str(path.relative_to(folder))
     try:
         return Verified(where, look(path), is_intact=True)
-    except (CorruptSnapshotError, SnapshotError, OSError, ValueError) as error:
+    except (
+        ConfigurationError,
+        CorruptSnapshotError,
+        SnapshotError,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+    ) as error:
         return Verified(where, str(error), is_intact=False)
 
 
-def _snapshot(path: Path) -> str:
-    def arrays_for(snapshot: Snapshot) -> Arrays:
-        spec = Spec.from_record(snapshot.model)
-        count, dtype = spec.element_count, spec.numpy_dtype
-        columns = layout(count, dtype.itemsize, amsgrad=spec.hyperparameters.amsgrad).offsets
-        return {column: np.empty(count, dtype) for column in columns if column != "pending"}
+def _lock(path: Path) -> str:
+    text = path.read_bytes()
+    if text not in (b"", LOCK_TEXT):  # it is empty in the first format
+        raise ValueError(f"it has {text[:80]!r}, expected {LOCK_TEXT!r}")
+    return "the format of the folder"
 
+
+def _run(path: Path) -> str:
+    return f"the record of the last run, with {len(_whole(read_run(path)).models)} models"
+
+
+def _manifest(path: Path) -> str:
+    return f"the record of the last stop, with {len(_whole(read_manifest(path)).models)} models"
+
+
+def _whole(record: Any) -> Any:
+    if record is None:
+        raise ValueError("its checksum differs")
+    return record
+
+
+def _deletions(path: Path) -> str:
+    return f"{len(read_deletions(path))} deletions{_unchecked(path)}"
+
+
+def _tokens(path: Path) -> str:
+    return f"{len(token_file.read(path.parent))} access tokens{_unchecked(path)}"
+
+
+def _unchecked(path: Path) -> str:
+    return "" if b'"xxh3_64"' in path.read_bytes() else "; readable, without a checksum: an earlier release wrote it"
+
+
+_RECORDS = {
+    "lock": _lock,
+    "run": _run,
+    "manifest": _manifest,
+    "deletions": _deletions,
+    token_file.FILE_NAME: _tokens,
+}
+
+
+def _snapshot(path: Path) -> str:
     found = snapshots.read(path, arrays_for)
     return f"version {found.ledger['version']} of state {found.ledger['state_id']}, {path.stat().st_size} bytes"
 
 
-def _journal(path: Path, lock: Path) -> str:
-    beginning, records, reader = Segments(path.parent, lock).read(path)
-    with reader:
-        count = 0
-        for record in records:
-            if record.gradient_bytes and not reader.gradient(record, np.empty(record.gradient_bytes, np.uint8)):
-                break
-            count += 1
-        torn = reader.torn_at
-    if beginning is None:
-        return "a journal that holds nothing yet"
-    end = "" if torn is None else f"; the record at byte {torn} is torn: it was never acknowledged, a start cuts it off"
-    return f"a journal from version {beginning.ledger['version']} on, {count} records{end}"
+def arrays_for(snapshot: Snapshot) -> Arrays:
+    """Return memory for the arrays of a snapshot."""
+    spec = Spec.from_record(snapshot.model)
+    count, dtype = spec.element_count, spec.numpy_dtype
+    columns = layout(count, dtype.itemsize, amsgrad=spec.hyperparameters.amsgrad).offsets
+    return {column: np.empty(count, dtype) for column in columns if column != "pending"}
+
+
+class _Journal:
+    """Verifies one segment of a journal.
+
+    Args:
+        segments: the journal.
+        is_later_synced: whether a later segment says that this one was on disk as a whole.
+    """
+
+    def __init__(self, segments: Segments, is_later_synced: bool) -> None:
+        self._segments, self._is_later_synced = segments, is_later_synced
+        self.says_synced = False
+        """Whether the segment says that those before it were on disk as a whole."""
+
+    def look(self, path: Path) -> str:
+        """Return what it holds.
+
+        Raises:
+            CorruptSnapshotError: it is damaged.
+        """
+        beginning, records, reader = self._segments.read(path)
+        with reader:
+            self.says_synced = beginning is not None and beginning.is_previous_synced
+            count = sum(self._is_whole(record, reader) for record in records)
+        torn_at = reader.torn_at
+        if beginning is None:
+            torn_at = 0
+        if torn_at is not None and self._is_later_synced:
+            raise CorruptSnapshotError(
+                f"{str(path)!r} is damaged at offset {torn_at}: a later file says that this one was on disk as a whole"
+            )
+        _check_padding(path, torn_at)
+        if beginning is None:
+            return "a journal that holds nothing yet"
+        end = "" if torn_at is None else f"; the record at byte {torn_at} is torn: a start cuts it off"
+        return f"a journal from version {beginning.ledger['version']} on, {count} records{end}"
+
+    def _is_whole(self, record: Record, reader: Reader) -> bool:
+        """Return whether a record is not torn; note what it says of earlier segments."""
+        if reader.torn_at is not None:
+            return False
+        self.says_synced = self.says_synced or record.synced > 0
+        return reader.gradient(record, np.empty(record.gradient_bytes, np.uint8))
+
+
+def _check_padding(path: Path, torn_at: int | None) -> None:
+    """Refuse a change of the bytes between records, which a start does not use.
+
+    Raises:
+        CorruptSnapshotError: one of them is not zero.
+    """
+    with Reader(path) as reader:
+        for record in reader.records():
+            if torn_at is not None and record.end > torn_at:
+                return
+            if any(reader.padding(record)):
+                raise CorruptSnapshotError(
+                    f"{str(path)!r} is damaged before offset {record.end}, in bytes that a start does not use"
+                )

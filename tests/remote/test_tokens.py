@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import stat
 
@@ -140,16 +141,26 @@ def test_an_expired_token_is_refused(make_token, connect, admin, tmp_path):
     token = make_token("alice", "--pull", "*", "--days", "1")
     assert connect(token).list_models() == []
     path = tmp_path / "data" / "tokens.json"
-    text = path.read_text()
-    (line,) = [line for line in text.split('"name"')[-1].splitlines() if "expires" in line]
-    path.write_text(text.replace(line, ' "expires": "2020-01-02T03:04:05+00:00",'))
+    values = json.loads(path.read_text())
+    values["tokens"][-1]["expires"] = "2020-01-02T03:04:05+00:00"
+    del values["xxh3_64"]
+    path.write_text(json.dumps(values))
     with pytest.raises(UnauthenticatedError, match="token of 'alice' expired at 2020-01-02 03:04 UTC"):
         connect(token).list_models()
     assert connect(admin).list_models() == []
 
 
 @pytest.mark.parametrize(
-    "content", ["", "?", "{}", '{"format": 1, "tokens": [{}]}', '{"format": 2, "tokens": []}', "[]"]
+    "content",
+    [
+        "",
+        "?",
+        "{}",
+        '{"format": 1, "tokens": [{}]}',
+        '{"format": 2, "tokens": []}',
+        "[]",
+        '{"format": 1, "tokens": [], "xxh3_64": "0"}',
+    ],
 )
 def test_with_a_damaged_file_no_token_is_valid_until_it_is_repaired(content, connect, admin, tmp_path, caplog):
     path = tmp_path / "data" / "tokens.json"

@@ -38,6 +38,7 @@ _COMMANDS = {
     "status": _Entry("show the models, the memory and the counters of a running server", "client"),
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "verify": _Entry("check every checksum of a data folder, without a server", "server"),
+    "restore": _Entry("go back to a kept snapshot of a model, without a server", "server"),
     "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
     "token": _Entry("make, list and revoke the access tokens of a server", "server"),
     "login": _Entry("connect to a server with TLS, and keep the settings for its address", "client"),

@@ -99,6 +99,13 @@ class ModelLoader:
             _log.warning("model %s: %s is not of the data folder's last run; removed", name, memory.folder)
             memory.remove()
             return None
+        restoration = self._data_folder.restoration(name)
+        if restoration is not None and restoration.run_id in left.runs:
+            raise ConfigurationError(
+                f"model {name!r}: numba-adam restore went back to snapshot {restoration.number}, and "
+                f"{str(memory.folder)!r} has a newer state, which a killed server left. To lose it, remove that "
+                f"folder; to continue it, remove the file 'restored' of the model in {str(self._data_folder.path)!r}"
+            )
         start = time.monotonic()
         try:
             model = self._continued(memory, left)
@@ -175,7 +182,7 @@ class ModelLoader:
         ledger, spec = ledgers[0], Spec.from_record(snapshot.model)
         model = Model(spec, snapshot.model["request_id"], arenas[0], ledger, snapshot.ledger, self._launcher)
         model.initial = snapshot.model.get("initial", "")
-        if spec.durability is Durability.DISK:
+        if spec.durability is Durability.DISK and self._data_folder.restoration(name) is None:
             segments = self._data_folder.segments(name)
             why_rewound = Recovery(model, segments, self._data_folder.last_run_id).run()
         if why_rewound:

@@ -2,6 +2,7 @@
 
     data_folder      the models' snapshots: written, restored, deleted
     snapshot         the snapshot file
+    snapshot_files   the names of those files
     segment          a part of the journal of the level `disk`; segments are those of one model
     journal          the journal of the level `process`, in the memory_folder
     manifest         the list of models, and how the last run ended
@@ -10,6 +11,7 @@
     deletions        the newest deletions of models
     unused           keeps servers away from a folder
     verification     every checksum of a folder that no server uses
+    restoring        goes back to a kept snapshot, without a server
     token_file       the access tokens: their hashes, scopes and ends
     checked_json     JSON with a checksum
     durable          files and folders that survive a crash and belong to one user

@@ -39,12 +39,12 @@ from numba_adam.server.storage.durable import (
 )
 from numba_adam.server.storage.holder import wait_for_dying_holder
 from numba_adam.server.storage.last_run import LOCK_TEXT, LastRun
-from numba_adam.server.storage.manifest import LastSnapshot, Manifest, Run
+from numba_adam.server.storage.manifest import RESTORED, LastSnapshot, Manifest, Restoration, Run, read_restoration
 from numba_adam.server.storage.segments import Segments
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
+from numba_adam.server.storage.snapshot_files import describe, numbers_in, path_of
 
 _log = logging.getLogger(__name__)
-_SNAPSHOT_NAME = re.compile(r"([0-9]{8,})\.snapshot")
 _GRAVE_NAME = re.compile(r"\.deleted-[0-9a-f]{16}-(.+)")
 _DELETED = ".deleted-"
 _DAMAGED = ".damaged"
@@ -119,7 +119,7 @@ class DataFolder:
         if strange:
             _log.warning("%s: %s: ignored, not the name of a model", self._models, ", ".join(map(repr, strange)))
         found = {name for name in names if is_model_name(name)} - set(self._half_made())
-        there = {name for name in found if _numbers(self._models / name)}
+        there = {name for name in found if numbers_in(self._models / name)}
         missing = (found | self._last_run.names) - self._buried() - there
         if missing:
             raise SnapshotError(
@@ -143,6 +143,7 @@ class DataFolder:
             for name in ("manifest", "running"):
                 (self.path / name).unlink(missing_ok=True)
             sync_folder(self.path)
+            self._forget_restorations()
             self._sweep()
         except OSError as error:
             raise self._not_writable(error) from error
@@ -158,9 +159,9 @@ class DataFolder:
         self._check_held()
         folder = self._folder(name)
         make_folder(folder)
-        numbers = _numbers(folder)
+        numbers = numbers_in(folder)
         number = max(numbers, default=0) + 1
-        path = _path(folder, number)
+        path = path_of(folder, number)
         temporary = path.with_suffix(TEMPORARY)
         size = write_new(temporary, capture)
         newest = _Newest(number, snapshots.fingerprint(temporary))
@@ -170,7 +171,7 @@ class DataFolder:
             self._newest[name] = newest
             self._list(name)
         for old in sorted([*numbers, number])[: -self._kept]:
-            _path(folder, old).unlink()
+            path_of(folder, old).unlink()
         return size
 
     def restore(self, name: str, arrays_for: Callable[[Snapshot], Arrays]) -> Restored:
@@ -181,12 +182,18 @@ class DataFolder:
             SnapshotError: a snapshot cannot be read.
         """
         folder = self._folder(name)
+        restoration = self.restoration(name)
+        if restoration is not None and restoration.number != max(numbers_in(folder), default=0):
+            raise SnapshotError(
+                f"model {name!r}: numba-adam restore was interrupted, and there are other snapshots than it left; run "
+                f"it again with --snapshot {restoration.number}, or remove {str(folder / RESTORED)!r}"
+            )
         damaged: list[str] = []
-        for number in sorted(_numbers(folder), reverse=True):
-            path = _path(folder, number)
+        for number in sorted(numbers_in(folder), reverse=True):
+            path = path_of(folder, number)
             try:
                 found = snapshots.read(path, arrays_for)
-                last = _describe(path, number, found)
+                last = describe(path, number, found)
             except CorruptSnapshotError as error:
                 _log.error("model %s: %s; trying the previous snapshot", name, error)
                 damaged.append(str(error))
@@ -198,11 +205,19 @@ class DataFolder:
                 ) from error
             _set_aside(folder, number)
             self._newest[name] = _Newest(number, last.xxh3_64)
-            return Restored(found, "a newer snapshot is damaged" if damaged else self._last_run.why_rewound(name, last))
+            if damaged:
+                return Restored(found, "a newer snapshot is damaged")
+            if restoration is not None:
+                return Restored(found, f"numba-adam restore went back to snapshot {number}")
+            return Restored(found, self._last_run.why_rewound(name, last))
         raise CorruptSnapshotError(
             f"model {name!r}: no snapshot is intact ({'; '.join(damaged) or 'none exists'}); restore the folder from a "
             f"backup, or move {str(folder)!r} away to start without the model"
         )
+
+    def restoration(self, name: str) -> Restoration | None:
+        """Return what `numba-adam restore` wrote since the last start; None if it did not run."""
+        return read_restoration(self._folder(name) / RESTORED)
 
     def segments(self, name: str) -> Segments:
         """Return the journal of a model.
@@ -221,8 +236,8 @@ class DataFolder:
     def newest(self, name: str) -> Snapshot | None:
         """Return the records of a model's newest snapshot without reading its arrays; None if they are damaged."""
         folder = self._folder(name)
-        number = max(_numbers(folder), default=0)
-        path = _path(folder, number)
+        number = max(numbers_in(folder), default=0)
+        path = path_of(folder, number)
         try:
             found = snapshots.read_records(path)
             self._newest[name] = _Newest(number, snapshots.fingerprint(path))
@@ -347,6 +362,14 @@ class DataFolder:
                 if path.name in half_made:
                     path.rmdir()
 
+    def _forget_restorations(self) -> None:
+        """Remove what `numba-adam restore` wrote: its snapshots are the models' state now."""
+        for name in self._names:
+            path = self._folder(name) / RESTORED
+            if path.exists():
+                path.unlink()
+                sync_folder(path.parent)
+
     def _list(self, name: str) -> None:
         """Add a new model's name to the run record: a later start without the model is refused."""
         if name not in self._names:
@@ -366,9 +389,9 @@ class DataFolder:
         newest = self._newest.get(name)
         if newest is None:
             return None
-        path = _path(self._folder(name), newest.number)
+        path = path_of(self._folder(name), newest.number)
         try:
-            last = _describe(path, newest.number, snapshots.read_records(path))
+            last = describe(path, newest.number, snapshots.read_records(path))
         except OSError as error:
             _log.error("model %s: its newest snapshot is gone (%s)", name, error)
             return None
@@ -378,25 +401,9 @@ class DataFolder:
         return ConfigurationError(f"data_dir={str(self.path)!r}: it must be a folder this user can write ({error})")
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:08d}.snapshot"
-
-
-def _numbers(folder: Path) -> list[int]:
-    """Return the numbers of the snapshots in a folder."""
-    found = (_SNAPSHOT_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return [int(match.group(1)) for match in found if match]
-
-
-def _describe(path: Path, number: int, records: Snapshot) -> LastSnapshot:
-    """Return the manifest's entry of a snapshot."""
-    ledger, changed_ns = records.ledger, path.stat().st_ctime_ns
-    return LastSnapshot(number, snapshots.fingerprint(path), changed_ns, ledger["version"], ledger["state_id"])
-
-
 def _set_aside(folder: Path, number: int) -> None:
     """Rename the snapshots that are newer than the restored one."""
-    for newer in _numbers(folder):
+    for newer in numbers_in(folder):
         if newer > number:
-            _path(folder, newer).rename(folder / f"{newer:08d}{_DAMAGED}")
+            path_of(folder, newer).rename(folder / f"{newer:08d}{_DAMAGED}")
     sync_folder(folder)

@@ -21,6 +21,9 @@ from numba_adam.server.storage.durable import write_all
 FORMAT = 2
 """Format of data folders. The first format had neither file, but an empty file `running` while a server ran."""
 
+RESTORED = "restored"
+"""Name of a file in a model's folder; see Restoration."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +75,23 @@ class Manifest(NamedTuple):
         return _write(descriptor, "manifest", {"run_id": self.run_id, "models": models})
 
 
+class Restoration(NamedTuple):
+    """What the next server starts a model with: numba-adam restore wrote it."""
+
+    run_id: str
+    """The last run before it; empty if it is not known."""
+
+    number: int
+    """The snapshot."""
+
+    version: int
+    """Version of the model in it."""
+
+    def write(self, descriptor: int) -> int:
+        """Write it to an empty file; return the size."""
+        return _write(descriptor, RESTORED, self._asdict())
+
+
 def read_run(path: Path) -> Run | None:
     """Return the last run; None if the file is missing or damaged.
 
@@ -92,6 +112,18 @@ def read_manifest(path: Path) -> Manifest | None:
     if content is None:
         return None
     return Manifest(content["run_id"], {name: LastSnapshot(**last) for name, last in content["models"].items()})
+
+
+def read_restoration(path: Path) -> Restoration | None:
+    """Return the restoration; None if the file is missing or damaged.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is of another format.
+    """
+    content = _read(path, RESTORED)
+    if content is None:
+        return None
+    return Restoration(content["run_id"], content["number"], content["version"])
 
 
 def check_format(version: object, path: Path) -> None:

@@ -24,7 +24,7 @@ def unused(folder: Path, otherwise: str, *, is_exclusive: bool) -> Iterator[None
         ConfigurationError: it is not a data folder, or a server uses it.
     """
     try:
-        lock = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(folder / "lock", (os.O_RDWR if is_exclusive else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise ConfigurationError(
             f"{str(folder)!r} is not a data folder of a server ({error}): name the folder that --data-dir named"

@@ -19,7 +19,7 @@ from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage import token_file
 from numba_adam.server.storage.deletions import read_deletions
 from numba_adam.server.storage.last_run import LOCK_TEXT
-from numba_adam.server.storage.manifest import read_manifest, read_run
+from numba_adam.server.storage.manifest import RESTORED, read_manifest, read_restoration, read_run
 from numba_adam.server.storage.segment import Reader, Record
 from numba_adam.server.storage.segments import Segments
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
@@ -61,6 +61,8 @@ def _model(folder: Path, place: Path) -> Iterator[Verified]:
     for path in sorted(place.iterdir()):
         if path.suffix in (".snapshot", ".damaged"):
             yield _verified(folder, path, _snapshot)
+        elif path.name == RESTORED:
+            yield _verified(folder, path, _restoration)
     segments, is_later_synced, found = Segments(place, folder / "lock"), False, []
     for path in reversed(segments.paths()):
         journal = _Journal(segments, is_later_synced)
@@ -109,6 +111,10 @@ def _run(path: Path) -> str:
 
 def _manifest(path: Path) -> str:
     return f"the record of the last stop, with {len(_whole(read_manifest(path)).models)} models"
+
+
+def _restoration(path: Path) -> str:
+    return f"the next start restores snapshot {_whole(read_restoration(path)).number}"
 
 
 def _whole(record: Any) -> Any:

@@ -39,6 +39,8 @@ _COMMANDS = {
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "verify": _Entry("check every checksum of a data folder, without a server", "server"),
     "restore": _Entry("go back to a kept snapshot of a model, without a server", "server"),
+    "export": _Entry("write a model of a data folder to a safetensors file", "safetensors"),
+    "import": _Entry("make a model in a data folder from a safetensors file", "safetensors"),
     "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
     "token": _Entry("make, list and revoke the access tokens of a server", "server"),
     "login": _Entry("connect to a server with TLS, and keep the settings for its address", "client"),
@@ -47,6 +49,8 @@ _COMMANDS = {
     "warmup": _Entry("compile the kernels ahead of the first step", None),
     "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),
 }
+
+_MODULES = {"import": "importing"}  # other names than the sub-command's, which Python keeps for itself
 
 _CALLERS = [name for name, entry in _COMMANDS.items() if entry.extra == "client"]
 
@@ -128,4 +132,4 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def _module(name: str) -> _Command:
-    return cast(_Command, import_module(f"numba_adam.cli.{name}"))
+    return cast(_Command, import_module(f"numba_adam.cli.{_MODULES.get(name, name)}"))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from numba_adam.cli.connection import bytes_in_words
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import ConfigurationError, NumbaAdamError
 
 _DESCRIPTION = """\
 Go back to an earlier snapshot of a model. Without --snapshot, list those that are kept, and change nothing. No server
@@ -70,7 +70,9 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     try:
         version, moved = restore(arguments.folder, arguments.model, arguments.snapshot, arguments.memory_dir)
-    except PermissionError as error:
+    except NumbaAdamError:
+        raise
+    except OSError as error:
         raise ConfigurationError(f"{error}: run this as the user of the server") from error
     if arguments.json:
         print(json.dumps({"snapshot": arguments.snapshot, "version": version, "set_aside": moved}, indent=2))

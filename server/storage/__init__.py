@@ -12,6 +12,7 @@
     unused           keeps servers away from a folder
     verification     every checksum of a folder that no server uses
     restoring        goes back to a kept snapshot, without a server
+    exchange         exports and imports models, as a safetensors_file
     token_file       the access tokens: their hashes, scopes and ends
     checked_json     JSON with a checksum
     durable          files and folders that survive a crash and belong to one user

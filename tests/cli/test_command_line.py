@@ -15,8 +15,8 @@ from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
 COMMANDS = (
-    "serve", "status", "snapshot", "verify", "restore", "certificate", "token", "login", "demo", "climb", "warmup",
-    "doctor",
+    "serve", "status", "snapshot", "verify", "restore", "export", "import", "certificate", "token", "login", "demo",
+    "climb", "warmup", "doctor",
 )  # fmt: skip
 
 
@@ -85,6 +85,8 @@ def test_an_invalid_command_line_exits_with_2(words: list[str], capsys: pytest.C
         ("demo", "sklearn", "demo"),
         ("certificate ca", "cryptography", "certificate"),
         ("climb", "matplotlib", "demo"),
+        ("export folder model x.safetensors", "safetensors", "safetensors"),
+        ("import folder model x.safetensors", "safetensors", "safetensors"),
     ],
 )
 def test_a_missing_extra_is_reported_with_its_install_command(command: str, blocked: str, extra: str) -> None:

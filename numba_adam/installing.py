@@ -1,7 +1,8 @@
 """The commands that install numba-adam and its extras. Messages and documents use them. Imports nothing.
 
 No package index has numba-adam, so users install it from a clone. The install is editable for one reason: in the clone,
-`import numba_adam` finds the folder numba_adam/ first, and this folder does not contain the server and the client.
+`import numba_adam` finds the folder numba_adam/ first, and this folder does not contain the server and the client. A
+service, which starts elsewhere, installs a copy.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ CUDA_PACKAGE = 'pip install "numba-cuda[cu13]" (or [cu12], after the CUDA versio
 def command(extra: str | None = None) -> str:
     """Return the command that installs numba-adam, with or without an extra."""
     return f"pip install -e '.[{extra}]'" if extra else "pip install -e ."
+
+
+def copying(extra: str) -> str:
+    """Return the command that installs a copy with an extra, for services that cannot read a clone in a home folder."""
+    return f"pip install '.[{extra}]'"
 
 
 def advice(extra: str | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,15 @@ def test_a_flipped_byte_of_the_last_record_is_damage_unless_it_looks_torn(last, 
     (path,) = (folder / "models" / "stored").glob("*.journal")
     raw = path.read_bytes()
     begin = raw.rindex(MARK)
-    end = len(raw) - 1200  # its gradient
-    for position in (begin, begin + 20, begin + 60, end - 9, end, end + 600, len(raw) - 1):
+    event_bytes, gradient_bytes = struct.unpack_from("<QQ", raw, begin + 8)
+    assert gradient_bytes == 1200
+    end = begin + 56 + event_bytes  # where its gradient begins; a multiple of 8 ends the record
+    for position in (begin, begin + 20, begin + 60, end - 9, end, end + 600, end + 1199):
         path.write_bytes(flip(raw, position))
         (journal,) = [each for each in found(folder, capsys) if each["path"].endswith(".journal")]
         assert (words if position > begin + 56 else "is damaged at offset") in journal["found"], position
         assert str(begin) in journal["found"], position
-    for size in range(begin + 1, len(raw), 97):
+    for size in range(begin + 1, end + 1200, 97):
         path.write_bytes(raw[:size])
         assert damaged(folder, capsys) == [], "a record that is cut short was never acknowledged"
 

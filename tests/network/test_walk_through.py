@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.campaign]
 PAGE = (Path(__file__).resolve().parents[2] / "docs/remote.md").read_text()
 (SECTION,) = re.findall(r"## A server that other machines reach\n(.*?)\n## ", PAGE, re.DOTALL)
 MAKE, (COPY,), (SERVE,), (LOGIN,) = (block.splitlines() for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL))
-(PROGRAM,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+(PROGRAM,) = re.findall(r"```py\n(.*?)```", SECTION, re.DOTALL)
 NAME = "trainer.example.org"
 
 

@@ -81,9 +81,11 @@ def test_a_worker_in_cpp_trains_over_mutual_tls_with_a_token(secure, cpp) -> Non
 
 
 @LANGUAGES
-def test_a_worker_with_a_wrong_token_is_refused_at_once(secure, command, language, model) -> None:
+def test_a_worker_with_a_wrong_token_is_refused_at_once(secure, command, language, model, tmp_path) -> None:
+    """So is one without a token that finds no file with the server's own."""
     for token in ("", secure.variables["NUMBA_ADAM_TOKEN"][:-1]):
-        done = run(command(secure.address, 5), {**secure.variables, "NUMBA_ADAM_TOKEN": token})
+        variables = {**secure.variables, "NUMBA_ADAM_TOKEN": token, "XDG_CONFIG_HOME": str(tmp_path)}
+        done = run(command(secure.address, 5), variables)
         assert done.returncode != 0
         assert "token" in done.stderr
 

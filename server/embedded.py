@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,8 @@ class Server:
         """HOST:PORT, once started."""
 
         self._metrics: MetricsServer | None = None
+        self._stopping = threading.Lock()
+        self._is_clean: bool | None = None  # until it has stopped
 
     def start(self) -> None:
         """Start to serve.
@@ -107,9 +110,18 @@ class Server:
     def stop(self) -> bool:
         """Save every model, finish the calls in flight, save their changes, and release the data folder.
 
+        A second call changes nothing, waits for the first one, and returns the same.
+
         Returns:
             True if every model's last state is on disk.
         """
+        with self._stopping:
+            if self._is_clean is None:
+                self._is_clean = self._stop()
+            return self._is_clean
+
+    def _stop(self) -> bool:
+        """Stop, for the first time."""
         if not self.address:  # it never started
             return self._runtime.stop()
         self._health.stop()

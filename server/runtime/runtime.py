@@ -65,6 +65,7 @@ class Runtime:
         self._config = config
         self._started = time.monotonic()
         self._is_started = False
+        self._is_clean: bool | None = None  # until it has stopped
         self.registry = Registry()
         self.pool = SlotPool(config.memory_budget_bytes)
         self.launcher = Launcher(config.threads)
@@ -136,8 +137,14 @@ class Runtime:
     def stop(self) -> bool:
         """Write the last snapshots and release the data folder; return whether all were written.
 
-        A server that never started does not change the data folder.
+        A server that never started does not change the data folder. A second call returns the same as the first one.
         """
+        if self._is_clean is None:
+            self._is_clean = self._stop()
+        return self._is_clean
+
+    def _stop(self) -> bool:
+        """Stop, for the first time."""
         self.begin_stop()
         saved = {}
         if self._is_started:

@@ -147,15 +147,18 @@ class Reader:
 
     Args:
         path: the file.
+        is_kept: True: nothing is written to the disk or cut off. For commands that only look at it.
 
     Raises:
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_kept: bool = False) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        sync(self._descriptor, path)  # what was written and not fsynced is about to become part of the model
+        how = os.O_RDONLY if is_kept else os.O_RDWR
+        self._descriptor = os.open(path, how | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if not is_kept:
+            sync(self._descriptor, path)  # what was written and not fsynced is about to become part of the model
         # Then read the disk, not the cache: after a failed fsync only the cache has it.
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self.status = os.fstat(self._descriptor)

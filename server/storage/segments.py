@@ -47,10 +47,11 @@ class Segments:
     Args:
         folder: the folder of its snapshots.
         lock: the lock file of the data folder.
+        is_kept: True: only to look at them; see Reader.
     """
 
-    def __init__(self, folder: Path, lock: Path) -> None:
-        self._folder, self._lock = folder, lock
+    def __init__(self, folder: Path, lock: Path, *, is_kept: bool = False) -> None:
+        self._folder, self._lock, self._is_kept = folder, lock, is_kept
 
     def paths(self) -> list[Path]:
         """Return the files, the oldest first."""
@@ -99,7 +100,7 @@ class Segments:
             CorruptSnapshotError: it is damaged, or of another release.
             OSError: it cannot be read.
         """
-        reader = Reader(path)
+        reader = Reader(path, is_kept=self._is_kept)
         try:
             records = reader.records()
             first = next(records, None)

@@ -63,7 +63,7 @@ def _model(folder: Path, place: Path) -> Iterator[Verified]:
             yield _verified(folder, path, _snapshot)
         elif path.name == RESTORED:
             yield _verified(folder, path, _restoration)
-    segments, is_later_synced, found = Segments(place, folder / "lock"), False, []
+    segments, is_later_synced, found = Segments(place, folder / "lock", is_kept=True), False, []
     for path in reversed(segments.paths()):
         journal = _Journal(segments, is_later_synced)
         found.append(_verified(folder, path, journal.look))
@@ -207,7 +207,7 @@ def _check_padding(path: Path, torn_at: int | None) -> None:
     Raises:
         CorruptSnapshotError: one of them is not zero.
     """
-    with Reader(path) as reader:
+    with Reader(path, is_kept=True) as reader:
         for record in reader.records():
             if torn_at is not None and record.end > torn_at:
                 return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +157,22 @@ def test_an_earlier_file_of_a_journal_that_ends_too_early_is_damage(folder, caps
     second.unlink()
     first.write_bytes(raw[:-1])
     assert damaged(folder, capsys) == []
+
+
+def test_a_folder_that_cannot_be_written_is_verified(folder) -> None:
+    """A backup is mounted read-only, and whoever verifies it may not be allowed to write."""
+    command = [sys.executable, "-m", "numba_adam", "verify", str(folder)]
+    if os.geteuid() == 0:  # root may write to any file, so the file system itself must be read-only
+        mounts = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && ! touch "$0/lock" && exec "$@"'
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mounts, str(folder), *command]
+    else:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o500 if path.is_dir() else 0o400)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
+    if "unshare:" in done.stderr:
+        pytest.skip(f"the system forbids mount namespaces: {done.stderr}")
+    assert done.stdout.endswith("files are intact\n"), done.stderr + done.stdout
+    assert done.returncode == 0
 
 
 def test_a_model_without_a_snapshot_is_named(folder, capsys) -> None:

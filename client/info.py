@@ -15,6 +15,7 @@ from numba_adam.ps import convert
 from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.v1 import model_pb2, parameter_service_pb2
 from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.options import Options
 
 
 def durability_name(number: int, where: str) -> str:
@@ -80,6 +81,9 @@ class ModelInfo:
 
     guards: Guards = NO_GUARDS
     """Limits of its pushes."""
+
+    options: Options = Options()  # noqa: RUF009 - frozen
+    """The formats of its state. A `state_dtype` of None is the model's dtype."""
 
     def has_arrays_of(self, other: ModelInfo) -> bool:
         """Return whether both have the same arrays in the same order, so that their transfers have the same format."""
@@ -175,6 +179,7 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
         snapshot_version=state.snapshot_version,
         parameter_count=model.parameter_count,
         guards=convert.guards_from_proto(spec.guards),
+        options=convert.options_from_proto(spec.options),
     )
 
 

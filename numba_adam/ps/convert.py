@@ -20,6 +20,7 @@ from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1.model_pb2 import Dtype, EpsMode, Hyperparameters, StatePoint, TensorSpec
 from numba_adam.settings.hyperparameters import EpsMode as EpsModeName
 from numba_adam.settings.hyperparameters import Hyperparameters as PlainHyperparameters
+from numba_adam.settings.options import Options, Rounding, StateDtype
 
 _DTYPE_PAIRS: tuple[tuple[Dtype, np.dtype[Any]], ...] = (
     (Dtype.DTYPE_FLOAT32, np.dtype("<f4")),
@@ -48,6 +49,20 @@ DURABILITIES: dict[int, Durability] = {
 }
 """The durabilities of this version, by the protocol's number."""
 
+_STATE_DTYPES: dict[int, StateDtype | None] = {
+    model_pb2.STATE_DTYPE_UNSPECIFIED: None,
+    model_pb2.STATE_DTYPE_FLOAT32: "float32",
+    model_pb2.STATE_DTYPE_FLOAT64: "float64",
+    model_pb2.STATE_DTYPE_BFLOAT16: "bfloat16",
+    model_pb2.STATE_DTYPE_EIGHT_BIT: "8bit",
+}
+_ROUNDINGS: dict[int, Rounding] = {
+    model_pb2.ROUNDING_UNSPECIFIED: "nearest",
+    model_pb2.ROUNDING_NEAREST: "nearest",
+    model_pb2.ROUNDING_STOCHASTIC: "stochastic",
+}
+_STATE_DTYPE_NUMBERS = {name: number for number, name in _STATE_DTYPES.items()}
+_ROUNDING_NUMBERS = {name: number for number, name in _ROUNDINGS.items()}
 _MODE_NUMBERS = {mode: number for number, mode in MODES.items()}
 _DURABILITY_NUMBERS = {durability: number for number, durability in DURABILITIES.items()}
 _NUMBERS = ("lr", "eps", "weight_decay")
@@ -125,6 +140,37 @@ def guards_to_proto(guards: Guards) -> model_pb2.Guards | None:
     """Return the message; None if there are no limits."""
     limits = guards.limits()
     return model_pb2.Guards(**limits) if limits else None
+
+
+def options_from_proto(message: model_pb2.Options) -> Options:
+    """Return validated options; fields that are not set get their defaults.
+
+    Raises:
+        HyperparameterError: a value is out of range.
+        InvalidRequestError: this version does not know the state_dtype or the rounding.
+    """
+    if message.state_dtype not in _STATE_DTYPES:
+        known = ", ".join(f"{name} ({number})" for number, name in _STATE_DTYPES.items() if name)
+        raise InvalidRequestError(f"state_dtype={message.state_dtype}: it must be one of {known}")
+    if message.rounding not in _ROUNDINGS:
+        raise InvalidRequestError(
+            f"rounding={message.rounding}: it must be ROUNDING_NEAREST (1) or ROUNDING_STOCHASTIC (2)"
+        )
+    return Options(
+        state_dtype=_STATE_DTYPES[message.state_dtype],
+        rounding=_ROUNDINGS[message.rounding],
+        seed=message.seed,
+        ema_decay=message.ema_decay if message.HasField("ema_decay") else None,
+    )
+
+
+def options_to_proto(options: Options) -> model_pb2.Options | None:
+    """Return the message; None if all options have their defaults."""
+    if options == Options():
+        return None
+    state_dtype: Any = _STATE_DTYPE_NUMBERS[options.state_dtype]
+    rounding: Any = _ROUNDING_NUMBERS[options.rounding]
+    return model_pb2.Options(state_dtype=state_dtype, rounding=rounding, seed=options.seed, ema_decay=options.ema_decay)
 
 
 def mode_to_proto(mode: Mode) -> Any:

@@ -15,10 +15,12 @@ from numba_adam.ps.guards import NAMES as GUARDS
 from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.modes import Durability, Mode
 from numba_adam.server.model.names import check_model_name
+from numba_adam.server.model.options import NO_OPTIONS, check_options, option_differences, options_from, to_options
 from numba_adam.server.model.records import check_keys, check_value
 from numba_adam.server.model.tensors import Described, Tensor, check_tensors
 from numba_adam.settings.hyperparameters import EPS_MODES, Hyperparameters
 from numba_adam.settings.limits import check_held
+from numba_adam.settings.options import Options
 
 DTYPE_NUMBERS = {"float32": 1, "float64": 2}
 """Element types of models, and their numbers in the protocol and in the digests of snapshots."""
@@ -62,6 +64,9 @@ class Spec:
     guards: Guards = NO_GUARDS
     """Limits of its pushes."""
 
+    options: Options = NO_OPTIONS
+    """The formats of its state. A `state_dtype` that the dtype implies is None."""
+
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The element type, little-endian as on the wire. NumPy's own object, by which kernels know plain arrays."""
@@ -93,6 +98,7 @@ class Spec:
             "mode": self.mode.value,
             "durability": self.durability.value,
             **({"guards": guards} if guards else {}),
+            **({"options": options} if (options := to_options(self.options)) else {}),
         }
 
     @classmethod
@@ -102,7 +108,7 @@ class Spec:
         Raises:
             SnapshotError: it has a key or value that this version does not know.
         """
-        check_keys(record, "the model's record", _KEYS, ("request_id", "initial", "guards"))
+        check_keys(record, "the model's record", _KEYS, ("request_id", "initial", "guards", "options"))
         check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
         check_keys(record.get("guards", {}), "the record of the guards", (), GUARDS)
         for item in record["tensors"]:
@@ -118,6 +124,7 @@ class Spec:
             mode=Mode(record["mode"]),
             durability=Durability(record["durability"]),
             guards=Guards(**record.get("guards", {})),
+            options=options_from(record.get("options", {})),
         )
 
     @classmethod
@@ -130,13 +137,16 @@ class Spec:
         mode: Mode,
         durability: Durability,
         guards: Guards = NO_GUARDS,
+        options: Options = NO_OPTIONS,
     ) -> Spec:
         """Return the spec of a new model.
 
         Raises:
             InvalidRequestError: the name or an array cannot be used.
-            HyperparameterError: the model's dtype cannot hold a hyperparameter.
+            HyperparameterError: the model's dtype cannot hold a hyperparameter or an option.
+            DtypeError: the model's dtype and the options cannot be combined.
         """
+        options = check_options(options, dtype.name)
         check_held(hyperparameters, dtype.name)
         return cls(
             name=check_model_name(name),
@@ -146,6 +156,7 @@ class Spec:
             mode=mode,
             durability=durability,
             guards=guards,
+            options=options,
         )
 
 
@@ -162,6 +173,7 @@ def differences(have: Spec, want: Spec) -> list[str]:
         limit, wanted = getattr(have.guards, name), getattr(want.guards, name)
         if limit != wanted:
             lines.append(f"guards: {name}: the model has {limit}, asked for {wanted}")
+    lines += option_differences(have.options, want.options, have.dtype)
     if have.mode != want.mode:
         lines.append(f"mode: the model has {have.mode}, asked for {want.mode}")
     if have.durability != want.durability:

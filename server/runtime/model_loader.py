@@ -26,6 +26,7 @@ from numba_adam.ps.modes import Durability
 from numba_adam.ps.transfer import Parts, receive
 from numba_adam.server.model.arena import Arena, FlatArray, layout
 from numba_adam.server.model.digests import initial_values
+from numba_adam.server.model.options import NO_OPTIONS
 from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import Spec
@@ -236,6 +237,8 @@ class ModelLoader:
             raise InvalidRequestError(
                 f"total_bytes={creation.total_bytes}: these arrays have {spec.nbytes} bytes of {spec.dtype}"
             )
+        if spec.options != NO_OPTIONS:
+            raise InvalidRequestError("options: this server cannot keep state in other formats yet")
         arena = self._new_arena(spec)
         try:
             make_ready(spec.dtype, is_staged=arena.is_staged)

@@ -31,7 +31,8 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
 
     Raises:
         InvalidRequestError: a name, shape, dtype, mode or durability that is not allowed.
-        HyperparameterError: a hyperparameter or guard is out of range, or out of the range of the model's dtype.
+        HyperparameterError: a hyperparameter, guard or option is out of range, or of that of the model's dtype.
+        DtypeError: the model's dtype and the options cannot be combined.
     """
     mode = convert.MODES.get(message.mode or model_pb2.MODE_ASYNC)
     if mode is None:
@@ -43,7 +44,8 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
     dtype = convert.dtype_from_proto(message.dtype)
     hyperparameters = convert.hyperparameters_from_proto(message.hyperparameters)
     guards = convert.guards_from_proto(message.guards)
-    return Spec.checked(message.name, dtype, message.tensors, hyperparameters, mode, durability, guards)
+    options = convert.options_from_proto(message.options)
+    return Spec.checked(message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options)
 
 
 def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
@@ -56,6 +58,7 @@ def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
         mode=convert.mode_to_proto(spec.mode),
         durability=convert.durability_to_proto(spec.durability),
         guards=convert.guards_to_proto(spec.guards),
+        options=convert.options_to_proto(spec.options),
     )
 
 

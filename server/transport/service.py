@@ -130,6 +130,8 @@ class ParameterService:
         _check_kind(request.checksum_kind)
         model = self._runtime.registry.get(request.model)
         self._count(context, model)
+        if request.average:
+            raise InvalidRequestError(f"average: model {model.spec.name!r} keeps no average of its weights")
         pulled = self._runtime.pulls.pull(model, _caller(context), request.state_id, request.min_version)
         with pulled as pull_copy:
             yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from numba_adam.errors import InvalidRequestError
+from numba_adam.errors import DtypeError, HyperparameterError, InvalidRequestError, SnapshotError
 from numba_adam.ps.v1 import error_pb2, model_pb2
 from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH
 from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec, differences
@@ -74,3 +74,58 @@ def test_numbers_in_snapshots_and_digests_match_the_protocol():
     ours = DTYPE_NUMBERS | NARROW_DTYPE_NUMBERS
     assert {f"DTYPE_{name.upper()}": number for name, number in ours.items()} == known
     assert (PUSH_MISMATCH, NON_FINITE) == (error_pb2.REASON_PUSH_MISMATCH, error_pb2.REASON_NON_FINITE)
+
+
+OPTIONS = model_pb2.Options(state_dtype=model_pb2.STATE_DTYPE_EIGHT_BIT, seed=7, ema_decay=0.5)
+
+
+def test_options_are_compared_one_by_one():
+    other = model_pb2.Options(state_dtype=model_pb2.STATE_DTYPE_BFLOAT16, rounding=model_pb2.ROUNDING_STOCHASTIC)
+    assert compared(described(options=OPTIONS), described(options=OPTIONS)) == []
+    assert compared(described(options=OPTIONS), described(options=other)) == [
+        "state_dtype: the model has 8bit, asked for bfloat16",
+        "rounding: the model has 'nearest', asked for 'stochastic'",
+        "seed: the model has 7, asked for 0",
+        "ema_decay: the model has 0.5, asked for None",
+    ]
+    assert compared(described(), described(options=OPTIONS))[0] == "state_dtype: the model has float32, asked for 8bit"
+
+
+def test_a_state_dtype_that_the_dtype_implies_is_no_difference():
+    explicit = described(options=model_pb2.Options(state_dtype=model_pb2.STATE_DTYPE_FLOAT32))
+    assert compared(described(), explicit) == []
+    assert "options" not in spec_from_proto(explicit).to_record()
+
+
+def test_options_survive_conversion_to_the_protocol_and_to_records():
+    spec = spec_from_proto(described(options=OPTIONS))
+    assert spec_from_proto(spec_to_proto(spec)) == spec == Spec.from_record(spec.to_record())
+    assert (spec.options.state_dtype, spec.options.seed, spec.options.ema_decay) == ("8bit", 7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (model_pb2.Options(state_dtype=99), InvalidRequestError, "state_dtype=99"),
+        (model_pb2.Options(rounding=99), InvalidRequestError, "rounding=99"),
+        (model_pb2.Options(seed=2**63), HyperparameterError, "seed"),
+        (model_pb2.Options(ema_decay=1.0), HyperparameterError, "ema_decay"),
+        (model_pb2.Options(ema_decay=float("nan")), HyperparameterError, "ema_decay"),
+    ],
+)
+def test_options_that_are_not_known_or_out_of_range_are_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        spec_from_proto(described(options=options))
+
+
+@pytest.mark.parametrize("narrow", [model_pb2.STATE_DTYPE_BFLOAT16, model_pb2.STATE_DTYPE_EIGHT_BIT])
+def test_a_float64_model_refuses_narrow_state_as_the_library_does(narrow):
+    with pytest.raises(DtypeError, match="float64 or float32"):
+        spec_from_proto(described(dtype=2, options=model_pb2.Options(state_dtype=narrow)))
+
+
+def test_a_record_with_options_of_a_newer_release_is_refused():
+    record = spec_from_proto(described(options=OPTIONS)).to_record()
+    for options in ({"state_dtype": "4bit"}, {"sparsity": 2}):
+        with pytest.raises(SnapshotError, match="newer"):
+            Spec.from_record({**record, "options": options})

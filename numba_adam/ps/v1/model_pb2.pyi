@@ -31,6 +31,20 @@ class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DURABILITY_MEMORY: _ClassVar[Durability]
     DURABILITY_PROCESS: _ClassVar[Durability]
     DURABILITY_DISK: _ClassVar[Durability]
+
+class StateDtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATE_DTYPE_UNSPECIFIED: _ClassVar[StateDtype]
+    STATE_DTYPE_FLOAT32: _ClassVar[StateDtype]
+    STATE_DTYPE_FLOAT64: _ClassVar[StateDtype]
+    STATE_DTYPE_BFLOAT16: _ClassVar[StateDtype]
+    STATE_DTYPE_EIGHT_BIT: _ClassVar[StateDtype]
+
+class Rounding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROUNDING_UNSPECIFIED: _ClassVar[Rounding]
+    ROUNDING_NEAREST: _ClassVar[Rounding]
+    ROUNDING_STOCHASTIC: _ClassVar[Rounding]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT64: Dtype
@@ -45,6 +59,14 @@ DURABILITY_UNSPECIFIED: Durability
 DURABILITY_MEMORY: Durability
 DURABILITY_PROCESS: Durability
 DURABILITY_DISK: Durability
+STATE_DTYPE_UNSPECIFIED: StateDtype
+STATE_DTYPE_FLOAT32: StateDtype
+STATE_DTYPE_FLOAT64: StateDtype
+STATE_DTYPE_BFLOAT16: StateDtype
+STATE_DTYPE_EIGHT_BIT: StateDtype
+ROUNDING_UNSPECIFIED: Rounding
+ROUNDING_NEAREST: Rounding
+ROUNDING_STOCHASTIC: Rounding
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape")
@@ -76,6 +98,18 @@ class Hyperparameters(_message.Message):
     amsgrad: bool
     def __init__(self, lr: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., decoupled_weight_decay: bool = ..., eps_mode: _Optional[_Union[EpsMode, str]] = ..., maximize: bool = ..., amsgrad: bool = ...) -> None: ...
 
+class Options(_message.Message):
+    __slots__ = ("state_dtype", "rounding", "seed", "ema_decay")
+    STATE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ROUNDING_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    EMA_DECAY_FIELD_NUMBER: _ClassVar[int]
+    state_dtype: StateDtype
+    rounding: Rounding
+    seed: int
+    ema_decay: float
+    def __init__(self, state_dtype: _Optional[_Union[StateDtype, str]] = ..., rounding: _Optional[_Union[Rounding, str]] = ..., seed: _Optional[int] = ..., ema_decay: _Optional[float] = ...) -> None: ...
+
 class Guards(_message.Message):
     __slots__ = ("largest_norm", "largest_element", "pushes_per_second")
     LARGEST_NORM_FIELD_NUMBER: _ClassVar[int]
@@ -87,7 +121,7 @@ class Guards(_message.Message):
     def __init__(self, largest_norm: _Optional[float] = ..., largest_element: _Optional[float] = ..., pushes_per_second: _Optional[float] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards")
+    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +129,7 @@ class ModelSpec(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     GUARDS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: Dtype
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -102,7 +137,8 @@ class ModelSpec(_message.Message):
     mode: Mode
     durability: Durability
     guards: Guards
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ...) -> None: ...
+    options: Options
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ...) -> None: ...
 
 class StatePoint(_message.Message):
     __slots__ = ("state_id", "version", "snapshot_version", "durability", "first_version")

@@ -178,16 +178,18 @@ class PushResponse(_message.Message):
     def __init__(self, ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("model", "min_version", "state_id", "checksum_kind")
+    __slots__ = ("model", "min_version", "state_id", "checksum_kind", "average")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_FIELD_NUMBER: _ClassVar[int]
     model: str
     min_version: int
     state_id: str
     checksum_kind: _transfer_pb2.ChecksumKind
-    def __init__(self, model: _Optional[str] = ..., min_version: _Optional[int] = ..., state_id: _Optional[str] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+    average: bool
+    def __init__(self, model: _Optional[str] = ..., min_version: _Optional[int] = ..., state_id: _Optional[str] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., average: bool = ...) -> None: ...
 
 class PullHeader(_message.Message):
     __slots__ = ("state", "total_bytes", "checksum_kind")

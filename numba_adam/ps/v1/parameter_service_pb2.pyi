@@ -112,7 +112,7 @@ class OpenSessionResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., first_sequence: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., whole_push_bytes: _Optional[int] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("model", "state_id", "worker_id", "epoch", "sequence", "base_version", "dtype", "tensors", "absent", "total_bytes", "checksum_kind")
+    __slots__ = ("model", "state_id", "worker_id", "epoch", "sequence", "base_version", "dtype", "tensors", "absent", "total_bytes", "checksum_kind", "pull_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class PushHeader(_message.Message):
     ABSENT_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    PULL_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     state_id: str
     worker_id: str
@@ -135,7 +136,8 @@ class PushHeader(_message.Message):
     absent: _containers.RepeatedScalarFieldContainer[str]
     total_bytes: int
     checksum_kind: _transfer_pb2.ChecksumKind
-    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[_model_pb2.TensorSpec, _Mapping]]] = ..., absent: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+    pull_dtype: _model_pb2.Dtype
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[_model_pb2.TensorSpec, _Mapping]]] = ..., absent: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., pull_dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ...) -> None: ...
 
 class WholePush(_message.Message):
     __slots__ = ("header", "checksum", "payload")
@@ -178,28 +180,32 @@ class PushResponse(_message.Message):
     def __init__(self, ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("model", "min_version", "state_id", "checksum_kind", "average")
+    __slots__ = ("model", "min_version", "state_id", "checksum_kind", "average", "dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
     AVERAGE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     min_version: int
     state_id: str
     checksum_kind: _transfer_pb2.ChecksumKind
     average: bool
-    def __init__(self, model: _Optional[str] = ..., min_version: _Optional[int] = ..., state_id: _Optional[str] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., average: bool = ...) -> None: ...
+    dtype: _model_pb2.Dtype
+    def __init__(self, model: _Optional[str] = ..., min_version: _Optional[int] = ..., state_id: _Optional[str] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., average: bool = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ...) -> None: ...
 
 class PullHeader(_message.Message):
-    __slots__ = ("state", "total_bytes", "checksum_kind")
+    __slots__ = ("state", "total_bytes", "checksum_kind", "dtype")
     STATE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     state: _model_pb2.StatePoint
     total_bytes: int
     checksum_kind: _transfer_pb2.ChecksumKind
-    def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ...) -> None: ...
+    dtype: _model_pb2.Dtype
+    def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("header", "chunk", "trailer")

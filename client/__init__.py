@@ -12,6 +12,7 @@ The files, from the public classes down to the wire:
     push, pull   one push, one pull, from beginning to end
     session      a worker's session: epoch, sequence number and the known state of the model
     transfer     payloads as streams of chunks
+    narrow       payloads in 16-bit formats
     model_arrays names, shapes and dtype of a model's arrays; validation of gradients
     ack, info    the server's answers as plain records
     deletion     one deletion of a model

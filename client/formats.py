@@ -44,8 +44,13 @@ def widened(array: Array, dtype: np.dtype[Any]) -> Array:
         return np.asarray(words).view(np.float32).astype(dtype, copy=False)
 
 
-def converted(arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> dict[str, Array]:
-    """Return copies of float32 or float64 arrays in another dtype, rounded to the nearest numbers."""
+def converted(arrays: Mapping[str, Array], dtype: np.dtype[Any] | None) -> Mapping[str, Array]:
+    """Return copies of float32 or float64 arrays in another dtype, rounded to the nearest numbers.
+
+    Arrays that have the dtype already are returned themselves; None: any dtype.
+    """
+    if dtype is None or all(array.dtype == dtype for array in arrays.values()):
+        return arrays
     copies = {name: np.empty(array.shape, dtype) for name, array in arrays.items()}
     write(arrays, copies)
     return copies

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from numba_adam.client.ack import Ack
-from numba_adam.client.formats import converted, named_dtype, write
+from numba_adam.client.formats import converted, named_dtype
 from numba_adam.client.info import ModelInfo, model_info
-from numba_adam.client.model_arrays import Parameters, model_arrays_of
-from numba_adam.client.pull import Pulled, pull
+from numba_adam.client.model_arrays import model_arrays_of
+from numba_adam.client.narrow import wire_format
+from numba_adam.client.pull import PLAIN, Pulled, Wanted, pull, wanted_as, wanted_in
 from numba_adam.client.push import Answer, Push
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session, checked_worker_id
@@ -26,6 +27,7 @@ from numba_adam.client.transport.retry import Deadline
 from numba_adam.client.worker import Worker
 from numba_adam.errors import InvalidRequestError, PushRejectedError, ServiceError
 from numba_adam.interop import count_writes
+from numba_adam.numerics.formats import Format
 from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Model:
         self._prefetched: Pulled | None = None  # parameters pulled after a rewind, for the caller's next pull
         self._last_ack: Ack | None = None
         self._worker_numbers = itertools.count(1)
+        self._wire: Format | None = None
         self._misfit = ""  # why this handle is unusable; empty: it is usable
 
     def __repr__(self) -> str:
@@ -85,6 +88,21 @@ class Model:
         """The answer to the last push or push_pull; None before the first."""
         return self._last_ack
 
+    @property
+    def wire_dtype(self) -> str | None:
+        """The 16-bit format in which gradients and parameters travel, "bfloat16" or "float16"; None: the model's dtype.
+
+        Assign to it to halve the bytes of float32. Both ends round to the nearest number. The arrays that you pass and
+        get keep their dtype, and the server computes in the model's. Arrays that are 16-bit themselves travel in their
+        own format, whatever this says. A float16 gradient beyond 65504 becomes infinite, and is refused. Applies to the
+        calls that start afterwards, and to `worker`.
+        """
+        return None if self._wire is None else self._wire.label
+
+    @wire_dtype.setter
+    def wire_dtype(self, name: str | None) -> None:
+        self._wire = wire_format(name)
+
     def pull(self, min_version: int | None = None, out: object = None, *, dtype: object = None) -> Any:
         """Return all parameters of one version.
 
@@ -94,8 +112,10 @@ class Model:
                 parameters may require gradients. Arrays of another dtype than the model's, float32, float64, bfloat16
                 or float16, get the nearest numbers. After an error their contents are undefined. None: allocate new
                 arrays.
-            dtype: dtype of new arrays, such as "bfloat16" or torch.bfloat16. The parameters travel in the model's dtype
-                and are rounded to the nearest here. None: the model's dtype.
+            dtype: dtype of new arrays, such as "bfloat16" or torch.bfloat16, rounded to the nearest. None: the model's.
+
+        Parameters for bfloat16 or float16 arrays, all of one format, travel so, in half the bytes of float32; see
+        `wire_dtype` too.
 
         Returns:
             `out`, or new arrays in the containers and of the frameworks of the parameters that the model was created
@@ -114,12 +134,12 @@ class Model:
                 raise InvalidRequestError(f"dtype={dtype!r}: the arrays of `out` have their own; leave one of them out")
             places, form = flatten(out, "out")
             return form.filled(self._pull_into(places, min_version))
-        wanted, as_dtype = _checked_version(min_version), None if dtype is None else named_dtype(dtype)
-        pulled = None if wanted else self._take_prefetched()
+        version, as_dtype = _checked_version(min_version), None if dtype is None else named_dtype(dtype)
+        pulled = None if version else self._take_prefetched()
         if pulled is None:
-            pulled = self._pull(wanted, None)
+            pulled = self._pull(version, wanted_as(as_dtype, self._wire))
             self._report_rewinds(prefetch=False)
-        return self.template.filled(pulled.parameters if as_dtype is None else converted(pulled.parameters, as_dtype))
+        return self.template.filled(converted(pulled.parameters, as_dtype))
 
     def push(self, grads: object) -> Ack:
         """Apply a gradient, exactly once, however often it is sent.
@@ -167,7 +187,7 @@ class Model:
         `last_ack` is the answer to the push. Takes `out` and returns as `pull` does. Raises the same errors as both.
         """
         if out is None:
-            ack, pulled = self._run(self._prepare(grads), Push.run_with_pull)
+            ack, pulled = self._run(self._prepare(grads, wanted_as(None, self._wire)), Push.run_with_pull)
             wanted = ack.version if ack.applied else None
             return self.pull(wanted) if pulled is None else self.template.filled(pulled.parameters)
         places, form = flatten(out, "out")
@@ -209,7 +229,7 @@ class Model:
         own_id = f"{self._session.worker_id}/{next(self._worker_numbers)}" if worker_id is None else worker_id
         session = self._session.of_another_worker(checked_worker_id(own_id))
         handle = Model(self._connection, session, self._info, self.template)
-        handle._listeners = self._listeners
+        handle._listeners, handle._wire = self._listeners, self._wire
         worker = Worker(handle, batches, params)
         if params is not None:
             self._model_arrays.check_out(worker.leaves, "params")
@@ -238,11 +258,11 @@ class Model:
 
     # --- pushes, in the order of the calls --------------------------------------------------------------------
 
-    def _prepare(self, grads: object, out: Parameters | None = None) -> Push:
+    def _prepare(self, grads: object, wanted: Wanted = PLAIN) -> Push:
         """Validate gradients and record the version that they were computed from, which later pulls do not change."""
         self._check_fit()
-        checked = self._model_arrays.check_gradients(gradients(grads, "grads"))
-        return Push(self._connection, self._session, self._model_arrays, checked, self._session.origin, out)
+        checked = self._model_arrays.check_gradients(gradients(grads, "grads"), self._wire)
+        return Push(self._connection, self._session, self._model_arrays, checked, self._session.origin, wanted)
 
     def _run(self, push: Push, run: _Run) -> Answer:
         """Run a push now, or after the queued pushes if push_async is in use."""
@@ -275,29 +295,30 @@ class Model:
     def _pull_into(self, places: Names, min_version: int | None) -> Names:
         """Pull into these arrays; return them."""
         views = self._model_arrays.check_out(places)
-        wanted = _checked_version(min_version)
+        version, wanted = _checked_version(min_version), wanted_in(self._model_arrays.direct(views), self._wire)
         with _counting_writes(places):
-            write(self._pull(wanted, self._model_arrays.direct(views)).parameters, views)
+            wanted.fill(views, self._pull(version, wanted))
         self._report_rewinds(prefetch=False)
         return places
 
     def _push_and_pull_into(self, places: Names, grads: object) -> Names:
         """Push, and pull into these arrays; return them."""
         views = self._model_arrays.check_out(places)
-        push = self._prepare(grads, self._model_arrays.direct(views))
+        wanted = wanted_in(self._model_arrays.direct(views), self._wire)
+        push = self._prepare(grads, wanted)
         with _counting_writes(places):
             ack, pulled = self._run(push, Push.run_with_pull)
             if pulled is not None:
-                write(pulled.parameters, views)
+                wanted.fill(views, pulled)
         return places if pulled is not None else self._pull_into(places, ack.version if ack.applied else None)
 
-    def _pull(self, min_version: int, out: Parameters | None) -> Pulled:
+    def _pull(self, min_version: int, wanted: Wanted) -> Pulled:
         return pull(
             self._connection,
             self._session,
             self._model_arrays,
             min_version=min_version,
-            out=out,
+            wanted=wanted,
             deadline=self._connection.deadline(),
         )
 
@@ -338,7 +359,7 @@ class Model:
 
     def _prefetch(self) -> None:
         try:
-            self._prefetched = self._pull(0, None)
+            self._prefetched = self._pull(0, wanted_as(None, self._wire))
         except ServiceError as error:  # the listeners must hear of the rewind all the same
             _log.warning("model %r was restored, but its parameters could not be pulled: %s", self.name, error)
 

@@ -6,7 +6,7 @@ May import NumPy, `numba_adam.interop` and the generated messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from numba_adam.client.formats import common_narrow, is_narrow, widened
 from numba_adam.client.info import ModelInfo
+from numba_adam.client.narrow import Rounded
 from numba_adam.errors import DtypeError, NamesError, ShapeError
 from numba_adam.interop import borrow
 from numba_adam.numerics.formats import Format
@@ -35,7 +36,15 @@ class Gradients:
     """The names of the arrays without a gradient."""
 
     dtype: str
-    """The format of all present arrays: the model's dtype, "bfloat16" or "float16". 16-bit ones are bits, uint16."""
+    """The format in which they travel: the model's dtype, "bfloat16" or "float16". 16-bit ones are bits, uint16."""
+
+    rounds_to: Format | None = None
+    """The 16-bit format to which the arrays are rounded while they are sent; None: they travel as they are."""
+
+    def payload(self) -> Sequence[Array | Rounded]:
+        """Return the arrays as they travel."""
+        present = list(self.present.values())
+        return present if self.rounds_to is None else [Rounded(array, self.rounds_to) for array in present]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +61,13 @@ class ModelArrays:
     """The protocol's description of each array, by name. Cached, because every push sends them."""
 
     @property
-    def total_bytes(self) -> int:
-        """Size of all arrays together: the payload of a pull."""
-        return sum(map(math.prod, self.shapes.values())) * self.dtype.itemsize
+    def element_count(self) -> int:
+        """Number of elements of all arrays together."""
+        return sum(map(math.prod, self.shapes.values()))
 
-    def allocate(self) -> tuple[Array, Parameters]:
-        """Allocate one flat vector; return it, and the model's arrays as views of it."""
-        flat = np.empty(self.total_bytes // self.dtype.itemsize, self.dtype)
+    def allocate(self, dtype: np.dtype[Any] | None = None) -> tuple[Array, Parameters]:
+        """Allocate one flat vector; return it, and the model's arrays as views of it. `dtype`: None, the model's."""
+        flat = np.empty(self.element_count, self.dtype if dtype is None else dtype)
         views, start = {}, 0
         for name, shape in self.shapes.items():
             stop = start + math.prod(shape)
@@ -66,8 +75,8 @@ class ModelArrays:
             start = stop
         return flat, views
 
-    def check_gradients(self, gradients: Mapping[str, object]) -> Gradients:
-        """Borrow the gradients and validate them.
+    def check_gradients(self, gradients: Mapping[str, object], wire: Format | None = None) -> Gradients:
+        """Borrow the gradients and validate them. Those of the model's dtype travel in the format `wire`.
 
         If all of them are bfloat16, or all float16, they stay so. Otherwise 16-bit ones are widened here. An array with
         another order of axes than C order is copied.
@@ -85,8 +94,10 @@ class ModelArrays:
             if (gradient := gradients[name]) is not None
         }
         narrow = self._unify(present)
-        dtype = self.dtype.name if narrow is None else narrow.label
-        return Gradients(present, tuple(name for name in self.shapes if gradients[name] is None), dtype)
+        absent = tuple(name for name in self.shapes if gradients[name] is None)
+        rounds_to = wire if narrow is None else None
+        travels_as = rounds_to or narrow
+        return Gradients(present, absent, self.dtype.name if travels_as is None else travels_as.label, rounds_to)
 
     def check_out(self, out: Mapping[str, object], argument: str = "out") -> Parameters:
         """Borrow the arrays that a pull writes to and validate them; they may be of any format.
@@ -116,8 +127,12 @@ class ModelArrays:
 
     def direct(self, views: Parameters) -> Parameters | None:
         """Return these arrays if a payload can be written to them as it is; otherwise None."""
-        is_direct = all(view.dtype == self.dtype and view.flags.c_contiguous for view in views.values())
-        return views if is_direct else None
+        is_direct = self.is_plain(views) or common_narrow(list(views.values())) is not None
+        return views if is_direct and all(view.flags.c_contiguous for view in views.values()) else None
+
+    def is_plain(self, views: Parameters) -> bool:
+        """Return whether all arrays have the model's dtype."""
+        return all(view.dtype == self.dtype for view in views.values())
 
     def check_names(self, argument: str, given: Mapping[str, object], *, missing: str) -> None:
         """Raise NamesError if the names given are not those of the model."""

@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 
 from numba_adam import errors
 from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
-from numba_adam.client.model_arrays import Gradients, ModelArrays, Parameters
-from numba_adam.client.pull import Pulled, read_parameters
+from numba_adam.client.model_arrays import Gradients, ModelArrays
+from numba_adam.client.pull import PLAIN, Pulled, Wanted, read_parameters
 from numba_adam.client.session import Origin, Session
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
@@ -46,10 +46,10 @@ class Push:
         model_arrays: ModelArrays,
         gradients: Gradients,
         origin: Origin,
-        out: Parameters | None = None,
+        wanted: Wanted = PLAIN,
     ) -> None:
         self._connection, self._session, self._model_arrays = connection, session, model_arrays
-        self._gradients, self._origin, self._out = gradients, origin, out
+        self._gradients, self._origin, self._wanted = gradients, origin, wanted
         self._what = f"push to model {session.model!r}"
         self._in_doubt = False  # whether an earlier try may have been applied, its answer lost
 
@@ -64,7 +64,7 @@ class Push:
         return self._run(self._send, deadline)
 
     def run_with_pull(self, deadline: Deadline) -> Answer:
-        """Send the gradient until there is an answer, then read the parameters, into `out` if it was given.
+        """Send the gradient until there is an answer, then read the parameters, as `wanted` says.
 
         Raises the same errors as `run`. The parameters are None if the stream broke after the acknowledgement, or if
         the model was rewound.
@@ -141,7 +141,7 @@ class Push:
         return self._session.origin.state_id != self._origin.state_id
 
     def _upload(self) -> Upload:
-        present = self._gradients.present
+        present, payload = self._gradients.present, self._gradients.payload()
         header = PushHeader(
             model=self._session.model,
             state_id=self._origin.state_id,
@@ -152,11 +152,12 @@ class Push:
             dtype=convert.PAYLOAD_DTYPES[self._gradients.dtype],
             tensors=[self._model_arrays.specs[name] for name in present],
             absent=self._gradients.absent,
-            total_bytes=sum(array.nbytes for array in present.values()),
+            total_bytes=sum(array.nbytes for array in payload),
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
+            pull_dtype=self._wanted.dtype_number,
         )
         report = self._connection.report(self._what)
-        return Upload(PushRequest(header=header).SerializeToString(), present.values(), XXH3_64, report)
+        return Upload(PushRequest(header=header).SerializeToString(), payload, XXH3_64, report)
 
     def _send(self, messages: _Messages, timeout_seconds: float) -> tuple[PushAck, None]:
         return self._connection.push(messages, timeout_seconds).ack, None
@@ -166,7 +167,7 @@ class Push:
         with closing(self._connection.push_pull(messages, timeout_seconds)) as answers:
             ack = _first_ack(answers)
             try:
-                return ack, read_parameters(answers, self._model_arrays, self._out, report)
+                return ack, read_parameters(answers, self._model_arrays, self._wanted, report)
             except ServiceError as error:
                 _log.info(
                     "%s was applied; receiving the parameters failed (%s), they are pulled again", self._what, error

@@ -6,8 +6,9 @@ May import NumPy and `numba_adam.ps`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from numba_adam.client.progress import Progress
@@ -25,7 +26,18 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.data.cast("B") if array.size else _NOTHING  # memoryview cannot cast an empty array
 
 
-def cut(pieces: Iterable[memoryview], chunk_bytes: int) -> Iterator[list[memoryview]]:
+class Piece(Protocol):
+    """Bytes that are read slice by slice: a memoryview, or what makes them when they are read."""
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes."""
+
+    def __getitem__(self, part: slice, /) -> memoryview:
+        """Return some of the bytes."""
+
+
+def cut(pieces: Iterable[Piece], chunk_bytes: int) -> Iterator[list[memoryview]]:
     """Cut the concatenated pieces into runs of `chunk_bytes` (the last one may be shorter), without a copy."""
     run: list[memoryview] = []
     room = chunk_bytes
@@ -52,7 +64,7 @@ class Upload:
     def __init__(
         self,
         header: bytes,
-        arrays: Iterable[npt.NDArray[Any]],
+        arrays: Iterable[npt.NDArray[Any] | Piece],
         checksum_kind: int,
         report: Progress,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -60,19 +72,19 @@ class Upload:
         self.failure: Exception | None = None
         """The exception of the progress callable, which gRPC would report as a cancelled call."""
         self._header, self._kind, self._report, self._chunk_bytes = header, checksum_kind, report, chunk_bytes
-        self._pieces = [bytes_of(array) for array in arrays]
+        self._pieces: list[Piece] = [each if not isinstance(each, np.ndarray) else bytes_of(each) for each in arrays]
 
     def whole(self, largest_bytes: int) -> bytes | None:
         """Return the transfer as one message; None if it would be larger than `largest_bytes`."""
         total = sum(piece.nbytes for piece in self._pieces)
         if size_of_whole(self._header, total) > largest_bytes:
             return None
-        checksum = new_checksum(self._kind)
-        for piece in self._pieces:
-            checksum.update(piece)
+        checksum, payload = new_checksum(self._kind), [piece[:] for piece in self._pieces]
+        for part in payload:
+            checksum.update(part)
         if total:
             self._report(total, total)
-        return encode_whole(self._header, checksum.value(), *self._pieces)
+        return encode_whole(self._header, checksum.value(), *payload)
 
     def messages(self) -> Iterator[bytes]:
         """Yield the header, the chunks and the trailer."""

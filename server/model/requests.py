@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from numba_adam.errors import PushRejectedError
+from numba_adam.errors import InvalidRequestError, PushRejectedError
 from numba_adam.server.model.push_ledger import PushKey
 from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec
 from numba_adam.server.model.tensors import Tensor
@@ -96,6 +96,23 @@ def payload_of(spec: Spec, push: PushRequest) -> Payload:
     """Return the number and the element type of a push whose header fits the model."""
     narrow = _NARROW.get(push.dtype, "")
     return Payload(push.total_bytes // (_NARROW_BYTES if narrow else spec.numpy_dtype.itemsize), narrow)
+
+
+def narrow_dtype(spec: Spec, dtype: int) -> str:
+    """Return the 16-bit format that a pull asks for; empty if it asks for the model's dtype, or for none.
+
+    Raises:
+        InvalidRequestError: it asks for another one.
+    """
+    if dtype in (0, DTYPE_NUMBERS[spec.dtype]):
+        return ""
+    if dtype not in _NARROW:
+        known = ", ".join(f"{name} ({number})" for number, name in _NARROW.items())
+        raise InvalidRequestError(
+            f"dtype={dtype}: parameters of model {spec.name!r} are sent as {spec.dtype} "
+            f"({DTYPE_NUMBERS[spec.dtype]}), {known}; ask for one of them"
+        )
+    return _NARROW[dtype]
 
 
 def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:

@@ -15,6 +15,7 @@
     call_queue         runs the changes of a model one at a time
     slices, launcher   the step over a model's arrays, in slices, on one thread or many
     pulls, pull_copy   waits for a version; shares one copy of it among the callers
+    narrowing          the payload of a pull, rounded to 16 bits if the caller asks for it
     waiters            limits how many calls wait
     small_calls        gives calls about small models priority over large updates
     snapshot_writer    snapshots by timer, after pushes and on request; snapshot_requests answers those requests

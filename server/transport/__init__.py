@@ -2,6 +2,7 @@
 
     service            the calls of the protocol
     messages           converts between protobuf messages and plain values
+    sending            the messages of a pull
     pages              pagination of answers about many models
     access             tokens: who may call which method for which model
     audit              notes administrative calls

@@ -11,25 +11,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import Message
 
 from numba_adam.errors import InvalidRequestError, NumbaAdamError, ServiceError
 from numba_adam.ps import convert, framing
-from numba_adam.ps.checksum import SUPPORTED, new_checksum
+from numba_adam.ps.checksum import SUPPORTED
 from numba_adam.ps.detail import Detail
 from numba_adam.ps.errors import to_status
 from numba_adam.ps.transfer import Parts
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
-from numba_adam.ps.v1.transfer_pb2 import TransferTrailer
 from numba_adam.ps.whole import read_whole, whole_of
 from numba_adam.server.logs import push_fields
+from numba_adam.server.model.requests import narrow_dtype
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
-from numba_adam.server.runtime.pull_copy import PullCopy
 from numba_adam.server.runtime.pulls import Caller
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
@@ -40,13 +39,11 @@ from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.audit import Audit
 from numba_adam.server.transport.gate import SMALL_MESSAGE_BYTES, Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.pages import page_of
+from numba_adam.server.transport.sending import PayloadForm, PullSender
 from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-_SENDING_BYTES = 1 << 22  # about how much all pulls together have in chunks that are being sent
-_SMALLEST_CHUNK_BYTES = 1 << 16
-_PullAnswer = TypeVar("_PullAnswer", pb.PullResponse, pb.PushPullResponse)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ParameterService"].full_name
 
 
@@ -85,8 +82,7 @@ class ParameterService:
         self._watch = watch
         self._headers = messages.PushHeaders()
         self._describing = threading.Lock()  # a description may be large, so only one is made at a time
-        self._senders = 0
-        self._senders_lock = threading.Lock()
+        self._sender = PullSender(watch)
 
     def create_model(self, request: _Transfer, context: Context) -> bytes:
         """Create a model from a stream."""
@@ -129,23 +125,26 @@ class ParameterService:
         """Send the parameters."""
         _check_kind(request.checksum_kind)
         model = self._runtime.registry.get(request.model)
-        self._count(context, model)
+        form = PayloadForm(request.checksum_kind, request.dtype, narrow_dtype(model.spec, request.dtype))
+        self._count(context, model, form)
         if request.average:
             raise InvalidRequestError(f"average: model {model.spec.name!r} keeps no average of its weights")
         pulled = self._runtime.pulls.pull(model, _caller(context), request.state_id, request.min_version)
         with pulled as pull_copy:
-            yield from self._send(pull_copy, request.checksum_kind, pb.PullResponse, context)
+            yield from self._sender.send(pull_copy, form, pb.PullResponse, context)
 
     def push_pull(self, request: _Transfer, context: Context) -> Iterator[pb.PushPullResponse | bytes]:
         """Apply one gradient, and send the updated parameters."""
         header, parts = self._open(request)
         _check_kind(header.checksum_kind)
+        narrow = narrow_dtype(self._runtime.registry.get(header.model).spec, header.pull_dtype)
+        form = PayloadForm(header.checksum_kind, header.pull_dtype, narrow)
         ack = self._push(header, parts)
         yield from self._watch.send([pb.PushPullResponse(ack=ack)], context)
         model = self._runtime.registry.get(header.model)
-        self._count(context, model, must=True)
+        self._count(context, model, form, must=True)
         with self._runtime.pulls.pull(model, _caller(context)) as pull_copy:
-            yield from self._send(pull_copy, header.checksum_kind, pb.PushPullResponse, context)
+            yield from self._sender.send(pull_copy, form, pb.PushPullResponse, context)
 
     def snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotResponse:
         """Write snapshots."""
@@ -167,10 +166,10 @@ class ParameterService:
         is_visible = self.guard.visible(context.invocation_metadata())
         return [model for model in models if is_visible(model.spec.name)]
 
-    def _count(self, context: Context, model: Model, *, must: bool = False) -> None:
+    def _count(self, context: Context, model: Model, form: PayloadForm, *, must: bool = False) -> None:
         """Count the parameters of a model, which a call sends, for its token."""
         if self.guard is not None:
-            self.guard.count(context.invocation_metadata(), model.spec.nbytes, must=must)
+            self.guard.count(context.invocation_metadata(), form.nbytes(model), must=must)
 
     def _push(self, header: pb.PushHeader, parts: Parts) -> pb.PushAck:
         """Apply one gradient; return the acknowledgement."""
@@ -192,20 +191,6 @@ class ParameterService:
         model.tally.note_push(time.perf_counter() - begin, request.total_bytes, staleness)
         _log_push(logging.DEBUG, model, header, "repeated" if pushed.is_duplicate else "applied", pushed.version)
         return messages.pushed_to_proto(pushed)
-
-    def _send(
-        self, pull_copy: PullCopy, kind: int, response: type[_PullAnswer], context: Context
-    ) -> Iterator[_PullAnswer | bytes]:
-        """Send a pull copy. Concurrent pulls use smaller chunks, because each keeps several in memory."""
-        with self._senders_lock:
-            self._senders += 1
-            share = _SENDING_BYTES // self._senders
-        try:
-            chunk_bytes = min(framing.DEFAULT_CHUNK_BYTES, max(share, _SMALLEST_CHUNK_BYTES))
-            yield from self._watch.send(_pulled(pull_copy, kind, response, chunk_bytes), context)
-        finally:
-            with self._senders_lock:
-                self._senders -= 1
 
     def _open(self, request: _Transfer) -> tuple[Any, Parts]:
         """Return the header of a transfer, and the parts that follow it."""
@@ -366,21 +351,3 @@ def _caller(context: Context) -> Caller:
 def _check_kind(kind: int) -> None:
     if kind not in SUPPORTED:
         raise InvalidRequestError(f"checksum_kind={kind}: expected one of {SUPPORTED}")
-
-
-def _pulled(
-    pull_copy: PullCopy, kind: int, response: type[_PullAnswer], chunk_bytes: int
-) -> Iterator[_PullAnswer | bytes]:
-    """Yield the messages of a pull copy: header, encoded chunks, trailer."""
-    payload, checksum, tally = pull_copy.bytes.data, new_checksum(kind), pull_copy.model.tally
-    state = convert.state_to_proto(pull_copy.state)
-    header = pb.PullHeader(state=state, total_bytes=len(payload), checksum_kind=kind)  # type: ignore[arg-type]
-    begin = time.perf_counter()
-    yield response(header=header)
-    for offset in range(0, len(payload), chunk_bytes):
-        piece = payload[offset : offset + chunk_bytes]
-        checksum.update(piece)
-        yield framing.encode_chunk(offset, piece)
-        tally.note_sent(len(piece))
-    tally.pull_seconds.add(time.perf_counter() - begin)  # before the last message: nobody reads on after it
-    yield response(trailer=TransferTrailer(checksum=checksum.value()))

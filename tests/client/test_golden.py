@@ -15,8 +15,9 @@ from numba_adam.client.ack import ack_of
 from numba_adam.client.info import model_info
 from numba_adam.client.model_arrays import model_arrays_of
 from numba_adam.client.progress import silent
-from numba_adam.client.pull import read_parameters
+from numba_adam.client.pull import PLAIN, Wanted, read_parameters
 from numba_adam.client.transfer import Upload
+from numba_adam.numerics.formats import Format
 from numba_adam.ps import framing
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
@@ -45,17 +46,27 @@ def layout():
 @pytest.mark.parametrize("exchange", exchanges("Pull"), ids=lambda exchange: exchange["what"])
 def test_a_pull_of_the_first_release_is_read(exchange, layout):
     answers = map(framing.decode_pull_response, messages(exchange, "answers"))
-    pulled = read_parameters(answers, layout, None, silent)
+    pulled = read_parameters(answers, layout, PLAIN, silent)
     assert {name: array.shape for name, array in pulled.parameters.items()} == dict(layout.shapes)
     assert all(np.isfinite(array).all() for array in pulled.parameters.values())
     assert len(pulled.state.state_id) == 32
+
+
+@pytest.mark.parametrize("exchange", exchanges("Pull"), ids=lambda exchange: exchange["what"])
+def test_a_pull_of_the_first_release_is_read_where_16_bits_were_asked_for(exchange, layout):
+    """Servers of that release do not know the field, and send the model's dtype."""
+    answers = [framing.decode_pull_response(message) for message in messages(exchange, "answers")]
+    wanted = Wanted(narrow=Format.BFLOAT16, keeps_narrow=True)
+    got = read_parameters(iter(answers), layout, wanted, silent).parameters
+    for name, expected in read_parameters(iter(answers), layout, PLAIN, silent).parameters.items():
+        np.testing.assert_array_equal(got[name], expected, strict=True)
 
 
 @pytest.mark.parametrize("exchange", exchanges("PushPull"), ids=lambda exchange: exchange["what"])
 def test_a_push_pull_answer_of_the_first_release_is_read(exchange, layout):
     first, *rest = map(framing.decode_push_pull_response, messages(exchange, "answers"))
     ack = ack_of(first.ack)
-    pulled = read_parameters(iter(rest), layout, None, silent)
+    pulled = read_parameters(iter(rest), layout, PLAIN, silent)
     assert ack.version == pulled.state.version
     assert ack.durability == "memory"
 

@@ -1,0 +1,117 @@
+"""Payloads in 16-bit formats: float32 and float64 arrays rounded while they are sent, and widened while they arrive.
+
+Both go block by block, so that what is converted stays in the CPU's cache. May import NumPy and its neighbours here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numba_adam.client.formats import Array, write
+from numba_adam.client.progress import Progress
+from numba_adam.client.transfer import Download, bytes_of
+from numba_adam.errors import DtypeError
+from numba_adam.numerics.formats import Format
+from numba_adam.ps.transfer import Chunk
+
+_BLOCK = 1 << 15  # elements: numbers, codes and what NumPy makes in between fit the cache of a core
+_ITEM_BYTES = 2
+_FORMATS = {"bfloat16": Format.BFLOAT16, "float16": Format.FLOAT16}
+_HALF_LESS, _ONE, _SHIFT = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+
+
+def wire_format(wire_dtype: str | None) -> Format | None:
+    """Return the format of a name that a user gave; None for the model's own.
+
+    Raises:
+        DtypeError: it is none of the 16-bit formats.
+    """
+    if wire_dtype is None:
+        return None
+    if wire_dtype not in _FORMATS:
+        raise DtypeError(f"wire_dtype: expected {', '.join(map(repr, _FORMATS))} or None, got {wire_dtype!r}")
+    return _FORMATS[wire_dtype]
+
+
+class Rounded:
+    """An array's elements in a 16-bit format, as bytes: rounded when they are read, to the nearest, ties to even.
+
+    Args:
+        array: a C-contiguous float32 or float64 array.
+        narrow: the format.
+    """
+
+    def __init__(self, array: Array, narrow: Format) -> None:
+        self._flat, self._narrow = array.reshape(-1), narrow
+        self.nbytes = array.size * _ITEM_BYTES
+        """The number of bytes."""
+
+    def __getitem__(self, part: slice) -> memoryview:
+        """Return the bytes of a slice that begins and ends between two elements."""
+        start, stop, _ = part.indices(self.nbytes)
+        values = self._flat[start // _ITEM_BYTES : stop // _ITEM_BYTES]
+        codes = np.empty(values.size, np.uint16)
+        for begin in range(0, values.size, _BLOCK):
+            block = values[begin : begin + _BLOCK]
+            _round(block, codes[begin : begin + block.size], self._narrow)
+        return bytes_of(codes)
+
+
+def _round(values: Array, codes: npt.NDArray[np.uint16], narrow: Format) -> None:
+    if narrow is Format.BFLOAT16 and values.dtype == np.float32 and not np.isnan(values.max()):
+        bits = values.view(np.uint32)
+        rounded = bits >> _SHIFT
+        rounded &= _ONE
+        rounded += _HALF_LESS
+        rounded += bits
+        rounded >>= _SHIFT
+        codes[:] = rounded
+    else:
+        write({"": values}, {"": codes if narrow is Format.BFLOAT16 else codes.view(np.float16)})
+
+
+class WideningDownload(Download):
+    """One incoming transfer in a 16-bit format, widened into arrays chunk by chunk; exact.
+
+    Args:
+        arrays: C-contiguous float32 or float64 arrays; the payload fills them in order.
+        narrow: the format of the payload.
+        total_bytes, checksum_kind, report: as `Download` takes them.
+    """
+
+    def __init__(
+        self, arrays: Iterable[Array], narrow: Format, total_bytes: int, checksum_kind: int, report: Progress
+    ) -> None:
+        self._targets = [array.reshape(-1) for array in arrays]
+        self._codes = np.empty(total_bytes // _ITEM_BYTES, np.uint16)
+        self._narrow = narrow
+        self._widened = self._target = self._begin = 0  # elements done; the next one's array, and its place there
+        super().__init__([self._codes], total_bytes, checksum_kind, report)
+
+    def take(self, chunk: Chunk) -> None:
+        """Validate a chunk, widen its elements and report progress; raises as `Download.take` does."""
+        super().take(chunk)
+        complete = self.received_bytes // _ITEM_BYTES  # a chunk may end within an element
+        while self._widened < complete:
+            target = self._targets[self._target]
+            size = min(complete - self._widened, target.size - self._begin, _BLOCK)
+            if size:
+                codes = self._codes[self._widened : self._widened + size]
+                _widen(codes, target[self._begin : self._begin + size], self._narrow)
+                self._widened += size
+                self._begin += size
+            if self._begin == target.size:
+                self._target, self._begin = self._target + 1, 0
+
+
+def _widen(codes: npt.NDArray[np.uint16], target: npt.NDArray[Any], narrow: Format) -> None:
+    if narrow is Format.FLOAT16:
+        target[:] = codes.view(np.float16)
+    elif target.dtype == np.float32:
+        np.left_shift(codes, _SHIFT, out=target.view(np.uint32), dtype=np.uint32)
+    else:
+        target[:] = np.left_shift(codes, _SHIFT, dtype=np.uint32).view(np.float32)

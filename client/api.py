@@ -26,6 +26,7 @@ from numba_adam.client.info import (
 )
 from numba_adam.client.model import Model
 from numba_adam.client.model_arrays import check_initial, model_arrays_of
+from numba_adam.client.options import check_options, set_options
 from numba_adam.client.progress import Progress, Reason
 from numba_adam.client.session import Session, checked_worker_id
 from numba_adam.client.structure import Template, flatten
@@ -43,6 +44,7 @@ from numba_adam.ps.modes import Durability
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
+from numba_adam.settings.options import Options, Rounding, StateDtype
 
 _PAGE_SIZE = 1000  # models; a page with long descriptions has fewer
 _URL = re.compile(
@@ -134,6 +136,10 @@ class ParameterClient:
         eps_mode: EpsMode = "hat",
         maximize: bool = False,
         amsgrad: bool = False,
+        state_dtype: StateDtype | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        ema_decay: float | None = None,
         mode: str = "async",
         durability: str = "process",
         guards: Guards = NO_GUARDS,
@@ -155,6 +161,13 @@ class ParameterClient:
             eps_mode: where eps is added: "hat" (Kingma & Ba, section 2) or "algorithm1" (as in PyTorch).
             maximize: True: maximize the objective.
             amsgrad: divide by the largest exp_avg_sq seen so far.
+            state_dtype: format of the moments on the server: "float32", "float64", "bfloat16" or "8bit"
+                (docs/eight-bit-state.md); with float64 parameters "float32" or "float64". Default: the parameters'.
+            rounding: how bfloat16 moments are rounded: "nearest" or "stochastic".
+            seed: the seed of stochastic rounding and of the rounding of 8-bit moments. As in `Adam`, which makes the
+                same bits of the same gradients.
+            ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1): see
+                `Model.pull(average=True)`. None: no average.
             mode: how the server applies pushes. "async": each push is one step.
             durability: what survives if the server's process is killed. "process" and "disk": every acknowledged
                 push; workers go on as if nothing had happened. "memory": what the last snapshot has. If the machine
@@ -183,9 +196,12 @@ class ParameterClient:
         if not isinstance(guards, Guards):
             raise ConfigurationError(f"guards: expected Guards(largest_norm=..., ...), got {guards!r}")
         spec = _spec(_checked_name(name), arrays, hyperparameters, level)
+        options = Options(state_dtype, rounding, seed, ema_decay=ema_decay)
+        set_options(spec, options, next(iter(arrays.values())).dtype.name)
         if (limits := convert.guards_to_proto(guards)) is not None:
             spec.guards.CopyFrom(limits)
         model = self._create(spec, arrays, exist_ok)
+        check_options(model, spec)
         return self._handle(model, Template(form, leaves))
 
     def open_model(self, name: str, like: object = None) -> Model:

@@ -103,7 +103,9 @@ class Model:
     def wire_dtype(self, name: str | None) -> None:
         self._wire = wire_format(name)
 
-    def pull(self, min_version: int | None = None, out: object = None, *, dtype: object = None) -> Any:
+    def pull(
+        self, min_version: int | None = None, out: object = None, *, dtype: object = None, average: bool = False
+    ) -> Any:
         """Return all parameters of one version.
 
         Args:
@@ -113,6 +115,8 @@ class Model:
                 or float16, get the nearest numbers. After an error their contents are undefined. None: allocate new
                 arrays.
             dtype: dtype of new arrays, such as "bfloat16" or torch.bfloat16, rounded to the nearest. None: the model's.
+            average: True: the moving average of the weights, which models with `ema_decay` keep. `version` stays that
+                of the parameters that were pulled last.
 
         Parameters for bfloat16 or float16 arrays, all of one format, travel so, in half the bytes of float32; see
         `wire_dtype` too.
@@ -124,20 +128,25 @@ class Model:
 
         Raises:
             NamesError, ArrayError: `out` does not fit the model, or `dtype` is none of the four.
-            InvalidRequestError: `min_version` is not a whole number, or both `out` and `dtype` are given.
+            InvalidRequestError: `min_version` is not a whole number, both `out` and `dtype` are given, or the model
+                keeps no average.
             DeadlineExceededError: the model did not reach `min_version` in time.
             ServiceError: the call failed.
         """
         self._check_fit()
+        if average and self._info.options.ema_decay is None:
+            raise InvalidRequestError(
+                f"average={average!r}: model {self.name!r} keeps no average of its weights; create one with ema_decay"
+            )
         if out is not None:
             if dtype is not None:
                 raise InvalidRequestError(f"dtype={dtype!r}: the arrays of `out` have their own; leave one of them out")
             places, form = flatten(out, "out")
-            return form.filled(self._pull_into(places, min_version))
+            return form.filled(self._pull_into(places, min_version, average=average))
         version, as_dtype = _checked_version(min_version), None if dtype is None else named_dtype(dtype)
-        pulled = None if version else self._take_prefetched()
+        pulled = None if version or average else self._take_prefetched()
         if pulled is None:
-            pulled = self._pull(version, wanted_as(as_dtype, self._wire))
+            pulled = self._pull(version, wanted_as(as_dtype, self._wire), average=average)
             self._report_rewinds(prefetch=False)
         return self.template.filled(converted(pulled.parameters, as_dtype))
 
@@ -292,12 +301,12 @@ class Model:
 
     # --- pulls and rewinds --------------------------------------------------------------------------------------
 
-    def _pull_into(self, places: Names, min_version: int | None) -> Names:
+    def _pull_into(self, places: Names, min_version: int | None, *, average: bool = False) -> Names:
         """Pull into these arrays; return them."""
         views = self._model_arrays.check_out(places)
         version, wanted = _checked_version(min_version), wanted_in(self._model_arrays.direct(views), self._wire)
         with _counting_writes(places):
-            wanted.fill(views, self._pull(version, wanted))
+            wanted.fill(views, self._pull(version, wanted, average=average))
         self._report_rewinds(prefetch=False)
         return places
 
@@ -312,7 +321,7 @@ class Model:
                 wanted.fill(views, pulled)
         return places if pulled is not None else self._pull_into(places, ack.version if ack.applied else None)
 
-    def _pull(self, min_version: int, wanted: Wanted) -> Pulled:
+    def _pull(self, min_version: int, wanted: Wanted, *, average: bool = False) -> Pulled:
         return pull(
             self._connection,
             self._session,
@@ -320,6 +329,7 @@ class Model:
             min_version=min_version,
             wanted=wanted,
             deadline=self._connection.deadline(),
+            average=average,
         )
 
     def _take_prefetched(self) -> Pulled | None:

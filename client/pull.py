@@ -92,8 +92,9 @@ def pull(
     min_version: int,
     wanted: Wanted,
     deadline: Deadline,
+    average: bool = False,
 ) -> Pulled:
-    """Pull parameters that are at least as new as `min_version`.
+    """Pull parameters, or their average, that are at least as new as `min_version`.
 
     If the state of `min_version` no longer exists, that version cannot appear any more. The pull then returns the
     current parameters, and the session records the rewind for its listeners.
@@ -109,6 +110,7 @@ def pull(
             state_id=origin.state_id if still_there and min_version else "",
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
             dtype=wanted.dtype_number,
+            average=average,
         )
         with closing(connection.pull(request, timeout_seconds)) as messages:
             return read_parameters(messages, model_arrays, wanted, report)
@@ -124,7 +126,10 @@ def pull(
             return attempt(deadline.remaining_seconds())
 
     pulled = connection.retry(attempt_through_a_rewind, what=f"pull of model {session.model!r}", deadline=deadline)
-    session.pulled(pulled.state)
+    if average:  # gradients are computed from parameters, and their version is that of the last pull
+        session.notice(pulled.state)
+    else:
+        session.pulled(pulled.state)
     return pulled
 
 

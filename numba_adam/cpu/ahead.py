@@ -1,16 +1,21 @@
-"""The kernels of a plain update, compiled or loaded before the first update needs them. Imports its neighbours."""
+"""The kernels of a server's updates, compiled or loaded before the first update needs them. Imports its neighbours."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from numba_adam.cpu.kernels import threads
 from numba_adam.cpu.kernels.finite import first_beyond
 from numba_adam.cpu.staged import StagedUpdate
+from numba_adam.cpu.staged_formats import FormatsUpdate
 from numba_adam.cpu.table import UpdateTable
 from numba_adam.numerics.staging import staging_of
 from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.options import Options
 from numba_adam.settings.scaling import AS_THEY_ARE
+from numba_adam.settings.step_arrays import StepArrays
 
 
 def make_ready(dtype: str, *, is_staged: bool = False) -> None:
@@ -35,4 +40,23 @@ def make_ready(dtype: str, *, is_staged: bool = False) -> None:
     else:
         for scaling in (AS_THEY_ARE, AS_THEY_ARE._replace(clip_value=1.0)):
             table.launch(table.replan(plan, steps, scaling), steps)
+    threads.make_ready()
+
+
+def make_formats_ready(dtype: str, computed: str) -> None:
+    """Compile or load what `FormatsUpdate` needs, and the check of its gradients. Starts no threads.
+
+    Args:
+        dtype: of the parameters, "float32" or "float64".
+        computed: the compute dtype, likewise.
+    """
+    param, grad, ema = np.zeros((3, 1), dtype)
+    exp_avg, exp_avg_sq = np.zeros((2, 1), computed)
+    first_beyond(grad, grad.dtype.type(np.inf))
+    arrays = StepArrays([param], [exp_avg], [exp_avg_sq], [None], [ema.astype(computed)], [None])
+    update = FormatsUpdate(arrays, Hyperparameters(), Options(ema_decay=0.5))
+    given: tuple[Any, ...] = (grad, grad.data)  # those of the server are not plain NumPy arrays
+    for gradient in given:
+        for _ in update.steps([gradient], [0], 1):
+            pass
     threads.make_ready()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.cpu.columns import HostColumns, address
-from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, staged, threads, update
+from numba_adam.cpu.kernels import accumulate, mixed_formats, norm, staged, staged_formats, threads, update
 from numba_adam.cpu.kernels.gather import kinds, usable
 from numba_adam.cpu.kernels.launch_plan import (
     BARE,
@@ -213,6 +213,13 @@ class UpdateTable:
     def launch_staged(self, plan: Plan, job: Array, tasks: int) -> None:
         """Make the planned step, or a part of it, in memory that outlives the process; see `kernels.staged`."""
         threads.launch(staged.update_staged, tasks, self._packed, self._launch_plan.constants, job, plan.grad_count)
+
+    def launch_formats(self, plan: Plan, job: Array, tasks: int) -> None:
+        """Make the planned step, or a part of it, chunk by chunk; see `kernels.staged_formats`."""
+        like = self._launch_plan.constants
+        is_double = like.itemsize == _FLOAT64_BYTES
+        kernel = staged_formats.update_formats_float64 if is_double else staged_formats.update_formats
+        threads.launch(kernel, tasks, self._packed, like, job, plan.grad_count)
 
     def _make_launch_plan(
         self, hyperparameters: Sequence[Hyperparameters], groups: Sequence[int], extras: Extras

@@ -24,9 +24,9 @@ from numba_adam.errors import (
 )
 from numba_adam.ps.modes import Durability
 from numba_adam.ps.transfer import Parts, receive
-from numba_adam.server.model.arena import Arena, FlatArray, layout
+from numba_adam.server.model.arena import Arena, FlatArray, layout_of
+from numba_adam.server.model.columns import columns_of
 from numba_adam.server.model.digests import initial_values
-from numba_adam.server.model.options import NO_OPTIONS
 from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import Spec
@@ -237,14 +237,14 @@ class ModelLoader:
             raise InvalidRequestError(
                 f"total_bytes={creation.total_bytes}: these arrays have {spec.nbytes} bytes of {spec.dtype}"
             )
-        if spec.options != NO_OPTIONS:
-            raise InvalidRequestError("options: this server cannot keep state in other formats yet")
         arena = self._new_arena(spec)
         try:
-            make_ready(spec.dtype, is_staged=arena.is_staged)
+            make_ready(spec.dtype, is_staged=arena.is_staged, options=spec.options)
             target = arena.param.view(np.uint8)
             receiver = Receiver(target, arena.dtype, spec.tensors, creation.checksum_kind, "initial value")
             receive(parts, receiver)
+            if arena.ema is not None:
+                arena.ema[:] = arena.param
             ledger = PushLedger(_new_state_id(), len(spec.tensors))
             model = Model(spec, creation.request_id, arena, ledger, launcher=self._launcher)
             model.initial = initial_values(creation.checksum_kind, receiver.checksum)
@@ -286,19 +286,20 @@ class ModelLoader:
         """
         sizes = [tensor.size for tensor in spec.tensors]
         amsgrad, is_staged = spec.hyperparameters.amsgrad, spec.durability is Durability.PROCESS
-        needed = layout(spec.element_count, spec.numpy_dtype.itemsize, amsgrad=amsgrad, is_staged=is_staged).total_bytes
+        columns = columns_of(sizes, spec.numpy_dtype, amsgrad, spec.options)
+        needed = layout_of(columns, spec.options, is_staged=is_staged).total_bytes
         self._pool.admit_model(spec.name, needed, spec.nbytes)
         try:
             self._pool.keep(spec.name, spec.description_bytes, f"model {spec.name!r}: the description of its arrays")
             if not is_staged:
-                return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad)
+                return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad, options=spec.options)
             self._memory.check()
             files = memory or self._memory.model(spec.name)
             if is_new:
                 files.remove()
             file = files.create("arena", needed) if is_new else files.open("arena", needed)
             try:
-                return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad, file=file)
+                return Arena(sizes, spec.numpy_dtype, amsgrad=amsgrad, file=file, options=spec.options)
             finally:
                 os.close(file)
         except (BudgetExceededError, TransferTooLargeError):

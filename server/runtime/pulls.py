@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numba_adam.errors import DeadlineExceededError, ServerUnavailableError
+from numba_adam.errors import DeadlineExceededError, InvalidRequestError, ServerUnavailableError
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
@@ -46,7 +46,9 @@ class Pulls:
         self._waiters = waiters
         self._is_stopping = threading.Event()
 
-    def pull(self, model: Model, caller: Caller, state_id: str = "", min_version: int = 0) -> PullCopy:
+    def pull(
+        self, model: Model, caller: Caller, state_id: str = "", min_version: int = 0, *, is_average: bool = False
+    ) -> PullCopy:
         """Return a copy of the parameters.
 
         Args:
@@ -54,18 +56,24 @@ class Pulls:
             caller: waits for the answer.
             state_id: the state that `min_version` belongs to.
             min_version: the oldest acceptable version; 0: any.
+            is_average: whether the average of the weights is wanted.
 
         Raises:
+            InvalidRequestError: the model keeps no average.
             RewoundError: the version belongs to another state.
             BudgetExceededError: there is no memory, or too many calls wait already.
             DeadlineExceededError: the model did not reach the version in time.
             ServerUnavailableError: the server is stopping.
         """
+        if is_average and model.arena.ema is None:
+            raise InvalidRequestError(
+                f"average: model {model.spec.name!r} keeps no average of its weights; create one with ema_decay"
+            )
         with saying_state_of(model):
             if min_version or state_id:
                 self._wait_for_version(model, caller, state_id, min_version)
             with small_call(model, self._launcher):
-                pull_copy = self.copies.take(model)
+                pull_copy = self.copies.take(model, is_average=is_average)
                 try:
                     model.settle()
                 except BaseException:

@@ -114,7 +114,7 @@ class Runtime:
         try:
             make_ready("float32", is_staged=True)
             for model in self.registry.all():
-                make_ready(model.spec.dtype, is_staged=model.arena.is_staged)
+                make_ready(model.spec.dtype, is_staged=model.arena.is_staged, options=model.spec.options)
             self._data_folder.begin()
             for model in self.registry.all():
                 self._loader.begin(model)

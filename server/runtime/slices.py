@@ -14,8 +14,10 @@ import numpy as np
 
 from numba_adam.cpu.kernels.threads import ELEMENTS_PER_TASK
 from numba_adam.cpu.staged import StagedUpdate
+from numba_adam.cpu.staged_formats import FormatsUpdate, Staging
 from numba_adam.cpu.table import UpdateTable
 from numba_adam.server.model.arena import Arena, FlatArray, split
+from numba_adam.server.model.columns import by_tensor, staging_of_columns
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.launcher import Launcher
 
@@ -82,7 +84,8 @@ class SlicedUpdate:
         self._launcher = launcher
         self._elements = arena.element_count
         self._staged = _staged(spec, arena)
-        cuts = [] if self._staged else _cuts(arena.element_count)
+        self._formats = None if arena.is_plain else _formats(spec, arena)
+        cuts = [] if self._staged or self._formats else _cuts(arena.element_count)
         self._slices = [Slice(spec, arena, begin, end) for begin, end in cuts]
 
     @property
@@ -92,6 +95,8 @@ class SlicedUpdate:
 
     def is_done(self, number: int) -> bool:
         """Return whether a step of memory that outlived its process is complete."""
+        if self._formats is not None:
+            return self._formats.is_done(number)
         return self._staged is None or self._staged.is_done(number)
 
     def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int], number: int = 0) -> None:
@@ -121,6 +126,10 @@ class SlicedUpdate:
         self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int], number: int
     ) -> Iterator[None]:
         """Update slice by slice, and yield after each."""
+        if self._formats is not None:
+            if any(present):
+                yield from self._formats.steps(self._gradients(present, gradient), steps, number, MOST_ELEMENTS)
+            return
         is_whole = all(present) and len(set(steps)) == 1  # the usual push: the whole vector is one array
         gradients = [] if is_whole else self._gradients(present, gradient)
         if self._staged is not None and any(present):
@@ -142,10 +151,19 @@ class SlicedUpdate:
 
 def _staged(spec: Spec, arena: Arena) -> StagedUpdate | None:
     """Return the update of memory that outlives the process; None for other memory."""
-    if arena.words is None or arena.staging is None:
+    if not arena.is_plain or arena.words is None or arena.staging is None:
         return None
     columns = list(arena.state_arrays().values())
     return StagedUpdate(columns, arena.sizes, spec.hyperparameters, arena.words, arena.staging)
+
+
+def _formats(spec: Spec, arena: Arena) -> FormatsUpdate:
+    """Return the update of state that has formats of its own."""
+    staging = None
+    if arena.words is not None and arena.staging is not None:
+        staging = Staging(arena.words, arena.staging, staging_of_columns(arena.columns))
+    arrays = by_tensor(arena.columns, arena.state_arrays())
+    return FormatsUpdate(arrays, spec.hyperparameters, spec.options, staging)
 
 
 def _cuts(elements: int) -> Iterator[tuple[int, int]]:

@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from numba_adam.errors import ModelNotFoundError, ServerUnavailableError, ServiceError, SnapshotError
 from numba_adam.ps.detail import StatePoint
 from numba_adam.server.model.arena import FlatArray
-from numba_adam.server.runtime.budget import SlotPool
+from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.data_folder import DataFolder
@@ -280,7 +278,7 @@ class SnapshotWriter:
             return model.apply_queue.call(_capture_in_place, model, descriptor)
         try:
             slot.bytes[::_PAGE_BYTES] = 0  # touch fresh pages here, not while pushes wait
-            snapshot, copies = model.apply_queue.call(_copy, model, slot.bytes.view(model.arena.dtype))
+            snapshot, copies = model.apply_queue.call(_copy, model, slot.bytes)
             return snapshot, snapshots.write(descriptor, snapshot, copies)
         finally:
             slot.discard()
@@ -292,10 +290,12 @@ def _capture_in_place(model: Model, descriptor: int) -> tuple[Snapshot, int]:
     return snapshot, snapshots.write(descriptor, snapshot, model.arena.state_arrays())
 
 
-def _copy(model: Model, target: FlatArray) -> tuple[Snapshot, dict[str, FlatArray]]:
+def _copy(model: Model, target: Bytes) -> tuple[Snapshot, dict[str, FlatArray]]:
     """Copy a model's state. Runs in its apply queue."""
     snapshot, arrays = model.capture(), model.arena.state_arrays()
-    copies = dict(zip(arrays, np.split(target, len(arrays)), strict=True))
-    for name, copy in copies.items():
-        copy[:] = arrays[name]
+    copies, start = {}, 0
+    for name, array in arrays.items():
+        copies[name] = target[start : start + array.nbytes].view(array.dtype)
+        copies[name][:] = array
+        start += array.nbytes
     return snapshot, copies

@@ -4,6 +4,9 @@
     header           JSON, padded with spaces so that the data starts at a multiple of 64
     data             param/NAME of all tensors, then exp_avg/NAME, exp_avg_sq/NAME[, max_exp_avg_sq/NAME]
 
+A model with options has the arrays that `model.columns` says: moments in bfloat16 or in 8 bits, each of the latter
+followed by its scales, such as exp_avg_scale/NAME, and at the end ema/NAME.
+
 The header begins with `__metadata__`. Its first entry is the XXH3 of the header (with zeros for its own 16 digits), its
 second the XXH3 of the data. The format version, the model's record and the push ledger's record follow, as JSON. The
 ledger's record has the key "machine", its name in the first release.
@@ -18,6 +21,7 @@ the data directly into the given arrays. Imports NumPy, the checksum library and
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +32,15 @@ import numpy.typing as npt
 import xxhash
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
+from numba_adam.numerics.eight_bit import blocks_of
+from numba_adam.server.model.columns import SCALE
 from numba_adam.server.model.records import check_keys, check_value
 from numba_adam.server.model.tensors import Tensor
 
 FORMAT = "2"
 _READ = ("1", "2")
 _FORMAT_NAME = "numba-adam snapshot"
-_DTYPE_NAMES = {"float32": "F32", "float64": "F64"}
+_DTYPE_NAMES = {"float32": "F32", "float64": "F64", "uint16": "BF16", "uint8": "U8"}
 _HASH_DIGITS = 16
 _ZEROS = b"0" * _HASH_DIGITS
 _START = b'{"__metadata__":{"header_xxh3_64":"'
@@ -165,10 +171,11 @@ def _entries(tensors: Sequence[Tensor], arrays: Arrays) -> dict[str, Any]:
     for group, array in arrays.items():
         dtype = _DTYPE_NAMES[array.dtype.name]
         for tensor in tensors:
-            end = start + tensor.size * array.itemsize
+            shape = (blocks_of(tensor.size),) if group.endswith(SCALE) else tensor.shape
+            end = start + math.prod(shape) * array.itemsize
             entries[f"{group}/{tensor.name}"] = {
                 "dtype": dtype,
-                "shape": list(tensor.shape),
+                "shape": list(shape),
                 "data_offsets": [start, end],
             }
             start = end

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError, SnapshotError
-from numba_adam.server.model.arena import layout
+from numba_adam.server.model.columns import columns_of
 from numba_adam.server.model.names import is_model_name
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.storage import snapshot as snapshots
@@ -152,9 +152,9 @@ def _snapshot(path: Path) -> str:
 def arrays_for(snapshot: Snapshot) -> Arrays:
     """Return memory for the arrays of a snapshot."""
     spec = Spec.from_record(snapshot.model)
-    count, dtype = spec.element_count, spec.numpy_dtype
-    columns = layout(count, dtype.itemsize, amsgrad=spec.hyperparameters.amsgrad).offsets
-    return {column: np.empty(count, dtype) for column in columns if column != "pending"}
+    sizes = [tensor.size for tensor in spec.tensors]
+    columns = columns_of(sizes, spec.numpy_dtype, spec.hyperparameters.amsgrad, spec.options)
+    return {column.name: np.empty(sum(column.sizes), column.dtype) for column in columns}
 
 
 class _Journal:

@@ -127,9 +127,8 @@ class ParameterService:
         model = self._runtime.registry.get(request.model)
         form = PayloadForm(request.checksum_kind, request.dtype, narrow_dtype(model.spec, request.dtype))
         self._count(context, model, form)
-        if request.average:
-            raise InvalidRequestError(f"average: model {model.spec.name!r} keeps no average of its weights")
-        pulled = self._runtime.pulls.pull(model, _caller(context), request.state_id, request.min_version)
+        since = request.state_id, request.min_version
+        pulled = self._runtime.pulls.pull(model, _caller(context), *since, is_average=request.average)
         with pulled as pull_copy:
             yield from self._sender.send(pull_copy, form, pb.PullResponse, context)
 

@@ -33,11 +33,11 @@ CASES = {
 BROKEN = {
     "the word is stored before the staging is complete": (
         "            _stage(plan, job, count, k, chunk, begin, size)\n            state += np.uint64(1)\n",
-        "            state += np.uint64(1)\n            _store_word(address, first + state)\n"
+        "            state += np.uint64(1)\n            store_word(address, first + state)\n"
         "            _stage(plan, job, count, k, chunk, begin, size)\n",
     ),
     "the update is in place": (
-        "            _store_word(address, first + state)\n        for column",
+        "            store_word(address, first + state)\n        for column",
         "        for column",
     ),
     "a complete staging is made anew": ("if state & np.uint64(1) == np.uint64(0):", "if True:"),
@@ -46,9 +46,9 @@ BROKEN = {
         "            _copy(_staged(job, chunk, column, np.uint64(0), size, like), "
         "_placed(job, column, begin, size, like))\n"
         "        state += np.uint64(1)\n"
-        "        _store_word(address, first + state)\n",
+        "        store_word(address, first + state)\n",
         "        state += np.uint64(1)\n"
-        "        _store_word(address, first + state)\n"
+        "        store_word(address, first + state)\n"
         "        for column in range(job[COLUMNS]):\n"
         "            _copy(_staged(job, chunk, column, np.uint64(0), size, like), "
         "_placed(job, column, begin, size, like))\n",

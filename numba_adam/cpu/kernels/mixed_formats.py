@@ -69,7 +69,7 @@ def _update_blocks(o, begin, size, c):  # type: ignore[no-untyped-def]
 
 
 @merged
-def _update_fast(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
+def update_fast(operands, begin, size, c, like):  # type: ignore[no-untyped-def]
     """Update the first of `size` elements with a faster loop, if there is one; return the number of elements."""
     if is_bare(c) and _are_pairs(operands):
         return _update_pairs(operands, begin, size, c)
@@ -80,7 +80,7 @@ def _update_fast(operands, begin, size, c, like):  # type: ignore[no-untyped-def
     return 0
 
 
-_update_tiles, _update_float64_tiles = tiles_updater(update_moments), tiles_updater(update_floats)
+update_tiles, update_float64_tiles = tiles_updater(update_moments), tiles_updater(update_floats)
 
 
 @merged
@@ -88,8 +88,8 @@ def _update_part(plan, row, step, begin, size, c):  # type: ignore[no-untyped-de
     """Update `size` elements of one array, from element `begin` on."""
     scratch = buffer(SCRATCH, plan.constants)
     operands = operands_of(plan, row, step, np.uint64(scratch.ctypes.data))
-    done = _update_fast(operands, begin, size, c, plan.constants)
-    _update_tiles(operands, begin + done, size - done, c, plan.constants)
+    done = update_fast(operands, begin, size, c, plan.constants)
+    update_tiles(operands, begin + done, size - done, c, plan.constants)
     if is_streamed(operands):
         fence()
 
@@ -99,7 +99,7 @@ def _update_float64_part(plan, row, step, begin, size, c):  # type: ignore[no-un
     """The same for float64, which has no faster loops and no moments in 8 bits."""
     scratch = buffer(SCRATCH, plan.constants)
     operands = operands_of(plan, row, step, np.uint64(scratch.ctypes.data))
-    _update_float64_tiles(operands, begin, size, c, plan.constants)
+    update_float64_tiles(operands, begin, size, c, plan.constants)
     if is_streamed(operands):
         fence()
 

@@ -42,7 +42,7 @@ JOB = COLUMNS + 1 + MOST_COLUMNS
 
 
 @intrinsic
-def _store_word(typingctx: Any, address: Any, word: Any) -> Any:
+def store_word(typingctx: Any, address: Any, word: Any) -> Any:
     """Store a word after all earlier loads and stores of the program, and before all later ones.
 
     The empty assembly keeps the compiler from moving anything across it. It is no instruction.
@@ -187,11 +187,11 @@ def _update_chunk(plan, job, count, chunk):  # type: ignore[no-untyped-def]
                 k += 1
             _stage(plan, job, count, k, chunk, begin, size)
             state += np.uint64(1)
-            _store_word(address, first + state)
+            store_word(address, first + state)
         for column in range(job[COLUMNS]):
             _copy(_staged(job, chunk, column, np.uint64(0), size, like), _placed(job, column, begin, size, like))
         state += np.uint64(1)
-        _store_word(address, first + state)
+        store_word(address, first + state)
         begin += size
 
 

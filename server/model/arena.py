@@ -6,8 +6,8 @@
     ...              words, staging: how far the update is (if the memory is a file that outlives the server)
 
 A model with options has the arrays that `columns` says, and a header of format 3, which names them. Each array starts
-at a multiple of 64 bytes, a cache line. The memory has no name, or it is a file, in which the next server finds the arrays
-as a killed one left them.
+at a multiple of 64 bytes, a cache line. The memory has no name, or it is a file, in which the next server finds the
+arrays as a killed one left them.
 """
 
 from __future__ import annotations

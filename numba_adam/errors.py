@@ -26,6 +26,7 @@
         ├── SessionFencedError         a newer session of the same worker has taken over
         ├── SessionUnknownError        no session of that worker is open
         ├── PushInProgressError        the same push is being received on another stream
+        ├── SettingsChangedError       the settings were changed since the caller looked at them
         ├── RewoundError               the request's state was rolled back or deleted
         ├── CorruptTransferError       (OSError)      the checksum of a transfer does not match
         ├── SnapshotError              (OSError)      a snapshot could not be written or read
@@ -150,6 +151,10 @@ class SessionUnknownError(ServiceError):
 
 class PushInProgressError(ServiceError):
     """The server is receiving the same push on another stream. Retry after a short time."""
+
+
+class SettingsChangedError(ServiceError):
+    """The settings of the model were changed since the caller looked at them. Look again, then decide."""
 
 
 class RewoundError(ServiceError):

@@ -8,6 +8,7 @@ import numpy as np
 
 from numba_adam.cpu.kernels import threads
 from numba_adam.cpu.kernels.finite import first_beyond
+from numba_adam.cpu.kernels.norm import measure
 from numba_adam.cpu.staged import StagedUpdate
 from numba_adam.cpu.staged_formats import FormatsUpdate
 from numba_adam.cpu.table import UpdateTable
@@ -16,6 +17,16 @@ from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import Options
 from numba_adam.settings.scaling import AS_THEY_ARE
 from numba_adam.settings.step_arrays import StepArrays
+
+
+def make_ready_to_measure(dtype: str) -> None:
+    """Compile or load what measures the norm of plain arrays of a dtype, "float32" or "float64"."""
+    arrays = np.zeros((4, 1), dtype)
+    table = UpdateTable(*([array] for array in arrays[:3]), hyperparameters=[Hyperparameters()])
+    plan = table.plan([arrays[3]], np.zeros(1, np.int64))
+    measure(np.array([table.sum_of_squares(plan)]), 1.0, 1.0, 1.0)
+    if dtype == "float64":
+        table.look_again(plan, 1.0)
 
 
 def make_ready(dtype: str, *, is_staged: bool = False) -> None:

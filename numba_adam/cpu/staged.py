@@ -15,7 +15,7 @@ from numba_adam.cpu.table import Plan, UpdateTable
 from numba_adam.numerics.array import Array
 from numba_adam.numerics.staging import BLOCK, CHUNK
 from numba_adam.settings.hyperparameters import Hyperparameters
-from numba_adam.settings.scaling import AS_THEY_ARE
+from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 
 
 class StagedUpdate:
@@ -27,27 +27,30 @@ class StagedUpdate:
     Args:
         columns: param, exp_avg, exp_avg_sq, and max_exp_avg_sq with AMSGrad: one-dimensional, of one dtype and size.
         sizes: the elements of each parameter; they follow each other in the columns.
-        hyperparameters: those of all parameters.
+        hyperparameters: those of all parameters, or of each group.
         words: (numerics.staging.words_of(elements),) uint64; zero before the first step.
         staging: (numerics.staging.staging_of(elements, columns),) of the columns' dtype.
         chunk: elements of a chunk, a multiple of `numerics.staging.BLOCK`.
+        groups: the group of each parameter; None: all are of group 0.
     """
 
     def __init__(
         self,
         columns: Sequence[Array],
         sizes: Sequence[int],
-        hyperparameters: Hyperparameters,
+        hyperparameters: Hyperparameters | Sequence[Hyperparameters],
         words: Array,
         staging: Array,
         chunk: int = CHUNK,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self._columns, self._words, self._staging = list(columns), words, staging
         self._elements, self._chunk = columns[0].size, chunk
         bounds = list(accumulate(sizes, initial=0))
         cut = [[column[begin:end] for begin, end in pairwise(bounds)] for column in columns]
-        self._whole = UpdateTable(*([column] for column in columns), hyperparameters=[hyperparameters])
-        self._by_tensor = UpdateTable(*cut, hyperparameters=[hyperparameters])
+        each = [hyperparameters] if isinstance(hyperparameters, Hyperparameters) else list(hyperparameters)
+        self._whole = UpdateTable(*([column] for column in columns), hyperparameters=each[:1])
+        self._by_tensor = UpdateTable(*cut, hyperparameters=each, groups=groups)
         self._job = np.zeros(staged.JOB, np.uint64)
         self._job[: staged.COLUMNS + 1] = (
             0,
@@ -62,13 +65,24 @@ class StagedUpdate:
         first = staged.COLUMNS + 1
         self._job[first : first + len(columns)] = [column.ctypes.data for column in columns]
 
+    def set_hyperparameters(self, hyperparameters: Sequence[Hyperparameters]) -> None:
+        """Let the next steps use other hyperparameters: those of each group."""
+        self._whole.set_hyperparameters(0, hyperparameters[0])
+        for index, each in enumerate(hyperparameters):
+            self._by_tensor.set_hyperparameters(index, each)
+
     def is_done(self, number: int) -> bool:
         """Return whether every chunk has completed the step with a number: then finishing it needs no gradient."""
         sizes = np.minimum(self._chunk, self._elements - np.arange(len(self._words)) * self._chunk)
         return bool((self._words >= number * staged.STATES + 2 * -(-sizes // BLOCK)).all())
 
     def steps(
-        self, gradients: Sequence[Array | None], counts: Sequence[int], number: int, most: int = 1 << 62
+        self,
+        gradients: Sequence[Array | None],
+        counts: Sequence[int],
+        number: int,
+        most: int = 1 << 62,
+        scaling: Scaling = AS_THEY_ARE,
     ) -> Iterator[None]:
         """Return an iterator that makes a step, or finishes one that was interrupted, about `most` elements at a time.
 
@@ -77,10 +91,11 @@ class StagedUpdate:
             counts: earlier updates of each parameter; or one number for all.
             number: the step's number, higher than that of every step before.
             most: elements.
+            scaling: the treatment of the gradients; nothing is measured here.
         """
         table = self._whole if len(gradients) == 1 else self._by_tensor
         steps = np.array(counts, np.int64)
-        plan = table.plan(gradients, steps, AS_THEY_ARE)
+        plan = table.plan(gradients, steps, scaling)
         self._job[staged.NUMBER] = number
         return self._launches(table, plan, most, gradients)
 

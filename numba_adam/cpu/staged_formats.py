@@ -15,7 +15,7 @@ from numba_adam.numerics.array import Array
 from numba_adam.numerics.staging import FORMATS_BLOCK, FORMATS_CHUNK, StagingLayout, staging_layout, words_of
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import Options
-from numba_adam.settings.scaling import AS_THEY_ARE
+from numba_adam.settings.scaling import AS_THEY_ARE, Scaling
 from numba_adam.settings.step_arrays import Extras, StepArrays, array_format
 
 _STAGED_COLUMNS = 6  # as StepArrays has; the last is never staged
@@ -43,24 +43,29 @@ class FormatsUpdate:
 
     Args:
         arrays: the arrays of each parameter, one-dimensional.
-        hyperparameters: those of all parameters.
+        hyperparameters: those of all parameters, or of each group.
         options: the rounding, the seed and the decay of the averages.
         staging: None: an interrupted step is lost.
         chunk: elements of a chunk.
         block: elements of a block: a multiple of `numerics.eight_bit.BLOCK`, which divides `chunk`.
+        groups: the group of each parameter; None: all are of group 0.
+        numbers: the place of each parameter in its optimizer, for roundings at random; None: as they are given.
     """
 
     def __init__(
         self,
         arrays: StepArrays,
-        hyperparameters: Hyperparameters,
+        hyperparameters: Hyperparameters | Sequence[Hyperparameters],
         options: Options,
         staging: Staging | None = None,
         chunk: int = FORMATS_CHUNK,
         block: int = FORMATS_BLOCK,
+        groups: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
-        extras = Extras.of(options, arrays, range(len(arrays.params)))
-        self._table = UpdateTable(*arrays[:4], hyperparameters=[hyperparameters], extras=extras)
+        extras = Extras.of(options, arrays, numbers or range(len(arrays.params)))
+        each = [hyperparameters] if isinstance(hyperparameters, Hyperparameters) else list(hyperparameters)
+        self._table = UpdateTable(*arrays[:4], hyperparameters=each, groups=groups, extras=extras)
         self._staging, self._chunk = staging, chunk
         self._chunks = words_of(sum(param.size for param in arrays.params), chunk)
         self._job = np.zeros(staged_formats.JOB, np.uint64)
@@ -71,13 +76,23 @@ class FormatsUpdate:
             self._job[staged_formats.STAGING_BYTES] = staging.layout.total_bytes
             self._job[staged_formats.OFFSETS :] = staging.layout.offsets
 
+    def set_hyperparameters(self, hyperparameters: Sequence[Hyperparameters]) -> None:
+        """Let the next steps use other hyperparameters: those of each group."""
+        for index, each in enumerate(hyperparameters):
+            self._table.set_hyperparameters(index, each)
+
     def is_done(self, number: int) -> bool:
         """Return whether every chunk has completed the step with a number: then finishing it needs no gradient."""
         last = number * staged_formats.STATES + staged_formats.DONE
         return self._staging is None or bool((self._staging.words >= last).all())
 
     def steps(
-        self, gradients: Sequence[Array | None], counts: Sequence[int], number: int, most: int = 1 << 62
+        self,
+        gradients: Sequence[Array | None],
+        counts: Sequence[int],
+        number: int,
+        most: int = 1 << 62,
+        scaling: Scaling = AS_THEY_ARE,
     ) -> Iterator[None]:
         """Return an iterator that makes a step, or finishes one that was interrupted, about `most` elements at a time.
 
@@ -86,9 +101,10 @@ class FormatsUpdate:
             counts: earlier updates of each parameter.
             number: the step's number, higher than that of every step before.
             most: elements.
+            scaling: the treatment of the gradients; nothing is measured here.
         """
         updates = np.array(counts, np.int64)
-        plan = self._table.plan(gradients, updates, AS_THEY_ARE)
+        plan = self._table.plan(gradients, updates, scaling)
         self._job[staged_formats.NUMBER] = number
         self._job[staged_formats.STEPS] = updates.ctypes.data
         each = max(1, most // self._chunk)

@@ -34,11 +34,13 @@ PAYLOAD_DTYPES: dict[str, Dtype] = {
     "float16": Dtype.DTYPE_FLOAT16,
 }
 """The Dtypes that the payload of a push may have, by name."""
-_EPS_MODES: dict[int, EpsModeName] = {
+EPS_MODES: dict[int, EpsModeName] = {
     EpsMode.EPS_MODE_UNSPECIFIED: "hat",
     EpsMode.EPS_MODE_HAT: "hat",
     EpsMode.EPS_MODE_ALGORITHM1: "algorithm1",
 }
+"""The places of eps, by the protocol's number."""
+
 MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC}
 """The modes of this version, by the protocol's number."""
 
@@ -105,7 +107,7 @@ def hyperparameters_from_proto(message: Hyperparameters) -> PlainHyperparameters
         HyperparameterError: a value is out of range.
         InvalidRequestError: this version does not know the eps_mode.
     """
-    if message.eps_mode not in _EPS_MODES:
+    if message.eps_mode not in EPS_MODES:
         raise InvalidRequestError(
             f"eps_mode={message.eps_mode}: it must be EPS_MODE_HAT (1) or EPS_MODE_ALGORITHM1 (2)"
         )
@@ -116,7 +118,7 @@ def hyperparameters_from_proto(message: Hyperparameters) -> PlainHyperparameters
         message.beta2 if message.HasField("beta2") else default.betas[1],
     )
     flags = {name: getattr(message, name) for name in _FLAGS}
-    return PlainHyperparameters(betas=betas, eps_mode=_EPS_MODES[message.eps_mode], **numbers, **flags)
+    return PlainHyperparameters(betas=betas, eps_mode=EPS_MODES[message.eps_mode], **numbers, **flags)
 
 
 def hyperparameters_to_proto(plain: PlainHyperparameters) -> Hyperparameters:

@@ -48,6 +48,9 @@ class Detail(NamedTuple):
     epoch: int = 0
     """The newest epoch of any worker of the model. 0: the call did not open a session."""
 
+    change: int = 0
+    """Number of the newest change of the model's settings. 0: the call did not change them."""
+
 
 def with_detail(error: _E, **values: Any) -> _E:
     """Set fields of an error's details and return the error.

@@ -60,6 +60,7 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_DISK_FULL, errors.DiskFullError, grpc.StatusCode.UNAVAILABLE),
     Row(Reason.REASON_RATE_LIMITED, errors.RateLimitedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     Row(Reason.REASON_GRADIENT_TOO_LARGE, errors.GradientTooLargeError, grpc.StatusCode.INVALID_ARGUMENT),
+    Row(Reason.REASON_SETTINGS_CHANGED, errors.SettingsChangedError, grpc.StatusCode.ABORTED),
     # These have no reason of their own. A wrong setting is an invalid request, the status code alone reports a missed
     # deadline, only clients raise TlsError, and nothing raises the root class on purpose.
     Row(Reason.REASON_INVALID_REQUEST, errors.ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -140,6 +141,7 @@ def _encode(reason: int, detail: Detail) -> ErrorDetail:
         retry_after_milliseconds=detail.retry_after_milliseconds,
         state=None if detail.state is None else convert.state_to_proto(detail.state),
         epoch=detail.epoch,
+        change=detail.change,
     )
 
 

@@ -2,11 +2,14 @@
 
     names, tensors   the allowed names, ids and arrays
     spec             the properties of a model that do not change
+    steering         the settings that may change while it trains
+    changes          the changes of the settings, and the answers to their requests
     requests         callers' requests as plain values; checks that a push fits a model
     push_ledger      which pushes were applied, and their answers
     digests          digests that recognize a repeated push
     arena            the model's memory
     records          checks of records read from disk
 
-May import NumPy, `numba_adam.errors`, `numba_adam.settings`, `numba_adam.ps.modes` and `numba_adam.ps.detail`.
+May import NumPy, `numba_adam.errors`, `numba_adam.settings`, and of `numba_adam.ps` the modes, details, guards and
+schedules.
 """

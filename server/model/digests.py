@@ -29,7 +29,9 @@ def content_of(push: PushRequest, arrays: bytes) -> Content:
         arrays: `describe` of its arrays.
     """
     absent = sorted(push.absent)  # two tries may list the names in different orders
-    others = (push.base_version, push.dtype, push.total_bytes, push.checksum_kind, absent)
+    others: tuple[object, ...] = (push.base_version, push.dtype, push.total_bytes, push.checksum_kind, absent)
+    if push.loss_scale != 1.0:  # without one, the digest is that of earlier releases
+        others = (*others, repr(push.loss_scale))
     return Content(xxhash.xxh3_64_hexdigest(_encoded(others) + arrays))
 
 

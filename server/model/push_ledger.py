@@ -1,8 +1,8 @@
 """The decisions about the pushes to one model: order, duplicates, versions, staleness.
 
 Deterministic: values go in, decisions come out. There is no gRPC, clock, thread, disk, random number or array. The
-same calls in the same order give the same state, before a restart and after it. Imports the error tree and the check
-of records.
+same calls in the same order give the same state, before a restart and after it. Imports the error tree, the changes of
+the settings and the check of records.
 
 A push is identified by (state id, worker id, epoch, sequence). Within one session (one epoch of a worker) pushes are
 accepted in order without gaps, so one number says which were answered. The ledger keeps the last answers of each
@@ -31,6 +31,7 @@ from numba_adam.errors import (
     SessionUnknownError,
     SnapshotError,
 )
+from numba_adam.server.model.changes import Changes
 from numba_adam.server.model.records import check_keys, check_value
 
 _KEYS = ("state_id", "version", "steps", "last_epoch", "sessions")
@@ -38,7 +39,8 @@ _SESSION_KEYS = ("worker_id", "epoch", "last_sequence", "answers")
 _OPTIONAL_KEYS = (
     "first_version",
     "forgotten_epoch",
-)  # omitted if 0; a session's nonce is omitted if empty
+    "changes",
+)  # omitted if 0 or empty; a session's nonce is omitted if empty
 
 PUSH_MISMATCH = 4
 """Reason of a rejection: the push does not fit the model. The protocol and snapshots use the same number."""
@@ -173,6 +175,9 @@ class PushLedger:
         """Version at which this line of history began."""
 
         self.steps = [0] * tensor_count
+        self.changes = Changes()
+        """The settings, and what changed them."""
+
         self.sessions: dict[str, Session] = {}
         self.last_epoch = 0
         """The newest epoch given to any worker."""
@@ -271,10 +276,13 @@ class PushLedger:
         return None
 
     def accept(self, push: PushKey, base_version: int, present: Sequence[bool], content: Content) -> Accepted:
-        """Count the next push as a new version, and as a step of each array marked in `present`."""
+        """Count the next push as a new version, and as a step of each array marked in `present` that is not frozen."""
         answer = Accepted(self.version + 1, self.version - base_version)
         self._record(push, Kept(answer, content))
-        self.steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
+        steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
+        for tensor in self.changes.frozen:
+            steps[tensor] = self.steps[tensor]
+        self.steps = steps
         self.version = answer.version
         return answer
 
@@ -296,6 +304,7 @@ class PushLedger:
             "steps": list(self.steps),
             "last_epoch": self.last_epoch,
             **({"forgotten_epoch": self._forgotten_epoch} if self._forgotten_epoch else {}),
+            **({"changes": changes} if (changes := self.changes.to_record()) else {}),
             "sessions": [
                 {
                     "worker_id": worker_id,
@@ -324,6 +333,7 @@ class PushLedger:
         ledger.steps = list(record["steps"])
         ledger.last_epoch = record["last_epoch"]
         ledger._forgotten_epoch = record.get("forgotten_epoch", 0)
+        ledger.changes = Changes.from_record(record.get("changes", {}))
         for item in record["sessions"]:
             check_keys(item, "a session's record", _SESSION_KEYS, ("nonce",))
             answers = {sequence: _kept(*rest) for sequence, *rest in item["answers"]}

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from numba_adam.errors import InvalidRequestError, PushRejectedError
+from numba_adam.errors import HyperparameterError, InvalidRequestError, PushRejectedError
 from numba_adam.server.model.push_ledger import PushKey
 from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec
 from numba_adam.server.model.tensors import Tensor
+from numba_adam.settings.limits import check_factor
 
 
 class Creation(NamedTuple):
@@ -77,6 +79,9 @@ class PushRequest(NamedTuple):
     checksum_kind: int
     """A ChecksumKind of the protocol."""
 
+    loss_scale: float = 1.0
+    """Divides the gradients."""
+
 
 _NARROW = {number: name for name, number in NARROW_DTYPE_NUMBERS.items()}
 _NARROW_BYTES = 2
@@ -123,6 +128,8 @@ def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:
     """
     if push.dtype != DTYPE_NUMBERS[spec.dtype] and push.dtype not in _NARROW:
         raise PushRejectedError(f"dtype={push.dtype}: model {spec.name!r} has {spec.dtype}; convert the gradients")
+    if push.loss_scale != 1.0:
+        check_loss_scale(push.loss_scale, spec.dtype)
     if push.tensors is spec.tensors and not push.absent:
         _check_size(spec, spec.element_count, push)
         return (True,) * len(spec.tensors)
@@ -137,6 +144,20 @@ def present_arrays(spec: Spec, push: PushRequest) -> tuple[bool, ...]:
         raise PushRejectedError(f"gradients come in the order {_some(given)}: model {spec.name!r} has {_some(order)}")
     _check_size(spec, sum(tensor.size for tensor in spec.tensors if tensor.name in given), push)
     return tuple(tensor.name in given for tensor in spec.tensors)
+
+
+def check_loss_scale(loss_scale: float, dtype: str) -> None:
+    """Refuse a loss scale that the model's dtype cannot divide by.
+
+    Raises:
+        PushRejectedError: it is not a finite number above 0, or its inverse is beyond the dtype's range.
+    """
+    if not 0 < loss_scale < math.inf:
+        raise PushRejectedError(f"loss_scale={loss_scale!r}: it must be a finite number above 0")
+    try:
+        check_factor(1.0 / loss_scale, dtype, f"loss_scale={loss_scale!r}")
+    except (HyperparameterError, ZeroDivisionError, OverflowError) as error:
+        raise PushRejectedError(str(error)) from error
 
 
 def _check_size(spec: Spec, element_count: int, push: PushRequest) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numba_adam.ps.modes import Durability, Mode
 from numba_adam.server.model.names import check_model_name
 from numba_adam.server.model.options import NO_OPTIONS, check_options, option_differences, options_from, to_options
 from numba_adam.server.model.records import check_keys, check_value
+from numba_adam.server.model.steering import Group, Steering, setting_differences
 from numba_adam.server.model.tensors import Described, Tensor, check_tensors
 from numba_adam.settings.hyperparameters import EPS_MODES, Hyperparameters
 from numba_adam.settings.limits import check_held
@@ -36,6 +38,7 @@ _KNOWN_VALUES = {
     "durability": tuple(durability.value for durability in Durability),
 }
 _KEYS = ("name", "tensors", "hyperparameters", *_KNOWN_VALUES)
+_OPTIONAL_KEYS = ("request_id", "initial", "guards", "options", "settings")
 _HYPERPARAMETERS = tuple(Hyperparameters.__dataclass_fields__)
 
 
@@ -66,6 +69,14 @@ class Spec:
 
     options: Options = NO_OPTIONS
     """The formats of its state. A `state_dtype` that the dtype implies is None."""
+
+    settings: Steering | None = None
+    """The settings that it begins with. None: one group, with `hyperparameters`."""
+
+    @cached_property
+    def first_settings(self) -> Steering:
+        """The settings that it begins with."""
+        return self.settings or Steering((Group(tuple(range(len(self.tensors))), self.hyperparameters),))
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -99,6 +110,7 @@ class Spec:
             "durability": self.durability.value,
             **({"guards": guards} if guards else {}),
             **({"options": options} if (options := to_options(self.options)) else {}),
+            **({} if self.settings is None else {"settings": self.settings.to_record()}),
         }
 
     @classmethod
@@ -108,7 +120,7 @@ class Spec:
         Raises:
             SnapshotError: it has a key or value that this version does not know.
         """
-        check_keys(record, "the model's record", _KEYS, ("request_id", "initial", "guards", "options"))
+        check_keys(record, "the model's record", _KEYS, _OPTIONAL_KEYS)
         check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
         check_keys(record.get("guards", {}), "the record of the guards", (), GUARDS)
         for item in record["tensors"]:
@@ -125,6 +137,7 @@ class Spec:
             durability=Durability(record["durability"]),
             guards=Guards(**record.get("guards", {})),
             options=options_from(record.get("options", {})),
+            settings=Steering.from_record(record["settings"]) if "settings" in record else None,
         )
 
     @classmethod
@@ -138,12 +151,13 @@ class Spec:
         durability: Durability,
         guards: Guards = NO_GUARDS,
         options: Options = NO_OPTIONS,
+        settings: Steering | None = None,
     ) -> Spec:
         """Return the spec of a new model.
 
         Raises:
             InvalidRequestError: the name or an array cannot be used.
-            HyperparameterError: the model's dtype cannot hold a hyperparameter or an option.
+            HyperparameterError: the model's dtype cannot hold a hyperparameter, a setting or an option.
             DtypeError: the model's dtype and the options cannot be combined.
         """
         options = check_options(options, dtype.name)
@@ -157,6 +171,7 @@ class Spec:
             durability=durability,
             guards=guards,
             options=options,
+            settings=None if settings is None else settings.check(dtype.name, hyperparameters.amsgrad),
         )
 
 
@@ -174,6 +189,8 @@ def differences(have: Spec, want: Spec) -> list[str]:
         if limit != wanted:
             lines.append(f"guards: {name}: the model has {limit}, asked for {wanted}")
     lines += option_differences(have.options, want.options, have.dtype)
+    if not lines:  # the arrays are the same
+        lines += setting_differences(have.first_settings, want.first_settings)
     if have.mode != want.mode:
         lines.append(f"mode: the model has {have.mode}, asked for {want.mode}")
     if have.durability != want.durability:

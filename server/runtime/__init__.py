@@ -9,6 +9,7 @@
     keeping            what keeps a model's events; keeper at the level `process`, disk_keeper at `disk`
     disk_recovery      replays the journal on disk when the server starts
     sessions           opens workers' sessions
+    steering           changes of a model's settings; measuring clips the norm of gradients as the library does
     pushes             one push, from its header to its answer
     receive            receives a transfer into memory and checks it
     guarding, rates    the limits of a model's pushes: norm, element, rate

@@ -46,8 +46,8 @@ class Guarding:
         if wait:
             raise limited(f"model {self._name!r}: its guard allows {rate:g} pushes per second", wait)
 
-    def check_norm(self, gradient: Flat) -> None:
-        """Check the norm of all gradients of a push.
+    def check_norm(self, gradient: Flat, loss_scale: float = 1.0) -> None:
+        """Check the norm of all gradients of a push, which are to be divided by a loss scale.
 
         Raises:
             GradientTooLargeError: it exceeds the guard.
@@ -55,7 +55,7 @@ class Guarding:
         largest = self._guards.largest_norm
         if largest is None:
             return
-        norm = norm_of(gradient)
+        norm = norm_of(gradient) / loss_scale
         if norm > largest * (1 + _ROUNDING):
             raise GradientTooLargeError(
                 f"the norm of the gradients is {norm:.6g}: the model's guard largest_norm={largest:g} refuses larger "

@@ -6,6 +6,7 @@ never gRPC.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -14,11 +15,14 @@ from typing import Any, NamedTuple
 from numba_adam.errors import InternalServerError, ModelNotFoundError, ServerUnavailableError
 from numba_adam.ps.detail import StatePoint
 from numba_adam.server.model.arena import Arena, FlatArray
+from numba_adam.server.model.changes import Changed, ChangeRequest
+from numba_adam.server.model.changes import changed as changed_settings
 from numba_adam.server.model.digests import content_of, describe
-from numba_adam.server.model.events import Acceptance, Event, Opening, Rejection, replay
+from numba_adam.server.model.events import Acceptance, Change, Event, Opening, Rejection, replay
 from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLedger
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.steering import Steering
 from numba_adam.server.runtime.call_queue import CallQueue
 from numba_adam.server.runtime.guarding import Guarding
 from numba_adam.server.runtime.keeping import PENDING, Keeping
@@ -48,6 +52,9 @@ class Push(NamedTuple):
     gradient: int = PENDING
     """The number of the file that has the gradient; see Keeper."""
 
+    loss_scale: float = 1.0
+    """Divides the gradient."""
+
 
 class Outcome(NamedTuple):
     """The answer to a push, and whether it is a repeated one."""
@@ -70,6 +77,26 @@ class Opened(NamedTuple):
 
     next_sequence: int
     """Number of its next push."""
+
+
+class ChangeAnswer(NamedTuple):
+    """The answer to a change that was made, now or on an earlier try."""
+
+    changed: Changed
+    """Its number, and the model's version at the change."""
+
+    is_duplicate: bool
+    """True: an earlier try got the same answer."""
+
+
+class Settled(NamedTuple):
+    """Settings that everybody may learn of."""
+
+    settings: Steering
+    """The settings."""
+
+    change: Changed
+    """What made them."""
 
 
 class Counters:
@@ -109,6 +136,11 @@ class Model:
 
         self.arena = arena
         self.ledger = ledger
+        if ledger.changes.settings is None:
+            ledger.changes.settings = spec.first_settings
+        self.settled_changes = Settled(ledger.changes.settings, ledger.changes.newest)
+        """The newest settings that are kept as the model's level says."""
+
         self.saved = saved
         """The ledger's record in the newest snapshot that is on disk."""
 
@@ -149,6 +181,11 @@ class Model:
         return self.ledger.version
 
     @property
+    def settings(self) -> Steering:
+        """The settings of the next push."""
+        return self.ledger.changes.settings or self.spec.first_settings
+
+    @property
     def is_small(self) -> bool:
         """Whether its update is a single slice."""
         return self._sliced.is_short
@@ -157,6 +194,12 @@ class Model:
     def snapshot_version(self) -> int:
         """Version of the newest snapshot on disk."""
         return int(self.saved["version"]) if self.saved else 0
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether there was a push or a change of the settings after the newest snapshot on disk."""
+        saved = (self.saved or {}).get("changes", {}).get("number", 0)
+        return self.version != self.snapshot_version or self.ledger.changes.newest.number != saved
 
     @property
     def is_saved(self) -> bool:
@@ -245,14 +288,39 @@ class Model:
         if known is not None:
             return known
         if self.keeper is not None:
-            event = Acceptance(push.key, push.base_version, push.present, push.content, push.gradient)
-            self.keeper.note(event, gradient)
-        self._update(push.present, gradient)
+            self.keeper.note(Acceptance(*push), gradient)
+        self._update(push.present, gradient, push.loss_scale)
         with self._changed:
             answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
             self.counters.applied += 1
             self._changed.notify_all()
         return Outcome(answer, duplicate=False)
+
+    def change(self, request: ChangeRequest) -> tuple[ChangeAnswer, Settled]:
+        """Change the settings unless an earlier try did; return the answer, and what may be told after `settle`.
+
+        Runs in the apply queue.
+        """
+        with self._changed:
+            self.check_alive()
+            self.ledger.check_state(request.state_id)
+            changes = self.ledger.changes
+            known = changes.judge(request)
+            if known is not None:
+                return ChangeAnswer(known, is_duplicate=True), Settled(self.settings, changes.newest)
+            names = [tensor.name for tensor in self.spec.tensors]
+            settings = changed_settings(self.settings, request.change, names, self.spec.dtype)
+            digest = request.change.digest()
+            if self.keeper is not None:
+                self.keeper.note(Change(request.request_id, digest, json.dumps(settings.to_record())))
+            answer = changes.make(request.request_id, digest, settings, self.version)
+            return ChangeAnswer(answer, is_duplicate=False), Settled(settings, answer)
+
+    def note_settled(self, settled: Settled) -> None:
+        """Let everybody learn of settings that are kept."""
+        with self._changed:
+            if settled.change.number > self.settled_changes.change.number:
+                self.settled_changes = settled
 
     def reject(self, push: Push, reason: int, message: str) -> Outcome:
         """Answer a push with a rejection unless an earlier try has an answer. Runs in the apply queue."""
@@ -279,7 +347,7 @@ class Model:
             if isinstance(event, Acceptance) and any(event.present) and not self._sliced.is_done(number):
                 tensors = zip(self.spec.tensors, event.present, strict=True)
                 size = sum(tensor.size for tensor, is_present in tensors if is_present)
-                self._sliced.run(event.present, gradient_of(event.gradient)[:size], self.ledger.steps, number)
+                self._run(event.present, gradient_of(event.gradient)[:size], event.loss_scale)
             replay(self.ledger, event)
 
     def redo(self, event: Event, gradient: FlatArray) -> None:
@@ -290,7 +358,7 @@ class Model:
             gradient: that of its update; empty if it has none.
         """
         if isinstance(event, Acceptance):
-            self._sliced.run(event.present, gradient, self.ledger.steps, self.version + 1)
+            self._run(event.present, gradient, event.loss_scale)
         replay(self.ledger, event)
 
     def settle(self) -> None:
@@ -346,10 +414,15 @@ class Model:
             self._is_deleted = True
             self._changed.notify_all()
 
-    def _update(self, present: Sequence[bool], gradient: FlatArray) -> None:
+    def _run(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float) -> None:
+        """Make the step of the next version with the settings of now."""
+        settings = self.settings.step(self.version, loss_scale)
+        self._sliced.run(present, gradient, self.ledger.steps, self.version + 1, settings)
+
+    def _update(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float) -> None:
         """Run the update over the arrays that have a gradient."""
         try:
-            self._sliced.run(present, gradient, self.ledger.steps, self.version + 1)
+            self._run(present, gradient, loss_scale)
         except ServerUnavailableError:  # the launcher has stopped, and nothing was updated
             raise
         except Exception as error:

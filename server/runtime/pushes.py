@@ -6,6 +6,7 @@ A push runs on its call's thread. Only the step itself waits for other pushes to
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from numba_adam.server.runtime.sessions import count_memory
 from numba_adam.server.runtime.small_calls import small_call
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.runtime.widening import WideningReceiver
+from numba_adam.settings.limits import LIMITS
 
 _RETRY_MILLISECONDS = 50
 
@@ -105,7 +107,7 @@ class Pushes:
         if known is not None:
             return known
         model.guarding.admit()
-        push = Push(key, base_version, (), content)
+        push = Push(key, base_version, (), content, loss_scale=request.loss_scale)
         try:
             present = present_arrays(model.spec, request)
             payload = payload_of(model.spec, request)
@@ -115,7 +117,7 @@ class Pushes:
             with self._receiving(model, key), self._staging(model, nbytes) as (number, target):
                 receiver = _receiver(model, request, payload, target)
                 receive(parts, receiver)
-                model.guarding.check_norm(target.view(model.arena.dtype))
+                model.guarding.check_norm(target.view(model.arena.dtype), request.loss_scale)
                 content = with_payload(content, receiver.checksum)
                 push = push._replace(present=present, content=content, gradient=number)
                 return in_turn(model.apply, push, target.view(model.arena.dtype))
@@ -166,11 +168,20 @@ def _at_once(function: Callable[..., Outcome], *args: Any) -> Outcome:
     return function(*args)
 
 
+def _largest_gradient(dtype: str, loss_scale: float) -> float:
+    """Return the magnitude from which on a gradient is refused, before it is divided by its loss scale."""
+    largest = LARGEST_GRADIENT[dtype]
+    if loss_scale == 1.0:
+        return largest
+    scaled = largest * loss_scale * (1 - 2.0**-20)  # the division rounds
+    return scaled if scaled < LIMITS[dtype].largest else math.inf
+
+
 def _receiver(model: Model, request: PushRequest, payload: Payload, target: Bytes) -> Receiver:
     """Return what receives a push's payload into memory."""
-    limit = LARGEST_GRADIENT[model.spec.dtype]
+    limit = _largest_gradient(model.spec.dtype, request.loss_scale)
     what = (target, model.arena.dtype, request.tensors, request.checksum_kind, "gradient", limit)
-    largest = model.guarding.largest_element
+    largest = model.guarding.largest_element * request.loss_scale
     if payload.narrow_dtype:
         return WideningReceiver(*what, narrow_dtype=payload.narrow_dtype, largest=largest)
     return Receiver(*what, largest=largest)

@@ -18,12 +18,21 @@ from numba_adam.settings.options import Options
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _ready: set[tuple[str, bool, str]] = set()
+_ready_to_clip: set[str] = set()
 _in_progress: list[str] = []
 
 
 def compiling() -> str:
     """Return the dtype whose kernels are being compiled or loaded now; empty if none are."""
     return "".join(_in_progress)
+
+
+def make_ready_to_clip(dtype: str) -> None:
+    """Compile or load what measures the gradients of models of a dtype, unless this process has done so."""
+    with _lock:
+        if dtype not in _ready_to_clip:
+            ahead.make_ready_to_measure(dtype)
+            _ready_to_clip.add(dtype)
 
 
 def make_ready(dtype: str, *, is_staged: bool = False, options: Options = NO_OPTIONS) -> None:

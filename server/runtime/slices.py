@@ -19,7 +19,11 @@ from numba_adam.cpu.table import UpdateTable
 from numba_adam.server.model.arena import Arena, FlatArray, split
 from numba_adam.server.model.columns import by_tensor, staging_of_columns
 from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.steering import StepSettings
 from numba_adam.server.runtime.launcher import Launcher
+from numba_adam.server.runtime.measuring import Measuring
+from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.scaling import Scaling
 
 MOST_ELEMENTS = 1 << 22  # of one slice; each of several has at least half of it, enough for the prefetch
 _GRAIN = 512  # elements; slices begin at cache lines
@@ -54,20 +58,29 @@ class Slice:
         self._pieces = list(_pieces(arena.sizes, begin, end))
         columns = [array[begin:end] for array in arena.state_arrays().values()]
         sizes = [piece.end - piece.begin for piece in self._pieces]
-        self._whole = UpdateTable(*([column] for column in columns), hyperparameters=[spec.hyperparameters])
+        settings = spec.first_settings
+        each = [group.hyperparameters for group in settings.groups]
+        self._whole = UpdateTable(*([column] for column in columns), hyperparameters=each[:1])
+        groups = [settings.group_of[piece.tensor] for piece in self._pieces]
         self._by_tensor = UpdateTable(
-            *(split(column, sizes) for column in columns), hyperparameters=[spec.hyperparameters]
+            *(split(column, sizes) for column in columns), hyperparameters=each, groups=groups
         )
 
-    def update_whole(self, gradient: FlatArray, step: int) -> None:
-        """Make a step of all tensors. Each must have a gradient, and all the same step count."""
-        self._whole.update([gradient[self._range]], np.array([step]))
+    def set_hyperparameters(self, hyperparameters: Sequence[Hyperparameters]) -> None:
+        """Let the next steps use other hyperparameters: those of each group."""
+        self._whole.set_hyperparameters(0, hyperparameters[0])
+        for index, each in enumerate(hyperparameters):
+            self._by_tensor.set_hyperparameters(index, each)
 
-    def update_by_tensor(self, gradients: Sequence[FlatArray | None], steps: Sequence[int]) -> None:
+    def update_whole(self, gradient: FlatArray, step: int, scaling: Scaling) -> None:
+        """Make a step of all tensors. Each must have a gradient, and all the same step count and hyperparameters."""
+        self._whole.update([gradient[self._range]], np.array([step]), scaling)
+
+    def update_by_tensor(self, gradients: Sequence[FlatArray | None], steps: Sequence[int], scaling: Scaling) -> None:
         """Make a step of each tensor that has a gradient."""
         pieces = [(gradients[piece.tensor], piece) for piece in self._pieces]
         cut = [None if gradient is None else gradient[piece.begin : piece.end] for gradient, piece in pieces]
-        self._by_tensor.update(cut, np.array([steps[piece.tensor] for piece in self._pieces]))
+        self._by_tensor.update(cut, np.array([steps[piece.tensor] for piece in self._pieces]), scaling)
 
 
 class SlicedUpdate:
@@ -87,6 +100,10 @@ class SlicedUpdate:
         self._formats = None if arena.is_plain else _formats(spec, arena)
         cuts = [] if self._staged or self._formats else _cuts(arena.element_count)
         self._slices = [Slice(spec, arena, begin, end) for begin, end in cuts]
+        self._plain = spec.first_settings.step(0)
+        self._hyperparameters = tuple(group.hyperparameters for group in spec.first_settings.groups)
+        self._measuring: Measuring | None = None
+        self._arena = arena
 
     @property
     def is_short(self) -> bool:
@@ -99,7 +116,14 @@ class SlicedUpdate:
             return self._formats.is_done(number)
         return self._staged is None or self._staged.is_done(number)
 
-    def run(self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int], number: int = 0) -> None:
+    def run(
+        self,
+        present: Sequence[bool],
+        gradient: FlatArray,
+        steps: Sequence[int],
+        number: int = 0,
+        settings: StepSettings | None = None,
+    ) -> None:
         """Make one step.
 
         Args:
@@ -108,8 +132,9 @@ class SlicedUpdate:
             steps: number of earlier updates of each tensor.
             number: for memory that outlives the process, the step's number, higher than those before. If the step was
                 interrupted, the rest is done.
+            settings: those of the step; None: those that the model begins with.
         """
-        slices = self._updated(present, gradient, steps, number)
+        slices = self._updated(present, gradient, steps, number, settings or self._plain)
         if self._launcher is not None and self._is_worth_a_launch(gradient.size, self._launcher):
             self._launcher.run(slices)
         else:
@@ -123,30 +148,64 @@ class SlicedUpdate:
         return not self.is_short or launcher.is_idle
 
     def _updated(
-        self, present: Sequence[bool], gradient: FlatArray, steps: Sequence[int], number: int
+        self,
+        present: Sequence[bool],
+        gradient: FlatArray,
+        steps: Sequence[int],
+        number: int,
+        settings: StepSettings,
     ) -> Iterator[None]:
         """Update slice by slice, and yield after each."""
+        self._use(settings.hyperparameters)
+        is_one_group = len(settings.hyperparameters) == 1 and not settings.frozen
+        is_whole = is_one_group and all(present) and len(set(steps)) == 1  # the usual push: the vector is one array
+        scaling = settings.scaling
+        is_whole_read = is_whole and not scaling.is_measured and self._formats is None
+        gradients = [] if is_whole_read else self._gradients(present, gradient, settings.frozen)
+        if scaling.is_measured:
+            scaling = self._clipped(gradients, scaling)
+            yield
         if self._formats is not None:
-            if any(present):
-                yield from self._formats.steps(self._gradients(present, gradient), steps, number, MOST_ELEMENTS)
+            if any(each is not None for each in gradients):
+                yield from self._formats.steps(gradients, steps, number, MOST_ELEMENTS, scaling)
             return
-        is_whole = all(present) and len(set(steps)) == 1  # the usual push: the whole vector is one array
-        gradients = [] if is_whole else self._gradients(present, gradient)
-        if self._staged is not None and any(present):
-            counts = steps[:1] if is_whole else steps
-            yield from self._staged.steps([gradient] if is_whole else gradients, counts, number, MOST_ELEMENTS)
+        if self._staged is not None and (is_whole or any(each is not None for each in gradients)):
+            counts, read = (steps[:1], [gradient]) if is_whole else (steps, gradients)
+            yield from self._staged.steps(read, counts, number, MOST_ELEMENTS, scaling)
         for each in self._slices:
             if is_whole:
-                each.update_whole(gradient, steps[0])
+                each.update_whole(gradient, steps[0], scaling)
             else:
-                each.update_by_tensor(gradients, steps)
+                each.update_by_tensor(gradients, steps, scaling)
             yield
 
-    def _gradients(self, present: Sequence[bool], gradient: FlatArray) -> list[FlatArray | None]:
-        """Return one gradient for each tensor, None for the absent."""
+    def _use(self, hyperparameters: tuple[Hyperparameters, ...]) -> None:
+        """Let the next steps use these hyperparameters, if they are others than before."""
+        if hyperparameters is self._hyperparameters or hyperparameters == self._hyperparameters:
+            return
+        for each in self._slices:
+            each.set_hyperparameters(hyperparameters)
+        for update in (self._staged, self._formats):
+            if update is not None:
+                update.set_hyperparameters(hyperparameters)
+        self._hyperparameters = hyperparameters
+
+    def _clipped(self, gradients: Sequence[FlatArray | None], scaling: Scaling) -> Scaling:
+        """Return the scaling that clips the norm of the gradients."""
+        if self._measuring is None:
+            params = self._arena.views(self._arena.param)
+            order = self._spec.first_settings.order
+            self._measuring = Measuring([params[tensor] for tensor in order], order)
+        return self._measuring.clipped(gradients, scaling)
+
+    def _gradients(
+        self, present: Sequence[bool], gradient: FlatArray, frozen: frozenset[int]
+    ) -> list[FlatArray | None]:
+        """Return one gradient for each tensor, None for the absent and the frozen."""
         sizes = [tensor.size for tensor, is_present in zip(self._spec.tensors, present, strict=True) if is_present]
         views = iter(split(gradient, sizes))
-        return [next(views) if is_present else None for is_present in present]
+        found = [next(views) if is_present else None for is_present in present]
+        return [None if tensor in frozen else each for tensor, each in enumerate(found)] if frozen else found
 
 
 def _staged(spec: Spec, arena: Arena) -> StagedUpdate | None:
@@ -154,7 +213,9 @@ def _staged(spec: Spec, arena: Arena) -> StagedUpdate | None:
     if not arena.is_plain or arena.words is None or arena.staging is None:
         return None
     columns = list(arena.state_arrays().values())
-    return StagedUpdate(columns, arena.sizes, spec.hyperparameters, arena.words, arena.staging)
+    settings = spec.first_settings
+    each = [group.hyperparameters for group in settings.groups]
+    return StagedUpdate(columns, arena.sizes, each, arena.words, arena.staging, groups=settings.group_of)
 
 
 def _formats(spec: Spec, arena: Arena) -> FormatsUpdate:
@@ -163,7 +224,10 @@ def _formats(spec: Spec, arena: Arena) -> FormatsUpdate:
     if arena.words is not None and arena.staging is not None:
         staging = Staging(arena.words, arena.staging, staging_of_columns(arena.columns))
     arrays = by_tensor(arena.columns, arena.state_arrays())
-    return FormatsUpdate(arrays, spec.hyperparameters, spec.options, staging)
+    settings = spec.first_settings
+    each, order = [group.hyperparameters for group in settings.groups], settings.order
+    numbers = [order.index(tensor) for tensor in range(len(order))] if len(each) > 1 else None
+    return FormatsUpdate(arrays, each, spec.options, staging, groups=settings.group_of, numbers=numbers)
 
 
 def _cuts(elements: int) -> Iterator[tuple[int, int]]:

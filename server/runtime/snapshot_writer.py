@@ -207,7 +207,7 @@ class SnapshotWriter:
                 if self._changed.wait_for(lambda: self._is_stopped, max(0.0, due - time.monotonic())):
                     return
             for model in self._models():
-                if model.version != model.snapshot_version:
+                if model.has_moved:
                     self._queue_snapshot(model)
             due = time.monotonic() + self._interval_seconds
 
@@ -226,7 +226,7 @@ class SnapshotWriter:
 
     def _write_if_moved(self, model: Model) -> None:
         """Write a snapshot, unless another call has just written one."""
-        if model.version != model.snapshot_version:
+        if model.has_moved:
             self._write(model, self._capture)
 
     def _write(self, model: Model, capture: Callable[[Model, int], tuple[Snapshot, int]]) -> Written:

@@ -75,6 +75,9 @@ class Tally:
 
         self.failed_pushes = 0
         self.failed_snapshots = 0
+        self.changes = 0
+        """Changes of the settings."""
+
         self.received_bytes = 0
         """Payload of pushes that were answered."""
 
@@ -101,6 +104,11 @@ class Tally:
         """Count a push without an answer that the server keeps."""
         with self._lock:
             self.failed_pushes += 1
+
+    def note_change(self) -> None:
+        """Count a change of the settings."""
+        with self._lock:
+            self.changes += 1
 
     def note_sent(self, nbytes: int) -> None:
         """Count payload that was sent."""

@@ -58,6 +58,7 @@ NEEDS: dict[str, Need] = {
     "CreateModel": Need(Scope.ADMIN, lambda header: str(header.spec.name)),
     "GetModel": Need(Scope.PULL, lambda request: str(request.model)),
     "ListModels": Need(None, lambda _: EVERY_MODEL),
+    "UpdateModel": Need(Scope.ADMIN, lambda request: str(request.model)),
     "DeleteModel": Need(Scope.ADMIN, lambda request: str(request.model)),
     "OpenSession": Need(Scope.PUSH, lambda request: str(request.model), is_of_worker=True),
     "Push": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True, is_push=True),

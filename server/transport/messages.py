@@ -20,10 +20,11 @@ from numba_adam.server.model.push_ledger import PushKey
 from numba_adam.server.model.requests import Creation, Opening, PushRequest
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor, check_count, to_tensors
-from numba_adam.server.runtime.model import Model, Opened
+from numba_adam.server.runtime.model import ChangeAnswer, Model, Opened
 from numba_adam.server.runtime.pushes import Pushed
 from numba_adam.server.runtime.runtime import Status
 from numba_adam.server.runtime.snapshot_writer import Written
+from numba_adam.server.transport.settings_messages import settings_from_proto, settings_to_proto
 
 
 def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
@@ -45,7 +46,11 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
     hyperparameters = convert.hyperparameters_from_proto(message.hyperparameters)
     guards = convert.guards_from_proto(message.guards)
     options = convert.options_from_proto(message.options)
-    return Spec.checked(message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options)
+    names = [tensor.name for tensor in message.tensors]
+    settings = settings_from_proto(message.settings, names, hyperparameters) if message.HasField("settings") else None
+    return Spec.checked(
+        message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options, settings
+    )
 
 
 def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
@@ -59,6 +64,7 @@ def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
         durability=convert.durability_to_proto(spec.durability),
         guards=convert.guards_to_proto(spec.guards),
         options=convert.options_to_proto(spec.options),
+        settings=None if spec.settings is None else settings_to_proto(spec.settings, spec, 0),
     )
 
 
@@ -104,6 +110,7 @@ class PushHeaders:
             absent=tuple(header.absent),
             total_bytes=header.total_bytes,
             checksum_kind=header.checksum_kind,
+            loss_scale=header.loss_scale if header.HasField("loss_scale") else 1.0,
         )
 
     def _tensors(self, header: pb.PushHeader, model: Model) -> Sequence[Tensor]:
@@ -122,10 +129,14 @@ class PushHeaders:
 
 def model_to_proto(model: Model) -> model_pb2.Model:
     """Return the description of a model."""
+    state, settled = model.state(), model.settled_changes
     return model_pb2.Model(
         spec=spec_to_proto(model.spec),
-        state=convert.state_to_proto(model.state()),
+        state=convert.state_to_proto(state),
         parameter_count=model.spec.element_count,
+        settings=settings_to_proto(settled.settings, model.spec, state.version),
+        change=settled.change.number,
+        changed_at_version=settled.change.version,
     )
 
 
@@ -156,6 +167,16 @@ def opened_to_proto(opened: Opened, state: StatePoint, whole_push_bytes: int) ->
         first_sequence=opened.next_sequence,
         state=convert.state_to_proto(state),
         whole_push_bytes=whole_push_bytes,
+    )
+
+
+def change_to_proto(answer: ChangeAnswer, model: Model) -> pb.UpdateModelResponse:
+    """Return the answer to a change of a model's settings."""
+    return pb.UpdateModelResponse(
+        change=answer.changed.number,
+        version=answer.changed.version,
+        duplicate=answer.is_duplicate,
+        model=model_to_proto(model),
     )
 
 

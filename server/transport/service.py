@@ -32,6 +32,7 @@ from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pulls import Caller
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
+from numba_adam.server.runtime.steering import change_settings
 from numba_adam.server.runtime.tally import Refusals
 from numba_adam.server.storage.token_file import EVERY_MODEL
 from numba_adam.server.transport import messages
@@ -40,6 +41,7 @@ from numba_adam.server.transport.audit import Audit
 from numba_adam.server.transport.gate import SMALL_MESSAGE_BYTES, Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.pages import page_of
 from numba_adam.server.transport.sending import PayloadForm, PullSender
+from numba_adam.server.transport.settings_messages import change_from_proto
 from numba_adam.server.transport.watch import Watch
 
 _log = logging.getLogger(__name__)
@@ -104,6 +106,14 @@ class ParameterService:
             page = page_of(self._visible(context), request, messages.model_to_proto)
             answer = pb.ListModelsResponse(models=page.messages, next_page_token=page.next_page_token)
             return answer.SerializeToString()
+
+    def update_model(self, request: pb.UpdateModelRequest, context: Context) -> bytes:
+        """Change a model's settings."""
+        with self.audit.call(context, "UpdateModel", request.model):
+            model = self._runtime.registry.get(request.model)
+            answer = change_settings(model, change_from_proto(request))
+        with self._describing:
+            return messages.change_to_proto(answer, model).SerializeToString()
 
     def delete_model(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Delete a model."""
@@ -211,6 +221,7 @@ METHODS: dict[str, _Method] = {
     "CreateModel": _Method(framing.decode_create_model_request, ParameterService.create_model),
     "GetModel": _Method(pb.GetModelRequest.FromString, ParameterService.get_model),
     "ListModels": _Method(pb.ListModelsRequest.FromString, ParameterService.list_models),
+    "UpdateModel": _Method(pb.UpdateModelRequest.FromString, ParameterService.update_model),
     "DeleteModel": _Method(pb.DeleteModelRequest.FromString, ParameterService.delete_model),
     "OpenSession": _Method(pb.OpenSessionRequest.FromString, ParameterService.open_session),
     "Push": _Method(framing.decode_push_request, ParameterService.push),

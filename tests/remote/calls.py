@@ -40,6 +40,7 @@ def requests(model):
     return {
         "CreateModel": pb.CreateModelRequest(header=pb.CreateModelHeader(spec=model_pb2.ModelSpec(name=model))),
         "GetModel": pb.GetModelRequest(model=model),
+        "UpdateModel": pb.UpdateModelRequest(model=model, state_id="0" * 32, request_id="r"),
         "DeleteModel": pb.DeleteModelRequest(model=model, state_id="0" * 32),
         "OpenSession": pb.OpenSessionRequest(model=model, worker_id="w"),
         "Push": pb.PushRequest(header=pb.PushHeader(model=model, worker_id="w")),

@@ -56,7 +56,17 @@ def test_health_and_reflection_answer_with_any_token(server, make_token):
 ALLOWED = {  # by the design: each scope includes those before it
     "pull": {"GetModel", "Pull"},
     "push": {"GetModel", "Pull", "OpenSession", "Push", "PushPull"},
-    "admin": {"GetModel", "Pull", "OpenSession", "Push", "PushPull", "CreateModel", "DeleteModel", "Snapshot"},
+    "admin": {
+        "GetModel",
+        "Pull",
+        "OpenSession",
+        "Push",
+        "PushPull",
+        "CreateModel",
+        "UpdateModel",
+        "DeleteModel",
+        "Snapshot",
+    },
 }
 
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from numba_adam.ps.v1 import model_pb2 as numba__adam_dot_ps_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnumba_adam/ps/v1/error.proto\x12\x10numba_adam.ps.v1\x1a\x1cnumba_adam/ps/v1/model.proto\"\xb0\x01\n\x0b\x45rrorDetail\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.numba_adam.ps.v1.Reason\x12\x19\n\x11sequence_recorded\x18\x02 \x01(\x08\x12 \n\x18retry_after_milliseconds\x18\x03 \x01(\r\x12+\n\x05state\x18\x04 \x01(\x0b\x32\x1c.numba_adam.ps.v1.StatePoint\x12\r\n\x05\x65poch\x18\x05 \x01(\x04*\xc3\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REASON_INVALID_REQUEST\x10\x01\x12\x1a\n\x16REASON_MODEL_NOT_FOUND\x10\x02\x12\x17\n\x13REASON_MODEL_EXISTS\x10\x03\x12\x18\n\x14REASON_PUSH_MISMATCH\x10\x04\x12\x15\n\x11REASON_NON_FINITE\x10\x05\x12\x1b\n\x17REASON_CORRUPT_TRANSFER\x10\x06\x12\x12\n\x0eREASON_REWOUND\x10\x07\x12\x19\n\x15REASON_SESSION_FENCED\x10\x08\x12\x1a\n\x16REASON_SESSION_UNKNOWN\x10\t\x12\x13\n\x0fREASON_SEQUENCE\x10\n\x12\x11\n\rREASON_BUDGET\x10\x0b\x12\x14\n\x10REASON_TOO_LARGE\x10\x0c\x12\x16\n\x12REASON_IN_PROGRESS\x10\r\x12\x13\n\x0fREASON_STOPPING\x10\x0e\x12\x13\n\x0fREASON_INTERNAL\x10\x0f\x12\x13\n\x0fREASON_SNAPSHOT\x10\x10\x12\x1a\n\x16REASON_SEQUENCE_REUSED\x10\x11\x12\x1a\n\x16REASON_UNAUTHENTICATED\x10\x12\x12\x1c\n\x18REASON_PERMISSION_DENIED\x10\x13\x12\x17\n\x13REASON_RATE_LIMITED\x10\x14\x12\x1d\n\x19REASON_GRADIENT_TOO_LARGE\x10\x15\x12\x14\n\x10REASON_DISK_FULL\x10\x16\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnumba_adam/ps/v1/error.proto\x12\x10numba_adam.ps.v1\x1a\x1cnumba_adam/ps/v1/model.proto\"\xc0\x01\n\x0b\x45rrorDetail\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.numba_adam.ps.v1.Reason\x12\x19\n\x11sequence_recorded\x18\x02 \x01(\x08\x12 \n\x18retry_after_milliseconds\x18\x03 \x01(\r\x12+\n\x05state\x18\x04 \x01(\x0b\x32\x1c.numba_adam.ps.v1.StatePoint\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hange\x18\x06 \x01(\x04*\xe0\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REASON_INVALID_REQUEST\x10\x01\x12\x1a\n\x16REASON_MODEL_NOT_FOUND\x10\x02\x12\x17\n\x13REASON_MODEL_EXISTS\x10\x03\x12\x18\n\x14REASON_PUSH_MISMATCH\x10\x04\x12\x15\n\x11REASON_NON_FINITE\x10\x05\x12\x1b\n\x17REASON_CORRUPT_TRANSFER\x10\x06\x12\x12\n\x0eREASON_REWOUND\x10\x07\x12\x19\n\x15REASON_SESSION_FENCED\x10\x08\x12\x1a\n\x16REASON_SESSION_UNKNOWN\x10\t\x12\x13\n\x0fREASON_SEQUENCE\x10\n\x12\x11\n\rREASON_BUDGET\x10\x0b\x12\x14\n\x10REASON_TOO_LARGE\x10\x0c\x12\x16\n\x12REASON_IN_PROGRESS\x10\r\x12\x13\n\x0fREASON_STOPPING\x10\x0e\x12\x13\n\x0fREASON_INTERNAL\x10\x0f\x12\x13\n\x0fREASON_SNAPSHOT\x10\x10\x12\x1a\n\x16REASON_SEQUENCE_REUSED\x10\x11\x12\x1a\n\x16REASON_UNAUTHENTICATED\x10\x12\x12\x1c\n\x18REASON_PERMISSION_DENIED\x10\x13\x12\x17\n\x13REASON_RATE_LIMITED\x10\x14\x12\x1d\n\x19REASON_GRADIENT_TOO_LARGE\x10\x15\x12\x14\n\x10REASON_DISK_FULL\x10\x16\x12\x1b\n\x17REASON_SETTINGS_CHANGED\x10\x17\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'numba_adam.ps.v1.error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REASON']._serialized_start=260
-  _globals['_REASON']._serialized_end=839
+  _globals['_REASON']._serialized_start=276
+  _globals['_REASON']._serialized_end=884
   _globals['_ERRORDETAIL']._serialized_start=81
-  _globals['_ERRORDETAIL']._serialized_end=257
+  _globals['_ERRORDETAIL']._serialized_end=273
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_RATE_LIMITED: _ClassVar[Reason]
     REASON_GRADIENT_TOO_LARGE: _ClassVar[Reason]
     REASON_DISK_FULL: _ClassVar[Reason]
+    REASON_SETTINGS_CHANGED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_MODEL_NOT_FOUND: Reason
@@ -54,17 +55,20 @@ REASON_PERMISSION_DENIED: Reason
 REASON_RATE_LIMITED: Reason
 REASON_GRADIENT_TOO_LARGE: Reason
 REASON_DISK_FULL: Reason
+REASON_SETTINGS_CHANGED: Reason
 
 class ErrorDetail(_message.Message):
-    __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch")
+    __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch", "change")
     REASON_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_RECORDED_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
     reason: Reason
     sequence_recorded: bool
     retry_after_milliseconds: int
     state: _model_pb2.StatePoint
     epoch: int
-    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., sequence_recorded: bool = ..., retry_after_milliseconds: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
+    change: int
+    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., sequence_recorded: bool = ..., retry_after_milliseconds: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., epoch: _Optional[int] = ..., change: _Optional[int] = ...) -> None: ...

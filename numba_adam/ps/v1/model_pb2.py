@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnumba_adam/ps/v1/model.proto\x12\x10numba_adam.ps.v1\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\"\x9b\x02\n\x0fHyperparameters\x12\x0f\n\x02lr\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x62\x65ta1\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05\x62\x65ta2\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x03\x65ps\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x16\x64\x65\x63oupled_weight_decay\x18\x06 \x01(\x08\x12+\n\x08\x65ps_mode\x18\x07 \x01(\x0e\x32\x19.numba_adam.ps.v1.EpsMode\x12\x10\n\x08maximize\x18\x08 \x01(\x08\x12\x0f\n\x07\x61msgrad\x18\t \x01(\x08\x42\x05\n\x03_lrB\x08\n\x06_beta1B\x08\n\x06_beta2B\x06\n\x04_epsB\x0f\n\r_weight_decay\"\x9e\x01\n\x07Options\x12\x31\n\x0bstate_dtype\x18\x01 \x01(\x0e\x32\x1c.numba_adam.ps.v1.StateDtype\x12,\n\x08rounding\x18\x02 \x01(\x0e\x32\x1a.numba_adam.ps.v1.Rounding\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x16\n\tema_decay\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_ema_decay\"\x9c\x01\n\x06Guards\x12\x19\n\x0clargest_norm\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0flargest_element\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11pushes_per_second\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0f\n\r_largest_normB\x12\n\x10_largest_elementB\x14\n\x12_pushes_per_second\"\xda\x02\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05\x64type\x18\x02 \x01(\x0e\x32\x17.numba_adam.ps.v1.Dtype\x12-\n\x07tensors\x18\x03 \x03(\x0b\x32\x1c.numba_adam.ps.v1.TensorSpec\x12:\n\x0fhyperparameters\x18\x04 \x01(\x0b\x32!.numba_adam.ps.v1.Hyperparameters\x12$\n\x04mode\x18\x05 \x01(\x0e\x32\x16.numba_adam.ps.v1.Mode\x12\x30\n\ndurability\x18\x06 \x01(\x0e\x32\x1c.numba_adam.ps.v1.Durability\x12(\n\x06guards\x18\x07 \x01(\x0b\x32\x18.numba_adam.ps.v1.Guards\x12*\n\x07options\x18\x08 \x01(\x0b\x32\x19.numba_adam.ps.v1.Options\"\x92\x01\n\nStatePoint\x12\x10\n\x08state_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x18\n\x10snapshot_version\x18\x03 \x01(\x04\x12\x30\n\ndurability\x18\x04 \x01(\x0e\x32\x1c.numba_adam.ps.v1.Durability\x12\x15\n\rfirst_version\x18\x05 \x01(\x04\"x\n\x05Model\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.numba_adam.ps.v1.ModelSpec\x12+\n\x05state\x18\x02 \x01(\x0b\x32\x1c.numba_adam.ps.v1.StatePoint\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x04*k\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT64\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT16\x10\x04*N\n\x07\x45psMode\x12\x18\n\x14\x45PS_MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45PS_MODE_HAT\x10\x01\x12\x17\n\x13\x45PS_MODE_ALGORITHM1\x10\x02*,\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_ASYNC\x10\x01*l\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x01\x12\x16\n\x12\x44URABILITY_PROCESS\x10\x02\x12\x13\n\x0f\x44URABILITY_DISK\x10\x03*\x90\x01\n\nStateDtype\x12\x1b\n\x17STATE_DTYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_DTYPE_FLOAT32\x10\x01\x12\x17\n\x13STATE_DTYPE_FLOAT64\x10\x02\x12\x18\n\x14STATE_DTYPE_BFLOAT16\x10\x03\x12\x19\n\x15STATE_DTYPE_EIGHT_BIT\x10\x04*S\n\x08Rounding\x12\x18\n\x14ROUNDING_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUNDING_NEAREST\x10\x01\x12\x17\n\x13ROUNDING_STOCHASTIC\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cnumba_adam/ps/v1/model.proto\x12\x10numba_adam.ps.v1\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\"\x9b\x02\n\x0fHyperparameters\x12\x0f\n\x02lr\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x62\x65ta1\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05\x62\x65ta2\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x03\x65ps\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x16\x64\x65\x63oupled_weight_decay\x18\x06 \x01(\x08\x12+\n\x08\x65ps_mode\x18\x07 \x01(\x0e\x32\x19.numba_adam.ps.v1.EpsMode\x12\x10\n\x08maximize\x18\x08 \x01(\x08\x12\x0f\n\x07\x61msgrad\x18\t \x01(\x08\x42\x05\n\x03_lrB\x08\n\x06_beta1B\x08\n\x06_beta2B\x06\n\x04_epsB\x0f\n\r_weight_decay\"\x9e\x01\n\x07Options\x12\x31\n\x0bstate_dtype\x18\x01 \x01(\x0e\x32\x1c.numba_adam.ps.v1.StateDtype\x12,\n\x08rounding\x18\x02 \x01(\x0e\x32\x1a.numba_adam.ps.v1.Rounding\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x16\n\tema_decay\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_ema_decay\"\x9c\x01\n\x06Guards\x12\x19\n\x0clargest_norm\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0flargest_element\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11pushes_per_second\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0f\n\r_largest_normB\x12\n\x10_largest_elementB\x14\n\x12_pushes_per_second\"\x1a\n\x0c\x43onstantRate\x12\n\n\x02lr\x18\x01 \x01(\x01\"7\n\nLinearRate\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x01\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x01\x12\r\n\x05steps\x18\x03 \x01(\x04\"7\n\nCosineRate\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x01\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x01\x12\r\n\x05steps\x18\x03 \x01(\x04\"6\n\x15InverseSquareRootRate\x12\n\n\x02lr\x18\x01 \x01(\x01\x12\x11\n\ttimescale\x18\x02 \x01(\x04\"2\n\rPiecewiseRate\x12\r\n\x05rates\x18\x01 \x03(\x01\x12\x12\n\nboundaries\x18\x02 \x03(\x04\"P\n\x0b\x43hainedRate\x12-\n\tschedules\x18\x01 \x03(\x0b\x32\x1a.numba_adam.ps.v1.Schedule\x12\x12\n\nboundaries\x18\x02 \x03(\x04\"\xd6\x02\n\x08Schedule\x12\x32\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1e.numba_adam.ps.v1.ConstantRateH\x00\x12.\n\x06linear\x18\x02 \x01(\x0b\x32\x1c.numba_adam.ps.v1.LinearRateH\x00\x12.\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1c.numba_adam.ps.v1.CosineRateH\x00\x12\x46\n\x13inverse_square_root\x18\x04 \x01(\x0b\x32\'.numba_adam.ps.v1.InverseSquareRootRateH\x00\x12\x34\n\tpiecewise\x18\x05 \x01(\x0b\x32\x1f.numba_adam.ps.v1.PiecewiseRateH\x00\x12\x30\n\x07\x63hained\x18\x06 \x01(\x0b\x32\x1d.numba_adam.ps.v1.ChainedRateH\x00\x42\x06\n\x04kind\"\x86\x01\n\nParamGroup\x12\x0e\n\x06params\x18\x01 \x03(\t\x12:\n\x0fhyperparameters\x18\x02 \x01(\x0b\x32!.numba_adam.ps.v1.Hyperparameters\x12,\n\x08schedule\x18\x03 \x01(\x0b\x32\x1a.numba_adam.ps.v1.Schedule\"\x9e\x01\n\x08Settings\x12,\n\x06groups\x18\x01 \x03(\x0b\x32\x1c.numba_adam.ps.v1.ParamGroup\x12\x1a\n\rmax_grad_norm\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nclip_value\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06\x66rozen\x18\x04 \x03(\tB\x10\n\x0e_max_grad_normB\r\n\x0b_clip_value\"\x88\x03\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05\x64type\x18\x02 \x01(\x0e\x32\x17.numba_adam.ps.v1.Dtype\x12-\n\x07tensors\x18\x03 \x03(\x0b\x32\x1c.numba_adam.ps.v1.TensorSpec\x12:\n\x0fhyperparameters\x18\x04 \x01(\x0b\x32!.numba_adam.ps.v1.Hyperparameters\x12$\n\x04mode\x18\x05 \x01(\x0e\x32\x16.numba_adam.ps.v1.Mode\x12\x30\n\ndurability\x18\x06 \x01(\x0e\x32\x1c.numba_adam.ps.v1.Durability\x12(\n\x06guards\x18\x07 \x01(\x0b\x32\x18.numba_adam.ps.v1.Guards\x12*\n\x07options\x18\x08 \x01(\x0b\x32\x19.numba_adam.ps.v1.Options\x12,\n\x08settings\x18\t \x01(\x0b\x32\x1a.numba_adam.ps.v1.Settings\"\x92\x01\n\nStatePoint\x12\x10\n\x08state_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x18\n\x10snapshot_version\x18\x03 \x01(\x04\x12\x30\n\ndurability\x18\x04 \x01(\x0e\x32\x1c.numba_adam.ps.v1.Durability\x12\x15\n\rfirst_version\x18\x05 \x01(\x04\"\xd2\x01\n\x05Model\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.numba_adam.ps.v1.ModelSpec\x12+\n\x05state\x18\x02 \x01(\x0b\x32\x1c.numba_adam.ps.v1.StatePoint\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x04\x12,\n\x08settings\x18\x04 \x01(\x0b\x32\x1a.numba_adam.ps.v1.Settings\x12\x0e\n\x06\x63hange\x18\x05 \x01(\x04\x12\x1a\n\x12\x63hanged_at_version\x18\x06 \x01(\x04*k\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT64\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT16\x10\x04*N\n\x07\x45psMode\x12\x18\n\x14\x45PS_MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45PS_MODE_HAT\x10\x01\x12\x17\n\x13\x45PS_MODE_ALGORITHM1\x10\x02*,\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_ASYNC\x10\x01*l\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x01\x12\x16\n\x12\x44URABILITY_PROCESS\x10\x02\x12\x13\n\x0f\x44URABILITY_DISK\x10\x03*\x90\x01\n\nStateDtype\x12\x1b\n\x17STATE_DTYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13STATE_DTYPE_FLOAT32\x10\x01\x12\x17\n\x13STATE_DTYPE_FLOAT64\x10\x02\x12\x18\n\x14STATE_DTYPE_BFLOAT16\x10\x03\x12\x19\n\x15STATE_DTYPE_EIGHT_BIT\x10\x04*S\n\x08Rounding\x12\x18\n\x14ROUNDING_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUNDING_NEAREST\x10\x01\x12\x17\n\x13ROUNDING_STOCHASTIC\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'numba_adam.ps.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1319
-  _globals['_DTYPE']._serialized_end=1426
-  _globals['_EPSMODE']._serialized_start=1428
-  _globals['_EPSMODE']._serialized_end=1506
-  _globals['_MODE']._serialized_start=1508
-  _globals['_MODE']._serialized_end=1552
-  _globals['_DURABILITY']._serialized_start=1554
-  _globals['_DURABILITY']._serialized_end=1662
-  _globals['_STATEDTYPE']._serialized_start=1665
-  _globals['_STATEDTYPE']._serialized_end=1809
-  _globals['_ROUNDING']._serialized_start=1811
-  _globals['_ROUNDING']._serialized_end=1894
+  _globals['_DTYPE']._serialized_start=2431
+  _globals['_DTYPE']._serialized_end=2538
+  _globals['_EPSMODE']._serialized_start=2540
+  _globals['_EPSMODE']._serialized_end=2618
+  _globals['_MODE']._serialized_start=2620
+  _globals['_MODE']._serialized_end=2664
+  _globals['_DURABILITY']._serialized_start=2666
+  _globals['_DURABILITY']._serialized_end=2774
+  _globals['_STATEDTYPE']._serialized_start=2777
+  _globals['_STATEDTYPE']._serialized_end=2921
+  _globals['_ROUNDING']._serialized_start=2923
+  _globals['_ROUNDING']._serialized_end=3006
   _globals['_TENSORSPEC']._serialized_start=50
   _globals['_TENSORSPEC']._serialized_end=91
   _globals['_HYPERPARAMETERS']._serialized_start=94
@@ -51,10 +51,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIONS']._serialized_end=538
   _globals['_GUARDS']._serialized_start=541
   _globals['_GUARDS']._serialized_end=697
-  _globals['_MODELSPEC']._serialized_start=700
-  _globals['_MODELSPEC']._serialized_end=1046
-  _globals['_STATEPOINT']._serialized_start=1049
-  _globals['_STATEPOINT']._serialized_end=1195
-  _globals['_MODEL']._serialized_start=1197
-  _globals['_MODEL']._serialized_end=1317
+  _globals['_CONSTANTRATE']._serialized_start=699
+  _globals['_CONSTANTRATE']._serialized_end=725
+  _globals['_LINEARRATE']._serialized_start=727
+  _globals['_LINEARRATE']._serialized_end=782
+  _globals['_COSINERATE']._serialized_start=784
+  _globals['_COSINERATE']._serialized_end=839
+  _globals['_INVERSESQUAREROOTRATE']._serialized_start=841
+  _globals['_INVERSESQUAREROOTRATE']._serialized_end=895
+  _globals['_PIECEWISERATE']._serialized_start=897
+  _globals['_PIECEWISERATE']._serialized_end=947
+  _globals['_CHAINEDRATE']._serialized_start=949
+  _globals['_CHAINEDRATE']._serialized_end=1029
+  _globals['_SCHEDULE']._serialized_start=1032
+  _globals['_SCHEDULE']._serialized_end=1374
+  _globals['_PARAMGROUP']._serialized_start=1377
+  _globals['_PARAMGROUP']._serialized_end=1511
+  _globals['_SETTINGS']._serialized_start=1514
+  _globals['_SETTINGS']._serialized_end=1672
+  _globals['_MODELSPEC']._serialized_start=1675
+  _globals['_MODELSPEC']._serialized_end=2067
+  _globals['_STATEPOINT']._serialized_start=2070
+  _globals['_STATEPOINT']._serialized_end=2216
+  _globals['_MODEL']._serialized_start=2219
+  _globals['_MODEL']._serialized_end=2429
 # @@protoc_insertion_point(module_scope)

@@ -120,8 +120,96 @@ class Guards(_message.Message):
     pushes_per_second: float
     def __init__(self, largest_norm: _Optional[float] = ..., largest_element: _Optional[float] = ..., pushes_per_second: _Optional[float] = ...) -> None: ...
 
+class ConstantRate(_message.Message):
+    __slots__ = ("lr",)
+    LR_FIELD_NUMBER: _ClassVar[int]
+    lr: float
+    def __init__(self, lr: _Optional[float] = ...) -> None: ...
+
+class LinearRate(_message.Message):
+    __slots__ = ("begin", "end", "steps")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    begin: float
+    end: float
+    steps: int
+    def __init__(self, begin: _Optional[float] = ..., end: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class CosineRate(_message.Message):
+    __slots__ = ("begin", "end", "steps")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    begin: float
+    end: float
+    steps: int
+    def __init__(self, begin: _Optional[float] = ..., end: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class InverseSquareRootRate(_message.Message):
+    __slots__ = ("lr", "timescale")
+    LR_FIELD_NUMBER: _ClassVar[int]
+    TIMESCALE_FIELD_NUMBER: _ClassVar[int]
+    lr: float
+    timescale: int
+    def __init__(self, lr: _Optional[float] = ..., timescale: _Optional[int] = ...) -> None: ...
+
+class PiecewiseRate(_message.Message):
+    __slots__ = ("rates", "boundaries")
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    BOUNDARIES_FIELD_NUMBER: _ClassVar[int]
+    rates: _containers.RepeatedScalarFieldContainer[float]
+    boundaries: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, rates: _Optional[_Iterable[float]] = ..., boundaries: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ChainedRate(_message.Message):
+    __slots__ = ("schedules", "boundaries")
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    BOUNDARIES_FIELD_NUMBER: _ClassVar[int]
+    schedules: _containers.RepeatedCompositeFieldContainer[Schedule]
+    boundaries: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, schedules: _Optional[_Iterable[_Union[Schedule, _Mapping]]] = ..., boundaries: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Schedule(_message.Message):
+    __slots__ = ("constant", "linear", "cosine", "inverse_square_root", "piecewise", "chained")
+    CONSTANT_FIELD_NUMBER: _ClassVar[int]
+    LINEAR_FIELD_NUMBER: _ClassVar[int]
+    COSINE_FIELD_NUMBER: _ClassVar[int]
+    INVERSE_SQUARE_ROOT_FIELD_NUMBER: _ClassVar[int]
+    PIECEWISE_FIELD_NUMBER: _ClassVar[int]
+    CHAINED_FIELD_NUMBER: _ClassVar[int]
+    constant: ConstantRate
+    linear: LinearRate
+    cosine: CosineRate
+    inverse_square_root: InverseSquareRootRate
+    piecewise: PiecewiseRate
+    chained: ChainedRate
+    def __init__(self, constant: _Optional[_Union[ConstantRate, _Mapping]] = ..., linear: _Optional[_Union[LinearRate, _Mapping]] = ..., cosine: _Optional[_Union[CosineRate, _Mapping]] = ..., inverse_square_root: _Optional[_Union[InverseSquareRootRate, _Mapping]] = ..., piecewise: _Optional[_Union[PiecewiseRate, _Mapping]] = ..., chained: _Optional[_Union[ChainedRate, _Mapping]] = ...) -> None: ...
+
+class ParamGroup(_message.Message):
+    __slots__ = ("params", "hyperparameters", "schedule")
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    params: _containers.RepeatedScalarFieldContainer[str]
+    hyperparameters: Hyperparameters
+    schedule: Schedule
+    def __init__(self, params: _Optional[_Iterable[str]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ...) -> None: ...
+
+class Settings(_message.Message):
+    __slots__ = ("groups", "max_grad_norm", "clip_value", "frozen")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[ParamGroup]
+    max_grad_norm: float
+    clip_value: float
+    frozen: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, groups: _Optional[_Iterable[_Union[ParamGroup, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., frozen: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options")
+    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options", "settings")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +218,7 @@ class ModelSpec(_message.Message):
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     GUARDS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: Dtype
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -138,7 +227,8 @@ class ModelSpec(_message.Message):
     durability: Durability
     guards: Guards
     options: Options
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ...) -> None: ...
+    settings: Settings
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
 
 class StatePoint(_message.Message):
     __slots__ = ("state_id", "version", "snapshot_version", "durability", "first_version")
@@ -155,11 +245,17 @@ class StatePoint(_message.Message):
     def __init__(self, state_id: _Optional[str] = ..., version: _Optional[int] = ..., snapshot_version: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., first_version: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("spec", "state", "parameter_count")
+    __slots__ = ("spec", "state", "parameter_count", "settings", "change", "changed_at_version")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_VERSION_FIELD_NUMBER: _ClassVar[int]
     spec: ModelSpec
     state: StatePoint
     parameter_count: int
-    def __init__(self, spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., state: _Optional[_Union[StatePoint, _Mapping]] = ..., parameter_count: _Optional[int] = ...) -> None: ...
+    settings: Settings
+    change: int
+    changed_at_version: int
+    def __init__(self, spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., state: _Optional[_Union[StatePoint, _Mapping]] = ..., parameter_count: _Optional[int] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., change: _Optional[int] = ..., changed_at_version: _Optional[int] = ...) -> None: ...

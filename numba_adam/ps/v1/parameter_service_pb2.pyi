@@ -69,6 +69,70 @@ class ListModelsResponse(_message.Message):
     next_page_token: str
     def __init__(self, models: _Optional[_Iterable[_Union[_model_pb2.Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
+class GroupChange(_message.Message):
+    __slots__ = ("group", "lr", "schedule", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay", "eps_mode", "maximize")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    LR_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    BETA2_FIELD_NUMBER: _ClassVar[int]
+    EPS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    DECOUPLED_WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    EPS_MODE_FIELD_NUMBER: _ClassVar[int]
+    MAXIMIZE_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    lr: float
+    schedule: _model_pb2.Schedule
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decoupled_weight_decay: bool
+    eps_mode: _model_pb2.EpsMode
+    maximize: bool
+    def __init__(self, group: _Optional[int] = ..., lr: _Optional[float] = ..., schedule: _Optional[_Union[_model_pb2.Schedule, _Mapping]] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., decoupled_weight_decay: bool = ..., eps_mode: _Optional[_Union[_model_pb2.EpsMode, str]] = ..., maximize: bool = ...) -> None: ...
+
+class SettingsChange(_message.Message):
+    __slots__ = ("groups", "max_grad_norm", "clip_value", "freeze", "unfreeze")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FREEZE_FIELD_NUMBER: _ClassVar[int]
+    UNFREEZE_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupChange]
+    max_grad_norm: float
+    clip_value: float
+    freeze: _containers.RepeatedScalarFieldContainer[str]
+    unfreeze: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupChange, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., freeze: _Optional[_Iterable[str]] = ..., unfreeze: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UpdateModelRequest(_message.Message):
+    __slots__ = ("model", "state_id", "request_id", "seen_change", "change")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SEEN_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state_id: str
+    request_id: str
+    seen_change: int
+    change: SettingsChange
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., request_id: _Optional[str] = ..., seen_change: _Optional[int] = ..., change: _Optional[_Union[SettingsChange, _Mapping]] = ...) -> None: ...
+
+class UpdateModelResponse(_message.Message):
+    __slots__ = ("change", "version", "duplicate", "model")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    change: int
+    version: int
+    duplicate: bool
+    model: _model_pb2.Model
+    def __init__(self, change: _Optional[int] = ..., version: _Optional[int] = ..., duplicate: bool = ..., model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ...) -> None: ...
+
 class DeleteModelRequest(_message.Message):
     __slots__ = ("model", "state_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -112,7 +176,7 @@ class OpenSessionResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., first_sequence: _Optional[int] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ..., whole_push_bytes: _Optional[int] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("model", "state_id", "worker_id", "epoch", "sequence", "base_version", "dtype", "tensors", "absent", "total_bytes", "checksum_kind", "pull_dtype")
+    __slots__ = ("model", "state_id", "worker_id", "epoch", "sequence", "base_version", "dtype", "tensors", "absent", "total_bytes", "checksum_kind", "pull_dtype", "loss_scale")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +189,7 @@ class PushHeader(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_KIND_FIELD_NUMBER: _ClassVar[int]
     PULL_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
     model: str
     state_id: str
     worker_id: str
@@ -137,7 +202,8 @@ class PushHeader(_message.Message):
     total_bytes: int
     checksum_kind: _transfer_pb2.ChecksumKind
     pull_dtype: _model_pb2.Dtype
-    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[_model_pb2.TensorSpec, _Mapping]]] = ..., absent: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., pull_dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ...) -> None: ...
+    loss_scale: float
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[_model_pb2.TensorSpec, _Mapping]]] = ..., absent: _Optional[_Iterable[str]] = ..., total_bytes: _Optional[int] = ..., checksum_kind: _Optional[_Union[_transfer_pb2.ChecksumKind, str]] = ..., pull_dtype: _Optional[_Union[_model_pb2.Dtype, str]] = ..., loss_scale: _Optional[float] = ...) -> None: ...
 
 class WholePush(_message.Message):
     __slots__ = ("header", "checksum", "payload")

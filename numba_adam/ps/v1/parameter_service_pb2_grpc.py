@@ -30,11 +30,12 @@ class ParameterServiceStub(object):
 
     Idempotence. The state id, the worker id, the epoch and the sequence number identify a push. The server applies it at
     most once. It keeps the answer, and repeats it for a retry with the same content. The request id identifies the
-    creation of a model, and the nonce the opening of a session. All other calls may be repeated freely.
+    creation of a model or a change of its settings, and the nonce the opening of a session. All other calls may be
+    repeated freely.
 
     Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
-    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. If a newer call has changed that, the server
-    refuses the late one, and nothing changes.
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`, UpdateModel `seen_change`. If a newer call has
+    changed that, the server refuses the late one, and nothing changes.
 
     Errors. Each has an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
@@ -59,6 +60,11 @@ class ParameterServiceStub(object):
                 '/numba_adam.ps.v1.ParameterService/ListModels',
                 request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/numba_adam.ps.v1.ParameterService/UpdateModel',
+                request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.UpdateModelResponse.FromString,
                 _registered_method=True)
         self.DeleteModel = channel.unary_unary(
                 '/numba_adam.ps.v1.ParameterService/DeleteModel',
@@ -102,11 +108,12 @@ class ParameterServiceServicer(object):
 
     Idempotence. The state id, the worker id, the epoch and the sequence number identify a push. The server applies it at
     most once. It keeps the answer, and repeats it for a retry with the same content. The request id identifies the
-    creation of a model, and the nonce the opening of a session. All other calls may be repeated freely.
+    creation of a model or a change of its settings, and the nonce the opening of a session. All other calls may be
+    repeated freely.
 
     Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
-    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. If a newer call has changed that, the server
-    refuses the late one, and nothing changes.
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`, UpdateModel `seen_change`. If a newer call has
+    changed that, the server refuses the late one, and nothing changes.
 
     Errors. Each has an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
@@ -129,6 +136,15 @@ class ParameterServiceServicer(object):
 
     def ListModels(self, request, context):
         """Lists the models by name, in pages if `page_size` is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModel(self, request, context):
+        """Changes settings of a model while it trains: learning rate, weight decay, clipping, frozen arrays. Pushes that are
+        applied later have the new settings. What the request does not name stays as it is. The change is refused, and
+        nothing changes, if any value is invalid. It is kept like an acknowledged push.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +221,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListModelsRequest.FromString,
                     response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListModelsResponse.SerializeToString,
             ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.UpdateModelRequest.FromString,
+                    response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.UpdateModelResponse.SerializeToString,
+            ),
             'DeleteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModel,
                     request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.DeleteModelRequest.FromString,
@@ -253,11 +274,12 @@ class ParameterService(object):
 
     Idempotence. The state id, the worker id, the epoch and the sequence number identify a push. The server applies it at
     most once. It keeps the answer, and repeats it for a retry with the same content. The request id identifies the
-    creation of a model, and the nonce the opening of a session. All other calls may be repeated freely.
+    creation of a model or a change of its settings, and the nonce the opening of a session. All other calls may be
+    repeated freely.
 
     Late messages. Every call that changes something says what its caller knew: a push its epoch, OpenSession
-    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`. If a newer call has changed that, the server
-    refuses the late one, and nothing changes.
+    `seen_epoch`, DeleteModel `state_id`, CreateModel `after_state_id`, UpdateModel `seen_change`. If a newer call has
+    changed that, the server refuses the late one, and nothing changes.
 
     Errors. Each has an ErrorDetail in the trailing metadata entry `numba-adam-error-bin`.
     """
@@ -333,6 +355,33 @@ class ParameterService(object):
             '/numba_adam.ps.v1.ParameterService/ListModels',
             numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListModelsRequest.SerializeToString,
             numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/numba_adam.ps.v1.ParameterService/UpdateModel',
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.UpdateModelRequest.SerializeToString,
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.UpdateModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -349,6 +349,7 @@ class Model:
                 size = sum(tensor.size for tensor, is_present in tensors if is_present)
                 self._run(event.present, gradient_of(event.gradient)[:size], event.loss_scale)
             replay(self.ledger, event)
+        self.note_settled(Settled(self.settings, self.ledger.changes.newest))
 
     def redo(self, event: Event, gradient: FlatArray) -> None:
         """Let an event happen once more to the state before it.
@@ -360,6 +361,7 @@ class Model:
         if isinstance(event, Acceptance):
             self._run(event.present, gradient, event.loss_scale)
         replay(self.ledger, event)
+        self.note_settled(Settled(self.settings, self.ledger.changes.newest))
 
     def settle(self) -> None:
         """Wait until all that happened before is kept as the model's level says; only then may anybody learn of it."""

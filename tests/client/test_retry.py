@@ -194,6 +194,7 @@ LASTING = [
     errors.GradientTooLargeError("x"),
     errors.SessionFencedError("x"),
     errors.SessionUnknownError("x"),
+    errors.SettingsChangedError("x"),
     errors.RewoundError("x"),
     errors.SnapshotError("x"),
     errors.CorruptSnapshotError("x"),

@@ -226,7 +226,8 @@ def _formats(spec: Spec, arena: Arena) -> FormatsUpdate:
     arrays = by_tensor(arena.columns, arena.state_arrays())
     settings = spec.first_settings
     each, order = [group.hyperparameters for group in settings.groups], settings.order
-    numbers = [order.index(tensor) for tensor in range(len(order))] if len(each) > 1 else None
+    places = {tensor: place for place, tensor in enumerate(order)}
+    numbers = [places[tensor] for tensor in range(len(order))]
     return FormatsUpdate(arrays, each, spec.options, staging, groups=settings.group_of, numbers=numbers)
 
 

@@ -89,6 +89,11 @@ class ServerConfig:
         "ask whether the server serves, and learns nothing else.",
     )
     data_dir: Path = _setting(Path("numba-adam-data"), "folder for snapshots; created if it does not exist.")  # noqa: RUF009 - a field
+    snapshot_key_file: Path | None = _setting(  # noqa: RUF009 - a field
+        None,
+        "file with keys, mode 600, outside the data folder: all that decides the state of models gets a tag that only "
+        "its holders can make, and nothing without a valid tag is used. 'numba-adam snapshot-key' makes one.",
+    )
     memory_dir: Path = _setting(  # noqa: RUF009 - a field
         Path("/dev/shm"),
         "folder on a file system in memory, for models whose pushes survive any end of the server's process; without "

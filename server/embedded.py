@@ -20,6 +20,7 @@ from numba_adam.installing import advice
 from numba_adam.ps import loopback_token
 from numba_adam.server.config import WAITING_CALLS, ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
+from numba_adam.server.storage.keys import read_keys
 from numba_adam.server.storage.token_file import new_secret
 from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.audit import Audit
@@ -47,20 +48,22 @@ class Server:
         config: the settings.
 
     Raises:
-        ConfigurationError: the data folder, the address or a TLS file cannot be used.
+        ConfigurationError: the data folder, the address, a TLS file or the key file cannot be used.
         CorruptSnapshotError: a model has snapshots, and all are damaged.
+        SnapshotError: the keys refuse a file.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._tls = tls_files(config)
-        guard = Guard(config.data_dir.resolve()) if config.requires_tokens else None
+        self._keys = read_keys(config.snapshot_key_file, config.data_dir)
+        guard = Guard(config.data_dir.resolve(), self._keys) if config.requires_tokens else None
         if guard is not None and not config.is_local:
             guard.check_usable(config.listen)
         self._own_token = new_secret() if guard is not None and config.is_local else ""
         if guard is not None and self._own_token:
             guard.accept(self._own_token)
-        self._runtime = Runtime(config)
+        self._runtime = Runtime(config, self._keys)
         self._watch = Watch(config.stall_seconds)
         self._health = Health(self._watch)
         self._calls = Calls(
@@ -172,7 +175,7 @@ class Server:
                 f"metrics_listen={config.metrics_listen!r}: it needs the package prometheus_client, which is not "
                 f"installed; {advice('metrics')}"
             ) from error
-        guard = Guard(config.data_dir.resolve()) if config.metrics_need_token else None
+        guard = Guard(config.data_dir.resolve(), self._keys) if config.metrics_need_token else None
         if guard is not None:
             guard.check_usable(config.metrics_listen)
         collector = ServerCollector(self._runtime, self._refusals, lambda: self._calls.in_flight.count)

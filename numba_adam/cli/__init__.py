@@ -41,6 +41,7 @@ _COMMANDS = {
     "restore": _Entry("go back to a kept snapshot of a model, without a server", "server"),
     "export": _Entry("write a model of a data folder to a safetensors file", "safetensors"),
     "import": _Entry("make a model in a data folder from a safetensors file", "safetensors"),
+    "snapshot-key": _Entry("make a key file, so that nobody without it can change a data folder", "server"),
     "certificate": _Entry("make a CA, and certificates for servers and workers", "certificate"),
     "token": _Entry("make, list and revoke the access tokens of a server", "server"),
     "login": _Entry("connect to a server with TLS, and keep the settings for its address", "client"),
@@ -50,7 +51,7 @@ _COMMANDS = {
     "doctor": _Entry("check what numba-adam can use on this machine, and what is broken", None),
 }
 
-_MODULES = {"import": "importing"}  # other names than the sub-command's, which Python keeps for itself
+_MODULES = {"import": "importing", "snapshot-key": "snapshot_key"}  # where the sub-command's is no name in Python
 
 _CALLERS = [name for name, entry in _COMMANDS.items() if entry.extra == "client"]
 

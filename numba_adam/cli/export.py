@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from numba_adam.cli.key_file import add_key_file, keys_of
 from numba_adam.errors import ConfigurationError, NumbaAdamError
 
 _DESCRIPTION = """\
@@ -30,14 +31,16 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="name of the model")
     parser.add_argument("out", metavar="OUT.safetensors", type=Path, help="the new file; none is overwritten")
     parser.add_argument("--snapshot", metavar="N", type=int, help="number of the snapshot (default: the newest)")
+    add_key_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, and say what is in it."""
     from numba_adam.server.storage.exchange import export_model
 
+    keys = keys_of(arguments, arguments.folder)
     try:
-        done = export_model(arguments.folder, arguments.model, arguments.out, arguments.snapshot)
+        done = export_model(arguments.folder, arguments.model, arguments.out, arguments.snapshot, keys)
     except NumbaAdamError:
         raise
     except OSError as error:

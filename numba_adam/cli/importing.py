@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from numba_adam.cli.key_file import add_key_file, keys_of
 from numba_adam.errors import ConfigurationError, NumbaAdamError
 
 _DESCRIPTION = """\
@@ -42,6 +43,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         choices=("memory", "process", "disk"),
         help="what a crash may lose (default: as in the file, else process)",
     )
+    add_key_file(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,8 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     changes = dict(_setting(text) for text in arguments.set)
     level = None if arguments.durability is None else Durability(arguments.durability)
+    keys = keys_of(arguments, arguments.folder)
     try:
-        spec = import_model(arguments.folder, arguments.model, arguments.source, changes, level)
+        spec = import_model(arguments.folder, arguments.model, arguments.source, changes, level, keys)
     except NumbaAdamError:
         raise
     except OSError as error:

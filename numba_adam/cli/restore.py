@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from numba_adam.cli.connection import bytes_in_words
+from numba_adam.cli.key_file import add_key_file, keys_of
 from numba_adam.errors import ConfigurationError, NumbaAdamError
 
 _DESCRIPTION = """\
@@ -42,6 +43,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         default=Path("/dev/shm"),
         help="the server's --memory-dir, where a killed one may have left a newer state (default: %(default)s)",
     )
+    add_key_file(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from numba_adam.server.storage.restoring import kept_snapshots
 
-    found = kept_snapshots(arguments.folder, arguments.model)
+    found = kept_snapshots(arguments.folder, arguments.model, keys_of(arguments, arguments.folder))
     if arguments.json:
         print(json.dumps({"snapshots": [each._asdict() for each in found]}, indent=2))
         return 0
@@ -68,8 +70,9 @@ def _list(arguments: argparse.Namespace) -> int:
 def _restore(arguments: argparse.Namespace) -> int:
     from numba_adam.server.storage.restoring import restore
 
+    keys = keys_of(arguments, arguments.folder)
     try:
-        version, moved = restore(arguments.folder, arguments.model, arguments.snapshot, arguments.memory_dir)
+        version, moved = restore(arguments.folder, arguments.model, arguments.snapshot, arguments.memory_dir, keys)
     except NumbaAdamError:
         raise
     except OSError as error:

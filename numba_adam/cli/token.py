@@ -14,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numba_adam.cli.key_file import add_key_file, keys_of
 from numba_adam.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from numba_adam.server.storage.keys import Keys
     from numba_adam.server.storage.token_file import Scope, Token, TokenLimits
 
 _DESCRIPTION = """\
@@ -69,6 +71,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
             "--data-dir", type=Path, default=Path("numba-adam-data"), metavar="DIR",
             help="data folder of the server (default: %(default)s)",
         )  # fmt: skip
+        add_key_file(verb)
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -121,14 +124,16 @@ def _make(arguments: argparse.Namespace) -> int:
     name, grants = token_file.check_name(arguments.name), _grants(arguments)
     secret, expires = token_file.new_secret(), datetime.now(UTC).replace(microsecond=0) + timedelta(days=arguments.days)
     folder = arguments.data_dir.absolute()
+    keys = keys_of(arguments, folder)
     with _reported(folder):
         make_folder(folder)
         with token_file.changing(folder):
-            others = [token for token in token_file.read(folder) if token.name != name]
-            if len(others) < len(token_file.read(folder)) and not arguments.replace:
+            earlier = token_file.read(folder, keys)
+            others = [token for token in earlier if token.name != name]
+            if len(others) < len(earlier) and not arguments.replace:
                 raise ConfigurationError(f"NAME={name!r}: there is a token of this name; pass --replace, or revoke it")
             token = token_file.Token(name, token_file.digest_of(secret), expires, grants, _limits(arguments))
-            token_file.write(folder, [*others, token])
+            token_file.write(folder, [*others, token], keys)
             _note(folder, "token make", name)
     print(secret)
     return 0
@@ -144,9 +149,11 @@ def _limit(arguments: argparse.Namespace) -> int:
     from numba_adam.server.storage import token_file
 
     folder = arguments.data_dir.absolute()
-    with _changing(folder, arguments.name) as tokens:
+    keys = keys_of(arguments, folder)
+    with _changing(folder, arguments.name, keys) as tokens:
         changed = {arguments.name: _limits(arguments)}
-        token_file.write(folder, [token._replace(limits=changed.get(token.name, token.limits)) for token in tokens])
+        limited = [token._replace(limits=changed.get(token.name, token.limits)) for token in tokens]
+        token_file.write(folder, limited, keys)
         _note(folder, "token limit", arguments.name)
     print(f"limited {arguments.name}: {_limits_in_words(_limits(arguments)) or 'no limits'}")
     return 0
@@ -173,8 +180,8 @@ def _grants(arguments: argparse.Namespace) -> dict[str, Scope]:
 def _list(arguments: argparse.Namespace) -> int:
     from numba_adam.server.storage import token_file
 
-    now = datetime.now(UTC)
-    for token in sorted(token_file.read(arguments.data_dir.absolute())):
+    now, folder = datetime.now(UTC), arguments.data_dir.absolute()
+    for token in sorted(token_file.read(folder, keys_of(arguments, folder))):
         grants = " ".join(f"{scope.name.lower()}:{model}" for model, scope in sorted(token.grants.items()))
         state = "expired" if now >= token.expires else "until"
         limits = _limits_in_words(token.limits)
@@ -186,8 +193,9 @@ def _revoke(arguments: argparse.Namespace) -> int:
     from numba_adam.server.storage import token_file
 
     folder, name = arguments.data_dir.absolute(), arguments.name
-    with _changing(folder, name) as tokens:
-        token_file.write(folder, [token for token in tokens if token.name != name])
+    keys = keys_of(arguments, folder)
+    with _changing(folder, name, keys) as tokens:
+        token_file.write(folder, [token for token in tokens if token.name != name], keys)
         _note(folder, "token revoke", name)
     print(f"revoked {name}")
     return 0
@@ -202,7 +210,7 @@ def _note(folder: Path, what: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _changing(folder: Path, name: str) -> Iterator[tuple[Token, ...]]:
+def _changing(folder: Path, name: str, keys: Keys) -> Iterator[tuple[Token, ...]]:
     """Yield the tokens of a data folder, while no other process changes them.
 
     Raises:
@@ -213,7 +221,7 @@ def _changing(folder: Path, name: str) -> Iterator[tuple[Token, ...]]:
     if not folder.is_dir():
         raise ConfigurationError(f"data_dir={str(folder)!r}: there is no such folder")
     with _reported(folder), token_file.changing(folder):
-        tokens = token_file.read(folder)
+        tokens = token_file.read(folder, keys)
         if name not in [token.name for token in tokens]:
             raise ConfigurationError(f"NAME={name!r}: there is no token of this name; see numba-adam token list")
         yield tokens

@@ -6,11 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
+from numba_adam.cli.key_file import add_key_file, keys_of
+
 _DESCRIPTION = """\
 Read every file of a data folder that has a checksum, and check it: snapshots, journals of models at the level `disk`,
 the records of the last run and the last stop, deletions, access tokens. A model of the last run without a snapshot is
 reported too. No server may use the folder; a copy can be verified as well. Nothing in it is changed. Not checked: the
 audit log, and what a killed server left in --memory-dir.
+
+With the server's key file, tags are checked too. Without it, a tag is named, and not checked.
 
 The exit status is 0 if everything is intact, and 1 if something is damaged; the line of a damaged file says what. A
 server that starts on a damaged newest snapshot sets it aside and goes back to the previous one.
@@ -30,6 +34,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     """Add the description, the arguments and the examples."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the data folder: what --data-dir names")
+    add_key_file(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
@@ -37,8 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line for each file; return 1 if one is damaged."""
     from numba_adam.server.storage.verification import verify
 
+    keys = None if arguments.snapshot_key_file is None else keys_of(arguments, arguments.folder)
     found = []
-    for each in verify(arguments.folder):
+    for each in verify(arguments.folder, keys):
         found.append(each)
         if not arguments.json:
             print(f"{'ok' if each.is_intact else 'DAMAGED':<9}{each.path}: {each.found}", flush=True)

@@ -217,12 +217,20 @@ class ModelLoader:
     def begin(self, model: Model) -> None:
         """Begin the journal of a restored model that has none: it was rewound. Call it after the run has begun.
 
+        A model whose snapshot has a tag of an earlier key, or none, gets another snapshot.
+
         Raises:
-            SnapshotError: the snapshot that it begins with cannot be written.
+            SnapshotError: a snapshot cannot be written.
         """
-        if model.spec.durability is Durability.DISK and model.keeper is None:
+        is_rewound = model.spec.durability is Durability.DISK and model.keeper is None
+        is_stale = self._data_folder.is_stale(model.spec.name)
+        if is_rewound or is_stale:
             self._snapshots.begin(model)
+        if is_rewound:
             model.keeper = self._disk_keeper(model, (self._data_folder.next_run_id,))
+            if is_stale:  # the next start could not read the earlier journals
+                segments = self._data_folder.segments(model.spec.name)
+                segments.remove_before(segments.paths()[-1])
 
     def create(self, creation: Creation, parts: Parts) -> Model:
         """Receive a new model's initial values and write its first snapshot; return the model.

@@ -23,6 +23,7 @@ from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.runtime.waiters import Waiters
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.deletions import Deletions
+from numba_adam.server.storage.keys import Keys, read_keys
 from numba_adam.server.storage.memory_folder import MemoryFolder
 
 _log = logging.getLogger(__name__)
@@ -55,13 +56,22 @@ class Runtime:
 
     Args:
         config: the settings.
+        keys: of the data folder; None: those that the settings name.
 
     Raises:
-        ConfigurationError: the data folder cannot be used.
+        ConfigurationError: the data folder or the key file cannot be used.
         CorruptSnapshotError: a model has snapshots, and none of them is intact.
+        SnapshotError: the keys refuse a file.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, keys: Keys | None = None) -> None:
+        if keys is None:
+            keys = read_keys(config.snapshot_key_file, config.data_dir)
+        if keys.is_set and keys.admits_unkeyed:
+            _log.warning(
+                "snapshot_key_file: the line 'unkeyed' admits files without a tag, which anyone who can write the data "
+                "folder can make; remove the line after this start"
+            )
         self._config = config
         self._started = time.monotonic()
         self._is_started = False
@@ -70,7 +80,7 @@ class Runtime:
         self.pool = SlotPool(config.memory_budget_bytes)
         self.launcher = Launcher(config.threads)
         self.waiters = Waiters(config.rpc_threads // 2)
-        self._data_folder = DataFolder(config.data_dir, config.snapshots_kept)
+        self._data_folder = DataFolder(config.data_dir, config.snapshots_kept, keys)
         self.snapshots = SnapshotWriter(
             self._data_folder,
             self.pool,
@@ -84,7 +94,8 @@ class Runtime:
         self._memory = MemoryFolder(config.memory_dir, self._data_folder.path)
         loader = ModelLoader(self.pool, self._data_folder, self.snapshots, self.launcher, self._memory)
         try:
-            deletions = Deletions(self._data_folder.path)
+            self._memory.check_apart(self._data_folder.path, keys)
+            deletions = Deletions(self._data_folder.path, keys)
             names = self._data_folder.model_names()
             self._memory.sweep(names)
             for name in names:
@@ -93,6 +104,7 @@ class Runtime:
             self._data_folder.close()
             raise
         self._loader = loader
+        self._deletions = deletions
         self.lifecycle = Lifecycle(self.registry, loader, self.snapshots, deletions, self.pool)
 
     def start(self) -> None:
@@ -116,6 +128,7 @@ class Runtime:
             for model in self.registry.all():
                 make_ready(model.spec.dtype, is_staged=model.arena.is_staged, options=model.spec.options)
             self._data_folder.begin()
+            self._deletions.renew()
             for model in self.registry.all():
                 self._loader.begin(model)
         except BaseException:

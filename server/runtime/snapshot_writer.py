@@ -120,7 +120,7 @@ class SnapshotWriter:
     def begin(self, model: Model) -> None:
         """Write the first snapshot of a new model. Nothing changes the model yet, so no copy is needed."""
         with self._call():
-            model.snapshot_queue.call(self._write, model, _capture_in_place)
+            model.snapshot_queue.call(self._write, model, self._capture_in_place)
 
     def save(self, model: Model) -> None:
         """Write a snapshot unless the newest one has the current state.
@@ -275,19 +275,18 @@ class SnapshotWriter:
         arrays = model.arena.state_arrays()
         slot = self._pool.spare(sum(array.nbytes for array in arrays.values()))
         if slot is None:
-            return model.apply_queue.call(_capture_in_place, model, descriptor)
+            return model.apply_queue.call(self._capture_in_place, model, descriptor)
         try:
             slot.bytes[::_PAGE_BYTES] = 0  # touch fresh pages here, not while pushes wait
             snapshot, copies = model.apply_queue.call(_copy, model, slot.bytes)
-            return snapshot, snapshots.write(descriptor, snapshot, copies)
+            return snapshot, snapshots.write(descriptor, snapshot, copies, self._data_folder.keys)
         finally:
             slot.discard()
 
-
-def _capture_in_place(model: Model, descriptor: int) -> tuple[Snapshot, int]:
-    """Write a model's state directly from its arena; nothing may change it meanwhile."""
-    snapshot = model.capture()
-    return snapshot, snapshots.write(descriptor, snapshot, model.arena.state_arrays())
+    def _capture_in_place(self, model: Model, descriptor: int) -> tuple[Snapshot, int]:
+        """Write a model's state directly from its arena; nothing may change it meanwhile."""
+        snapshot, arrays = model.capture(), model.arena.state_arrays()
+        return snapshot, snapshots.write(descriptor, snapshot, arrays, self._data_folder.keys)
 
 
 def _copy(model: Model, target: Bytes) -> tuple[Snapshot, dict[str, FlatArray]]:

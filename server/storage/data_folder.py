@@ -27,6 +27,7 @@ from typing import NamedTuple
 from numba_adam.errors import ConfigurationError, CorruptSnapshotError, SnapshotError
 from numba_adam.server.model.names import check_model_name, is_model_name
 from numba_adam.server.storage import snapshot as snapshots
+from numba_adam.server.storage import token_file
 from numba_adam.server.storage.durable import (
     TEMPORARY,
     check_file,
@@ -38,7 +39,8 @@ from numba_adam.server.storage.durable import (
     write_new,
 )
 from numba_adam.server.storage.holder import wait_for_dying_holder
-from numba_adam.server.storage.last_run import LOCK_TEXT, LastRun
+from numba_adam.server.storage.keys import NO_KEYS, Keys
+from numba_adam.server.storage.last_run import LOCK_TEXT, LastRun, check_known
 from numba_adam.server.storage.manifest import RESTORED, LastSnapshot, Manifest, Restoration, Run, read_restoration
 from numba_adam.server.storage.segments import Segments
 from numba_adam.server.storage.snapshot import Arrays, Snapshot
@@ -73,13 +75,19 @@ class DataFolder:
     Args:
         path: the folder; created if it does not exist.
         kept: number of snapshots kept of each model.
+        keys: of the folder.
 
     Raises:
         ConfigurationError: another server has locked it, it is not writable, other users may write to it, or another
             release wrote it.
+        SnapshotError: the keys refuse it.
     """
 
-    def __init__(self, path: Path, kept: int) -> None:
+    def __init__(self, path: Path, kept: int, keys: Keys = NO_KEYS) -> None:
+        self.keys = keys
+        """Its keys."""
+
+        self._stale: set[str] = set()  # models whose newest snapshot has another key, or none
         self.path = path.resolve()  # this process may change its working directory later
         self._models = self.path / "models"
         self._kept = kept
@@ -101,7 +109,8 @@ class DataFolder:
             self._check_ours()
             text = os.pread(self._lock, 100, 0)
             is_new = is_new or (bool(text) and not text.strip(b"\0"))  # the power failed before it was on disk
-            self._last_run = LastRun(self.path, None if is_new else text)
+            self._last_run = LastRun(self.path, None if is_new else text, keys)
+            check_known(self._models, self._last_run.run_id, keys)
             if is_new:
                 self._mark()
         except BaseException:
@@ -143,6 +152,8 @@ class DataFolder:
             for name in ("manifest", "running"):
                 (self.path / name).unlink(missing_ok=True)
             sync_folder(self.path)
+            if self.keys.is_set:
+                token_file.renew(self.path, self.keys)
             self._forget_restorations()
             self._sweep()
         except OSError as error:
@@ -165,6 +176,7 @@ class DataFolder:
         temporary = path.with_suffix(TEMPORARY)
         size = write_new(temporary, capture)
         newest = _Newest(number, snapshots.fingerprint(temporary))
+        self._stale.discard(name)
         temporary.rename(path)
         sync_folder(folder)
         with self._changing:
@@ -192,9 +204,15 @@ class DataFolder:
         for number in sorted(numbers_in(folder), reverse=True):
             path = path_of(folder, number)
             try:
-                found = snapshots.read(path, arrays_for)
+                found = snapshots.read(path, arrays_for, self.keys)
                 last = describe(path, number, found)
+                self._note_key(name, path)
             except CorruptSnapshotError as error:
+                if self.keys.is_set:
+                    raise CorruptSnapshotError(
+                        f"model {name!r}: {error}. With a key file, a start does not go back by itself: put the file "
+                        f"back from a backup, or run numba-adam restore {str(self.path)!r} {name}"
+                    ) from error
                 _log.error("model %s: %s; trying the previous snapshot", name, error)
                 damaged.append(str(error))
                 continue
@@ -217,7 +235,7 @@ class DataFolder:
 
     def restoration(self, name: str) -> Restoration | None:
         """Return what `numba-adam restore` wrote since the last start; None if it did not run."""
-        return read_restoration(self._folder(name) / RESTORED)
+        return read_restoration(self._folder(name) / RESTORED, self.keys)
 
     def segments(self, name: str) -> Segments:
         """Return the journal of a model.
@@ -226,7 +244,7 @@ class DataFolder:
             OSError: the folder was replaced.
         """
         self._check_held()
-        return Segments(self._folder(name), self.path / "lock")
+        return Segments(self._folder(name), self.path / "lock", self.keys)
 
     @property
     def last_run_id(self) -> str:
@@ -239,12 +257,17 @@ class DataFolder:
         number = max(numbers_in(folder), default=0)
         path = path_of(folder, number)
         try:
-            found = snapshots.read_records(path)
+            found = snapshots.read_records(path, self.keys)
             self._newest[name] = _Newest(number, snapshots.fingerprint(path))
+            self._note_key(name, path)
         except (CorruptSnapshotError, OSError) as error:
             _log.error("model %s: its newest snapshot cannot be read: %s", name, error)
             return None
         return found
+
+    def is_stale(self, name: str) -> bool:
+        """Return whether a model's newest snapshot has a tag of another key than the current one, or none."""
+        return name in self._stale
 
     def holds(self, name: str) -> bool:
         """Return whether the snapshot that this process wrote or read last still exists."""
@@ -283,7 +306,8 @@ class DataFolder:
                 return True
             self._check_held()
             found = {name: last for name in saved if (last := self._last(name))}
-            replace(self.path / "manifest", Manifest(self._run_id, found).write)
+            manifest = Manifest(self._run_id, found)
+            replace(self.path / "manifest", lambda descriptor: manifest.write(descriptor, self.keys))
             return len(found) == len(saved)
         finally:
             os.close(self._lock)
@@ -339,6 +363,11 @@ class DataFolder:
             for path in folder.iterdir():
                 check_file(path)
 
+    def _note_key(self, name: str, path: Path) -> None:
+        """Note whether a snapshot has the current key."""
+        if snapshots.key_id_of(path) != self.keys.key_id:
+            self._stale.add(name)
+
     def _half_made(self) -> list[str]:
         """Return the models whose creation a crash interrupted. None of them was acknowledged."""
         folders = [path for path in self._models.iterdir() if path.is_dir() and self._last_run.names_all]
@@ -382,7 +411,8 @@ class DataFolder:
             self._write_run(self._run_id)
 
     def _write_run(self, run_id: str) -> None:
-        replace(self.path / "run", Run(run_id, tuple(sorted(self._names))).write)
+        run = Run(run_id, tuple(sorted(self._names)))
+        replace(self.path / "run", lambda descriptor: run.write(descriptor, self.keys))
 
     def _last(self, name: str) -> LastSnapshot | None:
         """Return the manifest's entry of a model; None if its newest snapshot is missing or was replaced."""
@@ -391,7 +421,7 @@ class DataFolder:
             return None
         path = path_of(self._folder(name), newest.number)
         try:
-            last = describe(path, newest.number, snapshots.read_records(path))
+            last = describe(path, newest.number, snapshots.read_records(path, self.keys))
         except OSError as error:
             _log.error("model %s: its newest snapshot is gone (%s)", name, error)
             return None

@@ -8,7 +8,7 @@ still succeed, but a restart forgets the deletions. Imports the requests, the ch
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -20,8 +20,10 @@ from numba_adam.server.model.records import check_keys, check_value
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.storage import checked_json
 from numba_adam.server.storage.durable import replace, write_all
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 
 _log = logging.getLogger(__name__)
+FILE_NAME = "deletions"
 _FORMAT = 1
 MOST = 1024
 """Deletions kept; beyond this number the oldest is dropped."""
@@ -45,13 +47,15 @@ class Deletions:
 
     Args:
         folder: the data folder, locked by this process.
+        keys: its keys.
 
     Raises:
-        SnapshotError: the file has a key or value that this version does not know.
+        SnapshotError: the file has a key or value that this version does not know, or the keys refuse it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "deletions"
+    def __init__(self, folder: Path, keys: Keys = NO_KEYS) -> None:
+        self._path = folder / FILE_NAME
+        self._keys = keys
         self._lock = threading.Lock()
         self._by_name = self._read()
 
@@ -66,6 +70,16 @@ class Deletions:
                 self._write()
             except OSError as error:  # such as a full disk, where the deletion frees space
                 _log.warning("%s: %s; until the next deletion, a restart forgets this one", self._path, error)
+
+    def renew(self) -> None:
+        """Write the file with the current key, if it has another one or none.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            if self._keys.is_set and checked_json.key_id_of(self._path.read_bytes()) != self._keys.key_id:
+                self._write()
 
     def check(self, creation: Creation) -> None:
         """Refuse to create a model if the caller does not know of its deletion.
@@ -92,33 +106,35 @@ class Deletions:
 
     def _read(self) -> dict[str, Deletion]:
         try:
-            return read_deletions(self._path)
+            return read_deletions(self._path, self._keys)
         except FileNotFoundError:
             return {}
         except SnapshotError:  # a subclass of OSError
             raise
         except (OSError, ValueError, TypeError, RecursionError) as error:
+            if self._keys.is_set:
+                raise SnapshotError(
+                    f"{str(self._path)!r} cannot be read ({error}), and with a key file nobody may guess what it had: "
+                    "put it back from a backup"
+                ) from error
             _log.warning("%s: cannot be read (%s); the earlier deletions are forgotten", self._path, error)
             return {}
 
     def _write(self) -> None:
         deletions = [[name, *deletion] for name, deletion in self._by_name.items()]
-        raw = checked_json.encode({"format": _FORMAT, "deletions": deletions})
+        raw = checked_json.encode({"format": _FORMAT, "deletions": deletions}, FILE_NAME, self._keys)
         replace(self._path, lambda descriptor: write_all(descriptor, raw))
 
 
-def read_deletions(path: Path) -> dict[str, Deletion]:
+def read_deletions(path: Path, keys: Keys = NO_KEYS) -> dict[str, Deletion]:
     """Return the deletions in a file by name, the oldest first. The first release wrote no checksum.
 
     Raises:
-        SnapshotError: it has a key or value that this version does not know.
+        SnapshotError: it has a key or value that this version does not know, or the keys refuse it.
         FileNotFoundError: there is none.
         OSError, ValueError, TypeError, RecursionError: it cannot be read, or is damaged.
     """
-    raw = path.read_bytes()
-    record = json.loads(raw)
-    check_keys(record, str(path), ("format", "deletions"), (checked_json.FIELD,))
+    record = checked_json.decode(path.read_bytes(), str(path), FILE_NAME, keys, may_lack_checksum=True)
+    check_keys(record, str(path), ("format", "deletions"))
     check_value(record["format"], f"{path}: its format", (_FORMAT,))
-    if checked_json.FIELD in record:
-        checked_json.decode(raw)
     return {name: Deletion(*values) for name, *values in record["deletions"]}

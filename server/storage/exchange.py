@@ -24,6 +24,7 @@ from numba_adam.server.storage import safetensors_file
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.durable import TEMPORARY, make_folder, replace, sync_folder, write_new
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 from numba_adam.server.storage.last_run import LastRun
 from numba_adam.server.storage.manifest import Manifest, Run, read_manifest, read_run
 from numba_adam.server.storage.restoring import model_folder
@@ -51,7 +52,7 @@ class Exported(NamedTuple):
     """Why it may not be the model's last state; empty if it is."""
 
 
-def export_model(folder: Path, name: str, out: Path, number: int | None = None) -> Exported:
+def export_model(folder: Path, name: str, out: Path, number: int | None = None, keys: Keys = NO_KEYS) -> Exported:
     """Write a snapshot of a model to a safetensors file.
 
     Args:
@@ -59,6 +60,7 @@ def export_model(folder: Path, name: str, out: Path, number: int | None = None) 
         name: the model.
         out: the new file.
         number: the snapshot; None: the newest.
+        keys: of the data folder.
 
     Raises:
         ConfigurationError: there is no such folder, model or snapshot, a server uses it, or the file exists.
@@ -80,10 +82,11 @@ def export_model(folder: Path, name: str, out: Path, number: int | None = None) 
             flats.update(arrays_for(snapshot))
             return flats
 
-        found = snapshots.read(path, memory_for)
+        found = snapshots.read(path, memory_for, keys)
         why = "a newer snapshot exists"
         if chosen == kept[-1]:
-            why = LastRun(folder, (folder / "lock").read_bytes()).why_rewound(name, describe(path, chosen, found))
+            last_run = LastRun(folder, (folder / "lock").read_bytes(), keys)
+            why = last_run.why_rewound(name, describe(path, chosen, found))
     spec = Spec.from_record(found.model)
     columns = {column: _named(spec, flat) for column, flat in flats.items()}
     steps = dict(zip(columns["param"], found.ledger["steps"], strict=True))
@@ -93,7 +96,12 @@ def export_model(folder: Path, name: str, out: Path, number: int | None = None) 
 
 
 def import_model(
-    folder: Path, name: str, source: Path, changes: Mapping[str, Any], durability: Durability | None = None
+    folder: Path,
+    name: str,
+    source: Path,
+    changes: Mapping[str, Any],
+    durability: Durability | None = None,
+    keys: Keys = NO_KEYS,
 ) -> Spec:
     """Make a model of a safetensors file: its first snapshot, at version 0 of a new state.
 
@@ -103,6 +111,7 @@ def import_model(
         source: the file.
         changes: hyperparameters that replace those of the file.
         durability: None: that of the file.
+        keys: of the data folder.
 
     Raises:
         ConfigurationError: the file or the folder cannot be used, a server uses it, or the model exists.
@@ -119,32 +128,32 @@ def import_model(
     snapshot = Snapshot({**spec.to_record(), "request_id": secrets.token_hex(16)}, ledger.to_record())
 
     def capture(descriptor: int) -> int:
-        return snapshots.write(descriptor, snapshot, flats)
+        return snapshots.write(descriptor, snapshot, flats, keys)
 
     if (folder / "lock").exists():
         with unused(folder, "import into another folder", is_exclusive=True):
-            _add(folder, spec, snapshot, capture)
+            _add(folder, spec, snapshot, capture, keys)
     else:
-        _begin(folder, spec, snapshot, capture)
+        _begin(folder, spec, snapshot, capture, keys)
     return spec
 
 
-def _begin(folder: Path, spec: Spec, snapshot: Snapshot, capture: Callable[[int], int]) -> None:
+def _begin(folder: Path, spec: Spec, snapshot: Snapshot, capture: Callable[[int], int], keys: Keys) -> None:
     """Make a data folder with one model."""
     saved: list[str] = []
-    data = DataFolder(folder, kept=1)
+    data = DataFolder(folder, kept=1, keys=keys)
     try:
         data.begin()
         data.write(spec.name, capture)
-        _begin_journal(data.path, spec, snapshot, data.next_run_id)
+        _begin_journal(data.path, spec, snapshot, data.next_run_id, keys)
         saved.append(spec.name)
     finally:
         data.close(saved)
 
 
-def _add(folder: Path, spec: Spec, snapshot: Snapshot, capture: Callable[[int], int]) -> None:
+def _add(folder: Path, spec: Spec, snapshot: Snapshot, capture: Callable[[int], int], keys: Keys) -> None:
     """Add a model to a data folder, as if the last run had created it."""
-    run, manifest = read_run(folder / "run"), read_manifest(folder / "manifest")
+    run, manifest = read_run(folder / "run", keys), read_manifest(folder / "manifest", keys)
     if run is None or manifest is None or run.run_id != manifest.run_id:
         raise ConfigurationError(
             f"{str(folder)!r}: the last server on it was not stopped cleanly, and a start would go on from what it "
@@ -162,21 +171,22 @@ def _add(folder: Path, spec: Spec, snapshot: Snapshot, capture: Callable[[int], 
         write_new(temporary, capture)
         temporary.rename(path)
         sync_folder(place)
-        _begin_journal(folder, spec, snapshot, run.run_id)
-        models = tuple(sorted({*run.models, spec.name}))
-        replace(folder / "run", Run(run.run_id, models).write)
+        _begin_journal(folder, spec, snapshot, run.run_id, keys)
+        listed = Run(run.run_id, tuple(sorted({*run.models, spec.name})))
+        replace(folder / "run", lambda descriptor: listed.write(descriptor, keys))
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
     entry = describe(path, 1, snapshot)
-    replace(folder / "manifest", Manifest(run.run_id, {**manifest.models, spec.name: entry}).write)
+    added = Manifest(run.run_id, {**manifest.models, spec.name: entry})
+    replace(folder / "manifest", lambda descriptor: added.write(descriptor, keys))
 
 
-def _begin_journal(folder: Path, spec: Spec, snapshot: Snapshot, run_id: str) -> None:
+def _begin_journal(folder: Path, spec: Spec, snapshot: Snapshot, run_id: str, keys: Keys) -> None:
     """Begin the journal of a model at the level `disk`, without which a start would report a rewind."""
     if spec.durability is not Durability.DISK:
         return
-    segments = Segments(folder / "models" / spec.name, folder / "lock")
+    segments = Segments(folder / "models" / spec.name, folder / "lock", keys)
     writer = segments.create()
     try:
         segments.begin(writer, (run_id,), snapshot.ledger, is_previous_synced=True)

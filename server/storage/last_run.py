@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import ConfigurationError, SnapshotError
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 from numba_adam.server.storage.manifest import FORMAT, LastSnapshot, check_format, read_manifest, read_run
 
 LOCK_TEXT = f"numba-adam data folder, format {FORMAT}\n".encode("ascii")
@@ -23,14 +24,16 @@ class LastRun:
     Args:
         folder: the data folder.
         lock_text: content of its lock file; None if it did not exist.
+        keys: of the data folder.
 
     Raises:
         ConfigurationError: another release wrote it, or it cannot be read.
+        SnapshotError: the keys refuse a record.
     """
 
-    def __init__(self, folder: Path, lock_text: bytes | None) -> None:
+    def __init__(self, folder: Path, lock_text: bytes | None, keys: Keys = NO_KEYS) -> None:
         _check_lock_text(lock_text, folder / "lock")
-        run, manifest = read_run(folder / "run"), read_manifest(folder / "manifest")
+        run, manifest = read_run(folder / "run", keys), read_manifest(folder / "manifest", keys)
         is_first_format = lock_text == b"" and not (folder / "run").exists() and not (folder / "manifest").exists()
         known = run or manifest
         self.names = frozenset(known.models if known else ())
@@ -71,6 +74,28 @@ class LastRun:
         return (
             f"the server stopped at version {last.version} of state {last.state_id}, snapshot {last.number}, and the "
             f"newest snapshot is {found.number}, of version {found.version} of state {found.state_id}"
+        )
+
+
+def check_known(models: Path, run_id: str, keys: Keys) -> None:
+    """Refuse models without a record of the last run: with keys, the record says which ones there are.
+
+    Args:
+        models: the folder of the models.
+        run_id: what the record says; empty: there is none.
+        keys: of the data folder.
+
+    Raises:
+        SnapshotError: someone removed the record.
+    """
+    if keys.admits_unkeyed or run_id:
+        return
+    found = sorted(path.parent.name for path in models.glob("*/*.snapshot"))
+    if found:
+        raise SnapshotError(
+            f"{str(models)!r} has models, such as {found[0]!r}, and there is no file 'run' beside it, so someone "
+            "removed it. Put it back from a backup, or, to go on with what is there, add the line 'unkeyed' at the end "
+            "of the key file for one start"
         )
 
 

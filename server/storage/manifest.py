@@ -4,7 +4,8 @@
     DIR/manifest   the same id, and the file with the last state of each model; written at a clean stop
 
 A manifest is valid only with the run record of the same id, which detects an old manifest that was put back. Each file
-is one line of JSON with a checksum. Imports JSON with checksums, durable files and the error tree.
+is one line of JSON with a checksum, and with a tag if the server has keys. Imports JSON with checksums, durable files
+and the error tree.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import ConfigurationError, SnapshotError
 from numba_adam.server.storage import checked_json
 from numba_adam.server.storage.durable import write_all
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 
 FORMAT = 2
 """Format of data folders. The first format had neither file, but an empty file `running` while a server ran."""
@@ -55,9 +57,9 @@ class Run(NamedTuple):
     models: tuple[str, ...]
     """The names of the models."""
 
-    def write(self, descriptor: int) -> int:
+    def write(self, descriptor: int, keys: Keys = NO_KEYS) -> int:
         """Write it to an empty file; return the size."""
-        return _write(descriptor, "run", {"run_id": self.run_id, "models": self.models})
+        return _write(descriptor, "run", {"run_id": self.run_id, "models": self.models}, keys)
 
 
 class Manifest(NamedTuple):
@@ -69,10 +71,10 @@ class Manifest(NamedTuple):
     models: Mapping[str, LastSnapshot]
     """The models whose last state is on disk, by name."""
 
-    def write(self, descriptor: int) -> int:
+    def write(self, descriptor: int, keys: Keys = NO_KEYS) -> int:
         """Write it to an empty file; return the size."""
         models = {name: last._asdict() for name, last in self.models.items()}
-        return _write(descriptor, "manifest", {"run_id": self.run_id, "models": models})
+        return _write(descriptor, "manifest", {"run_id": self.run_id, "models": models}, keys)
 
 
 class Restoration(NamedTuple):
@@ -87,40 +89,43 @@ class Restoration(NamedTuple):
     version: int
     """Version of the model in it."""
 
-    def write(self, descriptor: int) -> int:
+    def write(self, descriptor: int, keys: Keys = NO_KEYS) -> int:
         """Write it to an empty file; return the size."""
-        return _write(descriptor, RESTORED, self._asdict())
+        return _write(descriptor, RESTORED, self._asdict(), keys)
 
 
-def read_run(path: Path) -> Run | None:
+def read_run(path: Path, keys: Keys = NO_KEYS) -> Run | None:
     """Return the last run; None if the file is missing or damaged.
 
     Raises:
         ConfigurationError: it cannot be read, or is of another format.
+        SnapshotError: the keys refuse it.
     """
-    content = _read(path, "run")
+    content = _read(path, "run", keys)
     return None if content is None else Run(content["run_id"], tuple(content["models"]))
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_manifest(path: Path, keys: Keys = NO_KEYS) -> Manifest | None:
     """Return the manifest; None if the file is missing or damaged.
 
     Raises:
         ConfigurationError: it cannot be read, or is of another format.
+        SnapshotError: the keys refuse it.
     """
-    content = _read(path, "manifest")
+    content = _read(path, "manifest", keys)
     if content is None:
         return None
     return Manifest(content["run_id"], {name: LastSnapshot(**last) for name, last in content["models"].items()})
 
 
-def read_restoration(path: Path) -> Restoration | None:
+def read_restoration(path: Path, keys: Keys = NO_KEYS) -> Restoration | None:
     """Return the restoration; None if the file is missing or damaged.
 
     Raises:
         ConfigurationError: it cannot be read, or is of another format.
+        SnapshotError: the keys refuse it.
     """
-    content = _read(path, RESTORED)
+    content = _read(path, RESTORED, keys)
     if content is None:
         return None
     return Restoration(content["run_id"], content["number"], content["version"])
@@ -139,12 +144,12 @@ def check_format(version: object, path: Path) -> None:
         )
 
 
-def _write(descriptor: int, kind: str, content: Mapping[str, Any]) -> int:
-    return write_all(descriptor, checked_json.encode({"kind": kind, "format": FORMAT, **content}))
+def _write(descriptor: int, kind: str, content: Mapping[str, Any], keys: Keys) -> int:
+    return write_all(descriptor, checked_json.encode({"kind": kind, "format": FORMAT, **content}, kind, keys))
 
 
-def _read(path: Path, kind: str) -> dict[str, Any] | None:
-    """Return a file's content. A damaged file counts as missing, and is logged."""
+def _read(path: Path, kind: str, keys: Keys) -> dict[str, Any] | None:
+    """Return a file's content. A damaged file counts as missing, and is logged; with keys, it is refused."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -155,10 +160,14 @@ def _read(path: Path, kind: str) -> dict[str, Any] | None:
             "to its newest snapshot under a new state id"
         ) from error
     try:
-        content = checked_json.decode(raw)
+        content = checked_json.decode(raw, str(path), kind, keys)
         is_whole = content["kind"] == kind
     except (KeyError, ValueError):
         is_whole = False
+    if not is_whole and keys.is_set:
+        raise SnapshotError(
+            f"{str(path)!r} is damaged, and with a key file nobody may guess what it had: put it back from a backup"
+        )
     if not is_whole:
         _log.error("%s: damaged; its content is lost", path)
         return None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from numba_adam.errors import ConfigurationError, TransferTooLargeError
 from numba_adam.kernel_cache import private_folder
+from numba_adam.server.storage.keys import Keys
 
 _log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -160,6 +161,19 @@ class MemoryFolder:
             raise ConfigurationError(
                 f"memory_dir: {reason}; it would hold what models acknowledged. Find out who did this, and remove "
                 "it, start with another --memory-dir, or create models with durability='memory'"
+            )
+
+    def check_apart(self, data_dir: Path, keys: Keys) -> None:
+        """Refuse, with keys, a memory folder within the data folder: what is in it has no tags.
+
+        Raises:
+            ConfigurationError: it is there.
+        """
+        if keys.is_set and self.path.is_relative_to(data_dir.resolve()):
+            raise ConfigurationError(
+                f"memory_dir: {str(self.path)!r} is in the data folder, and whoever can write there could change "
+                "models in it, which no key would notice. Start with --memory-dir outside of it, in a file system in "
+                "memory"
             )
 
     def sweep(self, names: Collection[str]) -> None:

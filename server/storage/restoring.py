@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from numba_adam.errors import ConfigurationError, CorruptSnapshotError, SnapshotError
+from numba_adam.errors import ConfigurationError, SnapshotError
 from numba_adam.server.model.names import check_model_name
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.durable import make_folder, replace, sync_folder
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 from numba_adam.server.storage.manifest import RESTORED, Restoration, read_run
 from numba_adam.server.storage.memory_folder import MemoryFolder
 from numba_adam.server.storage.segments import Segments
@@ -34,7 +35,7 @@ class Kept(NamedTuple):
     """Its number."""
 
     version: int | None
-    """The model's version in it; None: its header is damaged."""
+    """The model's version in it; None: its header is damaged, or the keys refuse it."""
 
     state_id: str
     """The model's line of history in it."""
@@ -46,18 +47,23 @@ class Kept(NamedTuple):
     """Size of the file."""
 
 
-def kept_snapshots(folder: Path, name: str) -> list[Kept]:
+def kept_snapshots(folder: Path, name: str, keys: Keys = NO_KEYS) -> list[Kept]:
     """Return the snapshots of a model, the oldest first. Their headers are verified, and their data is not.
+
+    Args:
+        folder: the data folder.
+        name: the model.
+        keys: of the data folder.
 
     Raises:
         ConfigurationError: there is no such data folder or model, or a server uses it.
     """
     with unused(folder, "list those in a copy", is_exclusive=False):
         place = model_folder(folder, name)
-        return [_kept(path_of(place, number), number) for number in sorted(numbers_in(place))]
+        return [_kept(path_of(place, number), number, keys) for number in sorted(numbers_in(place))]
 
 
-def restore(folder: Path, name: str, number: int, memory_dir: Path) -> tuple[int, list[str]]:
+def restore(folder: Path, name: str, number: int, memory_dir: Path, keys: Keys = NO_KEYS) -> tuple[int, list[str]]:
     """Make a snapshot the state that the next server starts with.
 
     Args:
@@ -65,6 +71,7 @@ def restore(folder: Path, name: str, number: int, memory_dir: Path) -> tuple[int
         name: the model.
         number: the snapshot's number.
         memory_dir: the memory folder of its server.
+        keys: of the data folder.
 
     Returns:
         The version of the model in it, and the files that were set aside, relative to the data folder.
@@ -86,9 +93,10 @@ def restore(folder: Path, name: str, number: int, memory_dir: Path) -> tuple[int
                 f"model {name!r}: a killed server left a newer state in {str(memory.folder)!r}; start the server and "
                 "stop it, which saves that state as a snapshot, then restore. To lose it, remove that folder"
             )
-        version: int = snapshots.read(path_of(place, number), arrays_for).ledger["version"]
-        run = read_run(folder / "run")
-        replace(place / RESTORED, Restoration(run.run_id if run else "", number, version).write)
+        version: int = snapshots.read(path_of(place, number), arrays_for, keys).ledger["version"]
+        run = read_run(folder / "run", keys)
+        restoration = Restoration(run.run_id if run else "", number, version)
+        replace(place / RESTORED, lambda descriptor: restoration.write(descriptor, keys))
         return version, [str(path.relative_to(folder)) for path in _set_aside(folder, place, number)]
 
 
@@ -122,11 +130,11 @@ def _set_aside(folder: Path, place: Path, number: int) -> list[Path]:
     return moved
 
 
-def _kept(path: Path, number: int) -> Kept:
+def _kept(path: Path, number: int, keys: Keys) -> Kept:
     status = path.stat()
     written = datetime.fromtimestamp(status.st_mtime, UTC).isoformat(sep=" ", timespec="seconds")
     try:
-        ledger = snapshots.read_records(path).ledger
-    except (CorruptSnapshotError, SnapshotError):
+        ledger = snapshots.read_records(path, keys).ledger
+    except SnapshotError:
         return Kept(number, None, "", written, status.st_size)
     return Kept(number, ledger["version"], ledger["state_id"], written, status.st_size)

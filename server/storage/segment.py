@@ -8,11 +8,13 @@ when it was written, and a checksum of all that and of its position. Heads begin
 
 When the power fails, what was not yet fsynced may be there, be missing or be zeros, sector by sector. So a bad record
 is *torn* if it is cut short or if one of its sectors is zero, and if no later record says that it was on disk. It was
-never acknowledged. Every other bad record is *damage*. Imports NumPy, the checksum library and the error tree.
+never acknowledged. Every other bad record is *damage*. Imports NumPy, the checksum library, the seals
+and the error tree.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ import xxhash
 
 from numba_adam.errors import CorruptSnapshotError
 from numba_adam.server.storage.durable import sync
+from numba_adam.server.storage.seal import Seal
 
 MAGIC = b"NBADSEG1"
 _MARK = b"NBADREC1"
@@ -59,6 +62,12 @@ class Record(NamedTuple):
     end: int
     """Position after it."""
 
+    seal_bytes: int = 0
+    """Size of the seal before its event."""
+
+    gradient_sha256: bytes = b""
+    """SHA-256 of its gradient, which its seal covers; empty without a seal."""
+
 
 class Writer:
     """A segment that is being written.
@@ -80,6 +89,9 @@ class Writer:
 
         self.size = 0
         """Bytes that were written."""
+
+        self.seal: Seal | None = None
+        """Seals the records, if the data folder has keys."""
 
         try:
             os.fchmod(self._descriptor, 0o600)
@@ -104,6 +116,8 @@ class Writer:
         if self._is_broken:
             raise OSError(f"{str(self.path)!r}: an earlier record could not be written or cut off")
         raw = memoryview(b"") if gradient is None else gradient.view(np.uint8).data
+        if self.seal is not None:
+            event = self.seal.sealed(event, raw, self.size)
         checksums = xxhash.xxh3_64_intdigest(event), xxhash.xxh3_64_intdigest(raw)
         fields = _FIELDS.pack(_MARK, len(event), len(raw), self.synced, *checksums)
         head = fields + _CHECK.pack(_check(fields, self.size))
@@ -211,10 +225,23 @@ class Reader:
                 done += count
             digest.update(piece)
         if len(raw) == record.gradient_bytes and digest.intdigest() == record.gradient_xxh3:
+            self._check_sealed(record, raw)
             return True
-        begin = record.gradient_at - HEAD_BYTES - len(record.event)
+        begin = begin_of(record)
         self._tear_or_raise(begin, record.end, "a gradient's checksum is wrong")
         return False
+
+    def _check_sealed(self, record: Record, raw: Flat) -> None:
+        """Check a gradient against its record's seal.
+
+        Raises:
+            CorruptSnapshotError: someone without the key changed it.
+        """
+        if record.gradient_sha256 and hashlib.sha256(raw.data).digest() != record.gradient_sha256:
+            raise CorruptSnapshotError(
+                f"{str(self.path)!r}, offset {begin_of(record)}: the gradient was changed by someone without the key. "
+                "Put the file back from a backup"
+            )
 
     def padding(self, record: Record) -> bytes:
         """Return the bytes between a record and the next one. No checksum has them: they are zeros, and never used."""
@@ -303,6 +330,11 @@ class Reader:
             position += len(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def begin_of(record: Record) -> int:
+    """Return the position of a record."""
+    return record.gradient_at - HEAD_BYTES - record.seal_bytes - len(record.event)
 
 
 def _aligned(position: int) -> int:

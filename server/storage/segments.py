@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 from numba_adam.errors import CorruptSnapshotError
 from numba_adam.server.model.records import check_keys
 from numba_adam.server.storage.durable import sync_folder
-from numba_adam.server.storage.segment import Reader, Record, Writer
+from numba_adam.server.storage.keys import NO_KEYS, Keys
+from numba_adam.server.storage.seal import Seal, new_seal, seal_of
+from numba_adam.server.storage.segment import Reader, Record, Writer, begin_of
 
 FORMAT = 1
 _NAME = re.compile(r"([0-9]{8,})\.journal")
 _KEYS = ("format", "lock_inode", "inode", "runs", "is_previous_synced", "ledger")
+_SEALED_KEYS = ("key_id", "nonce")
 
 
 class Beginning(NamedTuple):
@@ -40,6 +43,9 @@ class Beginning(NamedTuple):
     is_original: bool
     """Whether the file is where it was written: no copy, link or part of another data folder."""
 
+    key_id: str = ""
+    """Id of the key that its records are sealed with; empty: they have no seal."""
+
 
 class Segments:
     """The segments of one model.
@@ -47,11 +53,12 @@ class Segments:
     Args:
         folder: the folder of its snapshots.
         lock: the lock file of the data folder.
+        keys: of the data folder.
         is_kept: True: only to look at them; see Reader.
     """
 
-    def __init__(self, folder: Path, lock: Path, *, is_kept: bool = False) -> None:
-        self._folder, self._lock, self._is_kept = folder, lock, is_kept
+    def __init__(self, folder: Path, lock: Path, keys: Keys = NO_KEYS, *, is_kept: bool = False) -> None:
+        self._folder, self._lock, self._keys, self._is_kept = folder, lock, keys, is_kept
 
     def paths(self) -> list[Path]:
         """Return the files, the oldest first."""
@@ -81,7 +88,10 @@ class Segments:
         Raises:
             OSError: it was not written.
         """
+        seal = new_seal(self._keys)
+        writer.seal = seal if seal.key_id else None
         content = {
+            **({"key_id": seal.key_id, "nonce": seal.nonce} if seal.key_id else {}),
             "format": FORMAT,
             "lock_inode": self._lock.stat().st_ino,
             "inode": writer.inode,
@@ -98,13 +108,18 @@ class Segments:
 
         Raises:
             CorruptSnapshotError: it is damaged, or of another release.
+            SnapshotError: the keys refuse it.
             OSError: it cannot be read.
         """
         reader = Reader(path, is_kept=self._is_kept)
         try:
             records = reader.records()
             first = next(records, None)
-            return None if first is None else self._beginning(reader, first), records, reader
+            if first is None:
+                return None, records, reader
+            seal = seal_of(first.event, self._keys, str(path), begin_of(first))
+            beginning = self._beginning(reader, _opened(first, seal, path))
+            return beginning, (_opened(record, seal, path) for record in records), reader
         except BaseException:
             reader.__exit__()
             raise
@@ -136,15 +151,27 @@ class Segments:
                 f"{str(reader.path)!r} has format {known!r}, and this numba-adam reads {FORMAT}: start the release "
                 "that wrote it and stop it, which saves the model"
             )
-        check_keys(content, f"the first record of {str(reader.path)!r}", _KEYS)
+        check_keys(content, f"the first record of {str(reader.path)!r}", _KEYS, _SEALED_KEYS)
         is_original = self._is_original(content, reader.status)
-        return Beginning(content["runs"], content["ledger"], content["is_previous_synced"], is_original)
+        values = content["runs"], content["ledger"], content["is_previous_synced"]
+        return Beginning(*values, is_original, content.get("key_id", ""))
 
     def _is_original(self, content: Mapping[str, Any], status: os.stat_result) -> bool:
         """Return whether a segment is the file that was written, in its own data folder."""
         lock = self._lock.stat()
         written = content["lock_inode"], content["inode"]
         return written == (lock.st_ino, status.st_ino) and lock.st_nlink == status.st_nlink == 1
+
+
+def _opened(record: Record, seal: Seal, path: Path) -> Record:
+    """Return a record without its seal.
+
+    Raises:
+        CorruptSnapshotError: the seal is missing or wrong.
+    """
+    event, gradient_sha256 = seal.opened(record.event, record.gradient_bytes, begin_of(record), str(path))
+    seal_bytes = len(record.event) - len(event)
+    return record._replace(event=event, seal_bytes=seal_bytes, gradient_sha256=gradient_sha256)
 
 
 def is_segment(path: os.PathLike[str]) -> bool:

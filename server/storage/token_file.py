@@ -21,10 +21,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import ConfigurationError, SnapshotError
 from numba_adam.server.model.names import is_model_name
 from numba_adam.server.storage import checked_json
 from numba_adam.server.storage.durable import check_file, replace, write_all
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 
 FILE_NAME = "tokens.json"
 EVERY_MODEL = "*"
@@ -102,41 +103,58 @@ def check_name(name: str) -> str:
     return name
 
 
-def read(folder: Path) -> tuple[Token, ...]:
+def read(folder: Path, keys: Keys = NO_KEYS) -> tuple[Token, ...]:
     """Return the tokens of a data folder; none if it has no file.
 
     Raises:
-        ConfigurationError: others may write to the file, or it is damaged.
+        ConfigurationError: others may write to the file, it is damaged, or the keys refuse it.
     """
     path = folder / FILE_NAME
     check_file(path)
     try:
         raw = path.read_bytes()
-        values = json.loads(raw)
-        if values["format"] != _FORMAT:
-            raise ConfigurationError(f"{path}: it has format {values['format']!r}, and this release reads {_FORMAT}")
-        if checked_json.FIELD in values:
-            values = checked_json.decode(raw, _INDENT)
+        found = json.loads(raw)["format"]
+        if found != _FORMAT:
+            raise ConfigurationError(f"{path}: it has format {found!r}, and this release reads {_FORMAT}")
+        values = checked_json.decode(raw, str(path), FILE_NAME, keys, _INDENT, may_lack_checksum=True)
         if set(values) != {"format", "tokens"}:
             raise ValueError("damaged")
         return tuple(_token(value) for value in values["tokens"])
     except FileNotFoundError:
         return ()
+    except ConfigurationError:
+        raise
+    except SnapshotError as error:
+        raise ConfigurationError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{path}: it cannot be read ({type(error).__name__}); restore it, or remove it"
         ) from error
 
 
-def write(folder: Path, tokens: Iterable[Token]) -> None:
+def write(folder: Path, tokens: Iterable[Token], keys: Keys = NO_KEYS) -> None:
     """Replace the tokens of a data folder.
 
     Raises:
         OSError: the file cannot be written.
     """
     values = {"format": _FORMAT, "tokens": [_value(token) for token in tokens]}
-    raw = checked_json.encode(values, _INDENT)
+    raw = checked_json.encode(values, FILE_NAME, keys, _INDENT)
     replace(folder / FILE_NAME, lambda descriptor: write_all(descriptor, raw))
+
+
+def renew(folder: Path, keys: Keys) -> None:
+    """Write the file with the current key, if it has another one or none.
+
+    Raises:
+        ConfigurationError: see read.
+        OSError: it cannot be written.
+    """
+    if (folder / FILE_NAME).exists():
+        with changing(folder):
+            tokens = read(folder, keys)
+            if checked_json.key_id_of((folder / FILE_NAME).read_bytes()) != keys.key_id:
+                write(folder, tokens, keys)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from numba_adam.errors import ConfigurationError, CorruptSnapshotError, Snapshot
 from numba_adam.server.model.columns import columns_of
 from numba_adam.server.model.names import is_model_name
 from numba_adam.server.model.spec import Spec
+from numba_adam.server.storage import checked_json, token_file
 from numba_adam.server.storage import snapshot as snapshots
-from numba_adam.server.storage import token_file
 from numba_adam.server.storage.deletions import read_deletions
+from numba_adam.server.storage.keys import UNCHECKED, Keys
 from numba_adam.server.storage.last_run import LOCK_TEXT
 from numba_adam.server.storage.manifest import RESTORED, read_manifest, read_restoration, read_run
 from numba_adam.server.storage.segment import Reader, Record
@@ -39,53 +40,58 @@ class Verified(NamedTuple):
     """Whether every checksum is right."""
 
 
-def verify(folder: Path) -> Iterator[Verified]:
+def verify(folder: Path, keys: Keys | None = None) -> Iterator[Verified]:
     """Yield a finding for each file of a data folder, and for each model that lacks one.
+
+    Args:
+        folder: the data folder.
+        keys: its keys; None: tags are not checked.
 
     Raises:
         ConfigurationError: it is not a data folder, or a server uses it.
     """
+    checked = UNCHECKED if keys is None else keys
     with unused(folder, "verify a copy", is_exclusive=False):
         for name, look in _RECORDS.items():
             if (folder / name).exists():
-                yield _verified(folder, folder / name, look)
+                yield _verified(folder, folder / name, look, checked)
         models = [path for path in sorted((folder / "models").iterdir()) if is_model_name(path.name) and path.is_dir()]
         for model in models:
             for place in (model, *sorted(path for path in model.iterdir() if path.is_dir())):
-                yield from _model(folder, place)
-        yield from _missing(folder, models)
+                yield from _model(folder, place, checked)
+        yield from _missing(folder, models, checked)
 
 
-def _model(folder: Path, place: Path) -> Iterator[Verified]:
+def _model(folder: Path, place: Path, keys: Keys) -> Iterator[Verified]:
     """Verify the files of a model, or those of it that were set aside."""
     for path in sorted(place.iterdir()):
         if path.suffix in (".snapshot", ".damaged"):
-            yield _verified(folder, path, _snapshot)
+            yield _verified(folder, path, _snapshot, keys)
         elif path.name == RESTORED:
-            yield _verified(folder, path, _restoration)
-    segments, is_later_synced, found = Segments(place, folder / "lock", is_kept=True), False, []
+            yield _verified(folder, path, _restoration, keys)
+    segments, is_later_synced, found = Segments(place, folder / "lock", keys, is_kept=True), False, []
     for path in reversed(segments.paths()):
         journal = _Journal(segments, is_later_synced)
-        found.append(_verified(folder, path, journal.look))
+        found.append(_verified(folder, path, journal.look, keys))
         is_later_synced = is_later_synced or journal.says_synced
     yield from reversed(found)
 
 
-def _missing(folder: Path, models: list[Path]) -> Iterator[Verified]:
+def _missing(folder: Path, models: list[Path], keys: Keys) -> Iterator[Verified]:
     """Yield the models without a snapshot that the last run had."""
     try:
-        known = read_run(folder / "run")
-    except ConfigurationError:
+        known = read_run(folder / "run", keys)
+    except (ConfigurationError, SnapshotError):
         return  # it was reported
     there = {path.name for path in models if any(path.glob("*.snapshot"))}
     for name in sorted(set(known.models if known else ()) - there):
         yield Verified(f"models/{name}", "the last run had this model, and there is no snapshot of it", is_intact=False)
 
 
-def _verified(folder: Path, path: Path, look: Callable[[Path], str]) -> Verified:
+def _verified(folder: Path, path: Path, look: Callable[[Path, Keys], str], keys: Keys) -> Verified:
     where = str(path.relative_to(folder))
     try:
-        return Verified(where, look(path), is_intact=True)
+        return Verified(where, look(path, keys), is_intact=True)
     except (
         ConfigurationError,
         CorruptSnapshotError,
@@ -98,23 +104,37 @@ def _verified(folder: Path, path: Path, look: Callable[[Path], str]) -> Verified
         return Verified(where, str(error), is_intact=False)
 
 
-def _lock(path: Path) -> str:
+def _tagged(key_id: str, keys: Keys) -> str:
+    """Return what is known of a file's tag, once the keys have admitted it."""
+    if not key_id:
+        return ", without a tag" if keys.is_set else ""
+    return f", with the tag of key {key_id}" + ("" if keys.is_set else ", which was not checked")
+
+
+def _key_of(path: Path) -> str:
+    return checked_json.key_id_of(path.read_bytes())
+
+
+def _lock(path: Path, _: Keys) -> str:
     text = path.read_bytes()
     if text not in (b"", LOCK_TEXT):  # it is empty in the first format
         raise ValueError(f"it has {text[:80]!r}, expected {LOCK_TEXT!r}")
     return "the format of the folder"
 
 
-def _run(path: Path) -> str:
-    return f"the record of the last run, with {len(_whole(read_run(path)).models)} models"
+def _run(path: Path, keys: Keys) -> str:
+    count = len(_whole(read_run(path, keys)).models)
+    return f"the record of the last run, with {count} models{_tagged(_key_of(path), keys)}"
 
 
-def _manifest(path: Path) -> str:
-    return f"the record of the last stop, with {len(_whole(read_manifest(path)).models)} models"
+def _manifest(path: Path, keys: Keys) -> str:
+    count = len(_whole(read_manifest(path, keys)).models)
+    return f"the record of the last stop, with {count} models{_tagged(_key_of(path), keys)}"
 
 
-def _restoration(path: Path) -> str:
-    return f"the next start restores snapshot {_whole(read_restoration(path)).number}"
+def _restoration(path: Path, keys: Keys) -> str:
+    number = _whole(read_restoration(path, keys)).number
+    return f"the next start restores snapshot {number}{_tagged(_key_of(path), keys)}"
 
 
 def _whole(record: Any) -> Any:
@@ -123,12 +143,13 @@ def _whole(record: Any) -> Any:
     return record
 
 
-def _deletions(path: Path) -> str:
-    return f"{len(read_deletions(path))} deletions{_unchecked(path)}"
+def _deletions(path: Path, keys: Keys) -> str:
+    return f"{len(read_deletions(path, keys))} deletions{_tagged(_key_of(path), keys)}{_unchecked(path)}"
 
 
-def _tokens(path: Path) -> str:
-    return f"{len(token_file.read(path.parent))} access tokens{_unchecked(path)}"
+def _tokens(path: Path, keys: Keys) -> str:
+    count = len(token_file.read(path.parent, keys))
+    return f"{count} access tokens{_tagged(_key_of(path), keys)}{_unchecked(path)}"
 
 
 def _unchecked(path: Path) -> str:
@@ -144,9 +165,10 @@ _RECORDS = {
 }
 
 
-def _snapshot(path: Path) -> str:
-    found = snapshots.read(path, arrays_for)
-    return f"version {found.ledger['version']} of state {found.ledger['state_id']}, {path.stat().st_size} bytes"
+def _snapshot(path: Path, keys: Keys) -> str:
+    found, tagged = snapshots.read(path, arrays_for, keys), _tagged(snapshots.key_id_of(path), keys)
+    size = path.stat().st_size
+    return f"version {found.ledger['version']} of state {found.ledger['state_id']}, {size} bytes{tagged}"
 
 
 def arrays_for(snapshot: Snapshot) -> Arrays:
@@ -170,7 +192,7 @@ class _Journal:
         self.says_synced = False
         """Whether the segment says that those before it were on disk as a whole."""
 
-    def look(self, path: Path) -> str:
+    def look(self, path: Path, keys: Keys) -> str:
         """Return what it holds.
 
         Raises:
@@ -191,7 +213,8 @@ class _Journal:
         if beginning is None:
             return "a journal that holds nothing yet"
         end = "" if torn_at is None else f"; the record at byte {torn_at} is torn: a start cuts it off"
-        return f"a journal from version {beginning.ledger['version']} on, {count} records{end}"
+        version, tagged = beginning.ledger["version"], _tagged(beginning.key_id, keys)
+        return f"a journal from version {version} on, {count} records{tagged}{end}"
 
     def _is_whole(self, record: Record, reader: Reader) -> bool:
         """Return whether a record is not torn; note what it says of earlier segments."""

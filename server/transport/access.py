@@ -23,6 +23,7 @@ from numba_adam.errors import (
 )
 from numba_adam.server.runtime.rates import Cost, Rates, limited
 from numba_adam.server.storage import token_file
+from numba_adam.server.storage.keys import NO_KEYS, Keys
 from numba_adam.server.storage.token_file import EVERY_MODEL, Scope, Token, digest_of
 
 _log = logging.getLogger(__name__)
@@ -75,10 +76,11 @@ class Guard:
 
     Args:
         folder: the data folder. Its tokens are read again whenever their file changes.
+        keys: of the data folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, keys: Keys = NO_KEYS) -> None:
+        self._folder, self._keys = folder, keys
         self._lock = threading.Lock()
         self._identity: tuple[int, ...] | None = None
         self._tokens: tuple[Token, ...] = ()
@@ -96,7 +98,7 @@ class Guard:
         Raises:
             ConfigurationError: there is none, or the file of tokens cannot be read.
         """
-        if not any(datetime.now(UTC) < token.expires for token in token_file.read(self._folder)):
+        if not any(datetime.now(UTC) < token.expires for token in token_file.read(self._folder, self._keys)):
             raise ConfigurationError(
                 f"listen={listen!r}: other machines could reach this address, so it needs tokens, and there is no "
                 f"valid one in {str(self._folder)!r}. Make one with: numba-adam token make NAME --admin '*' --data-dir "
@@ -216,7 +218,7 @@ class Guard:
             if identity != self._identity:
                 self._identity = identity
                 try:
-                    self._tokens = token_file.read(self._folder)
+                    self._tokens = token_file.read(self._folder, self._keys)
                 except ConfigurationError as error:
                     self._tokens = ()
                     _log.error("no token is valid until its file is repaired: %s", error)

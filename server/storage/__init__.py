@@ -14,7 +14,8 @@
     restoring        goes back to a kept snapshot, without a server
     exchange         exports and imports models, as a safetensors_file
     token_file       the access tokens: their hashes, scopes and ends
-    checked_json     JSON with a checksum
+    keys             keys from outside the folder, and the tags that they make; a seal is that of a journal's record
+    checked_json     JSON with a checksum and a tag
     durable          files and folders that survive a crash and belong to one user
 
 May import `server.model`.

@@ -15,7 +15,7 @@ from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
 COMMANDS = (
-    "serve", "status", "snapshot", "verify", "restore", "export", "import", "certificate", "token", "login", "demo",
+    "serve", "status", "snapshot", "verify", "restore", "export", "import", "snapshot-key", "certificate", "token", "login", "demo",
     "climb", "warmup", "doctor",
 )  # fmt: skip
 

@@ -235,6 +235,45 @@ def test_an_earlier_valid_snapshot_in_place_of_the_newest_is_reported_as_a_rewin
     assert now != state_id
 
 
+def test_the_records_of_an_earlier_stop_put_back_are_not_noticed(place) -> None:
+    """What no key prevents: docs/security.md says so."""
+    place.fill(place.config)
+    saved = {name: (place.data / name).read_bytes() for name in ("run", "manifest")}
+    first = place.versions(place.config)  # writes no snapshot: nothing has changed
+    assert {version for version, _ in first.values()} == {1}
+    place.fill(place.config)
+    max((place.data / "models" / "memory").glob("*.snapshot")).unlink()
+    for name, raw in saved.items():
+        (place.data / name).write_bytes(raw)
+    assert place.versions(place.config)["memory"] == first["memory"]
+
+
+def test_a_deleted_model_that_is_put_back_is_reported_as_a_rewind(place, tmp_path) -> None:
+    place.fill(place.config)
+    states = place.versions(place.config)
+    shutil.copytree(place.data / "models" / "memory", tmp_path / "kept")
+    with Server(place.config) as server, ParameterClient(server.address, timeout_seconds=800) as client:
+        client.delete_model("memory")
+    shutil.copytree(tmp_path / "kept", place.data / "models" / "memory")
+    version, state_id = place.versions(place.config)["memory"]
+    assert version == 1
+    assert state_id != states["memory"][1]
+
+
+def test_an_earlier_list_of_tokens_is_accepted(place, capsys) -> None:
+    """What no key prevents: docs/security.md says so."""
+    assert place.token("make", "alice", "--pull", "*") == 0
+    secret = capsys.readouterr().out.strip()
+    earlier = (place.data / "tokens.json").read_bytes()
+    assert place.token("revoke", "alice") == 0
+    with Server(replace(place.config, loopback_token="required")) as server:
+        with ParameterClient(server.address, token=secret, timeout_seconds=800) as client:
+            with pytest.raises(UnauthenticatedError):
+                client.list_models()
+            (place.data / "tokens.json").write_bytes(earlier)
+            assert client.list_models() == []
+
+
 def test_without_the_record_of_the_last_run_models_are_not_loaded(copy) -> None:
     """It says which models there are. Without it, a model could vanish, and the folder could pass for an old one."""
     for name in ("run", "manifest"):

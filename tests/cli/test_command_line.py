@@ -15,8 +15,8 @@ from numba_adam.cli import connection, main
 from numba_adam.errors import ServerUnavailableError
 
 COMMANDS = (
-    "serve", "status", "snapshot", "verify", "restore", "export", "import", "snapshot-key", "certificate", "token", "login", "demo",
-    "climb", "warmup", "doctor",
+    "serve", "status", "snapshot", "verify", "restore", "export", "import", "snapshot-key", "certificate", "token",
+    "login", "demo", "climb", "warmup", "doctor",
 )  # fmt: skip
 
 

@@ -89,10 +89,10 @@ def test_an_unexpected_error_does_not_stop_later_snapshots(config, peers, params
     """Uses a failing writer, because memory cannot be exhausted exactly there."""
     rng, write = np.random.default_rng(5), snapshots.write
 
-    def fail(descriptor, snapshot, arrays):
+    def fail(descriptor, snapshot, arrays, keys):
         if snapshot.model["name"] == "a":
             raise MemoryError("no room for the header")
-        return write(descriptor, snapshot, arrays)
+        return write(descriptor, snapshot, arrays, keys)
 
     server = Server(dataclasses.replace(config, snapshot_every_pushes=1))
     server.start()

@@ -266,12 +266,12 @@ def test_an_earlier_list_of_tokens_is_accepted(place, capsys) -> None:
     secret = capsys.readouterr().out.strip()
     earlier = (place.data / "tokens.json").read_bytes()
     assert place.token("revoke", "alice") == 0
-    with Server(replace(place.config, loopback_token="required")) as server:
-        with ParameterClient(server.address, token=secret, timeout_seconds=800) as client:
-            with pytest.raises(UnauthenticatedError):
-                client.list_models()
-            (place.data / "tokens.json").write_bytes(earlier)
-            assert client.list_models() == []
+    config = replace(place.config, loopback_token="required")
+    with Server(config) as server, ParameterClient(server.address, token=secret, timeout_seconds=800) as client:
+        with pytest.raises(UnauthenticatedError):
+            client.list_models()
+        (place.data / "tokens.json").write_bytes(earlier)
+        assert client.list_models() == []
 
 
 def test_without_the_record_of_the_last_run_models_are_not_loaded(copy) -> None:

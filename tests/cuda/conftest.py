@@ -9,9 +9,10 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # for `reference`, `damage`, `lending` and others: no tests themselves
 IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+IS_ON_GPU = os.environ.get("NUMBA_ADAM_TESTS_ON_GPU") == "1"  # of benchmarks/gpu/suite.py
 
 # Not skipped: test_simulator.py runs them, in a process in which the simulator is switched on.
-collect_ignore = [] if IS_SIMULATED else ["simulated"]
+collect_ignore = [] if IS_SIMULATED or IS_ON_GPU else ["simulated"]
 
 # The seam takes the first CUDA package that it finds; those named here it is not to find.
 sys.modules.update(dict.fromkeys(os.environ.get("HIDDEN_PACKAGES", "").split()))  # type: ignore[arg-type]

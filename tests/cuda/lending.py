@@ -1,14 +1,21 @@
 """Arrays that expose their memory like GPU arrays. In the simulator, GPU memory is this process's own memory.
 
+On a real GPU (NUMBA_ADAM_TESTS_ON_GPU=1, see host_memory.py) the GPU is shown that memory.
+
 `Interface` speaks the CUDA array interface, as CuPy's arrays do; `Capsule` speaks DLPack, as PyTorch's tensors do.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import numpy as np
+from host_memory import make_visible
+
+ON_GPU = os.environ.get("NUMBA_ADAM_TESTS_ON_GPU") == "1"
+STREAM = 1 if ON_GPU else 7  # the legacy default stream; any number is one for the simulator
 
 
 class Interface:
@@ -16,6 +23,8 @@ class Interface:
 
     def __init__(self, array: np.ndarray, *, device: int = 0, typestr: str | None = None) -> None:
         self.array, self.number = array, device
+        if ON_GPU:
+            make_visible(array)
         self.typestr = typestr or array.dtype.str
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -30,7 +39,7 @@ class Interface:
             "data": (self.array.ctypes.data, not flags.writeable),
             "strides": None if flags.c_contiguous else self.array.strides,
             "version": 3,
-            "stream": 7,
+            "stream": STREAM,
         }
 
 
@@ -55,6 +64,8 @@ class Capsule:
     def __init__(self, array: np.ndarray, code: int = 2, *, device: int = 0) -> None:
         """Expose an array; `code` is DLPack's type code: 1 unsigned integer, 2 float, 4 bfloat."""
         self.array, self.number = array, device
+        if ON_GPU:
+            make_visible(array)
         self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
         self.strides = (ctypes.c_int64 * array.ndim)(*(step // array.itemsize for step in array.strides))
         # DLManagedTensor: the tensor, the manager's context and the deleter. The last two are null.

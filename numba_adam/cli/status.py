@@ -9,6 +9,7 @@ from numba_adam.cli import connection
 
 if TYPE_CHECKING:
     from numba_adam.client.info import ModelStatus, ServerStatus
+    from numba_adam.settings.options import Options
 
 _DESCRIPTION = """\
 Show the status of a running server: its models with their versions and counters of pushes, its memory and threads.
@@ -62,11 +63,21 @@ def _model_lines(status: ModelStatus) -> list[str]:
     loss = f"of which {cause} would lose {unsaved}" if cause else "all on disk"
     return [
         f"model      {model.name}: {model.parameter_count:,} parameters in {len(model.shapes)} arrays of {model.dtype}",
+        *([f"  state    {state}"] if (state := _state(model.options)) else []),
         f"  version  {model.version}, {loss} (durability {model.durability})",
         f"  pushes   {status.pushes_applied} applied, {status.pushes_repeated} repeated, "
         f"{status.pushes_rejected} rejected since the server started",
         f"  workers  {status.workers}",
     ]
+
+
+def _state(options: Options) -> str:
+    """Return what a model keeps besides moments of its own dtype; empty if nothing."""
+    parts = [f"moments in {options.state_dtype}"] if options.state_dtype else []
+    parts += ["rounded stochastically"] if options.rounding == "stochastic" else []
+    parts += [f"seed {options.seed}"] if options.seed else []
+    parts += [] if options.ema_decay is None else [f"an average of the weights (ema_decay {options.ema_decay:g})"]
+    return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ Imports its neighbours and the error tree.
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_adam.errors import ConfigurationError, NumbaAdamError
+from numba_adam.numerics.eight_bit import blocks_of
 from numba_adam.ps.guards import Guards
 from numba_adam.ps.modes import Durability, Mode
 from numba_adam.server.model.arena import FlatArray, split
+from numba_adam.server.model.columns import SCALE
 from numba_adam.server.model.names import check_model_name
+from numba_adam.server.model.options import options_from
 from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.storage import safetensors_file
@@ -36,7 +40,7 @@ from numba_adam.server.storage.unused import unused
 from numba_adam.server.storage.verification import arrays_for
 from numba_adam.settings.hyperparameters import Hyperparameters
 
-_KEPT = ("hyperparameters", "mode", "durability", "guards")  # of a spec's record
+_KEPT = ("hyperparameters", "mode", "durability", "guards", "options")  # of a spec's record
 
 
 class Exported(NamedTuple):
@@ -88,7 +92,7 @@ def export_model(folder: Path, name: str, out: Path, number: int | None = None, 
             last_run = LastRun(folder, (folder / "lock").read_bytes(), keys)
             why = last_run.why_rewound(name, describe(path, chosen, found))
     spec = Spec.from_record(found.model)
-    columns = {column: _named(spec, flat) for column, flat in flats.items()}
+    columns = {column: _named(spec, column, flat) for column, flat in flats.items()}
     steps = dict(zip(columns["param"], found.ledger["steps"], strict=True))
     settings = {key: value for key, value in spec.to_record().items() if key in _KEPT}
     safetensors_file.write(out, Exchanged(settings, spec.tensors, columns, steps))
@@ -205,6 +209,7 @@ def _spec(name: str, state: Exchanged, changes: Mapping[str, Any], durability: D
         mode = Mode(settings.get("mode", Mode.ASYNC))
         level = durability or Durability(settings.get("durability", Durability.PROCESS))
         guards = Guards(**settings.get("guards", {}))
+        options = options_from(settings.get("options", {}))
     except NumbaAdamError:
         raise
     except (TypeError, ValueError) as error:
@@ -216,13 +221,16 @@ def _spec(name: str, state: Exchanged, changes: Mapping[str, Any], durability: D
             "which AMSGrad alone has"
         )
     dtype = next(iter(state.columns["param"].values())).dtype
-    return Spec.checked(name, dtype, state.tensors, hyperparameters, mode, level, guards)
+    return Spec.checked(name, dtype, state.tensors, hyperparameters, mode, level, guards, options)
 
 
-def _named(spec: Spec, flat: FlatArray) -> dict[str, FlatArray]:
+def _named(spec: Spec, column: str, flat: FlatArray) -> dict[str, FlatArray]:
     """Return the arrays of a model in a flat array, by name."""
-    views = split(flat, [tensor.size for tensor in spec.tensors])
-    return {tensor.name: view.reshape(tensor.shape) for tensor, view in zip(spec.tensors, views, strict=True)}
+    has_scales = column.endswith(SCALE)
+    shapes = [(blocks_of(tensor.size),) if has_scales else tensor.shape for tensor in spec.tensors]
+    views = split(flat, map(math.prod, shapes))
+    triples = zip(spec.tensors, views, shapes, strict=True)
+    return {tensor.name: view.reshape(shape) for tensor, view, shape in triples}
 
 
 def _flat(spec: Spec, arrays: Mapping[str, FlatArray]) -> FlatArray:

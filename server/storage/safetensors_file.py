@@ -2,6 +2,8 @@
 
     NAME                    parameters
     exp_avg.NAME            moments, as exp_avg_sq.NAME, and max_exp_avg_sq.NAME with AMSGrad
+    exp_avg_scale.NAME      scales of moments in 8 bits, as exp_avg_sq_scale.NAME and max_exp_avg_sq_scale.NAME
+    ema.NAME                average of the weights
     step.NAME               number of updates, int64 without dimensions
 
 The metadata's entry `numba_adam` has the hyperparameters and the other settings, as JSON. Files of other programs have
@@ -22,18 +24,25 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from numba_adam.errors import ConfigurationError
+from numba_adam.errors import ConfigurationError, NumbaAdamError
+from numba_adam.numerics.eight_bit import blocks_of
+from numba_adam.server.model.columns import MOMENTS, SCALE, Column, columns_of
+from numba_adam.server.model.options import check_options, options_from, to_options
 from numba_adam.server.model.tensors import Tensor
+from numba_adam.server.storage import safetensors_bfloat16
 from numba_adam.server.storage.durable import TEMPORARY, sync, sync_folder
 from numba_adam.settings.hyperparameters import LAST_STEP
+from numba_adam.settings.options import Options
 
 _ENTRY = "numba_adam"
 _FORMAT = 1
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _AMSGRAD = "max_exp_avg_sq"
-_STATE = (*_MOMENTS, _AMSGRAD, "step")
+_STATE = (*MOMENTS, *(name + SCALE for name in MOMENTS), "ema", "step")
+_SQUARES = ("exp_avg_sq", _AMSGRAD)
+_STATE_DTYPES = {"float32": "float32", "float64": "float64", "uint16": "bfloat16", "uint8": "8bit"}
 _PREFIXES = tuple(f"{column}." for column in _STATE)
 _DTYPES = ("float32", "float64")
+_BFLOAT16_INFINITY, _BFLOAT16_NEGATIVE_ZERO = np.uint16(0x7F80), np.uint16(0x8000)
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +57,7 @@ class Exchanged(NamedTuple):
     """The arrays, in order."""
 
     columns: Mapping[str, Mapping[str, Array]]
-    """"param", "exp_avg", "exp_avg_sq" and perhaps "max_exp_avg_sq" -> array name -> values."""
+    """Column, as in `model.columns` -> array name -> values; bfloat16 as bits in uint16."""
 
     steps: Mapping[str, int]
     """Number of updates of each array."""
@@ -74,7 +83,7 @@ def write(path: Path, state: Exchanged) -> None:
     settings = {"format": _FORMAT, **state.settings, "order": [tensor.name for tensor in state.tensors]}
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        save_file(dict(named), temporary, metadata={_ENTRY: json.dumps(settings)})
+        _save(temporary, dict(named), {_ENTRY: json.dumps(settings)})
         with temporary.open("rb") as file:
             sync(file.fileno(), temporary)
         temporary.rename(path)
@@ -95,7 +104,10 @@ def read(path: Path) -> Exchanged:
     """
     try:
         with safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+            names = list(file.keys())
+            narrow = [name for name in names if file.get_slice(name).get_dtype() == safetensors_bfloat16.NAME]
+            arrays = {name: file.get_tensor(name) for name in names if name not in narrow}
+            arrays |= safetensors_bfloat16.read(path, narrow)
             settings = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
             order = settings.pop("order", None)
             known = settings.pop("format", _FORMAT)
@@ -110,11 +122,14 @@ def read(path: Path) -> Exchanged:
     if not names:
         raise ConfigurationError(f"{str(path)!r} has no arrays")
     _check_dtypes(path, names, arrays)
-    columns = {"param": {name: arrays[name] for name in names}}
+    options = _options(path, settings, names, arrays)
     has_amsgrad = any(f"{_AMSGRAD}.{name}" in arrays for name in names)
-    for column in (*_MOMENTS, *([_AMSGRAD] if has_amsgrad else [])):
-        columns[column] = {name: _moment(path, column, name, arrays) for name in names}
+    own = columns_of([arrays[name].size for name in names], arrays[names[0]].dtype, has_amsgrad, options)
+    columns = {"param": {name: arrays[name] for name in names}}
+    for column in own[1:]:
+        columns[column.name] = {name: _moment(path, column, name, arrays) for name in names}
     steps = {name: _step(path, name, arrays) for name in names}
+    settings["options"] = to_options(options)
     return Exchanged(settings, tuple(Tensor(name, arrays[name].shape) for name in names), columns, steps)
 
 
@@ -147,9 +162,28 @@ def _check_dtypes(path: Path, names: list[str], arrays: Mapping[str, Array]) -> 
             raise ConfigurationError(f"{str(path)!r}: array {name!r} has a NaN or an infinity")
 
 
-def _moment(path: Path, column: str, name: str, arrays: Mapping[str, Array]) -> Array:
-    """Return a moment of an array: zeros if it was never updated."""
-    param, found = arrays[name], arrays.get(f"{column}.{name}")
+def _options(path: Path, settings: Mapping[str, Any], names: list[str], arrays: Mapping[str, Array]) -> Options:
+    """Return the options of the model: those of the metadata, or else those that the arrays imply."""
+    dtype = arrays[names[0]].dtype.name
+    try:
+        if "options" in settings:
+            return check_options(options_from(settings["options"]), dtype)
+        kinds = sorted({arrays[f"exp_avg.{name}"].dtype.name for name in names if f"exp_avg.{name}" in arrays})
+        if any(f"ema.{name}" in arrays for name in names):
+            raise ConfigurationError("it has ema.NAME, and no metadata that says how fast that average decays")
+        if len(kinds) > 1 or not set(kinds) <= _STATE_DTYPES.keys():
+            raise ConfigurationError(f"its moments have the dtypes {', '.join(kinds)}: expected one that a model has")
+        state_dtype: Any = _STATE_DTYPES[kinds[0]] if kinds else None
+        return check_options(Options(state_dtype=state_dtype), dtype)
+    except NumbaAdamError as error:
+        raise ConfigurationError(f"{str(path)!r}: {error}") from error
+
+
+def _moment(path: Path, own: Column, name: str, arrays: Mapping[str, Array]) -> Array:
+    """Return a moment of an array, the scales of one, or the average: as at the start if it was never updated."""
+    column, param = own.name, arrays[name]
+    shape = (blocks_of(param.size),) if column.endswith(SCALE) else param.shape
+    found = arrays.get(f"{column}.{name}")
     has_others = [other for other in _STATE if other != column and f"{other}.{name}" in arrays]
     if found is None:
         if has_others:
@@ -157,15 +191,36 @@ def _moment(path: Path, column: str, name: str, arrays: Mapping[str, Array]) -> 
                 f"{str(path)!r} has '{has_others[0]}.{name}', and lacks '{column}.{name}': expected all of an array's "
                 "state, or none of it"
             )
-        return np.zeros_like(param)
-    if found.shape != param.shape or found.dtype != param.dtype:
+        return np.asarray(param, own.dtype) if column == "ema" else np.zeros(shape, own.dtype)
+    if found.shape != shape or found.dtype != own.dtype:
         raise ConfigurationError(
-            f"{str(path)!r}: '{column}.{name}' is {found.dtype} of shape {found.shape}, expected {param.dtype} of "
-            f"shape {param.shape}, as {name!r}"
+            f"{str(path)!r}: '{column}.{name}' is {found.dtype} of shape {found.shape}, expected {own.dtype} of "
+            f"shape {shape}, as {name!r}"
         )
-    if column != "exp_avg" and (found < 0).any():
-        raise ConfigurationError(f"{str(path)!r}: '{column}.{name}' has negative values, and it averages squares")
+    _check_bits(path, f"{column}.{name}", found)
+    is_signed = column in ("exp_avg", "ema") or found.dtype.kind == "u"
+    if not is_signed and (found < 0).any():
+        why = "scales are never negative" if column.endswith(SCALE) else "it averages squares"
+        raise ConfigurationError(f"{str(path)!r}: '{column}.{name}' has negative values, and {why}")
     return found
+
+
+def _check_bits(path: Path, name: str, found: Array) -> None:
+    """Refuse bfloat16 that no moment has: what is not finite, or a negative average of squares."""
+    if found.dtype != np.uint16:
+        return
+    if ((found & _BFLOAT16_INFINITY) == _BFLOAT16_INFINITY).any():
+        raise ConfigurationError(f"{str(path)!r}: array {name!r} has a NaN or an infinity")
+    if name.startswith(_SQUARES) and (found > _BFLOAT16_NEGATIVE_ZERO).any():
+        raise ConfigurationError(f"{str(path)!r}: {name!r} has negative values, and it averages squares")
+
+
+def _save(path: Path, arrays: dict[str, Array], metadata: dict[str, str]) -> None:
+    """Write a file: by the library, unless that lacks a dtype."""
+    if any(array.dtype == np.uint16 for array in arrays.values()):
+        safetensors_bfloat16.write(path, arrays, metadata)
+    else:
+        save_file(arrays, path, metadata=metadata)
 
 
 def _step(path: Path, name: str, arrays: Mapping[str, Array]) -> int:

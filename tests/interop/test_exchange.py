@@ -61,6 +61,22 @@ def test_torch_continues_an_exported_model(amsgrad, tmp_path):
         assert close_to(model.pull(), {name: param.detach().numpy() for name, param in params.items()})
 
 
+def test_torch_reads_moments_in_bfloat16_and_8_bits(tmp_path):
+    for state_dtype, dtype in (("bfloat16", torch.bfloat16), ("8bit", torch.uint8)):
+        with server(tmp_path / state_dtype) as running, ParameterClient(running.address, timeout_seconds=800) as client:
+            model = client.create_model("digits", values(0), state_dtype=state_dtype, ema_decay=0.5)
+            model.push(values(1))
+            average = model.pull(average=True)
+        out = tmp_path / f"{state_dtype}.safetensors"
+        assert main(["export", str(tmp_path / state_dtype), "digits", str(out)]) == 0
+        saved = safetensors_torch.load_file(out)
+        assert {saved[f"{moment}.{name}"].dtype for moment in ("exp_avg", "exp_avg_sq") for name in SHAPES} == {dtype}
+        np.testing.assert_array_equal(saved["ema.weight"].numpy(), average["weight"])
+        if state_dtype == "bfloat16":
+            wanted = torch.from_numpy(np.float32(0.1) * values(1)["weight"]).to(torch.bfloat16)
+            torch.testing.assert_close(saved["exp_avg.weight"], wanted)
+
+
 def test_a_server_continues_what_torch_trained(tmp_path):
     params = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in values(0).items()}
     opt = torch.optim.Adam(params.values(), **SETTINGS)

@@ -119,3 +119,15 @@ def test_examples_in_docstrings_run(module: ModuleType) -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_status_shows_the_formats_of_a_models_state(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    params = {"w": np.zeros(4, np.float32)}
+    with ParameterClient(server.address, timeout_seconds=800) as client:
+        client.create_model("small", params, state_dtype="8bit", seed=7, ema_decay=0.999)
+    assert main(["status", "--server", server.address]) == 0
+    shown = capsys.readouterr().out
+    assert "  state    moments in 8bit, seed 7, an average of the weights (ema_decay 0.999)\n" in shown
+    assert main(["status", "--server", server.address, "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert (model["model"]["options"]["state_dtype"], model["model"]["options"]["ema_decay"]) == ("8bit", 0.999)

@@ -16,6 +16,8 @@ The files, from the public classes down to the wire:
     model_arrays names, shapes and dtype of a model's arrays; validation of gradients
     ack, info    the server's answers as plain records
     deletion     one deletion of a model
+    settings     groups, clipping and frozen arrays; changes while a model trains
+    schedules    learning rates by version
     progress     progress reports of long transfers
     transport/   gRPC:
         connection   single tries of each call, and calls with retries
@@ -35,6 +37,7 @@ from numba_adam.client.ack import Ack
 from numba_adam.client.api import ParameterClient
 from numba_adam.client.info import ModelInfo, ModelStatus, ServerStatus, SnapshotInfo
 from numba_adam.client.model import Model
+from numba_adam.client.settings import Change, GroupInfo, SettingsInfo
 from numba_adam.client.transport.retry import Backoff
 from numba_adam.client.transport.tls import Tls
 from numba_adam.client.worker import Step, Worker
@@ -43,12 +46,15 @@ from numba_adam.ps.guards import Guards
 __all__ = [
     "Ack",
     "Backoff",
+    "Change",
+    "GroupInfo",
     "Guards",
     "Model",
     "ModelInfo",
     "ModelStatus",
     "ParameterClient",
     "ServerStatus",
+    "SettingsInfo",
     "SnapshotInfo",
     "Step",
     "Tls",

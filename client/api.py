@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from numba_adam.client.model_arrays import check_initial, model_arrays_of
 from numba_adam.client.options import check_options, set_options
 from numba_adam.client.progress import Progress, Reason
 from numba_adam.client.session import Session, checked_worker_id
+from numba_adam.client.settings import check_known, first_settings, split_rate
 from numba_adam.client.structure import Template, flatten
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
@@ -41,6 +42,7 @@ from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.modes import Durability
+from numba_adam.ps.schedules import Schedule
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.settings.hyperparameters import EpsMode, Hyperparameters
@@ -128,7 +130,7 @@ class ParameterClient:
         name: str,
         params: object,
         *,
-        lr: float = 1e-3,
+        lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -143,6 +145,10 @@ class ParameterClient:
         mode: str = "async",
         durability: str = "process",
         guards: Guards = NO_GUARDS,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        frozen: Sequence[str] = (),
         exist_ok: bool = False,
     ) -> Model:
         """Create a model on the server and return a handle on it.
@@ -153,7 +159,7 @@ class ParameterClient:
                 each other, whose arrays get names such as "encoder.0.w"; PyTorch's `named_parameters()` or
                 `state_dict()`. bfloat16 and float16 are widened: the server holds the model in float32. Parameters
                 come back in the same containers, as arrays of the same frameworks.
-            lr: learning rate.
+            lr: learning rate, or one of `numba_adam.client.schedules`, which the server evaluates by version.
             betas: decay rates of the two moving averages.
             eps: added to the denominator, so that it is never zero.
             weight_decay: strength of the decay towards zero.
@@ -176,6 +182,12 @@ class ParameterClient:
             guards: limits of the pushes of all workers: `Guards(largest_norm=..., largest_element=...,
                 pushes_per_second=...)`. A gradient that exceeds one is refused with GradientTooLargeError, and changes
                 nothing. A push that comes too soon waits.
+            groups: arrays with other hyperparameters, in the library's form with names:
+                `[{"params": ["b1", "b2"], "weight_decay": 0.0}]`. What a group does not name is as in the arguments
+                here. Arrays in no group form the last one.
+            max_grad_norm: largest 2-norm of all gradients of a push: larger ones are scaled down to it. None: any.
+            clip_value: largest magnitude of an element, after that: larger ones are cut. None: any.
+            frozen: names of arrays that pushes do not change until `Model.set(unfreeze=...)`.
             exist_ok: True: if a model with the same arrays and settings exists, return it, however far it is trained.
                 Several workers can then run the same program.
 
@@ -184,8 +196,9 @@ class ParameterClient:
             NamesError, ArrayError, HyperparameterError, ConfigurationError: an argument is invalid; nothing was sent.
             ServiceError: the call failed.
         """
+        rate, schedule = split_rate(lr)
         hyperparameters = Hyperparameters(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=decoupled_weight_decay,
+            lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=decoupled_weight_decay,
             eps_mode=eps_mode, maximize=maximize, amsgrad=amsgrad,
         )  # fmt: skip
         if mode != "async":
@@ -200,8 +213,12 @@ class ParameterClient:
         set_options(spec, options, next(iter(arrays.values())).dtype.name)
         if (limits := convert.guards_to_proto(guards)) is not None:
             spec.guards.CopyFrom(limits)
+        settings = first_settings(hyperparameters, schedule, groups, max_grad_norm, clip_value, frozen)
+        if settings is not None:
+            spec.settings.CopyFrom(settings)
         model = self._create(spec, arrays, exist_ok)
         check_options(model, spec)
+        check_known(model, settings)
         return self._handle(model, Template(form, leaves))
 
     def open_model(self, name: str, like: object = None) -> Model:

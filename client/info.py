@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_adam.client.settings import SettingsInfo, settings_info
 from numba_adam.errors import ConfigurationError
 from numba_adam.ps import convert
 from numba_adam.ps.guards import NO_GUARDS, Guards
@@ -59,7 +60,7 @@ class ModelInfo:
     """Shape of each array, by name, in the order of transfers."""
 
     hyperparameters: Hyperparameters
-    """The optimizer's settings."""
+    """The optimizer's settings, as the model was created."""
 
     mode: str
     """How the server applies pushes: "async"."""
@@ -84,6 +85,9 @@ class ModelInfo:
 
     options: Options = Options()  # noqa: RUF009 - frozen
     """The formats of its state. A `state_dtype` of None is the model's dtype."""
+
+    settings: SettingsInfo | None = None
+    """Its current settings; `hyperparameters` has those that it was created with. None: an older server."""
 
     def has_arrays_of(self, other: ModelInfo) -> bool:
         """Return whether both have the same arrays in the same order, so that their transfers have the same format."""
@@ -180,6 +184,7 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
         parameter_count=model.parameter_count,
         guards=convert.guards_from_proto(spec.guards),
         options=convert.options_from_proto(spec.options),
+        settings=settings_info(model),
     )
 
 

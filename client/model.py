@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from numba_adam.client.pull import PLAIN, Pulled, Wanted, pull, wanted_as, wante
 from numba_adam.client.push import Answer, Push
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session, checked_worker_id
+from numba_adam.client.settings import Change, change_of, change_settings, checked_loss_scale
 from numba_adam.client.structure import Names, Template, flatten, gradients
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Deadline
@@ -28,7 +29,9 @@ from numba_adam.client.worker import Worker
 from numba_adam.errors import InvalidRequestError, PushRejectedError, ServiceError
 from numba_adam.interop import count_writes
 from numba_adam.numerics.formats import Format
+from numba_adam.ps.schedules import Schedule
 from numba_adam.ps.v1.parameter_service_pb2 import GetModelRequest, GetModelResponse
+from numba_adam.settings.hyperparameters import EpsMode
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +153,7 @@ class Model:
             self._report_rewinds(prefetch=False)
         return self.template.filled(converted(pulled.parameters, as_dtype))
 
-    def push(self, grads: object) -> Ack:
+    def push(self, grads: object, *, loss_scale: float | None = None) -> Ack:
         """Apply a gradient, exactly once, however often it is sent.
 
         If push_async is in use, the call first waits for earlier pushes. That time counts towards its deadline.
@@ -162,6 +165,7 @@ class Model:
                 in half the bytes. Do not modify the gradients before the call returns. `module.state_dict()` has the
                 values of the parameters, which cannot be told from gradients: pass `module.named_parameters()` or
                 `module.state_dict(keep_vars=True)`.
+            loss_scale: the factor that the loss, and so the gradients, were multiplied by. The server divides by it.
 
         Returns:
             The server's answer. Its `applied` is False if the server lost the state that the gradient was computed
@@ -174,33 +178,34 @@ class Model:
             ServiceError: there was no answer in time. The push may or may not have been applied, unless the message
                 says that it was not sent.
         """
-        return self._run(self._prepare(grads), Push.run)[0]
+        return self._run(self._prepare(grads, loss_scale=loss_scale), Push.run)[0]
 
-    def push_async(self, grads: object) -> Future[Ack]:
+    def push_async(self, grads: object, *, loss_scale: float | None = None) -> Future[Ack]:
         """Apply a gradient in the background, and return a future of the server's answer.
 
         At most four pushes wait behind the running one; if the queue is full, the call waits. A push's timeout starts
         when the push starts. Do not modify the arrays until the future is done. Gradients that do not fit the model
         are refused at once. In a forked child, pending futures end with a ServiceError.
         """
-        push = self._prepare(grads)
+        push = self._prepare(grads, loss_scale=loss_scale)
         return self._connection.shielded(
             lambda: self._ensure_sender().submit(
                 lambda: self._carry_out(push, Push.run, self._connection.deadline())[0]
             )
         )
 
-    def push_pull(self, grads: object, out: object = None) -> Any:
+    def push_pull(self, grads: object, out: object = None, *, loss_scale: float | None = None) -> Any:
         """Apply a gradient and return parameters that are at least as new, in one round trip.
 
         `last_ack` is the answer to the push. Takes `out` and returns as `pull` does. Raises the same errors as both.
         """
         if out is None:
-            ack, pulled = self._run(self._prepare(grads, wanted_as(None, self._wire)), Push.run_with_pull)
+            push = self._prepare(grads, wanted_as(None, self._wire), loss_scale)
+            ack, pulled = self._run(push, Push.run_with_pull)
             wanted = ack.version if ack.applied else None
             return self.pull(wanted) if pulled is None else self.template.filled(pulled.parameters)
         places, form = flatten(out, "out")
-        return form.filled(self._push_and_pull_into(places, grads))
+        return form.filled(self._push_and_pull_into(places, grads, loss_scale))
 
     def worker(
         self, batches: Iterable[_Batch], params: object = None, *, worker_id: str | None = None
@@ -244,6 +249,58 @@ class Model:
             self._model_arrays.check_out(worker.leaves, "params")
         return worker
 
+    def set(
+        self,
+        *,
+        group: int | None = None,
+        lr: float | Schedule | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        decoupled_weight_decay: bool | None = None,
+        eps_mode: EpsMode | None = None,
+        maximize: bool | None = None,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        freeze: Sequence[str] = (),
+        unfreeze: Sequence[str] = (),
+    ) -> Change:
+        """Change settings of the model while it trains, for all its workers.
+
+        Pushes that are applied later have the new settings. What is not given stays as it is. The change is made once,
+        however often it is sent, and is kept like an acknowledged push.
+
+        Args:
+            group: place of a group of arrays, from 0, for the hyperparameters. None: all groups.
+            lr: learning rate, or one of `numba_adam.client.schedules`.
+            betas: decay rates of the two moving averages.
+            eps: added to the denominator.
+            weight_decay: strength of the decay towards zero.
+            decoupled_weight_decay: True: decay the parameter itself (AdamW), not the gradient.
+            eps_mode: where eps is added, as in `create_model`.
+            maximize: True: maximize the objective.
+            max_grad_norm: largest 2-norm of the gradients of a push; `math.inf`: any.
+            clip_value: largest magnitude of an element; `math.inf`: any.
+            freeze: names of arrays that pushes do not change from now on.
+            unfreeze: names of arrays that they change again.
+
+        Returns:
+            The number of the change, and the model's version at it.
+
+        Raises:
+            NamesError, HyperparameterError: an argument is invalid; nothing was sent.
+            InvalidRequestError: the model has no such group or array, or cannot have such a value; nothing was changed.
+            SettingsChangedError: somebody else changed the settings at the same moment; nothing was changed.
+            AccessDeniedError: the token does not have the scope admin for the model.
+            ServiceError: the call failed. Without an answer in time, the settings may have changed.
+        """
+        change = change_of(
+            group=group, max_grad_norm=max_grad_norm, clip_value=clip_value, freeze=freeze, unfreeze=unfreeze,
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=decoupled_weight_decay,
+            eps_mode=eps_mode, maximize=maximize,
+        )  # fmt: skip
+        return change_settings(self._connection, self.name, change)
+
     def on_rewind(self, callback: Callable[[int], None]) -> None:
         """Register a callback for rewinds: it takes the version that the server restored after it lost unsaved steps.
 
@@ -267,11 +324,12 @@ class Model:
 
     # --- pushes, in the order of the calls --------------------------------------------------------------------
 
-    def _prepare(self, grads: object, wanted: Wanted = PLAIN) -> Push:
+    def _prepare(self, grads: object, wanted: Wanted = PLAIN, loss_scale: float | None = None) -> Push:
         """Validate gradients and record the version that they were computed from, which later pulls do not change."""
         self._check_fit()
+        scale = None if loss_scale is None else checked_loss_scale(loss_scale, self._info.settings, self.name)
         checked = self._model_arrays.check_gradients(gradients(grads, "grads"), self._wire)
-        return Push(self._connection, self._session, self._model_arrays, checked, self._session.origin, wanted)
+        return Push(self._connection, self._session, self._model_arrays, checked, self._session.origin, wanted, scale)
 
     def _run(self, push: Push, run: _Run) -> Answer:
         """Run a push now, or after the queued pushes if push_async is in use."""
@@ -310,11 +368,11 @@ class Model:
         self._report_rewinds(prefetch=False)
         return places
 
-    def _push_and_pull_into(self, places: Names, grads: object) -> Names:
+    def _push_and_pull_into(self, places: Names, grads: object, loss_scale: float | None) -> Names:
         """Push, and pull into these arrays; return them."""
         views = self._model_arrays.check_out(places)
         wanted = wanted_in(self._model_arrays.direct(views), self._wire)
-        push = self._prepare(grads, wanted)
+        push = self._prepare(grads, wanted, loss_scale)
         with _counting_writes(places):
             ack, pulled = self._run(push, Push.run_with_pull)
             if pulled is not None:

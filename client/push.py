@@ -47,9 +47,11 @@ class Push:
         gradients: Gradients,
         origin: Origin,
         wanted: Wanted = PLAIN,
+        loss_scale: float | None = None,
     ) -> None:
         self._connection, self._session, self._model_arrays = connection, session, model_arrays
         self._gradients, self._origin, self._wanted = gradients, origin, wanted
+        self._loss_scale = loss_scale
         self._what = f"push to model {session.model!r}"
         self._in_doubt = False  # whether an earlier try may have been applied, its answer lost
 
@@ -155,6 +157,7 @@ class Push:
             total_bytes=sum(array.nbytes for array in payload),
             checksum_kind=XXH3_64,  # type: ignore[arg-type]  # enums are plain numbers at run time
             pull_dtype=self._wanted.dtype_number,
+            loss_scale=self._loss_scale,
         )
         report = self._connection.report(self._what)
         return Upload(PushRequest(header=header).SerializeToString(), payload, XXH3_64, report)

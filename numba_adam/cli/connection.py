@@ -116,6 +116,10 @@ def print_json(record: object) -> None:
 
 def _plain(value: object) -> object:
     """Return a value as JSON types. Other types, such as a dtype, become strings."""
+    if hasattr(value, "lr_at"):  # a schedule: its fields do not say of which kind it is
+        from numba_adam.ps.schedule_records import schedule_record
+
+        return schedule_record(value)  # type: ignore[arg-type]
     if is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

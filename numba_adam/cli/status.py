@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from numba_adam.cli import connection
 
 if TYPE_CHECKING:
     from numba_adam.client.info import ModelStatus, ServerStatus
+    from numba_adam.client.settings import GroupInfo, SettingsInfo
     from numba_adam.settings.options import Options
 
 _DESCRIPTION = """\
@@ -68,6 +70,7 @@ def _model_lines(status: ModelStatus) -> list[str]:
         f"  pushes   {status.pushes_applied} applied, {status.pushes_repeated} repeated, "
         f"{status.pushes_rejected} rejected since the server started",
         f"  workers  {status.workers}",
+        *(() if model.settings is None else _setting_lines(model.settings)),
     ]
 
 
@@ -78,6 +81,36 @@ def _state(options: Options) -> str:
     parts += [f"seed {options.seed}"] if options.seed else []
     parts += [] if options.ema_decay is None else [f"an average of the weights (ema_decay {options.ema_decay:g})"]
     return ", ".join(parts)
+
+
+def _setting_lines(settings: SettingsInfo) -> list[str]:
+    """Return the settings: each group's, and what differs from the defaults."""
+    lines = []
+    for index, group in enumerate(settings.groups):
+        which = "" if len(settings.groups) == 1 else f"group {index} ({_some(group.params)}): "
+        lines.append(f"  setting  {which}{_group(group)}")
+    limits = (("max_grad_norm", settings.max_grad_norm), ("clip_value", settings.clip_value))
+    lines += [f"  setting  {name} {limit:g}" for name, limit in limits if limit is not None]
+    if settings.frozen:
+        lines.append(f"  frozen   {_some(settings.frozen)}")
+    if settings.change:
+        lines.append(f"  changed  {settings.change} times, last at version {settings.changed_at_version}")
+    return lines
+
+
+def _group(group: GroupInfo) -> str:
+    values, schedule = group.hyperparameters, group.schedule
+    words = [f"lr {values.lr:g}" + ("" if schedule is None else f" now, by {schedule}")]
+    words += [f"betas {values.betas[0]:g} and {values.betas[1]:g}"]
+    if values.weight_decay:
+        words.append(f"weight_decay {values.weight_decay:g}" + (" decoupled" if values.decoupled_weight_decay else ""))
+    words += ["maximize"] if values.maximize else []
+    return ", ".join(words)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _duration(seconds: float) -> str:

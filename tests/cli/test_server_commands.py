@@ -131,3 +131,33 @@ def test_status_shows_the_formats_of_a_models_state(server: Server, capsys: pyte
     assert main(["status", "--server", server.address, "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
     assert (model["model"]["options"]["state_dtype"], model["model"]["options"]["ema_decay"]) == ("8bit", 0.999)
+
+
+def test_set_changes_settings_and_status_shows_them(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    train(server.address, pushes=2)
+    wave = '{"cosine": {"begin": 0.1, "end": 0.0, "steps": 4}}'
+    values = [f"lr={wave}", "weight_decay=0.1", "decoupled_weight_decay=true", "betas=0.8,0.9", "max_grad_norm=1.5"]
+    assert main(["set", "--server", server.address, "line", *values, "--freeze", "offset"]) == 0
+    assert capsys.readouterr().out == "line: change 1, for every push after version 2\n"
+    assert main(["status", "--server", server.address]) == 0
+    shown = capsys.readouterr().out
+    assert "  setting  lr 0.05 now, by Cosine(begin=0.1, end=0.0, steps=4), betas 0.8 and 0.9" in shown
+    assert "weight_decay 0.1 decoupled" in shown
+    assert "  setting  max_grad_norm 1.5" in shown
+    assert "  frozen   offset" in shown
+    assert "  changed  1 times, last at version 2" in shown
+    main(["set", "--server", server.address, "line", "max_grad_norm=none", "--unfreeze", "offset", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"model": "line", "change": 2, "version": 2}
+    main(["status", "--server", server.address, "--json"])
+    settings = json.loads(capsys.readouterr().out)["models"][0]["model"]["settings"]
+    assert (settings["max_grad_norm"], settings["frozen"], settings["change"]) == (None, [], 2)
+    assert settings["groups"][0]["schedule"] == json.loads(wave)
+
+
+@pytest.mark.parametrize(
+    "words", [["lr"], ["speed=1"], ["lr=fast"], ["lr=-1"], ["betas=1"], ["maximize=maybe"], ["lr={}"], []]
+)
+def test_set_refuses_what_it_cannot_read(server: Server, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    train(server.address, pushes=0)
+    assert main(["set", "--server", server.address, "line", *words]) == 1
+    assert capsys.readouterr().err.startswith("numba-adam: ")

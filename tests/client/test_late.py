@@ -145,13 +145,14 @@ class World:
         return self.gradients_of(self.arrays, seed)
 
     def observe(self):
-        """Return the model's state id, version and parameters."""
+        """Return the model's state id, version, parameters and settings."""
         seen = {}
         with ParameterClient(self.address) as client:
             for info in client.list_models():
                 if info.name == self.name:
                     values = client.open_model(info.name).pull()
-                    seen[info.state_id, info.version] = {name: array.tobytes() for name, array in values.items()}
+                    arrays = {name: array.tobytes() for name, array in values.items()}
+                    seen[info.state_id, info.version] = (arrays, info.settings)
         return seen
 
 
@@ -188,6 +189,11 @@ def comes_and_goes(world):
     is_deleted(world)
 
 
+def settings_change(world):
+    world.live = world.direct.open_model(world.name)
+    world.live.set(lr=0.3, freeze=[next(iter(world.arrays))])
+
+
 def is_saved(world):
     world.direct.snapshot(world.name)
 
@@ -196,6 +202,7 @@ CALLS = {
     "CreateModel": lambda world: world.client.create_model(world.name, world.arrays, lr=0.01),
     "GetModel": lambda world: world.client.open_model(world.name),
     "ListModels": lambda world: world.client.list_models(),
+    "UpdateModel": lambda world: world.handle().set(lr=0.5),
     "DeleteModel": lambda world: world.client.delete_model(world.name),
     "OpenSession": lambda world: world.handle().push(world.grads()),
     "Push": lambda world: world.handle().push(world.grads()),
@@ -204,12 +211,16 @@ CALLS = {
     "Snapshot": lambda world: world.client.snapshot(world.name),
     "GetServerStatus": lambda world: world.client.status(),
 }
-NEWER = (takes_over, goes_on, others_push, is_deleted, is_created_anew, comes_and_goes, is_saved)
+NEWER = (takes_over, goes_on, others_push, is_deleted, is_created_anew, comes_and_goes, settings_change, is_saved)
 NOTHING_NEWER = {
     # These decide nothing about whether the model shall be: a deletion of the state that is still there takes effect.
     ("DeleteModel", takes_over), ("DeleteModel", goes_on), ("DeleteModel", others_push), ("DeleteModel", is_saved),
+    ("DeleteModel", settings_change),
+    # Nor do these about the settings.
+    ("UpdateModel", takes_over), ("UpdateModel", goes_on), ("UpdateModel", others_push), ("UpdateModel", is_saved),
     # Nor do these about a gradient of the worker's newest session, which was given up and has had no successor.
     ("Push", others_push), ("Push", is_saved), ("PushPull", others_push), ("PushPull", is_saved),
+    ("Push", settings_change), ("PushPull", settings_change),
 }  # fmt: skip
 PAIRS = [
     pytest.param(method, newer, id=f"{method}-{newer.__name__}")

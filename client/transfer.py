@@ -14,9 +14,13 @@ import numpy.typing as npt
 from numba_adam.client.progress import Progress
 from numba_adam.errors import CorruptTransferError
 from numba_adam.ps.checksum import new_checksum
-from numba_adam.ps.framing import DEFAULT_CHUNK_BYTES, encode_chunk, encode_trailer
+from numba_adam.ps.framing import encode_chunk, encode_trailer
 from numba_adam.ps.transfer import Chunk, Reader
 from numba_adam.ps.whole import encode_whole, size_of_whole
+
+CHUNK_BYTES = (1 << 21) - (1 << 12)
+"""Payload bytes of a chunk that is sent. Each message costs both ends several switches of threads; every release of the
+server takes messages of 2 MiB."""
 
 _NOTHING = memoryview(bytearray())
 
@@ -67,7 +71,7 @@ class Upload:
         arrays: Iterable[npt.NDArray[Any] | Piece],
         checksum_kind: int,
         report: Progress,
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.failure: Exception | None = None
         """The exception of the progress callable, which gRPC would report as a cancelled call."""

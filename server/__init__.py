@@ -21,6 +21,7 @@ The folders, from the bottom up; each imports only what stands above it in this 
     runtime/         the models of a running server: threads, memory budget, pushes, pulls, snapshots
     transport/       gRPC: admits calls, converts messages, ends stalled calls
     supervision/     a second process, which starts this one again after a crash
+    grpc_experiments what `numba-adam serve` switches on in gRPC
     embedded         `Server`: start, address, stop
     main             `serve`: until a signal
 """

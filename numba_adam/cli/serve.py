@@ -68,6 +68,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops the server."""
+    from numba_adam.server import grpc_experiments
     from numba_adam.server.config import load
     from numba_adam.server.logs import Log
 
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         log.begin()
         raise
     log.begin(config.log_format, config.log_level)
+    grpc_experiments.switch_on()
     if arguments.no_supervise or threading.active_count() > 1:  # a program with threads cannot be forked safely
         from numba_adam.server.main import serve
 

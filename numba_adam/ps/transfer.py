@@ -11,6 +11,8 @@ from typing import ClassVar, NamedTuple
 from numba_adam.errors import CorruptTransferError, InvalidRequestError, ServiceError
 from numba_adam.ps.checksum import SUPPORTED, new_checksum
 
+_PIECE_BYTES = 1 << 19  # of a chunk, and its copy: both fit the cache next to a core while they are checked
+
 
 class Chunk(NamedTuple):
     """A range of payload bytes, as a view of the received message."""
@@ -71,8 +73,17 @@ class Reader:
             InvalidRequestError: the chunk does not follow the one before, is empty, or exceeds the declared size. It
                 was not copied.
         """
-        self._check_position(chunk.offset, chunk.data.nbytes)
-        data = self._put(chunk.data)
+        size = chunk.data.nbytes
+        self._check_position(chunk.offset, size)
+        if size <= _PIECE_BYTES:
+            self._take_piece(chunk.data)
+            return
+        for begin in range(0, size, _PIECE_BYTES):
+            self._take_piece(chunk.data[begin : begin + _PIECE_BYTES])
+
+    def _take_piece(self, data: memoryview) -> None:
+        """Copy the next bytes and add them to the checksum."""
+        data = self._put(data)
         if self._running is not None:
             self._running.update(data)
         self.received_bytes += data.nbytes

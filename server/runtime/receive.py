@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from numba_adam.cpu.kernels.finite import first_beyond
 from numba_adam.errors import GradientTooLargeError, NonFiniteError
-from numba_adam.ps.transfer import Chunk, Reader
+from numba_adam.ps.transfer import Reader
 from numba_adam.server.model.tensors import Tensor
 
 
@@ -62,9 +62,8 @@ class Receiver(Reader):
         self._checked_elements = 0
         self._bad_element = -1
 
-    def take(self, chunk: Chunk) -> None:
-        """Check a chunk, copy it to its offset and check its values; raises as Reader.take does."""
-        super().take(chunk)
+    def _take_piece(self, data: memoryview) -> None:
+        super()._take_piece(data)
         self._check_finite()
 
     def finish(self, checksum: int) -> None:

@@ -7,6 +7,7 @@
     access             tokens: who may call which method for which model
     audit              notes administrative calls
     gate, permits      admission control and concurrency limits
+    read_ahead         asks for a call's next message while the last one is processed
     executor           the threads of calls
     requests           parses messages within the memory budget
     watch, in_flight   ends stalled calls; counts calls in flight

@@ -25,6 +25,7 @@ from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.executor import CallExecutor
 from numba_adam.server.transport.in_flight import InFlight
 from numba_adam.server.transport.permits import Permits
+from numba_adam.server.transport.read_ahead import ReadAhead
 from numba_adam.server.transport.requests import Requests
 from numba_adam.server.transport.watch import Watch
 
@@ -277,22 +278,36 @@ class Calls:
         return contextlib.closing(self._messages_of(requests, context))
 
     def _messages_of(self, requests: Iterator[bytes], context: Context) -> Generator[bytes, None, None]:
-        """Yield a call's messages after the first; a large one holds a permit until the caller takes the next."""
-        messages = self.watch.receive(requests, context)
-        while True:
-            self._messages.acquire(context)
-            is_held = True
-            try:
+        """Yield a call's messages after the first; a large one holds a permit until the caller takes the next.
+
+        While the caller has a large one, the next one arrives, if there is a permit for it.
+        """
+        ahead = ReadAhead(requests)
+        messages = self.watch.receive(ahead, context)
+        held = 0
+        try:
+            while True:
+                if not held:
+                    self._messages.acquire(context)
+                    held = 1
                 message = next(messages, None)
                 if message is None:
                     return
                 if len(message) <= SMALL_MESSAGE_BYTES:
-                    is_held = False
                     self._messages.release()
+                    held = 0
+                elif self._messages.try_acquire():
+                    held = 2
+                    if not ahead.start():
+                        self._messages.release()
+                        held = 1
                 yield message
-            finally:
-                if is_held:
+                if len(message) > SMALL_MESSAGE_BYTES:
                     self._messages.release()
+                    held -= 1
+        finally:
+            for _ in range(held):
+                self._messages.release()
 
 
 def run_on(executor: ThreadPoolExecutor, call: Callable[..., Any]) -> Callable[..., Any]:

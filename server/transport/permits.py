@@ -71,6 +71,11 @@ class Permits:
         if not granted.is_set():
             context.abort(grpc.StatusCode.CANCELLED, "the caller is gone")
 
+    def try_acquire(self) -> bool:
+        """Take a permit if there is one that nobody waits for; return whether it did."""
+        with self._lock:
+            return not self._known and not self._new and self._try()
+
     def release(self) -> None:
         """Give a permit back."""
         with self._lock:

@@ -17,6 +17,7 @@ threads of other libraries do not disturb it.
     contestants/    one optimizer each, ours and the peers', with one interface
     workload.py     shapes, parameters and gradients; no zeros, no subnormal numbers
     measure.py      taking turns
+    torch_rpc.py    a peer: tensors sent by torch.distributed.rpc
     statistics.py   medians and quartiles
     worker.py       runs one case in a separate process
     machine.py      the hardware and the versions

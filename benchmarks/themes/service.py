@@ -102,6 +102,39 @@ def _cut_beforehand(payload: memoryview) -> Callable[[], Iterator[bytes]]:
     return lambda: iter(ready)
 
 
+def _beside_rpc(
+    step: Callable[[Any, Any], Any], settings: Settings, *, returns: bool, wire_dtype: str | None
+) -> Measurement:
+    """Compare a step of ours with a call of torch.distributed.rpc that sends as many float32 elements.
+
+    Args:
+        step: takes the model and its gradients.
+        settings: settings of the run.
+        returns: whether the call returns as many elements too.
+        wire_dtype: see Model.wire_dtype.
+    """
+    from benchmarks import torch_rpc
+
+    client_of, torch = load("numba_adam.client").ParameterClient, load("torch")
+    workload = one_array(settings.elements(_ELEMENTS))
+    (param,), (grad,) = workload.params(), workload.grads()
+    tensor = torch.from_numpy(grad)
+    with torch_rpc.calls() as calls, parameter_server() as address, client_of(address) as client:
+        model = client.create_model(_MODEL, {"w": param}, durability="process")
+        model.wire_dtype = wire_dtype
+        pairs = interleave(lambda: step(model, {"w": grad}), lambda: calls[returns](tensor), settings)
+        client.delete_model(_MODEL)
+    return Measurement(pairs, {"elements": f"{grad.size:,}", "on the wire": wire_dtype or "float32"})
+
+
+def _pushed(model: Any, grads: dict[str, Array]) -> None:
+    model.push(grads)
+
+
+def _pushed_and_pulled(model: Any, grads: dict[str, Array]) -> None:
+    model.push_pull(grads)
+
+
 def _client_imports(settings: Settings) -> Measurement:  # noqa: ARG001 - has no settings
     with parameter_server() as address:
         return Measurement([(float(answer_of(_CLIENT.format(address=address))), None)], {"calls": "create, push, pull"})
@@ -127,6 +160,27 @@ CASES: tuple[Case, ...] = (
         title="100 MB of gradients pushed and applied",
         peer="the same stream, its messages made beforehand",
         run=lambda settings: _push(_cut_beforehand, settings),
+    ),
+    Case(
+        name="service/push-rpc",
+        title="100 MB of gradients pushed and applied, to survive a kill",
+        peer="torch.distributed.rpc sending the same tensor over TCP",
+        bar=Bar(1.1),
+        run=lambda settings: _beside_rpc(_pushed, settings, returns=False, wire_dtype=None),
+    ),
+    Case(
+        name="service/push-rpc-bfloat16",
+        title="25 million float32 gradients pushed as bfloat16 and applied, to survive a kill",
+        peer="torch.distributed.rpc sending them as float32 over TCP",
+        bar=Bar(0.65),
+        run=lambda settings: _beside_rpc(_pushed, settings, returns=False, wire_dtype="bfloat16"),
+    ),
+    Case(
+        name="service/push-pull-rpc-bfloat16",
+        title="25 million float32 gradients pushed, and parameters pulled, as bfloat16",
+        peer="torch.distributed.rpc sending and returning as many float32 over TCP",
+        bar=Bar(0.65),
+        run=lambda settings: _beside_rpc(_pushed_and_pulled, settings, returns=True, wire_dtype="bfloat16"),
     ),
     Case(
         name="service/client-imports",

@@ -26,6 +26,7 @@ _OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name", "
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _CHOICES = {
     **dict.fromkeys(("loopback_token", "health_token"), ("required", "off")),
+    "opentelemetry": ("on", "off"),
     "log_format": ("text", "json"),
     "log_level": LEVELS,
 }
@@ -80,6 +81,11 @@ class ServerConfig:
         None,
         "address for Prometheus's scrapes of /metrics, as HOST:PORT, such as 127.0.0.1:9464; needs prometheus_client. "
         "An address other than loopback needs TLS, and scrapes of it a token.",
+    )
+    opentelemetry: str = _setting(
+        "off",
+        "'on': gRPC's plugin measures the calls, and the OpenTelemetry SDK sends that by OTLP over HTTP to where its "
+        "own variables say (OTEL_EXPORTER_OTLP_ENDPOINT); needs the extra opentelemetry.",
     )
     log_format: str = _setting("text", "the log on stderr: 'text', or 'json' with one object in each line.")
     log_level: str = _setting("info", "what the log has: 'debug' (each push too), 'info', 'warning' or 'error'.")

@@ -34,7 +34,10 @@ from numba_adam.server.transport.tls import tls_files
 from numba_adam.server.transport.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numba_adam.server.metrics.http import MetricsServer
+    from numba_adam.server.metrics.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # HTTP/2's own limit
@@ -76,6 +79,7 @@ class Server:
         others = {**self._health.entries(), **reflection_entries(names, self._calls)}
         is_open = tuple(self._health.entries()) if config.health_token == "off" else ()
         self._gate = Gate({**service, **others}, guard, self._refusals, is_open)
+        self._telemetry = self._measure({**service, **others}) if config.opentelemetry == "on" else None
         self._grpc = grpc.server(self._calls.pool.executor, [self._gate], options=_options(config))
         self.address = ""
         """HOST:PORT, once started."""
@@ -99,6 +103,7 @@ class Server:
         except ConfigurationError:
             if self._metrics is not None:
                 self._metrics.stop()
+            self._end_telemetry()
             self._runtime.stop()
             raise
         self._publish_token(port)  # before the first call
@@ -126,6 +131,7 @@ class Server:
     def _stop(self) -> bool:
         """Stop, for the first time."""
         if not self.address:  # it never started
+            self._end_telemetry()
             return self._runtime.stop()
         self._health.stop()
         self._runtime.begin_stop()
@@ -141,6 +147,7 @@ class Server:
         is_clean = self._runtime.stop()
         if self._metrics is not None:
             self._metrics.stop()
+        self._end_telemetry()
         if self._own_token:
             loopback_token.remove(self._token_file, self._own_token)
         _log.info("stopped")
@@ -180,6 +187,31 @@ class Server:
             guard.check_usable(config.metrics_listen)
         collector = ServerCollector(self._runtime, self._refusals, lambda: self._calls.in_flight.count)
         return MetricsServer(config, guard, collector)
+
+    def _measure(self, methods: Collection[str]) -> Telemetry:
+        """Measure the calls for OpenTelemetry.
+
+        Raises:
+            ConfigurationError: its packages are missing, or the process measures already.
+        """
+        try:
+            from numba_adam.server.metrics.telemetry import Telemetry
+
+            return Telemetry(methods)
+        except ModuleNotFoundError as error:
+            self._runtime.stop()
+            raise ConfigurationError(
+                f"opentelemetry='on': it needs the module {error.name!r}, which is not installed; "
+                f"{advice('opentelemetry')}"
+            ) from error
+        except ConfigurationError:
+            self._runtime.stop()
+            raise
+
+    def _end_telemetry(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.stop()
+            self._telemetry = None
 
     def _publish_token(self, port: int) -> None:
         """Write the token of this server where clients of the same user find it."""

@@ -18,8 +18,9 @@ The files, from the public classes down to the wire:
     deletion     one deletion of a model
     settings     groups, clipping and frozen arrays; changes while a model trains
     schedules    learning rates by version
+    same_host    pulls and views through shared memory
     progress     progress reports of long transfers
-    transport/   gRPC:
+    transport/   gRPC, and shared memory on the server's machine:
         connection   single tries of each call, and calls with retries
         channel      the gRPC channel
         tls          which CA the client trusts, which certificate it presents
@@ -31,6 +32,9 @@ The files, from the public classes down to the wire:
         shield       runs calls of the main thread where Ctrl-C cannot interrupt them half-way
         forks        closes channels before a fork
         loopback     whether an address is this machine, which needs no proxy
+        same_host    finds the server's Unix socket, keeps connections to it
+        local_socket one such connection
+        shared_memory buffers that the server can read
 """
 
 from numba_adam.client.ack import Ack

@@ -91,6 +91,9 @@ class ParameterClient:
             None: what the environment (NUMBA_ADAM_SERVER_CA, ...) or `numba-adam login` says; else no TLS.
         token: access token, for a server that requires one. None: that of the environment (NUMBA_ADAM_TOKEN), if any.
             Without TLS it is sent to this machine only.
+        transport: "auto": gradients and parameters of a server of this user on this machine go through shared memory,
+            all others over the network. "network": always the network. "same-host": never the network. None: what
+            the environment says (NUMBA_ADAM_TRANSPORT), else "auto".
 
     Raises:
         ConfigurationError: an argument is out of range, or a TLS file cannot be used.
@@ -107,6 +110,7 @@ class ParameterClient:
         backoff: Backoff = Backoff(),  # noqa: B008  # frozen
         tls: TlsArgument = None,
         token: str | None = None,
+        transport: str | None = None,
     ) -> None:
         _check_address(address)
         if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
@@ -121,6 +125,7 @@ class ParameterClient:
             backoff=backoff,
             tls=settings,
             token=choose_token(token, address, os.environ, is_secret=settings is not None),
+            transport=transport,
         )
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()

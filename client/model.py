@@ -15,10 +15,11 @@ import numpy as np
 from numba_adam.client.ack import Ack
 from numba_adam.client.formats import converted, named_dtype
 from numba_adam.client.info import ModelInfo, model_info
-from numba_adam.client.model_arrays import model_arrays_of
+from numba_adam.client.model_arrays import Parameters, model_arrays_of
 from numba_adam.client.narrow import wire_format
 from numba_adam.client.pull import PLAIN, Pulled, Wanted, pull, wanted_as, wanted_in
 from numba_adam.client.push import Answer, Push
+from numba_adam.client.same_host import ModelMemory, gradient_memory, memory_of, parameter_views
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session, checked_worker_id
 from numba_adam.client.settings import Change, change_of, change_settings, checked_loss_scale
@@ -206,6 +207,40 @@ class Model:
             return self.pull(wanted) if pulled is None else self.template.filled(pulled.parameters)
         places, form = flatten(out, "out")
         return form.filled(self._push_and_pull_into(places, grads, loss_scale))
+
+    @property
+    def transport(self) -> str:
+        """Which way gradients and parameters take, and why: "same host: ..." or "network: ..."."""
+        self._check_fit()
+        return self._connection.same_host.look()
+
+    def gradient_buffers(self) -> Parameters:
+        """Return new arrays of zeros for gradients, by name. A server of this user on this machine reads them in place.
+
+        They are NumPy arrays; `torch.from_numpy` gives tensors over the same memory. A push of them copies nothing in
+        the worker. Several pushes at a time need several sets. Over the network they are plain arrays.
+        """
+        self._check_fit()
+        return gradient_memory(self._model_arrays)
+
+    def parameters_view(self) -> Parameters:
+        """Return read-only NumPy arrays of the parameters where the server has them, by name.
+
+        They change while the server applies pushes, so what is read may be of several versions, and of updates that
+        are not finished; `pull` gives one version. After a restart of the server, ask for a new view.
+
+        Raises:
+            ConfigurationError: the server is not of this user on this machine.
+            ServiceError: the call failed.
+        """
+        self._check_fit()
+        deadline, what = self._connection.deadline(), f"view of model {self.name!r}"
+
+        def attempt(seconds: float) -> ModelMemory:
+            return memory_of(self._connection, self.name, self._model_arrays, seconds)
+
+        memory = self._connection.retry(attempt, what=what, deadline=deadline)
+        return parameter_views(memory, self._model_arrays)
 
     def worker(
         self, batches: Iterable[_Batch], params: object = None, *, worker_id: str | None = None

@@ -14,6 +14,7 @@ from numba_adam.client.info import durability_name
 from numba_adam.client.model_arrays import Array, ModelArrays, Parameters
 from numba_adam.client.narrow import WideningDownload
 from numba_adam.client.progress import Progress
+from numba_adam.client.same_host import pull_on_same_host
 from numba_adam.client.session import Session
 from numba_adam.client.transfer import Download
 from numba_adam.client.transport.connection import Connection
@@ -112,6 +113,9 @@ def pull(
             dtype=wanted.dtype_number,
             average=average,
         )
+        shared = pull_on_same_host(connection, request, model_arrays, wanted.out, timeout_seconds)
+        if shared is not None:
+            return Pulled(*shared)
         with closing(connection.pull(request, timeout_seconds)) as messages:
             return read_parameters(messages, model_arrays, wanted, report)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import Message
 
 from numba_adam import errors
@@ -19,13 +20,14 @@ from numba_adam.client.pull import PLAIN, Pulled, Wanted, read_parameters
 from numba_adam.client.session import Origin, Session
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
+from numba_adam.client.transport.local_socket import LocalSocket
 from numba_adam.client.transport.retry import Deadline, interrupted, queued_too_long
 from numba_adam.client.transport.shield import POLL_SECONDS, is_given_up
 from numba_adam.errors import CorruptTransferError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
-from numba_adam.ps.v1.parameter_service_pb2 import PushAck, PushHeader, PushRequest
+from numba_adam.ps.v1.parameter_service_pb2 import PushAck, PushHeader, PushRequest, PushResponse
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ Answer = tuple[Ack, Pulled | None]
 _Messages = Iterator[bytes] | bytes
 """A stream of messages, or one message with everything."""
 
-_Send = Callable[[_Messages, float], tuple[PushAck, Pulled | None]]
+_Send = Callable[[Upload, float], tuple[PushAck, Pulled | None]]
 
 
 class Push:
@@ -123,8 +125,7 @@ class Push:
             return ack_of_rewind(session.restored), None
         upload = self._upload()
         try:
-            messages = upload.whole(session.whole_push_bytes) or upload.messages()
-            ack, pulled = send(messages, deadline.remaining_seconds())
+            ack, pulled = send(upload, deadline.remaining_seconds())
         except ServiceError as error:
             if upload.failure is not None:
                 raise upload.failure from error
@@ -162,12 +163,31 @@ class Push:
         report = self._connection.report(self._what)
         return Upload(PushRequest(header=header).SerializeToString(), payload, XXH3_64, report)
 
-    def _send(self, messages: _Messages, timeout_seconds: float) -> tuple[PushAck, None]:
-        return self._connection.push(messages, timeout_seconds).ack, None
+    def _send(self, upload: Upload, timeout_seconds: float) -> tuple[PushAck, None]:
+        ack = self._send_on_same_host(upload, timeout_seconds)
+        return ack or self._connection.push(self._messages(upload), timeout_seconds).ack, None
 
-    def _send_and_receive(self, messages: _Messages, timeout_seconds: float) -> tuple[PushAck, Pulled | None]:
+    def _send_on_same_host(self, upload: Upload, timeout_seconds: float) -> PushAck | None:
+        """Push through shared memory, if that is possible; None: nothing was sent."""
+        report = self._connection.report(self._what)
+
+        def push(local: LocalSocket) -> bytes:
+            payload = self._gradients.payload()
+            arrays = [each if isinstance(each, np.ndarray) else np.frombuffer(each[:], np.uint8) for each in payload]
+            return local.push(upload.header, arrays, timeout_seconds, report)
+
+        raw = self._connection.on_same_host(push)
+        return None if raw is None else PushResponse.FromString(raw).ack
+
+    def _messages(self, upload: Upload) -> _Messages:
+        return upload.whole(self._session.whole_push_bytes) or upload.messages()
+
+    def _send_and_receive(self, upload: Upload, timeout_seconds: float) -> tuple[PushAck, Pulled | None]:
+        ack = self._send_on_same_host(upload, timeout_seconds)
+        if ack is not None:
+            return ack, None  # the caller pulls, which needs no network either
         report = self._connection.report(f"pull of model {self._session.model!r}")
-        with closing(self._connection.push_pull(messages, timeout_seconds)) as answers:
+        with closing(self._connection.push_pull(self._messages(upload), timeout_seconds)) as answers:
             ack = _first_ack(answers)
             try:
                 return ack, read_parameters(answers, self._model_arrays, self._wanted, report)

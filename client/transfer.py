@@ -75,20 +75,23 @@ class Upload:
     ) -> None:
         self.failure: Exception | None = None
         """The exception of the progress callable, which gRPC would report as a cancelled call."""
-        self._header, self._kind, self._report, self._chunk_bytes = header, checksum_kind, report, chunk_bytes
+        self.header = header
+        """The encoded message with the header."""
+
+        self._kind, self._report, self._chunk_bytes = checksum_kind, report, chunk_bytes
         self._pieces: list[Piece] = [each if not isinstance(each, np.ndarray) else bytes_of(each) for each in arrays]
 
     def whole(self, largest_bytes: int) -> bytes | None:
         """Return the transfer as one message; None if it would be larger than `largest_bytes`."""
         total = sum(piece.nbytes for piece in self._pieces)
-        if size_of_whole(self._header, total) > largest_bytes:
+        if size_of_whole(self.header, total) > largest_bytes:
             return None
         checksum, payload = new_checksum(self._kind), [piece[:] for piece in self._pieces]
         for part in payload:
             checksum.update(part)
         if total:
             self._report(total, total)
-        return encode_whole(self._header, checksum.value(), *payload)
+        return encode_whole(self.header, checksum.value(), *payload)
 
     def messages(self) -> Iterator[bytes]:
         """Yield the header, the chunks and the trailer."""
@@ -99,7 +102,7 @@ class Upload:
             raise
 
     def _messages(self) -> Iterator[bytes]:
-        yield self._header
+        yield self.header
         checksum = new_checksum(self._kind)
         total = sum(piece.nbytes for piece in self._pieces)
         offset = 0

@@ -22,7 +22,14 @@ from numba_adam.server.logs import LEVELS
 from numba_adam.server.memory import parse_size, usable_bytes
 
 _log = logging.getLogger(__name__)
-_OF_CLIENTS = ("server_ca", "worker_certificate", "worker_key", "server_name", "token")  # variables that clients read
+_OF_CLIENTS = (
+    "server_ca",
+    "worker_certificate",
+    "worker_key",
+    "server_name",
+    "token",
+    "transport",
+)  # variables that clients read
 ENVIRONMENT_PREFIX = "NUMBA_ADAM_"
 _CHOICES = {
     **dict.fromkeys(("loopback_token", "health_token"), ("required", "off")),

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from numba_adam.errors import ConfigurationError
 from numba_adam.installing import advice
 from numba_adam.ps import loopback_token
+from numba_adam.ps.local import socket_path
 from numba_adam.server.config import WAITING_CALLS, ServerConfig, host_and_port
 from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.storage.keys import read_keys
@@ -28,6 +29,8 @@ from numba_adam.server.transport.descriptors import connection_limit
 from numba_adam.server.transport.gate import Calls, Gate
 from numba_adam.server.transport.health import Health
 from numba_adam.server.transport.listen import endpoints
+from numba_adam.server.transport.local import LocalListener, is_supported
+from numba_adam.server.transport.local_connection import Serving
 from numba_adam.server.transport.reflection import reflection_entries
 from numba_adam.server.transport.service import SERVICE_NAME, ParameterService, entries
 from numba_adam.server.transport.tls import tls_files
@@ -84,6 +87,8 @@ class Server:
         self.address = ""
         """HOST:PORT, once started."""
 
+        self._serving = Serving(parameters, self._calls, self._runtime, config.stall_seconds)
+        self._local: LocalListener | None = None
         self._metrics: MetricsServer | None = None
         self._stopping = threading.Lock()
         self._is_clean: bool | None = None  # until it has stopped
@@ -107,6 +112,7 @@ class Server:
             self._runtime.stop()
             raise
         self._publish_token(port)  # before the first call
+        self._listen_locally(port)
         self._grpc.start()
         self._watch.start()
         for name in ("", SERVICE_NAME):
@@ -137,10 +143,14 @@ class Server:
         self._runtime.begin_stop()
         deadline = time.monotonic() + self._config.stop_deadline_seconds
         self._grpc.stop(self._config.stop_deadline_seconds)  # no new calls; does not wait
+        if self._local is not None:
+            self._local.begin_stop()
         self._runtime.save()  # first: a supervisor may kill this process while calls finish
         self._calls.in_flight.wait_until_none(deadline - time.monotonic())
         while not self._grpc.stop(0).wait(_STOP_TRY_SECONDS):  # idle connections would delay the first stop
             _log.warning("gRPC has not stopped yet")
+        if self._local is not None:
+            self._local.stop()
         self._gate.stop()
         self._calls.requests.stop()
         self._watch.stop()
@@ -229,6 +239,18 @@ class Server:
             )
         else:
             _log.info("clients of this user find their token in %s", self._token_file)
+
+    def _listen_locally(self, port: int) -> None:
+        """Listen on the Unix socket for workers of this user, where this system and the settings allow it."""
+        if self._tls is not None or not self._config.is_local or not is_supported():
+            return
+        path = socket_path(os.environ, port)
+        try:
+            self._local = LocalListener(path, self._serving, self._config.most_calls)
+        except OSError as error:
+            _log.info("workers of this machine use the network, %s cannot be made: %s", path, error)
+            return
+        self._local.start()
 
     def _bind(self) -> int:
         """Bind the port at every address to listen on; return the port.

@@ -30,6 +30,9 @@ hypothesis.settings.load_profile(PROFILE)
 # with it. A handler of Python's own is taken back in those.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests of the network would not see it otherwise. The main files of the client run again without it: see tests/client.
+os.environ.setdefault("NUMBA_ADAM_TRANSPORT", "network")
+
 
 @pytest.fixture(autouse=True)
 def _level_of_our_log() -> Iterator[None]:

@@ -17,8 +17,10 @@ from google.protobuf.message import Message
 from numba_adam.client.progress import Progress, reporter
 from numba_adam.client.transport import forks
 from numba_adam.client.transport.channel import ServiceChannel
+from numba_adam.client.transport.local_socket import LocalSocket, NoRoomError
 from numba_adam.client.transport.probe import Probe
 from numba_adam.client.transport.retry import Backoff, Deadline, closed, cut_short, interrupted, retry
+from numba_adam.client.transport.same_host import SameHost
 from numba_adam.client.transport.shield import POLL_SECONDS, Shield, is_given_up
 from numba_adam.client.transport.tls import Tls
 from numba_adam.client.transport.token import FindToken
@@ -51,6 +53,7 @@ class Connection:
         backoff: Backoff,
         tls: Tls | None = None,
         token: FindToken = lambda: None,
+        transport: str | None = None,
     ) -> None:
         forks.check_grpc_works()
         self.address = address
@@ -62,6 +65,9 @@ class Connection:
         self._channel: ServiceChannel | None = None
         self._channel_lock = threading.Lock()
         self._on_fork: list[Callable[[], None]] = []
+        self.same_host = SameHost(address, transport, os.environ, is_secret=tls is not None, token=token)
+        """The way to a server on this machine that needs no network."""
+
         forks.listen(self)
 
     # --- the channel --------------------------------------------------------------------------------------------
@@ -86,6 +92,7 @@ class Connection:
             channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+        self.same_host.close()
 
     # --- processes and interruptions ----------------------------------------------------------------------------
 
@@ -113,6 +120,31 @@ class Connection:
     def shielded(self, job: Callable[[], _T]) -> _T:
         """Run a job that signals cannot interrupt half-way; see `Shield.run`."""
         return self._shield.run(job, self.close_channel)
+
+    def on_same_host(self, call: Callable[[LocalSocket], _T]) -> _T | None:
+        """Make one try of a call without the network, if that is possible; None: use the network.
+
+        Raises:
+            ServiceError: the call failed.
+        """
+        if self._closed.is_set():
+            raise closed(self.address)
+        with self.same_host.socket() as local:
+            if local is None:
+                return None
+            if is_given_up():
+                raise interrupted(self.address)
+            try:
+                return call(local)
+            except NoRoomError:
+                return None
+            except UnauthenticatedError as error:
+                local.close()
+                raise self._refused_token(error, is_current=self._find_token() == local.token) from error
+            except ServiceError as error:
+                if local.is_broken and self._closed.is_set():
+                    raise closed(self.address) from error
+                raise
 
     # --- single tries -------------------------------------------------------------------------------------------
 
@@ -193,10 +225,14 @@ class Connection:
 
     def _unauthenticated(self, error: UnauthenticatedError, channel: ServiceChannel) -> ServiceError:
         """Return the error for a refused token. It is temporary if a newer token can be found now."""
-        if channel is self._channel and self._find_token() == channel.token:
-            return error
-        if channel is self._channel:
+        is_current = channel is self._channel and self._find_token() == channel.token
+        if not is_current and channel is self._channel:
             self.close_channel()  # the next try uses the newer token
+        return self._refused_token(error, is_current=is_current)
+
+    def _refused_token(self, error: UnauthenticatedError, *, is_current: bool) -> ServiceError:
+        if is_current:
+            return error
         renewed = ServerUnavailableError(f"{self.address} refused the earlier token ({error})")
         renewed.detail = error.detail  # the server has answered, so a push is not in doubt
         return renewed

@@ -114,7 +114,11 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     """Return the exception for a failed call, with the server's detail, if there is one, as `.detail`."""
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     message = (error.details() if isinstance(error, grpc.Call) else None) or str(error)
-    detail = _received_detail(error)
+    return from_status(code, message, _received_detail(error))
+
+
+def from_status(code: grpc.StatusCode, message: str, detail: ErrorDetail | None) -> ServiceError:
+    """Return the exception for a status, with its detail as `.detail`."""
     error_class = _class_of(detail, code)
     if detail is None and _TOO_LARGE in message:
         error_class = errors.TransferTooLargeError

@@ -27,8 +27,8 @@ class Chunk(NamedTuple):
 class Trailer(NamedTuple):
     """The end of a transfer."""
 
-    checksum: int
-    """Checksum of the whole payload."""
+    checksum: int | None
+    """Checksum of the whole payload. None: no bytes travelled, so the sender computed none."""
 
 
 Parts = Iterable[object]
@@ -88,8 +88,8 @@ class Reader:
             self._running.update(data)
         self.received_bytes += data.nbytes
 
-    def finish(self, checksum: int) -> None:
-        """Validate the whole payload against its trailer.
+    def finish(self, checksum: int | None) -> None:
+        """Validate the whole payload against its trailer; without a checksum in it, only its size.
 
         Raises:
             InvalidRequestError: bytes are missing.
@@ -102,7 +102,7 @@ class Reader:
         if self._running is None:
             return
         self.checksum = self._running.value()
-        if self.checksum != checksum:
+        if checksum is not None and self.checksum != checksum:
             raise CorruptTransferError(
                 f"the payload's checksum is {self.checksum:#018x}, its trailer says {checksum:#018x}: bytes changed on "
                 "the way; send it again"

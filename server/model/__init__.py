@@ -8,6 +8,7 @@
     push_ledger      which pushes were applied, and their answers
     digests          digests that recognize a repeated push
     arena            the model's memory
+    sharing          which version the memory has, for other processes that read it
     records          checks of records read from disk
 
 May import NumPy, `numba_adam.errors`, `numba_adam.settings`, and of `numba_adam.ps` the modes, details, guards and

@@ -1,6 +1,7 @@
 """A model's memory: one shared mapping with a header and then its flat arrays. Imports NumPy and sizes.
 
-    0                header: magic, format, dtype, element count, then offset of each array
+    0                header: magic, format, dtype, element count, then offset of each array; at 2048 the versions, see
+                     sharing
     4096             param
     ...              exp_avg, exp_avg_sq, max_exp_avg_sq (with AMSGrad), pending (one staged gradient)
     ...              words, staging: how far the update is (if the memory is a file that outlives the server)
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from numba_adam.numerics.staging import FORMATS_CHUNK, staging_of, words_of
 from numba_adam.server.model.columns import Column, columns_of, is_plain, staging_of_columns
 from numba_adam.server.model.options import NO_OPTIONS
+from numba_adam.server.model.sharing import VERSIONS_AT, Sharing
 from numba_adam.settings.options import Options
 
 MAGIC = b"NBADARN\x00"
@@ -102,12 +104,16 @@ class Arena:
         """Whether they are the parameters and moments of the same dtype."""
 
         self.layout = layout_of(self.columns, options, is_staged=self.is_staged)
-        flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if file is None else 0)
         try:
-            self._mapping = mmap.mmap(-1 if file is None else file, self.layout.total_bytes, flags=flags)
+            self.sharing = Sharing(file, self.layout.total_bytes)
+            """For processes on this machine that read the parameters."""
+
+            flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if self.sharing.descriptor < 0 else 0)
+            self._mapping = mmap.mmap(self.sharing.descriptor, self.layout.total_bytes, flags=flags)
         except OSError as error:
             raise MemoryError(f"cannot map {self.layout.total_bytes} bytes for a model's arrays: {error}") from error
         self._write_header()
+        self.sharing.use(np.frombuffer(self._mapping, np.uint64, 2, VERSIONS_AT))
         self._arrays = {each.name: self._flat(each.name, each.dtype, sum(each.sizes)) for each in self.columns}
         self.param, self.exp_avg, self.exp_avg_sq = (self._arrays[name] for name in ("param", "exp_avg", "exp_avg_sq"))
         self.max_exp_avg_sq = self._arrays.get("max_exp_avg_sq")

@@ -423,8 +423,11 @@ class Model:
 
     def _update(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float) -> None:
         """Run the update over the arrays that have a gradient."""
+        number = self.version + 1
         try:
+            self.arena.sharing.begin(number)
             self._run(present, gradient, loss_scale)
+            self.arena.sharing.end(number)
         except ServerUnavailableError:  # the launcher has stopped, and nothing was updated
             raise
         except Exception as error:

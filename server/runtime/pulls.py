@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from numba_adam.errors import DeadlineExceededError, InvalidRequestError, ServerUnavailableError
-from numba_adam.server.runtime.budget import SlotPool
+from numba_adam.ps.detail import StatePoint
+from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
@@ -80,6 +81,34 @@ class Pulls:
                     self.copies.release(pull_copy)
                     raise
                 return pull_copy
+
+    def point(self, model: Model, caller: Caller, state_id: str = "", min_version: int = 0) -> StatePoint:
+        """Return the newest state, for a caller that reads the parameters itself; waits and raises as `pull` does."""
+        with saying_state_of(model):
+            model.check_alive()
+            if min_version or state_id:
+                self._wait_for_version(model, caller, state_id, min_version)
+            version = model.version  # it may not be settled yet
+            model.settle()
+            return model.state()._replace(version=version)
+
+    def copy_into(
+        self, model: Model, caller: Caller, target: Bytes, state_id: str = "", min_version: int = 0
+    ) -> StatePoint:
+        """Copy the newest version into memory of the caller, between two updates; waits and raises as `pull` does."""
+
+        def copy() -> StatePoint:
+            model.check_alive()
+            target.view(model.arena.dtype)[:] = model.arena.param
+            return model.state()._replace(version=model.version)
+
+        with saying_state_of(model):
+            if min_version or state_id:
+                self._wait_for_version(model, caller, state_id, min_version)
+            with small_call(model, self._launcher):
+                point = model.apply_queue.call(copy)
+            model.settle()
+            return point
 
     def begin_stop(self) -> None:
         """Refuse pulls that wait. Wake the models' waiting calls after it."""

@@ -66,7 +66,7 @@ class Receiver(Reader):
         super()._take_piece(data)
         self._check_finite()
 
-    def finish(self, checksum: int) -> None:
+    def finish(self, checksum: int | None) -> None:
         """Check the whole payload against its trailer; raises as Reader.finish does, and then for the first bad value.
 
         Raises:

@@ -15,6 +15,9 @@
     listen             the sockets to listen on
     tls                the certificate, its key and the CA of clients
     descriptors        the limit on connections
+    local              the Unix socket for workers of this user on this machine
+    local_connection, local_context, local_memory
+                       one connection; what a call of it offers the service; memory that workers share
 
 May import `server.runtime` and what stands below it, and grpc.
 """

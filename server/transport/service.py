@@ -250,10 +250,7 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
 
     def refused(error: Exception, context: Context) -> tuple[grpc.StatusCode, str, ErrorDetail]:
         status = _status_of(error)
-        if status[0] is grpc.StatusCode.PERMISSION_DENIED:
-            service.audit.refused(context, call.name, status[1])
-        token = "" if guard is None else guard.name_of(context.invocation_metadata())
-        service.refusals.note(_reason_of(*status), token)
+        note_refusal(service, call.name, context, status)
         return status
 
     def request_of(first: bytes, rest: Iterator[bytes], held: ExitStack, context: Context) -> Any:
@@ -309,6 +306,16 @@ def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any
 
     streams = bool(call.server_streaming)
     return calls.handler(answers if streams else answer, answers_stream=streams, frees_slot=call.name == "Push")
+
+
+def note_refusal(
+    service: ParameterService, method: str, context: Context, status: tuple[grpc.StatusCode, str, ErrorDetail]
+) -> None:
+    """Note that a call was refused, for the metrics and the audit log."""
+    if status[0] is grpc.StatusCode.PERMISSION_DENIED:
+        service.audit.refused(context, method, status[1])
+    token = "" if service.guard is None else service.guard.name_of(context.invocation_metadata())
+    service.refusals.note(_reason_of(*status), token)
 
 
 def _status_of(error: Exception) -> tuple[grpc.StatusCode, str, ErrorDetail]:

@@ -21,8 +21,28 @@ from numba_adam.server.embedded import Server
 
 sys.path[:0] = [str(Path(__file__).parent)]  # for `programs`, which is no test itself
 
+# These files run twice: over the network, and through shared memory where no relay is in between.
+ON_BOTH_TRANSPORTS = (
+    *("test_faults", "test_forks", "test_formats", "test_frameworks", "test_interrupts", "test_model"),
+    *("test_process_level", "test_sessions", "test_small_pushes", "test_structures", "test_worker"),
+)
 QUICK = Backoff(first_seconds=0.01, ceiling_seconds=0.05)
 READY = "numba-adam: serving on "
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test of the main files once more, as a campaign, through shared memory."""
+    if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH_TRANSPORTS:
+        again = pytest.param("auto", marks=pytest.mark.campaign, id="same_host")
+        metafunc.parametrize("transport", [pytest.param("network", id="network"), again], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the way that clients of this test take: NUMBA_ADAM_TRANSPORT."""
+    wanted = getattr(request, "param", "network")
+    monkeypatch.setenv("NUMBA_ADAM_TRANSPORT", wanted)
+    return str(wanted)
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ STALENESS = Metric(
 PULL_SECONDS = Metric("numba_adam_pull_seconds", Kind.HISTOGRAM, "Pulls that were sent, by seconds of sending.", _MODEL)
 RECEIVED = Metric("numba_adam_received_bytes_total", Kind.COUNTER, "Gradients of pushes with an answer.", _MODEL)
 SENT = Metric("numba_adam_sent_bytes_total", Kind.COUNTER, "Parameters that were sent.", _MODEL)
+CHANGES = Metric("numba_adam_setting_changes_total", Kind.COUNTER, "Changes of the settings while it trains.", _MODEL)
 SNAPSHOT_SECONDS = Metric(
     "numba_adam_snapshot_seconds", Kind.HISTOGRAM, "Snapshots on disk, by seconds of writing.", _MODEL
 )
@@ -89,6 +90,7 @@ OF_MODELS = (
     PULL_SECONDS,
     RECEIVED,
     SENT,
+    CHANGES,
     SNAPSHOT_SECONDS,
     SNAPSHOT_FAILURES,
     SNAPSHOT_BYTES,

@@ -60,6 +60,7 @@ _OF_A_MODEL: dict[Metric, Callable[[Model], float]] = {
     catalogue.SESSIONS: lambda model: len(model.ledger.sessions),
     catalogue.RECEIVED: lambda model: model.tally.received_bytes,
     catalogue.SENT: lambda model: model.tally.sent_bytes,
+    catalogue.CHANGES: lambda model: model.tally.changes,
     catalogue.SNAPSHOT_FAILURES: lambda model: model.tally.failed_snapshots,
     catalogue.SNAPSHOT_BYTES: lambda model: model.tally.snapshot_bytes,
     catalogue.SNAPSHOT_TIME: lambda model: model.tally.snapshot_time,

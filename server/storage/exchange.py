@@ -9,6 +9,7 @@ import math
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from numba_adam.server.model.names import check_model_name
 from numba_adam.server.model.options import options_from
 from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
+from numba_adam.server.model.steering import Steering
 from numba_adam.server.storage import safetensors_file
 from numba_adam.server.storage import snapshot as snapshots
 from numba_adam.server.storage.data_folder import DataFolder
@@ -41,6 +43,14 @@ from numba_adam.server.storage.verification import arrays_for
 from numba_adam.settings.hyperparameters import Hyperparameters
 
 _KEPT = ("hyperparameters", "mode", "durability", "guards", "options")  # of a spec's record
+
+
+def _current(spec: Spec, snapshot: Snapshot) -> dict[str, Any]:
+    """Return the hyperparameters of the next push: of the first group, if there are several."""
+    changes = snapshot.ledger.get("changes")
+    settings = Steering.from_record(changes["settings"]) if changes else spec.first_settings
+    now = settings.groups[0].at(snapshot.ledger["version"])
+    return {**asdict(now), "betas": list(now.betas)}
 
 
 class Exported(NamedTuple):
@@ -95,6 +105,7 @@ def export_model(folder: Path, name: str, out: Path, number: int | None = None, 
     columns = {column: _named(spec, column, flat) for column, flat in flats.items()}
     steps = dict(zip(columns["param"], found.ledger["steps"], strict=True))
     settings = {key: value for key, value in spec.to_record().items() if key in _KEPT}
+    settings["hyperparameters"] = _current(spec, found)
     safetensors_file.write(out, Exchanged(settings, spec.tensors, columns, steps))
     return Exported(chosen, found.ledger["version"], why)
 

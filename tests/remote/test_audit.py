@@ -43,11 +43,13 @@ def test_every_administrative_call_is_noted_with_who_what_and_from_where(connect
     client.create_model("m", {"w": WEIGHTS})
     client.snapshot("m")
     client.open_model("m").push({"w": WEIGHTS})  # not administrative
+    client.open_model("m").set(lr=0.5)
     client.delete_model("m")
     found = [record for record in records() if not record["what"].startswith("token")]
     assert [(record["who"], record["what"], record["model"], record["outcome"]) for record in found] == [
         ("token alice", "CreateModel", "m", "OK"),
         ("token alice", "Snapshot", "m", "OK"),
+        ("token alice", "UpdateModel", "m", "OK"),
         ("token alice", "DeleteModel", "m", "OK"),
     ]
     assert all(record["from"].startswith("ipv4:127.0.0.1:") for record in found)

@@ -175,6 +175,13 @@ def test_snapshots_are_counted_with_their_time_and_size(server, client):
     assert found["numba_adam_snapshot_failures_total", "m"] == 0
 
 
+def test_changes_of_the_settings_are_counted(server, client):
+    model = client.create_model("m", {"w": np.ones(1000, np.float32)})
+    assert values_of(server.metrics_address)["numba_adam_setting_changes_total", "m"] == 0
+    model.set(lr=0.5)
+    assert values_of(server.metrics_address)["numba_adam_setting_changes_total", "m"] == 1
+
+
 def test_a_deleted_model_has_no_series(server, client):
     for name in ("kept", "gone"):
         client.create_model(name, {"w": np.ones(1000, np.float32)}).push(GRADS)

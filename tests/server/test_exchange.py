@@ -252,8 +252,7 @@ def test_an_export_has_the_hyperparameters_of_the_moment(client, config, params,
         model = running.create_model("model", params, **SETTINGS)
         model.push(gradients(params, 0))
         model.set(lr=0.125, weight_decay=0.0)
-    assert main(["export", "--data-dir", str(config.data_dir), "model", str(tmp_path / "out.safetensors")]) == 0
+    assert main(["export", str(config.data_dir), "model", str(tmp_path / "out.safetensors")]) == 0
     with safe_open(tmp_path / "out.safetensors", "numpy") as file:
-        kept = json.loads(file.metadata()["numba_adam"])
-    found = kept["settings"]["hyperparameters"] if "settings" in kept else kept["hyperparameters"]
+        found = json.loads(file.metadata()["numba_adam"])["hyperparameters"]
     assert (found["lr"], found["weight_decay"], found["eps"]) == (0.125, 0.0, SETTINGS["eps"])

@@ -44,8 +44,8 @@ _LONGEST_SECONDS = 1e6  # eleven days: gRPC's and the system's timers can hold i
 _SMALLEST_MESSAGE_BYTES = 1 << 21  # clients send chunks of about 1 MiB
 _LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's own limit
 _SMALLEST_WINDOW_BYTES = 1 << 18  # with half a MiB, attacks came near the memory that is promised for small budgets
-_LARGEST_WINDOW_BYTES = 1 << 23  # unless it is set: enough for 400 MB/s over a line with a round trip of 20 ms
-_WINDOWS_SHARE = 8  # of the budget, for the windows of all calls
+_LARGEST_WINDOW_BYTES = 1 << 26  # unless it is set: enough for 600 MB/s over a line with a round trip of 100 ms
+_WINDOWS_SHARE = 4  # of the budget, for the windows of all calls
 WAITING_CALLS = 128
 """Calls that are admitted and not served yet: they wait for their first message or for a permit."""
 
@@ -142,9 +142,9 @@ class ServerConfig:
     receive_window_bytes: int = _setting(
         0,
         "what each call may have on its way that the server has not read yet, in bytes or with a unit (64MiB). A push "
-        "over a long line moves about that much, and 1 MiB more, in each round trip. All calls together may hold it "
-        "--rpc-threads + 128 times, beyond the budget. 0 means an eighth of the budget for all of them, between "
-        "256 KiB and 8 MiB for each.",
+        "over a long line moves about that much, and 2 MiB more, in each round trip. All calls together may hold it "
+        "--rpc-threads + 128 times, beyond the budget. 0 means a quarter of the budget for all of them, between "
+        "256 KiB and 64 MiB for each.",
         0,
         _LARGEST_MESSAGE_BYTES,
     )

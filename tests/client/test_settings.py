@@ -62,6 +62,36 @@ def test_groups_a_schedule_clipping_and_a_frozen_array_have_the_librarys_bits(cl
     assert (now.settings.change, now.settings.frozen, now.settings.clip_value) == (1, (), 0.01)
 
 
+@pytest.mark.parametrize("durability", ["memory", "process", "disk"])
+@pytest.mark.parametrize(
+    "options",
+    [{"state_dtype": "8bit", "seed": 3}, {"state_dtype": "bfloat16", "rounding": "stochastic"}, {"ema_decay": 0.5}],
+    ids=["8bit", "bfloat16", "average"],
+)
+def test_models_with_other_formats_have_the_librarys_bits_too(client, options, durability):
+    params = arrays(0)
+    groups = [{"params": ["embedding", "b"], "weight_decay": 0.0}]
+    given = {"lr": 0.1, "weight_decay": 0.1, "max_grad_norm": 1.0, "frozen": ["b"]}
+    model = client.create_model("m", params, groups=groups, durability=durability, **given, **options)
+    first = {name: params[name] for name in ("embedding", "b")}
+    opt = na.Adam(
+        [{"params": first, "weight_decay": 0.0}, {"params": {"w": params["w"]}, "weight_decay": 0.1}], lr=0.1, **options
+    )
+    for number in range(4):
+        if number == 2:
+            model.set(group=1, lr=0.01, clip_value=0.02, unfreeze=["b"])
+            opt.param_groups[1]["lr"] = 0.01
+        grads = arrays(50 + number)
+        model.push({name: 8 * grad for name, grad in grads.items()}, loss_scale=8.0)
+        scaled = {name: 8 * grad for name, grad in grads.items()} | ({"b": None} if number < 2 else {})
+        opt.step(scaled, loss_scale=8.0, max_grad_norm=1.0, clip_value=0.02 if number >= 2 else None)
+        assert_same(model, params)
+    if "ema_decay" in options:
+        assert {name: array.tobytes() for name, array in model.pull(average=True).items()} == {
+            name: array.tobytes() for name, array in opt.ema.items()
+        }
+
+
 def test_every_push_may_have_a_loss_scale(client):
     params = arrays(0)
     model, opt = client.create_model("m", params), na.Adam(params)

@@ -324,6 +324,27 @@ def peer(server: Server, peers: Callable[[str], Peer]) -> Peer:
 
 
 @pytest.fixture
+def make_model() -> Callable[..., model_pb2.Model]:
+    """Makes the model `model` with settings; returns its description."""
+
+    def make(peer: Peer, params: Arrays, level: str = "memory", settings: Any = None) -> model_pb2.Model:
+        spec = model_pb2.ModelSpec(
+            name="model",
+            dtype=DTYPES[next(iter(params.values())).dtype.name],
+            tensors=tensor_specs(params),
+            durability=model_pb2.Durability.Value(f"DURABILITY_{level.upper()}"),
+            settings=settings,
+        )
+        payload = payload_of(params)
+        header = pb.CreateModelHeader(
+            spec=spec, request_id=uuid.uuid4().hex, total_bytes=len(payload), checksum_kind=XXH3, after_state_id=""
+        )
+        return peer.stub.CreateModel(transfer(pb.CreateModelRequest, header, payload), timeout=800).model
+
+    return make
+
+
+@pytest.fixture
 def processes() -> Iterator[Callable[..., Process]]:
     """Starts servers in their own processes, and ends them at the end."""
     started: list[Process] = []

@@ -10,11 +10,7 @@ from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 
-LEVELS = {
-    "memory": model_pb2.DURABILITY_MEMORY,
-    "process": model_pb2.DURABILITY_PROCESS,
-    "disk": model_pb2.DURABILITY_DISK,
-}
+LEVELS = ["memory", "process", "disk"]
 KEPT = ["process", "disk"]
 GROUPS = [
     model_pb2.ParamGroup(params=["c", "a"], hyperparameters=model_pb2.Hyperparameters(lr=0.05, weight_decay=0.1)),
@@ -26,32 +22,6 @@ def arrays(seed, scale=1.0):
     rng = np.random.default_rng(seed)
     shapes = {"a": (300, 7), "b": (5,), "c": (20_000,)}
     return {name: scale * rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-
-
-def create(peer, params, level="memory", settings=None):
-    spec = model_pb2.ModelSpec(
-        name="model",
-        dtype=model_pb2.DTYPE_FLOAT32,
-        tensors=[model_pb2.TensorSpec(name=name, shape=array.shape) for name, array in params.items()],
-        durability=LEVELS[level],
-        settings=settings,
-    )
-    payload = b"".join(array.tobytes() for array in params.values())
-    header = pb.CreateModelHeader(
-        spec=spec, request_id=uuid.uuid4().hex, total_bytes=len(payload), checksum_kind=2, after_state_id=""
-    )
-    parts = [
-        pb.CreateModelRequest(header=header),
-        pb.CreateModelRequest(chunk={"offset": 0, "data": payload}),
-        pb.CreateModelRequest(trailer={"checksum": crc32c(payload)}),
-    ]
-    return peer.stub.CreateModel(iter(parts), timeout=800).model
-
-
-def crc32c(payload):
-    import google_crc32c
-
-    return google_crc32c.value(payload)
 
 
 def change(peer, *groups, seen=0, request_id="", state_id=None, **values):
@@ -99,9 +69,9 @@ class Twin:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_change_takes_effect_with_the_next_push_as_in_the_library(peer, level):
+def test_a_change_takes_effect_with_the_next_push_as_in_the_library(make_model, peer, level):
     params = arrays(1)
-    create(peer, params, level)
+    make_model(peer, params, level)
     twin = Twin(peer, params, na.Adam(params))
     twin.push_and_check()
     answer = change(peer, pb.GroupChange(lr=0.1, beta1=0.5, eps=1e-6, weight_decay=0.01, decoupled_weight_decay=True))
@@ -120,9 +90,9 @@ def test_a_change_takes_effect_with_the_next_push_as_in_the_library(peer, level)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_groups_have_the_bits_of_the_librarys_param_groups(peer, level):
+def test_groups_have_the_bits_of_the_librarys_param_groups(make_model, peer, level):
     params = arrays(1)
-    create(peer, params, level, model_pb2.Settings(groups=GROUPS, max_grad_norm=2.0))
+    make_model(peer, params, level, model_pb2.Settings(groups=GROUPS, max_grad_norm=2.0))
     first = {name: params[name] for name in ("c", "a")}
     optimizer = na.Adam(
         [
@@ -140,9 +110,9 @@ def test_groups_have_the_bits_of_the_librarys_param_groups(peer, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_clipping_and_a_loss_scale_have_the_bits_of_the_librarys_step(peer, level):
+def test_clipping_and_a_loss_scale_have_the_bits_of_the_librarys_step(make_model, peer, level):
     params = arrays(1)
-    create(peer, params, level, model_pb2.Settings(max_grad_norm=3.0, clip_value=0.05))
+    make_model(peer, params, level, model_pb2.Settings(max_grad_norm=3.0, clip_value=0.05))
     twin = Twin(peer, params, na.Adam(params))
     twin.push_and_check(max_grad_norm=3.0, clip_value=0.05)
     twin.push_and_check(loss_scale=1024.0, scale=1e3, max_grad_norm=3.0, clip_value=0.05)
@@ -154,9 +124,9 @@ def test_clipping_and_a_loss_scale_have_the_bits_of_the_librarys_step(peer, leve
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_frozen_array_keeps_its_bits_and_its_step_and_thaws(peer, level):
+def test_a_frozen_array_keeps_its_bits_and_its_step_and_thaws(make_model, peer, level):
     params = arrays(1)
-    create(peer, params, level, model_pb2.Settings(frozen=["b"], max_grad_norm=1.0))
+    make_model(peer, params, level, model_pb2.Settings(frozen=["b"], max_grad_norm=1.0))
     twin = Twin(peer, params, na.Adam(params))
     twin.push_and_check(skipped=("b",), max_grad_norm=1.0)
     change(peer, freeze=["a"], unfreeze=["b"])
@@ -168,12 +138,12 @@ def test_a_frozen_array_keeps_its_bits_and_its_step_and_thaws(peer, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_schedule_gives_each_version_its_rate(peer, level):
+def test_a_schedule_gives_each_version_its_rate(make_model, peer, level):
     params = arrays(1)
     line = model_pb2.Schedule(linear=model_pb2.LinearRate(begin=0.0, end=0.1, steps=4))
     wave = model_pb2.Schedule(cosine=model_pb2.CosineRate(begin=0.1, end=0.01, steps=3))
     chained = model_pb2.Schedule(chained=model_pb2.ChainedRate(schedules=[line, wave], boundaries=[2]))
-    create(peer, params, level, model_pb2.Settings(groups=[model_pb2.ParamGroup(schedule=chained)]))
+    make_model(peer, params, level, model_pb2.Settings(groups=[model_pb2.ParamGroup(schedule=chained)]))
     rates = [0.0, 0.1 * 0.25, 0.1, 0.01 + (0.1 - 0.01) * 0.75, 0.01 + (0.1 - 0.01) * 0.25, 0.01, 0.01]
     twin = Twin(peer, params, na.Adam(params))
     for rate in rates:
@@ -184,13 +154,13 @@ def test_a_schedule_gives_each_version_its_rate(peer, level):
 
 @pytest.mark.parametrize("level", KEPT)
 def test_after_a_kill_the_settings_and_the_bits_are_there_and_a_retry_gets_its_answer(
-    level, tmp_path, processes, peers
+    make_model, level, tmp_path, processes, peers
 ):
     (tmp_path / "memory").mkdir()
     where = {"memory_dir": str(tmp_path / "memory")}
     process = processes(tmp_path / "data", **where)
     peer, params = peers(process.address), arrays(1)
-    create(peer, params, level, model_pb2.Settings(groups=GROUPS))
+    make_model(peer, params, level, model_pb2.Settings(groups=GROUPS))
     first = {name: params[name] for name in ("c", "a")}
     optimizer = na.Adam(
         [
@@ -222,12 +192,12 @@ def test_after_a_kill_the_settings_and_the_bits_are_there_and_a_retry_gets_its_a
     twin.push_and_check(skipped=("a",), max_grad_norm=1.5)
 
 
-def test_a_snapshot_has_the_settings(config, peers):
+def test_a_snapshot_has_the_settings(make_model, config, peers):
     from numba_adam.server.embedded import Server
 
     with Server(config) as server:
         peer = peers(server.address)
-        create(peer, arrays(1))
+        make_model(peer, arrays(1))
         change(peer, pb.GroupChange(lr=0.3), request_id="one")
     with Server(config) as server:  # no push came after the change: it was saved at the stop all the same
         peer = peers(server.address)
@@ -236,8 +206,8 @@ def test_a_snapshot_has_the_settings(config, peers):
         assert change(peer, pb.GroupChange(lr=0.3), request_id="one").duplicate
 
 
-def test_a_late_change_changes_nothing_that_a_newer_one_decided(peer, refused):
-    create(peer, arrays(1))
+def test_a_late_change_changes_nothing_that_a_newer_one_decided(make_model, peer, refused):
+    make_model(peer, arrays(1))
     late = pb.UpdateModelRequest(
         model="model",
         state_id=peer.state().state_id,
@@ -256,8 +226,8 @@ def test_a_late_change_changes_nothing_that_a_newer_one_decided(peer, refused):
     assert again.model.settings.groups[0].hyperparameters.lr == 0.3
 
 
-def test_so_does_one_whose_answer_was_forgotten(peer, refused):
-    create(peer, arrays(1))
+def test_so_does_one_whose_answer_was_forgotten(make_model, peer, refused):
+    make_model(peer, arrays(1))
     change(peer, pb.GroupChange(lr=0.5), request_id="first")
     for number in range(1, 70):
         change(peer, pb.GroupChange(lr=0.1), seen=number)
@@ -266,8 +236,8 @@ def test_so_does_one_whose_answer_was_forgotten(peer, refused):
     assert model_of(peer).settings.groups[0].hyperparameters.lr == 0.1
 
 
-def test_a_change_for_a_deleted_models_state_changes_no_newer_model(peer, refused):
-    create(peer, arrays(1))
+def test_a_change_for_a_deleted_models_state_changes_no_newer_model(make_model, peer, refused):
+    make_model(peer, arrays(1))
     state = peer.state()
     peer.stub.DeleteModel(pb.DeleteModelRequest(model="model", state_id=state.state_id))
     peer.create(arrays(1))
@@ -314,8 +284,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("values", BAD.values(), ids=BAD)
-def test_a_bad_change_is_refused_and_changes_nothing(peer, refused, values):
-    create(peer, arrays(1), settings=model_pb2.Settings(groups=GROUPS))
+def test_a_bad_change_is_refused_and_changes_nothing(make_model, peer, refused, values):
+    make_model(peer, arrays(1), settings=model_pb2.Settings(groups=GROUPS))
     before = model_of(peer)
     groups = values.get("groups", [])
     refusal = refused(lambda: change(peer, *groups, **{key: values[key] for key in values if key != "groups"}))
@@ -324,8 +294,8 @@ def test_a_bad_change_is_refused_and_changes_nothing(peer, refused, values):
 
 
 @pytest.mark.parametrize("field", ["state_id", "request_id", "seen_change"])
-def test_a_change_without_its_identity_is_refused(peer, refused, field):
-    create(peer, arrays(1))
+def test_a_change_without_its_identity_is_refused(make_model, peer, refused, field):
+    make_model(peer, arrays(1))
     fields = {"state_id": peer.state().state_id, "request_id": "r", "seen_change": 0}
     fields[field] = 1 if field == "seen_change" else ""
     request = pb.UpdateModelRequest(model="model", change=pb.SettingsChange(clip_value=1.0), **fields)
@@ -333,8 +303,8 @@ def test_a_change_without_its_identity_is_refused(peer, refused, field):
     assert model_of(peer).change == 0
 
 
-def test_an_id_with_other_content_is_refused(peer, refused):
-    create(peer, arrays(1))
+def test_an_id_with_other_content_is_refused(make_model, peer, refused):
+    make_model(peer, arrays(1))
     change(peer, pb.GroupChange(lr=0.5), request_id="same")
     refusal = refused(lambda: change(peer, pb.GroupChange(lr=0.6), request_id="same", seen=1))
     assert refusal.detail.reason == Reason.REASON_INVALID_REQUEST
@@ -357,15 +327,15 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
-def test_a_model_with_bad_settings_is_not_created(peer, refused, settings):
-    refusal = refused(lambda: create(peer, arrays(1), settings=settings))
+def test_a_model_with_bad_settings_is_not_created(make_model, peer, refused, settings):
+    refusal = refused(lambda: make_model(peer, arrays(1), settings=settings))
     assert refusal.detail.reason == Reason.REASON_INVALID_REQUEST
     assert not peer.stub.ListModels(pb.ListModelsRequest()).models
 
 
 @pytest.mark.parametrize("loss_scale", [0.0, -1.0, float("nan"), float("inf"), 1e-40, 1e300])
-def test_a_push_with_an_impossible_loss_scale_is_rejected(peer, refused, loss_scale):
-    create(peer, arrays(1))
+def test_a_push_with_an_impossible_loss_scale_is_rejected(make_model, peer, refused, loss_scale):
+    make_model(peer, arrays(1))
     session = peer.session()
     refusal = refused(lambda: session.push(arrays(2), loss_scale=loss_scale))
     assert refusal.detail.reason == Reason.REASON_PUSH_MISMATCH
@@ -373,8 +343,8 @@ def test_a_push_with_an_impossible_loss_scale_is_rejected(peer, refused, loss_sc
     assert_same(peer, arrays(1))
 
 
-def test_the_same_push_with_another_loss_scale_is_another_push(peer, refused):
-    create(peer, arrays(1))
+def test_the_same_push_with_another_loss_scale_is_another_push(make_model, peer, refused):
+    make_model(peer, arrays(1))
     session = peer.session()
     session.push(arrays(2), loss_scale=2.0)
     refusal = refused(lambda: session.push(arrays(2), sequence=1, loss_scale=4.0))

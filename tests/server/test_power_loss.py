@@ -70,13 +70,29 @@ def recorded(config, peers, monkeypatch):
                 assert session.push({"x": gradient_of(number)}).version == number
                 recorder.mark(f"version {number}")
 
+            def change(number):
+                settings = pb.SettingsChange(clip_value=1e6 + number)  # cuts nothing, so the bits stay
+                changed = peer.stub.UpdateModel(
+                    pb.UpdateModelRequest(
+                        model="model",
+                        state_id=session.state_id,
+                        request_id=f"change {number}",
+                        seen_change=number - 1,
+                        change=settings,
+                    )
+                )
+                assert changed.change == number
+                recorder.mark(f"change {number}")
+
             for number in (1, 2, 3):
                 push(number)
+            change(1)
             peer.stub.Snapshot(pb.SnapshotRequest())
             recorder.mark("snapshot")
             push(4)
             peer.stub.Snapshot(pb.SnapshotRequest())
             push(5)
+            change(2)
             model = server._runtime.registry.get("model")
             model.keeper.settle = lambda: 1 / 0
             with contextlib.suppress(grpc.RpcError):
@@ -119,6 +135,7 @@ class Told:
     def __init__(self, ops):
         marks = [op.name for op in ops if op.kind == "mark"]
         self.is_created, self.is_opened = "created" in marks, "opened" in marks
+        self.change = max([int(mark.split()[1]) for mark in marks if mark.startswith("change")], default=0)
         self.version = max([int(mark.split()[1]) for mark in marks if mark.startswith("version")], default=0)
 
 
@@ -146,6 +163,10 @@ def check(found, told, states, state_id):
     assert version >= told.version
     assert state == states[version]
     assert ledger["steps"] == [version]
+    changes = ledger.get("changes", {"number": 0})
+    assert changes["number"] >= told.change
+    if changes["number"]:
+        assert changes["settings"]["clip_value"] == 1e6 + changes["number"]
     if told.is_created:
         assert ledger["state_id"] == state_id
     if told.is_opened:

@@ -19,6 +19,7 @@ from numba_adam.client.transport import forks
 from numba_adam.client.transport.channel import ServiceChannel
 from numba_adam.client.transport.local_socket import LocalSocket, NoRoomError
 from numba_adam.client.transport.probe import Probe
+from numba_adam.client.transport.proxy import why_refused
 from numba_adam.client.transport.retry import Backoff, Deadline, closed, cut_short, interrupted, retry
 from numba_adam.client.transport.same_host import SameHost
 from numba_adam.client.transport.shield import POLL_SECONDS, Shield, is_given_up
@@ -245,8 +246,8 @@ class Connection:
         why = self._probe.why(message)
         if why is not None:
             return TlsError(why)
-        unreachable = f"{self.address} cannot be reached; check that the server runs there ({message})"
-        return ServerUnavailableError(unreachable)
+        advice = why_refused(message) or "check that the server runs there"
+        return ServerUnavailableError(f"{self.address} cannot be reached; {advice} ({message})")
 
     # --- calls with retries -------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
+import re
 import socket
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -15,6 +16,7 @@ from numba_adam.client.transport.loopback import is_loopback
 
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts, even if it is empty
 _EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
+_REFUSAL = re.compile(r"ipv[46]:(\S+): HTTP proxy returned response code (\d+)")  # gRPC's words
 _DEFAULT_PORT = 443  # gRPC's for names without one
 _LONGEST_ANSWER_BYTES = 1 << 16
 
@@ -37,6 +39,22 @@ def connect(host: str, port: int, timeout_seconds: float) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def why_refused(message: str) -> str:
+    """Return what a proxy's refusal means, from gRPC's message; empty if no proxy refused."""
+    match = _REFUSAL.search(message)
+    if match is None:
+        return ""
+    proxy, status = match.groups()
+    advice = {
+        "407": "it wants a user and a password: write them into the variable, as http://USER:PASSWORD@HOST:PORT",
+        "403": "it does not let this machine connect to that address: ask who runs it",
+    }.get(status, "ask who runs it")
+    return (
+        f"the proxy {proxy} answered {status}; {advice}. To connect without it, name the server in no_proxy. The proxy "
+        f"comes from {' or '.join(_PROXY_VARIABLES)}"
+    )
 
 
 def _open_tunnel(connection: socket.socket, proxy: SplitResult, target: str) -> None:

@@ -38,14 +38,14 @@ def _no_proxies(monkeypatch):
 class Proxied:
     """A server, a CONNECT proxy on its host, and a worker's host that does not know the server's name."""
 
-    def __init__(self, pair) -> None:
+    def __init__(self, pair, *options: str) -> None:
         self._pair = pair
         port = pair.serve("10.77.0.1:0").rpartition(":")[2]
         self.address = f"{NAME}:{port}"
         pair.server.hosts.write_text(f"127.0.0.1 localhost\n10.77.0.1 {NAME}\n")
         self._log = pair.folder / "connect-log"
         proxy = pair.server.start(
-            sys.executable, CONNECT_PROXY, "10.77.0.1:0", announces="connect proxy on ", log=self._log
+            sys.executable, CONNECT_PROXY, "10.77.0.1:0", *options, announces="connect proxy on ", log=self._log
         )
         self.url = f"http://{proxy}"
 
@@ -107,3 +107,19 @@ def test_the_wrong_ca_is_named_past_a_proxy_that_is_down(pair, proxied):
     ca = str(pair.folder / "other/ca.pem")
     printed = proxied.work(REFUSED, https_proxy=NO_ROUTE, no_proxy=NAME, NUMBA_ADAM_SERVER_CA=ca)
     assert "which is another CA" in printed
+
+
+def test_a_proxy_with_a_password_gets_it_from_its_address(pair):
+    """User and password stand in the variable, with what is special in an address escaped."""
+    proxied = Proxied(pair, "--user", "ann:s@cr:t/")
+    url = proxied.url.replace("http://", "http://ann:s%40cr%3At%2F@")
+    assert proxied.work(WORKER, https_proxy=url) == "1\n"
+    assert proxied.asked() == {f"CONNECT {proxied.address}"}
+
+
+@pytest.mark.parametrize(("options", "status"), [(("--refuse",), "403"), (("--user", "ann:secret"), "407")])
+def test_a_proxy_that_refuses_is_named_with_its_status(pair, options, status):
+    proxied = Proxied(pair, *options)
+    printed = proxied.work(REFUSED, seconds=20, https_proxy=proxied.url)
+    assert printed.startswith("ServerUnavailableError ")
+    assert f"the proxy {proxied.url.removeprefix('http://')} answered {status}" in printed

@@ -51,7 +51,10 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return environment variables that give every library this number of threads."""
+    """Return environment variables that give every library this number of threads.
+
+    Clients of the parameter server use the network, unless a case says otherwise.
+    """
     counted = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
     return {
         **os.environ,
@@ -59,6 +62,7 @@ def environment(threads: int) -> dict[str, str]:
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true",
         "JAX_PLATFORMS": "cpu",
         "DS_ACCELERATOR": "cpu",
+        "NUMBA_ADAM_TRANSPORT": "network",
     }
 
 

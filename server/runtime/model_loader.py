@@ -37,7 +37,7 @@ from numba_adam.server.runtime.keeper import Keeper, Left, gradient_in, left_in
 from numba_adam.server.runtime.keeping import PENDING
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
-from numba_adam.server.runtime.ready import make_ready
+from numba_adam.server.runtime.ready import make_ready, make_ready_to_clip
 from numba_adam.server.runtime.receive import Receiver
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.data_folder import DataFolder
@@ -248,6 +248,8 @@ class ModelLoader:
         arena = self._new_arena(spec)
         try:
             make_ready(spec.dtype, is_staged=arena.is_staged, options=spec.options)
+            if spec.first_settings.max_grad_norm is not None:
+                make_ready_to_clip(spec.dtype)
             target = arena.param.view(np.uint8)
             receiver = Receiver(target, arena.dtype, spec.tensors, creation.checksum_kind, "initial value")
             receive(parts, receiver)

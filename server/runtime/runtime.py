@@ -16,7 +16,7 @@ from numba_adam.server.runtime.lifecycle import Lifecycle
 from numba_adam.server.runtime.model_loader import ModelLoader
 from numba_adam.server.runtime.pulls import Pulls
 from numba_adam.server.runtime.pushes import Pushes
-from numba_adam.server.runtime.ready import compiling, make_ready
+from numba_adam.server.runtime.ready import compiling, make_ready, make_ready_to_clip
 from numba_adam.server.runtime.registry import Registry
 from numba_adam.server.runtime.snapshot_requests import SnapshotRequests
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
@@ -127,6 +127,8 @@ class Runtime:
             make_ready("float32", is_staged=True)
             for model in self.registry.all():
                 make_ready(model.spec.dtype, is_staged=model.arena.is_staged, options=model.spec.options)
+                if model.settings.max_grad_norm is not None:
+                    make_ready_to_clip(model.spec.dtype)
             self._data_folder.begin()
             self._deletions.renew()
             for model in self.registry.all():

@@ -181,14 +181,14 @@ class SlicedUpdate:
 
     def _use(self, hyperparameters: tuple[Hyperparameters, ...]) -> None:
         """Let the next steps use these hyperparameters, if they are others than before."""
-        if hyperparameters is self._hyperparameters or hyperparameters == self._hyperparameters:
+        before, self._hyperparameters = self._hyperparameters, hyperparameters
+        if hyperparameters is before or hyperparameters == before:
             return
         for each in self._slices:
             each.set_hyperparameters(hyperparameters)
         for update in (self._staged, self._formats):
             if update is not None:
                 update.set_hyperparameters(hyperparameters)
-        self._hyperparameters = hyperparameters
 
     def _clipped(self, gradients: Sequence[FlatArray | None], scaling: Scaling) -> Scaling:
         """Return the scaling that clips the norm of the gradients."""

@@ -29,14 +29,19 @@ class Ack:
     """True if an earlier try was applied and only its answer was lost."""
 
     applied: bool = True
-    """False if the server lost the state that the gradient was computed for before it acknowledged the push. The
-    client does not send the gradient again. The restored state contains it only if the snapshot does."""
+    """False if the push was not applied, and the client does not send the gradient again; `outcome` says why."""
 
     rewound_to: int | None = None
-    """Version that the model was restored to. None unless `applied` is False."""
+    """Version that the model was restored to. None unless `outcome` is "rewound"."""
 
     state_id: str = ""
     """Id of the line of history that `version` belongs to."""
+
+    outcome: str = "applied"
+    """"applied". "rewound": the server lost the state that the gradient was computed for, before it acknowledged the
+    push; the restored state contains it only if the snapshot does. Only with the mode "sync": "late": the round of the
+    push had closed without it. "aborted": the round had too few gradients at its timeout, and none was applied. After
+    each of the three, pull and compute the next gradient."""
 
 
 def ack_of(answer: PushAck) -> Ack:
@@ -64,4 +69,17 @@ def ack_of_rewind(state: StatePoint) -> Ack:
         applied=False,
         rewound_to=state.first_version,
         state_id=state.state_id,
+        outcome="rewound",
+    )
+
+
+def ack_of_missed_round(state: StatePoint, outcome: str) -> Ack:
+    """Return the answer to a push that was in no round which was applied."""
+    return Ack(
+        version=state.version,
+        durability=durability_name(state.durability, f"the push was not applied ({outcome})"),
+        snapshot_version=state.snapshot_version,
+        applied=False,
+        state_id=state.state_id,
+        outcome=outcome,
     )

@@ -28,6 +28,7 @@ from numba_adam.client.model import Model
 from numba_adam.client.model_arrays import check_initial, model_arrays_of
 from numba_adam.client.options import check_options, set_options
 from numba_adam.client.progress import Progress, Reason
+from numba_adam.client.rounds import set_mode
 from numba_adam.client.session import Session, checked_worker_id
 from numba_adam.client.settings import check_known, first_settings, split_rate
 from numba_adam.client.structure import Template, flatten
@@ -148,6 +149,9 @@ class ParameterClient:
         seed: int = 0,
         ema_decay: float | None = None,
         mode: str = "async",
+        workers: int | None = None,
+        backup: int = 0,
+        round_timeout_seconds: float | None = None,
         durability: str = "process",
         guards: Guards = NO_GUARDS,
         groups: Sequence[Mapping[str, Any]] | None = None,
@@ -179,7 +183,14 @@ class ParameterClient:
                 same bits of the same gradients.
             ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1): see
                 `Model.pull(average=True)`. None: no average.
-            mode: how the server applies pushes. "async": each push is one step.
+            mode: how the server applies pushes (docs/modes.md). "async": each push is one step. "sync": each step is
+                the mean of one gradient of each of several workers, and a push waits for that.
+            workers: for "sync": number of workers that train the model, backup workers among them.
+            backup: for "sync": a step is made as soon as `workers - backup` of them have pushed. The push of a slower
+                one is not applied: the `outcome` of its ack is "late".
+            round_timeout_seconds: for "sync": how long a push waits at most for those of others. Then none of them is
+                applied: the `outcome` of the acks is "aborted". None: 30. The client's `timeout_seconds` should be
+                longer.
             durability: what survives if the server's process is killed. "process" and "disk": every acknowledged
                 push; workers go on as if nothing had happened. "memory": what the last snapshot has. If the machine
                 stops, "disk" still means every acknowledged push, and the others the last snapshot. A server that
@@ -206,14 +217,13 @@ class ParameterClient:
             lr=rate, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=decoupled_weight_decay,
             eps_mode=eps_mode, maximize=maximize, amsgrad=amsgrad,
         )  # fmt: skip
-        if mode != "async":
-            raise ConfigurationError(f"mode: expected 'async', got {mode!r}")
         level = _level(durability)
         leaves, form = flatten(params, "params")
         arrays = check_initial(leaves)
         if not isinstance(guards, Guards):
             raise ConfigurationError(f"guards: expected Guards(largest_norm=..., ...), got {guards!r}")
         spec = _spec(_checked_name(name), arrays, hyperparameters, level)
+        set_mode(spec, mode, workers, backup, round_timeout_seconds)
         options = Options(state_dtype, rounding, seed, ema_decay=ema_decay)
         set_options(spec, options, next(iter(arrays.values())).dtype.name)
         if (limits := convert.guards_to_proto(guards)) is not None:
@@ -422,7 +432,6 @@ def _spec(
         dtype=convert.dtype_to_proto(dtype),
         tensors=convert.tensor_specs(arrays),
         hyperparameters=convert.hyperparameters_to_proto(hyperparameters),
-        mode=model_pb2.Mode.MODE_ASYNC,
         durability=convert.durability_to_proto(durability),
     )
 

@@ -14,6 +14,7 @@ from numba_adam.client.settings import SettingsInfo, settings_info
 from numba_adam.errors import ConfigurationError
 from numba_adam.ps import convert
 from numba_adam.ps.guards import NO_GUARDS, Guards
+from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.ps.v1 import model_pb2, parameter_service_pb2
 from numba_adam.settings.hyperparameters import Hyperparameters
 from numba_adam.settings.options import Options
@@ -63,7 +64,7 @@ class ModelInfo:
     """The optimizer's settings, as the model was created."""
 
     mode: str
-    """How the server applies pushes: "async"."""
+    """How the server applies pushes: "async" or "sync"."""
 
     durability: str
     """What acknowledgements promise: "memory"."""
@@ -88,6 +89,9 @@ class ModelInfo:
 
     settings: SettingsInfo | None = None
     """Its current settings; `hyperparameters` has those that it was created with. None: an older server."""
+
+    rounds: RoundSettings | None = None
+    """The rounds of the mode "sync"; None for other modes."""
 
     def has_arrays_of(self, other: ModelInfo) -> bool:
         """Return whether both have the same arrays in the same order, so that their transfers have the same format."""
@@ -185,6 +189,7 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
         guards=convert.guards_from_proto(spec.guards),
         options=convert.options_from_proto(spec.options),
         settings=settings_info(model),
+        rounds=convert.rounds_from_proto(spec),
     )
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from google.protobuf.message import Message
 
 from numba_adam import errors
-from numba_adam.client.ack import Ack, ack_of, ack_of_rewind
+from numba_adam.client.ack import Ack, ack_of, ack_of_missed_round, ack_of_rewind
 from numba_adam.client.model_arrays import Gradients, ModelArrays
 from numba_adam.client.pull import PLAIN, Pulled, Wanted, read_parameters
+from numba_adam.client.rounds import await_answer
 from numba_adam.client.session import Origin, Session
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
@@ -55,6 +56,7 @@ class Push:
         self._gradients, self._origin, self._wanted = gradients, origin, wanted
         self._loss_scale = loss_scale
         self._what = f"push to model {session.model!r}"
+        self._is_held = False  # whether the server has the push in a round
         self._in_doubt = False  # whether an earlier try may have been applied, its answer lost
 
     def run(self, deadline: Deadline) -> Answer:
@@ -123,11 +125,24 @@ class Push:
         session.ensure_open(deadline)
         if session.origin.state_id != self._origin.state_id:
             return ack_of_rewind(session.restored), None
-        upload = self._upload()
+        upload: Upload | None = None
         try:
+            if self._is_held:
+                return self._await_answer(deadline)
+            upload = self._upload()
             ack, pulled = send(upload, deadline.remaining_seconds())
+        except errors.PushHeldError:
+            self._is_held = True
+            return self._attempt_in_session(send, deadline)
+        except (errors.LatePushError, errors.RoundAbortedError) as error:
+            detail = detail_of(error)
+            if detail is None or not detail.sequence_recorded:
+                raise
+            session.next_sequence += 1
+            outcome = "late" if isinstance(error, errors.LatePushError) else "aborted"
+            return ack_of_missed_round(detail.state, outcome), None
         except ServiceError as error:
-            if upload.failure is not None:
+            if upload is not None and upload.failure is not None:
                 raise upload.failure from error
             if self._is_rewind(error):
                 return ack_of_rewind(session.restored), None
@@ -135,6 +150,15 @@ class Push:
             raise
         session.next_sequence += 1
         return ack_of(ack), pulled
+
+    def _await_answer(self, deadline: Deadline) -> Answer:
+        """Wait for the answer to a push that is in a round."""
+        ack = await_answer(self._connection, self._session, self._origin.state_id, deadline.remaining_seconds())
+        if ack is None:  # the server has lost it, and promised nothing
+            self._is_held = False
+            raise errors.ServerUnavailableError(f"{self._what}: the server lost the push while its round was open")
+        self._session.next_sequence += 1
+        return ack_of(ack), None
 
     def _is_rewind(self, error: ServiceError) -> bool:
         detail = detail_of(error)

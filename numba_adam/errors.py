@@ -19,7 +19,9 @@
         ├── ModelExistsError           (ValueError)
         ├── PushRejectedError          (ValueError)   an invalid push; a retry cannot succeed
         │   ├── NonFiniteError         a NaN or an infinity in the gradients
-        │   └── GradientTooLargeError  a norm or an element beyond the model's guards
+        │   ├── GradientTooLargeError  a norm or an element beyond the model's guards
+        │   ├── LatePushError          the round of the push is closed (mode "sync")
+        │   └── RoundAbortedError      the round of the push had too few gradients at its timeout
         ├── InvalidRequestError        (ValueError)   an invalid request
         ├── SequenceError              (ValueError)   a sequence number too old or too far ahead
         │   └── SequenceReusedError    the number belongs to a push with other content
@@ -27,6 +29,7 @@
         ├── SessionUnknownError        no session of that worker is open
         ├── PushInProgressError        the same push is being received on another stream
         ├── SettingsChangedError       the settings were changed since the caller looked at them
+        ├── PushHeldError              the push waits in its round; the client waits for its answer by itself
         ├── RewoundError               the request's state was rolled back or deleted
         ├── CorruptTransferError       (OSError)      the checksum of a transfer does not match
         ├── SnapshotError              (OSError)      a snapshot could not be written or read
@@ -129,6 +132,14 @@ class GradientTooLargeError(PushRejectedError):
     """The norm or an element of the gradients exceeds the model's guards. The message says which, and by how much."""
 
 
+class LatePushError(PushRejectedError):
+    """The round of the push is closed, so it was not applied. The client returns this as an `Ack`."""
+
+
+class RoundAbortedError(PushRejectedError):
+    """The round had too few gradients at its timeout: none was applied. The client returns this as an `Ack`."""
+
+
 class InvalidRequestError(ServiceError, ValueError):
     """The request is invalid: a field is missing, or a value is out of range."""
 
@@ -155,6 +166,10 @@ class PushInProgressError(ServiceError):
 
 class SettingsChangedError(ServiceError):
     """The settings of the model were changed since the caller looked at them. Look again, then decide."""
+
+
+class PushHeldError(ServiceError):
+    """The server has the push, and its round is still open. The client waits for the answer by itself."""
 
 
 class RewoundError(ServiceError):

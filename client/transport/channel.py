@@ -71,6 +71,7 @@ class ServiceChannel:
         self._is_open = True
         self.create = self._method("stream_unary", "CreateModel", pb.CreateModelResponse.FromString)
         self.push = self._method("stream_unary", "Push", pb.PushResponse.FromString)
+        self.await_push = self._method("unary_stream", "AwaitPush", pb.AwaitPushResponse.FromString)
         self.pull = self._method("unary_stream", "Pull", framing.decode_pull_response)
         # A stream costs gRPC a thread for each call. One message needs none, and is the same on the wire.
         self.push_whole = self._method("unary_unary", "Push", pb.PushResponse.FromString)

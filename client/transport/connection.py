@@ -173,6 +173,10 @@ class Connection:
         """Call Pull, without retries; yield its messages."""
         return self._streamed(lambda channel: channel.pull(request, timeout=timeout))
 
+    def await_push(self, request: pb.AwaitPushRequest, timeout: float) -> Generator[Any, None, None]:
+        """Call AwaitPush, without retries; yield its messages."""
+        return self._streamed(lambda channel: channel.await_push(request, timeout=timeout))
+
     def push_pull(self, messages: Iterable[bytes] | bytes, timeout: float) -> Generator[Any, None, None]:
         """Call PushPull with a stream, or with one message, without retries; yield its messages."""
 

@@ -16,6 +16,7 @@ from numba_adam.ps import detail
 from numba_adam.ps.guards import NAMES as GUARDS
 from numba_adam.ps.guards import Guards
 from numba_adam.ps.modes import Durability, Mode
+from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1.model_pb2 import Dtype, EpsMode, Hyperparameters, StatePoint, TensorSpec
 from numba_adam.settings.hyperparameters import EpsMode as EpsModeName
@@ -41,7 +42,7 @@ EPS_MODES: dict[int, EpsModeName] = {
 }
 """The places of eps, by the protocol's number."""
 
-MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC}
+MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC, model_pb2.MODE_SYNC: Mode.SYNC}
 """The modes of this version, by the protocol's number."""
 
 DURABILITIES: dict[int, Durability] = {
@@ -142,6 +143,27 @@ def guards_to_proto(guards: Guards) -> model_pb2.Guards | None:
     """Return the message; None if there are no limits."""
     limits = guards.limits()
     return model_pb2.Guards(**limits) if limits else None
+
+
+def rounds_from_proto(message: model_pb2.ModelSpec) -> RoundSettings | None:
+    """Return the validated rounds of a model; None if it has none.
+
+    Raises:
+        HyperparameterError: a value is out of range.
+        InvalidRequestError: a model of MODE_SYNC has no rounds, or another one has.
+    """
+    if (message.mode == model_pb2.MODE_SYNC) is not message.HasField("rounds"):
+        raise InvalidRequestError(f"mode={message.mode}: models of MODE_SYNC (2) need rounds, and others have none")
+    if not message.HasField("rounds"):
+        return None
+    rounds = message.rounds
+    timeout = {"timeout_seconds": rounds.timeout_seconds} if rounds.HasField("timeout_seconds") else {}
+    return RoundSettings(workers=rounds.workers, backup=rounds.backup, **timeout)
+
+
+def rounds_to_proto(rounds: RoundSettings | None) -> model_pb2.Rounds | None:
+    """Return the message; None if there are no rounds."""
+    return None if rounds is None else model_pb2.Rounds(**rounds.to_record())
 
 
 def options_from_proto(message: model_pb2.Options) -> Options:

@@ -13,6 +13,9 @@ class Mode(StrEnum):
     ASYNC = "async"
     """Every accepted push is one step, in the order of acceptance."""
 
+    SYNC = "sync"
+    """Each step is the mean of the gradients of several workers: a round."""
+
 
 class Durability(StrEnum):
     """What a crash can lose after an acknowledgement."""

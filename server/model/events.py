@@ -78,9 +78,36 @@ class Change(NamedTuple):
     """The record of the new settings, as JSON."""
 
 
-Event = Opening | Acceptance | Rejection | Change
+class Holding(NamedTuple):
+    """A push is taken into the open round."""
 
-_KINDS = (Opening, Acceptance, Rejection, Change)
+    key: PushKey
+    """Identifies it."""
+
+    present: tuple[bool, ...]
+    """For each array of the model, whether it has a gradient."""
+
+    content: Content
+    """Digests of its content."""
+
+    gradient: int
+    """The number of the slot that has the gradient."""
+
+
+class Closing(NamedTuple):
+    """The mean of the gradients of the open round is applied as the next version."""
+
+
+class Abortion(NamedTuple):
+    """The pushes of the open round are rejected."""
+
+    message: str
+    """The error message."""
+
+
+Event = Opening | Acceptance | Rejection | Change | Holding | Closing | Abortion
+
+_KINDS = (Opening, Acceptance, Rejection, Change, Holding, Closing, Abortion)
 _SCALED = 16  # added to the kind of an acceptance with a loss scale
 _SCALE = struct.Struct("<d")
 _HEAD = struct.Struct("<B4Q")  # kind; epoch, sequence, base version or reason, gradient
@@ -95,6 +122,10 @@ def encode(event: Event) -> bytes:
         return b"".join((_HEAD.pack(kind, 0, 0, 0, 0), *_texts(event.worker_id, event.nonce)))
     if isinstance(event, Change):
         return b"".join((_HEAD.pack(kind, 0, 0, 0, 0), *_texts(*event)))
+    if isinstance(event, Closing):
+        return _HEAD.pack(kind, 0, 0, 0, 0)
+    if isinstance(event, Abortion):
+        return b"".join((_HEAD.pack(kind, 0, 0, 0, 0), *_texts(event.message)))
     key, content = event.key, event.content
     texts = _texts(key.worker_id, content.header, content.payload)
     if isinstance(event, Acceptance):
@@ -103,6 +134,9 @@ def encode(event: Event) -> bytes:
         head = _HEAD.pack(kind, key.epoch, key.sequence, event.base_version, event.gradient)
         scale = _SCALE.pack(event.loss_scale) if is_scaled else b""
         return b"".join((head, *texts, bytes(event.present), scale))
+    if isinstance(event, Holding):
+        head = _HEAD.pack(kind, key.epoch, key.sequence, 0, event.gradient)
+        return b"".join((head, *texts, bytes(event.present)))
     head = _HEAD.pack(kind, key.epoch, key.sequence, event.reason, 0)
     return b"".join((head, *texts, *_texts(event.message)))
 
@@ -118,18 +152,25 @@ def decode(record: bytes, state_id: str) -> Event:
         is_scaled = kind >= _SCALED
         kind -= _SCALED if is_scaled else 0
         texts = _Texts(record)
-        worker_id = texts.next()
-        if _KINDS[kind] is Opening:
-            event: Event = Opening(worker_id, texts.next())
+        event: Event
+        if _KINDS[kind] is Closing:
+            event = Closing()
+        elif _KINDS[kind] is Abortion:
+            event = Abortion(texts.next())
+        elif _KINDS[kind] is Opening:
+            event = Opening(texts.next(), texts.next())
         elif _KINDS[kind] is Change:
-            event = Change(worker_id, texts.next(), texts.next())
+            event = Change(texts.next(), texts.next(), texts.next())
         else:
+            worker_id = texts.next()
             key, content = PushKey(state_id, worker_id, epoch, sequence), Content(texts.next(), texts.optional())
             if _KINDS[kind] is Acceptance:
                 end = len(record) - (_SCALE.size if is_scaled else 0)
                 present = tuple(map(bool, record[texts.position : end]))
                 (scale,) = _SCALE.unpack_from(record, end) if is_scaled else (1.0,)
                 event = Acceptance(key, number, present, content, gradient, scale)
+            elif _KINDS[kind] is Holding:
+                event = Holding(key, tuple(map(bool, record[texts.position :])), content, gradient)
             else:
                 event = Rejection(key, number, texts.next(), content)
     except (struct.error, IndexError, TypeError) as error:
@@ -148,6 +189,12 @@ def replay(ledger: PushLedger, event: Event) -> None:
     elif isinstance(event, Change):
         settings = Steering.from_record(json.loads(event.settings))
         ledger.changes.make(event.request_id, event.digest, settings, ledger.version)
+    elif isinstance(event, Holding):
+        ledger.hold(event.key, event.present, event.content, event.gradient)
+    elif isinstance(event, Closing):
+        ledger.close_round()
+    elif isinstance(event, Abortion):
+        ledger.abort_round(event.message)
     else:
         ledger.reject(event.key, event.reason, event.message, event.content)
 

@@ -22,9 +22,12 @@ from typing import Any, NamedTuple
 from numba_adam.errors import (
     GradientTooLargeError,
     InvalidRequestError,
+    LatePushError,
     NonFiniteError,
+    PushInProgressError,
     PushRejectedError,
     RewoundError,
+    RoundAbortedError,
     SequenceError,
     SequenceReusedError,
     SessionFencedError,
@@ -32,7 +35,10 @@ from numba_adam.errors import (
     SnapshotError,
 )
 from numba_adam.server.model.changes import Changes
+from numba_adam.server.model.push_key import Content as Content
+from numba_adam.server.model.push_key import PushKey as PushKey
 from numba_adam.server.model.records import check_keys, check_value
+from numba_adam.server.model.rounds import Held, HeldPush, OpenRound
 
 _KEYS = ("state_id", "version", "steps", "last_epoch", "sessions")
 _SESSION_KEYS = ("worker_id", "epoch", "last_sequence", "answers")
@@ -51,10 +57,18 @@ NON_FINITE = 5
 GRADIENT_TOO_LARGE = 21
 """Reason of a rejection: a gradient exceeds the model's guards."""
 
+LATE = 25
+"""Reason of a rejection: the round of the push is closed."""
+
+ROUND_ABORTED = 26
+"""Reason of a rejection: the round of the push was aborted."""
+
 REJECTIONS: Mapping[int, type[PushRejectedError]] = {
     PUSH_MISMATCH: PushRejectedError,
     NON_FINITE: NonFiniteError,
     GRADIENT_TOO_LARGE: GradientTooLargeError,
+    LATE: LatePushError,
+    ROUND_ABORTED: RoundAbortedError,
 }
 """The error class of each reason."""
 
@@ -80,32 +94,6 @@ SESSION_BYTES = 42_000
 
 _NOT_KEPT = "rejected; the message was dropped, because the server keeps too many messages of rejections already"
 LIMITS = Limits()
-
-
-class PushKey(NamedTuple):
-    """Identifies one push."""
-
-    state_id: str
-    """State that the gradient was computed for."""
-
-    worker_id: str
-    """The worker."""
-
-    epoch: int
-    """The worker's session."""
-
-    sequence: int
-    """Number of the push within the session, from 1."""
-
-
-class Content(NamedTuple):
-    """Digests of a push, without its key."""
-
-    header: str
-    """Digest of the header: base version, dtype, arrays, sizes, kind of checksum."""
-
-    payload: str | None = None
-    """Checksum of the payload. None: not known yet, or the answer did not depend on it."""
 
 
 class Accepted(NamedTuple):
@@ -134,8 +122,8 @@ Answer = Accepted | Rejected
 class Kept(NamedTuple):
     """An answer that is kept for retries."""
 
-    answer: Answer
-    """The answer."""
+    answer: Answer | Held
+    """The answer; Held if there is none yet, which no session keeps."""
 
     content: Content | None
     """The content that was answered. None: not known, because snapshots of format 1 do not have it."""
@@ -181,6 +169,9 @@ class PushLedger:
         self.sessions: dict[str, Session] = {}
         self.last_epoch = 0
         """The newest epoch given to any worker."""
+
+        self.round = OpenRound()
+        """The open round, of the mode "sync"."""
 
         self._forgotten_epoch = 0  # the newest epoch of all dropped sessions
         self._text_length = 0
@@ -233,6 +224,7 @@ class PushLedger:
         """Start a new line of history at this version; later versions are lost."""
         self.state_id = state_id
         self.first_version = self.version
+        self.round.take()
 
     def check_state(self, state_id: str) -> None:
         """Refuse a request for another state.
@@ -249,6 +241,8 @@ class PushLedger:
     def judge(self, push: PushKey, base_version: int, content: Content) -> Kept | None:
         """Return the earlier answer to a push, or None if it is the next push. Changes nothing.
 
+        The answer to a push in the open round is Held.
+
         Without the payload's checksum, the answer is returned for any payload. Judge the push again with the checksum
         before using that answer.
 
@@ -259,9 +253,13 @@ class PushLedger:
             SessionFencedError: a newer session of the same worker is open.
             SequenceError: its answer is no longer kept, or an earlier push is missing.
             InvalidRequestError: its base version does not exist yet.
+            PushInProgressError: the push before it waits in its round.
         """
         self.check_state(push.state_id)
         session = self._session(push)
+        held = self.round.of(push.worker_id)
+        if held is not None and push.sequence >= held.key.sequence:
+            return self._held(held, push, content)
         if 1 <= push.sequence <= session.last_sequence:
             return self._kept(session, push, content)
         if push.sequence != session.last_sequence + 1:
@@ -274,6 +272,15 @@ class PushLedger:
                 f"base_version={base_version}: the model is at version {self.version}; give the version that was pulled"
             )
         return None
+
+    def answer_to(self, push: PushKey) -> Kept | None:
+        """Return the answer to a push, whatever its content; None if it did not arrive. Raises as `judge` does."""
+        self.check_state(push.state_id)
+        session = self._session(push)
+        held = self.round.of(push.worker_id)
+        if held is not None and push.sequence == held.key.sequence:
+            return Kept(Held(self.version + 1), held.content)
+        return self._kept(session, push, None) if 1 <= push.sequence <= session.last_sequence else None
 
     def accept(self, push: PushKey, base_version: int, present: Sequence[bool], content: Content) -> Accepted:
         """Count the next push as a new version, and as a step of each array marked in `present` that is not frozen."""
@@ -295,8 +302,27 @@ class PushLedger:
         self._record(push, Kept(answer, content))
         return answer
 
+    def hold(self, push: PushKey, present: Sequence[bool], content: Content, gradient: int) -> Held:
+        """Take the next push, whose base version is the model's version, into the open round. It has no answer yet."""
+        self.round.hold(HeldPush(push, tuple(present), content, gradient))
+        return Held(self.version + 1)
+
+    def close_round(self) -> None:
+        """Answer the pushes of the open round: together they make the next version."""
+        pushes = self.round.take()
+        for push in pushes:
+            self._record(push.key, Kept(Accepted(self.version + 1, 0), push.content))
+        flags = zip(*(push.present for push in pushes), strict=True)
+        self.steps = [step + any(present) for step, present in zip(self.steps, flags, strict=True)]
+        self.version += 1
+
+    def abort_round(self, message: str) -> None:
+        """Reject the pushes of the open round."""
+        for push in self.round.take():
+            self.reject(push.key, ROUND_ABORTED, message, push.content)
+
     def to_record(self) -> dict[str, Any]:
-        """Return everything as plain values that JSON can hold."""
+        """Return everything but the open round as plain values that JSON can hold."""
         return {
             "state_id": self.state_id,
             "version": self.version,
@@ -373,19 +399,32 @@ class PushLedger:
             )
         return session
 
-    def _kept(self, session: Session, push: PushKey, content: Content) -> Kept:
+    def _kept(self, session: Session, push: PushKey, content: Content | None) -> Kept:
         kept = session.answers.get(push.sequence)
         if kept is None:
             raise SequenceError(
                 f"sequence={push.sequence}: answered long ago, and only the last {self._limits.kept_answers} answers "
                 f"are kept; the next push is {session.last_sequence + 1}"
             )
-        if kept.content is not None and not _is_same(kept.content, content):
+        if kept.content is not None and content is not None and not _is_same(kept.content, content):
             raise SequenceReusedError(
                 f"sequence={push.sequence}: this number was answered for a push of other content; this one was not "
                 "applied. Open a new session for it: a retry sends the same gradients under the same header"
             )
         return kept
+
+    def _held(self, held: HeldPush, push: PushKey, content: Content) -> Kept:
+        if push.sequence > held.key.sequence:
+            raise PushInProgressError(
+                f"sequence={push.sequence}: push {held.key.sequence} of worker {push.worker_id!r} waits in round "
+                f"{self.version + 1}; send this one when that one has its answer"
+            )
+        if not _is_same(held.content, content):
+            raise SequenceReusedError(
+                f"sequence={push.sequence}: round {self.version + 1} has a push of other content with this number; "
+                "open a new session for this one: a retry sends the same gradients under the same header"
+            )
+        return Kept(Held(self.version + 1), held.content)
 
     def _record(self, push: PushKey, kept: Kept) -> None:
         """Keep an answer, and mark the worker as the most recently used."""
@@ -398,6 +437,7 @@ class PushLedger:
             self._text_length -= _text_length(session.answers.pop(next(iter(session.answers))))
 
     def _drop_session(self, worker_id: str) -> Session:
+        self.round.withdraw(worker_id)
         session = self.sessions.pop(worker_id)
         self._text_length -= sum(map(_text_length, session.answers.values()))
         return session

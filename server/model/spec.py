@@ -15,6 +15,8 @@ import numpy as np
 from numba_adam.ps.guards import NAMES as GUARDS
 from numba_adam.ps.guards import NO_GUARDS, Guards
 from numba_adam.ps.modes import Durability, Mode
+from numba_adam.ps.round_settings import NAMES as ROUNDS
+from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.server.model.names import check_model_name
 from numba_adam.server.model.options import NO_OPTIONS, check_options, option_differences, options_from, to_options
 from numba_adam.server.model.records import check_keys, check_value
@@ -38,7 +40,7 @@ _KNOWN_VALUES = {
     "durability": tuple(durability.value for durability in Durability),
 }
 _KEYS = ("name", "tensors", "hyperparameters", *_KNOWN_VALUES)
-_OPTIONAL_KEYS = ("request_id", "initial", "guards", "options", "settings")
+_OPTIONAL_KEYS = ("request_id", "initial", "guards", "options", "settings", "rounds")
 _HYPERPARAMETERS = tuple(Hyperparameters.__dataclass_fields__)
 
 
@@ -72,6 +74,9 @@ class Spec:
 
     settings: Steering | None = None
     """The settings that it begins with. None: one group, with `hyperparameters`."""
+
+    rounds: RoundSettings | None = None
+    """Its rounds; None unless the mode is SYNC."""
 
     @cached_property
     def first_settings(self) -> Steering:
@@ -111,6 +116,7 @@ class Spec:
             **({"guards": guards} if guards else {}),
             **({"options": options} if (options := to_options(self.options)) else {}),
             **({} if self.settings is None else {"settings": self.settings.to_record()}),
+            **({"rounds": self.rounds.to_record()} if self.rounds else {}),
         }
 
     @classmethod
@@ -123,6 +129,7 @@ class Spec:
         check_keys(record, "the model's record", _KEYS, _OPTIONAL_KEYS)
         check_keys(record["hyperparameters"], "the record of the hyperparameters", _HYPERPARAMETERS)
         check_keys(record.get("guards", {}), "the record of the guards", (), GUARDS)
+        check_keys(record.get("rounds", {}), "the record of the rounds", (), ROUNDS)
         for item in record["tensors"]:
             check_keys(item, "an array's record", Tensor._fields)
         for key, known in _KNOWN_VALUES.items():
@@ -138,6 +145,7 @@ class Spec:
             guards=Guards(**record.get("guards", {})),
             options=options_from(record.get("options", {})),
             settings=Steering.from_record(record["settings"]) if "settings" in record else None,
+            rounds=RoundSettings(**record["rounds"]) if "rounds" in record else None,
         )
 
     @classmethod
@@ -152,6 +160,7 @@ class Spec:
         guards: Guards = NO_GUARDS,
         options: Options = NO_OPTIONS,
         settings: Steering | None = None,
+        rounds: RoundSettings | None = None,
     ) -> Spec:
         """Return the spec of a new model.
 
@@ -172,6 +181,7 @@ class Spec:
             guards=guards,
             options=options,
             settings=None if settings is None else settings.check(dtype.name, hyperparameters.amsgrad),
+            rounds=rounds,
         )
 
 
@@ -193,6 +203,11 @@ def differences(have: Spec, want: Spec) -> list[str]:
         lines += setting_differences(have.first_settings, want.first_settings)
     if have.mode != want.mode:
         lines.append(f"mode: the model has {have.mode}, asked for {want.mode}")
+    elif have.rounds and want.rounds:
+        for name in ROUNDS:
+            value, other = getattr(have.rounds, name), getattr(want.rounds, name)
+            if value != other:
+                lines.append(f"rounds: {name}: the model has {value}, asked for {other}")
     if have.durability != want.durability:
         lines.append(
             f"durability: the model has {have.durability}, asked for {want.durability} (durability="

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numba_adam.errors import DiskFullError, InternalServerError, ServerUnavailableError, ServiceError
 from numba_adam.ps.detail import with_detail
 from numba_adam.server.model.arena import FlatArray
-from numba_adam.server.model.events import Acceptance, Event, encode
+from numba_adam.server.model.events import Acceptance, Closing, Event, encode
 from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.storage.durable import NO_ROOM
@@ -40,6 +40,7 @@ class DiskKeeper(Keeping):
         runs: the runs of the data folder that the first segment continues; the last one is this run.
         nbytes: size of a gradient of all arrays.
         pool: the budget.
+        held: returns the pushes of the open round with their gradients, which a segment begins with too.
 
     Raises:
         OSError: the journal cannot be written.
@@ -53,7 +54,9 @@ class DiskKeeper(Keeping):
         runs: tuple[str, ...],
         nbytes: int,
         pool: SlotPool,
+        held: Callable[[], Sequence[tuple[Event, FlatArray]]] = tuple,
     ) -> None:
+        self._held = held
         self._segments, self._ledger, self._nbytes, self._pool = segments, ledger, nbytes, pool
         self._run = runs[-1]
         self._changed = threading.Condition()
@@ -70,6 +73,7 @@ class DiskKeeper(Keeping):
         self._is_full = False
         segments.begin(self._writer, runs, ledger(), is_previous_synced=True)
         self._note_record()
+        self._note_held()
         self.settle()
 
     def note(self, event: Event, gradient: FlatArray | None = None) -> None:
@@ -87,7 +91,7 @@ class DiskKeeper(Keeping):
             ) from error
         self._is_full = False
         self._bytes += self._writer.size - before
-        self._note_record(is_version=isinstance(event, Acceptance))
+        self._note_record(is_version=isinstance(event, (Acceptance, Closing)))
 
     def check_room(self, nbytes: int) -> None:
         """Refuse a push before its gradient is received, while the disk is full; see Keeping."""
@@ -138,6 +142,7 @@ class DiskKeeper(Keeping):
         with self._changed:
             self._unsynced.append(self._writer)
         self._note_record()
+        self._note_held()
         self._begun = self._writer.path
 
     def end_snapshot(self) -> None:
@@ -161,6 +166,12 @@ class DiskKeeper(Keeping):
             "on the server's disk; nothing was changed, try again later"
         )
         return with_detail(error, retry_after_milliseconds=_RETRY_MILLISECONDS)
+
+    def _note_held(self) -> None:
+        """Write the pushes of the open round, which no ledger's record has."""
+        for event, gradient in self._held():
+            self._writer.append(encode(event), gradient)
+            self._note_record()
 
     def _note_record(self, *, is_version: bool = False) -> None:
         with self._changed:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
-from numba_adam.server.model.events import Acceptance, decode
+from numba_adam.server.model.events import Acceptance, Holding, decode
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.storage.segment import Reader, Record
 from numba_adam.server.storage.segments import Beginning, Segments
@@ -92,7 +92,7 @@ class Recovery:
             gradient = model.arena.pending[: record.gradient_bytes // model.arena.dtype.itemsize]
             if not reader.gradient(record, gradient):
                 break
-            if isinstance(event, Acceptance):
+            if isinstance(event, (Acceptance, Holding)):
                 model.redo(event, gradient)
             else:
                 model.redo(event, gradient[:0])
@@ -115,7 +115,7 @@ class Recovery:
         except ValueError as error:
             raise CorruptSnapshotError(f"{str(reader.path)!r}, offset {record.gradient_at}: {error}") from error
         elements = 0
-        if isinstance(event, Acceptance):
+        if isinstance(event, (Acceptance, Holding)):
             tensors = zip(model.spec.tensors, event.present, strict=True)
             elements = sum(tensor.size for tensor, is_present in tensors if is_present)
         if record.gradient_bytes != elements * model.arena.dtype.itemsize:

@@ -178,8 +178,9 @@ def left_in(memory: ModelMemory) -> Left:
             f"{str(memory.journal)!r} has format {known!r}, and this numba-adam reads {FORMAT}: start the release that "
             "wrote it and stop it, which saves the model"
         )
-    check_keys(content, "the first record of a journal", _KEYS)
-    return Left(content["boot_id"], content["runs"], content["model"], content["ledger"], records)
+    check_keys(content, "the first record of a journal", _KEYS, ("held",))
+    held = [bytes.fromhex(event) for event in content.get("held", ())]  # of the round that was open when it began
+    return Left(content["boot_id"], content["runs"], content["model"], content["ledger"], [*held, *records])
 
 
 def gradient_in(memory: ModelMemory, number: int, nbytes: int) -> Bytes:

@@ -10,28 +10,31 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from numba_adam.errors import InternalServerError, ModelNotFoundError, ServerUnavailableError
+from numba_adam.errors import InternalServerError, LatePushError, ModelNotFoundError, ServerUnavailableError
 from numba_adam.ps.detail import StatePoint
 from numba_adam.server.model.arena import Arena, FlatArray
 from numba_adam.server.model.changes import Changed, ChangeRequest
 from numba_adam.server.model.changes import changed as changed_settings
 from numba_adam.server.model.digests import content_of, describe
-from numba_adam.server.model.events import Acceptance, Change, Event, Opening, Rejection, replay
-from numba_adam.server.model.push_ledger import Answer, Content, PushKey, PushLedger
+from numba_adam.server.model.events import Acceptance, Change, Closing, Event, Holding, Opening, Rejection, replay
+from numba_adam.server.model.push_ledger import LATE, Answer, Content, PushKey, PushLedger
 from numba_adam.server.model.requests import PushRequest
+from numba_adam.server.model.rounds import Held
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.steering import Steering
 from numba_adam.server.runtime.call_queue import CallQueue
 from numba_adam.server.runtime.guarding import Guarding
 from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.runtime.launcher import Launcher
+from numba_adam.server.runtime.rounds import Rounds
 from numba_adam.server.runtime.slices import SlicedUpdate
 from numba_adam.server.runtime.tally import Tally
 from numba_adam.server.storage.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
+_R = TypeVar("_R")
 
 
 class Push(NamedTuple):
@@ -59,8 +62,8 @@ class Push(NamedTuple):
 class Outcome(NamedTuple):
     """The answer to a push, and whether it is a repeated one."""
 
-    answer: Answer
-    """Accepted or rejected."""
+    answer: Answer | Held
+    """Accepted, rejected, or held in its round."""
 
     duplicate: bool
     """True: an earlier try got the same answer."""
@@ -147,6 +150,9 @@ class Model:
         self.keeper: Keeping | None = None
         """Keeps what the model acknowledges in files that outlive the process; None: it does not."""
 
+        self.rounds: Rounds | None = None
+        """Its rounds; None unless its mode is "sync"."""
+
         self.tried_version = ledger.version
         """Version of the last snapshot that was started, even if it is not finished."""
 
@@ -184,6 +190,11 @@ class Model:
     def settings(self) -> Steering:
         """The settings of the next push."""
         return self.ledger.changes.settings or self.spec.first_settings
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it was deleted."""
+        return self._is_deleted
 
     @property
     def is_small(self) -> bool:
@@ -254,6 +265,13 @@ class Model:
             self.counters.repeated += not outcome.awaits_payload
             return outcome
 
+    def answer_to(self, key: PushKey) -> Outcome | None:
+        """Return the answer to a push, whatever its content; None if it did not arrive; see PushLedger.answer_to."""
+        with self._changed:
+            self.check_alive()
+            kept = self.ledger.answer_to(key)
+            return None if kept is None else Outcome(kept.answer, duplicate=False)
+
     def open_session(self, worker_id: str, nonce: str = "", state_id: str = "", seen_epoch: int = 0) -> Opened:
         """Open a worker's session unless an earlier try did; see PushLedger.open_session. Runs in the apply queue.
 
@@ -287,9 +305,11 @@ class Model:
         known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
             return known
+        if self.rounds is not None:
+            return self._hold(push, gradient, self.rounds)
         if self.keeper is not None:
             self.keeper.note(Acceptance(*push), gradient)
-        self._update(push.present, gradient, push.loss_scale)
+        self.update(push.present, gradient, push.loss_scale)
         with self._changed:
             answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
             self.counters.applied += 1
@@ -333,6 +353,14 @@ class Model:
             self.counters.rejected += 1
             return Outcome(self.ledger.reject(push.key, reason, message, push.content), duplicate=False)
 
+    def note(self, change: Callable[[], _R]) -> _R:
+        """Change the ledger, and wake the calls that wait for a version. Runs in the apply queue."""
+        with self._changed:
+            try:
+                return change()
+            finally:
+                self._changed.notify_all()
+
     def recover(self, events: Sequence[Event], gradient_of: Callable[[int], FlatArray]) -> None:
         """Let events happen once more that an earlier process noted, and finish its last update.
 
@@ -348,6 +376,8 @@ class Model:
                 tensors = zip(self.spec.tensors, event.present, strict=True)
                 size = sum(tensor.size for tensor, is_present in tensors if is_present)
                 self._run(event.present, gradient_of(event.gradient)[:size], event.loss_scale)
+            if isinstance(event, Closing) and self.rounds is not None and not self._sliced.is_done(number):
+                self.rounds.apply_mean(self._run)
             replay(self.ledger, event)
         self.note_settled(Settled(self.settings, self.ledger.changes.newest))
 
@@ -360,6 +390,10 @@ class Model:
         """
         if isinstance(event, Acceptance):
             self._run(event.present, gradient, event.loss_scale)
+        elif isinstance(event, Holding) and self.rounds is not None:
+            self.rounds.gradient(event.gradient)[: gradient.size] = gradient
+        elif isinstance(event, Closing) and self.rounds is not None:
+            self.rounds.apply_mean(self._run)
         replay(self.ledger, event)
         self.note_settled(Settled(self.settings, self.ledger.changes.newest))
 
@@ -367,6 +401,10 @@ class Model:
         """Wait until all that happened before is kept as the model's level says; only then may anybody learn of it."""
         if self.keeper is not None:
             self.keeper.settle()
+
+    def held(self) -> list[tuple[Holding, FlatArray]]:
+        """Return the pushes of the open round, as events that take them into it once more, with their gradients."""
+        return [] if self.rounds is None else self.rounds.held()
 
     def capture(self) -> Snapshot:
         """Return the records of a snapshot. Runs in the apply queue, with the copy of the arrays."""
@@ -415,13 +453,23 @@ class Model:
         with self._changed:
             self._is_deleted = True
             self._changed.notify_all()
+        if self.rounds is not None:
+            self.rounds.on_end()
 
-    def _run(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float) -> None:
+    def _hold(self, push: Push, gradient: FlatArray, rounds: Rounds) -> Outcome:
+        """Take a push into the open round; reject it if its round is closed."""
+        try:
+            event = Holding(push.key, push.present, push.content, push.gradient)
+            return Outcome(rounds.hold(push.base_version, event, gradient), duplicate=False)
+        except LatePushError as error:
+            return self.reject(push, LATE, str(error))
+
+    def _run(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float = 1.0) -> None:
         """Make the step of the next version with the settings of now."""
         settings = self.settings.step(self.version, loss_scale)
         self._sliced.run(present, gradient, self.ledger.steps, self.version + 1, settings)
 
-    def _update(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float) -> None:
+    def update(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float = 1.0) -> None:
         """Run the update over the arrays that have a gradient."""
         number = self.version + 1
         try:

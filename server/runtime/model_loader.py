@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,21 @@ from numba_adam.ps.transfer import Parts, receive
 from numba_adam.server.model.arena import Arena, FlatArray, layout_of
 from numba_adam.server.model.columns import columns_of
 from numba_adam.server.model.digests import initial_values
+from numba_adam.server.model.events import encode
 from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.requests import Creation
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.disk_keeper import DiskKeeper
 from numba_adam.server.runtime.disk_recovery import Recovery
+from numba_adam.server.runtime.gradient_slots import slots_bytes
 from numba_adam.server.runtime.keeper import Keeper, Left, gradient_in, left_in
 from numba_adam.server.runtime.keeping import PENDING
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.ready import make_ready, make_ready_to_clip
 from numba_adam.server.runtime.receive import Receiver
+from numba_adam.server.runtime.rounds import Rounds
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.storage.data_folder import DataFolder
 from numba_adam.server.storage.memory_folder import MemoryFolder, ModelMemory
@@ -71,6 +75,8 @@ class ModelLoader:
         self._data_folder = data_folder
         self._snapshots = snapshots
         self._launcher = launcher
+        self.prepare_rounds: Callable[[Model], None] = lambda _: None
+        """Is called with each model that has rounds, before they begin."""
 
     def restore(self, name: str) -> Model:
         """Return a model: as a killed process left it, if it is of that level, else from its newest intact snapshot.
@@ -131,6 +137,7 @@ class ModelLoader:
         ledger, saved = PushLedger.from_record(left.ledger), self._data_folder.newest(spec.name)
         saved_ledger = None if saved is None else saved.ledger
         model = Model(spec, left.model["request_id"], arena, ledger, saved_ledger, self._launcher)
+        self._add_rounds(model)
         model.initial = left.model.get("initial", "")
 
         def gradient_of(number: int) -> FlatArray:
@@ -144,6 +151,14 @@ class ModelLoader:
         model.keeper = self._keeper(model, memory, (self._data_folder.last_run_id, self._data_folder.next_run_id))
         return model
 
+    def _add_rounds(self, model: Model) -> None:
+        """Give a model of the mode "sync" its rounds."""
+        if model.spec.rounds is not None:
+            is_kept = model.spec.durability is Durability.PROCESS
+            memory = self._memory.model(model.spec.name) if is_kept else None
+            model.rounds = Rounds(model, model.spec.rounds, self._launcher.threads, memory)
+            self.prepare_rounds(model)
+
     def _keeper(self, model: Model, memory: ModelMemory, runs: tuple[str, ...]) -> Keeper:
         """Return a keeper whose journal begins now."""
 
@@ -154,6 +169,7 @@ class ModelLoader:
                 "runs": runs,
                 "model": snapshot.model,
                 "ledger": snapshot.ledger,
+                **({"held": [encode(event).hex() for event, _ in held]} if (held := model.held()) else {}),
             }
 
         try:
@@ -182,6 +198,7 @@ class ModelLoader:
         snapshot, why_rewound = self._data_folder.restore(name, arrays_for)
         ledger, spec = ledgers[0], Spec.from_record(snapshot.model)
         model = Model(spec, snapshot.model["request_id"], arenas[0], ledger, snapshot.ledger, self._launcher)
+        self._add_rounds(model)
         model.initial = snapshot.model.get("initial", "")
         if spec.durability is Durability.DISK and self._data_folder.restoration(name) is None:
             segments = self._data_folder.segments(name)
@@ -212,7 +229,7 @@ class ModelLoader:
     def _disk_keeper(self, model: Model, runs: tuple[str, ...]) -> DiskKeeper:
         """Return a keeper whose segment begins now."""
         segments, ledger = self._data_folder.segments(model.spec.name), model.ledger.to_record
-        return DiskKeeper(segments, ledger, model.version, runs, model.spec.nbytes, self._pool)
+        return DiskKeeper(segments, ledger, model.version, runs, model.spec.nbytes, self._pool, model.held)
 
     def begin(self, model: Model) -> None:
         """Begin the journal of a restored model that has none: it was rewound. Call it after the run has begun.
@@ -257,6 +274,7 @@ class ModelLoader:
                 arena.ema[:] = arena.param
             ledger = PushLedger(_new_state_id(), len(spec.tensors))
             model = Model(spec, creation.request_id, arena, ledger, launcher=self._launcher)
+            self._add_rounds(model)
             model.initial = initial_values(creation.checksum_kind, receiver.checksum)
             self._keep(model)
         except BaseException:
@@ -298,7 +316,8 @@ class ModelLoader:
         amsgrad, is_staged = spec.hyperparameters.amsgrad, spec.durability is Durability.PROCESS
         columns = columns_of(sizes, spec.numpy_dtype, amsgrad, spec.options)
         needed = layout_of(columns, spec.options, is_staged=is_staged).total_bytes
-        self._pool.admit_model(spec.name, needed, spec.nbytes)
+        for_rounds = 0 if spec.rounds is None else slots_bytes(spec.rounds.workers, spec.nbytes)
+        self._pool.admit_model(spec.name, needed + for_rounds, spec.nbytes)
         try:
             self._pool.keep(spec.name, spec.description_bytes, f"model {spec.name!r}: the description of its arrays")
             if not is_staged:

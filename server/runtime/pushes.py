@@ -13,13 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_adam.errors import GradientTooLargeError, NonFiniteError, PushInProgressError, PushRejectedError
+from numba_adam.errors import (
+    GradientTooLargeError,
+    LatePushError,
+    NonFiniteError,
+    PushHeldError,
+    PushInProgressError,
+    PushRejectedError,
+)
 from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.ps.transfer import Parts, Reader, receive
 from numba_adam.server.model.digests import with_payload
 from numba_adam.server.model.push_ledger import (
     GRADIENT_TOO_LARGE,
+    LATE,
     NON_FINITE,
     PUSH_MISMATCH,
     REJECTIONS,
@@ -27,12 +35,14 @@ from numba_adam.server.model.push_ledger import (
     Rejected,
 )
 from numba_adam.server.model.requests import Payload, PushRequest, payload_of, present_arrays
+from numba_adam.server.model.rounds import Held
 from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.keeping import PENDING
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Outcome, Push
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.receive import Receiver
+from numba_adam.server.runtime.rounds import check_unscaled
 from numba_adam.server.runtime.sessions import count_memory
 from numba_adam.server.runtime.small_calls import small_call
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
@@ -40,6 +50,7 @@ from numba_adam.server.runtime.widening import WideningReceiver
 from numba_adam.settings.limits import LIMITS
 
 _RETRY_MILLISECONDS = 50
+_HELD_RETRY_MILLISECONDS = 200  # for clients that send the push again in place of AwaitPush
 
 
 class Pushed(NamedTuple):
@@ -87,13 +98,31 @@ class Pushes:
                 outcome = model.apply_queue.call(self._outcome, model, request, parts, _at_once)
             else:
                 outcome = self._outcome(model, request, parts, model.apply_queue.call)
-            answer, is_duplicate, _ = outcome
-            model.settle()
-            if isinstance(answer, Rejected):
-                count_memory(model, self._pool, must=True)
-                raise with_detail(REJECTIONS[answer.reason](answer.message), sequence_recorded=True)
-            self._snapshots.note_push(model)
-            return Pushed(answer.version, answer.staleness, is_duplicate, model.state())
+            return self._answer(model, outcome)
+
+    def answer(self, model: Model, key: PushKey) -> Pushed | None:
+        """Return the answer to a push that was held in its round; None if the model does not have the push.
+
+        Raises:
+            PushHeldError: its round is still open.
+            ServiceError: see PushLedger.judge; PushRejectedError if it was rejected.
+        """
+        with saying_state_of(model):
+            outcome = model.answer_to(key)
+            return None if outcome is None else self._answer(model, outcome)
+
+    def _answer(self, model: Model, outcome: Outcome) -> Pushed:
+        """Return the answer to a push, once the model's level is kept; raise it if it is an error."""
+        answer, is_duplicate, _ = outcome
+        model.settle()
+        if isinstance(answer, Held):
+            error = PushHeldError(f"the push waits in round {answer.round}, which is still open")
+            raise with_detail(error, retry_after_milliseconds=_HELD_RETRY_MILLISECONDS)
+        if isinstance(answer, Rejected):
+            count_memory(model, self._pool, must=True)
+            raise with_detail(REJECTIONS[answer.reason](answer.message), sequence_recorded=True)
+        self._snapshots.note_push(model)
+        return Pushed(answer.version, answer.staleness, is_duplicate, model.state())
 
     def _outcome(self, model: Model, request: PushRequest, parts: Parts, in_turn: Callable[..., Outcome]) -> Outcome:
         """Return the answer to an earlier try, or to this one; `in_turn` calls a function in the model's queue."""
@@ -110,6 +139,9 @@ class Pushes:
         push = Push(key, base_version, (), content, loss_scale=request.loss_scale)
         try:
             present = present_arrays(model.spec, request)
+            if model.rounds is not None:
+                model.rounds.check_open(base_version)
+                check_unscaled(request.loss_scale)
             payload = payload_of(model.spec, request)
             nbytes = payload.elements * model.arena.dtype.itemsize
             if model.keeper is not None:
@@ -127,6 +159,8 @@ class Pushes:
         except GradientTooLargeError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
             return in_turn(model.reject, push, GRADIENT_TOO_LARGE, str(error))
+        except LatePushError as error:
+            return in_turn(model.reject, push, LATE, str(error))
         except PushRejectedError as error:  # because of its header: the payload does not matter
             return in_turn(model.reject, push, PUSH_MISMATCH, str(error))
 
@@ -149,6 +183,10 @@ class Pushes:
     @contextlib.contextmanager
     def _staging(self, model: Model, nbytes: int) -> Iterator[tuple[int, Bytes]]:
         """Yield memory for a gradient, and its number for the keeper: the arena's own slot if it is free."""
+        if model.rounds is not None:
+            with model.rounds.slots.take(f"a push to model {model.spec.name!r}") as (number, memory):
+                yield number, memory[:nbytes]
+            return
         if model.pending_slot.acquire(blocking=False):
             try:
                 yield PENDING, model.arena.pending.view(np.uint8)[:nbytes]

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import NamedTuple
 
 from numba_adam.server.config import ServerConfig
+from numba_adam.server.runtime.answers import Answers
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.lifecycle import Lifecycle
+from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_loader import ModelLoader
 from numba_adam.server.runtime.pulls import Pulls
 from numba_adam.server.runtime.pushes import Pushes
 from numba_adam.server.runtime.ready import compiling, make_ready, make_ready_to_clip
 from numba_adam.server.runtime.registry import Registry
+from numba_adam.server.runtime.round_clock import RoundClock
 from numba_adam.server.runtime.snapshot_requests import SnapshotRequests
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.runtime.waiters import Waiters
@@ -92,7 +96,12 @@ class Runtime:
         self.pushes = Pushes(self.pool, self.launcher, self.snapshots)
         self.pulls = Pulls(self.pool, self.launcher, self.waiters)
         self._memory = MemoryFolder(config.memory_dir, self._data_folder.path)
+        self.answers = Answers()
+        """The calls that wait for the answer to a push in a round."""
+
+        self._round_clock = RoundClock()
         loader = ModelLoader(self.pool, self._data_folder, self.snapshots, self.launcher, self._memory)
+        loader.prepare_rounds = self._prepare_rounds
         try:
             self._memory.check_apart(self._data_folder.path, keys)
             deletions = Deletions(self._data_folder.path, keys)
@@ -138,10 +147,21 @@ class Runtime:
             raise
         self.snapshots.start()
         self._is_started = True
+        for model in self.registry.all():
+            if model.rounds is not None:
+                model.apply_queue.call(model.rounds.resume)
+
+    def _prepare_rounds(self, model: Model) -> None:
+        """Let the rounds of a model know the clock, and the calls that wait."""
+        if model.rounds is not None:
+            model.rounds.on_open = partial(self._round_clock.set, model)
+            model.rounds.on_end = partial(self.answers.note_end, model)
 
     def begin_stop(self) -> None:
-        """Refuse the calls that wait for a version."""
+        """Refuse the calls that wait for a version or for a round, and leave the rounds open."""
         self.pulls.begin_stop()
+        self._round_clock.stop()
+        self.answers.stop()
         for model in self.registry.all():
             model.wake()
 

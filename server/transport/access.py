@@ -63,6 +63,7 @@ NEEDS: dict[str, Need] = {
     "DeleteModel": Need(Scope.ADMIN, lambda request: str(request.model)),
     "OpenSession": Need(Scope.PUSH, lambda request: str(request.model), is_of_worker=True),
     "Push": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True, is_push=True),
+    "AwaitPush": Need(Scope.PUSH, lambda request: str(request.model), is_of_worker=True),
     "Pull": Need(Scope.PULL, lambda request: str(request.model)),
     "PushPull": Need(Scope.PUSH, lambda header: str(header.model), is_of_worker=True, is_push=True),
     "Snapshot": Need(Scope.ADMIN, lambda request: str(request.model) or EVERY_MODEL),

@@ -48,8 +48,9 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
     options = convert.options_from_proto(message.options)
     names = [tensor.name for tensor in message.tensors]
     settings = settings_from_proto(message.settings, names, hyperparameters) if message.HasField("settings") else None
+    rounds = convert.rounds_from_proto(message)
     return Spec.checked(
-        message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options, settings
+        message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options, settings, rounds
     )
 
 
@@ -63,6 +64,7 @@ def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
         mode=convert.mode_to_proto(spec.mode),
         durability=convert.durability_to_proto(spec.durability),
         guards=convert.guards_to_proto(spec.guards),
+        rounds=convert.rounds_to_proto(spec.rounds),
         options=convert.options_to_proto(spec.options),
         settings=None if spec.settings is None else settings_to_proto(spec.settings, spec, 0),
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import Message
 
-from numba_adam.errors import InvalidRequestError, NumbaAdamError, ServiceError
+from numba_adam.errors import InvalidRequestError, NumbaAdamError, PushHeldError, ServiceError
 from numba_adam.ps import convert, framing
 from numba_adam.ps.checksum import SUPPORTED
 from numba_adam.ps.detail import Detail
@@ -38,6 +38,7 @@ from numba_adam.server.storage.token_file import EVERY_MODEL
 from numba_adam.server.transport import messages
 from numba_adam.server.transport.access import Guard
 from numba_adam.server.transport.audit import Audit
+from numba_adam.server.transport.await_push import AwaitPush
 from numba_adam.server.transport.gate import SMALL_MESSAGE_BYTES, Calls, Context, Entry, Handler, end
 from numba_adam.server.transport.pages import page_of
 from numba_adam.server.transport.sending import PayloadForm, PullSender
@@ -79,6 +80,9 @@ class ParameterService:
 
         self.audit = audit or Audit(None, guard)
         """Notes administrative calls."""
+
+        self.waiting = AwaitPush(runtime, watch, guard, self._note_refusal)
+        """The calls that wait for the answer to a push."""
 
         self._runtime = runtime
         self._watch = watch
@@ -167,6 +171,11 @@ class ParameterService:
             answer = messages.status_to_proto(self._runtime.status(), page.messages, page.next_page_token)
             return answer.SerializeToString()
 
+    def _note_refusal(self, error: Exception, context: Context) -> None:
+        """Count a refused call."""
+        token = "" if self.guard is None else self.guard.name_of(context.invocation_metadata())
+        self.refusals.note(_reason_of(*to_status(error)), token)
+
     def _visible(self, context: Context) -> list[Model]:
         """Return the models that a call may know of."""
         models = self._runtime.registry.all()
@@ -188,6 +197,9 @@ class ParameterService:
             request = self._headers.from_proto(header, model)
         try:
             pushed = self._runtime.pushes.push(model, request, parts)
+        except PushHeldError:
+            _log_push(logging.DEBUG, model, header, "held in its round")
+            raise
         except BaseException as error:
             if _is_recorded(error):
                 model.tally.note_push(time.perf_counter() - begin, request.total_bytes, None)
@@ -210,6 +222,9 @@ class ParameterService:
         return header, request.parts
 
 
+_WAITING = "AwaitPush"  # it has a thread only at its beginning
+
+
 class _Method(NamedTuple):
     """The decoder of a method's requests, and the function that answers them."""
 
@@ -230,17 +245,19 @@ METHODS: dict[str, _Method] = {
     "Snapshot": _Method(pb.SnapshotRequest.FromString, ParameterService.snapshot),
     "GetServerStatus": _Method(pb.GetServerStatusRequest.FromString, ParameterService.get_server_status),
 }
-"""Every method of the service, by its name in the protocol."""
+"""Every method of the service that runs on a thread, by its name in the protocol."""
 
 
 def entries(service: ParameterService, calls: Calls) -> dict[str, Entry]:
     """Return the entries of the service's methods, by path."""
     service.free_slot = calls.executor.free_slot
     methods = pb.DESCRIPTOR.services_by_name["ParameterService"].methods_by_name
-    return {
+    found = {
         f"/{SERVICE_NAME}/{name}": Entry(calls.pool, _handler(service, calls, METHODS[name], call))
         for name, call in methods.items()
+        if name != _WAITING
     }
+    return {**found, f"/{SERVICE_NAME}/{_WAITING}": service.waiting.entry()}
 
 
 def _handler(service: ParameterService, calls: Calls, method: _Method, call: Any) -> Handler:

@@ -287,8 +287,14 @@ def test_a_model_name_that_cannot_be_encoded_is_refused(client, arrays, name):
 def test_settings_out_of_range_are_refused_before_anything_is_sent(client, arrays):
     with pytest.raises(HyperparameterError, match=r"lr=-1"):
         client.create_model("m", arrays, lr=-1)
-    with pytest.raises(ConfigurationError, match="mode: expected 'async', got 'sync'"):
+    with pytest.raises(ConfigurationError, match="mode: expected 'async' or 'sync', got 'swarm'"):
+        client.create_model("m", arrays, mode="swarm")
+    with pytest.raises(HyperparameterError, match="workers"):
         client.create_model("m", arrays, mode="sync")
+    with pytest.raises(HyperparameterError, match="backup: expected a whole number from 0 to 1, got 2"):
+        client.create_model("m", arrays, mode="sync", workers=2, backup=2)
+    with pytest.raises(ConfigurationError, match='only mode="sync" has rounds'):
+        client.create_model("m", arrays, workers=2)
     with pytest.raises(InvalidRequestError, match=r"\.\./m"):
         client.create_model("../m", arrays)
     assert client.list_models() == []

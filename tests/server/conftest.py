@@ -154,6 +154,7 @@ class Peer:
         request_id: str = "",
         exist_ok: bool = False,
         durability: int = model_pb2.DURABILITY_UNSPECIFIED,
+        rounds: dict[str, Any] | None = None,
         **hyper: Any,
     ) -> pb.CreateModelResponse:
         spec = model_pb2.ModelSpec(
@@ -162,6 +163,8 @@ class Peer:
             tensors=tensor_specs(params),
             hyperparameters=model_pb2.Hyperparameters(**hyper),
             durability=durability,
+            mode=model_pb2.MODE_ASYNC if rounds is None else model_pb2.MODE_SYNC,
+            rounds=None if rounds is None else model_pb2.Rounds(**rounds),
         )
         header = pb.CreateModelHeader(
             spec=spec,

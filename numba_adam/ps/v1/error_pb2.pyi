@@ -32,6 +32,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_GRADIENT_TOO_LARGE: _ClassVar[Reason]
     REASON_DISK_FULL: _ClassVar[Reason]
     REASON_SETTINGS_CHANGED: _ClassVar[Reason]
+    REASON_HELD: _ClassVar[Reason]
+    REASON_LATE: _ClassVar[Reason]
+    REASON_ROUND_ABORTED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_MODEL_NOT_FOUND: Reason
@@ -56,6 +59,9 @@ REASON_RATE_LIMITED: Reason
 REASON_GRADIENT_TOO_LARGE: Reason
 REASON_DISK_FULL: Reason
 REASON_SETTINGS_CHANGED: Reason
+REASON_HELD: Reason
+REASON_LATE: Reason
+REASON_ROUND_ABORTED: Reason
 
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch", "change")

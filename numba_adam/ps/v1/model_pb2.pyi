@@ -24,6 +24,7 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODE_UNSPECIFIED: _ClassVar[Mode]
     MODE_ASYNC: _ClassVar[Mode]
+    MODE_SYNC: _ClassVar[Mode]
 
 class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -55,6 +56,7 @@ EPS_MODE_HAT: EpsMode
 EPS_MODE_ALGORITHM1: EpsMode
 MODE_UNSPECIFIED: Mode
 MODE_ASYNC: Mode
+MODE_SYNC: Mode
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_MEMORY: Durability
 DURABILITY_PROCESS: Durability
@@ -67,6 +69,16 @@ STATE_DTYPE_EIGHT_BIT: StateDtype
 ROUNDING_UNSPECIFIED: Rounding
 ROUNDING_NEAREST: Rounding
 ROUNDING_STOCHASTIC: Rounding
+
+class Rounds(_message.Message):
+    __slots__ = ("workers", "backup", "timeout_seconds")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    workers: int
+    backup: int
+    timeout_seconds: float
+    def __init__(self, workers: _Optional[int] = ..., backup: _Optional[int] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "shape")
@@ -209,7 +221,7 @@ class Settings(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[ParamGroup, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., frozen: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options", "settings")
+    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options", "settings", "rounds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +231,7 @@ class ModelSpec(_message.Message):
     GUARDS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: Dtype
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -228,7 +241,8 @@ class ModelSpec(_message.Message):
     guards: Guards
     options: Options
     settings: Settings
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ...) -> None: ...
+    rounds: Rounds
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., rounds: _Optional[_Union[Rounds, _Mapping]] = ...) -> None: ...
 
 class StatePoint(_message.Message):
     __slots__ = ("state_id", "version", "snapshot_version", "durability", "first_version")

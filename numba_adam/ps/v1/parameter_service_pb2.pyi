@@ -245,6 +245,26 @@ class PushResponse(_message.Message):
     ack: PushAck
     def __init__(self, ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
 
+class AwaitPushRequest(_message.Message):
+    __slots__ = ("model", "worker_id", "epoch", "state_id", "sequence")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    worker_id: str
+    epoch: int
+    state_id: str
+    sequence: int
+    def __init__(self, model: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., state_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class AwaitPushResponse(_message.Message):
+    __slots__ = ("ack",)
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    ack: PushAck
+    def __init__(self, ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
+
 class PullRequest(_message.Message):
     __slots__ = ("model", "min_version", "state_id", "checksum_kind", "average", "dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -81,6 +81,11 @@ class ParameterServiceStub(object):
                 request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PushRequest.SerializeToString,
                 response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PushResponse.FromString,
                 _registered_method=True)
+        self.AwaitPush = channel.unary_stream(
+                '/numba_adam.ps.v1.ParameterService/AwaitPush',
+                request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushRequest.SerializeToString,
+                response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushResponse.FromString,
+                _registered_method=True)
         self.Pull = channel.unary_stream(
                 '/numba_adam.ps.v1.ParameterService/Pull',
                 request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PullRequest.SerializeToString,
@@ -173,6 +178,14 @@ class ParameterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitPush(self, request, context):
+        """Waits until a push that was refused with REASON_HELD has its answer, and returns it: one message, or the error that
+        the push would get.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pull(self, request, context):
         """Returns all parameters, of one version. The stream is one header, then chunks, then one trailer.
         """
@@ -240,6 +253,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PushRequest.FromString,
                     response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PushResponse.SerializeToString,
+            ),
+            'AwaitPush': grpc.unary_stream_rpc_method_handler(
+                    servicer.AwaitPush,
+                    request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushRequest.FromString,
+                    response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushResponse.SerializeToString,
             ),
             'Pull': grpc.unary_stream_rpc_method_handler(
                     servicer.Pull,
@@ -463,6 +481,33 @@ class ParameterService(object):
             '/numba_adam.ps.v1.ParameterService/Push',
             numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PushRequest.SerializeToString,
             numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitPush(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/numba_adam.ps.v1.ParameterService/AwaitPush',
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushRequest.SerializeToString,
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -118,6 +118,7 @@ import urllib.request
 while True:
     text = urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=700).read().decode()
     if "numba_adam_calls_in_flight {count}.0" in text:
+        print(text)
         break
 """
 
@@ -129,6 +130,6 @@ def test_the_server_finds_a_dead_connection_and_ends_its_calls(pair, line):
     pair.names("10.77.0.1")
     script = (BEGIN + "model.pull(min_version=10**6)\n").format(address=f"{NAME}:{port}", seconds=100_000)
     with start(pair, script):
-        pair.server.run(sys.executable, "-c", CALLS_IN_FLIGHT.format(count=1))
+        assert "calls_in_flight 1.0" in pair.server.run(sys.executable, "-c", CALLS_IN_FLIGHT.format(count=1))
         line.silence()
-        pair.server.run(sys.executable, "-c", CALLS_IN_FLIGHT.format(count=0))
+        assert "calls_in_flight 0.0" in pair.server.run(sys.executable, "-c", CALLS_IN_FLIGHT.format(count=0))

@@ -95,7 +95,26 @@ def _mixed(size: str, param: str, grad: str, **options: Any) -> None:
     optimizer.step(max_grad_norm=1.0)
 
 
+def _served(*computed: str) -> None:
+    """Compile what a server needs for models with options, by their compute dtypes."""
+    from numba_adam.cpu import ahead
+
+    for each in computed:
+        ahead.make_formats_ready(each, each)
+
+
+def _bfloat16(size: str) -> None:
+    _served("float32")
+    _mixed(size, "bfloat16", "float32")
+
+
+def _eight_bit(size: str) -> None:
+    _served("float32")
+    _mixed(size, "float32", "float32", state_dtype="8bit")
+
+
 def _formats(size: str) -> None:
+    _served("float32", "float64")
     _mixed(size, "float32", "float16", state_dtype="8bit")
     _mixed(size, "float64", "float32")
 
@@ -144,9 +163,9 @@ _KINDS: dict[str, Callable[[Any], None]] = {
     "float64": lambda size: _plain("float64", size),
     "formats": _formats,
     "rows": _rows,
-    "bfloat16": lambda size: _mixed(size, "bfloat16", "float32"),
+    "bfloat16": _bfloat16,
     "float16": lambda size: _mixed(size, "float16", "float32"),
-    "8bit": lambda size: _mixed(size, "float32", "float32", state_dtype="8bit"),
+    "8bit": _eight_bit,
     "cuda": lambda _: _cuda(),
 }
 _UNASKED = ("float32", "float64", "formats", "rows")

@@ -111,7 +111,7 @@ class FormatsUpdate:
         for first in range(0, self._chunks, each):
             stop = min(first + each, self._chunks)
             self._job[staged_formats.FIRST], self._job[staged_formats.STOP] = first, stop
-            tasks = min(threads.tasks_for((stop - first) * self._chunk), stop - first)
+            tasks = min(threads.shares_for((stop - first) * self._chunk), stop - first)
             self._table.launch_formats(plan, self._job, tasks)
             yield
 

@@ -4,7 +4,8 @@
     step CASE MEMORY                 map the memory and make the step between two SIGSTOPs, traced by the parent
     recover CASE IMAGES END          finish the step in every image; print how many give other columns
 
-A fourth argument is the source of another `numba_adam.cpu.kernels.staged`, which is used in its place.
+A fourth argument is the source of another kernel of the same name, which is used in its place. A case with options has
+state in formats of its own.
 """
 
 import ctypes
@@ -23,12 +24,14 @@ PTRACE_TRACEME = 0
 
 
 def replace_kernel(path):
-    """Let `numba_adam.cpu.kernels.staged` be the module in another file."""
+    """Let the module of a file's name in `numba_adam.cpu.kernels` be that file."""
     import numba_adam.cpu.kernels
 
-    name = "numba_adam.cpu.kernels.staged"
+    stem = os.path.basename(path).removesuffix(".py")
+    name = f"numba_adam.cpu.kernels.{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = numba_adam.cpu.kernels.staged = importlib.util.module_from_spec(spec)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    setattr(numba_adam.cpu.kernels, stem, sys.modules[name])
     spec.loader.exec_module(sys.modules[name])
 
 
@@ -79,15 +82,108 @@ class Case:
             pass
 
 
+class FormatsCase(Case):
+    """A model whose state has formats of its own: param, then each array of the state, one after the other."""
+
+    def __init__(self, text):
+        from numba_adam.cpu.staged_formats import layout_of
+        from numba_adam.numerics.staging import words_of
+
+        case = json.loads(text)
+        self.sizes, self.dtype, self.chunk = case["sizes"], np.dtype(case["dtype"]), case["chunk"]
+        self.hyperparameters, self.present = case["hyperparameters"], case["present"]
+        self.options, self.block = case["options"], case["block"]
+        self.elements, self.words = sum(self.sizes), words_of(sum(self.sizes), self.chunk)
+        self.column_bytes = sum(nbytes for _, _, _, nbytes in self.places())
+        self.layout = layout_of(self.arrays(bytearray(self.column_bytes)), self.block)
+        self.staging_at = -(-(self.column_bytes + 8 * self.words) // 64) * 64
+        self.nbytes = self.staging_at + self.words * self.layout.total_bytes
+
+    def places(self):
+        """Return the name, the dtype, the elements of each parameter and the bytes, with padding, of each array."""
+        state = self.options.get("state_dtype", self.dtype.name)
+        codes = {"bfloat16": np.uint16, "8bit": np.uint8}.get(state, state)
+        moments = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.hyperparameters.get("amsgrad") else [])]
+        names = [("param", self.dtype, self.sizes)]
+        for name in moments:
+            names.append((name, np.dtype(codes), self.sizes))
+            if state == "8bit":
+                names.append((f"{name}_scale", np.dtype(np.float32), [-(-size // 128) for size in self.sizes]))
+        if "ema_decay" in self.options:
+            is_double = "float64" in (state, self.dtype.name)
+            names.append(("ema", np.dtype(np.float64 if is_double else np.float32), self.sizes))
+        return [(name, dtype, sizes, -(-sum(sizes) * dtype.itemsize // 8) * 8) for name, dtype, sizes in names]
+
+    def columns(self, memory):
+        found, begin = {}, 0
+        for name, dtype, sizes, nbytes in self.places():
+            flat = np.frombuffer(memory, dtype, sum(sizes), begin)
+            found[name], begin = np.split(flat, np.cumsum(sizes)[:-1]), begin + nbytes
+        return found
+
+    def arrays(self, memory):
+        from numba_adam.numerics.eight_bit import EightBit
+        from numba_adam.settings.step_arrays import StepArrays
+
+        columns, nothing = self.columns(memory), [None] * len(self.sizes)
+
+        def moment(name):
+            if f"{name}_scale" not in columns:
+                return columns.get(name, nothing)
+            return [EightBit(*pair) for pair in zip(columns[name], columns[f"{name}_scale"], strict=True)]
+
+        moments = map(moment, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+        return StepArrays(columns["param"], *moments, columns.get("ema", nothing), nothing)
+
+    def begin(self, memory, start):
+        columns = self.columns(memory)
+        for name in ("param", "ema"):
+            for array, values in zip(columns.get(name, []), np.split(start, np.cumsum(self.sizes)[:-1]), strict=False):
+                array[:] = values
+
+    def update(self, memory):
+        from numba_adam.cpu.staged_formats import FormatsUpdate, Staging
+        from numba_adam.settings.hyperparameters import Hyperparameters
+        from numba_adam.settings.options import Options
+
+        words = np.frombuffer(memory, np.uint8, 8 * self.words, self.column_bytes).view(np.uint64)
+        staging = np.frombuffer(memory, np.uint8, self.words * self.layout.total_bytes, self.staging_at)
+        hyperparameters, options = Hyperparameters(**self.hyperparameters), Options(**self.options)
+        held = Staging(words, staging, self.layout)
+        return FormatsUpdate(self.arrays(memory), hyperparameters, options, held, self.chunk, self.block)
+
+    def gradients(self, number):
+        flat = np.random.default_rng(number).standard_normal(self.elements).astype(self.dtype)
+        cut, present = (
+            np.split(flat, np.cumsum(self.sizes)[:-1]),
+            self.present if number == 2 else [1] * len(self.sizes),
+        )
+        return [grad if is_present else None for grad, is_present in zip(cut, present, strict=True)]
+
+    def bytes_of(self, optimizer, params):
+        states = [optimizer.state.get(index, {}) for index in range(len(params))]
+        parts = []
+        for name, _, _, nbytes in self.places():
+            arrays = params if name == "param" else [np.asarray(state[name]).ravel() for state in states]
+            parts.append(b"".join(array.tobytes() for array in arrays).ljust(nbytes, b"\0"))
+        return b"".join(parts)
+
+
+def case_of(text):
+    return FormatsCase(text) if "options" in json.loads(text) else Case(text)
+
+
 def expected(case, start):
     """Return the columns after step 2, made by the library's optimizer."""
     params = [part.copy() for part in np.split(start, np.cumsum(case.sizes)[:-1])]
-    optimizer = na.Adam(params, **case.hyperparameters)
+    optimizer = na.Adam(params, **case.hyperparameters, **getattr(case, "options", {}))
     for number in (1, 2):
         gradients = case.gradients(number)
         if len(gradients) == 1:
             gradients = np.split(gradients[0], np.cumsum(case.sizes)[:-1])
         optimizer.step(gradients)
+    if isinstance(case, FormatsCase):
+        return case.bytes_of(optimizer, params)
     states = [optimizer.state[index] for index in range(len(params))]
     names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: case.count - 1]
     return b"".join(
@@ -100,7 +196,11 @@ def expected(case, start):
 
 def prepare(case, start_path, end_path):
     memory = bytearray(case.nbytes)
-    case.columns(memory)[0][:] = start = np.random.default_rng(0).standard_normal(case.elements).astype(case.dtype)
+    start = np.random.default_rng(0).standard_normal(case.elements).astype(case.dtype)
+    if isinstance(case, FormatsCase):
+        case.begin(memory, start)
+    else:
+        case.columns(memory)[0][:] = start
     with open(end_path, "wb") as file:
         file.write(expected(case, start.copy()))
     case.step(case.update(memory), 1)
@@ -135,4 +235,4 @@ if __name__ == "__main__":
     mode, text, *paths = sys.argv[1:]
     if len(paths) == (2 if mode == "step" else 3):
         replace_kernel(paths.pop())
-    {"prepare": prepare, "step": step, "recover": recover}[mode](Case(text), *paths)
+    {"prepare": prepare, "step": step, "recover": recover}[mode](case_of(text), *paths)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("staged_program.py")
-KERNEL = PROGRAM.parents[2] / "numba_adam" / "cpu" / "kernels" / "staged.py"
+KERNELS = PROGRAM.parents[2] / "numba_adam" / "cpu" / "kernels"
 PTRACE_CONT, PTRACE_SINGLESTEP = 7, 9
 LONGEST_SECONDS = 800
 
@@ -28,6 +28,56 @@ CASES = {
     "arrays that divide blocks": {"sizes": [100, 300, 1, 0, 700], "dtype": "float32"},
     "arrays without a gradient": {"sizes": [100, 300, 1, 700], "dtype": "float32", "present": [1, 0, 1, 0]},
     "AMSGrad": {"sizes": [600], "dtype": "float32", "hyperparameters": {"lr": 0.1, "amsgrad": True}},
+}
+
+DIVIDED = {"sizes": [100, 300, 1, 0, 129], "dtype": "float32", "chunk": 256, "block": 128}
+FORMATS = {
+    "8 bits": {**DIVIDED, "options": {"state_dtype": "8bit", "seed": 5}},
+    "8 bits in blocks of several scales": {**DIVIDED, "block": 256, "options": {"state_dtype": "8bit"}},
+    "8 bits, an average and decay": {
+        **DIVIDED,
+        "options": {"state_dtype": "8bit", "ema_decay": 0.5},
+        "hyperparameters": {"lr": 0.1, "weight_decay": 0.1},
+    },
+    "AMSGrad in 8 bits": {
+        **DIVIDED,
+        "options": {"state_dtype": "8bit"},
+        "hyperparameters": {"lr": 0.1, "amsgrad": True},
+    },
+    "arrays in 8 bits without a gradient": {**DIVIDED, "options": {"state_dtype": "8bit"}, "present": [1, 0, 1, 0, 1]},
+    "bfloat16": {**DIVIDED, "options": {"state_dtype": "bfloat16"}},
+    "bfloat16 rounded at random": {
+        **DIVIDED,
+        "options": {"state_dtype": "bfloat16", "rounding": "stochastic", "seed": 3, "ema_decay": 0.9},
+    },
+    "an average": {**DIVIDED, "options": {"ema_decay": 0.9}},
+    "double": {**DIVIDED, "options": {"state_dtype": "float64", "ema_decay": 0.9}},
+    "a float64 model": {**DIVIDED, "dtype": "float64", "options": {"state_dtype": "float32", "ema_decay": 0.9}},
+}
+
+BROKEN_FORMATS = {
+    "the word is stored before the staging is complete": (
+        """                    operands = operands_of(plan,""",
+        """                    if is_staged:
+                        store_word(address, first + done + np.uint64(1))
+                    operands = operands_of(plan,""",
+    ),
+    "the update is in place": (
+        "    if staging == 0:\n        return o\n",
+        "    if staging == 0 or begin + np.uint64(1) > np.uint64(0):\n        return o\n",
+    ),
+    "a complete staging is made anew": ("if state < done + np.uint64(1):", "if state < done + np.uint64(2):"),
+    "the word is stored before the block is in place": (
+        """                    _copy_block(plan, row, job, staging, here, np.uint64(size), True)
+                    store_word(address, first + (done if begin + size < end else np.uint64(DONE)))""",
+        """                    store_word(address, first + (done if begin + size < end else np.uint64(DONE)))
+                    _copy_block(plan, row, job, staging, here, np.uint64(size), True)""",
+    ),
+    "words do not know the number of the update": ("job[NUMBER] * np.uint64(STATES)", "np.uint64(0)"),
+    "scales are not staged": (
+        "        if address != 0 and format_ == EIGHT_BIT:\n            skip",
+        "        if address != 0 and format_ == EIGHT_BIT and not is_back:\n            skip",
+    ),
 }
 
 BROKEN = {
@@ -119,17 +169,18 @@ def wrong_of(images, path, case, end, *kernel, **environment):
     return int(run("recover", case, path, end, *kernel, **environment))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *FORMATS])
 def test_every_state_in_which_a_process_can_die_is_recovered(name, prepared, tmp_path):
-    case, memory, end = prepared(CASES[name])
+    case, memory, end = prepared({**CASES, **FORMATS}[name])
     images = images_of(case, memory)
     assert len(images) > 100
     assert images[-1].startswith(end.read_bytes())
     assert wrong_of(images, tmp_path / "images", case, end) == 0
 
 
-def test_a_recovery_that_dies_is_recovered(prepared, tmp_path):
-    case, memory, end = prepared(CASES["one array in three chunks"])
+@pytest.mark.parametrize("name", ["one array in three chunks", "8 bits, an average and decay", "bfloat16"])
+def test_a_recovery_that_dies_is_recovered(name, prepared, tmp_path):
+    case, memory, end = prepared({**CASES, **FORMATS}[name])
     images = images_of(case, memory)
     for index in (len(images) // 5, len(images) // 2, len(images) * 4 // 5):
         memory.write_bytes(images[index])
@@ -138,13 +189,27 @@ def test_a_recovery_that_dies_is_recovered(prepared, tmp_path):
         assert wrong_of(again, tmp_path / "images", case, end) == 0
 
 
+def broken(name, change, folder):
+    """Write a kernel with a change; return its path."""
+    source, kernel = (KERNELS / name).read_text(), folder / name
+    assert source.count(change[0]) == 1
+    kernel.write_text(source.replace(*change))
+    return kernel
+
+
+@pytest.mark.parametrize("name", BROKEN_FORMATS)
+def test_a_broken_protocol_for_formats_is_noticed(name, prepared, tmp_path):
+    case, memory, end = prepared(FORMATS["8 bits"])
+    kernel = broken("staged_formats.py", BROKEN_FORMATS[name], tmp_path)
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    images = images_of(case, memory, kernel, **environment)
+    assert wrong_of(images, tmp_path / "images", case, end, kernel, **environment) > 0
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_protocol_is_noticed(name, prepared, tmp_path):
     case, memory, end = prepared(CASES["one array in three chunks"])
-    old, new = BROKEN[name]
-    source, kernel = KERNEL.read_text(), tmp_path / "broken.py"
-    assert source.count(old) == 1
-    kernel.write_text(source.replace(old, new))
+    kernel = broken("staged.py", BROKEN[name], tmp_path)
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     images = images_of(case, memory, kernel, **environment)
     assert wrong_of(images, tmp_path / "images", case, end, kernel, **environment) > 0

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import numba_adam as na
-from numba_adam.server.model.arena import ALIGNMENT, HEADER_BYTES, Arena, layout
+from numba_adam.server.model.arena import ALIGNMENT, HEADER_BYTES, Arena, layout, layout_of
+from numba_adam.server.model.columns import columns_of
 from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.model import Model, Push
 from numba_adam.settings.hyperparameters import Hyperparameters
+from numba_adam.settings.options import Options
 
 NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux: the system sets no memory aside for pages that are never touched
 
@@ -107,3 +109,36 @@ def test_the_mapping_is_shared():
                 assert line.split()[1] == "rw-s"
                 return
     pytest.fail("the arena is not among the mappings")
+
+
+@pytest.mark.parametrize(
+    ("state_dtype", "in_memory", "in_snapshot", "largest"),
+    [(None, 16, 12, 4), ("bfloat16", 12, 8, 2), ("8bit", 10.0625, 6.0625, 1.03125), ("float64", 24, 20, 8)],
+)
+def test_the_bytes_for_each_parameter_are_those_of_the_documents(state_dtype, in_memory, in_snapshot, largest):
+    count, average = 1 << 25, 8 if state_dtype == "float64" else 4
+
+    def sizes(*, amsgrad=False, is_staged=False, **more):
+        options = Options(state_dtype, **more)
+        columns = columns_of([count], np.dtype(np.float32), amsgrad, options)
+        found = layout_of(columns, options, is_staged=is_staged)
+        return (found.total_bytes - HEADER_BYTES) / count, sum(column.nbytes for column in columns) / count
+
+    assert sizes() == (in_memory, in_snapshot)
+    assert sizes(ema_decay=0.5) == (in_memory + average, in_snapshot + average)
+    assert sizes(amsgrad=True) == (in_memory + largest, in_snapshot + largest)
+    assert sizes(is_staged=True)[0] <= 1.01 * in_memory
+    assert sizes(is_staged=True, amsgrad=True, ema_decay=0.5)[0] <= 1.01 * (in_memory + largest + average)
+
+
+def test_a_file_of_other_formats_is_not_taken_for_ones_own(tmp_path):
+    path = tmp_path / "arena"
+    with path.open("w+b") as file:
+        sizes, options = [300, 5], Options("8bit")
+        columns = columns_of(sizes, np.dtype(np.float32), False, options)
+        file.truncate(4 * layout_of(columns, options, is_staged=True).total_bytes)  # any of them would fit
+        Arena(sizes, "float32", file=file.fileno(), options=options).param[:] = 1
+        assert Arena(sizes, "float32", file=file.fileno(), options=options).param.tolist() == [1] * 305
+        for other in (Options(), Options("bfloat16")):
+            with pytest.raises(ValueError, match="header"):
+                Arena(sizes, "float32", file=file.fileno(), options=other)

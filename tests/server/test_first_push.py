@@ -21,13 +21,14 @@ from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
 dtype, options, sizes = sys.argv[1], json.loads(sys.argv[2]), (3, 70_001)
+long = {"timeout_seconds": 800}
 with tempfile.TemporaryDirectory() as folder:
     server = Server(ServerConfig(listen="127.0.0.1:0", data_dir=folder, threads=2))
     with event.install_recorder("numba:compile") as starting:
         server.start()
-    with event.install_recorder("numba:compile") as creating, ParameterClient(server.address, timeout_seconds=800) as client:
+    with event.install_recorder("numba:compile") as creating, ParameterClient(server.address, **long) as client:
         models = [client.create_model(f"m{size}", {"w": np.ones(size, dtype)}, **options) for size in sizes]
-    with event.install_recorder("numba:compile") as pushing, ParameterClient(server.address, timeout_seconds=800) as client:
+    with event.install_recorder("numba:compile") as pushing, ParameterClient(server.address, **long) as client:
         for size in sizes:
             model = client.open_model(f"m{size}")
             assert model.push({"w": np.ones(size, dtype)}).version == 1

@@ -127,7 +127,7 @@ class SimulatedUpdate:
     def is_done(self, number):
         return self.machine.done >= number
 
-    def run(self, present, gradient, steps, number):  # noqa: ARG002
+    def run(self, present, gradient, steps, number, settings=None):  # noqa: ARG002
         for block in self.machine.blocks:
             self.machine.place()
             if len(block) < number:

@@ -54,7 +54,7 @@ def _tuned(case: Case) -> Finding:
 
 def _strict(size: int) -> Finding:
     """Compare with a kernel in which the compiler fuses multiplications with additions: other bits."""
-    steps = {}
+    steps: dict[str, speed.Step] = {}
     for name, contract in (("strict", False), ("fused", True)):
         param, grad = on_gpu(np.full(size, 0.5, np.float32)), on_gpu(np.full(size, 0.01, np.float32))
         moments = [zero_moment(param, Format.FLOAT32) for _ in range(2)]

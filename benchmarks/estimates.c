@@ -6,10 +6,11 @@
    its ratio to the loop with a root and a division. The estimates have no branches for zero, infinity and NaN here, so
    they are faster than they would be in a kernel.
 
-       gcc -O2 -march=native -ffp-contract=off benchmarks/estimates.c -o estimates && ./estimates
+       gcc -O2 -march=native -ffp-contract=off benchmarks/estimates.c -o estimates -lm && ./estimates
 */
 #include <float.h>
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,13 +23,15 @@
 static __m512 root(__m512 x) { return _mm512_sqrt_ps(x); }
 static __m512 quotient(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
 
-static __m512 estimated_root(__m512 x) {
-    __m512 y = _mm512_rsqrt14_ps(x), s = _mm512_mul_ps(x, y), h = _mm512_mul_ps(HALF, y);
+static __m512 refined(__m512 x, __m512 y) {
+    __m512 s = _mm512_mul_ps(x, y), h = _mm512_mul_ps(HALF, y);
     __m512 error = _mm512_fnmadd_ps(h, s, HALF);
     s = _mm512_fmadd_ps(s, error, s);
     h = _mm512_fmadd_ps(h, error, h);
     return _mm512_fmadd_ps(_mm512_fnmadd_ps(s, s, x), h, s);
 }
+
+static __m512 estimated_root(__m512 x) { return refined(x, _mm512_rsqrt14_ps(x)); }
 
 static __m512 estimated_quotient(__m512 a, __m512 b) {
     __m512 y = _mm512_rcp14_ps(b);
@@ -100,6 +103,32 @@ static void compare_bits(void) {
     printf("\nquotients of %ld random pairs from 1 to 2 that differ: %ld\n", tried, quotients);
 }
 
+static float with_bits(uint32_t bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static uint32_t bits_near(double number) {
+    float near = (float)number;
+    uint32_t bits;
+    memcpy(&bits, &near, sizeof bits);
+    return bits;
+}
+
+/* All roots from 1 to 4, each from every estimate that AVX-512 allows: whatever a CPU estimates, the bits are these. */
+static void compare_estimates(void) {
+    long tried = 0, differ = 0;
+    for (uint32_t bits = 127u << 23; bits < 129u << 23; bits++) {
+        __m512 x = _mm512_set1_ps(with_bits(bits)), expected = root(x);
+        double exact = 1 / sqrt((double)with_bits(bits)), bound = 1.0 / (1 << 14);
+        for (uint32_t y = bits_near(exact * (1 - bound)); y <= bits_near(exact * (1 + bound)); y += 16, tried += 16)
+            differ += differing(expected, refined(x, from_bits(y)));
+    }
+    printf("roots from 1 to 4, each from all estimates with an error up to 2**-14: %ld, of which %ld differ\n", tried,
+           differ);
+}
+
 static double cpu_seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -115,6 +144,7 @@ enum { SIZE = 8192, CALLS = 300, TURNS = 41, LOOPS = 3 };
 
 int main(void) {
     compare_bits();
+    compare_estimates();
     void (*loops[LOOPS])(float **, long, Constants) = {plain, root_estimated, both_estimated};
     const char *names[LOOPS] = {"root and division", "root estimated", "both estimated"};
     Constants c = {0.9f, 0.999f, 0.1f, 0.001f, 1e-3f, 1e-8f, 1e-30f, 1e-30f, 1e-20f};

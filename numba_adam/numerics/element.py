@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from numba_adam.numerics.constants import Constants
-from numba_adam.numerics.operations import product
+from numba_adam.numerics.operations import choose, product, root
 
 Real = Any  # a NumPy scalar, or its compiled counterpart
 
@@ -45,17 +43,17 @@ def moments(param: Real, grad: Real, exp_avg: Real, exp_avg_sq: Real, c: Constan
     """
     grad = product(c.grad_scale, grad)
     if c.clip_value != c.zero:
-        grad = c.clip_value if grad > c.clip_value else grad
-        grad = -c.clip_value if grad < -c.clip_value else grad
+        grad = choose(grad > c.clip_value, c.clip_value, grad)
+        grad = choose(grad < -c.clip_value, -c.clip_value, grad)
     if c.weight_decay != c.zero:
         grad = grad + product(c.weight_decay, param)
     exp_avg = product(c.beta1, exp_avg) + product(c.one_minus_beta1, grad)
     exp_avg_sq = product(c.beta2, exp_avg_sq) + product(product(c.one_minus_beta2, grad), grad)
     is_lost = abs(exp_avg) < c.exp_avg_floor
-    exp_avg = c.zero if is_lost else exp_avg
-    exp_avg_sq = c.zero if exp_avg_sq < c.exp_avg_sq_floor else exp_avg_sq
-    raised = c.least_exp_avg_sq if exp_avg_sq < c.least_exp_avg_sq else exp_avg_sq
-    exp_avg_sq = exp_avg_sq if is_lost else raised  # written like this, it is one masked instruction
+    exp_avg = choose(is_lost, c.zero, exp_avg)
+    exp_avg_sq = choose(exp_avg_sq < c.exp_avg_sq_floor, c.zero, exp_avg_sq)
+    raised = choose(exp_avg_sq < c.least_exp_avg_sq, c.least_exp_avg_sq, exp_avg_sq)
+    exp_avg_sq = choose(is_lost, exp_avg_sq, raised)  # written like this, it is one masked instruction
     return exp_avg, exp_avg_sq
 
 
@@ -76,7 +74,7 @@ def adapt(param: Real, exp_avg: Real, terrain: Real, c: Constants) -> Real:
         terrain: second moment, already updated; with AMSGrad the largest so far.
         c: the step's constants, of the arrays' dtype.
     """
-    denom = np.sqrt(terrain) + c.eps
+    denom = root(terrain) + c.eps
     if c.decoupled_decay != c.zero:
         param = param - product(c.decoupled_decay, param)
     return param - product(c.step_size, exp_avg) / denom

@@ -22,6 +22,16 @@ def product(a: Real, b: Real) -> Real:
     return a * b
 
 
+def root(value: Real) -> Real:
+    """Return the square root, correctly rounded."""
+    return np.sqrt(value)
+
+
+def choose(condition: Any, value: Real, other: Real) -> Real:
+    """Return `value` if a condition is true, else `other`. A vector's lanes choose each on their own."""
+    return value if condition else other
+
+
 def bits_of(value: Float32) -> Word:
     """Return the bits of a float32."""
     return np.float32(value).view(np.uint32)

@@ -10,6 +10,8 @@ From the bottom up; each module imports only those above it:
     intrinsics    arrays at an address; the floating-point environment of the CPU
     prefetch      loads issued before their values are needed
     search        binary search
+    lanes         vectors of float32 numbers, for loops that the compiler cannot make into vector code
+    roots         square roots of vectors, some from estimates, with the same bits
     formats       arrays in any number format, decoded and encoded
     element       the element mathematics, and its loops over arrays
     eight_bit     moments in 8 bits, decoded and encoded

@@ -95,4 +95,4 @@ def _described(module: str, signature: Any) -> tuple[str, int]:
     for part, (suffix, seconds) in _KINDS.items():
         if part in module:
             return f"{dtype} {suffix}".strip(), seconds
-    return dtype or "first", 3
+    return (dtype, 3) if dtype else ("first", 1)  # without one: the launch on several threads

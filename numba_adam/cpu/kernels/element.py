@@ -8,16 +8,20 @@ import numpy as np
 
 from numba_adam.cpu.kernels.compile import inline, inlined, noalias
 from numba_adam.cpu.kernels.formats import narrow_bfloat16
+from numba_adam.cpu.kernels.lanes import LANES, choose, load, store
 from numba_adam.cpu.kernels.prefetch import STRETCH, prefetch_stretch
+from numba_adam.cpu.kernels.roots import estimated_root, exact_root
 from numba_adam.numerics import element
 from numba_adam.numerics.bind import bind
 from numba_adam.numerics.constants import Constants, without_floors
-from numba_adam.numerics.operations import product
+from numba_adam.numerics.operations import product, root
 
 _product = inline(product)
-moments = inline(bind(element.moments, product=_product))
+moments = inline(bind(element.moments, product=_product, choose=choose))
 largest = inline(element.largest)
-adapt = inline(bind(element.adapt, product=_product))
+adapt = inline(bind(element.adapt, product=_product, root=inline(root)))
+_adapt_by_exact = inlined(bind(element.adapt, product=_product, root=exact_root))
+_adapt_by_estimated = inlined(bind(element.adapt, product=_product, root=estimated_root))
 _average = inline(bind(element.average, product=_product))
 floorless = inlined(without_floors)
 
@@ -59,6 +63,7 @@ def is_bare(c):  # type: ignore[no-untyped-def]
     return c.clip_value == c.zero and c.weight_decay == c.zero
 
 
+_GROUP = 4  # vectors of which one has estimated roots
 NO_DECAY, NO_FLOOR = np.float32(0), np.float32(-np.inf)
 
 
@@ -107,8 +112,34 @@ def _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, i, c):  # type: ignor
         copy[i] = narrow_bfloat16(np.float32(param[i]))
 
 
+@inlined
+def _adam_vector(param, grad, exp_avg, exp_avg_sq, i, adapted, c):  # type: ignore[no-untyped-def]
+    """Update the vector from element `i` on; `adapted`: one of the two functions above."""
+    old = load(param, i)
+    first, second = moments(old, load(grad, i), load(exp_avg, i), load(exp_avg_sq, i), c)
+    store(exp_avg, i, first)
+    store(exp_avg_sq, i, second)
+    store(param, i, adapted(old, first, second, c))
+
+
+@inlined
+def _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, begin, c):  # type: ignore[no-untyped-def]
+    """Update whole groups of vectors from element `begin` on; return the first element that is left.
+
+    One unit of the CPU computes roots and divisions, and others estimate roots. With one estimated root in _GROUP all
+    are equally busy: CPU time 0.91 on the CPU of `vector_width.MEASURED`, in the second cache; 0.96 with one in two.
+    """
+    for _ in range(np.int64(np.uint64(param.size) - begin) // (_GROUP * LANES)):
+        _adam_vector(param, grad, exp_avg, exp_avg_sq, begin, _adapt_by_estimated, c)
+        for _ in range(1, _GROUP):
+            begin += np.uint64(LANES)
+            _adam_vector(param, grad, exp_avg, exp_avg_sq, begin, _adapt_by_exact, c)
+        begin += np.uint64(LANES)
+    return begin
+
+
 @noalias
-def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, constants):  # type: ignore[no-untyped-def]
+def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, lanes, constants):  # type: ignore[no-untyped-def]
     """Update one array in a step that `is_bare`, and its average and its copy in the same loop.
 
     Args:
@@ -119,6 +150,7 @@ def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, constants
         ema: the moving average of the weights, or None, which costs nothing.
         copy: bfloat16: receives the new parameters; or None.
         prefetched: how many stretches, from the first on, prefetch what comes later; see `prefetched_of`.
+        lanes: from `lanes_of`: the rest is updated in vectors, without average and copy; None: it is not.
         constants: those of the step.
     """
     c = bare_constants(constants)
@@ -132,5 +164,11 @@ def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, constants
             prefetch_stretch(ema, begin)
         for k in range(STRETCH):
             _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, begin + np.uint64(k), c)
+    if lanes is not None:
+        if c.decoupled_decay == c.zero:
+            plain = bare_with(c, NO_DECAY, c.eps, c.exp_avg_floor, c.exp_avg_sq_floor, c.least_exp_avg_sq)
+            rest = _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, rest, plain)
+        else:
+            rest = _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, rest, c)
     for i in range(rest, np.uint64(param.size)):
         _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, i, c)

@@ -64,13 +64,13 @@ def _update_tile(operands, begin, size, prefetched, c, like):  # type: ignore[no
     target = operands.scratch + np.uint64(PITCH * like.itemsize) if is_streamed(operands) else copy
     codes = array_at(target, size, _UINT16)
     if operands.ema != 0 and operands.copy.address != 0:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, codes, prefetched, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, codes, prefetched, None, c)
     elif operands.ema != 0:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, None, prefetched, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, ema, None, prefetched, None, c)
     elif operands.copy.address != 0:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, None, codes, prefetched, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, codes, prefetched, None, c)
     else:
-        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, None, c)
     if is_streamed(operands):
         stream(target, copy, size * _CODE_BYTES)
     clear_grad(operands, begin, size)

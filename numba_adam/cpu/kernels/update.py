@@ -14,6 +14,7 @@ import numpy as np
 from numba_adam.cpu.kernels.compile import kernel, merged
 from numba_adam.cpu.kernels.element import adam, adam_bare, amsgrad, clear, is_bare
 from numba_adam.cpu.kernels.intrinsics import array_at
+from numba_adam.cpu.kernels.lanes import lanes_of
 from numba_adam.cpu.kernels.launch_plan import EXP_AVG, EXP_AVG_SQ, IS_LARGE, MAX_EXP_AVG_SQ, PARAM, ZERO_GRAD, unpack
 from numba_adam.cpu.kernels.prefetch import prefetched_of
 from numba_adam.cpu.kernels.ranges import TILE, count_steps, cut, range_updater
@@ -37,7 +38,7 @@ def _update_tile(plan, row, begin, size, prefetched, c):  # type: ignore[no-unty
     param, grad, exp_avg, exp_avg_sq = _operands(plan, row, begin, size)
     largest = plan.addresses[row, MAX_EXP_AVG_SQ]
     if largest == 0 and is_bare(c):
-        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, c)
+        adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, lanes_of(param), c)
     elif largest == 0:
         adam(param, grad, exp_avg, exp_avg_sq, c)
     else:
@@ -51,7 +52,7 @@ def _update_tile(plan, row, begin, size, prefetched, c):  # type: ignore[no-unty
 def _update_bare_tile(plan, row, begin, size, prefetched, c):  # type: ignore[no-untyped-def]
     """The same in a step that `is_bare`, without AMSGrad."""
     param, grad, exp_avg, exp_avg_sq = _operands(plan, row, begin, size)
-    adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, c)
+    adam_bare(param, grad, exp_avg, exp_avg_sq, None, None, prefetched, lanes_of(param), c)
     if plan.options[ZERO_GRAD]:
         clear(grad)
 

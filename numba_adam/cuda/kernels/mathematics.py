@@ -37,8 +37,8 @@ def mathematics(layout: Layout) -> Mathematics:
     product = seam.product if layout.real == "float32" else seam.product64
     if layout.contract:
         product = seam.device(operations.product)
-    functions = (getattr(element, name) for name in Mathematics._fields)
-    return Mathematics(*[compiled(function, product=product, np=seam.arithmetic) for function in functions])
+    operands = {"product": product, "root": seam.arithmetic.sqrt, "choose": seam.device(operations.choose)}
+    return Mathematics(*[compiled(getattr(element, name), **operands) for name in Mathematics._fields])
 
 
 @functools.cache

@@ -32,6 +32,7 @@ FORMAT = 2
 FORMAT_OF_OPTIONS = 3
 HEADER_BYTES = 4096
 ALIGNMENT = 64
+PAGE = 4096  # without a file, the gradient begins at one, for direct writes to a journal
 _WORD_BYTES = 8
 _IN_HEADER = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "pending", "words", "staging")
 _HEADER = struct.Struct("<8sIIQ7Q")  # magic, format, itemsize, element count, offsets (0: the array is not there)
@@ -64,6 +65,8 @@ def layout_of(columns: Sequence[Column], options: Options, *, is_staged: bool) -
         sizes |= {"words": words * _WORD_BYTES, "staging": nbytes}
     offsets, position = {}, HEADER_BYTES
     for name, nbytes in sizes.items():
+        if name == "pending" and not is_staged:
+            position = -(-position // PAGE) * PAGE
         offsets[name] = position
         position += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return Layout(offsets, position)

@@ -1,8 +1,10 @@
 """Keeps what a model at the level `disk` acknowledges in a journal on disk, through power failures.
 
-Each event is written before it happens, with the gradient of its update, and fsynced before anybody learns of it. One
-fsync serves all events that were written before it began. A snapshot begins a new segment; once it is on disk, the
-segments before the previous snapshot are removed. Imports the segments, the events and the budget.
+Each event is written with the gradient of its update, and fsynced, before anybody learns of it. One fsync serves all
+events that were written before it began. A large push is written and fsynced while its update runs, into room that was
+reserved before: so a full disk changes nothing, and any other error ends the server or breaks the model. A snapshot
+begins a new segment; once it is on disk, the segments before the previous snapshot are removed. Imports the segments,
+the events and the budget.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numba_adam.server.model.arena import FlatArray
 from numba_adam.server.model.events import Acceptance, Closing, Event, encode
 from numba_adam.server.runtime.budget import Bytes, SlotPool
 from numba_adam.server.runtime.keeping import PENDING, Keeping
-from numba_adam.server.storage.durable import NO_ROOM
+from numba_adam.server.storage.durable import NO_ROOM, end_if_ours
 from numba_adam.server.storage.segment import Writer
 from numba_adam.server.storage.segments import Segments
 
@@ -78,10 +80,65 @@ class DiskKeeper(Keeping):
 
     def note(self, event: Event, gradient: FlatArray | None = None) -> None:
         """Write an event and the gradient of its update; see Keeping. It is kept after `settle`."""
+        self._append(event, gradient, None)
+
+    @contextlib.contextmanager
+    def noting(self, event: Acceptance, gradient: FlatArray, checksum: int | None = None) -> Iterator[None]:
+        """Write a push, a large one while its update runs in the body; see Keeping."""
+        write = self._begun_write(event, gradient, checksum)
+        if write is None:
+            self._append(event, gradient, checksum)
+            yield
+            return
+        is_written = threading.Event()
+        threading.Thread(target=self._write_and_settle, args=(write, is_written), daemon=True).start()
+        try:
+            yield
+        finally:
+            is_written.wait()  # the gradient's memory is needed for something else
+        self._check_failure()
+
+    def _begun_write(self, event: Event, gradient: FlatArray, checksum: int | None) -> Callable[[], None] | None:
+        """Return what writes a large push into room that is reserved; None: it must be written before its update."""
+        self._check_failure()
+        with self._telling_of_room():
+            return self._writer.begin(encode(event), gradient, checksum)
+
+    def _append(self, event: Event, gradient: FlatArray | None, checksum: int | None) -> None:
         self._check_failure()
         before = self._writer.size
+        with self._telling_of_room():
+            self._writer.append(encode(event), gradient, checksum)
+        self._note_written(before, is_version=isinstance(event, (Acceptance, Closing)))
+
+    def _write_and_settle(self, write: Callable[[], None], is_written: threading.Event) -> None:
+        """Write a push, and fsync it at once: the update has probably not ended."""
         try:
-            self._writer.append(encode(event), gradient)
+            before = self._writer.size
+            write()
+            self._note_written(before, is_version=True)
+        except OSError as error:
+            end_if_ours(self._writer.path, "a write", error)
+            self._failure = f"{str(self._writer.path)!r} could not be written ({error})"
+        except BaseException as error:
+            self._failure = f"{str(self._writer.path)!r} could not be written ({error!r})"
+            raise
+        finally:
+            is_written.set()
+        with contextlib.suppress(ServiceError):  # the push's own call gets it
+            self.settle()
+
+    def _note_written(self, before: int, *, is_version: bool) -> None:
+        """Note that a record was written. No earlier, for an fsync is for all that was noted."""
+        self._is_full = False
+        self._bytes += self._writer.size - before
+        self._note_record(is_version=is_version)
+
+    @contextlib.contextmanager
+    def _telling_of_room(self) -> Iterator[None]:
+        """Turn errors of writing into those that a worker understands."""
+        try:
+            yield
         except OSError as error:
             if error.errno in NO_ROOM:
                 self._is_full = True
@@ -89,9 +146,6 @@ class DiskKeeper(Keeping):
             raise ServerUnavailableError(
                 f"{str(self._writer.path)!r} cannot be written ({error}); nothing was changed, try again"
             ) from error
-        self._is_full = False
-        self._bytes += self._writer.size - before
-        self._note_record(is_version=isinstance(event, (Acceptance, Closing)))
 
     def check_room(self, nbytes: int) -> None:
         """Refuse a push before its gradient is received, while the disk is full; see Keeping."""
@@ -111,6 +165,7 @@ class DiskKeeper(Keeping):
 
     def settle(self) -> None:
         """Wait until all that was noted before is on disk; see Keeping. One caller fsyncs for all who wait."""
+        self._check_failure()
         with self._changed:
             goal = self._noted
             while self._settled < goal:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from numba_adam.server.model.arena import FlatArray
-from numba_adam.server.model.events import Event
+from numba_adam.server.model.events import Acceptance, Event
 from numba_adam.server.runtime.budget import Bytes
 
 PENDING = 0
@@ -23,6 +24,21 @@ class Keeping(ABC):
         Raises:
             ServerUnavailableError: it cannot be written, and must not happen.
         """
+
+    @contextmanager
+    def noting(self, event: Acceptance, gradient: FlatArray, checksum: int | None = None) -> Iterator[None]:  # noqa: ARG002
+        """Note a push; its update runs in the body, and may run while the push is written. Both are done at the end.
+
+        Args:
+            event: the push.
+            gradient: its gradient.
+            checksum: the gradient's XXH3 checksum, if it is known.
+
+        Raises:
+            ServiceError: it cannot be written. Before the body: it must not happen. After: the model is broken.
+        """
+        self.note(event, gradient)
+        yield
 
     @abstractmethod
     def gradient(self, what: str) -> AbstractContextManager[tuple[int, Bytes]]:

@@ -295,12 +295,13 @@ class Model:
                 epoch = self.ledger.add_session(worker_id, nonce)
             return Opened(epoch, self.ledger.sessions[worker_id].last_sequence + 1)
 
-    def apply(self, push: Push, gradient: FlatArray) -> Outcome:
+    def apply(self, push: Push, gradient: FlatArray, checksum: int | None = None) -> Outcome:
         """Make one step unless an earlier try did. Runs in the apply queue.
 
         Args:
             push: the push.
             gradient: the elements of the present arrays, concatenated.
+            checksum: their XXH3 checksum, if it is known.
         """
         known = self.judge(push.key, push.base_version, push.content)
         if known is not None:
@@ -308,8 +309,10 @@ class Model:
         if self.rounds is not None:
             return self._hold(push, gradient, self.rounds)
         if self.keeper is not None:
-            self.keeper.note(Acceptance(*push), gradient)
-        self.update(push.present, gradient, push.loss_scale)
+            with self.keeper.noting(Acceptance(*push), gradient, checksum):
+                self.update(push.present, gradient, push.loss_scale)
+        else:
+            self.update(push.present, gradient, push.loss_scale)
         with self._changed:
             answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
             self.counters.applied += 1

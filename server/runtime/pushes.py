@@ -22,6 +22,7 @@ from numba_adam.errors import (
     PushRejectedError,
 )
 from numba_adam.numerics.norm import LARGEST_GRADIENT
+from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.ps.transfer import Parts, Reader, receive
 from numba_adam.server.model.digests import with_payload
@@ -151,8 +152,9 @@ class Pushes:
                 receive(parts, receiver)
                 model.guarding.check_norm(target.view(model.arena.dtype), request.loss_scale)
                 content = with_payload(content, receiver.checksum)
+                checksum = _checksum_of(request, payload, receiver)
                 push = push._replace(present=present, content=content, gradient=number)
-                return in_turn(model.apply, push, target.view(model.arena.dtype))
+                return in_turn(model.apply, push, target.view(model.arena.dtype), checksum)
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
             return in_turn(model.reject, push, NON_FINITE, str(error))
@@ -213,6 +215,12 @@ def _largest_gradient(dtype: str, loss_scale: float) -> float:
         return largest
     scaled = largest * loss_scale * (1 - 2.0**-20)  # the division rounds
     return scaled if scaled < LIMITS[dtype].largest else math.inf
+
+
+def _checksum_of(request: PushRequest, payload: Payload, receiver: Receiver) -> int | None:
+    """Return the XXH3 checksum of a received gradient, if it is that of its payload."""
+    is_same = request.checksum_kind == XXH3_64 and not payload.narrow_dtype
+    return receiver.checksum if is_same else None
 
 
 def _receiver(model: Model, request: PushRequest, payload: Payload, target: Bytes) -> Receiver:

@@ -111,17 +111,30 @@ def sync(descriptor: int, path: Path, *, data_only: bool = False) -> None:
     try:
         (os.fdatasync if data_only else os.fsync)(descriptor)
     except OSError as error:
-        if _is_process_ours and (data_only or error.errno not in NO_ROOM):
-            _log.critical(
-                "%s: fsync failed (%s), so what was written may not be on disk; the server ends with status %d, and "
-                "acknowledges nothing any more. Check the disk, then start it again: it reads what is there",
-                path,
-                error,
-                FAILED_SYNC_STATUS,
-            )
-            logging.shutdown()
-            os._exit(FAILED_SYNC_STATUS)
+        if data_only or error.errno not in NO_ROOM:
+            end_if_ours(path, "fsync", error)
         raise
+
+
+def end_if_ours(path: Path, what: str, error: OSError) -> None:
+    """End this process, unless another program embeds the server.
+
+    Args:
+        path: the file that may not be on disk.
+        what: what failed.
+        error: why.
+    """
+    if _is_process_ours:
+        _log.critical(
+            "%s: %s failed (%s), so what was written may not be on disk; the server ends with status %d, and "
+            "acknowledges nothing any more. Check the disk, then start it again: it reads what is there",
+            path,
+            what,
+            error,
+            FAILED_SYNC_STATUS,
+        )
+        logging.shutdown()
+        os._exit(FAILED_SYNC_STATUS)
 
 
 def check_folder(path: Path) -> None:

@@ -1,23 +1,25 @@
 """A segment of the journal on disk: records of events, each with the gradient that its update uses.
 
-    0     "NBADSEG1"
+    0     "NBADSEG2"
     8     the records: a head of 56 bytes, the event, the gradient
 
 A head has a mark, the sizes of event and gradient, their checksums, how much of the segment was known to be on disk
-when it was written, and a checksum of all that and of its position. Heads begin at multiples of 8.
+when it was written, and a checksum of all that and of its position. Heads begin at multiples of 8. A large gradient
+begins at a multiple of 4096, and so does the record after it, so that it can be written past the page cache. The bytes
+between are FILL, because zeros say that a record is torn. ("NBADSEG1" has zeros there, and nothing begins at 4096.)
 
 When the power fails, what was not yet fsynced may be there, be missing or be zeros, sector by sector. So a bad record
 is *torn* if it is cut short or if one of its sectors is zero, and if no later record says that it was on disk. It was
-never acknowledged. Every other bad record is *damage*. Imports NumPy, the checksum library, the seals
-and the error tree.
+never acknowledged. Every other bad record is *damage*. Imports NumPy, the checksum library, the seals, the layout,
+direct files and the error tree.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +28,23 @@ import numpy.typing as npt
 import xxhash
 
 from numba_adam.errors import CorruptSnapshotError
+from numba_adam.server.storage.direct_file import BLOCK, DirectFile
 from numba_adam.server.storage.durable import sync
+from numba_adam.server.storage.record_layout import (
+    CHECK,
+    FIELDS,
+    FILL,
+    HEAD_BYTES,
+    MAGIC,
+    MARK,
+    OLD_MAGIC,
+    SECTOR,
+    SMALL_ALIGNMENT,
+    alignment_of,
+    places,
+)
 from numba_adam.server.storage.seal import Seal
 
-MAGIC = b"NBADSEG1"
-_MARK = b"NBADREC1"
-_FIELDS = struct.Struct("<8s5Q")  # mark, sizes of event and gradient, on disk before it, checksums of both
-_CHECK = struct.Struct("<Q")
-HEAD_BYTES = _FIELDS.size + _CHECK.size
-_ALIGNMENT = 8
-SECTOR = 512  # bytes that a disk writes as one
 _PIECE_BYTES = 1 << 22
 
 Flat = npt.NDArray[Any]
@@ -58,6 +67,9 @@ class Record(NamedTuple):
 
     synced: int
     """Bytes of the segment that were on disk before it was written. Not 0: so was all of the segments before it."""
+
+    begin: int
+    """Its position."""
 
     end: int
     """Position after it."""
@@ -83,6 +95,7 @@ class Writer:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_APPEND
         self._descriptor = os.open(path, flags, 0o600)
+        self._direct: DirectFile | None = None
         self._is_broken = False
         self.synced = 0
         """Bytes that are on disk."""
@@ -107,29 +120,51 @@ class Writer:
         """The number of the file."""
         return os.fstat(self._descriptor).st_ino
 
-    def append(self, event: bytes, gradient: Flat | None = None) -> None:
+    def append(self, event: bytes, gradient: Flat | None = None, checksum: int | None = None) -> None:
         """Write a record. It is on disk after `sync`.
+
+        Args:
+            event: the event.
+            gradient: its gradient.
+            checksum: the gradient's checksum, if it is known.
 
         Raises:
             OSError: it was not written, as if nobody had tried.
         """
-        if self._is_broken:
-            raise OSError(f"{str(self.path)!r}: an earlier record could not be written or cut off")
-        raw = memoryview(b"") if gradient is None else gradient.view(np.uint8).data
-        if self.seal is not None:
-            event = self.seal.sealed(event, raw, self.size)
-        checksums = xxhash.xxh3_64_intdigest(event), xxhash.xxh3_64_intdigest(raw)
-        fields = _FIELDS.pack(_MARK, len(event), len(raw), self.synced, *checksums)
-        head = fields + _CHECK.pack(_check(fields, self.size))
-        padding = bytes(-(len(head) + len(event) + len(raw)) % _ALIGNMENT)
+        self._check_whole()
+        parts = self._parts(event, gradient, checksum)
         try:
-            self._write([memoryview(head + event), raw, memoryview(padding)])
+            self._put(parts)
         except OSError:
             self._is_broken = True
             os.ftruncate(self._descriptor, self.size)  # part of it may have been written
             self._is_broken = False
+            if self._direct is not None:
+                self._direct.forget_room()
             raise
-        self.size += len(head) + len(event) + len(raw) + len(padding)
+
+    def begin(self, event: bytes, gradient: Flat, checksum: int | None = None) -> Callable[[], None] | None:
+        """Reserve room for a record. Return the function that writes it; None: only `append` can.
+
+        The function may run on another thread, before any other call. An OSError of it is final: the disk is at fault.
+
+        Raises:
+            OSError: there is no room, and nothing was changed.
+        """
+        self._check_whole()
+        if alignment_of(gradient.nbytes) != BLOCK:
+            return None
+        self._direct = self._direct or DirectFile(self.path)
+        end = self.size + HEAD_BYTES + len(event) + gradient.nbytes + 3 * BLOCK  # with a seal, and what is between
+        if not self._direct.reserve(self._descriptor, end, self.size):
+            return None
+
+        def write() -> None:
+            self._is_broken = True
+            self._put(self._parts(event, gradient, checksum))
+            self._is_broken = False
+
+        return write
 
     def sync(self) -> None:
         """Wait until all that was written before is on disk.
@@ -144,7 +179,44 @@ class Writer:
     def close(self) -> None:
         """Close the file."""
         descriptor, self._descriptor = self._descriptor, -1
+        if self._direct is not None:
+            self._direct.close()
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size)  # gives reserved room back
         os.close(descriptor)
+
+    def _check_whole(self) -> None:
+        if self._is_broken:
+            raise OSError(f"{str(self.path)!r}: an earlier record could not be written or cut off")
+
+    def _parts(self, event: bytes, gradient: Flat | None, checksum: int | None) -> tuple[bytes, memoryview, bytes]:
+        """Return a record: what is before its gradient, the gradient, and what is after it."""
+        raw = memoryview(b"") if gradient is None else gradient.view(np.uint8).data
+        if self.seal is not None:
+            event = self.seal.sealed(event, raw, self.size)
+        if checksum is None:
+            checksum = xxhash.xxh3_64_intdigest(raw)
+        fields = FIELDS.pack(MARK, len(event), len(raw), self.synced, xxhash.xxh3_64_intdigest(event), checksum)
+        start = fields + CHECK.pack(_check(fields, self.size)) + event
+        gradient_at, end = places(self.size, len(event), len(raw), alignment_of(len(raw)))
+        head = start + FILL * (gradient_at - self.size - len(start))
+        return head, raw, FILL * (end - gradient_at - len(raw))
+
+    def _put(self, parts: tuple[bytes, memoryview, bytes]) -> None:
+        """Write a record. A large gradient goes past the page cache."""
+        head, raw, tail = parts
+        if alignment_of(raw.nbytes) != BLOCK:
+            self._write([memoryview(head), raw, memoryview(tail)])
+        else:
+            self._direct = self._direct or DirectFile(self.path)
+            position, whole = self.size, raw.nbytes - raw.nbytes % BLOCK
+            body, rest = raw[:whole], bytes(raw[whole:]) + tail
+            if position % BLOCK:  # the page of the record before
+                self._write([memoryview(head)])
+                position, head = position + len(head), b""
+            if not self._direct.write(position, head, body, rest):
+                self._write([memoryview(head), body, memoryview(rest)])
+        self.size += len(parts[0]) + raw.nbytes + len(tail)
 
     def _write(self, parts: list[memoryview]) -> None:
         parts = [part for part in parts if part.nbytes]
@@ -176,6 +248,7 @@ class Reader:
         # Then read the disk, not the cache: after a failed fsync only the cache has it.
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self.status = os.fstat(self._descriptor)
+        self._is_old = False
         self.torn_at: int | None = None
         """Where a torn record begins, once the records before it were read."""
 
@@ -193,7 +266,8 @@ class Reader:
         """
         position, size = len(MAGIC), self.status.st_size
         magic = self._read(0, len(MAGIC))
-        if magic != MAGIC:
+        self._is_old = magic == OLD_MAGIC
+        if magic not in (MAGIC, OLD_MAGIC):
             self._tear_or_raise(0, len(MAGIC), "it does not begin as a segment of this release")
             return
         while position < size:
@@ -227,8 +301,7 @@ class Reader:
         if len(raw) == record.gradient_bytes and digest.intdigest() == record.gradient_xxh3:
             self._check_sealed(record, raw)
             return True
-        begin = begin_of(record)
-        self._tear_or_raise(begin, record.end, "a gradient's checksum is wrong")
+        self._tear_or_raise(record.begin, record.end, "a gradient's checksum is wrong")
         return False
 
     def _check_sealed(self, record: Record, raw: Flat) -> None:
@@ -239,14 +312,16 @@ class Reader:
         """
         if record.gradient_sha256 and hashlib.sha256(raw.data).digest() != record.gradient_sha256:
             raise CorruptSnapshotError(
-                f"{str(self.path)!r}, offset {begin_of(record)}: the gradient was changed by someone without the key. "
+                f"{str(self.path)!r}, offset {record.begin}: the gradient was changed by someone without the key. "
                 "Put the file back from a backup"
             )
 
-    def padding(self, record: Record) -> bytes:
-        """Return the bytes between a record and the next one. No checksum has them: they are zeros, and never used."""
-        end = record.gradient_at + record.gradient_bytes
-        return self._read(end, record.end - end)
+    def is_filled(self, record: Record) -> bool:
+        """Return whether the bytes around a record's gradient are as written. No checksum has them; they are unused."""
+        fill = b"\0" if self._is_old else FILL
+        before = record.begin + HEAD_BYTES + record.seal_bytes + len(record.event), record.gradient_at
+        after = record.gradient_at + record.gradient_bytes, record.end
+        return all(self._read(begin, end - begin) == fill * (end - begin) for begin, end in (before, after))
 
     def cut(self, size: int) -> None:
         """Cut the file off at a torn record, and wait until that is on disk.
@@ -264,8 +339,8 @@ class Reader:
             self._tear_or_raise(position, position + HEAD_BYTES, "the head of a record is invalid")
             return None
         event_bytes, gradient_bytes, synced, event_xxh3, gradient_xxh3 = found
-        gradient_at = position + HEAD_BYTES + event_bytes
-        end = _aligned(gradient_at + gradient_bytes)
+        alignment = SMALL_ALIGNMENT if self._is_old else alignment_of(gradient_bytes)
+        gradient_at, end = places(position, event_bytes, gradient_bytes, alignment)
         if gradient_at > self.status.st_size:
             self._tear_or_raise(position, end, "a record goes beyond the end")
             return None
@@ -276,16 +351,16 @@ class Reader:
         if end > self.status.st_size:
             self._tear_or_raise(position, end, "a record goes beyond the end")
             return None
-        return Record(event, gradient_bytes, gradient_at, gradient_xxh3, synced, end)
+        return Record(event, gradient_bytes, gradient_at, gradient_xxh3, synced, position, end)
 
     def _head(self, position: int) -> tuple[int, int, int, int, int] | None:
         """Return the fields of a valid head at a position."""
         raw = self._read(position, HEAD_BYTES)
         if len(raw) < HEAD_BYTES:
             return None
-        mark, *fields = _FIELDS.unpack_from(raw)
-        (check,) = _CHECK.unpack_from(raw, _FIELDS.size)
-        if mark != _MARK or check != _check(raw[: _FIELDS.size], position):
+        mark, *fields = FIELDS.unpack_from(raw)
+        (check,) = CHECK.unpack_from(raw, FIELDS.size)
+        if mark != MARK or check != _check(raw[: FIELDS.size], position):
             return None
         return tuple(fields)
 
@@ -311,14 +386,14 @@ class Reader:
 
     def _synced_after(self, begin: int) -> int:
         """Return how much of the segment was on disk, as the valid heads after a position say."""
-        most, position, overlap = 0, begin + 1, len(_MARK) - 1
+        most, position, overlap = 0, begin + 1, len(MARK) - 1
         while position < self.status.st_size:
             piece = self._read(position, _PIECE_BYTES)
-            place = piece.find(_MARK)
+            place = piece.find(MARK)
             while place >= 0:
                 if (head := self._head(position + place)) is not None:
                     most = max(most, head[2])
-                place = piece.find(_MARK, place + 1)
+                place = piece.find(MARK, place + 1)
             position += max(1, len(piece) - overlap)
         return most
 
@@ -332,15 +407,6 @@ class Reader:
         return b"".join(parts)
 
 
-def begin_of(record: Record) -> int:
-    """Return the position of a record."""
-    return record.gradient_at - HEAD_BYTES - record.seal_bytes - len(record.event)
-
-
-def _aligned(position: int) -> int:
-    return -(-position // _ALIGNMENT) * _ALIGNMENT
-
-
 def _check(fields: bytes, position: int) -> int:
     """Return the checksum of a head, which is valid at one position only."""
-    return xxhash.xxh3_64_intdigest(fields + _CHECK.pack(position))
+    return xxhash.xxh3_64_intdigest(fields + CHECK.pack(position))

@@ -20,7 +20,7 @@ from numba_adam.server.model.records import check_keys
 from numba_adam.server.storage.durable import sync_folder
 from numba_adam.server.storage.keys import NO_KEYS, Keys
 from numba_adam.server.storage.seal import Seal, new_seal, seal_of
-from numba_adam.server.storage.segment import Reader, Record, Writer, begin_of
+from numba_adam.server.storage.segment import Reader, Record, Writer
 
 FORMAT = 1
 _NAME = re.compile(r"([0-9]{8,})\.journal")
@@ -117,7 +117,7 @@ class Segments:
             first = next(records, None)
             if first is None:
                 return None, records, reader
-            seal = seal_of(first.event, self._keys, str(path), begin_of(first))
+            seal = seal_of(first.event, self._keys, str(path), first.begin)
             beginning = self._beginning(reader, _opened(first, seal, path))
             return beginning, (_opened(record, seal, path) for record in records), reader
         except BaseException:
@@ -169,7 +169,7 @@ def _opened(record: Record, seal: Seal, path: Path) -> Record:
     Raises:
         CorruptSnapshotError: the seal is missing or wrong.
     """
-    event, gradient_sha256 = seal.opened(record.event, record.gradient_bytes, begin_of(record), str(path))
+    event, gradient_sha256 = seal.opened(record.event, record.gradient_bytes, record.begin, str(path))
     seal_bytes = len(record.event) - len(event)
     return record._replace(event=event, seal_bytes=seal_bytes, gradient_sha256=gradient_sha256)
 

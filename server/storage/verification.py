@@ -228,13 +228,13 @@ def _check_padding(path: Path, torn_at: int | None) -> None:
     """Refuse a change of the bytes between records, which a start does not use.
 
     Raises:
-        CorruptSnapshotError: one of them is not zero.
+        CorruptSnapshotError: one of them changed.
     """
     with Reader(path, is_kept=True) as reader:
         for record in reader.records():
             if torn_at is not None and record.end > torn_at:
                 return
-            if any(reader.padding(record)):
+            if not reader.is_filled(record):
                 raise CorruptSnapshotError(
                     f"{str(path)!r} is damaged before offset {record.end}, in bytes that a start does not use"
                 )

@@ -60,7 +60,8 @@ class Recorder:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Put itself between the program and the functions of `os`."""
-        content = {"write": self._write, "writev": self._write, "pwrite": self._write, "ftruncate": self._truncate}
+        content = {"write": self._write, "writev": self._write, "pwrite": self._write, "pwritev": self._write}
+        content["ftruncate"] = self._truncate
         barriers = {"fsync": self._sync, "fdatasync": self._sync}
         entries = {"mkdir": self._mkdir, "rename": self._rename, "unlink": self._unlink, "rmdir": self._unlink}
         for name, record in {**content, **barriers}.items():

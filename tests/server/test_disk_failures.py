@@ -113,6 +113,46 @@ def test_an_embedded_server_acknowledges_nothing_after_a_failed_fsync(config, pe
         assert session.peer.pull().arrays["x"].tobytes() == replay(start, 2)
 
 
+def test_a_failed_write_of_a_large_push_ends_the_server(tmp_path, processes, peers):
+    """Its update may have happened already."""
+    process = processes(tmp_path / "data", first=f"{FAIL}\nfailing('pwritev', 2, errno.EIO)")
+    peer, size = peers(process.address), 70_000
+    large = np.zeros(size, np.float32)
+    peer.create({"x": large}, lr=0.01, durability=DISK)
+    session = peer.session()
+    session.push({"x": gradient_of(1, size)})
+    with contextlib.suppress(grpc.RpcError):
+        session.push({"x": gradient_of(2, size)})
+    assert process.wait() == FAILED_SYNC_STATUS
+    assert "00000001.journal: a write failed" in process.log.read_text()
+    session.peer = peers(processes(tmp_path / "data").address)
+    assert session.push({"x": gradient_of(2, size)}, sequence=2).version == 2
+    assert session.peer.pull().arrays["x"].tobytes() == replay(large, 2)
+
+
+def test_an_embedded_server_serves_nobody_after_a_failed_write_of_a_large_push(config, peers, refused, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    large = np.zeros(70_000, np.float32)
+    server = Server(config)
+    server.start()
+    peer = peers(server.address)
+    peer.create({"x": large}, lr=0.01, durability=DISK)
+    session = peer.session()
+    session.push({"x": gradient_of(1, large.size)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", fail)
+        assert "could not be written" in refused(lambda: session.push({"x": gradient_of(2, large.size)})).message
+    for call in (lambda: session.push({"x": gradient_of(2, large.size)}), peer.session, peer.pull):
+        assert "until the server is started again" in refused(call).message
+    assert not server.stop()
+    with Server(config) as server:
+        session.peer = peers(server.address)
+        assert session.push({"x": gradient_of(2, large.size)}, sequence=2).version == 2
+        assert session.peer.pull().arrays["x"].tobytes() == replay(large, 2)
+
+
 @pytest.mark.parametrize("written", [0, 1, 30, 56, 200, 20_000])
 def test_a_disk_that_is_full_in_the_middle_of_a_record_leaves_no_trace(
     config, peers, refused, start, monkeypatch, written
@@ -154,8 +194,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_serves_pulls_and_goes_on_when_there_is_room(small_disk, processes, peers, refused, tmp_path):
-    start, size = np.zeros(50_000, np.float32), 50_000
+@pytest.mark.parametrize("size", [50_000, 70_000])  # a small push and a large one
+def test_a_full_disk_serves_pulls_and_goes_on_when_there_is_room(small_disk, processes, peers, refused, size):
+    start = np.zeros(size, np.float32)
     folder = small_disk / "data"
     process = processes(folder)
     peer = peers(process.address)

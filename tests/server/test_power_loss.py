@@ -16,18 +16,20 @@ import pytest
 from power_loss import ROOT, Op, Recorder, build, choices, image
 
 import numba_adam as na
+from numba_adam.errors import ServerUnavailableError
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.embedded import Server
 from numba_adam.server.runtime.disk_keeper import DiskKeeper
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.runtime import Runtime
-from numba_adam.server.storage import data_folder, durable, segment, segments
+from numba_adam.server.storage import data_folder, durable, record_layout, segment, segments
+from numba_adam.server.storage.direct_file import DirectFile
 from numba_adam.server.storage.segment import Writer
 from numba_adam.server.storage.segments import Segments
 
 DISK = model_pb2.DURABILITY_DISK
-SIZE = 300
+SIZE = 1300  # more than a block
 PUSHES = 9
 
 
@@ -94,7 +96,7 @@ def recorded(config, peers, monkeypatch):
             push(5)
             change(2)
             model = server._runtime.registry.get("model")
-            model.keeper.settle = lambda: 1 / 0
+            model.keeper.settle = never
             with contextlib.suppress(grpc.RpcError):
                 session.push({"x": gradient_of(6)})
             kill(server)
@@ -111,6 +113,10 @@ def recorded(config, peers, monkeypatch):
         return recorder.ops
 
     return run
+
+
+def never():
+    raise ServerUnavailableError("the machine stops")
 
 
 def kill(server):
@@ -211,6 +217,15 @@ def recovered_id(ops):
     return raw[begin : begin + 32].decode()
 
 
+@pytest.fixture(params=["small", "large"])
+def size_of_pushes(request, monkeypatch):
+    """Small pushes are written before their update, and large ones while it runs."""
+    if request.param == "large":
+        monkeypatch.setattr(record_layout, "LARGE_BYTES", 4096)
+    return request.param
+
+
+@pytest.mark.usefixtures("size_of_pushes")
 @pytest.mark.parametrize("count", [1, pytest.param(60, marks=pytest.mark.campaign)])
 def test_every_state_that_a_power_failure_leaves_is_recovered(config, recorded, states, count, monkeypatch, in_memory):
     ops = recorded()
@@ -277,6 +292,51 @@ def with_a_snapshot_before_its_journal(patch):
     patch.setattr(Model, "settle", not_in_snapshots)
 
 
+def without_fsync_of_large_pushes(patch):
+    patch.setattr(record_layout, "LARGE_BYTES", 4096)
+    without_fsync_of_the_journal(patch)
+
+
+def with_the_fsync_before_the_write_has_ended(patch):
+    patch.setattr(record_layout, "LARGE_BYTES", 4096)
+
+    def early(keeper, write, is_written):
+        keeper._note_record(is_version=True)
+        with contextlib.suppress(ServerUnavailableError):
+            keeper.settle()
+        write()
+        is_written.set()
+
+    patch.setattr(DiskKeeper, "_write_and_settle", early)
+
+
+def with_the_end_of_a_push_after_its_fsync(patch):
+    patch.setattr(record_layout, "LARGE_BYTES", 4096)
+    whole = DirectFile.write
+
+    def in_two(file, position, head, body, tail):
+        assert whole(file, position, head, body, b"")
+        os.fdatasync(file._direct)
+        return whole(file, position + len(head) + len(body), b"", memoryview(b""), tail)
+
+    def sync(writer):
+        writer.synced = writer.size
+
+    patch.setattr(DirectFile, "write", in_two)
+    patch.setattr(Writer, "sync", sync)
+
+
+def with_other_events_after_the_fsync_of_a_push(patch):
+    patch.setattr(record_layout, "LARGE_BYTES", 4096)
+
+    def sync(writer):
+        if writer.size % 4096 == 0:
+            durable.sync(writer._descriptor, writer.path, data_only=True)
+        writer.synced = writer.size
+
+    patch.setattr(Writer, "sync", sync)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -287,6 +347,10 @@ def with_a_snapshot_before_its_journal(patch):
         without_fsync_of_snapshots,
         without_fsync_of_what_was_recovered,
         with_a_snapshot_before_its_journal,
+        without_fsync_of_large_pushes,
+        with_the_fsync_before_the_write_has_ended,
+        with_the_end_of_a_push_after_its_fsync,
+        with_other_events_after_the_fsync_of_a_push,
     ],
 )
 def test_a_broken_protocol_is_noticed(config, recorded, states, broken, monkeypatch, in_memory):

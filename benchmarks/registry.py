@@ -23,6 +23,7 @@ from benchmarks.themes import (
     remote,
     rows,
     scaling,
+    served_formats,
     service,
     small_pushes,
     start,
@@ -48,6 +49,7 @@ CASES: tuple[Case, ...] = (
     *remote.CASES,
     *beside.CASES,
     *durability.CASES,
+    *served_formats.CASES,
     *busy.CASES,
 )
 

@@ -55,6 +55,7 @@ ASKED = {
     **{f"durability/{what}": (1.25, False) for what in ("push-4mb", "push-100mb", "apply-1m", "apply-25m")},
     **{f"durability/{what}": (1.3, False) for what in ("disk-4mb", "disk-100mb")},
     "durability/recovery": (2, False),
+    **{f"served/{what}-{size}": (1.25, False) for what in ("8bit", "bfloat16", "average") for size in ("4mb", "100mb")},
     "busy/10m/ours": (2.5, False),
     **{f"remote/{what}": (1.25, False) for what in ("push/1ms", "push/10ms", "push/50ms", "tls/100m", "tls/4k")},
     **{f"beside/{what}/{how}": (3.0, False) for what in ("snapshot", "update") for how in ("median", "p99")},

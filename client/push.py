@@ -193,12 +193,11 @@ class Push:
 
     def _send_on_same_host(self, upload: Upload, timeout_seconds: float) -> PushAck | None:
         """Push through shared memory, if that is possible; None: nothing was sent."""
-        report = self._connection.report(self._what)
 
         def push(local: LocalSocket) -> bytes:
             payload = self._gradients.payload()
             arrays = [each if isinstance(each, np.ndarray) else np.frombuffer(each[:], np.uint8) for each in payload]
-            return local.push(upload.header, arrays, timeout_seconds, report)
+            return local.push(upload.header, arrays, timeout_seconds, upload.report)
 
         raw = self._connection.on_same_host(push)
         return None if raw is None else PushResponse.FromString(raw).ack

@@ -81,6 +81,14 @@ class Upload:
         self._kind, self._report, self._chunk_bytes = checksum_kind, report, chunk_bytes
         self._pieces: list[Piece] = [each if not isinstance(each, np.ndarray) else bytes_of(each) for each in arrays]
 
+    def report(self, done: int, total: int) -> None:
+        """Report progress; note what the callable raises."""
+        try:
+            self._report(done, total)
+        except Exception as error:
+            self.failure = error
+            raise
+
     def whole(self, largest_bytes: int) -> bytes | None:
         """Return the transfer as one message; None if it would be larger than `largest_bytes`."""
         total = sum(piece.nbytes for piece in self._pieces)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import grpc
 
 
-class EndedError(Exception):
+class EndedError(grpc.RpcError):  # the service treats it as it treats the end of a call over the network
     """The call has ended, without an answer to its caller or with another one."""
 
 

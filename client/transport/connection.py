@@ -89,11 +89,11 @@ class Connection:
 
     def close_channel(self) -> None:
         """Close the channel, which cancels all calls in flight. The next call creates a new channel."""
+        self.same_host.close()  # first, because it is quick: a late end would end the next call
         with self._channel_lock:
             channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
-        self.same_host.close()
 
     # --- processes and interruptions ----------------------------------------------------------------------------
 

@@ -50,6 +50,13 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 Array = npt.NDArray[Any]
 
 
+class _Socket(socket.socket):
+    """A socket that closes without a warning when its client was dropped without `close`."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class NoRoomError(Exception):
     """The call does not fit this path. Nothing was sent; the network takes it."""
 
@@ -289,7 +296,7 @@ def _connected(path: Path) -> socket.socket:
         OSError: nobody listens there, or another user does.
     """
     folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock = _Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.settimeout(_CONNECT_SECONDS)
         sock.connect(f"/proc/self/fd/{folder}/{path.name}")  # the system limits a path to 107 bytes

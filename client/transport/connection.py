@@ -89,7 +89,15 @@ class Connection:
 
     def close_channel(self) -> None:
         """Close the channel, which cancels all calls in flight. The next call creates a new channel."""
-        self.same_host.close()  # first, because it is quick: a late end would end the next call
+        self.same_host.close()
+        self._close_grpc()
+
+    def _give_up(self) -> None:
+        """Cancel the call that the main thread gave up."""
+        self._close_grpc()
+        self.same_host.give_up()
+
+    def _close_grpc(self) -> None:
         with self._channel_lock:
             channel, self._channel = self._channel, None
         if channel is not None:
@@ -120,7 +128,7 @@ class Connection:
 
     def shielded(self, job: Callable[[], _T]) -> _T:
         """Run a job that signals cannot interrupt half-way; see `Shield.run`."""
-        return self._shield.run(job, self.close_channel)
+        return self._shield.run(job, self._give_up)
 
     def on_same_host(self, call: Callable[[LocalSocket], _T]) -> _T | None:
         """Make one try of a call without the network, if that is possible; None: use the network.

@@ -18,6 +18,7 @@ from typing import Any
 from numba_adam.client.transport import forks
 from numba_adam.client.transport.local_socket import LocalSocket
 from numba_adam.client.transport.loopback import is_loopback
+from numba_adam.client.transport.shield import is_given_up
 from numba_adam.client.transport.token import FindToken
 from numba_adam.errors import ConfigurationError, ServerUnavailableError, ServiceError
 from numba_adam.ps.local import socket_path
@@ -51,7 +52,7 @@ class SameHost:
             raise ConfigurationError(f"transport: expected one of {CHOICES}, got {wanted!r}")
         self._token, self._lock = token, threading.Lock()
         self._idle: list[LocalSocket] = []
-        self._busy: set[LocalSocket] = set()
+        self._busy: dict[LocalSocket, threading.Thread] = {}
         self._must = wanted == "same-host"
         self._next_look = 0.0
         self.memories: dict[str, Any] = {}
@@ -106,13 +107,20 @@ class SameHost:
         for each in busy:
             each.close()
 
+    def give_up(self) -> None:
+        """End the connections of calls that the main thread gave up, and no others: they may be of the next call."""
+        with self._lock:
+            given_up = [each for each, thread in self._busy.items() if is_given_up(thread)]
+        for each in given_up:
+            each.close()
+
     def _take(self) -> LocalSocket | None:
         if self._path is None:
             return None
         with self._lock:
             found = self._idle.pop() if self._idle else None
             if found is not None:
-                self._busy.add(found)
+                self._busy[found] = threading.current_thread()
                 return found
         return self._open(self._path)
 
@@ -132,7 +140,7 @@ class SameHost:
             return None
         self.reason = ""
         with self._lock:
-            self._busy.add(found)
+            self._busy[found] = threading.current_thread()
         return found
 
     def _refuse(self, reason: str = "", now: float = 0.0) -> None:
@@ -144,7 +152,7 @@ class SameHost:
 
     def _give_back(self, found: LocalSocket) -> None:
         with self._lock:
-            self._busy.discard(found)
+            self._busy.pop(found, None)
             if not found.is_broken and len(self._idle) < _MOST_IDLE:
                 self._idle.append(found)
                 return

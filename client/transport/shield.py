@@ -120,7 +120,8 @@ class Shield:
                 worker.thread.join(_TIMEOUT_SECONDS)
 
 
-def is_given_up() -> bool:
-    """Return whether the main thread gave up the call that this thread runs."""
-    thread = threading.current_thread()
-    return isinstance(thread, _Thread) and thread.call is not None and thread.call.is_given_up
+def is_given_up(thread: threading.Thread | None = None) -> bool:
+    """Return whether the main thread gave up the call that a thread runs; None: this thread."""
+    runs = threading.current_thread() if thread is None else thread
+    call = runs.call if isinstance(runs, _Thread) else None
+    return call is not None and call.is_given_up

@@ -88,7 +88,7 @@ class ModelInfo:
     """The formats of its state. A `state_dtype` of None is the model's dtype."""
 
     settings: SettingsInfo | None = None
-    """Its current settings; `hyperparameters` has those that it was created with. None: an older server."""
+    """Its current settings; `hyperparameters` has those that it was created with."""
 
     rounds: RoundSettings | None = None
     """The rounds of the mode "sync"; None for other modes."""

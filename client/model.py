@@ -363,7 +363,7 @@ class Model:
     def _prepare(self, grads: object, wanted: Wanted = PLAIN, loss_scale: float | None = None) -> Push:
         """Validate gradients and record the version that they were computed from, which later pulls do not change."""
         self._check_fit()
-        scale = None if loss_scale is None else checked_loss_scale(loss_scale, self._info.settings, self.name)
+        scale = None if loss_scale is None else checked_loss_scale(loss_scale)
         checked = self._model_arrays.check_gradients(gradients(grads, "grads"), self._wire)
         return Push(self._connection, self._session, self._model_arrays, checked, self._session.origin, wanted, scale)
 

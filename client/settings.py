@@ -72,15 +72,15 @@ class Change(NamedTuple):
     """Version of the model at the change: later versions have the new settings."""
 
 
-def settings_info(model: model_pb2.Model) -> SettingsInfo | None:
-    """Return a model's settings; None from a server that knows none.
+def settings_info(model: model_pb2.Model) -> SettingsInfo:
+    """Return a model's settings.
 
     Raises:
         InvalidRequestError, HyperparameterError: this version does not know a schedule or a setting.
     """
-    if not model.HasField("settings"):
-        return None
     settings, names = model.settings, [tensor.name for tensor in model.spec.tensors]
+    if not model.HasField("settings"):  # as it was created, in one group
+        settings = model_pb2.Settings(groups=[model_pb2.ParamGroup(hyperparameters=model.spec.hyperparameters)])
     named = {name for group in settings.groups for name in group.params}
     rest = tuple(name for name in names if name not in named)
     groups = tuple(
@@ -197,20 +197,12 @@ def change_settings(connection: Connection, name: str, change: pb.SettingsChange
     return Change(answer.change, answer.version)
 
 
-def checked_loss_scale(value: object, settings: SettingsInfo | None, model: str) -> float:
+def checked_loss_scale(value: object) -> float:
     """Return a loss scale.
-
-    Args:
-        value: the loss scale.
-        settings: those of the model; None: its server is older than loss scales.
-        model: its name.
 
     Raises:
         HyperparameterError: it is not a finite number above 0.
-        ConfigurationError: the server would ignore it.
     """
-    if settings is None:
-        raise ConfigurationError(f"loss_scale: the server of model {model!r} does not know it; update the server")
     scale = real("loss_scale", value)
     if scale <= 0:
         raise HyperparameterError(f"loss_scale={value!r}: it must be above 0")

@@ -132,11 +132,12 @@ class PushHeaders:
 def model_to_proto(model: Model) -> model_pb2.Model:
     """Return the description of a model."""
     state, settled = model.state(), model.settled_changes
+    is_plain = model.spec.settings is None and not settled.change.number  # `spec` says all, as in earlier releases
     return model_pb2.Model(
         spec=spec_to_proto(model.spec),
         state=convert.state_to_proto(state),
         parameter_count=model.spec.element_count,
-        settings=settings_to_proto(settled.settings, model.spec, state.version),
+        settings=None if is_plain else settings_to_proto(settled.settings, model.spec, state.version),
         change=settled.change.number,
         changed_at_version=settled.change.version,
     )

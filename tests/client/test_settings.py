@@ -14,7 +14,6 @@ from numba_adam.errors import (
     NamesError,
     SettingsChangedError,
 )
-from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 
 def arrays(seed):
@@ -194,12 +193,9 @@ def test_the_metrics_and_the_log_know_of_a_change(server, client, caplog):
 
 
 def test_a_server_that_ignores_settings_is_noticed():
-    from numba_adam.client.settings import check_known, checked_loss_scale
+    from numba_adam.client.settings import check_known
     from numba_adam.errors import ConfigurationError
     from numba_adam.ps.v1 import model_pb2
 
     with pytest.raises(ConfigurationError, match="update the server"):
         check_known(model_pb2.Model(), model_pb2.Settings(clip_value=1.0))
-    with pytest.raises(ConfigurationError, match="update the server"):
-        checked_loss_scale(2.0, None, "m")
-    assert pb.PushHeader().HasField("loss_scale") is False

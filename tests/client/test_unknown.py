@@ -83,6 +83,7 @@ class Tried(NamedTuple):
 
 CALLS: dict[str, Callable[[Tried], object]] = {
     "create": lambda tried: tried.client.create_model("other", tried.grads),
+    "create narrow": lambda tried: tried.client.create_model("other", tried.grads, state_dtype="bfloat16"),
     "open": lambda tried: tried.client.open_model("m"),
     "list": lambda tried: tried.client.list_models(),
     "status": lambda tried: tried.client.status(),
@@ -113,6 +114,9 @@ CASES = {
     "the durability of it": ("CreateModel", "create", "model.state.durability", "model 'other': durability=9"),
     "its dtype": ("CreateModel", "create", "model.spec.dtype", "dtype=9"),
     "its eps_mode": ("CreateModel", "create", "model.spec.hyperparameters.eps_mode", "eps_mode=9"),
+    "the format of its moments": ("CreateModel", "create narrow", "model.spec.options.state_dtype", "state_dtype=9"),
+    "how they are rounded": ("CreateModel", "create narrow", "model.spec.options.rounding", "rounding=9"),
+    "the element type of parameters": ("Pull", "pull", "header.dtype", "dtype=9"),
     "the mode of a model that is opened": ("GetModel", "open", "model.spec.mode", "model 'm': mode=9"),
     "the durability of that": ("GetModel", "open", "model.state.durability", "model 'm': durability=9"),
     "the mode of one that is listed": ("ListModels", "list", "models.spec.mode", "model 'm': mode=9"),
@@ -139,12 +143,12 @@ def test_every_enum_in_an_answer_has_a_case():
     """A new enum fails here until it has a case above. Unknown reasons fall back to the status code."""
     files = (error_pb2, model_pb2, pb, transfer_pb2)
     enums: set[str] = {enum.name for file in files for enum in file.DESCRIPTOR.enum_types_by_name.values()}
-    assert enums == {"Mode", "Durability", "Dtype", "EpsMode", "ChecksumKind", "Reason"}
+    assert enums == {"Mode", "Durability", "Dtype", "StateDtype", "Rounding", "EpsMode", "ChecksumKind", "Reason"}
     for file in files:
         for message in file.DESCRIPTOR.message_types_by_name.values():
             for field in message.fields:
                 if isinstance(field.enum_type, EnumDescriptor) and field.enum_type.name != "Reason":
-                    asked = message.name in ("CreateModelHeader", "PushHeader", "PullRequest")
+                    asked = message.name in ("CreateModelHeader", "PushHeader", "PullRequest", "GroupChange")
                     assert asked or any(path.partition("=")[0].endswith(field.name) for _, _, path, _ in CASES.values())
 
 

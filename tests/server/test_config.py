@@ -51,6 +51,7 @@ def test_every_setting_can_come_from_everywhere(parse, tmp_path):
     values = {str: "[::1]:7", Path: "elsewhere", int: 3_000_003, float: 7.5}
     kinds = {"str": str, "str | None": str, "Path": Path, "Path | None": Path, "int": int, "float": float}
     chosen = {"loopback_token": "required", "health_token": "off", "log_format": "json", "log_level": "warning"}
+    chosen["opentelemetry"] = "on"
     for item in fields(ServerConfig):
         value = chosen.get(item.name, values[kinds[item.type]])
         flag = f"--{item.name.replace('_', '-')}"

@@ -163,7 +163,7 @@ class Arena:
             for name, offset in self.layout.offsets.items()
         ]
         first = _HEADER_OF_OPTIONS.pack(MAGIC, FORMAT_OF_OPTIONS, self.dtype.itemsize, self.element_count)
-        return (first + b"".join(entries)).ljust(HEADER_BYTES, b"\0")
+        return (first + b"".join(entries)).ljust(VERSIONS_AT, b"\0")  # a dozen entries take half of that
 
 
 def _staging(columns: Sequence[Column], options: Options) -> tuple[int, int]:

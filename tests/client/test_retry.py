@@ -187,6 +187,9 @@ LASTING = [
     errors.ModelNotFoundError("x"),
     errors.ModelExistsError("x"),
     errors.PushRejectedError("x"),
+    errors.LatePushError("x"),
+    errors.RoundAbortedError("x"),
+    errors.PushHeldError("x"),  # the push itself waits for the answer, in another call
     errors.NonFiniteError("x"),
     errors.InvalidRequestError("x"),
     errors.SequenceError("x"),

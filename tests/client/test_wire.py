@@ -13,8 +13,8 @@ from numba_adam.ps.v1 import model_pb2, transfer_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
 
-CHUNK = 1 << 20
-SIZES = {"scalar": (), "small": (3, 5), "empty": (0, 4), "over a chunk": (700, 400), "exactly a chunk": (1 << 18,)}
+CHUNK = (1 << 21) - (1 << 12)
+SIZES = {"scalar": (), "small": (3, 5), "empty": (0, 4), "over a chunk": (700, 800), "exactly a chunk": (CHUNK // 4,)}
 
 
 class PlainClient:

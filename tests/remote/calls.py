@@ -44,6 +44,7 @@ def requests(model):
         "DeleteModel": pb.DeleteModelRequest(model=model, state_id="0" * 32),
         "OpenSession": pb.OpenSessionRequest(model=model, worker_id="w"),
         "Push": pb.PushRequest(header=pb.PushHeader(model=model, worker_id="w")),
+        "AwaitPush": pb.AwaitPushRequest(model=model, worker_id="w", epoch=1, sequence=1),
         "Pull": pb.PullRequest(model=model, checksum_kind=1),
         "PushPull": pb.PushPullRequest(header=pb.PushHeader(model=model, worker_id="w")),
         "Snapshot": pb.SnapshotRequest(model=model),

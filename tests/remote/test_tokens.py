@@ -55,13 +55,14 @@ def test_health_and_reflection_answer_with_any_token(server, make_token):
 
 ALLOWED = {  # by the design: each scope includes those before it
     "pull": {"GetModel", "Pull"},
-    "push": {"GetModel", "Pull", "OpenSession", "Push", "PushPull"},
+    "push": {"GetModel", "Pull", "OpenSession", "Push", "PushPull", "AwaitPush"},
     "admin": {
         "GetModel",
         "Pull",
         "OpenSession",
         "Push",
         "PushPull",
+        "AwaitPush",
         "CreateModel",
         "UpdateModel",
         "DeleteModel",

@@ -14,11 +14,12 @@ from numba_adam.server.storage.journal import Journal, read
 
 texts = st.text(max_size=20)
 numbers = st.integers(0, 2**63)
+scales = st.floats(min_value=2.0**-1074, allow_infinity=False)
 contents = st.builds(Content, texts, st.none() | texts)
 keys = st.builds(PushKey, st.just("state"), texts, numbers, numbers)
 events = st.one_of(
     st.builds(Opening, texts, texts),
-    st.builds(Acceptance, keys, numbers, st.lists(st.booleans()).map(tuple), contents, numbers),
+    st.builds(Acceptance, keys, numbers, st.lists(st.booleans()).map(tuple), contents, numbers, scales),
     st.builds(Rejection, keys, numbers, texts, contents),
 )
 

@@ -164,7 +164,7 @@ def test_a_snapshot_of_a_newer_version_stops_the_start_and_is_kept(config, peers
     newest = max(files)
     rewrite_header(newest, what)
     files[newest] = newest.read_bytes()
-    words = {"its format": "format version is '9'", "its mode": "mode is 'sync'", "its sessions": "has 'clock'"}[what]
+    words = {"its format": "format version is '9'", "its mode": "mode is 'later'", "its sessions": "has 'clock'"}[what]
     for _ in range(2):
         with pytest.raises(na.errors.SnapshotError, match=words):
             Server(config)
@@ -176,7 +176,7 @@ def rewrite_header(path, what):
     whole = bytearray(path.read_bytes())
     old, new = {
         "its format": (b'"format_version":"2"', b'"format_version":"9"'),
-        "its mode": (rb"\"mode\":\"async\"", rb"\"mode\":\"sync\" "),
+        "its mode": (rb"\"mode\":\"async\"", rb"\"mode\":\"later\""),
         "its sessions": (rb"\"sessions\":[{", rb"\"sessions\":[{\"clock\":1,"),
     }[what]
     assert whole.count(old) == 1

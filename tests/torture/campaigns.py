@@ -46,6 +46,12 @@ CAMPAIGNS: dict[str, Campaign] = {
         "kills",
         200,
     ),
+    "histories": Campaign(
+        "models with random settings have the library's bits through changes, kills and snapshots",
+        ("tests/client/test_random_histories.py",),
+        "models",
+        10_000,
+    ),
     "crash-images": Campaign(
         "every state of an update, made by single steps, is recovered to the right bits",
         ("tests/library/test_crash_images.py",),

@@ -141,4 +141,5 @@ def test_models_with_random_settings_have_the_librarys_bits_through_anything(ser
 
     client = connect(server_process.address, timeout_seconds=LONG)
     kills = sum(History(draw, f"m{number}").run(client, restart) for number in range(MODELS))
+    assert client.list_models() == []
     campaign.did(models=MODELS, kills=kills)

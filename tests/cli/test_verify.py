@@ -130,19 +130,19 @@ def test_each_flipped_byte_of_an_acknowledged_record_is_damage(server, tmp_path,
 @pytest.mark.parametrize(("last", "words"), [(1.0, "is damaged at offset"), (0.0, "is torn: a start cuts it off")])
 def test_a_flipped_byte_of_the_last_record_is_damage_unless_it_looks_torn(last, words, server, tmp_path, capsys):
     """Nothing says that it was on disk. With zeros after its head of 56 bytes, it is as a power failure leaves one."""
-    folder = running(server, tmp_path, {"w": np.full(300, last, np.float32), "b": None})
+    folder = running(server, tmp_path, {"w": np.full(1000, last, np.float32), "b": None})
     (path,) = (folder / "models" / "stored").glob("*.journal")
     raw = path.read_bytes()
     begin = raw.rindex(MARK)
     event_bytes, gradient_bytes = struct.unpack_from("<QQ", raw, begin + 8)
-    assert gradient_bytes == 1200
+    assert gradient_bytes == 4000  # several sectors, wherever it begins: a flip leaves others zero
     end = begin + 56 + event_bytes  # where its gradient begins; a multiple of 8 ends the record
-    for position in (begin, begin + 20, begin + 60, end - 9, end, end + 600, end + 1199):
+    for position in (begin, begin + 20, begin + 60, end - 9, end, end + 2000, end + 3999):
         path.write_bytes(flip(raw, position))
         (journal,) = [each for each in found(folder, capsys) if each["path"].endswith(".journal")]
         assert (words if position > begin + 56 else "is damaged at offset") in journal["found"], position
         assert str(begin) in journal["found"], position
-    for size in range(begin + 1, end + 1200, 97):
+    for size in range(begin + 1, end + 4000, 331):
         path.write_bytes(raw[:size])
         assert damaged(folder, capsys) == [], "a record that is cut short was never acknowledged"
 

@@ -20,7 +20,7 @@ from numba_adam.client import ParameterClient
 from numba_adam.server.config import ServerConfig
 from numba_adam.server.embedded import Server
 
-GRADS = {"w": np.linspace(-1, 1, 300, dtype=np.float32), "b": np.ones(3, np.float32)}
+GRADS = {"w": np.linspace(-1, 1, 1000, dtype=np.float32), "b": np.ones(3, np.float32)}
 LEVELS = {"kept": "process", "stored": "disk"}
 MARK = b"NBADREC1"  # each record of a journal begins with it
 
@@ -113,13 +113,13 @@ def test_each_flipped_byte_of_each_file_is_found(folder, capsys) -> None:
 
 def test_each_flipped_byte_of_an_acknowledged_record_is_damage(server, tmp_path, capsys) -> None:
     """A later record says that those before it were on disk, so zeros in them are no torn end."""
-    folder = running(server, tmp_path, {"w": np.zeros(300, np.float32), "b": None})
+    folder = running(server, tmp_path, {"w": np.zeros(1000, np.float32), "b": None})
     (path,) = (folder / "models" / "stored").glob("*.journal")
     raw = path.read_bytes()
     last = raw.rindex(MARK)
     assert raw.count(MARK) == 4 + 1  # the beginning, the opened session, three pushes
     assert damaged(folder, capsys) == []
-    for position in range(0, last, 7):
+    for position in range(0, last, 23):
         path.write_bytes(flip(raw, position))
         assert damaged(folder, capsys) == ["models/stored/00000001.journal"], position
     for start in range(0, last, 512):  # a sector that reads as zeros

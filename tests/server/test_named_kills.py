@@ -58,7 +58,7 @@ PLACES = {
     "before the first launch": (f"die_in(UpdateTable, 'launch_staged', {BEFORE + 1}, False)", True),
     "after the first launch": (f"die_in(UpdateTable, 'launch_staged', {BEFORE + 1}, True)", True),
     "after the third launch": (f"die_in(UpdateTable, 'launch_staged', {BEFORE + 3}, True)", True),
-    "after the update": (f"die_in(Model, '_update', {PUSHES + 1}, True)", True),
+    "after the update": (f"die_in(Model, 'update', {PUSHES + 1}, True)", True),
     "before the ledger counts it": (f"die_in(PushLedger, 'accept', {PUSHES + 1}, False)", True),
     "after the ledger counts it": (f"die_in(PushLedger, 'accept', {PUSHES + 1}, True)", True),
     "before a new journal": (f"{OFTEN}die_in(Keeper, 'begin_anew', 1, False)", None),

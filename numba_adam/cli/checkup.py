@@ -115,13 +115,15 @@ def _processor(subject: str) -> Finding:
 
 
 def _vectors(subject: str) -> Finding:
-    """Return the width of the kernels' vectors."""
-    from numba_adam.cpu.kernels.vector_width import MEASURED, wide_bits
+    """Return the width of the kernels' vectors, and how they compute roots."""
+    from numba_adam.cpu.kernels.vector_width import MEASURED, estimates_roots, wide_bits
 
     if not wide_bits():
         return Finding(subject, "LLVM chooses the width in all kernels")
     wide = ", ".join(kind for kind, measured in MEASURED.items() if measured.is_wide)
-    return Finding(subject, f"{wide_bits()} bits in the kernels for {wide}; LLVM chooses the width in the others")
+    widths = f"{wide_bits()} bits in the kernels for {wide}; LLVM chooses the width in the others"
+    estimated = "one float32 root in four is estimated" if estimates_roots() else "no roots are estimated"
+    return Finding(subject, f"{widths}; {estimated}")
 
 
 def _usable_cores() -> int:

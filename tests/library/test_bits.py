@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numba
 import numpy as np
+import on_cpu
 import pytest
 import vector_features
 from hypothesis import given, settings
@@ -65,6 +66,13 @@ def test_every_vector_width(run_python, dtype, expected, bits):
     """The kernels choose the width themselves; here LLVM uses one width in all of them."""
     environment = {"NUMBA_CPU_FEATURES": vector_features.preferring(bits)}
     assert run_python(SCRIPT, dtype.name, *map(str, SIZES), "0", **environment) == expected[dtype.name]
+
+
+@pytest.mark.skipif(len(vector_features.WIDTHS) < 2, reason="only CPUs with AVX-512 estimate roots")
+@pytest.mark.parametrize("cpu", [on_cpu.WITH_ESTIMATED_ROOTS, on_cpu.WITH_ROOTS])
+def test_estimated_roots_give_the_same_bits(run_python, dtype, expected, cpu):
+    arguments = cpu, str(SCRIPT), dtype.name, *map(str, SIZES), "0"
+    assert run_python(Path(on_cpu.__file__), *arguments) == expected[dtype.name]
 
 
 def plain_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, amsgrad, c):

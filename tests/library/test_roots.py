@@ -1,17 +1,22 @@
 """A step's square roots are those of NumPy, bit for bit: of every mantissa, and of zeros, subnormals, infinity and NaN.
 
-On a CPU with AVX-512, some of the roots in the middle of an array are estimates, made exact. So each number stands at
-several places of a long array.
+On some CPUs with AVX-512, some of the roots in the middle of an array are estimates, made exact. So each number stands
+at several places of a long array. As a program, this file runs its tests: for another CPU's choice, see `on_cpu.py`.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
+import on_cpu
 import pytest
+import vector_features
 
 import numba_adam as na
+from numba_adam.cpu.kernels.vector_width import estimates_roots
 
 LR, MANY_STEPS = 0.125, 10_000  # after so many steps with these betas, the bias corrections are 1
 VECTOR, PLACES = 8, 4  # elements of a vector; vectors of which one may have estimated roots
@@ -99,3 +104,22 @@ def test_decoupled_decay_at_every_size(size, decay):
     na.adam_update(param, zeros, *moments, MANY_STEPS, **options)
     change = np.float32(0) - expected[0]
     assert_same_bits((param,), (start - np.float32(LR * decay) * start - change,))
+
+
+@pytest.mark.skipif(len(vector_features.WIDTHS) < 2, reason="only CPUs with AVX-512 estimate roots")
+def test_all_this_with_the_other_choice(run_python):
+    other = on_cpu.WITH_ROOTS if estimates_roots() else on_cpu.WITH_ESTIMATED_ROOTS
+    output = run_python(Path(on_cpu.__file__), other, __file__, str(not estimates_roots()))
+    assert " passed" in output
+    assert "failed" not in output
+
+
+def main(*, estimated: bool) -> int:
+    """Run the tests above, which must find this choice."""
+    assert estimates_roots() == estimated
+    own = f"not {test_all_this_with_the_other_choice.__name__}"
+    return pytest.main([__file__, "-q", "-p", "no:cacheprovider", "-k", own])
+
+
+if __name__ == "__main__":
+    sys.exit(main(estimated=sys.argv[1] == "True"))

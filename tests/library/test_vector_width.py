@@ -43,6 +43,16 @@ def test_llvm_chooses_where_features_are_unknown(on, monkeypatch):
     assert vector_width.wide_bits.__wrapped__() == 0
 
 
+@pytest.mark.parametrize(("name", "estimated"), [("sapphirerapids", True), ("znver4", False), ("znver5", False)])
+def test_roots_are_estimated_where_they_bound_the_loop(on, monkeypatch, name, estimated):
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: name)
+    wide, narrow = on(ICE_LAKE), on(HASWELL)
+    monkeypatch.setattr(vector_width, "wide_bits", lambda: wide)
+    assert vector_width.estimates_roots.__wrapped__() == estimated
+    monkeypatch.setattr(vector_width, "wide_bits", lambda: narrow)
+    assert not vector_width.estimates_roots.__wrapped__()
+
+
 @pytest.mark.parametrize(("name", "value"), [("CPU_NAME", "haswell"), ("CPU_FEATURES", ""), ("ENABLE_AVX", 0)])
 def test_the_choice_of_the_user_stands(on, monkeypatch, name, value):
     monkeypatch.setattr(config, name, value)
@@ -53,6 +63,14 @@ def test_a_kernel_of_one_width_is_never_loaded_where_another_is_chosen(monkeypat
     fingerprints = []
     for bits in (0, 512, 0):
         monkeypatch.setattr(cache, "wide_bits", lambda bits=bits: bits)
+        fingerprints.append(cache.sources.__wrapped__().fingerprint)
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_a_kernel_with_estimated_roots_is_never_loaded_where_it_is_not_chosen(monkeypatch):
+    fingerprints = []
+    for estimated in (False, True, False):
+        monkeypatch.setattr(cache, "estimates_roots", lambda estimated=estimated: estimated)
         fingerprints.append(cache.sources.__wrapped__().fingerprint)
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 

@@ -126,8 +126,8 @@ def _adam_vector(param, grad, exp_avg, exp_avg_sq, i, adapted, c):  # type: igno
 def _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, begin, c):  # type: ignore[no-untyped-def]
     """Update whole groups of vectors from element `begin` on; return the first element that is left.
 
-    One unit of the CPU computes roots and divisions, and others estimate roots. With one estimated root in _GROUP all
-    are equally busy: CPU time 0.91 on the CPU of `vector_width.MEASURED`, in the second cache; 0.96 with one in two.
+    One unit of Intel's CPUs computes roots and divisions, and others estimate roots. With one estimated root in _GROUP
+    all are equally busy: CPU time 0.91 on that of `vector_width.MEASURED`, in the second cache; 0.96 with one in two.
     """
     for _ in range(np.int64(np.uint64(param.size) - begin) // (_GROUP * LANES)):
         _adam_vector(param, grad, exp_avg, exp_avg_sq, begin, _adapt_by_estimated, c)

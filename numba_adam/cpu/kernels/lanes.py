@@ -1,9 +1,9 @@
-"""Eight float32 numbers in one register, as a type of Numba's: for CPUs with AVX-512. Imports Numba and llvmlite.
+"""Eight float32 numbers in one register, as a type of Numba's: for CPUs with slow roots. Imports Numba and llvmlite.
 
 The compiler makes vector code of a loop over single numbers, and this is how all other loops are written. It cannot do
 so where a vector takes a branch, as an estimated root does. There, the source of the element mathematics is compiled
-for vectors. Their registers have 256 bits: with 512 this CPU lowers its clock by a twelfth, also for the rest of the
-program.
+for vectors. Their registers have 256 bits: with 512 the Intel CPU of `vector_width.MEASURED` lowers its clock by a
+twelfth, also for the rest of the program.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numba.np.arrayobj import make_array
 
-from numba_adam.cpu.kernels.vector_width import wide_bits
+from numba_adam.cpu.kernels.vector_width import estimates_roots
 
 LANES = 8  # numbers of a vector
 FLOATS, WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
@@ -154,8 +154,8 @@ def store(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 
 @intrinsic
 def lanes_of(typingctx: Any, like: Any) -> Any:
-    """Return LANES if there are vectors of `like`'s dtype on this CPU; else None."""
-    result = types.uint64 if wide_bits() and like.dtype == types.float32 else types.none
+    """Return LANES if an update of `like`'s dtype estimates roots on this CPU; else None."""
+    result = types.uint64 if estimates_roots() and like.dtype == types.float32 else types.none
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return context.get_dummy_value() if result == types.none else context.get_constant(result, LANES)

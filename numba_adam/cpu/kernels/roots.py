@@ -4,7 +4,7 @@ AVX-512 has an estimate of 1 / sqrt(x), good to 14 bits. A Newton step and the e
 it that is correctly rounded, so it has the bits of the CPU's root. This holds for every estimate as good as AVX-512
 demands, and for every x from 2**-102 up: below that, the residual is not exact. benchmarks/estimates.c tries all such
 estimates of all mantissas. A vector with any other number (smaller, zero, negative, infinite, NaN) takes the CPU's
-roots.
+roots. `vector_width.estimates_roots` says on which CPUs this is faster.
 """
 
 from __future__ import annotations

@@ -18,27 +18,37 @@ from numba.extending import intrinsic
 
 
 class Measured(NamedTuple):
-    """CPU time of one thread with vectors of 512 bits, divided by that with 256 bits: medians of interleaved turns."""
+    """CPU time of one thread with vectors of 512 bits, divided by that with 256 bits: medians of interleaved turns.
 
-    in_cache: float  # arrays of 200 thousand elements
-    in_memory: float  # 20 million elements
-    is_wide: bool  # whether the kernel asks for 512 bits
+    Each pair has the time with arrays of 200 thousand elements, in the caches, and with 20 million, in memory.
+    """
+
+    intel: tuple[float, float]
+    amd: tuple[float, float]
+    is_wide: bool  # whether the kernel asks for 512 bits where LLVM would choose 256
 
 
-# Intel Xeon, family 6, model 167 as its hypervisor says ("rocketlake" to LLVM 22; it has AVX-512 FP16 and AMX as
-# Sapphire Rapids has), November 2026; load 5 to 8, so CPU time. In_memory is good to 0.03, in_cache to 0.1.
+# Intel: Xeon, family 6, model 167 as its hypervisor says ("rocketlake" to LLVM 22; it has AVX-512 FP16 and AMX as
+# Sapphire Rapids has), November 2026; load 5 to 8, so CPU time. In memory good to 0.03, in the caches to 0.1.
+# AMD: EPYC, family 26, model 2 ("znver5": LLVM chooses 512 bits itself), December 2026; load 3 to 6, good to 0.05.
 MEASURED = {
-    "float32": Measured(1.01, 1.01, False),
-    "float64": Measured(1.07, 1.02, False),
-    "bfloat16": Measured(0.92, 0.81, True),  # all arrays
-    "formats": Measured(0.83, 0.67, True),  # float16; with stochastic rounding 0.92 and 0.87
-    "8-bit": Measured(0.98, 0.79, True),
-    "norm": Measured(1.06, 1.02, False),  # and the check for finite gradients
-    "average": Measured(1.04, 1.01, False),
-    "accumulation": Measured(0.99, 1.09, False),
-    "rows": Measured(1.11, 0.97, False),
+    "float32": Measured((1.01, 1.01), (0.64, 1.10), False),
+    "float64": Measured((1.07, 1.02), (0.57, 1.15), False),
+    "bfloat16": Measured((0.92, 0.81), (0.53, 0.56), True),  # all arrays
+    "formats": Measured((0.83, 0.67), (0.68, 0.70), True),  # float16; with stochastic rounding 0.92, 0.87; 0.51, 0.51
+    "8-bit": Measured((0.98, 0.79), (0.60, 0.59), True),
+    "norm": Measured((1.06, 1.02), (0.75, 1.09), False),  # and the check for finite gradients
+    "average": Measured((1.04, 1.01), (0.66, 1.03), False),
+    "accumulation": Measured((0.99, 1.09), (0.92, 1.00), False),
+    "rows": Measured((1.11, 0.97), (1.21, 0.96), False),
 }
 _WIDE = 512
+# LLVM's names of Intel's CPUs from Ice Lake on. Their one unit for roots and divisions bounds the float32 update in the
+# caches: with one root in four estimated it takes 0.91 of the time (on the Xeon above). On the EPYC above, roots and
+# divisions cost a tenth of the loop, which takes 1.05 of the time with one root in four estimated
+# (benchmarks/results/estimates.txt). There the update in vectors of 512 bits, with roots, takes half the time of that
+# in 256 bits with estimates.
+_WITH_ONE_DIVIDER = ("icelake", "tigerlake", "rocketlake", "sapphirerapids", "emeraldrapids", "graniterapids")
 _FULL_CLOCK = ("avx512vl", "avx512vbmi2")  # from Ice Lake on, and AMD from Zen 4 on, where LLVM prefers 512 bits itself
 
 
@@ -55,6 +65,12 @@ def wide_bits() -> int:
     except RuntimeError:  # LLVM does not know the features of this kind of CPU
         return 0
     return _WIDE if all(features.get(name, False) for name in _FULL_CLOCK) else 0
+
+
+@functools.cache
+def estimates_roots() -> bool:
+    """Say whether the float32 update estimates a part of its roots; see `roots`."""
+    return bool(wide_bits()) and binding.get_host_cpu_name().startswith(_WITH_ONE_DIVIDER)
 
 
 def vectors_of(kind: str) -> Any:

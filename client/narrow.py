@@ -13,15 +13,17 @@ import numpy.typing as npt
 
 from numba_adam.client.formats import Array, write
 from numba_adam.client.progress import Progress
-from numba_adam.client.transfer import Download, bytes_of
+from numba_adam.client.transfer import Download
 from numba_adam.errors import DtypeError
 from numba_adam.numerics.formats import Format
-from numba_adam.ps.transfer import Chunk
 
 _BLOCK = 1 << 15  # elements: numbers, codes and what NumPy makes in between fit the cache of a core
 _ITEM_BYTES = 2
 _FORMATS = {"bfloat16": Format.BFLOAT16, "float16": Format.FLOAT16}
 _HALF_LESS, _ONE, _SHIFT = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+
+
+Codes = npt.NDArray[np.uint16]
 
 
 def wire_format(wire_dtype: str | None) -> Format | None:
@@ -53,23 +55,30 @@ class Rounded:
     def __getitem__(self, part: slice) -> memoryview:
         """Return the bytes of a slice that begins and ends between two elements."""
         start, stop, _ = part.indices(self.nbytes)
-        values = self._flat[start // _ITEM_BYTES : stop // _ITEM_BYTES]
-        codes = np.empty(values.size, np.uint16)
+        made = memoryview(bytearray(stop - start))
+        self.write(start, made)
+        return made
+
+    def write(self, start: int, target: memoryview) -> None:
+        """Write the bytes from `start` on into a target; both ends lie between two elements."""
+        codes = np.frombuffer(target, np.uint16)
+        first = start // _ITEM_BYTES
+        values = self._flat[first : first + codes.size]
+        scratch = np.empty(min(_BLOCK, values.size), np.uint32)
         for begin in range(0, values.size, _BLOCK):
             block = values[begin : begin + _BLOCK]
-            _round(block, codes[begin : begin + block.size], self._narrow)
-        return bytes_of(codes)
+            _round(block, codes[begin : begin + block.size], self._narrow, scratch[: block.size])
 
 
-def _round(values: Array, codes: npt.NDArray[np.uint16], narrow: Format) -> None:
+def _round(values: Array, codes: Codes, narrow: Format, scratch: npt.NDArray[np.uint32]) -> None:
     if narrow is Format.BFLOAT16 and values.dtype == np.float32 and not np.isnan(values.max()):
         bits = values.view(np.uint32)
-        rounded = bits >> _SHIFT
-        rounded &= _ONE
-        rounded += _HALF_LESS
-        rounded += bits
-        rounded >>= _SHIFT
-        codes[:] = rounded
+        np.right_shift(bits, _SHIFT, out=scratch)
+        scratch &= _ONE
+        scratch += _HALF_LESS
+        scratch += bits
+        scratch >>= _SHIFT
+        codes[:] = scratch
     else:
         write({"": values}, {"": codes if narrow is Format.BFLOAT16 else codes.view(np.float16)})
 
@@ -86,29 +95,37 @@ class WideningDownload(Download):
     def __init__(
         self, arrays: Iterable[Array], narrow: Format, total_bytes: int, checksum_kind: int, report: Progress
     ) -> None:
+        super().__init__([], total_bytes, checksum_kind, report)
         self._targets = [array.reshape(-1) for array in arrays]
-        self._codes = np.empty(total_bytes // _ITEM_BYTES, np.uint16)
+        self._target = self._begin = 0  # the array of the next element, and its place there
         self._narrow = narrow
-        self._widened = self._target = self._begin = 0  # elements done; the next one's array, and its place there
-        super().__init__([self._codes], total_bytes, checksum_kind, report)
+        self._codes = np.empty(_BLOCK, np.uint16)  # a block where the CPU can read it fast: messages lie anywhere
+        self._first_byte = b""  # of an element that the last bytes have divided
 
-    def take(self, chunk: Chunk) -> None:
-        """Validate a chunk, widen its elements and report progress; raises as `Download.take` does."""
-        super().take(chunk)
-        complete = self.received_bytes // _ITEM_BYTES  # a chunk may end within an element
-        while self._widened < complete:
+    def _put(self, data: memoryview) -> memoryview:
+        raw = np.frombuffer(data, np.uint8)
+        if self._first_byte:
+            self._put_codes(np.frombuffer(self._first_byte + bytes(data[:1]), np.uint16))
+            raw = raw[1:]
+        whole = raw.size // _ITEM_BYTES * _ITEM_BYTES
+        self._first_byte = raw[whole:].tobytes()
+        self._put_codes(raw[:whole].view(np.uint16))
+        return data
+
+    def _put_codes(self, codes: Codes) -> None:
+        """Widen codes, which may be unaligned, to the next elements."""
+        while codes.size:
             target = self._targets[self._target]
-            size = min(complete - self._widened, target.size - self._begin, _BLOCK)
-            if size:
-                codes = self._codes[self._widened : self._widened + size]
-                _widen(codes, target[self._begin : self._begin + size], self._narrow)
-                self._widened += size
-                self._begin += size
+            block = self._codes[: min(codes.size, target.size - self._begin, _BLOCK)]
+            block[:] = codes[: block.size]
+            _widen(block, target[self._begin : self._begin + block.size], self._narrow)
+            codes = codes[block.size :]
+            self._begin += block.size
             if self._begin == target.size:
                 self._target, self._begin = self._target + 1, 0
 
 
-def _widen(codes: npt.NDArray[np.uint16], target: npt.NDArray[Any], narrow: Format) -> None:
+def _widen(codes: Codes, target: npt.NDArray[Any], narrow: Format) -> None:
     if narrow is Format.FLOAT16:
         target[:] = codes.view(np.float16)
     elif target.dtype == np.float32:

@@ -30,25 +30,41 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.data.cast("B") if array.size else _NOTHING  # memoryview cannot cast an empty array
 
 
-class Piece(Protocol):
-    """Bytes that are read slice by slice: a memoryview, or what makes them when they are read."""
+class Made(Protocol):
+    """Bytes that are made when they are read."""
 
     @property
     def nbytes(self) -> int:
         """The number of bytes."""
 
     def __getitem__(self, part: slice, /) -> memoryview:
-        """Return some of the bytes."""
+        """Return some of the bytes, in new memory."""
+
+    def write(self, start: int, target: memoryview) -> None:
+        """Write the bytes from `start` on into a target, which they fill."""
+
+
+Piece = memoryview | Made
 
 
 def cut(pieces: Iterable[Piece], chunk_bytes: int) -> Iterator[list[memoryview]]:
-    """Cut the concatenated pieces into runs of `chunk_bytes` (the last one may be shorter), without a copy."""
+    """Cut the concatenated pieces into runs of `chunk_bytes` (the last one may be shorter), without a copy.
+
+    A run is valid until the next one: bytes that are made when they are read lie in one memory for all runs. With new
+    memory for each run, most of the time would go into the system's clearing of its pages.
+    """
     run: list[memoryview] = []
     room = chunk_bytes
+    made = _NOTHING
     for piece in pieces:
         start = 0
         while start < piece.nbytes:
-            part = piece[start : start + room]
+            if isinstance(piece, memoryview):
+                part = piece[start : start + room]
+            else:
+                made = made or memoryview(bytearray(chunk_bytes))
+                part = made[chunk_bytes - room :][: piece.nbytes - start]
+                piece.write(start, part)
             run.append(part)
             start += part.nbytes
             room -= part.nbytes
@@ -68,7 +84,7 @@ class Upload:
     def __init__(
         self,
         header: bytes,
-        arrays: Iterable[npt.NDArray[Any] | Piece],
+        arrays: Iterable[npt.NDArray[Any] | Made],
         checksum_kind: int,
         report: Progress,
         chunk_bytes: int = CHUNK_BYTES,

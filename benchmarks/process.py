@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _LONGEST_SECONDS = 600.0
 
@@ -46,18 +47,27 @@ def _run(*arguments: str, cwd: str | None) -> str:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, announces: str, cwd: str | None = None) -> Iterator[str]:
+def serving(
+    *arguments: str, announces: str, cwd: str | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Run a server with this interpreter until the context ends.
 
     Args:
         arguments: the arguments of the interpreter.
         announces: the start of the line that the server prints when it is ready. The address follows.
         cwd: the working folder of the server.
+        variables: of its environment, besides those of this process.
 
     Yields:
         The address.
     """
-    process = subprocess.Popen([sys.executable, *arguments], cwd=cwd, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **(variables or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -1,6 +1,10 @@
 """The parameter server over a long line and with TLS and a token, compared with bare gRPC streams over the same.
 
 The line is tests/network/proxy.py: it adds a delay to each direction. Every server and proxy runs in its own process.
+
+The peer has what our transport has: the sizes of messages, frames and window, and the experiments of gRPC that `serve`
+switches on. A note has the same against a stream with gRPC's own settings, and, for a push in one message, against a
+call without a stream.
 """
 
 from __future__ import annotations
@@ -17,17 +21,20 @@ import numpy as np
 from benchmarks import bare_stream
 from benchmarks.case import Bar, Case, Measurement, Settings
 from benchmarks.contestants.contestant import load
-from benchmarks.measure import interleave
+from benchmarks.measure import interleave, rotate
 from benchmarks.process import answer_of, serving
+from benchmarks.statistics import summarise
 from benchmarks.workload import one_array
 
 _ELEMENTS = 25_000_000  # 100 MB of float32
 _SMALL_ELEMENTS = 1000
+_WHOLE_BYTES = 1 << 16  # the largest push that goes as one message
 _ANNOUNCES = "numba-adam: serving on "
 _PROXY = str(Path(__file__).resolve().parents[2] / "tests/network/proxy.py")
 _MODEL = "benchmark"
-_WINDOW = "64MiB"
+_WINDOW_BYTES = 1 << 26
 _STEPS = 10
+_EXPERIMENTS = "tcp_rcv_lowat,tcp_frame_size_tuning"  # as in server/grpc_experiments.py
 _COMMAND = "import sys; from numba_adam.cli import main; sys.exit(main({words!r}))"
 
 
@@ -36,6 +43,11 @@ class _Ends(NamedTuple):
 
     address: str
     bare_address: str
+    """Of a bare server with our settings."""
+
+    default_address: str
+    """Of a bare server with gRPC's own settings."""
+
     folder: Path
     token: str | None = None
 
@@ -49,7 +61,7 @@ def _commanded(folder: Path, *words: str) -> str:
 def _servers(*, tls: bool) -> Iterator[_Ends]:
     """Run a parameter server and a bare one, both with TLS or both without."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder, token, bare_words, words = Path(name), None, [], ["--receive-window-bytes", _WINDOW]
+        folder, token, bare_words, words = Path(name), None, [], ["--receive-window-bytes", str(_WINDOW_BYTES)]
         if tls:
             _commanded(folder, "certificate", "ca")
             _commanded(folder, "certificate", "server", "localhost")
@@ -60,10 +72,14 @@ def _servers(*, tls: bool) -> Iterator[_Ends]:
         quiet = ("--snapshot-interval-seconds", "0", "--snapshot-every-pushes", "0")
         arguments = ("serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder / "data"), *quiet, *words)
         ours = stack.enter_context(serving("-m", "numba_adam", *arguments, announces=_ANNOUNCES, cwd=name))
-        bare = stack.enter_context(
-            serving("-m", "benchmarks.bare_stream", *bare_words, announces=bare_stream.ANNOUNCES)
-        )
-        yield _Ends(ours, bare, folder, token)
+        alike = stack.enter_context(_bare("--window-bytes", str(_WINDOW_BYTES), *bare_words, experiments=_EXPERIMENTS))
+        default = stack.enter_context(_bare(*bare_words, experiments=""))
+        yield _Ends(ours, alike, default, folder, token)
+
+
+def _bare(*words: str, experiments: str) -> contextlib.AbstractContextManager[str]:
+    variables = {"GRPC_EXPERIMENTS": experiments}
+    return serving("-m", "benchmarks.bare_stream", *words, announces=bare_stream.ANNOUNCES, variables=variables)
 
 
 def _line(address: str, delay_seconds: float) -> contextlib.AbstractContextManager[str]:
@@ -73,22 +89,43 @@ def _line(address: str, delay_seconds: float) -> contextlib.AbstractContextManag
 def _through(delay_seconds: float, settings: Settings) -> Measurement:
     """Compare a push with a bare stream of the same bytes, both through a line with a delay."""
     grpc, client_of = load("grpc"), load("numba_adam.client").ParameterClient
-    workload = one_array(settings.elements(_ELEMENTS))
-    (param,), (grad,) = workload.params(), workload.grads()
-    payload = grad.view(np.uint8).data
     with (
         _servers(tls=False) as ends,
         _line(ends.address, delay_seconds) as address,
         _line(ends.bare_address, delay_seconds) as bare_address,
-        client_of(address, timeout_seconds=600) as client,
-        grpc.insecure_channel(bare_address) as channel,
+        _line(ends.default_address, delay_seconds) as default_address,
+        client_of(address, timeout_seconds=600, transport="network") as client,
+        grpc.insecure_channel(bare_address, bare_stream.LARGE_FRAMES) as alike,
+        grpc.insecure_channel(default_address) as default,
     ):
-        model = client.create_model(_MODEL, {"w": param}, durability="memory")
-        pairs = interleave(
-            lambda: model.push({"w": grad}), lambda: bare_stream.push(channel, bare_stream.cut(payload)), settings
-        )
-        client.delete_model(_MODEL)
-    return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}", "receive window": _WINDOW})
+        return _compared(client, alike, default, _ELEMENTS, settings)
+
+
+def _compared(client: Any, alike: Any, default: Any, elements: int, settings: Settings) -> Measurement:
+    """Compare pushes of a client with bare streams."""
+    workload = one_array(settings.elements(elements))
+    (param,), (grad,) = workload.params(), workload.grads()
+    payload = grad.view(np.uint8).data
+    chunk_bytes: int = load("numba_adam.client.transfer").CHUNK_BYTES
+    model = client.create_model(_MODEL, {"w": param}, durability="memory")
+    steps = [
+        lambda: model.push({"w": grad}),
+        lambda: bare_stream.push(alike, bare_stream.cut(payload, chunk_bytes)),
+        lambda: bare_stream.push(default, bare_stream.cut(payload)),
+    ]
+    if payload.nbytes <= _WHOLE_BYTES:
+        steps.append(lambda: bare_stream.push_whole(alike, bytes(payload)))
+    turns = rotate(steps, settings)
+    client.delete_model(_MODEL)
+    names = ("a stream with gRPC's own settings", "a call of one message without a stream")
+    notes = {f"against {name}": _ratio(turns, place) for place, name in enumerate(names, 2) if place < len(steps)}
+    sizes = {"bytes pushed": f"{grad.nbytes:,}", "window bytes": f"{_WINDOW_BYTES:,}"}
+    return Measurement([(turn[0], turn[1]) for turn in turns], {**sizes, **notes})
+
+
+def _ratio(turns: list[tuple[float, ...]], place: int) -> str:
+    found = summarise([turn[0] / turn[place] for turn in turns])
+    return f"{found.median:.3g} [{found.lower:.3g}, {found.upper:.3g}]"
 
 
 def _hidden(delay_seconds: float, settings: Settings) -> Measurement:
@@ -125,23 +162,16 @@ def _hidden(delay_seconds: float, settings: Settings) -> Measurement:
 def _encrypted(elements: int, settings: Settings) -> Measurement:
     """Compare a push with TLS and a token with a bare stream with TLS."""
     grpc, client = load("grpc"), load("numba_adam.client")
-    workload = one_array(settings.elements(elements))
-    (param,), (grad,) = workload.params(), workload.grads()
-    payload = grad.view(np.uint8).data
     with _servers(tls=True) as ends:
         ca = ends.folder / "numba-adam-certificates" / "ca.pem"
         credentials = grpc.ssl_channel_credentials(ca.read_bytes())
         options: dict[str, Any] = {"tls": client.Tls(server_ca=ca), "token": ends.token, "timeout_seconds": 600}
         with (
             client.ParameterClient(ends.address, **options) as ours,
-            grpc.secure_channel(ends.bare_address, credentials) as channel,
+            grpc.secure_channel(ends.bare_address, credentials, bare_stream.LARGE_FRAMES) as alike,
+            grpc.secure_channel(ends.default_address, credentials) as default,
         ):
-            model = ours.create_model(_MODEL, {"w": param}, durability="memory")
-            pairs = interleave(
-                lambda: model.push({"w": grad}), lambda: bare_stream.push(channel, bare_stream.cut(payload)), settings
-            )
-            ours.delete_model(_MODEL)
-    return Measurement(pairs, {"bytes pushed": f"{grad.nbytes:,}"})
+            return _compared(ours, alike, default, elements, settings)
 
 
 def _delayed(milliseconds: int) -> Callable[[Settings], Measurement]:

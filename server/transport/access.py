@@ -82,16 +82,17 @@ class Guard:
 
     def __init__(self, folder: Path, keys: Keys = NO_KEYS) -> None:
         self._folder, self._keys = folder, keys
+        self._path = str(folder / token_file.FILE_NAME)  # a call makes no Path of it
         self._lock = threading.Lock()
         self._identity: tuple[int, ...] | None = None
-        self._tokens: tuple[Token, ...] = ()
+        self._tokens: dict[str, Token] = {}
         self._rates = Rates()
-        self._own: tuple[Token, ...] = ()
+        self._own: dict[str, Token] = {}
 
     def accept(self, secret: str) -> None:
         """Accept a token that is in no file. It allows everything, and worker ids stay as they are."""
-        forever = datetime.max.replace(tzinfo=UTC)
-        self._own = (Token("", digest_of(secret), forever, {EVERY_MODEL: Scope.ADMIN}),)
+        forever, digest = datetime.max.replace(tzinfo=UTC), digest_of(secret)
+        self._own = {digest: Token("", digest, forever, {EVERY_MODEL: Scope.ADMIN})}
 
     def check_usable(self, listen: str) -> None:
         """Check that there is a valid token.
@@ -195,33 +196,35 @@ class Guard:
             raise limited(f"the token of {token.name!r} allows {allowed} per second", wait)
 
     def _token(self, metadata: Metadata) -> Token:
-        """Return the valid token of a call."""
+        """Return the valid token of a call.
+
+        The time does not grow with the number of tokens, and says nothing of use about them: the table has SHA-256s,
+        whose bits nobody can choose, and the one that is found is compared in constant time.
+        """
         secret = _secret_of(metadata)
         if secret is None:
             raise UnauthenticatedError(
                 "the call has no token; pass token=..., or set NUMBA_ADAM_TOKEN. Make one on the server's machine: "
                 "numba-adam token make. On loopback, clients of the server's user need none"
             )
-        digest, found = digest_of(secret), None
-        for token in (*self._own, *self._current()):  # all of them: the time does not depend on which one it is
-            if hmac.compare_digest(token.digest, digest):
-                found = token
-        if found is None:
+        digest = digest_of(secret)
+        found = self._current().get(digest) or self._own.get(digest)
+        if found is None or not hmac.compare_digest(found.digest, digest):
             raise UnauthenticatedError("the token of the call is unknown, or it was revoked; use a current one")
         if datetime.now(UTC) >= found.expires:
             raise UnauthenticatedError(f"the token of {found.name!r} expired at {found.expires:%Y-%m-%d %H:%M} UTC")
         return found
 
-    def _current(self) -> tuple[Token, ...]:
-        """Return the tokens of the file; none if it cannot be read."""
-        identity = _identity_of(self._folder / token_file.FILE_NAME)
+    def _current(self) -> dict[str, Token]:
+        """Return the tokens of the file, by their digests; none if it cannot be read."""
+        identity = _identity_of(self._path)
         with self._lock:
             if identity != self._identity:
                 self._identity = identity
                 try:
-                    self._tokens = token_file.read(self._folder, self._keys)
+                    self._tokens = {token.digest: token for token in token_file.read(self._folder, self._keys)}
                 except ConfigurationError as error:
-                    self._tokens = ()
+                    self._tokens = {}
                     _log.error("no token is valid until its file is repaired: %s", error)
             return self._tokens
 
@@ -248,7 +251,7 @@ def _words(model: str) -> str:
     return "all models" if model == EVERY_MODEL else f"the model {model[:128]!r}"
 
 
-def _identity_of(path: Path) -> tuple[int, ...]:
+def _identity_of(path: str) -> tuple[int, ...]:
     try:
         status = os.lstat(path)
     except OSError:

@@ -113,6 +113,65 @@ def test_a_call_goes_on_by_itself_when_the_line_is_back_before_its_deadline(pair
         assert worker.stdout.readline() == "2\n"
 
 
+LOOP = """
+loop = iter(model.worker(range(3)))
+_, step = next(loop)
+step.grads = {{"w": W + 2}}
+"""
+NEXT = """
+_, step = next(loop)
+step.grads = {{"w": W + 3}}
+print(step.ack.version, step.ack.applied, flush=True)
+_, step = next(loop)
+print(step.ack.version, step.ack.applied, flush=True)
+"""
+LOOP_AGAIN = """
+said("heard")
+steps = 0
+for _, step in model.worker(range(3)):
+    step.grads = {{"w": W + 3}}
+    steps += 1
+print(steps, model.pull() is not None and model.version, flush=True)
+"""
+
+
+def test_a_workers_loop_goes_on_by_itself_when_the_line_is_back(pair, line):
+    """The push of the loop whose line went silent is applied once, and so is the next."""
+    port = pair.serve("10.77.0.1:0", "--keepalive-seconds", "2").rpartition(":")[2]
+    pair.names("10.77.0.1")
+    script = (BEGIN + LOOP + 'said("silent")\nprint("pushing", flush=True)\n' + NEXT).format(
+        address=f"{NAME}:{port}", seconds=700
+    )
+    with start(pair, script) as worker:
+        assert worker.stdout.readline() == "silent\n"
+        line.silence()
+        answer(worker)
+        assert worker.stdout.readline() == "pushing\n"
+        line.mend()
+        assert worker.stdout.readline() == "2 True\n"
+        assert worker.stdout.readline() == "3 True\n"
+
+
+def test_a_workers_loop_over_a_silent_line_ends_by_its_deadline_and_another_one_goes_on(pair, line):
+    """The first loop's push may have been applied, or not; each of the second loop's is applied once."""
+    port = pair.serve("10.77.0.1:0", "--keepalive-seconds", "2").rpartition(":")[2]
+    pair.names("10.77.0.1")
+    script = (BEGIN + LOOP + ENDED.replace("{call}", "next(loop)").removesuffix('said("heard")\n') + LOOP_AGAIN).format(
+        address=f"{NAME}:{port}", seconds=SECONDS
+    )
+    with start(pair, script) as worker:
+        assert worker.stdout.readline() == "silent\n"
+        line.silence()
+        answer(worker)
+        assert worker.stdout.readline() in ("DeadlineExceededError\n", "ServerUnavailableError\n")
+        assert worker.stdout.readline() == "heard\n"
+        line.mend()
+        answer(worker)
+        steps, version = map(int, worker.stdout.readline().split())
+    assert steps == 3
+    assert version in (4, 5)
+
+
 CALLS_IN_FLIGHT = """
 import urllib.request
 while True:

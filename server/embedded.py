@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from numba_adam.server.metrics.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_HANDSHAKE_MILLISECONDS = 20_000  # until the end of the handshake of TLS and HTTP/2; gRPC's default is two minutes
 _LARGEST_FRAME_BYTES = (1 << 24) - 1  # HTTP/2's own limit
 _STOP_TRY_SECONDS = 5.0
 
@@ -289,6 +290,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", keepalive_milliseconds),  # its default of a minute would win over the line above
         ("grpc.http2.max_pings_without_data", 0),  # no limit: ping an idle peer again and again
         ("grpc.max_allowed_incoming_connections", connection_limit(config.most_connections)),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),  # until then a silent peer keeps its place
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]

@@ -31,6 +31,10 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
+_CLOSED = (
+    "it closed the connection: the server may be stopping, or have as many connections as it allows "
+    "(--most-connections); else check that it is a server"
+)
 _NEEDS_LISTENERS = tuple(int(part) for part in grpc.__version__.split(".")[:2]) < (1, 80)
 
 
@@ -258,7 +262,7 @@ class Connection:
         why = self._probe.why(message)
         if why is not None:
             return TlsError(why)
-        advice = why_refused(message) or "check that the server runs there"
+        advice = why_refused(message) or (_CLOSED if "closed" in message else "check that the server runs there")
         return ServerUnavailableError(f"{self.address} cannot be reached; {advice} ({message})")
 
     # --- calls with retries -------------------------------------------------------------------------------------

@@ -183,8 +183,12 @@ def _refused(tls: Tls) -> str:
     )
 
 
-def _no_handshake(place: _Place, tls: Tls, error: ssl.SSLError) -> str:
-    """Return why there was no handshake at all."""
+def _no_handshake(place: _Place, tls: Tls, error: ssl.SSLError) -> str | None:
+    """Return why there was no handshake at all.
+
+    None if the connection was closed without a word: a server does that while it has as many connections as it allows,
+    and a proxy while its server restarts.
+    """
     if _answers_without_tls(place):
         return (
             "the server does not speak TLS, and this client does. Start the server with --tls-certificate and "
@@ -192,6 +196,8 @@ def _no_handshake(place: _Place, tls: Tls, error: ssl.SSLError) -> str:
         )
     if "ALERT" in (error.reason or ""):
         return f"the server ended the handshake ({error.reason}); {_refused(tls)}"
+    if isinstance(error, ssl.SSLEOFError):
+        return None
     return f"what listens there does not speak TLS ({error.reason or error}); check the address"
 
 

@@ -179,11 +179,18 @@ def _is_unchanged(files: PairFiles, chain: bytes, key: bytes) -> bool:
 
 
 def _read(setting: str, path: Path) -> bytes:
+    """Return the content of a file; what is none, such as a pipe, could block whoever reads it."""
     try:
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read(_MOST_BYTES)
     except OSError as error:
         raise _unreadable(setting, path, error) from error
+    raise ConfigurationError(f"{setting}={str(path)!r}: it must be a file, not a pipe or a device")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _unreadable(setting: str, path: Path, error: OSError) -> ConfigurationError:

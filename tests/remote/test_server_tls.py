@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -151,6 +153,11 @@ def exchange(authority, files):
     files.key.write_bytes(certificate)
 
 
+def replace_by_pipe(path):
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
 BROKEN = {
     "of another pair": (swap_key, "is not the key of the certificate"),
     "encrypted": (encrypt, "the private key is encrypted"),
@@ -160,6 +167,9 @@ BROKEN = {
     "missing": (lambda _, files: files.certificate.unlink(), "cannot be read"),
     "readable by others": (lambda _, files: files.key.chmod(0o644), "other users may use this private key"),
     "writable by the group": (lambda _, files: files.key.chmod(0o620), "other users may use this private key"),
+    "a pipe": (lambda _, files: replace_by_pipe(files.certificate), "must be a file"),
+    "with a pipe as key": (lambda _, files: replace_by_pipe(files.key), "must be a file"),
+    "a folder": (lambda _, files: (files.certificate.unlink(), files.certificate.mkdir()), "cannot be read"),
     "expired": (lambda ca, _: ca.write("server", begins=-9, ends=-1), "it expired on"),
     "not valid yet": (lambda ca, _: ca.write("server", begins=1, ends=9), "it is not valid before"),
     "with a P-521 key": (
@@ -197,6 +207,8 @@ def test_a_broken_pair_leaves_the_earlier_one_in_use_and_is_logged_once(how, aut
     (record,) = caplog.records
     assert "the earlier ones stay in use" in record.getMessage()
     assert words in record.getMessage()
+    for file in files:
+        shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
     repaired = authority.write("server")
     repaired.key.chmod(0o600)
     assert presented(server.address) == repaired.certificate.read_text()

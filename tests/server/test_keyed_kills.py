@@ -1,4 +1,4 @@
-"""Kills of a server with a key file: nothing that was acknowledged is lost, and without the key nothing is recovered."""
+"""Kills of a server with a key file: nothing acknowledged is lost, and without the key nothing is recovered."""
 
 import random
 import threading

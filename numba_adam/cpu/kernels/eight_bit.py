@@ -138,8 +138,14 @@ def encode_both(ratios, roots, found, codes, units, dither, turn):  # type: igno
 @inlined
 def scale_block(largest, span, unit):  # type: ignore[no-untyped-def]
     """Set a block's scale; return the factor that its elements are multiplied by."""
-    unit[0] = _block_unit(from_bits(largest), span)
-    return _block_scale(from_bits(largest), span)
+    scale, unit[0] = scales_of(largest, span)
+    return scale
+
+
+@inlined
+def scales_of(largest, span):  # type: ignore[no-untyped-def]
+    """Return the factor that a block's elements are multiplied by, and the scale that is stored, given `largest`."""
+    return _block_scale(from_bits(largest), span), _block_unit(from_bits(largest), span)
 
 
 @noalias_inlined

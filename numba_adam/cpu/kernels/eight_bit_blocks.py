@@ -1,9 +1,10 @@
-"""Adam with moments in 8 bits and no other work in the pass: whole blocks, three at a time. Imports Numba.
+"""Adam with moments in 8 bits and no other work in the pass: whole blocks, several at a time. Imports Numba.
 
 Roots and divisions occupy one execution unit of the CPU for long, and the rest of a block's work other units. So the
-loop that finishes a block, with its roots and divisions, also begins the next block, and encodes the block before,
-whose scales are known by then. The scratch buffers of these blocks are much smaller than the innermost cache. Buffers
-for all blocks of a tile would compete there with prefetched lines.
+loop that finishes a block, with its roots and divisions, also begins the next block, and encodes an earlier one. That
+is not the block just before: its scales need its largest numbers, two divisions and a broadcast, one after the other,
+for which the CPU would wait in each block (a sixth of the time on AMD Zen 5). The scratch buffers of these blocks are
+much smaller than the innermost cache. Buffers for all blocks of a tile would compete there with prefetched lines.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numba_adam.cpu.kernels.eight_bit import (
     narrow_root,
     other_threshold,
     ratio_of,
-    scale_block,
+    scales_of,
     threshold_of,
     widen_ratio,
     widen_root,
@@ -37,10 +38,10 @@ from numba_adam.numerics.eight_bit_codecs import DITHER_STEP, RATIO_SPAN, ROOT_S
 
 _SIZE = np.uint64(BLOCK)
 _REAL_BYTES, _SCALE_BYTES = np.uint64(4 * BLOCK), np.uint64(4)  # of a block
-_SLOTS = 4  # blocks in scratch: three are in progress; with four, the remainder is a mask
-_COLUMN = np.uint64(_SLOTS) * _REAL_BYTES
-_UNUSED = 2 * BLOCK + 2 * 4  # where codes and scales are written that nobody reads
-SCRATCH_BYTES = int(2 * _COLUMN) + _SLOTS * 2 * 4 + _UNUSED  # two numbers for each element in progress, for each block
+_AHEAD = 3  # blocks from the one that is encoded to the one that begins
+_DELAY = _AHEAD - 1  # blocks from the one that is finished to the one that is encoded: as many are in scratch
+_FOUND = np.uint64((2 + 2 * _DELAY) * 4 * BLOCK)  # bytes in scratch before the bits of the largest numbers
+SCRATCH_BYTES = int(_FOUND) + _DELAY * 2 * 4  # two moments of a block; ratios, roots and the largest ones of the others
 _PREFETCH_BLOCKS = 8  # from the block that begins to the one that is prefetched
 REST_BYTES = 2 * 4 * BLOCK + 2 * BLOCK  # the parameters, gradients and codes of one block
 _CODES, _WORDS, _REALS = np.empty(0, np.uint8), np.empty(0, np.uint32), np.empty(0, np.float32)
@@ -74,29 +75,26 @@ def _scale(address, block):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _slot(scratch, block):  # type: ignore[no-untyped-def]
-    """Return a block's scratch arrays: of its moments, which become ratios and roots, and of the largest ones' bits."""
-    slot = np.uint64(block) % np.uint64(_SLOTS)
-    found = array_at(_found(scratch, block), np.uint64(2), _WORDS)
-    return _reals(scratch, slot), _reals(scratch + _COLUMN, slot), found
+def _slot(block):  # type: ignore[no-untyped-def]
+    """Return which of the places in scratch belongs to a finished block."""
+    return np.uint64(block) % np.uint64(_DELAY)
 
 
 @inlined
-def _found(scratch, block):  # type: ignore[no-untyped-def]
-    """Return the address of the bits of a block's largest ratio and root."""
-    return scratch + np.uint64(2) * _COLUMN + np.uint64(block) % np.uint64(_SLOTS) * np.uint64(8)
+def _coded(scratch, block):  # type: ignore[no-untyped-def]
+    """Return a finished block's scratch arrays: ratios, roots, and the bits of the largest of each."""
+    slot = _slot(block)
+    found = array_at(scratch + _FOUND + slot * np.uint64(8), np.uint64(2), _WORDS)
+    return _reals(scratch, np.uint64(2) + slot), _reals(scratch, np.uint64(2 + _DELAY) + slot), found
 
 
 @inlined
-def _ratios(scratch, block):  # type: ignore[no-untyped-def]
-    """Return a pointer to a block's ratios, which are first moments at first."""
-    return pointer_at(scratch + np.uint64(block) % np.uint64(_SLOTS) * _REAL_BYTES, _REALS)
-
-
-@inlined
-def _roots(scratch, block):  # type: ignore[no-untyped-def]
-    """Return a pointer to a block's roots, which are second moments at first."""
-    return _ratios(scratch + _COLUMN, block)
+def _pointers(scratch):  # type: ignore[no-untyped-def]
+    """Return pointers to the two moments of a block, to the ratios and roots of all others, and to the largest ones."""
+    ratios = scratch + np.uint64(2) * _REAL_BYTES
+    roots = ratios + np.uint64(_DELAY) * _REAL_BYTES
+    moments = pointer_at(scratch, _REALS), pointer_at(scratch + _REAL_BYTES, _REALS)
+    return moments, (pointer_at(ratios, _REALS), pointer_at(roots, _REALS)), pointer_at(scratch + _FOUND, _WORDS)
 
 
 @inlined
@@ -130,116 +128,20 @@ def _adapted(param, exp_avg, exp_avg_sq, c):  # type: ignore[no-untyped-def]
 
 
 @noalias_inlined
-def _finish(param, ratios, roots, found, c):  # type: ignore[no-untyped-def]
-    """Update the parameters of a block, given its moments, and replace these by ratios and roots."""
+def _finish(param, first, second, ratios, roots, found, c):  # type: ignore[no-untyped-def]
+    """Update the parameters of a block, given its moments, and compute ratios and roots."""
     choose_width()
     largest, largest_root = np.uint32(0), np.uint32(0)
     for i in range(BLOCK):
-        param[i], ratios[i], roots[i] = _adapted(param[i], ratios[i], roots[i], c)
+        param[i], ratios[i], roots[i] = _adapted(param[i], first[i], second[i], c)
         largest, largest_root = larger(largest, ratios[i]), larger(largest_root, roots[i])
     found[0], found[1] = largest, largest_root
 
 
-class _Coder(NamedTuple):
-    """What the elements of a block are encoded with."""
-
-    own_scale: Any  # float32: of the ratios
-    scale: Any  # float32: of the roots
-    dither: Any  # uint32: of the first element
-
-
-@noalias_called
-def _finish_begin_encode(begun, finished, encoded, units, coder, decay, c):  # type: ignore[no-untyped-def]
-    """Finish a block, begin the next one and encode the one before, element by element.
-
-    The loops of `_finish`, `_begin` and `_encode` in one. Arrays are passed as pointers, in tuples.
-
-    Args:
-        begun: of the block that begins: gradients, codes of both moments; receives both moments.
-        finished: of the block that is finished: parameters, ratios, roots and the largest ones' bits; updated.
-        encoded: of the block that is encoded: ratios and roots; receives the codes of both moments.
-        units: float32: the scales of the block that begins.
-        coder: what the encoded elements need.
-        decay: float32: the decoupled decay; None without one.
-        c: the constants; their decay does not count.
-    """
-    stay_called()
-    choose_width()
-    grad, own_codes, codes, first, second = begun
-    param, ratios, roots, found = finished
-    old_ratios, old_roots, own_target, target = encoded
-    own = _constants(c, decay)
-    largest, largest_root, dither = np.uint32(0), np.uint32(0), coder.dither
-    for i in range(BLOCK):
-        exp_avg, exp_avg_sq = _moments_of(grad[i], own_codes[i], codes[i], units[0], units[1], own)
-        param[i], ratios[i], roots[i] = _adapted(param[i], ratios[i], roots[i], own)
-        largest, largest_root = larger(largest, ratios[i]), larger(largest_root, roots[i])
-        first[i], second[i] = exp_avg, exp_avg_sq
-        threshold = threshold_of(dither)
-        own_target[i] = narrow_ratio(old_ratios[i], coder.own_scale, other_threshold(threshold))
-        target[i] = narrow_root(old_roots[i], coder.scale, threshold)
-        dither = following_dither(dither, DITHER_STEP)
-    found[0], found[1] = largest, largest_root
-
-
 @inlined
-def _dither(at, block):  # type: ignore[no-untyped-def]
-    """Return the dither of a block's first element."""
-    return np.uint32(np.uint64(at.dither) + np.uint64(block * BLOCK) * np.uint64(DITHER_STEP))
-
-
-@inlined
-def _encode(at, block, scratch):  # type: ignore[no-untyped-def]
-    """Encode a finished block."""
-    ratios, roots, found = _slot(scratch, block)
-    codes = _codes(at.exp_avg, block), _codes(at.exp_avg_sq, block)
-    units = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
-    encode_both(ratios, roots, (found[0], found[1]), codes, units, _dither(at, block), DITHER_STEP)
-
-
-@inlined
-def _targets(at, block, scratch):  # type: ignore[no-untyped-def]
-    """Return where a block's codes and scales are written; block -1 is none, and is written into the scratch."""
-    if block < 0:
-        unused = scratch + np.uint64(SCRATCH_BYTES - _UNUSED)
-        scales = unused + np.uint64(2) * _SIZE
-        return unused, unused + _SIZE, scales, scales + _SCALE_BYTES
-    skip, scale = np.uint64(block) * _SIZE, np.uint64(block) * _SCALE_BYTES
-    return at.exp_avg + skip, at.exp_avg_sq + skip, at.exp_avg_scale + scale, at.exp_avg_sq_scale + scale
-
-
-@inlined
-def _turn(at, block, scratch, decay, c):  # type: ignore[no-untyped-def]
-    """Begin a block, finish the one before and encode the one before that, if there is one."""
-    own_target, target, own_scale, scale = _targets(at, block - 2, scratch)
-    found = _slot(scratch, block - 2)[2]
-    coder = _Coder(
-        scale_block(found[0], RATIO_SPAN, _scale(own_scale, 0)),
-        scale_block(found[1], ROOT_SPAN, _scale(scale, 0)),
-        _dither(at, block - 2),
-    )
-    skip, place = np.uint64(block) * _SIZE, np.uint64(block) * _REAL_BYTES
-    begun = (
-        pointer_at(at.grad + place, _REALS),
-        pointer_at(at.exp_avg + skip, _CODES),
-        pointer_at(at.exp_avg_sq + skip, _CODES),
-        _ratios(scratch, block),
-        _roots(scratch, block),
-    )
-    finished = (
-        pointer_at(at.param + place - _REAL_BYTES, _REALS),
-        _ratios(scratch, block - 1),
-        _roots(scratch, block - 1),
-        pointer_at(_found(scratch, block - 1), _WORDS),
-    )
-    encoded = (
-        _ratios(scratch, block - 2),
-        _roots(scratch, block - 2),
-        pointer_at(own_target, _CODES),
-        pointer_at(target, _CODES),
-    )
-    units = _scale(at.exp_avg_scale, block)[0], _scale(at.exp_avg_sq_scale, block)[0]
-    _finish_begin_encode(begun, finished, encoded, units, coder, decay, c)
+def _dither(first, block):  # type: ignore[no-untyped-def]
+    """Return the dither of a block's first element, given that of the first block."""
+    return np.uint32(np.uint64(first) + np.uint64(block) * np.uint64(BLOCK) * np.uint64(DITHER_STEP))
 
 
 @inlined
@@ -252,25 +154,90 @@ def _prefetch(at, block):  # type: ignore[no-untyped-def]
     prefetch_lines_of(at.exp_avg_sq + np.uint64(block) * _SIZE, codes)
 
 
+@noalias_called
+def _finish_begin_encode(at, reals, codes, scales, scratch, count, decay, c):  # type: ignore[no-untyped-def]
+    """Finish a block, begin the next one and encode an earlier one, element by element, for all blocks from _AHEAD on.
+
+    The loops of `_finish`, `_begin` and `_encode` in one. Arrays are passed as pointers, in tuples. An element of the
+    block that begins takes the place in scratch of the element that is finished, and this that of the encoded one.
+
+    Args:
+        at: the blocks.
+        reals: the parameters and gradients of all blocks.
+        codes: the codes of both moments of all blocks.
+        scales: the scales of both.
+        scratch: from `_pointers`.
+        count: uint64: the number of blocks, more than _AHEAD.
+        decay: float32: the decoupled decay, not zero; None without one.
+        c: the constants; their decay does not count.
+    """
+    stay_called()
+    choose_width()
+    param, grad = reals
+    own_codes, all_codes = codes
+    own_units, all_units = scales
+    (first, second), (ratios, roots), found = scratch
+    own = _constants(c, decay)
+    for block in range(np.uint64(_AHEAD), count):
+        if block + np.uint64(_PREFETCH_BLOCKS) < count:
+            _prefetch(at, block + np.uint64(_PREFETCH_BLOCKS))
+        own_unit, unit, encoded = own_units[block], all_units[block], block - np.uint64(_AHEAD)
+        slot = _slot(encoded)  # and that of the block that is finished
+        own_scale, own_units[encoded] = scales_of(found[np.uint64(2) * slot], RATIO_SPAN)
+        scale, all_units[encoded] = scales_of(found[np.uint64(2) * slot + np.uint64(1)], ROOT_SPAN)
+        largest, largest_root, dither = np.uint32(0), np.uint32(0), _dither(at.dither, encoded)
+        begin = block * _SIZE
+        for i in range(_SIZE):
+            here, coded = begin + i, slot * _SIZE + i
+            exp_avg, exp_avg_sq, ratio, root = first[i], second[i], ratios[coded], roots[coded]
+            first[i], second[i] = _moments_of(grad[here], own_codes[here], all_codes[here], own_unit, unit, own)
+            param_at, code_at = here - _SIZE, here - np.uint64(_AHEAD) * _SIZE
+            param[param_at], ratios[coded], roots[coded] = _adapted(param[param_at], exp_avg, exp_avg_sq, own)
+            largest, largest_root = larger(largest, ratios[coded]), larger(largest_root, roots[coded])
+            threshold = threshold_of(dither)
+            own_codes[code_at] = narrow_ratio(ratio, own_scale, other_threshold(threshold))
+            all_codes[code_at] = narrow_root(root, scale, threshold)
+            dither = following_dither(dither, DITHER_STEP)
+        found[np.uint64(2) * slot], found[np.uint64(2) * slot + np.uint64(1)] = largest, largest_root
+
+
+@inlined
+def _encode(at, block, scratch):  # type: ignore[no-untyped-def]
+    """Encode a finished block."""
+    ratios, roots, found = _coded(scratch, block)
+    codes = _codes(at.exp_avg, block), _codes(at.exp_avg_sq, block)
+    units = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
+    encode_both(ratios, roots, (found[0], found[1]), codes, units, _dither(at.dither, block), DITHER_STEP)
+
+
+@inlined
+def _turns(at, count, scratch, decay, c):  # type: ignore[no-untyped-def]
+    """Begin every block from _AHEAD on, finish the one before it and encode the block _AHEAD before it."""
+    reals = pointer_at(at.param, _REALS), pointer_at(at.grad, _REALS)
+    codes = pointer_at(at.exp_avg, _CODES), pointer_at(at.exp_avg_sq, _CODES)
+    scales = pointer_at(at.exp_avg_scale, _REALS), pointer_at(at.exp_avg_sq_scale, _REALS)
+    _finish_begin_encode(at, reals, codes, scales, _pointers(scratch), np.uint64(count), decay, c)
+
+
 @inlined
 def _update(at, count, scratch, decay, c):  # type: ignore[no-untyped-def]
     """Update blocks; see `update_blocks`."""
-    for block in range(count + 2):
-        if block + _PREFETCH_BLOCKS < count:
-            _prefetch(at, block + _PREFETCH_BLOCKS)
-        first, second, _ = _slot(scratch, block)
-        ratios, roots, found = _slot(scratch, block - 1)
-        own_unit, unit = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
-        grad, own_codes, codes = _reals(at.grad, block), _codes(at.exp_avg, block), _codes(at.exp_avg_sq, block)
-        if block == 0:
+    first, second = _reals(scratch, 0), _reals(scratch, 1)
+    block = 0
+    while block < count + _AHEAD:
+        if block == _AHEAD and block < count:
+            _turns(at, count, scratch, decay, c)
+            block = count
+        if block >= _AHEAD:
+            _encode(at, block - _AHEAD, scratch)
+        if 1 <= block <= count:
+            ratios, roots, found = _coded(scratch, block - 1)
+            _finish(_reals(at.param, block - 1), first, second, ratios, roots, found, c)
+        if block < count:
+            own_unit, unit = _scale(at.exp_avg_scale, block), _scale(at.exp_avg_sq_scale, block)
+            grad, own_codes, codes = _reals(at.grad, block), _codes(at.exp_avg, block), _codes(at.exp_avg_sq, block)
             _begin(grad, own_codes, codes, own_unit, unit, first, second, c)
-        elif block < count:
-            _turn(at, block, scratch, decay, c)
-        else:
-            if block == count:
-                _finish(_reals(at.param, block - 1), ratios, roots, found, c)
-            if block >= 2:
-                _encode(at, block - 2, scratch)
+        block += 1
 
 
 @inline

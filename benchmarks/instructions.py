@@ -26,7 +26,7 @@ _CPUS = "znver4", "sapphirerapids"
 _WIDTHS = 256, 512
 _LOOPS = {  # kernel: the function with its loop, and the module of the compiled kernel
     "float32": ("adam_bare", "update"),
-    "bfloat16": ("adam_pairs", "mixed_formats"),
+    "bfloat16": ("_update_pairs", "mixed_formats"),
     "bfloat16, stochastic": ("adam_pairs_stochastic", "mixed_formats"),
     "8-bit state": ("_finish_begin_encode", "mixed_formats"),
 }

@@ -63,6 +63,19 @@ def stay_called(typingctx: Any) -> Any:
 
 
 @intrinsic
+def nonzero(typingctx: Any, value: Any) -> Any:
+    """Return a float32 that is not zero, unchanged: LLVM removes what the program does if it is zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        truth = ir.IntType(1)
+        assume = _declare(builder, "llvm.assume", ir.FunctionType(ir.VoidType(), [truth]))
+        builder.call(assume, [builder.fcmp_unordered("!=", args[0], ir.Constant(args[0].type, 0.0))])
+        return args[0]
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
 def pointer_at(typingctx: Any, address: Any, like: Any) -> Any:
     """Return the elements at an address (uint64), of `like`'s dtype. An argument is one word; an array has seven."""
     pointer = types.CPointer(like.dtype)

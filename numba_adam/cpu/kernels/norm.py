@@ -118,6 +118,9 @@ def _total(sums):  # type: ignore[no-untyped-def]
 def sum_of_squares(packed, like, rows, count, task, tasks):  # type: ignore[no-untyped-def]
     """Set `plan.sums[0]` to the sum of squares of the gradients of a plan. See `threads.launch` for the arguments.
 
+    Each thread takes its shares from the last to the first: the update begins with the gradients that the caches still
+    have, and the norm with those that the caller wrote last.
+
     Args:
         packed: from `launch_plan.pack`.
         like: any array of the compute dtype.
@@ -129,8 +132,8 @@ def sum_of_squares(packed, like, rows, count, task, tasks):  # type: ignore[no-u
     plan = unpack(packed, like)
     blocks = plan.blocks[count]
     if task < tasks:
-        share = (blocks + tasks - 1) // tasks
-        _sum_blocks(plan, count, min(blocks, task * share), min(blocks, (task + 1) * share))
+        share, turn = (blocks + tasks - 1) // tasks, tasks - 1 - task
+        _sum_blocks(plan, count, min(blocks, turn * share), min(blocks, (turn + 1) * share))
     if is_last(task, tasks):
         plan.sums[0] = _total(plan.sums[1 : blocks + 1])
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_adam.cpu.kernels.compile import inline
-from numba_adam.cpu.kernels.element import adapt, bare_constants, moments
+from numba_adam.cpu.kernels.compile import inline, inlined, noalias_called
+from numba_adam.cpu.kernels.element import NO_DECAY, adapt, bare_constants, bare_with, moments
 from numba_adam.cpu.kernels.formats import (
     lower_bfloat16,
     pair_of_bfloat16,
@@ -17,16 +17,35 @@ from numba_adam.cpu.kernels.formats import (
     rounding_word,
     upper_bfloat16,
 )
+from numba_adam.cpu.kernels.intrinsics import nonzero, stay_called
 from numba_adam.cpu.kernels.vector_width import vectors_of
 
 _choose_width = vectors_of("bfloat16")
 
 
-@inline
+@inlined
+def _bare(c, decay):  # type: ignore[no-untyped-def]
+    """Return the constants of a step that `is_bare`, with a decay, which is not zero; None: without one."""
+    if decay is None:
+        return bare_with(c, NO_DECAY, c.eps, c.exp_avg_floor, c.exp_avg_sq_floor, c.least_exp_avg_sq)
+    return bare_with(c, nonzero(decay), c.eps, c.exp_avg_floor, c.exp_avg_sq_floor, c.least_exp_avg_sq)
+
+
+@inlined
 def adam_pairs(param, grad, exp_avg, exp_avg_sq, constants):  # type: ignore[no-untyped-def]
     """Update one array, given as words of two elements, in a step that `is_bare`."""
+    if constants.decoupled_decay == constants.zero:
+        _update_pairs(param, grad, exp_avg, exp_avg_sq, None, constants)
+    else:
+        _update_pairs(param, grad, exp_avg, exp_avg_sq, constants.decoupled_decay, constants)
+
+
+@noalias_called
+def _update_pairs(param, grad, exp_avg, exp_avg_sq, decay, constants):  # type: ignore[no-untyped-def]
+    """The same with a decay, which is not zero; None: without one."""
+    stay_called()
     _choose_width()
-    c = bare_constants(constants)
+    c = _bare(constants, decay)
     for i in range(param.size):
         p, g, m, v = param[i], grad[i], exp_avg[i], exp_avg_sq[i]
         m0, v0 = moments(lower_bfloat16(p), lower_bfloat16(g), lower_bfloat16(m), lower_bfloat16(v), c)

@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent)]  # for `programs`, which is no test 
 # These files run twice: over the network, and through shared memory where no relay is in between.
 ON_BOTH_TRANSPORTS = (
     *("test_faults", "test_forks", "test_formats", "test_frameworks", "test_interrupts", "test_model"),
-    *("test_process_level", "test_sessions", "test_small_pushes", "test_structures", "test_worker"),
+    *("test_process_level", "test_sessions", "test_small_pushes", "test_structures", "test_whole_pulls", "test_worker"),
 )
 QUICK = Backoff(first_seconds=0.01, ceiling_seconds=0.05)
 READY = "numba-adam: serving on "

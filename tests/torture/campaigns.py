@@ -64,6 +64,36 @@ CAMPAIGNS: dict[str, Campaign] = {
         "kills",
         1000,
     ),
+    "power-images": Campaign(
+        "level `disk`: every legal state of the files after a power failure is recovered",
+        ("tests/server/test_power_loss.py",),
+        "images",
+        100_000,
+    ),
+    "settings-kills": Campaign(
+        "changes of a model's settings survive deaths at named places",
+        ("tests/server/test_settings_kills.py",),
+        "tests",
+        200,
+    ),
+    "format-kills": Campaign(
+        "state in 8 bits, bfloat16 and averages survives kills with the library's bits",
+        ("tests/server/test_state_formats_kills.py",),
+        "tests",
+        200,
+    ),
+    "rounds": Campaign(
+        "`mode=sync`: no schedule of a round applies a gradient twice or answers it wrongly",
+        ("tests/server/test_round_schedules.py",),
+        "schedules",
+        100_000,
+    ),
+    "round-kills": Campaign(
+        "`mode=sync`: a held gradient is in its round after kills",
+        ("tests/server/test_round_kills.py",),
+        "tests",
+        200,
+    ),
     "memory-kills": Campaign(
         "level `memory`: kills restore whole versions only",
         ("tests/server/test_kills.py",),
@@ -96,6 +126,25 @@ CAMPAIGNS: dict[str, Campaign] = {
         ("tests/server/test_saving.py", "tests/server/test_failures.py"),
         "tests",
         1,
+    ),
+    "pulls": Campaign(
+        "a pull is one version, whole, and not older than was asked for, on both transports",
+        ("tests/client/test_whole_pulls.py",),
+        "pulls",
+        1_000_000,
+    ),
+    "bad-numbers": Campaign(
+        "a push with a number that no update may take changes nothing, wherever the number is",
+        ("tests/server/test_bad_numbers.py",),
+        "refused",
+        10_000,
+    ),
+    "soak": Campaign(
+        "a server that works for long takes no more memory, descriptors, threads and disk",
+        ("tests/server/test_soak.py",),
+        "turns",
+        200_000,
+        {"SOAK_TURNS": "3000"},
     ),
     "malformed": Campaign(
         "malformed requests never crash a server, hang it, or take more than its budget",

@@ -64,9 +64,14 @@ def append(path: Path, done: Round) -> None:
         file.write(("\n" if is_torn else "") + json.dumps(done._asdict()) + "\n")
 
 
+def latest(rounds: list[Round]) -> list[Round]:
+    """Return the last run of each round. One that had failed may have been run again, with its seed."""
+    return list({(each.campaign, each.seed): each for each in rounds}.values())
+
+
 def total(rounds: list[Round], name: str, campaign: Campaign) -> int:
     """Return how much of a campaign was done."""
-    return sum(each.counts.get(campaign.counts, 0) for each in rounds if each.campaign == name)
+    return sum(each.counts.get(campaign.counts, 0) for each in latest(rounds) if each.campaign == name)
 
 
 def unfinished(campaigns: dict[str, Campaign], rounds: list[Round]) -> Iterator[str]:
@@ -125,16 +130,19 @@ def as_table(campaigns: dict[str, Campaign], rounds: list[Round]) -> str:
     """Return the rounds as a Markdown table, for a document in docs/."""
     lines = ["| | | | | |", "|---|---|---|---|---|"]
     for name, campaign in campaigns.items():
-        own = [each for each in rounds if each.campaign == name]
+        own = [each for each in latest(rounds) if each.campaign == name]
         counts: Counter[str] = Counter()
         for each in own:
             counts.update(each.counts)
         others = [f"{counts[key]:,} {key}" for key in sorted(counts) if key not in (campaign.counts, "tests")]
         ran = ", ".join([f"{counts[campaign.counts]:,} of {campaign.release:,} {campaign.counts}", *others])
         failed = sum(each.failed for each in own)
+        before = sum(each.failed for each in rounds if each.campaign == name) - failed
         verdict = f"**{failed} failed**" if failed else "nothing failed" if own else "not run yet"
+        verdict += f", {before} failed before they were run again" if before else ""
         files = dict.fromkeys(each.partition("::")[0] for each in campaign.tests)
         links = ", ".join(f"[{Path(each).name}](../{each})" for each in files)
-        cells = (f"`{name}`", f"{campaign.promise}: {links}", ran, f"{len(own)} rounds", verdict)
+        rounds_of = f"{len(own)} round{'s' * (len(own) != 1)}"
+        cells = (f"`{name}`", f"{campaign.promise}: {links}", ran, rounds_of, verdict)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -142,6 +142,8 @@ def _address(kernel: Any, packed: Array, like: Array, extra: Array, count: int) 
 
 def thread_count() -> int:
     """Return the number of threads of a large launch: that of `numba.set_num_threads`, else NUMBA_NUM_THREADS."""
+    if parallel._is_initialized:  # the same number in 0.1 us instead of 0.5
+        return int(parallel._get_num_threads())
     return int(numba.get_num_threads())
 
 

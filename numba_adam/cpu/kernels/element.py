@@ -138,6 +138,20 @@ def _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, begin, c):  # type: ignore[
     return begin
 
 
+@inlined
+def _adam_prefetched(param, grad, exp_avg, exp_avg_sq, ema, copy, end, c):  # type: ignore[no-untyped-def]
+    """Update whole stretches up to element `end`, and prefetch what comes later; `ema` and `copy` may be None."""
+    for begin in range(np.uint64(0), end, np.uint64(STRETCH)):
+        prefetch_stretch(param, begin)
+        prefetch_stretch(grad, begin)
+        prefetch_stretch(exp_avg, begin)
+        prefetch_stretch(exp_avg_sq, begin)
+        if ema is not None:
+            prefetch_stretch(ema, begin)
+        for k in range(STRETCH):
+            _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, begin + np.uint64(k), c)
+
+
 @noalias
 def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, lanes, constants):  # type: ignore[no-untyped-def]
     """Update one array in a step that `is_bare`, and its average and its copy in the same loop.
@@ -155,20 +169,14 @@ def adam_bare(param, grad, exp_avg, exp_avg_sq, ema, copy, prefetched, lanes, co
     """
     c = bare_constants(constants)
     rest = np.uint64(prefetched * STRETCH)
-    for begin in range(np.uint64(0), rest, np.uint64(STRETCH)):
-        prefetch_stretch(param, begin)
-        prefetch_stretch(grad, begin)
-        prefetch_stretch(exp_avg, begin)
-        prefetch_stretch(exp_avg_sq, begin)
-        if ema is not None:
-            prefetch_stretch(ema, begin)
-        for k in range(STRETCH):
-            _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, begin + np.uint64(k), c)
-    if lanes is not None:
-        if c.decoupled_decay == c.zero:
-            plain = bare_with(c, NO_DECAY, c.eps, c.exp_avg_floor, c.exp_avg_sq_floor, c.least_exp_avg_sq)
-            rest = _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, rest, plain)
-        else:
-            rest = _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, rest, c)
+    if lanes is None:
+        _adam_prefetched(param, grad, exp_avg, exp_avg_sq, ema, copy, rest, c)
+    elif c.decoupled_decay == c.zero:  # the function with vectors is so long that the branch would stay in both loops
+        plain = bare_with(c, NO_DECAY, c.eps, c.exp_avg_floor, c.exp_avg_sq_floor, c.least_exp_avg_sq)
+        _adam_prefetched(param, grad, exp_avg, exp_avg_sq, None, None, rest, plain)
+        rest = _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, rest, plain)
+    else:
+        _adam_prefetched(param, grad, exp_avg, exp_avg_sq, None, None, rest, c)
+        rest = _adam_in_lanes(param, grad, exp_avg, exp_avg_sq, rest, c)
     for i in range(rest, np.uint64(param.size)):
         _adam_one(param, grad, exp_avg, exp_avg_sq, ema, copy, i, c)

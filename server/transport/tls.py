@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +22,10 @@ from numba_adam.server.config import ServerConfig
 
 _log = logging.getLogger(__name__)
 _SOON = timedelta(days=14)
+_GRACE_SECONDS = 0.25
+"""How long the first handshake after a renewal waits, and others with it. gRPC frees what it made of the earlier files
+at once, and a thread that `fetch` has just told to keep it would read freed memory for some microseconds more: servers
+crashed. See https://github.com/grpc/grpc/issues/36693, open in November 2026."""
 
 _Identity: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
@@ -65,14 +70,19 @@ class TlsFiles:
         given = self._configuration
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            """Return the new configuration, or None to keep the one that was given last. Runs on gRPC's threads."""
+            """Return the new configuration, or None to keep the one that was given last.
+
+            gRPC calls it at the beginning of each handshake, one call at a time.
+            """
             nonlocal given
             with self._lock:
                 self._follow()
-                if given is self._configuration:
-                    return None
-                given = self._configuration
-                return given
+                new = self._configuration
+            if new is given:
+                return None
+            time.sleep(_GRACE_SECONDS)
+            given = new
+            return new
 
         wants_clients = self._client_ca is not None
         return grpc.dynamic_ssl_server_credentials(given, fetch, wants_clients)  # type: ignore[arg-type]  # may be None

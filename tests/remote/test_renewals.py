@@ -50,9 +50,8 @@ def test_a_server_whose_certificate_is_renewed_during_handshakes_does_not_crash(
 
     def connect():
         while not is_over.is_set():
-            with contextlib.suppress(OSError):
-                with socket.create_connection((host, int(port)), 800) as raw, context.wrap_socket(raw):
-                    pass
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 800) as raw:
+                context.wrap_socket(raw).close()
             connected.release()
 
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -8,7 +8,7 @@ from llvmlite import binding
 from numba import njit
 from numba.core import config
 
-from numba_adam.cpu.kernels import cache, vector_width
+from numba_adam.cpu.kernels import cache, prefetch, vector_width
 
 HASWELL = {"avx2": True, "fma": True}
 SKYLAKE = {**HASWELL, "avx512f": True, "avx512vl": True, "avx512bw": True, "avx512dq": True}
@@ -53,6 +53,21 @@ def test_roots_are_estimated_where_they_bound_the_loop(on, monkeypatch, name, es
     assert not vector_width.estimates_roots.__wrapped__()
 
 
+@pytest.mark.parametrize(("name", "cache_level"), [("znver5", 3), ("sapphirerapids", 2), ("znver4", 2)])
+def test_large_arrays_are_prefetched_to_the_cache_that_is_fastest(monkeypatch, name, cache_level):
+    """LLVM's levels of locality: 3 is the first cache, 2 the second."""
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: name)
+    chosen = vector_width.prefetches_to_first_cache.__wrapped__
+    monkeypatch.setattr(prefetch, "prefetches_to_first_cache", chosen)
+    prefetched = njit(prefetch.prefetch_stretch.py_func)  # compiled anew
+
+    prefetched(np.zeros(4096, np.float32), np.uint64(0))
+    (llvm,) = prefetched.inspect_llvm().values()
+    calls = [line for line in llvm.splitlines() if "call void @llvm.prefetch" in line]
+    assert calls
+    assert all(f"i32 {cache_level}, i32 1" in line for line in calls)
+
+
 @pytest.mark.parametrize(("name", "value"), [("CPU_NAME", "haswell"), ("CPU_FEATURES", ""), ("ENABLE_AVX", 0)])
 def test_the_choice_of_the_user_stands(on, monkeypatch, name, value):
     monkeypatch.setattr(config, name, value)
@@ -67,10 +82,11 @@ def test_a_kernel_of_one_width_is_never_loaded_where_another_is_chosen(monkeypat
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 
 
-def test_a_kernel_with_estimated_roots_is_never_loaded_where_it_is_not_chosen(monkeypatch):
+@pytest.mark.parametrize("choice", ["estimates_roots", "prefetches_to_first_cache"])
+def test_a_kernel_with_another_choice_is_never_loaded(monkeypatch, choice):
     fingerprints = []
-    for estimated in (False, True, False):
-        monkeypatch.setattr(cache, "estimates_roots", lambda estimated=estimated: estimated)
+    for chosen in (False, True, False):
+        monkeypatch.setattr(cache, choice, lambda chosen=chosen: chosen)
         fingerprints.append(cache.sources.__wrapped__().fingerprint)
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 

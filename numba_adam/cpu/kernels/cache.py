@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.core import caching, config
 
-from numba_adam.cpu.kernels.vector_width import estimates_roots, wide_bits
+from numba_adam.cpu.kernels.vector_width import estimates_roots, prefetches_to_first_cache, wide_bits
 from numba_adam.kernel_cache import location
 from numba_adam.kernel_cache.files import FaultTolerant, Locator
 from numba_adam.kernel_cache.notice import Notice
@@ -31,6 +31,7 @@ def sources() -> Sources:
     """Return what the machine code depends on besides the CPU, which is in Numba's own index."""
     settings = [f"{name}={getattr(config, name, None)}" for name in _SETTINGS]
     settings.append(f"vectors={wide_bits()}, estimated roots={estimates_roots()}")
+    settings.append(f"prefetch to the first cache={prefetches_to_first_cache()}")
     return Sources(CPU_KERNELS, numba.__version__, llvmlite.__version__, np.__version__, *settings)
 
 

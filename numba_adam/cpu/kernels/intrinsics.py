@@ -200,18 +200,19 @@ def leave_ieee(typingctx: Any, before: Any) -> Any:
     return types.void(types.uint64), codegen
 
 
-_READ, _SECOND_CACHE, _DATA = 0, 2, 1  # arguments of llvm.prefetch
+FIRST_CACHE, SECOND_CACHE = 3, 2  # where llvm.prefetch puts a line
+_READ, _DATA = 0, 1  # its other arguments
 
 
-def prefetch_line(builder: Any, address: Any) -> None:
+def prefetch_line(builder: Any, address: Any, cache: int = SECOND_CACHE) -> None:
     """Prefetch the line of an address, which need not be one of this process.
 
-    The second-level cache can have more lines under way at once than the first, and is faster in the end.
+    On most CPUs the second-level cache can have more lines under way at once than the first, and is faster in the end.
     """
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     type_ = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], type_)
-    options = [number(_READ), number(_SECOND_CACHE), number(_DATA)]
+    options = [number(_READ), number(cache), number(_DATA)]
     builder.call(function, [builder.inttoptr(address, pointer), *options])
 
 

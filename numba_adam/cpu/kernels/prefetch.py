@@ -16,7 +16,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from numba_adam.cpu.kernels.compile import inline, inlined
-from numba_adam.cpu.kernels.intrinsics import LINE, prefetch_line
+from numba_adam.cpu.kernels.intrinsics import FIRST_CACHE, LINE, SECOND_CACHE, prefetch_line
+from numba_adam.cpu.kernels.vector_width import prefetches_to_first_cache
 
 STRETCH = 32  # elements between two prefetches: a loop of this length is plain vector code
 _DISTANCE = 512  # elements from the loop to what it prefetches
@@ -54,9 +55,9 @@ def _prefetch_lines(typingctx: Any, address: Any, like: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         item_bytes = context.get_abi_sizeof(context.get_value_type(like.dtype))
-        word = ir.IntType(64)
+        word, cache = ir.IntType(64), FIRST_CACHE if prefetches_to_first_cache() else SECOND_CACHE
         for skip in range(0, STRETCH * item_bytes, LINE):
-            prefetch_line(builder, builder.add(args[0], word(_DISTANCE * item_bytes + skip)))
+            prefetch_line(builder, builder.add(args[0], word(_DISTANCE * item_bytes + skip)), cache)
         return context.get_dummy_value()
 
     return types.void(types.uint64, like), codegen

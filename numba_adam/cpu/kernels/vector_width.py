@@ -1,4 +1,4 @@
-"""How wide the vectors of each kernel are. Imports Numba and llvmlite.
+"""What the kernels choose from the CPU: first of all, how wide their vectors are. Imports Numba and llvmlite.
 
 On Intel CPUs with AVX-512, LLVM prefers vectors of 256 bits. Early CPUs with AVX-512 lowered their clock where a
 program used 512. From Ice Lake on they do not, and loops with much arithmetic are faster with 512 bits. So these loops
@@ -71,6 +71,17 @@ def wide_bits() -> int:
 def estimates_roots() -> bool:
     """Say whether the float32 update estimates a part of its roots; see `roots`."""
     return bool(wide_bits()) and binding.get_host_cpu_name().startswith(_WITH_ONE_DIVIDER)
+
+
+@functools.cache
+def prefetches_to_first_cache() -> bool:
+    """Say whether float32 and float64 updates of large arrays prefetch to the first cache, not only to the second.
+
+    On the EPYC of MEASURED, CPU time of one thread, load 8 to 11: 0.94 [0.90, 0.99] for 20 million float32 elements,
+    0.92 [0.91, 0.92] for 10 million float64, 0.91 [0.86, 0.93] for ResNet-50's 161 arrays, 1.02 [0.95, 1.06] with an
+    average. Not measured on other CPUs.
+    """
+    return binding.get_host_cpu_name() == "znver5"
 
 
 def vectors_of(kind: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,3 +61,14 @@ class Campaign:
 @pytest.fixture
 def campaign() -> Campaign:
     return Campaign()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _memory_of_killed_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A killed server leaves its memory for the next one, which a test may never start: remove it at the end."""
+    yield
+    ours = os.fsencode(tmp_path_factory.getbasetemp().resolve()) + b"/"
+    for owner in Path("/dev/shm", f"numba-adam-{os.geteuid()}").glob("*.owner"):
+        if owner.read_bytes().startswith(ours):
+            shutil.rmtree(owner.with_suffix(""), ignore_errors=True)
+            owner.unlink()

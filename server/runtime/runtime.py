@@ -109,6 +109,7 @@ class Runtime:
             self._memory.sweep(names)
             for name in names:
                 self.registry.add(loader.restore(name))
+            self._memory.report_forsaken()
         except BaseException:
             self._data_folder.close()
             raise

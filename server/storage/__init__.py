@@ -5,6 +5,7 @@
     snapshot_files   the names of those files
     segment          a part of the journal of the level `disk`; segments are those of one model
     journal          the journal of the level `process`, in the memory_folder
+    memory_owner     says whose a memory_folder is
     manifest         the list of models, and how the last run ended
     holder           waits for a killed process that still holds the folder's lock
     last_run         decides whether a model's newest snapshot is its last state

@@ -5,7 +5,7 @@
     DIR/numba-adam-UID/KEY/NAME/gradient-K   gradients that are being received or applied, likewise
 
 DIR is a file system in memory, so nothing here is ever written to a disk or fsynced, and nothing survives a stop of the
-machine. KEY belongs to one data folder. Imports durable files and the error tree.
+machine. KEY belongs to one data folder. Imports its owner, keys and the error tree.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Collection
@@ -22,6 +23,7 @@ from pathlib import Path
 from numba_adam.errors import ConfigurationError, TransferTooLargeError
 from numba_adam.kernel_cache import private_folder
 from numba_adam.server.storage.keys import Keys
+from numba_adam.server.storage.memory_owner import OwnerFile, forsaken, key_of
 
 _log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -134,10 +136,11 @@ class MemoryFolder:
     """
 
     def __init__(self, parent: Path, data_dir: Path) -> None:
-        status = (data_dir / "lock").stat()
         root = parent.resolve() / f"numba-adam-{os.geteuid()}" if parent.is_dir() else data_dir / "memory"
-        self.path = root / f"{status.st_dev:x}-{status.st_ino:x}"
+        self.path = root / key_of(data_dir)
         """The folder."""
+
+        self._owner = OwnerFile(self.path, data_dir)
 
         self.boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
         """Id of the machine's last start. Files on a disk may be older."""
@@ -155,6 +158,8 @@ class MemoryFolder:
         try:
             private_folder.make(self.path)
             reason = private_folder.why_unsafe(self.path) or private_folder.why_unsafe(self.path.parent)
+            if not reason:
+                self._owner.take()
         except OSError as error:
             reason = str(error)
         if reason:
@@ -185,7 +190,21 @@ class MemoryFolder:
                 _log.info("%s: removed, the model does not exist", path)
                 ModelMemory(path).remove()
 
+    def report_forsaken(self) -> None:
+        """Log which other memory no server uses whose data folder is not where it was."""
+        for each in forsaken(self.path):
+            _log.warning(
+                "%s: %.0f MB of memory are left of a server that was killed, and its data folder %s is not there. If "
+                "it was moved, start a server on it. If it was deleted, free the memory: rm -r %s %s",
+                each.folder,
+                each.nbytes / 1e6,
+                each.data_dir,
+                shlex.quote(str(each.folder)),
+                shlex.quote(str(each.owner)),
+            )
+
     def close(self) -> None:
         """Remove the folder, if no model is in it."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
+        self._owner.release(is_empty=not self.path.exists())

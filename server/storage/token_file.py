@@ -126,7 +126,7 @@ def read(folder: Path, keys: Keys = NO_KEYS) -> tuple[Token, ...]:
         raise
     except SnapshotError as error:
         raise ConfigurationError(str(error)) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigurationError(
             f"{path}: it cannot be read ({type(error).__name__}); restore it, or remove it"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import numpy as np
@@ -17,6 +18,7 @@ from numba_adam.cli import main
 from numba_adam.client import ParameterClient, Tls
 from numba_adam.errors import AccessDeniedError, ConfigurationError, UnauthenticatedError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
+from numba_adam.server.storage import token_file
 from numba_adam.server.transport.access import NEEDS
 
 LONG = 800.0
@@ -171,7 +173,9 @@ def test_an_expired_token_is_refused(make_token, connect, admin, tmp_path):
         '{"format": 2, "tokens": []}',
         "[]",
         '{"format": 1, "tokens": [], "xxh3_64": "0"}',
+        "[" * 100_000,
     ],
+    ids=lambda content: content[:40],
 )
 def test_with_a_damaged_file_no_token_is_valid_until_it_is_repaired(content, connect, admin, tmp_path, caplog):
     path = tmp_path / "data" / "tokens.json"
@@ -186,6 +190,23 @@ def test_with_a_damaged_file_no_token_is_valid_until_it_is_repaired(content, con
     assert main(["token", "list", "--data-dir", str(path.parent)]) == 1
     path.write_text(before)
     assert connect(admin).list_models() == []
+
+
+def test_each_of_many_tokens_opens_its_own_model_only(connect, admin, tmp_path):
+    client = connect(admin)
+    for number in range(3):
+        client.create_model(f"m{number}", {"w": WEIGHTS})
+    secrets, folder = [token_file.new_secret() for _ in range(300)], tmp_path / "data"
+    ends = datetime.now(UTC) + timedelta(days=1)
+    tokens = [
+        token_file.Token(f"t{number}", token_file.digest_of(secret), ends, {f"m{number % 3}": token_file.Scope.PULL})
+        for number, secret in enumerate(secrets)
+    ]
+    with token_file.changing(folder):
+        token_file.write(folder, [*token_file.read(folder), *tokens])
+    for number in (0, 1, 149, 299):
+        assert [model.name for model in connect(secrets[number]).list_models()] == [f"m{number % 3}"]
+    assert len(connect(admin).list_models()) == 3
 
 
 def test_a_file_that_others_may_write_to_makes_no_token_valid(connect, admin, tmp_path):

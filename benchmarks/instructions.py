@@ -3,6 +3,7 @@
 Numba compiles the kernels for each CPU, with LLVM preferring vectors of 256 and of 512 bits. llvm-mca simulates the
 loops, and says how many cycles they take if every load hits the first cache. It belongs to LLVM (Debian: `apt install
 llvm-19`); its path is `LLVM_MCA`, by default `llvm-mca`. Versions before 16 do not know these CPUs.
+LLVM 19 simulates Zen 5 (znver5) as Zen 4. It overstates the cycles there: roots and divisions take half as long.
 
     CPU, bits       CPU that is simulated, preferred width
     instructions    per 16 elements

@@ -31,7 +31,7 @@ from numba_adam.cpu.kernels.eight_bit import (
     widen_root,
 )
 from numba_adam.cpu.kernels.element import NO_DECAY, NO_FLOOR, adapt, bare_with, moments
-from numba_adam.cpu.kernels.intrinsics import LINE, array_at, copy_bytes, pointer_at, stay_called
+from numba_adam.cpu.kernels.intrinsics import LINE, array_at, copy_bytes, nonzero, pointer_at, stay_called
 from numba_adam.cpu.kernels.prefetch import prefetch_lines_of
 from numba_adam.numerics.eight_bit import BLOCK
 from numba_adam.numerics.eight_bit_codecs import DITHER_STEP, RATIO_SPAN, ROOT_SPAN
@@ -99,10 +99,10 @@ def _pointers(scratch):  # type: ignore[no-untyped-def]
 
 @inlined
 def _constants(c, decay):  # type: ignore[no-untyped-def]
-    """Return the constants of a step that `is_bare`, with a decay; None: without one."""
+    """Return the constants of a step that `is_bare`, with a decay, which is not zero; None: without one."""
     if decay is None:
         return bare_with(c, NO_DECAY, c.eps, NO_FLOOR, NO_FLOOR, NO_FLOOR)
-    return bare_with(c, decay, c.eps, NO_FLOOR, NO_FLOOR, NO_FLOOR)
+    return bare_with(c, nonzero(decay), c.eps, NO_FLOOR, NO_FLOOR, NO_FLOOR)
 
 
 @inlined

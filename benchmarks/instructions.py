@@ -103,7 +103,7 @@ def _simulated(loop: _Loop, cpu: str) -> tuple[str, str, str]:
     pressure: dict[str, float] = {}
     for entry in region["ResourcePressureView"]["ResourcePressureInfo"]:
         if entry["InstructionIndex"] == len(region["Instructions"]):  # the sum of all instructions
-            pressure[units[entry["ResourceIndex"]]] = entry["ResourceUsage"] * share
+            pressure[units[entry["ResourceIndex"]].rstrip("\0")] = entry["ResourceUsage"] * share
     busiest = sorted(pressure.items(), key=lambda item: -item[1])[:_BUSIEST]
     cycles = summary["TotalCycles"] / summary["Iterations"] * share
     instructions = summary["Instructions"] / summary["Iterations"] * share

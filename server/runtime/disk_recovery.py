@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from numba_adam.server.storage.segment import Reader, Record
 from numba_adam.server.storage.segments import Beginning, Segments
 
 _log = logging.getLogger(__name__)
+_REPORT_SECONDS = 2.0
 
 
 class _Segment(NamedTuple):
@@ -86,8 +88,12 @@ class Recovery:
 
     def _replay_one(self, segment: _Segment) -> None:
         model, reader = self._model, segment.reader
-        version = model.version
+        version, next_report = model.version, time.monotonic() + _REPORT_SECONDS
         for record in segment.records:
+            if time.monotonic() >= next_report:
+                share = 100 * record.gradient_at // max(reader.status.st_size, 1)
+                _log.info("model %s: %s: replaying, %d %% done", model.spec.name, segment.path, share)
+                next_report = time.monotonic() + _REPORT_SECONDS
             event = self._event_of(record, reader)
             gradient = model.arena.pending[: record.gradient_bytes // model.arena.dtype.itemsize]
             if not reader.gradient(record, gradient):

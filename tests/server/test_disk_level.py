@@ -1,6 +1,7 @@
 """At the level `disk` an acknowledged push survives a power failure, and workers do not notice."""
 
 import random
+import re
 import shutil
 import threading
 
@@ -67,6 +68,20 @@ def test_a_push_is_there_after_a_power_failure_and_its_retry_gets_the_same_answe
     again = session.push({"x": gradient_of(0, 3)}, sequence=3)
     assert (again.duplicate, again.version) == (True, 3)
     assert session.push({"x": gradient_of(0, 4)}).version == 4
+
+
+def test_a_long_replay_says_how_far_it_is(serve, peers, start):
+    process = serve()
+    peer = peers(process.address)
+    peer.create({"x": start}, lr=0.01, durability=DISK)
+    session = peer.session()
+    for number in range(1, 6):
+        session.push({"x": gradient_of(0, number)})
+    process.kill()
+    process = serve(first="from numba_adam.server.runtime import disk_recovery; disk_recovery._REPORT_SECONDS = 0.0")
+    shares = [int(found) for found in re.findall(r"model model: .*: replaying, (\d+) % done", process.log.read_text())]
+    assert shares == [0, 0, 20, 40, 60, 80]  # the session, and five gradients
+    assert peers(process.address).state().version == 5
 
 
 @pytest.mark.campaign

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Install what some campaigns need and this machine lacks: Prometheus, and the tools that make network namespaces.
+# Install what some campaigns need and this machine lacks: Prometheus, the tools that make network namespaces, and
+# libfiu, which makes the file operations of a process fail.
 # The packages are Debian's, and only root can install them. For anyone else, those tests are skipped.
 set -eu
 
 missing=""
-for pair in prometheus:prometheus iproute2:ip util-linux:unshare; do
+for pair in prometheus:prometheus iproute2:ip util-linux:unshare fiu-utils:fiu-run; do
     command -v "${pair#*:}" >/dev/null || missing="$missing ${pair%:*}"
 done
 [ -n "$missing" ] || exit 0

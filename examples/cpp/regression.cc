@@ -6,7 +6,7 @@
 //
 // For a server with TLS and tokens, set NUMBA_ADAM_SERVER_CA (a file) and NUMBA_ADAM_TOKEN: see docs/remote.md.
 //
-// Kill the server with kill -9 and start it again: the worker goes back with it to the last snapshot, and goes on.
+// Kill the server with kill -9, even the process that supervises it, and start it again: no acknowledged push is lost.
 
 #include <cmath>
 #include <cstdio>
@@ -30,6 +30,7 @@ ps::ModelSpec Spec() {
   ps::ModelSpec spec;
   spec.set_name("regression-cpp");
   spec.set_dtype(ps::DTYPE_FLOAT64);
+  spec.set_durability(ps::DURABILITY_PROCESS);  // an acknowledged push survives kill -9 of the server
   auto* weights = spec.add_tensors();  // the order of the arrays is the order of their bytes
   weights->set_name("weights");
   weights->add_shape(kInputs);

@@ -8,7 +8,7 @@
 //
 // For a server with TLS and tokens, set NUMBA_ADAM_SERVER_CA (a file) and NUMBA_ADAM_TOKEN: see docs/remote.md.
 //
-// Kill the server with kill -9 and start it again: the worker goes back with it to the last snapshot, and goes on.
+// Kill the server with kill -9, even the process that supervises it, and start it again: no acknowledged push is lost.
 
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
@@ -19,6 +19,7 @@ const PIXELS = 64, HIDDEN = 32, DIGITS = 10, BATCH = 64;
 const spec = {
   name: 'digits-node',
   dtype: 'DTYPE_FLOAT32',
+  durability: 'DURABILITY_PROCESS', // an acknowledged push survives kill -9 of the server
   tensors: [ // their order is the order of their bytes
     { name: 'w1', shape: [PIXELS, HIDDEN] },
     { name: 'b1', shape: [HIDDEN] },

@@ -59,6 +59,7 @@ class Supervisor:
                 ended = self._watch(Child(self._serve, self._address, handled), woken)
                 status = self._final_status(ended)
                 if status is not None:
+                    self._say_if_final(ended, status)
                     break
                 if SERVING in ended.reports and time.monotonic() - start > _STABLE_SECONDS:
                     self._crashes = 0
@@ -108,6 +109,12 @@ class Supervisor:
         is_refused = DAMAGED in ended.reports or (REFUSED in ended.reports and not may_pass)
         code = os.waitstatus_to_exitcode(ended.status)
         return abs(code) if self._is_stopping or is_refused or code == 0 or code in self._final else None
+
+    def _say_if_final(self, ended: Ended, status: int) -> None:
+        """Say that a serving process is not started again, where its log alone does not explain it."""
+        if status in self._final and not self._is_stopping:
+            _log.error("the serving process %s: it is not started again; its last message says why", ended.why)
+            self._notifier.send(f"STATUS=the serving process {ended.why}; it is not started again")
 
     def _pause(self, ended: Ended, woken: int) -> bool:
         """Say why the serving process died, and wait before the next; return False if a stop came meanwhile."""

@@ -27,6 +27,18 @@ LONG_PAUSES = (
     "from numba_adam.cli import main\n"
     "sys.exit(main(sys.argv[1:]))",
 )
+FAILING_DISK = (
+    "-c",
+    "import os, sys\n"
+    "real = os.fdatasync\n"
+    "def fdatasync(descriptor):\n"
+    "    if os.path.exists('broken'):\n"
+    "        raise OSError(5, os.strerror(5))\n"
+    "    real(descriptor)\n"
+    "os.fdatasync = fdatasync\n"
+    "from numba_adam.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))",
+)
 
 
 class Supervised:
@@ -282,6 +294,73 @@ def test_a_start_that_is_refused_is_one_line_and_not_tried_again(supervised, tmp
     lines = server.log.read_text().splitlines()
     assert [line for line in lines if line.startswith("numba-adam: ")] == lines[-1:]
     assert "starting it again" not in "".join(lines)
+
+
+def test_a_failed_fsync_ends_both_with_74_and_is_not_tried_again(supervised, tmp_path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(800)
+        server = supervised(program=FAILING_DISK, env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")})
+        address = server.address()
+        with client_of(address) as client:
+            model = client.create_model("m", {"w": np.zeros(1000, np.float32)}, durability="disk")
+            assert model.push(GRADS).version == 1
+            (tmp_path / "broken").touch()
+            failing = model.push_async(GRADS)
+            assert server.process.wait(800) == 74
+            assert not failing.done()
+            shown = server.log.read_text()
+            (tmp_path / "broken").unlink()
+            assert supervised(listen=address).address() == address
+            assert failing.result(800).version == 2
+        assert manager.recv(4096).decode().startswith("READY=1\n")
+        assert manager.recv(4096).decode() == (
+            "STATUS=the serving process ended with exit status 74; it is not started again"
+        )
+    assert "00000001.journal: fsync failed ([Errno 5] Input/output error)" in shown
+    assert "ended with exit status 74: it is not started again" in shown
+    assert "starting it again" not in shown
+
+
+def test_a_port_that_is_taken_meanwhile_is_tried_again_until_it_is_free(supervised) -> None:
+    server = supervised()
+    address = server.address()
+    with client_of(address) as client:
+        assert client.create_model("m", GRADS).push(GRADS).version == 1
+    child = server.child()
+    server.process.send_signal(signal.SIGSTOP)  # it must not be faster than the thief
+    os.kill(child, signal.SIGKILL)
+    assert ends(child)
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        server.process.send_signal(signal.SIGCONT)
+        server.wait_for("restart 2 of at most 10")
+        assert "numba-adam: " in server.log.read_text()  # why it does not start
+    with client_of(address) as client:
+        assert client.open_model("m").push(GRADS).version == 2
+    server.process.terminate()
+    assert server.process.wait(800) == 0
+    assert server.process.stdout.read() == ""
+
+
+@pytest.mark.parametrize("whom", ["server", pytest.param("supervisor", marks=pytest.mark.campaign)])
+def test_a_kill_during_a_stop_ends_both_and_loses_no_push(supervised, whom) -> None:
+    server = supervised()
+    with client_of(server.address()) as client:
+        model = client.create_model("m", {"w": np.zeros(1000, np.float32)})
+        assert model.push(GRADS).version == 1
+    child = server.child()
+    os.kill(child, signal.SIGSTOP)  # it cannot finish its stop before the kill
+    server.process.terminate()
+    if whom == "supervisor":
+        server.process.kill()
+    else:
+        os.kill(child, signal.SIGKILL)
+    assert server.process.wait(800) == -signal.SIGKILL
+    assert ends(child)
+    assert "starting it again" not in server.log.read_text()
+    again = supervised()
+    with client_of(again.address()) as client:
+        assert client.open_model("m").push(GRADS).version == 2
 
 
 @pytest.mark.campaign

@@ -229,12 +229,13 @@ class Process:
         "sys.exit(serve(ServerConfig(data_dir=pathlib.Path(sys.argv[1]), **options)))\n"
     )
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, **options: Any) -> None:
         self.log = folder.parent / f"{folder.name}-{uuid.uuid4().hex}.log"
-        self._was_signalled = "first" in options  # such a program may end the server
+        self._was_signalled = "first" in options or environment is not None  # these may end the server
         with self.log.open("w") as log:
             command = [sys.executable, "-c", self.PROGRAM, str(folder), json.dumps(options)]
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            variables = {**os.environ, **(environment or {})}
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables)
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], 800)
         line = self._process.stdout.readline() if ready else ""

@@ -146,6 +146,31 @@ CAMPAIGNS: dict[str, Campaign] = {
         200_000,
         {"SOAK_TURNS": "3000"},
     ),
+    "file-faults": Campaign(
+        "file operations of a real server process fail by libfiu: nothing acknowledged is lost",
+        ("tests/server/test_file_faults.py",),
+        "faults",
+        1000,
+        {"FILE_FAULTS": "6"},
+    ),
+    "disk-faults": Campaign(
+        "a failed fsync ends the server, a full disk makes it read-only, no operation that fails loses a push",
+        ("tests/server/test_disk_failures.py",),
+        "tests",
+        1,
+    ),
+    "archives": Campaign(
+        "`verify` finds every flipped byte, `restore` and `export` give the bits back",
+        ("tests/cli/test_verify.py", "tests/server/test_restoring.py", "tests/server/test_exchange.py"),
+        "tests",
+        1,
+    ),
+    "supervision": Campaign(
+        "the supervisor starts a server again, or says why not",
+        ("tests/cli/test_supervision.py",),
+        "tests",
+        200,
+    ),
     "malformed": Campaign(
         "malformed requests never crash a server, hang it, or take more than its budget",
         ("tests/server/test_malformed.py",),

@@ -93,7 +93,7 @@ PROMISES: dict[str, Promise] = {
             SERVER + "test_concurrency.py::test_a_pull_during_pushes_returns_one_version",
             CLIENT + "test_whole_pulls.py",
         ),
-        "10,200 pulls on each of both ways",
+        "10,200 pulls",
         ("pulls",),
     ),
     "P8": Promise(

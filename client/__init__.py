@@ -18,6 +18,8 @@ The files, from the public classes down to the wire:
     deletion     one deletion of a model
     settings     groups, clipping and frozen arrays; changes while a model trains
     schedules    learning rates by version
+    rounds       the mode of a model, and the wait for a round
+    workers      the workers of a model and their leases
     same_host    pulls and views through shared memory
     progress     progress reports of long transfers
     transport/   gRPC, and shared memory on the server's machine:
@@ -45,6 +47,7 @@ from numba_adam.client.settings import Change, GroupInfo, SettingsInfo
 from numba_adam.client.transport.retry import Backoff
 from numba_adam.client.transport.tls import Tls
 from numba_adam.client.worker import Step, Worker
+from numba_adam.client.workers import WorkerInfo
 from numba_adam.ps.guards import Guards
 
 __all__ = [
@@ -63,4 +66,5 @@ __all__ = [
     "Step",
     "Tls",
     "Worker",
+    "WorkerInfo",
 ]

@@ -39,9 +39,10 @@ class Ack:
 
     outcome: str = "applied"
     """"applied". "rewound": the server lost the state that the gradient was computed for, before it acknowledged the
-    push; the restored state contains it only if the snapshot does. Only with the mode "sync": "late": the round of the
-    push had closed without it. "aborted": the round had too few gradients at its timeout, and none was applied. After
-    each of the three, pull and compute the next gradient."""
+    push; the restored state contains it only if the snapshot does. "late": with the mode "sync", the round of the push
+    had closed without it; with others, it was staler than `largest_staleness`. "aborted", only with "sync": the round
+    had too few gradients at its timeout, or the mode changed, and none was applied. After each of the three, pull and
+    compute the next gradient."""
 
 
 def ack_of(answer: PushAck) -> Ack:

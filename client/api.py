@@ -28,7 +28,7 @@ from numba_adam.client.model import Model
 from numba_adam.client.model_arrays import check_initial, model_arrays_of
 from numba_adam.client.options import check_options, set_options
 from numba_adam.client.progress import Progress, Reason
-from numba_adam.client.rounds import set_mode
+from numba_adam.client.rounds import check_mode, mode_settings
 from numba_adam.client.session import Session, checked_worker_id
 from numba_adam.client.settings import check_known, first_settings, split_rate
 from numba_adam.client.structure import Template, flatten
@@ -37,11 +37,13 @@ from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Backoff
 from numba_adam.client.transport.tls import TlsArgument, choose
 from numba_adam.client.transport.token import choose_token
+from numba_adam.client.workers import WorkerInfo, evict, workers_of
 from numba_adam.errors import ConfigurationError, InvalidRequestError, RewoundError, ServiceError
 from numba_adam.ps import convert
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.errors import detail_of
 from numba_adam.ps.guards import NO_GUARDS, Guards
+from numba_adam.ps.mode_settings import DEFAULT_LEASE_SECONDS, lease_seconds_of
 from numba_adam.ps.modes import Durability
 from numba_adam.ps.schedules import Schedule
 from numba_adam.ps.v1 import model_pb2
@@ -152,6 +154,10 @@ class ParameterClient:
         workers: int | None = None,
         backup: int = 0,
         round_timeout_seconds: float | None = None,
+        staleness: int | None = None,
+        staleness_power: float = 0.0,
+        largest_staleness: int | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
         durability: str = "process",
         guards: Guards = NO_GUARDS,
         groups: Sequence[Mapping[str, Any]] | None = None,
@@ -184,13 +190,21 @@ class ParameterClient:
             ema_decay: keep an exponential moving average of the weights with this decay, in [0, 1): see
                 `Model.pull(average=True)`. None: no average.
             mode: how the server applies pushes (docs/modes.md). "async": each push is one step. "sync": each step is
-                the mean of one gradient of each of several workers, and a push waits for that.
+                the mean of one gradient of each of several workers, and a push waits for that. "ssp": as "async", but
+                a worker that is too far ahead of the slowest one waits.
             workers: for "sync": number of workers that train the model, backup workers among them.
             backup: for "sync": a step is made as soon as `workers - backup` of them have pushed. The push of a slower
                 one is not applied: the `outcome` of its ack is "late".
             round_timeout_seconds: for "sync": how long a push waits at most for those of others. Then none of them is
                 applied: the `outcome` of the acks is "aborted". None: 30. The client's `timeout_seconds` should be
                 longer.
+            staleness: for "ssp": how many pushes a worker may be ahead of the slowest one, at least 1.
+            staleness_power: the learning rates of a push are divided by (1 + its staleness) to this power: a multiple
+                of 0.5 up to 4. Its staleness is the number of versions between the parameters it was computed from and
+                those it is applied to. 0: they are not divided.
+            largest_staleness: a push that is staler is not applied: the `outcome` of its ack is "late". None: any.
+            lease_seconds: how long after the last call of a worker the others wait for it: its clock in "ssp" and its
+                gradient in an open round are then given up. Its session stays: the worker may push later.
             durability: what survives if the server's process is killed. "process" and "disk": every acknowledged
                 push; workers go on as if nothing had happened. "memory": what the last snapshot has. If the machine
                 stops, "disk" still means every acknowledged push, and the others the last snapshot. A server that
@@ -223,17 +237,23 @@ class ParameterClient:
         if not isinstance(guards, Guards):
             raise ConfigurationError(f"guards: expected Guards(largest_norm=..., ...), got {guards!r}")
         spec = _spec(_checked_name(name), arrays, hyperparameters, level)
-        set_mode(spec, mode, workers, backup, round_timeout_seconds)
+        wanted = mode_settings(mode, workers, backup, round_timeout_seconds, staleness)
+        convert.set_mode_settings(spec, wanted)
+        if lease_seconds_of(lease_seconds) != DEFAULT_LEASE_SECONDS:
+            spec.lease_seconds = lease_seconds_of(lease_seconds)
         options = Options(state_dtype, rounding, seed, ema_decay=ema_decay)
         set_options(spec, options, next(iter(arrays.values())).dtype.name)
         if (limits := convert.guards_to_proto(guards)) is not None:
             spec.guards.CopyFrom(limits)
-        settings = first_settings(hyperparameters, schedule, groups, max_grad_norm, clip_value, frozen)
+        settings = first_settings(
+            hyperparameters, schedule, groups, max_grad_norm, clip_value, frozen, staleness_power, largest_staleness
+        )
         if settings is not None:
             spec.settings.CopyFrom(settings)
         model = self._create(spec, arrays, exist_ok)
         check_options(model, spec)
         check_known(model, settings)
+        check_mode(model, spec)
         return self._handle(model, Template(form, leaves))
 
     def open_model(self, name: str, like: object = None) -> Model:
@@ -295,6 +315,22 @@ class ParameterClient:
         """Return the server's models, counters and memory use."""
         pages = self._pages("GetServerStatus", pb.GetServerStatusRequest, pb.GetServerStatusResponse, "server status")
         return server_status(list(pages))
+
+    def workers(self, model: str) -> list[WorkerInfo]:
+        """Return the workers that have a session with a model, by id. Needs the scope admin, if there are tokens."""
+        return workers_of(self._connection, _checked_name(model))
+
+    def evict(self, model: str, worker_id: str) -> None:
+        """Let nobody wait for a worker any more, as if its lease had ended.
+
+        Its clock and its gradient in an open round are given up. Its session stays, and if it pushes again, it joins
+        again. Needs the scope admin, if there are tokens.
+
+        Raises:
+            SessionUnknownError: the model has no such worker.
+            ServiceError: the call failed.
+        """
+        evict(self._connection, _checked_name(model), worker_id)
 
     def close(self, *, wait: bool = True) -> None:
         """Close the connection. May be called again; in a forked child of the client's process it does nothing.

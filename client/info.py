@@ -14,6 +14,7 @@ from numba_adam.client.settings import SettingsInfo, settings_info
 from numba_adam.errors import ConfigurationError
 from numba_adam.ps import convert
 from numba_adam.ps.guards import NO_GUARDS, Guards
+from numba_adam.ps.mode_settings import DEFAULT_LEASE_SECONDS
 from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.ps.v1 import model_pb2, parameter_service_pb2
 from numba_adam.settings.hyperparameters import Hyperparameters
@@ -64,7 +65,7 @@ class ModelInfo:
     """The optimizer's settings, as the model was created."""
 
     mode: str
-    """How the server applies pushes: "async" or "sync"."""
+    """How the server applies pushes: "async", "sync" or "ssp"."""
 
     durability: str
     """What acknowledgements promise: "memory"."""
@@ -93,6 +94,12 @@ class ModelInfo:
     rounds: RoundSettings | None = None
     """The rounds of the mode "sync"; None for other modes."""
 
+    staleness: int | None = None
+    """For the mode "ssp": how many clocks a worker may be ahead of the slowest; None for other modes."""
+
+    lease_seconds: float = DEFAULT_LEASE_SECONDS
+    """Time after a worker's last call until nobody waits for it."""
+
     def has_arrays_of(self, other: ModelInfo) -> bool:
         """Return whether both have the same arrays in the same order, so that their transfers have the same format."""
         return self.dtype == other.dtype and list(self.shapes.items()) == list(other.shapes.items())
@@ -116,6 +123,12 @@ class ModelStatus:
 
     workers: int
     """Number of workers that have a session."""
+
+    held_pushes: int = 0
+    """Number of pushes that wait in the open round."""
+
+    mean_staleness: float = 0.0
+    """The mean staleness of the pushes that were applied since the server started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +186,15 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
     """
     spec, state = model.spec, model.state
     where = f"model {spec.name!r}"
+    has_changed_mode = bool(model.settings.mode)
+    mode_name(model.settings.mode or spec.mode or model_pb2.Mode.MODE_ASYNC, where)
+    mode = convert.mode_settings_from_proto(model.settings if has_changed_mode else spec)
     return ModelInfo(
         name=spec.name,
         dtype=convert.dtype_from_proto(spec.dtype),
         shapes=MappingProxyType({tensor.name: tuple(tensor.shape) for tensor in spec.tensors}),
         hyperparameters=convert.hyperparameters_from_proto(spec.hyperparameters),
-        mode=mode_name(spec.mode or model_pb2.Mode.MODE_ASYNC, where),
+        mode=str(mode.mode),
         durability=durability_name(
             state.durability or spec.durability or model_pb2.Durability.DURABILITY_MEMORY, where
         ),
@@ -189,7 +205,9 @@ def model_info(model: model_pb2.Model) -> ModelInfo:
         guards=convert.guards_from_proto(spec.guards),
         options=convert.options_from_proto(spec.options),
         settings=settings_info(model),
-        rounds=convert.rounds_from_proto(spec),
+        rounds=mode.rounds,
+        staleness=mode.staleness,
+        lease_seconds=convert.lease_seconds_from_proto(spec),
     )
 
 
@@ -215,6 +233,8 @@ def _model_status(status: parameter_service_pb2.ModelStatus) -> ModelStatus:
         pushes_repeated=status.pushes_repeated,
         pushes_rejected=status.pushes_rejected,
         workers=status.workers,
+        held_pushes=status.held_pushes,
+        mean_staleness=status.mean_staleness,
     )
 
 

@@ -19,6 +19,7 @@ from numba_adam.client.model_arrays import Parameters, model_arrays_of
 from numba_adam.client.narrow import wire_format
 from numba_adam.client.pull import PLAIN, Pulled, Wanted, pull, wanted_as, wanted_in
 from numba_adam.client.push import Answer, Push
+from numba_adam.client.rounds import mode_settings
 from numba_adam.client.same_host import ModelMemory, gradient_memory, memory_of, parameter_views
 from numba_adam.client.sender import Sender
 from numba_adam.client.session import Session, checked_worker_id
@@ -27,7 +28,8 @@ from numba_adam.client.structure import Names, Template, flatten, gradients
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Deadline
 from numba_adam.client.worker import Worker
-from numba_adam.errors import InvalidRequestError, PushRejectedError, ServiceError
+from numba_adam.client.workers import heartbeat, leave_at_once
+from numba_adam.errors import HyperparameterError, InvalidRequestError, PushRejectedError, ServiceError
 from numba_adam.interop import count_writes
 from numba_adam.numerics.formats import Format
 from numba_adam.ps.schedules import Schedule
@@ -62,6 +64,7 @@ class Model:
         self._last_ack: Ack | None = None
         self._worker_numbers = itertools.count(1)
         self._wire: Format | None = None
+        self._loops: set[Session] = set()  # of the mode "ssp": the sessions of loops that have not left
         self._misfit = ""  # why this handle is unusable; empty: it is usable
 
     def __repr__(self) -> str:
@@ -280,6 +283,9 @@ class Model:
         session = self._session.of_another_worker(checked_worker_id(own_id))
         handle = Model(self._connection, session, self._info, self.template)
         handle._listeners, handle._wire = self._listeners, self._wire
+        handle._loops = self._loops
+        if self._info.mode == "ssp":
+            self._loops.add(session)
         worker = Worker(handle, batches, params)
         if params is not None:
             self._model_arrays.check_out(worker.leaves, "params")
@@ -300,6 +306,13 @@ class Model:
         clip_value: float | None = None,
         freeze: Sequence[str] = (),
         unfreeze: Sequence[str] = (),
+        staleness_power: float | None = None,
+        largest_staleness: float | None = None,
+        mode: str | None = None,
+        workers: int | None = None,
+        backup: int = 0,
+        round_timeout_seconds: float | None = None,
+        staleness: int | None = None,
     ) -> Change:
         """Change settings of the model while it trains, for all its workers.
 
@@ -319,6 +332,14 @@ class Model:
             clip_value: largest magnitude of an element; `math.inf`: any.
             freeze: names of arrays that pushes do not change from now on.
             unfreeze: names of arrays that they change again.
+            staleness_power: divides the learning rates of stale pushes, as in `create_model`; 0: it does not.
+            largest_staleness: largest staleness of a push; `math.inf`: any.
+            mode: another mode, with what belongs to it, as in `create_model`. Pushes that wait in a round are not
+                applied: the `outcome` of their acks is "aborted".
+            workers: for the mode "sync".
+            backup: for the mode "sync".
+            round_timeout_seconds: for the mode "sync".
+            staleness: for the mode "ssp".
 
         Returns:
             The number of the change, and the model's version at it.
@@ -328,14 +349,44 @@ class Model:
             InvalidRequestError: the model has no such group or array, or cannot have such a value; nothing was changed.
             SettingsChangedError: somebody else changed the settings at the same moment; nothing was changed.
             AccessDeniedError: the token does not have the scope admin for the model.
+            BudgetExceededError: the server has no memory for the rounds of the new mode.
             ServiceError: the call failed. Without an answer in time, the settings may have changed.
         """
+        wanted = None
+        if mode is not None:
+            wanted = mode_settings(mode, workers, backup, round_timeout_seconds, staleness)
+        elif workers is not None or backup or round_timeout_seconds is not None or staleness is not None:
+            raise HyperparameterError("mode is not given: workers, backup, round_timeout_seconds and staleness need it")
         change = change_of(
             group=group, max_grad_norm=max_grad_norm, clip_value=clip_value, freeze=freeze, unfreeze=unfreeze,
             lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=decoupled_weight_decay,
-            eps_mode=eps_mode, maximize=maximize,
+            eps_mode=eps_mode, maximize=maximize, staleness_power=staleness_power,
+            largest_staleness=largest_staleness, mode=wanted,
         )  # fmt: skip
         return change_settings(self._connection, self.name, change)
+
+    def heartbeat(self) -> None:
+        """Tell the server that this worker is alive. Every push does that too.
+
+        A worker that computes for longer than the model's `lease_seconds` calls it meanwhile, so that the others go on
+        waiting for it. Without a session, which the first push opens, nothing happens.
+
+        Raises:
+            SessionFencedError: another process with this worker id took over.
+            ServiceError: the call failed.
+        """
+        self._check_fit()
+        heartbeat(self._connection, self._session, leaving=False)
+
+    def leave(self) -> None:
+        """Tell the server that this worker pushes nothing for now: nobody waits for it any more.
+
+        Loops over `worker`, and the end of the client's `with` block, do that in the mode "ssp". If the worker pushes
+        again, it joins at the slowest clock. Raises as `heartbeat` does.
+        """
+        self._check_fit()
+        heartbeat(self._connection, self._session, leaving=True)
+        self._loops.discard(self._session)
 
     def on_rewind(self, callback: Callable[[int], None]) -> None:
         """Register a callback for rewinds: it takes the version that the server restored after it lost unsaved steps.
@@ -357,6 +408,9 @@ class Model:
             sender = self._sender
         if sender is not None:
             self._connection.shielded(lambda: sender.close(timeout_seconds))
+        if timeout_seconds and self._info.mode == "ssp":
+            for session in (self._session, *self._loops):
+                leave_at_once(self._connection, session)
 
     # --- pushes, in the order of the calls --------------------------------------------------------------------
 

@@ -143,6 +143,11 @@ class Session:
         )
         return self._connection.unary("OpenSession", request, OpenSessionResponse, deadline.remaining_seconds())
 
+    @property
+    def open_epoch(self) -> tuple[int, str]:
+        """The epoch of the open session, and the state that it belongs to; 0: none is open. From any thread."""
+        return (self.epoch, self._epoch_state_id) if self._is_open else (0, "")
+
     def forget(self) -> None:
         """Discard the session. The next push opens a new one, which fences unfinished pushes of this one.
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from numba_adam.client.transport.connection import Connection
 from numba_adam.errors import ConfigurationError, HyperparameterError, NamesError
 from numba_adam.ps import convert
+from numba_adam.ps.mode_settings import ModeSettings
 from numba_adam.ps.schedule_forms import schedule_from_proto, schedule_to_proto
 from numba_adam.ps.schedules import KINDS, Schedule
 from numba_adam.ps.v1 import model_pb2
@@ -54,6 +55,12 @@ class SettingsInfo:
 
     frozen: tuple[str, ...]
     """Names of the arrays that pushes do not change."""
+
+    staleness_power: float
+    """The learning rates are divided by (1 + staleness) to this power."""
+
+    largest_staleness: int | None
+    """Largest staleness of a push; None: any."""
 
     change: int
     """Number of the newest change; 0: there was none."""
@@ -96,6 +103,8 @@ def settings_info(model: model_pb2.Model) -> SettingsInfo:
         max_grad_norm=settings.max_grad_norm if settings.HasField("max_grad_norm") else None,
         clip_value=settings.clip_value if settings.HasField("clip_value") else None,
         frozen=tuple(settings.frozen),
+        staleness_power=settings.staleness_power,
+        largest_staleness=settings.largest_staleness if settings.HasField("largest_staleness") else None,
         change=model.change,
         changed_at_version=model.changed_at_version,
     )
@@ -108,6 +117,8 @@ def first_settings(
     max_grad_norm: object,
     clip_value: object,
     frozen: object,
+    staleness_power: object = 0.0,
+    largest_staleness: object = None,
 ) -> model_pb2.Settings | None:
     """Return the settings that a model begins with; None if a hyperparameter is all that is given.
 
@@ -125,6 +136,8 @@ def first_settings(
         max_grad_norm=_limit("max_grad_norm", max_grad_norm),
         clip_value=_limit("clip_value", clip_value),
         frozen=_names("frozen", frozen),
+        staleness_power=real("staleness_power", staleness_power),
+        largest_staleness=None if largest_staleness is None else _largest_staleness(largest_staleness),
     )
     return settings if settings != model_pb2.Settings() else None
 
@@ -154,6 +167,9 @@ def change_of(
     clip_value: float | None,
     freeze: object,
     unfreeze: object,
+    staleness_power: float | None = None,
+    largest_staleness: float | None = None,
+    mode: ModeSettings | None = None,
     **values: Any,
 ) -> pb.SettingsChange:
     """Return the message for a change; None: as before; infinity removes a limit.
@@ -165,6 +181,13 @@ def change_of(
     for name, limit in (("max_grad_norm", max_grad_norm), ("clip_value", clip_value)):
         if limit is not None:
             setattr(change, name, 0.0 if limit == math.inf else _limit(name, limit))
+    if staleness_power is not None:
+        change.staleness_power = real("staleness_power", staleness_power)
+    if largest_staleness is not None:
+        is_any = largest_staleness == math.inf
+        change.largest_staleness = 0 if is_any else _largest_staleness(largest_staleness)
+    if mode is not None:
+        convert.set_mode_settings(change, mode)
     given = {name: value for name, value in values.items() if value is not None}
     if given:
         change.groups.append(_group_change(group, given))
@@ -256,6 +279,13 @@ def _group_change(group: int | None, given: dict[str, Any]) -> pb.GroupChange:
         else:
             setattr(change, name, getattr(checked, name))
     return change
+
+
+def _largest_staleness(value: object) -> int:
+    number = whole("largest_staleness", value)
+    if not 1 <= number < 1 << 63:
+        raise HyperparameterError(f"largest_staleness={value!r}: it must be at least 1")
+    return number
 
 
 def _limit(name: str, value: object) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from numba_adam.client.ack import Ack
+from numba_adam.client.info import ModelInfo
 from numba_adam.client.structure import flatten
 from numba_adam.errors import NamesError
 from numba_adam.interop import drop_gradient, gradient_of
@@ -47,6 +48,11 @@ class _Handle(Protocol):
     @property
     def last_ack(self) -> Ack | None: ...
 
+    @property
+    def spec(self) -> ModelInfo: ...
+
+    def leave(self) -> None: ...
+
     def pull(self, min_version: int | None = None, out: Any = None) -> Any: ...
 
     def push_pull(self, grads: Any, out: Any = None) -> Any: ...
@@ -76,6 +82,8 @@ class Worker(Generic[_Batch]):
             yield batch, step
             if not step.is_skipped:
                 params = self._model.push_pull(self._gradients(step), out=self._out)
+        if self._model.spec.mode == "ssp":  # the others should not wait for a worker that is done
+            self._model.leave()
 
     def _gradients(self, step: Step) -> Any:
         if step.grads is not None:

@@ -20,7 +20,7 @@
         ├── PushRejectedError          (ValueError)   an invalid push; a retry cannot succeed
         │   ├── NonFiniteError         a NaN or an infinity in the gradients
         │   ├── GradientTooLargeError  a norm or an element beyond the model's guards
-        │   ├── LatePushError          the round of the push is closed (mode "sync")
+        │   ├── LatePushError          the round of the push is closed (mode "sync"), or the push is too stale
         │   └── RoundAbortedError      the round of the push had too few gradients at its timeout
         ├── InvalidRequestError        (ValueError)   an invalid request
         ├── SequenceError              (ValueError)   a sequence number too old or too far ahead
@@ -30,6 +30,7 @@
         ├── PushInProgressError        the same push is being received on another stream
         ├── SettingsChangedError       the settings were changed since the caller looked at them
         ├── PushHeldError              the push waits in its round; the client waits for its answer by itself
+        ├── WorkerAheadError           the worker is too many clocks ahead (mode "ssp"); the client tries again
         ├── RewoundError               the request's state was rolled back or deleted
         ├── CorruptTransferError       (OSError)      the checksum of a transfer does not match
         ├── SnapshotError              (OSError)      a snapshot could not be written or read
@@ -133,7 +134,7 @@ class GradientTooLargeError(PushRejectedError):
 
 
 class LatePushError(PushRejectedError):
-    """The round of the push is closed, so it was not applied. The client returns this as an `Ack`."""
+    """The round of the push is closed, or the push is too stale. The client returns this as an `Ack`."""
 
 
 class RoundAbortedError(PushRejectedError):
@@ -170,6 +171,10 @@ class SettingsChangedError(ServiceError):
 
 class PushHeldError(ServiceError):
     """The server has the push, and its round is still open. The client waits for the answer by itself."""
+
+
+class WorkerAheadError(ServiceError):
+    """The worker is too many clocks ahead of the slowest. Nothing was recorded; the client tries again by itself."""
 
 
 class RewoundError(ServiceError):

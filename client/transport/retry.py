@@ -29,6 +29,7 @@ _RETRYABLE = (
     errors.BudgetExceededError,
     errors.PushInProgressError,
     errors.RateLimitedError,
+    errors.WorkerAheadError,
 )
 
 
@@ -83,6 +84,8 @@ def pause_seconds(error: ServiceError, tries: int, backoff: Backoff, jitter: Cal
     """
     detail = detail_of(error)
     hint = detail.retry_after_milliseconds / 1000 if detail else 0.0
+    if isinstance(error, errors.WorkerAheadError):  # not an overload: the others may be there at any moment
+        tries = 1
     return hint + jitter() * backoff.ceiling(tries)
 
 

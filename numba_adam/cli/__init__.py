@@ -37,6 +37,7 @@ _COMMANDS = {
     "serve": _Entry("run a parameter server", "server"),
     "status": _Entry("show the models, the memory and the counters of a running server", "client"),
     "set": _Entry("change the learning rate and other settings of a model while it trains", "client"),
+    "workers": _Entry("list the workers of a model on a running server, and evict them", "client"),
     "snapshot": _Entry("write the models of a running server to disk now", "client"),
     "verify": _Entry("check every checksum of a data folder, without a server", "server"),
     "restore": _Entry("go back to a kept snapshot of a model, without a server", "server"),

@@ -19,6 +19,11 @@ settings:
   decoupled_weight_decay, maximize   true or false
   eps_mode                           hat or algorithm1
   max_grad_norm, clip_value          numbers; none: no limit any more
+  staleness_power                    0, 0.5, 1, ... 4: learning rates are divided by (1 + staleness) to this power
+  largest_staleness                  staler pushes are not applied; none: no limit any more
+  mode                               async, sync or ssp, with what belongs to it (docs/modes.md):
+  workers, backup, staleness         whole numbers
+  round_timeout_seconds              a number
   lr may be a schedule, as JSON:     lr='{"cosine": {"begin": 1e-3, "end": 1e-5, "steps": 10000}}'
                                      constant, linear, cosine, inverse_square_root, piecewise, chained
 """
@@ -26,11 +31,14 @@ _EPILOG = """\
 examples:
   numba-adam set digits lr=3e-4
   numba-adam set digits --group 1 weight_decay=0
+  numba-adam set digits mode=sync workers=4 backup=1
   numba-adam set digits max_grad_norm=1 --freeze embedding --unfreeze head.w head.b
 """
 _WORDS = {"true": True, "false": False}
-_LIMITS = ("max_grad_norm", "clip_value")
-_NUMBERS = ("lr", "eps", "weight_decay")
+_LIMITS = ("max_grad_norm", "clip_value", "largest_staleness")
+_NUMBERS = ("lr", "eps", "weight_decay", "staleness_power", "round_timeout_seconds")
+_WHOLE = ("largest_staleness", "workers", "backup", "staleness")
+_TEXTS = ("eps_mode", "mode")
 _FLAGS = ("decoupled_weight_decay", "maximize")
 
 
@@ -66,7 +74,7 @@ def _value(text: str) -> tuple[str, Any]:
         HyperparameterError: the value is of another kind.
     """
     name, equals, value = text.partition("=")
-    if not equals or name not in (*_NUMBERS, *_FLAGS, *_LIMITS, "betas", "eps_mode"):
+    if not equals or name not in (*_NUMBERS, *_FLAGS, *_LIMITS, *_WHOLE, *_TEXTS, "betas"):
         raise ConfigurationError(f"{text!r}: expected NAME=VALUE, such as lr=3e-4; see numba-adam set --help")
     try:
         return name, _parsed(name, value)
@@ -81,7 +89,7 @@ def _parsed(name: str, value: str) -> Any:
         return _WORDS[value.lower()]
     if name == "betas":
         return tuple(map(float, value.split(",")))
-    if name == "eps_mode":
+    if name in _TEXTS:
         return value
     if name in _LIMITS and value.lower() == "none":
         return float("inf")
@@ -89,4 +97,6 @@ def _parsed(name: str, value: str) -> Any:
         from numba_adam.ps.schedule_records import schedule_of
 
         return schedule_of(json.loads(value))
+    if name in _WHOLE:
+        return int(value)
     return float(value)

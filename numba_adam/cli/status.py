@@ -69,9 +69,22 @@ def _model_lines(status: ModelStatus) -> list[str]:
         f"  version  {model.version}, {loss} (durability {model.durability})",
         f"  pushes   {status.pushes_applied} applied, {status.pushes_repeated} repeated, "
         f"{status.pushes_rejected} rejected since the server started",
-        f"  workers  {status.workers}",
+        f"  mode     {_mode(status)}",
+        f"  workers  {status.workers}, mean staleness of their pushes {status.mean_staleness:.3g}",
         *(() if model.settings is None else _setting_lines(model.settings)),
     ]
+
+
+def _mode(status: ModelStatus) -> str:
+    """Return the mode in words: with "sync" the open round, with "ssp" its bound."""
+    model = status.model
+    if model.rounds is not None:
+        backup = f" and {model.rounds.backup} backup" if model.rounds.backup else ""
+        return (
+            f"{model.mode}, {model.rounds.needed}{backup} workers; round {model.version + 1} has {status.held_pushes} "
+            "gradients"
+        )
+    return model.mode if model.staleness is None else f"{model.mode}, staleness {model.staleness}"
 
 
 def _state(options: Options) -> str:
@@ -89,8 +102,13 @@ def _setting_lines(settings: SettingsInfo) -> list[str]:
     for index, group in enumerate(settings.groups):
         which = "" if len(settings.groups) == 1 else f"group {index} ({_some(group.params)}): "
         lines.append(f"  setting  {which}{_group(group)}")
-    limits = (("max_grad_norm", settings.max_grad_norm), ("clip_value", settings.clip_value))
+    limits = (
+        ("max_grad_norm", settings.max_grad_norm),
+        ("clip_value", settings.clip_value),
+        ("largest_staleness", settings.largest_staleness),
+    )
     lines += [f"  setting  {name} {limit:g}" for name, limit in limits if limit is not None]
+    lines += [f"  setting  staleness_power {settings.staleness_power:g}"] if settings.staleness_power else []
     if settings.frozen:
         lines.append(f"  frozen   {_some(settings.frozen)}")
     if settings.change:

@@ -15,6 +15,7 @@ from numba_adam.errors import DtypeError, InvalidRequestError
 from numba_adam.ps import detail
 from numba_adam.ps.guards import NAMES as GUARDS
 from numba_adam.ps.guards import Guards
+from numba_adam.ps.mode_settings import DEFAULT_LEASE_SECONDS, ModeSettings, lease_seconds_of
 from numba_adam.ps.modes import Durability, Mode
 from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.ps.v1 import model_pb2
@@ -42,7 +43,11 @@ EPS_MODES: dict[int, EpsModeName] = {
 }
 """The places of eps, by the protocol's number."""
 
-MODES: dict[int, Mode] = {model_pb2.MODE_ASYNC: Mode.ASYNC, model_pb2.MODE_SYNC: Mode.SYNC}
+MODES: dict[int, Mode] = {
+    model_pb2.MODE_ASYNC: Mode.ASYNC,
+    model_pb2.MODE_SYNC: Mode.SYNC,
+    model_pb2.MODE_SSP: Mode.SSP,
+}
 """The modes of this version, by the protocol's number."""
 
 DURABILITIES: dict[int, Durability] = {
@@ -145,25 +150,49 @@ def guards_to_proto(guards: Guards) -> model_pb2.Guards | None:
     return model_pb2.Guards(**limits) if limits else None
 
 
-def rounds_from_proto(message: model_pb2.ModelSpec) -> RoundSettings | None:
-    """Return the validated rounds of a model; None if it has none.
+def mode_settings_from_proto(message: Any) -> ModeSettings:
+    """Return the validated mode of a ModelSpec, of Settings or of a change, with what belongs to it.
 
     Raises:
         HyperparameterError: a value is out of range.
-        InvalidRequestError: a model of MODE_SYNC has no rounds, or another one has.
+        InvalidRequestError: the mode is unknown, or what belongs to it is missing, or something else is there.
     """
-    if (message.mode == model_pb2.MODE_SYNC) is not message.HasField("rounds"):
+    mode = MODES.get(message.mode or model_pb2.MODE_ASYNC)
+    if mode is None:
+        known = ", ".join(f"{name.value} ({number})" for number, name in MODES.items())
+        raise InvalidRequestError(f"mode={message.mode}: this version knows {known}")
+    if (mode is Mode.SYNC) is not message.HasField("rounds"):
         raise InvalidRequestError(f"mode={message.mode}: models of MODE_SYNC (2) need rounds, and others have none")
-    if not message.HasField("rounds"):
-        return None
-    rounds = message.rounds
+    if (mode is Mode.SSP) is not message.HasField("staleness"):
+        raise InvalidRequestError(f"mode={message.mode}: models of MODE_SSP (3) need staleness, and others have none")
+    return ModeSettings(
+        mode=mode,
+        rounds=_rounds_from_proto(message.rounds) if mode is Mode.SYNC else None,
+        staleness=message.staleness if mode is Mode.SSP else None,
+    )
+
+
+def _rounds_from_proto(rounds: model_pb2.Rounds) -> RoundSettings:
     timeout = {"timeout_seconds": rounds.timeout_seconds} if rounds.HasField("timeout_seconds") else {}
     return RoundSettings(workers=rounds.workers, backup=rounds.backup, **timeout)
 
 
-def rounds_to_proto(rounds: RoundSettings | None) -> model_pb2.Rounds | None:
-    """Return the message; None if there are no rounds."""
-    return None if rounds is None else model_pb2.Rounds(**rounds.to_record())
+def set_mode_settings(message: Any, settings: ModeSettings) -> None:
+    """Write a mode, with what belongs to it, into a ModelSpec, Settings or a change."""
+    message.mode = _MODE_NUMBERS[settings.mode]
+    if settings.rounds is not None:
+        message.rounds.CopyFrom(model_pb2.Rounds(**settings.rounds.to_record()))
+    if settings.staleness is not None:
+        message.staleness = settings.staleness
+
+
+def lease_seconds_from_proto(message: model_pb2.ModelSpec) -> float:
+    """Return the seconds of a model's leases.
+
+    Raises:
+        HyperparameterError: it is not a finite number above 0.
+    """
+    return lease_seconds_of(message.lease_seconds) if message.HasField("lease_seconds") else DEFAULT_LEASE_SECONDS
 
 
 def options_from_proto(message: model_pb2.Options) -> Options:
@@ -195,11 +224,6 @@ def options_to_proto(options: Options) -> model_pb2.Options | None:
     state_dtype: Any = _STATE_DTYPE_NUMBERS[options.state_dtype]
     rounding: Any = _ROUNDING_NUMBERS[options.rounding]
     return model_pb2.Options(state_dtype=state_dtype, rounding=rounding, seed=options.seed, ema_decay=options.ema_decay)
-
-
-def mode_to_proto(mode: Mode) -> Any:
-    """Return the protocol's number of a mode."""
-    return _MODE_NUMBERS[mode]
 
 
 def durability_to_proto(durability: Durability) -> Any:

@@ -64,6 +64,7 @@ TABLE: tuple[Row, ...] = (
     Row(Reason.REASON_HELD, errors.PushHeldError, grpc.StatusCode.UNAVAILABLE),
     Row(Reason.REASON_LATE, errors.LatePushError, grpc.StatusCode.FAILED_PRECONDITION),
     Row(Reason.REASON_ROUND_ABORTED, errors.RoundAbortedError, grpc.StatusCode.ABORTED),
+    Row(Reason.REASON_AHEAD, errors.WorkerAheadError, grpc.StatusCode.UNAVAILABLE),
     # These have no reason of their own. A wrong setting is an invalid request, the status code alone reports a missed
     # deadline, only clients raise TlsError, and nothing raises the root class on purpose.
     Row(Reason.REASON_INVALID_REQUEST, errors.ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),

@@ -16,6 +16,9 @@ class Mode(StrEnum):
     SYNC = "sync"
     """Each step is the mean of the gradients of several workers: a round."""
 
+    SSP = "ssp"
+    """As ASYNC, but no worker runs more than a number of clocks ahead of the slowest: bounded staleness."""
+
 
 class Durability(StrEnum):
     """What a crash can lose after an acknowledgement."""

@@ -34,9 +34,9 @@ class RoundSettings:
 
     def __post_init__(self) -> None:
         """Check every value, and turn numbers of other types into int and float."""
-        object.__setattr__(self, "workers", _whole("workers", self.workers, 1, MOST_WORKERS))
-        object.__setattr__(self, "backup", _whole("backup", self.backup, 0, self.workers - 1))
-        object.__setattr__(self, "timeout_seconds", _positive("round_timeout_seconds", self.timeout_seconds))
+        object.__setattr__(self, "workers", whole_number("workers", self.workers, 1, MOST_WORKERS))
+        object.__setattr__(self, "backup", whole_number("backup", self.backup, 0, self.workers - 1))
+        object.__setattr__(self, "timeout_seconds", positive_seconds("round_timeout_seconds", self.timeout_seconds))
 
     @property
     def needed(self) -> int:
@@ -51,14 +51,24 @@ class RoundSettings:
 NAMES = tuple(RoundSettings.__dataclass_fields__)
 
 
-def _whole(name: str, value: object, least: int, most: int) -> int:
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """Return a whole number.
+
+    Raises:
+        HyperparameterError: it is another number, or none.
+    """
     number = -1 if isinstance(value, bool) or not isinstance(value, numbers.Integral) else int(value)
     if not least <= number <= most:
         raise HyperparameterError(f"{name}: expected a whole number from {least} to {most}, got {value!r}")
     return number
 
 
-def _positive(name: str, value: object) -> float:
+def positive_seconds(name: str, value: object) -> float:
+    """Return a number of seconds.
+
+    Raises:
+        HyperparameterError: it is not a finite number above 0.
+    """
     number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
     if not 0 < number < math.inf:
         raise HyperparameterError(f"{name}: expected a finite number of seconds above 0, got {value!r}")

@@ -59,6 +59,15 @@ STALENESS = Metric(
     "Applied pushes, by the versions between the parameters they were computed from and those they changed.",
     _MODEL,
 )
+MODE_PUSHES = Metric(
+    "numba_adam_mode_pushes_total",
+    Kind.COUNTER,
+    "What the mode did to pushes: held in a round, ahead (told to wait), late, aborted; the last two are rejected.",
+    ("model", "outcome"),
+)
+ROUND_SECONDS = Metric(
+    "numba_adam_round_seconds", Kind.HISTOGRAM, "Rounds that closed, by seconds from their first gradient.", _MODEL
+)
 PULL_SECONDS = Metric("numba_adam_pull_seconds", Kind.HISTOGRAM, "Pulls that were sent, by seconds of sending.", _MODEL)
 RECEIVED = Metric("numba_adam_received_bytes_total", Kind.COUNTER, "Gradients of pushes with an answer.", _MODEL)
 SENT = Metric("numba_adam_sent_bytes_total", Kind.COUNTER, "Parameters that were sent.", _MODEL)
@@ -87,6 +96,8 @@ OF_MODELS = (
     PUSHES,
     PUSH_SECONDS,
     STALENESS,
+    MODE_PUSHES,
+    ROUND_SECONDS,
     PULL_SECONDS,
     RECEIVED,
     SENT,

@@ -50,6 +50,7 @@ class ServerCollector(Collector):
         for metric, read in _OF_A_MODEL.items():
             yield _values(metric, [((model.spec.name,), read(model)) for model in shown])
         yield _values(catalogue.PUSHES, [pair for model in shown for pair in _pushes(model)])
+        yield _values(catalogue.MODE_PUSHES, [pair for model in shown for pair in _mode_pushes(model)])
         for metric, histogram in _HISTOGRAMS.items():
             yield _histograms(metric, [(model.spec.name, histogram(model)) for model in shown])
 
@@ -68,6 +69,7 @@ _OF_A_MODEL: dict[Metric, Callable[[Model], float]] = {
 _HISTOGRAMS: dict[Metric, Callable[[Model], Histogram]] = {
     catalogue.PUSH_SECONDS: lambda model: model.tally.push_seconds,
     catalogue.STALENESS: lambda model: model.tally.staleness,
+    catalogue.ROUND_SECONDS: lambda model: model.tally.round_seconds,
     catalogue.PULL_SECONDS: lambda model: model.tally.pull_seconds,
     catalogue.SNAPSHOT_SECONDS: lambda model: model.tally.snapshot_seconds,
 }
@@ -80,6 +82,17 @@ def _pushes(model: Model) -> Iterator[tuple[tuple[str, ...], float]]:
         "repeated": counters.repeated,
         "rejected": counters.rejected,
         "failed": model.tally.failed_pushes,
+    }
+    return (((model.spec.name, outcome), count) for outcome, count in outcomes.items())
+
+
+def _mode_pushes(model: Model) -> Iterator[tuple[tuple[str, ...], float]]:
+    tally = model.tally
+    outcomes = {
+        "held": tally.held_pushes,
+        "ahead": tally.ahead_pushes,
+        "late": tally.late_pushes,
+        "aborted": tally.aborted_pushes,
     }
     return (((model.spec.name, outcome), count) for outcome, count in outcomes.items())
 

@@ -5,7 +5,9 @@
     steering         the settings that may change while it trains
     changes          the changes of the settings, and the answers to their requests
     requests         callers' requests as plain values; checks that a push fits a model
-    push_ledger      which pushes were applied, and their answers
+    push_ledger      which pushes were applied
+    answers          the answers to pushes, which the ledger keeps
+    rounds, clocks   the open round of the mode "sync"; the clocks of the mode "ssp"
     digests          digests that recognize a repeated push
     arena            the model's memory
     sharing          which version the memory has, for other processes that read it

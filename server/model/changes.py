@@ -16,6 +16,7 @@ import xxhash
 
 from numba_adam.errors import HyperparameterError, InvalidRequestError, SettingsChangedError
 from numba_adam.ps.detail import with_detail
+from numba_adam.ps.mode_settings import ModeSettings
 from numba_adam.ps.schedule_records import schedule_record
 from numba_adam.ps.schedules import Schedule
 from numba_adam.server.model.records import check_keys
@@ -56,13 +57,28 @@ class SettingsChange(NamedTuple):
     unfreeze: tuple[str, ...] = ()
     """Names of the arrays that change again."""
 
+    staleness_power: float | None = None
+    """Power of the staleness by which learning rates are divided."""
+
+    largest_staleness: int | None = None
+    """Largest staleness; 0: any."""
+
+    mode: ModeSettings | None = None
+    """Another mode."""
+
     def digest(self) -> str:
         """Return a digest of the content, by which a repeated request is known."""
         groups = [
             [each.group, sorted(each.values.items()), each.schedule and schedule_record(each.schedule)]
             for each in self.groups
         ]
-        return xxhash.xxh3_64_hexdigest(json.dumps([groups, *self[1:]], separators=(",", ":")).encode())
+        newer = {
+            **({} if self.staleness_power is None else {"staleness_power": self.staleness_power}),
+            **({} if self.largest_staleness is None else {"largest_staleness": self.largest_staleness}),
+            **({} if self.mode is None else {"mode": self.mode.to_record()}),
+        }  # without them, the digest is that of earlier releases
+        content = [groups, *self[1:5], *([newer] if newer else [])]
+        return xxhash.xxh3_64_hexdigest(json.dumps(content, separators=(",", ":")).encode())
 
 
 class ChangeRequest(NamedTuple):
@@ -207,6 +223,11 @@ def changed(settings: Steering, change: SettingsChange, names: Sequence[str], dt
         max_grad_norm=_limit("max_grad_norm", change.max_grad_norm, settings.max_grad_norm),
         clip_value=_limit("clip_value", change.clip_value, settings.clip_value),
         frozen=settings.frozen - unfreeze | freeze,
+        staleness_power=settings.staleness_power if change.staleness_power is None else change.staleness_power,
+        largest_staleness=(
+            settings.largest_staleness if change.largest_staleness is None else change.largest_staleness or None
+        ),
+        mode=settings.mode if change.mode is None else change.mode,
     )
     return result.check(dtype, settings.groups[0].hyperparameters.amsgrad)
 

@@ -105,9 +105,16 @@ class Abortion(NamedTuple):
     """The error message."""
 
 
-Event = Opening | Acceptance | Rejection | Change | Holding | Closing | Abortion
+class Departure(NamedTuple):
+    """Nobody waits for a worker any more: its lease is over, or it left."""
 
-_KINDS = (Opening, Acceptance, Rejection, Change, Holding, Closing, Abortion)
+    worker_id: str
+    """The worker."""
+
+
+Event = Opening | Acceptance | Rejection | Change | Holding | Closing | Abortion | Departure
+
+_KINDS = (Opening, Acceptance, Rejection, Change, Holding, Closing, Abortion, Departure)
 _SCALED = 16  # added to the kind of an acceptance with a loss scale
 _SCALE = struct.Struct("<d")
 _HEAD = struct.Struct("<B4Q")  # kind; epoch, sequence, base version or reason, gradient
@@ -126,6 +133,8 @@ def encode(event: Event) -> bytes:
         return _HEAD.pack(kind, 0, 0, 0, 0)
     if isinstance(event, Abortion):
         return b"".join((_HEAD.pack(kind, 0, 0, 0, 0), *_texts(event.message)))
+    if isinstance(event, Departure):
+        return b"".join((_HEAD.pack(kind, 0, 0, 0, 0), *_texts(event.worker_id)))
     key, content = event.key, event.content
     texts = _texts(key.worker_id, content.header, content.payload)
     if isinstance(event, Acceptance):
@@ -157,6 +166,8 @@ def decode(record: bytes, state_id: str) -> Event:
             event = Closing()
         elif _KINDS[kind] is Abortion:
             event = Abortion(texts.next())
+        elif _KINDS[kind] is Departure:
+            event = Departure(texts.next())
         elif _KINDS[kind] is Opening:
             event = Opening(texts.next(), texts.next())
         elif _KINDS[kind] is Change:
@@ -188,13 +199,15 @@ def replay(ledger: PushLedger, event: Event) -> None:
         ledger.accept(event.key, event.base_version, event.present, event.content)
     elif isinstance(event, Change):
         settings = Steering.from_record(json.loads(event.settings))
-        ledger.changes.make(event.request_id, event.digest, settings, ledger.version)
+        ledger.change(event.request_id, event.digest, settings)
     elif isinstance(event, Holding):
         ledger.hold(event.key, event.present, event.content, event.gradient)
     elif isinstance(event, Closing):
         ledger.close_round()
     elif isinstance(event, Abortion):
         ledger.abort_round(event.message)
+    elif isinstance(event, Departure):
+        ledger.depart(event.worker_id)
     else:
         ledger.reject(event.key, event.reason, event.message, event.content)
 

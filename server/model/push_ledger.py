@@ -16,29 +16,39 @@ was opened before it arrives, it changes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba_adam.errors import (
-    GradientTooLargeError,
     InvalidRequestError,
-    LatePushError,
-    NonFiniteError,
     PushInProgressError,
-    PushRejectedError,
     RewoundError,
-    RoundAbortedError,
     SequenceError,
     SequenceReusedError,
     SessionFencedError,
     SessionUnknownError,
-    SnapshotError,
 )
-from numba_adam.server.model.changes import Changes
+from numba_adam.server.model.answers import GRADIENT_TOO_LARGE as GRADIENT_TOO_LARGE
+from numba_adam.server.model.answers import LATE as LATE
+from numba_adam.server.model.answers import LIMITS as LIMITS
+from numba_adam.server.model.answers import NON_FINITE as NON_FINITE
+from numba_adam.server.model.answers import NOT_KEPT, is_same, kept_from, text_length
+from numba_adam.server.model.answers import PUSH_MISMATCH as PUSH_MISMATCH
+from numba_adam.server.model.answers import REJECTIONS as REJECTIONS
+from numba_adam.server.model.answers import ROUND_ABORTED as ROUND_ABORTED
+from numba_adam.server.model.answers import SESSION_BYTES as SESSION_BYTES
+from numba_adam.server.model.answers import Accepted as Accepted
+from numba_adam.server.model.answers import Answer as Answer
+from numba_adam.server.model.answers import Kept as Kept
+from numba_adam.server.model.answers import Limits as Limits
+from numba_adam.server.model.answers import Rejected as Rejected
+from numba_adam.server.model.answers import Session as Session
+from numba_adam.server.model.changes import Changed, Changes
+from numba_adam.server.model.clocks import Clocks
 from numba_adam.server.model.push_key import Content as Content
 from numba_adam.server.model.push_key import PushKey as PushKey
-from numba_adam.server.model.records import check_keys, check_value
+from numba_adam.server.model.records import check_keys
 from numba_adam.server.model.rounds import Held, HeldPush, OpenRound
+from numba_adam.server.model.steering import Steering
 
 _KEYS = ("state_id", "version", "steps", "last_epoch", "sessions")
 _SESSION_KEYS = ("worker_id", "epoch", "last_sequence", "answers")
@@ -46,104 +56,8 @@ _OPTIONAL_KEYS = (
     "first_version",
     "forgotten_epoch",
     "changes",
+    "clocks",
 )  # omitted if 0 or empty; a session's nonce is omitted if empty
-
-PUSH_MISMATCH = 4
-"""Reason of a rejection: the push does not fit the model. The protocol and snapshots use the same number."""
-
-NON_FINITE = 5
-"""Reason of a rejection: a gradient has a NaN, an infinity, or a value whose square overflows."""
-
-GRADIENT_TOO_LARGE = 21
-"""Reason of a rejection: a gradient exceeds the model's guards."""
-
-LATE = 25
-"""Reason of a rejection: the round of the push is closed."""
-
-ROUND_ABORTED = 26
-"""Reason of a rejection: the round of the push was aborted."""
-
-REJECTIONS: Mapping[int, type[PushRejectedError]] = {
-    PUSH_MISMATCH: PushRejectedError,
-    NON_FINITE: NonFiniteError,
-    GRADIENT_TOO_LARGE: GradientTooLargeError,
-    LATE: LatePushError,
-    ROUND_ABORTED: RoundAbortedError,
-}
-"""The error class of each reason."""
-
-
-class Limits(NamedTuple):
-    """How much a ledger remembers."""
-
-    kept_answers: int = 64
-    """Answers kept for retries, per session."""
-
-    most_sessions: int = 1024
-    """Sessions kept, one per worker. Beyond this number, the one that was idle longest is dropped."""
-
-    longest_text: int = 500
-    """Largest number of characters kept of a rejection's message."""
-
-    most_text: int = 1 << 20
-    """Largest number of characters of all kept messages. Beyond it, new messages are not kept."""
-
-
-SESSION_BYTES = 42_000
-"""Approximate memory of a session with all its answers, here and in the record of the newest snapshot."""
-
-_NOT_KEPT = "rejected; the message was dropped, because the server keeps too many messages of rejections already"
-LIMITS = Limits()
-
-
-class Accepted(NamedTuple):
-    """The answer to an applied push."""
-
-    version: int
-    """The version that the push made."""
-
-    staleness: int
-    """Versions between the parameters it was computed from and those it was applied to."""
-
-
-class Rejected(NamedTuple):
-    """The answer to a push with content that cannot be applied."""
-
-    reason: int
-    """A Reason of the protocol."""
-
-    message: str
-    """The error message."""
-
-
-Answer = Accepted | Rejected
-
-
-class Kept(NamedTuple):
-    """An answer that is kept for retries."""
-
-    answer: Answer | Held
-    """The answer; Held if there is none yet, which no session keeps."""
-
-    content: Content | None
-    """The content that was answered. None: not known, because snapshots of format 1 do not have it."""
-
-
-@dataclass(slots=True)
-class Session:
-    """The newest session of one worker."""
-
-    epoch: int
-    """Its epoch."""
-
-    nonce: str = ""
-    """Id of the request that opened it; empty if the request had none."""
-
-    last_sequence: int = 0
-    """Sequence number of the last push that was answered."""
-
-    answers: dict[int, Kept] = field(default_factory=dict)
-    """The newest answers by sequence number, the oldest first."""
 
 
 class PushLedger:
@@ -173,6 +87,11 @@ class PushLedger:
         self.round = OpenRound()
         """The open round, of the mode "sync"."""
 
+        self.clocks = Clocks()
+        """The clocks of the workers, of the mode "ssp"."""
+
+        self._first_bound: int | None = None
+
         self._forgotten_epoch = 0  # the newest epoch of all dropped sessions
         self._text_length = 0
 
@@ -180,6 +99,23 @@ class PushLedger:
     def kept_bytes(self) -> int:
         """Approximate memory of the sessions when each has all the answers that it may keep."""
         return len(self.sessions) * SESSION_BYTES + 2 * self._text_length
+
+    def begin(self, bound: int | None) -> None:
+        """Have the bound of clocks that the model was created with; None: none. The settings may have another one."""
+        self._first_bound = bound
+        self._follow()
+
+    def change(self, request_id: str, digest: str, settings: Steering) -> Changed:
+        """Use other settings from now on."""
+        answer = self.changes.make(request_id, digest, settings, self.version)
+        self._follow()
+        return answer
+
+    def _follow(self) -> None:
+        """Have the mode that the settings say."""
+        settings = self.changes.settings
+        mode = None if settings is None else settings.mode
+        self.clocks.follow(self._first_bound if mode is None else mode.staleness)
 
     def open_session(self, worker_id: str, nonce: str = "", seen_epoch: int = 0) -> int:
         """Open a session and return its epoch, which is higher than all earlier epochs of all workers.
@@ -216,8 +152,11 @@ class PushLedger:
         if worker_id in self.sessions:
             self._drop_session(worker_id)
         self.sessions[worker_id] = Session(self.last_epoch, nonce)
+        self.clocks.join(worker_id)
         while len(self.sessions) > self._limits.most_sessions:
-            self._forgotten_epoch = max(self._forgotten_epoch, self._drop_session(next(iter(self.sessions))).epoch)
+            oldest = next(iter(self.sessions))
+            self.clocks.leave(oldest)
+            self._forgotten_epoch = max(self._forgotten_epoch, self._drop_session(oldest).epoch)
         return self.last_epoch
 
     def rewind(self, state_id: str) -> None:
@@ -225,6 +164,21 @@ class PushLedger:
         self.state_id = state_id
         self.first_version = self.version
         self.round.take()
+        self.clocks.clear()
+
+    def has_departed(self, worker_id: str) -> bool:
+        """Return whether nobody waits for a worker: it has no clock, and no push in the open round."""
+        return self.clocks.of(worker_id) is None and self.round.of(worker_id) is None
+
+    def depart(self, worker_id: str) -> None:
+        """Forget the clock of a worker, and its push in the open round, which has no answer. Its session stays."""
+        self.clocks.leave(worker_id)
+        self.round.withdraw(worker_id)
+
+    def check_session(self, state_id: str, worker_id: str, epoch: int) -> None:
+        """Refuse a request for a session that is not open; raises as `judge` does."""
+        self.check_state(state_id)
+        self._session(PushKey(state_id, worker_id, epoch, 0))
 
     def check_state(self, state_id: str) -> None:
         """Refuse a request for another state.
@@ -254,6 +208,7 @@ class PushLedger:
             SequenceError: its answer is no longer kept, or an earlier push is missing.
             InvalidRequestError: its base version does not exist yet.
             PushInProgressError: the push before it waits in its round.
+            WorkerAheadError: the worker is too many clocks ahead.
         """
         self.check_state(push.state_id)
         session = self._session(push)
@@ -271,6 +226,7 @@ class PushLedger:
             raise InvalidRequestError(
                 f"base_version={base_version}: the model is at version {self.version}; give the version that was pulled"
             )
+        self.clocks.check(push.worker_id)
         return None
 
     def answer_to(self, push: PushKey) -> Kept | None:
@@ -297,7 +253,7 @@ class PushLedger:
         """Answer the next push with a rejection. Its sequence number is used; nothing else changes."""
         text = message if len(message) <= self._limits.longest_text else message[: self._limits.longest_text] + " ..."
         if self._text_length + len(text) > self._limits.most_text:
-            text = _NOT_KEPT
+            text = NOT_KEPT
         answer = Rejected(reason, text)
         self._record(push, Kept(answer, content))
         return answer
@@ -331,6 +287,7 @@ class PushLedger:
             "last_epoch": self.last_epoch,
             **({"forgotten_epoch": self._forgotten_epoch} if self._forgotten_epoch else {}),
             **({"changes": changes} if (changes := self.changes.to_record()) else {}),
+            **({"clocks": clocks} if (clocks := self.clocks.to_record()) else {}),
             "sessions": [
                 {
                     "worker_id": worker_id,
@@ -360,12 +317,13 @@ class PushLedger:
         ledger.last_epoch = record["last_epoch"]
         ledger._forgotten_epoch = record.get("forgotten_epoch", 0)
         ledger.changes = Changes.from_record(record.get("changes", {}))
+        ledger.clocks = Clocks(record.get("clocks"))
         for item in record["sessions"]:
             check_keys(item, "a session's record", _SESSION_KEYS, ("nonce",))
-            answers = {sequence: _kept(*rest) for sequence, *rest in item["answers"]}
+            answers = {sequence: kept_from(*rest) for sequence, *rest in item["answers"]}
             nonce, last = item.get("nonce", ""), item["last_sequence"]
             ledger.sessions[item["worker_id"]] = Session(item["epoch"], nonce, last, answers)
-            ledger._text_length += sum(map(_text_length, answers.values()))
+            ledger._text_length += sum(map(text_length, answers.values()))
         return ledger
 
     def _check_seen(self, worker_id: str, session: Session | None, seen_epoch: int) -> None:
@@ -406,7 +364,7 @@ class PushLedger:
                 f"sequence={push.sequence}: answered long ago, and only the last {self._limits.kept_answers} answers "
                 f"are kept; the next push is {session.last_sequence + 1}"
             )
-        if kept.content is not None and content is not None and not _is_same(kept.content, content):
+        if kept.content is not None and content is not None and not is_same(kept.content, content):
             raise SequenceReusedError(
                 f"sequence={push.sequence}: this number was answered for a push of other content; this one was not "
                 "applied. Open a new session for it: a retry sends the same gradients under the same header"
@@ -419,7 +377,7 @@ class PushLedger:
                 f"sequence={push.sequence}: push {held.key.sequence} of worker {push.worker_id!r} waits in round "
                 f"{self.version + 1}; send this one when that one has its answer"
             )
-        if not _is_same(held.content, content):
+        if not is_same(held.content, content):
             raise SequenceReusedError(
                 f"sequence={push.sequence}: round {self.version + 1} has a push of other content with this number; "
                 "open a new session for this one: a retry sends the same gradients under the same header"
@@ -431,36 +389,14 @@ class PushLedger:
         session = self.sessions.pop(push.worker_id)
         self.sessions[push.worker_id] = session
         session.last_sequence = push.sequence
+        self.clocks.tick(push.worker_id)
         session.answers[push.sequence] = kept
-        self._text_length += _text_length(kept)
+        self._text_length += text_length(kept)
         if len(session.answers) > self._limits.kept_answers:
-            self._text_length -= _text_length(session.answers.pop(next(iter(session.answers))))
+            self._text_length -= text_length(session.answers.pop(next(iter(session.answers))))
 
     def _drop_session(self, worker_id: str) -> Session:
         self.round.withdraw(worker_id)
         session = self.sessions.pop(worker_id)
-        self._text_length -= sum(map(_text_length, session.answers.values()))
+        self._text_length -= sum(map(text_length, session.answers.values()))
         return session
-
-
-def _text_length(kept: Kept) -> int:
-    """Return the length of an answer's message."""
-    if not isinstance(kept.answer, Rejected) or kept.answer.message == _NOT_KEPT:
-        return 0
-    return len(kept.answer.message)
-
-
-def _kept(*values: Any) -> Kept:
-    """Return a kept answer from its record: two values, and since format 2 two more for its content."""
-    if len(values) not in (2, 4):
-        raise SnapshotError(f"an answer's record has {len(values)} values, and this numba-adam knows 2 or 4")
-    first, second, *content = values
-    if isinstance(second, str):
-        check_value(first, "the reason of a rejection", tuple(REJECTIONS))
-    answer = Rejected(first, second) if isinstance(second, str) else Accepted(first, second)
-    return Kept(answer, Content(*content) if content else None)
-
-
-def _is_same(kept: Content, given: Content) -> bool:
-    """Return whether two contents are equal, as far as both are known."""
-    return kept.header == given.header and (None in (kept.payload, given.payload) or kept.payload == given.payload)

@@ -14,6 +14,7 @@ import numpy as np
 
 from numba_adam.ps.guards import NAMES as GUARDS
 from numba_adam.ps.guards import NO_GUARDS, Guards
+from numba_adam.ps.mode_settings import DEFAULT_LEASE_SECONDS, ModeSettings
 from numba_adam.ps.modes import Durability, Mode
 from numba_adam.ps.round_settings import NAMES as ROUNDS
 from numba_adam.ps.round_settings import RoundSettings
@@ -40,7 +41,7 @@ _KNOWN_VALUES = {
     "durability": tuple(durability.value for durability in Durability),
 }
 _KEYS = ("name", "tensors", "hyperparameters", *_KNOWN_VALUES)
-_OPTIONAL_KEYS = ("request_id", "initial", "guards", "options", "settings", "rounds")
+_OPTIONAL_KEYS = ("request_id", "initial", "guards", "options", "settings", "rounds", "staleness", "lease_seconds")
 _HYPERPARAMETERS = tuple(Hyperparameters.__dataclass_fields__)
 
 
@@ -77,6 +78,17 @@ class Spec:
 
     rounds: RoundSettings | None = None
     """Its rounds; None unless the mode is SYNC."""
+
+    staleness: int | None = None
+    """How many clocks a worker may be ahead of the slowest; None unless the mode is SSP."""
+
+    lease_seconds: float = DEFAULT_LEASE_SECONDS
+    """Time after a worker's last call until nobody waits for it."""
+
+    @property
+    def mode_settings(self) -> ModeSettings:
+        """The mode that it begins with."""
+        return ModeSettings(mode=self.mode, rounds=self.rounds, staleness=self.staleness)
 
     @cached_property
     def first_settings(self) -> Steering:
@@ -117,6 +129,8 @@ class Spec:
             **({"options": options} if (options := to_options(self.options)) else {}),
             **({} if self.settings is None else {"settings": self.settings.to_record()}),
             **({"rounds": self.rounds.to_record()} if self.rounds else {}),
+            **({} if self.staleness is None else {"staleness": self.staleness}),
+            **({} if self.lease_seconds == DEFAULT_LEASE_SECONDS else {"lease_seconds": self.lease_seconds}),
         }
 
     @classmethod
@@ -146,6 +160,8 @@ class Spec:
             options=options_from(record.get("options", {})),
             settings=Steering.from_record(record["settings"]) if "settings" in record else None,
             rounds=RoundSettings(**record["rounds"]) if "rounds" in record else None,
+            staleness=record.get("staleness"),
+            lease_seconds=record.get("lease_seconds", DEFAULT_LEASE_SECONDS),
         )
 
     @classmethod
@@ -155,12 +171,12 @@ class Spec:
         dtype: np.dtype[Any],
         arrays: Sequence[Described],
         hyperparameters: Hyperparameters,
-        mode: Mode,
+        mode: ModeSettings,
         durability: Durability,
         guards: Guards = NO_GUARDS,
         options: Options = NO_OPTIONS,
         settings: Steering | None = None,
-        rounds: RoundSettings | None = None,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
     ) -> Spec:
         """Return the spec of a new model.
 
@@ -176,12 +192,14 @@ class Spec:
             dtype=dtype.name,
             tensors=check_tensors(arrays, dtype.itemsize),
             hyperparameters=hyperparameters,
-            mode=mode,
+            mode=mode.mode,
             durability=durability,
             guards=guards,
             options=options,
             settings=None if settings is None else settings.check(dtype.name, hyperparameters.amsgrad),
-            rounds=rounds,
+            rounds=mode.rounds,
+            staleness=mode.staleness,
+            lease_seconds=lease_seconds,
         )
 
 
@@ -208,6 +226,10 @@ def differences(have: Spec, want: Spec) -> list[str]:
             value, other = getattr(have.rounds, name), getattr(want.rounds, name)
             if value != other:
                 lines.append(f"rounds: {name}: the model has {value}, asked for {other}")
+    elif have.staleness != want.staleness:
+        lines.append(f"staleness: the model has {have.staleness}, asked for {want.staleness}")
+    if have.lease_seconds != want.lease_seconds:
+        lines.append(f"lease_seconds: the model has {have.lease_seconds:g}, asked for {want.lease_seconds:g}")
     if have.durability != want.durability:
         lines.append(
             f"durability: the model has {have.durability}, asked for {want.durability} (durability="

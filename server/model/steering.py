@@ -6,12 +6,14 @@ gradients, the schedules and the checks of records.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from numba_adam.errors import HyperparameterError, InvalidRequestError, SnapshotError
+from numba_adam.ps.mode_settings import ModeSettings
 from numba_adam.ps.schedule_records import schedule_of, schedule_record
 from numba_adam.ps.schedules import Schedule
 from numba_adam.server.model.records import check_keys, check_value
@@ -19,6 +21,8 @@ from numba_adam.settings.hyperparameters import EPS_MODES, Hyperparameters
 from numba_adam.settings.limits import check_held
 from numba_adam.settings.scaling import AS_THEY_ARE, Scaling, clip_value_of, max_norm_of
 
+_OPTIONAL_KEYS = ("max_grad_norm", "clip_value", "frozen", "staleness_power", "largest_staleness", "mode")
+_LARGEST_POWER = 4.0
 _HYPERPARAMETERS = tuple(Hyperparameters.__dataclass_fields__)
 
 
@@ -70,11 +74,24 @@ class Steering:
     frozen: frozenset[int] = frozenset()
     """Places of the arrays that pushes do not change."""
 
-    def step(self, version: int, loss_scale: float = 1.0) -> StepSettings:
+    staleness_power: float = 0.0
+    """The learning rates are divided by (1 + staleness) to this power; see `staleness_divisor`."""
+
+    largest_staleness: int | None = None
+    """Largest staleness of a push; None: any."""
+
+    mode: ModeSettings | None = None
+    """The mode, if it was changed; None: that of the model's spec."""
+
+    def step(self, version: int, loss_scale: float = 1.0, staleness: int = 0) -> StepSettings:
         """Return the settings of the push that makes version `version` + 1."""
         settings = self._always
         if self._has_schedule:
             settings = settings._replace(hyperparameters=tuple(group.at(version) for group in self.groups))
+        if staleness and self.staleness_power:
+            divisor = staleness_divisor(staleness, self.staleness_power)
+            slower = tuple(replace(each, lr=each.lr / divisor) for each in settings.hyperparameters)
+            settings = settings._replace(hyperparameters=slower)
         if loss_scale != 1.0:
             settings = settings._replace(scaling=settings.scaling.with_factor(1.0 / loss_scale))
         return settings
@@ -122,6 +139,7 @@ class Steering:
             check_held(group.hyperparameters, dtype)
             if group.schedule is not None:
                 check_held(replace(group.hyperparameters, lr=group.schedule.largest()), dtype)
+        check_power(self.staleness_power)
         clip_value_of(self.clip_value, dtype)
         max_norm_of(self.max_grad_norm)
         return self
@@ -133,6 +151,9 @@ class Steering:
             **({} if self.max_grad_norm is None else {"max_grad_norm": self.max_grad_norm}),
             **({} if self.clip_value is None else {"clip_value": self.clip_value}),
             **({"frozen": sorted(self.frozen)} if self.frozen else {}),
+            **({"staleness_power": self.staleness_power} if self.staleness_power else {}),
+            **({} if self.largest_staleness is None else {"largest_staleness": self.largest_staleness}),
+            **({} if self.mode is None else {"mode": self.mode.to_record()}),
         }
 
     @classmethod
@@ -142,13 +163,37 @@ class Steering:
         Raises:
             SnapshotError: it has a key or value that this version does not know.
         """
-        check_keys(record, "the record of the settings", ("groups",), ("max_grad_norm", "clip_value", "frozen"))
+        check_keys(record, "the record of the settings", ("groups",), _OPTIONAL_KEYS)
         return cls(
             groups=tuple(map(_group_from, record["groups"])),
             max_grad_norm=record.get("max_grad_norm"),
             clip_value=record.get("clip_value"),
             frozen=frozenset(record.get("frozen", ())),
+            staleness_power=record.get("staleness_power", 0.0),
+            largest_staleness=record.get("largest_staleness"),
+            mode=_mode_from(record["mode"]) if "mode" in record else None,
         )
+
+
+def staleness_divisor(staleness: int, power: float) -> float:
+    """Return what the learning rates of a stale push are divided by: (1 + staleness)^power.
+
+    The power is a multiple of 0.5, so products and one square root make it, and each of them is the nearest float64: no
+    library's `pow` has a part in the bits.
+    """
+    number, (whole, half) = float(1 + staleness), divmod(power, 1.0)
+    return math.prod([number] * int(whole), start=1.0) * (math.sqrt(number) if half else 1.0)
+
+
+def check_power(power: float) -> float:
+    """Return a staleness power.
+
+    Raises:
+        HyperparameterError: it is not a multiple of 0.5 from 0 to 4.
+    """
+    if not 0 <= power <= _LARGEST_POWER or power * 2 != int(power * 2):
+        raise HyperparameterError(f"staleness_power={power!r}: it must be 0, 0.5, 1, 1.5, ... up to {_LARGEST_POWER:g}")
+    return power
 
 
 def grouped(
@@ -211,12 +256,21 @@ def setting_differences(have: Steering, want: Steering) -> list[str]:
                 for name in _HYPERPARAMETERS
                 if getattr(old.hyperparameters, name) != getattr(new.hyperparameters, name)
             ]
-    for name in ("max_grad_norm", "clip_value"):
+    for name in ("max_grad_norm", "clip_value", "staleness_power", "largest_staleness"):
         if getattr(have, name) != getattr(want, name):
             lines.append(f"{name}: the model began with {getattr(have, name)}, asked for {getattr(want, name)}")
     if have.frozen != want.frozen:
         lines.append(f"frozen: the model began with {len(have.frozen)} arrays, asked for {len(want.frozen)} or others")
     return lines
+
+
+def _mode_from(record: Mapping[str, Any]) -> ModeSettings:
+    try:
+        return ModeSettings.from_record(record)
+    except (HyperparameterError, KeyError, TypeError, ValueError) as error:
+        raise SnapshotError(
+            f"the record of the mode cannot be read ({error!r}); a newer numba-adam may have written it"
+        ) from error
 
 
 def _group_record(group: Group) -> dict[str, Any]:

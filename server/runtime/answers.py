@@ -61,6 +61,11 @@ class Answers:
             self.forget(waiter)
             waiter.answer()
 
+    def is_waiting(self, model: Model, worker_id: str) -> bool:
+        """Return whether a call of a worker waits."""
+        with self._lock:
+            return any(waiter.key.worker_id == worker_id for waiter in self._waiting.get(model, ()))
+
     def forget(self, waiter: Waiter) -> None:
         """Drop a call, which has ended."""
         with self._lock:

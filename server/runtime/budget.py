@@ -91,6 +91,23 @@ class SlotPool:
                 raise self._exceeded(f"model {name!r} of {arena_bytes} bytes", arena_bytes)
             self._models[name] = (arena_bytes, transfer_bytes)
 
+    def grow_model(self, name: str, nbytes: int, *, must: bool = False) -> None:
+        """Count more memory of a model that was admitted.
+
+        Args:
+            name: the model.
+            nbytes: how much more.
+            must: True: count it even if it does not fit, because it was counted before a restart.
+
+        Raises:
+            BudgetExceededError: it does not fit the free part of the budget.
+        """
+        with self._lock:
+            if not must and not (self._leaves_room(nbytes) and self._make_room(nbytes)):
+                raise self._exceeded(f"model {name!r}: {nbytes} bytes for its rounds", nbytes)
+            arena_bytes, transfer_bytes = self._models[name]
+            self._models[name] = (arena_bytes + nbytes, transfer_bytes)
+
     def release_model(self, name: str) -> None:
         """Stop counting a model's memory."""
         with self._lock:

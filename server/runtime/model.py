@@ -12,13 +12,31 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from numba_adam.errors import InternalServerError, LatePushError, ModelNotFoundError, ServerUnavailableError
-from numba_adam.ps.detail import StatePoint
+from numba_adam.errors import (
+    InternalServerError,
+    LatePushError,
+    ModelNotFoundError,
+    PushInProgressError,
+    ServerUnavailableError,
+)
+from numba_adam.ps.detail import StatePoint, with_detail
+from numba_adam.ps.mode_settings import ModeSettings
+from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.server.model.arena import Arena, FlatArray
 from numba_adam.server.model.changes import Changed, ChangeRequest
 from numba_adam.server.model.changes import changed as changed_settings
 from numba_adam.server.model.digests import content_of, describe
-from numba_adam.server.model.events import Acceptance, Change, Closing, Event, Holding, Opening, Rejection, replay
+from numba_adam.server.model.events import (
+    Acceptance,
+    Change,
+    Closing,
+    Departure,
+    Event,
+    Holding,
+    Opening,
+    Rejection,
+    replay,
+)
 from numba_adam.server.model.push_ledger import LATE, Answer, Content, PushKey, PushLedger
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.rounds import Held
@@ -28,6 +46,7 @@ from numba_adam.server.runtime.call_queue import CallQueue
 from numba_adam.server.runtime.guarding import Guarding
 from numba_adam.server.runtime.keeping import PENDING, Keeping
 from numba_adam.server.runtime.launcher import Launcher
+from numba_adam.server.runtime.leases import Leases
 from numba_adam.server.runtime.rounds import Rounds
 from numba_adam.server.runtime.slices import SlicedUpdate
 from numba_adam.server.runtime.tally import Tally
@@ -175,6 +194,13 @@ class Model:
         self.pull_copy_lock = threading.Lock()
         """Held while a pull copy is made."""
 
+        self.leases = Leases(self, spec.lease_seconds)
+        """When nobody waits for a worker any more."""
+
+        self.new_rounds: Callable[[RoundSettings], Rounds] = lambda settings: Rounds(self, settings, 1)
+        """Makes rounds, if the mode has some."""
+
+        ledger.begin(spec.staleness)
         self._described = describe(spec.tensors)
         self._changed = threading.Condition()
         self._is_deleted = False
@@ -190,6 +216,11 @@ class Model:
     def settings(self) -> Steering:
         """The settings of the next push."""
         return self.ledger.changes.settings or self.spec.first_settings
+
+    @property
+    def mode(self) -> ModeSettings:
+        """The mode of the next push."""
+        return self.settings.mode or self.spec.mode_settings
 
     @property
     def is_deleted(self) -> bool:
@@ -308,16 +339,45 @@ class Model:
             return known
         if self.rounds is not None:
             return self._hold(push, gradient, self.rounds)
+        staleness = self.version - push.base_version
+        try:
+            self.check_fresh(push.base_version)
+        except LatePushError as error:
+            return self.reject(push, LATE, str(error))
         if self.keeper is not None:
             with self.keeper.noting(Acceptance(*push), gradient, checksum):
-                self.update(push.present, gradient, push.loss_scale)
+                self.update(push.present, gradient, push.loss_scale, staleness)
         else:
-            self.update(push.present, gradient, push.loss_scale)
+            self.update(push.present, gradient, push.loss_scale, staleness)
         with self._changed:
             answer = self.ledger.accept(push.key, push.base_version, push.present, push.content)
             self.counters.applied += 1
             self._changed.notify_all()
         return Outcome(answer, duplicate=False)
+
+    def apply_in(self, rounds: Rounds | None, push: Push, gradient: FlatArray, checksum: int | None) -> Outcome:
+        """Apply a push whose gradient was received for these rounds; None: for no round. Runs in the apply queue.
+
+        Raises:
+            PushInProgressError: the mode has changed since; nothing was recorded.
+        """
+        if rounds is not self.rounds:
+            error = PushInProgressError("the mode of the model changed while the push was received; send it again")
+            raise with_detail(error, retry_after_milliseconds=1)
+        return self.apply(push, gradient, checksum)
+
+    def check_fresh(self, base_version: int) -> None:
+        """Refuse a push that is staler than the settings allow.
+
+        Raises:
+            LatePushError: it is.
+        """
+        largest, staleness = self.settings.largest_staleness, self.version - base_version
+        if largest is not None and staleness > largest:
+            raise LatePushError(
+                f"staleness {staleness}: the model takes pushes up to largest_staleness={largest}; the push was not "
+                "applied. Pull, and compute the next gradient"
+            )
 
     def change(self, request: ChangeRequest) -> tuple[ChangeAnswer, Settled]:
         """Change the settings unless an earlier try did; return the answer, and what may be told after `settle`.
@@ -334,10 +394,37 @@ class Model:
             names = [tensor.name for tensor in self.spec.tensors]
             settings = changed_settings(self.settings, request.change, names, self.spec.dtype)
             digest = request.change.digest()
+            rounds = self._rounds_of(settings)
+            if self.rounds is not None and request.change.mode is not None:
+                self.rounds.abort("its mode changes")
             if self.keeper is not None:
                 self.keeper.note(Change(request.request_id, digest, json.dumps(settings.to_record())))
-            answer = changes.make(request.request_id, digest, settings, self.version)
+            answer = self.ledger.change(request.request_id, digest, settings)
+            self.rounds = rounds
             return ChangeAnswer(answer, is_duplicate=False), Settled(settings, answer)
+
+    def depart(self, worker_id: str) -> None:
+        """Let nobody wait for a worker any more: end its lease. Runs in the apply queue."""
+        with self._changed:
+            self.check_alive()
+            if self.ledger.has_departed(worker_id):
+                return
+            if self.keeper is not None:
+                self.keeper.note(Departure(worker_id))
+            self.ledger.depart(worker_id)
+        if self.rounds is not None:
+            self.rounds.on_end()
+
+    def _rounds_of(self, settings: Steering) -> Rounds | None:
+        """Return the rounds for settings: those that there are, if they fit."""
+        wanted = (settings.mode or self.spec.mode_settings).rounds
+        if wanted is None or (self.rounds is not None and self.rounds.settings == wanted):
+            return self.rounds if wanted is not None else None
+        return self.new_rounds(wanted)
+
+    def follow_mode(self) -> None:
+        """Have the rounds of the mode of now."""
+        self.rounds = self._rounds_of(self.settings)
 
     def note_settled(self, settled: Settled) -> None:
         """Let everybody learn of settings that are kept."""
@@ -354,6 +441,7 @@ class Model:
             if self.keeper is not None:
                 self.keeper.note(Rejection(push.key, reason, message, push.content))
             self.counters.rejected += 1
+            self.tally.late_pushes += reason == LATE
             return Outcome(self.ledger.reject(push.key, reason, message, push.content), duplicate=False)
 
     def note(self, change: Callable[[], _R]) -> _R:
@@ -373,15 +461,18 @@ class Model:
         """
         for event in events[:-1]:
             replay(self.ledger, event)
+        self.follow_mode()
         for event in events[-1:]:
             number = self.version + 1
             if isinstance(event, Acceptance) and any(event.present) and not self._sliced.is_done(number):
                 tensors = zip(self.spec.tensors, event.present, strict=True)
                 size = sum(tensor.size for tensor, is_present in tensors if is_present)
-                self._run(event.present, gradient_of(event.gradient)[:size], event.loss_scale)
+                staleness = self.version - event.base_version
+                self._run(event.present, gradient_of(event.gradient)[:size], event.loss_scale, staleness)
             if isinstance(event, Closing) and self.rounds is not None and not self._sliced.is_done(number):
                 self.rounds.apply_mean(self._run)
             replay(self.ledger, event)
+            self.follow_mode()
         self.note_settled(Settled(self.settings, self.ledger.changes.newest))
 
     def redo(self, event: Event, gradient: FlatArray) -> None:
@@ -392,12 +483,14 @@ class Model:
             gradient: that of its update; empty if it has none.
         """
         if isinstance(event, Acceptance):
-            self._run(event.present, gradient, event.loss_scale)
+            self._run(event.present, gradient, event.loss_scale, self.version - event.base_version)
         elif isinstance(event, Holding) and self.rounds is not None:
             self.rounds.gradient(event.gradient)[: gradient.size] = gradient
         elif isinstance(event, Closing) and self.rounds is not None:
             self.rounds.apply_mean(self._run)
         replay(self.ledger, event)
+        if isinstance(event, Change):
+            self.follow_mode()
         self.note_settled(Settled(self.settings, self.ledger.changes.newest))
 
     def settle(self) -> None:
@@ -467,17 +560,17 @@ class Model:
         except LatePushError as error:
             return self.reject(push, LATE, str(error))
 
-    def _run(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float = 1.0) -> None:
+    def _run(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float = 1.0, staleness: int = 0) -> None:
         """Make the step of the next version with the settings of now."""
-        settings = self.settings.step(self.version, loss_scale)
+        settings = self.settings.step(self.version, loss_scale, staleness)
         self._sliced.run(present, gradient, self.ledger.steps, self.version + 1, settings)
 
-    def update(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float = 1.0) -> None:
+    def update(self, present: Sequence[bool], gradient: FlatArray, loss_scale: float = 1.0, staleness: int = 0) -> None:
         """Run the update over the arrays that have a gradient."""
         number = self.version + 1
         try:
             self.arena.sharing.begin(number)
-            self._run(present, gradient, loss_scale)
+            self._run(present, gradient, loss_scale, staleness)
             self.arena.sharing.end(number)
         except ServerUnavailableError:  # the launcher has stopped, and nothing was updated
             raise

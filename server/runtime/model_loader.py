@@ -24,6 +24,7 @@ from numba_adam.errors import (
     TransferTooLargeError,
 )
 from numba_adam.ps.modes import Durability
+from numba_adam.ps.round_settings import RoundSettings
 from numba_adam.ps.transfer import Parts, receive
 from numba_adam.server.model.arena import Arena, FlatArray, layout_of
 from numba_adam.server.model.columns import columns_of
@@ -75,8 +76,12 @@ class ModelLoader:
         self._data_folder = data_folder
         self._snapshots = snapshots
         self._launcher = launcher
-        self.prepare_rounds: Callable[[Model], None] = lambda _: None
-        """Is called with each model that has rounds, before they begin."""
+        self._is_restoring = False  # whether what a model needs was counted before a restart
+        self.prepare_rounds: Callable[[Model, Rounds], None] = lambda *_: None
+        """Is called with a model and its new rounds, before they begin."""
+
+        self.prepare_leases: Callable[[Model], None] = lambda _: None
+        """Is called with each new model."""
 
     def restore(self, name: str) -> Model:
         """Return a model: as a killed process left it, if it is of that level, else from its newest intact snapshot.
@@ -85,6 +90,7 @@ class ModelLoader:
             ConfigurationError: the folder belongs to another model, or the budget is too small.
             CorruptSnapshotError, SnapshotError: see DataFolder.restore, and Keeper.
         """
+        self._is_restoring = True
         try:
             return self._recovered(name) or self._from_snapshot(name)
         except BudgetExceededError as error:
@@ -94,6 +100,8 @@ class ModelLoader:
                 f"memory_budget_bytes={self._pool.budget_bytes}: the models in {str(self._data_folder.path)!r} "
                 f"need more ({error})"
             ) from error
+        finally:
+            self._is_restoring = False
 
     def _recovered(self, name: str) -> Model | None:
         """Return the model as a killed process left it; None if none did, or if the machine or others went on since."""
@@ -152,12 +160,23 @@ class ModelLoader:
         return model
 
     def _add_rounds(self, model: Model) -> None:
-        """Give a model of the mode "sync" its rounds."""
-        if model.spec.rounds is not None:
-            is_kept = model.spec.durability is Durability.PROCESS
-            memory = self._memory.model(model.spec.name) if is_kept else None
-            model.rounds = Rounds(model, model.spec.rounds, self._launcher.threads, memory)
-            self.prepare_rounds(model)
+        """Give a model its rounds, if it has some, and let it have others when its mode changes."""
+        spec = model.spec
+        memory = self._memory.model(spec.name) if spec.durability is Durability.PROCESS else None
+        counted = [0 if spec.rounds is None else slots_bytes(spec.rounds.workers, spec.nbytes)]
+
+        def new_rounds(settings: RoundSettings) -> Rounds:
+            needed = slots_bytes(settings.workers, spec.nbytes)
+            if needed > counted[0]:
+                self._pool.grow_model(spec.name, needed - counted[0], must=self._is_restoring)
+                counted[0] = needed
+            rounds = Rounds(model, settings, self._launcher.threads, memory)
+            self.prepare_rounds(model, rounds)
+            return rounds
+
+        model.new_rounds = new_rounds
+        model.follow_mode()
+        self.prepare_leases(model)
 
     def _keeper(self, model: Model, memory: ModelMemory, runs: tuple[str, ...]) -> Keeper:
         """Return a keeper whose journal begins now."""

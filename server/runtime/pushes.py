@@ -43,7 +43,7 @@ from numba_adam.server.runtime.launcher import Launcher
 from numba_adam.server.runtime.model import Model, Outcome, Push
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.receive import Receiver
-from numba_adam.server.runtime.rounds import check_unscaled
+from numba_adam.server.runtime.rounds import Rounds, check_unscaled
 from numba_adam.server.runtime.sessions import count_memory
 from numba_adam.server.runtime.small_calls import small_call
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
@@ -93,6 +93,7 @@ class Pushes:
         Raises:
             ServiceError: see PushLedger.judge and Receiver; PushRejectedError for content that cannot be applied.
         """
+        model.leases.renew(request.key.worker_id, request.key.epoch)
         with saying_state_of(model), small_call(model, self._launcher):
             if isinstance(parts, tuple) and model.is_small:
                 # All has arrived. In one turn, pushes from many sessions share one staging slot, and one thread runs.
@@ -108,6 +109,7 @@ class Pushes:
             PushHeldError: its round is still open.
             ServiceError: see PushLedger.judge; PushRejectedError if it was rejected.
         """
+        model.leases.renew(key.worker_id, key.epoch)
         with saying_state_of(model):
             outcome = model.answer_to(key)
             return None if outcome is None else self._answer(model, outcome)
@@ -137,24 +139,27 @@ class Pushes:
         if known is not None:
             return known
         model.guarding.admit()
+        rounds = model.rounds
         push = Push(key, base_version, (), content, loss_scale=request.loss_scale)
         try:
             present = present_arrays(model.spec, request)
-            if model.rounds is not None:
-                model.rounds.check_open(base_version)
+            if rounds is not None:
+                rounds.check_open(base_version)
                 check_unscaled(request.loss_scale)
+            else:
+                model.check_fresh(base_version)
             payload = payload_of(model.spec, request)
             nbytes = payload.elements * model.arena.dtype.itemsize
             if model.keeper is not None:
                 model.keeper.check_room(nbytes)
-            with self._receiving(model, key), self._staging(model, nbytes) as (number, target):
+            with self._receiving(model, key), self._staging(model, rounds, nbytes) as (number, target):
                 receiver = _receiver(model, request, payload, target)
                 receive(parts, receiver)
                 model.guarding.check_norm(target.view(model.arena.dtype), request.loss_scale)
                 content = with_payload(content, receiver.checksum)
                 checksum = _checksum_of(request, payload, receiver)
                 push = push._replace(present=present, content=content, gradient=number)
-                return in_turn(model.apply, push, target.view(model.arena.dtype), checksum)
+                return in_turn(model.apply_in, rounds, push, target.view(model.arena.dtype), checksum)
         except NonFiniteError as error:
             push = push._replace(content=with_payload(content, receiver.checksum))
             return in_turn(model.reject, push, NON_FINITE, str(error))
@@ -183,10 +188,10 @@ class Pushes:
                 self.receiving.discard((model, key))
 
     @contextlib.contextmanager
-    def _staging(self, model: Model, nbytes: int) -> Iterator[tuple[int, Bytes]]:
+    def _staging(self, model: Model, rounds: Rounds | None, nbytes: int) -> Iterator[tuple[int, Bytes]]:
         """Yield memory for a gradient, and its number for the keeper: the arena's own slot if it is free."""
-        if model.rounds is not None:
-            with model.rounds.slots.take(f"a push to model {model.spec.name!r}") as (number, memory):
+        if rounds is not None:
+            with rounds.slots.take(f"a push to model {model.spec.name!r}") as (number, memory):
                 yield number, memory[:nbytes]
             return
         if model.pending_slot.acquire(blocking=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from numba_adam.server.model.rounds import Held
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.gradient_slots import GradientSlots
 from numba_adam.server.runtime.keeping import Keeping
+from numba_adam.server.runtime.tally import Tally
 from numba_adam.server.storage.memory_folder import ModelMemory
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,9 @@ class _Model(Protocol):
 
     @property
     def is_deleted(self) -> bool: ...
+
+    @property
+    def tally(self) -> Tally: ...
 
     def note(self, change: Callable[[], _R]) -> _R: ...
 
@@ -78,10 +83,11 @@ class Rounds:
     """
 
     def __init__(self, model: _Model, settings: RoundSettings, threads: int, memory: ModelMemory | None = None) -> None:
-        self._model, self._settings, self._threads = model, settings, threads
+        self._model, self.settings, self._threads = model, settings, threads
         self.slots = GradientSlots(settings.workers, model.spec.nbytes, self._held_slots, memory)
         """Memory for its gradients."""
 
+        self._began = 0.0
         self.on_open: Callable[[int, float], None] = lambda *_: None
         """Is called with the attempt and its timeout in seconds, when a round begins."""
 
@@ -118,8 +124,9 @@ class Rounds:
         is_first = not model.ledger.round
         held = model.note(lambda: model.ledger.hold(*event))
         if is_first:
-            self.on_open(model.ledger.round.attempt, self._settings.timeout_seconds)
-        if len(model.ledger.round) < self._settings.needed:
+            self._began = time.monotonic()
+            self.on_open(model.ledger.round.attempt, self.settings.timeout_seconds)
+        if len(model.ledger.round) < self.settings.needed:
             return held
         self._close()
         return Accepted(model.version, 0)
@@ -133,18 +140,19 @@ class Rounds:
         opened = self._model.ledger.round
         if opened.attempt != attempt or not opened or self._model.is_deleted:
             return
-        if len(opened) >= self._settings.needed:
+        if len(opened) >= self.settings.needed:
             self._close()
         else:
-            self._abort()
+            self.abort(f"{self.settings.timeout_seconds:g} s are over")
 
     def resume(self) -> None:
         """Go on with a round that an earlier process left open."""
         opened = self._model.ledger.round
-        if len(opened) >= self._settings.needed:
+        if len(opened) >= self.settings.needed:
             self._close()
         elif opened:
-            self.on_open(opened.attempt, self._settings.timeout_seconds)
+            self._began = time.monotonic()
+            self.on_open(opened.attempt, self.settings.timeout_seconds)
 
     def held(self) -> list[tuple[Holding, FlatArray]]:
         """Return the pushes of the open round, as events, with their gradients."""
@@ -180,20 +188,28 @@ class Rounds:
         self.apply_mean(model.update)
         model.note(model.ledger.close_round)
         model.counters.applied += count
+        model.tally.round_seconds.add(max(0.0, time.monotonic() - self._began))
         self.on_end()
 
-    def _abort(self) -> None:
+    def abort(self, why: str) -> None:
+        """Reject the pushes of the open round, if there are any.
+
+        Args:
+            why: completes "round 7 had 2 of 3 gradients, and was aborted:".
+        """
         model = self._model
         number, count = model.version + 1, len(model.ledger.round)
+        if not count:
+            return
         event = Abortion(
-            f"round {number} had {count} of the {self._settings.needed} gradients that it needs after "
-            f"{self._settings.timeout_seconds:g} s, and was aborted: none was applied. The version is still "
-            f"{model.version}; compute another gradient"
+            f"round {number} had {count} of the {self.settings.needed} gradients that it needs, and was aborted: "
+            f"{why}. None was applied, and the version is still {model.version}; compute another gradient"
         )
         if model.keeper is not None:
             model.keeper.note(event)
         model.note(lambda: model.ledger.abort_round(event.message))
         model.counters.rejected += count
+        model.tally.aborted_pushes += count
         _log.warning("model %s: round %d aborted with %d gradients", model.spec.name, number, count)
         self.on_end()
 

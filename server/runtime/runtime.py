@@ -22,6 +22,7 @@ from numba_adam.server.runtime.pushes import Pushes
 from numba_adam.server.runtime.ready import compiling, make_ready, make_ready_to_clip
 from numba_adam.server.runtime.registry import Registry
 from numba_adam.server.runtime.round_clock import RoundClock
+from numba_adam.server.runtime.rounds import Rounds
 from numba_adam.server.runtime.snapshot_requests import SnapshotRequests
 from numba_adam.server.runtime.snapshot_writer import SnapshotWriter
 from numba_adam.server.runtime.waiters import Waiters
@@ -102,6 +103,7 @@ class Runtime:
         self._round_clock = RoundClock()
         loader = ModelLoader(self.pool, self._data_folder, self.snapshots, self.launcher, self._memory)
         loader.prepare_rounds = self._prepare_rounds
+        loader.prepare_leases = self._prepare_leases
         try:
             self._memory.check_apart(self._data_folder.path, keys)
             deletions = Deletions(self._data_folder.path, keys)
@@ -151,12 +153,17 @@ class Runtime:
         for model in self.registry.all():
             if model.rounds is not None:
                 model.apply_queue.call(model.rounds.resume)
+            model.leases.set()
 
-    def _prepare_rounds(self, model: Model) -> None:
+    def _prepare_rounds(self, model: Model, rounds: Rounds) -> None:
         """Let the rounds of a model know the clock, and the calls that wait."""
-        if model.rounds is not None:
-            model.rounds.on_open = partial(self._round_clock.set, model)
-            model.rounds.on_end = partial(self.answers.note_end, model)
+        rounds.on_open = partial(self._round_clock.set_round, model)
+        rounds.on_end = partial(self.answers.note_end, model)
+
+    def _prepare_leases(self, model: Model) -> None:
+        """Let the leases of a model's workers know the clock, and the calls that wait."""
+        model.leases.on_set = partial(self._round_clock.set_leases, model)
+        model.leases.is_waiting = partial(self.answers.is_waiting, model)
 
     def begin_stop(self) -> None:
         """Refuse the calls that wait for a version or for a round, and leave the rounds open."""

@@ -32,6 +32,7 @@ def open_session(model: Model, opening: Opening, pool: SlotPool) -> tuple[Opened
         count_memory(model, pool, one_more=worker_id not in model.ledger.sessions)
         opened = model.apply_queue.call(model.open_session, worker_id, nonce, opening.state_id, opening.seen_epoch)
         model.settle()
+        model.leases.renew(worker_id, opened.epoch)
     _log.info(
         "model %s: worker %r opened session %d at version %d",
         model.spec.name,

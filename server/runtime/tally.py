@@ -56,6 +56,11 @@ class Histogram:
         with self._lock:
             return Counted(tuple(self._counts), self._total)
 
+    def mean(self) -> float:
+        """Return the mean of the values; 0 if there are none."""
+        counted = self.read()
+        return counted.total / max(1, sum(counted.counts))
+
 
 class Tally:
     """What happened to one model since the server started, beside its counters of pushes."""
@@ -73,6 +78,10 @@ class Tally:
         self.snapshot_seconds = Histogram(SECONDS_BOUNDS)
         """Snapshots that are on disk, by time."""
 
+        self.round_seconds = Histogram(SECONDS_BOUNDS)
+        """Rounds that closed, by time from their first gradient."""
+
+        self.held_pushes = self.ahead_pushes = self.late_pushes = self.aborted_pushes = 0
         self.failed_pushes = 0
         self.failed_snapshots = 0
         self.changes = 0
@@ -99,6 +108,12 @@ class Tally:
             self.staleness.add(staleness)
         with self._lock:
             self.received_bytes += nbytes
+
+    def note_waiting(self, *, is_held: bool) -> None:
+        """Count a try of a push that is told to wait: it is held in its round, or its worker is ahead."""
+        with self._lock:
+            self.held_pushes += is_held
+            self.ahead_pushes += not is_held
 
     def note_failed_push(self) -> None:
         """Count a push without an answer that the server keeps."""

@@ -18,7 +18,8 @@ import numpy as np
 from numba_adam.errors import ConfigurationError, NumbaAdamError
 from numba_adam.numerics.eight_bit import blocks_of
 from numba_adam.ps.guards import Guards
-from numba_adam.ps.modes import Durability, Mode
+from numba_adam.ps.mode_settings import ModeSettings
+from numba_adam.ps.modes import Durability
 from numba_adam.server.model.arena import FlatArray, split
 from numba_adam.server.model.columns import SCALE
 from numba_adam.server.model.names import check_model_name
@@ -42,15 +43,23 @@ from numba_adam.server.storage.unused import unused
 from numba_adam.server.storage.verification import arrays_for
 from numba_adam.settings.hyperparameters import Hyperparameters
 
-_KEPT = ("hyperparameters", "mode", "durability", "guards", "options")  # of a spec's record
+_OF_MODE = ("mode", "rounds", "staleness")
+_KEPT = ("hyperparameters", "durability", "guards", "options")  # of a spec's record
 
 
 def _current(spec: Spec, snapshot: Snapshot) -> dict[str, Any]:
     """Return the hyperparameters of the next push: of the first group, if there are several."""
-    changes = snapshot.ledger.get("changes")
-    settings = Steering.from_record(changes["settings"]) if changes else spec.first_settings
-    now = settings.groups[0].at(snapshot.ledger["version"])
+    now = _settings_of(spec, snapshot).groups[0].at(snapshot.ledger["version"])
     return {**asdict(now), "betas": list(now.betas)}
+
+
+def _current_mode(spec: Spec, snapshot: Snapshot) -> ModeSettings:
+    return _settings_of(spec, snapshot).mode or spec.mode_settings
+
+
+def _settings_of(spec: Spec, snapshot: Snapshot) -> Steering:
+    changes = snapshot.ledger.get("changes")
+    return Steering.from_record(changes["settings"]) if changes else spec.first_settings
 
 
 class Exported(NamedTuple):
@@ -106,6 +115,7 @@ def export_model(folder: Path, name: str, out: Path, number: int | None = None, 
     steps = dict(zip(columns["param"], found.ledger["steps"], strict=True))
     settings = {key: value for key, value in spec.to_record().items() if key in _KEPT}
     settings["hyperparameters"] = _current(spec, found)
+    settings |= _current_mode(spec, found).to_record()
     safetensors_file.write(out, Exchanged(settings, spec.tensors, columns, steps))
     return Exported(chosen, found.ledger["version"], why)
 
@@ -217,7 +227,7 @@ def _spec(name: str, state: Exchanged, changes: Mapping[str, Any], durability: D
         settings = dict(state.settings)
         given = {"eps_mode": "algorithm1", "amsgrad": has_amsgrad, **settings.get("hyperparameters", {}), **changes}
         hyperparameters = Hyperparameters(**given)
-        mode = Mode(settings.get("mode", Mode.ASYNC))
+        mode = ModeSettings.from_record({key: settings[key] for key in _OF_MODE if key in settings})
         level = durability or Durability(settings.get("durability", Durability.PROCESS))
         guards = Guards(**settings.get("guards", {}))
         options = options_from(settings.get("options", {}))

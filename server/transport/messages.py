@@ -13,6 +13,7 @@ import numba_adam
 from numba_adam.errors import InvalidRequestError
 from numba_adam.ps import convert
 from numba_adam.ps.detail import StatePoint
+from numba_adam.ps.mode_settings import DEFAULT_LEASE_SECONDS
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.model.names import check_random_id
@@ -35,9 +36,7 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
         HyperparameterError: a hyperparameter, guard or option is out of range, or of that of the model's dtype.
         DtypeError: the model's dtype and the options cannot be combined.
     """
-    mode = convert.MODES.get(message.mode or model_pb2.MODE_ASYNC)
-    if mode is None:
-        raise InvalidRequestError(f"mode={message.mode}: this server knows {_known(model_pb2.Mode, convert.MODES)}")
+    mode = convert.mode_settings_from_proto(message)
     durability = convert.DURABILITIES.get(message.durability or model_pb2.DURABILITY_MEMORY)
     if durability is None:
         known = _known(model_pb2.Durability, convert.DURABILITIES)
@@ -48,26 +47,27 @@ def spec_from_proto(message: model_pb2.ModelSpec) -> Spec:
     options = convert.options_from_proto(message.options)
     names = [tensor.name for tensor in message.tensors]
     settings = settings_from_proto(message.settings, names, hyperparameters) if message.HasField("settings") else None
-    rounds = convert.rounds_from_proto(message)
+    lease = convert.lease_seconds_from_proto(message)
     return Spec.checked(
-        message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options, settings, rounds
+        message.name, dtype, message.tensors, hyperparameters, mode, durability, guards, options, settings, lease
     )
 
 
 def spec_to_proto(spec: Spec) -> model_pb2.ModelSpec:
     """Return the message, with every field set."""
-    return model_pb2.ModelSpec(
+    message = model_pb2.ModelSpec(
         name=spec.name,
         dtype=convert.dtype_to_proto(spec.dtype),
         tensors=[model_pb2.TensorSpec(name=tensor.name, shape=tensor.shape) for tensor in spec.tensors],
         hyperparameters=convert.hyperparameters_to_proto(spec.hyperparameters),
-        mode=convert.mode_to_proto(spec.mode),
         durability=convert.durability_to_proto(spec.durability),
         guards=convert.guards_to_proto(spec.guards),
-        rounds=convert.rounds_to_proto(spec.rounds),
         options=convert.options_to_proto(spec.options),
         settings=None if spec.settings is None else settings_to_proto(spec.settings, spec, 0),
+        lease_seconds=None if spec.lease_seconds == DEFAULT_LEASE_SECONDS else spec.lease_seconds,
     )
+    convert.set_mode_settings(message, spec.mode_settings)
+    return message
 
 
 def creation_from_proto(header: pb.CreateModelHeader) -> Creation:
@@ -151,6 +151,8 @@ def model_status_to_proto(model: Model) -> pb.ModelStatus:
         pushes_repeated=model.counters.repeated,
         pushes_rejected=model.counters.rejected,
         workers=len(model.ledger.sessions),
+        held_pushes=len(model.ledger.round),
+        mean_staleness=model.tally.staleness.mean(),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import Message
 
-from numba_adam.errors import InvalidRequestError, NumbaAdamError, PushHeldError, ServiceError
+from numba_adam.errors import InvalidRequestError, NumbaAdamError, PushHeldError, ServiceError, WorkerAheadError
 from numba_adam.ps import convert, framing
 from numba_adam.ps.checksum import SUPPORTED
 from numba_adam.ps.detail import Detail
@@ -34,6 +34,7 @@ from numba_adam.server.runtime.runtime import Runtime
 from numba_adam.server.runtime.sessions import open_session
 from numba_adam.server.runtime.steering import change_settings
 from numba_adam.server.runtime.tally import Refusals
+from numba_adam.server.runtime.workers import end_lease, list_workers, renew_lease
 from numba_adam.server.storage.token_file import EVERY_MODEL
 from numba_adam.server.transport import messages
 from numba_adam.server.transport.access import Guard
@@ -131,6 +132,30 @@ class ParameterService:
         opened = open_session(model, messages.opening_from_proto(request), self._runtime.pool)
         return messages.opened_to_proto(*opened, SMALL_MESSAGE_BYTES if request.asks_whole_push_bytes else 0)
 
+    def heartbeat(self, request: pb.HeartbeatRequest, _: Context) -> pb.HeartbeatResponse:
+        """Renew the lease of a worker, or end it."""
+        model = self._runtime.registry.get(request.model)
+        key = request.state_id, request.worker_id, request.epoch
+        if request.leaving:
+            end_lease(model, *key, "leaves")
+            seconds = 0.0
+        else:
+            seconds = renew_lease(model, *key)
+        return pb.HeartbeatResponse(lease_seconds=seconds, state=convert.state_to_proto(model.state()))
+
+    def list_workers(self, request: pb.ListWorkersRequest, _: Context) -> pb.ListWorkersResponse:
+        """List the workers of a model."""
+        model = self._runtime.registry.get(request.model)
+        workers = [pb.Worker(**each._asdict()) for each in list_workers(model)]
+        return pb.ListWorkersResponse(workers=workers, state=convert.state_to_proto(model.state()))
+
+    def evict_worker(self, request: pb.EvictWorkerRequest, context: Context) -> pb.EvictWorkerResponse:
+        """End the lease of a worker."""
+        with self.audit.call(context, "EvictWorker", request.model):
+            model = self._runtime.registry.get(request.model)
+            end_lease(model, request.state_id, request.worker_id, request.epoch, "was evicted")
+        return pb.EvictWorkerResponse(state=convert.state_to_proto(model.state()))
+
     def push(self, request: _Transfer, _: Context) -> pb.PushResponse:
         """Apply one gradient."""
         return pb.PushResponse(ack=self._push(*self._open(request)))
@@ -197,8 +222,9 @@ class ParameterService:
             request = self._headers.from_proto(header, model)
         try:
             pushed = self._runtime.pushes.push(model, request, parts)
-        except PushHeldError:
-            _log_push(logging.DEBUG, model, header, "held in its round")
+        except (PushHeldError, WorkerAheadError) as error:
+            model.tally.note_waiting(is_held=isinstance(error, PushHeldError))
+            _log_push(logging.DEBUG, model, header, "told to wait")
             raise
         except BaseException as error:
             if _is_recorded(error):
@@ -240,6 +266,9 @@ METHODS: dict[str, _Method] = {
     "DeleteModel": _Method(pb.DeleteModelRequest.FromString, ParameterService.delete_model),
     "OpenSession": _Method(pb.OpenSessionRequest.FromString, ParameterService.open_session),
     "Push": _Method(framing.decode_push_request, ParameterService.push),
+    "Heartbeat": _Method(pb.HeartbeatRequest.FromString, ParameterService.heartbeat),
+    "ListWorkers": _Method(pb.ListWorkersRequest.FromString, ParameterService.list_workers),
+    "EvictWorker": _Method(pb.EvictWorkerRequest.FromString, ParameterService.evict_worker),
     "Pull": _Method(pb.PullRequest.FromString, ParameterService.pull),
     "PushPull": _Method(framing.decode_push_pull_request, ParameterService.push_pull),
     "Snapshot": _Method(pb.SnapshotRequest.FromString, ParameterService.snapshot),

@@ -182,6 +182,7 @@ PASSING = [
     errors.InternalServerError("a broken frame: gRPC's own, without our detail"),
     errors.RateLimitedError("x"),
     errors.DiskFullError("x"),
+    errors.WorkerAheadError("x"),
 ]
 LASTING = [
     errors.ModelNotFoundError("x"),

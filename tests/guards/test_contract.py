@@ -20,8 +20,11 @@ NOW = {
 
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent))
 BREAKS = {
-    "a field's number": ("worker_id = 3;", "worker_id = 33;"),
-    "a field's type": ("uint64 epoch = 4;", "string epoch = 4;"),
+    "a field's number": (
+        "opened the session.\n  string worker_id = 3;",
+        "opened the session.\n  string worker_id = 33;",
+    ),
+    "a field's type": ("The session's epoch.\n  uint64 epoch = 4;", "The session's epoch.\n  string epoch = 4;"),
     "a field that is gone": ("  uint64 base_version = 6;", "  reserved 6;"),
     "a call's kind": ("rpc Pull(PullRequest) returns (stream ", "rpc Pull(PullRequest) returns ("),
     "a call that is gone": ("  rpc GetModel(GetModelRequest) returns (GetModelResponse);\n", ""),

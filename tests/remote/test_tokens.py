@@ -57,7 +57,7 @@ def test_health_and_reflection_answer_with_any_token(server, make_token):
 
 ALLOWED = {  # by the design: each scope includes those before it
     "pull": {"GetModel", "Pull"},
-    "push": {"GetModel", "Pull", "OpenSession", "Push", "PushPull", "AwaitPush"},
+    "push": {"GetModel", "Pull", "OpenSession", "Push", "PushPull", "AwaitPush", "Heartbeat"},
     "admin": {
         "GetModel",
         "Pull",
@@ -65,6 +65,9 @@ ALLOWED = {  # by the design: each scope includes those before it
         "Push",
         "PushPull",
         "AwaitPush",
+        "Heartbeat",
+        "ListWorkers",
+        "EvictWorker",
         "CreateModel",
         "UpdateModel",
         "DeleteModel",

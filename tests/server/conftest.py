@@ -155,6 +155,9 @@ class Peer:
         exist_ok: bool = False,
         durability: int = model_pb2.DURABILITY_UNSPECIFIED,
         rounds: dict[str, Any] | None = None,
+        staleness: int | None = None,
+        lease_seconds: float | None = None,
+        settings: dict[str, Any] | None = None,
         **hyper: Any,
     ) -> pb.CreateModelResponse:
         spec = model_pb2.ModelSpec(
@@ -163,7 +166,10 @@ class Peer:
             tensors=tensor_specs(params),
             hyperparameters=model_pb2.Hyperparameters(**hyper),
             durability=durability,
-            mode=model_pb2.MODE_ASYNC if rounds is None else model_pb2.MODE_SYNC,
+            mode=model_pb2.MODE_SSP if staleness else model_pb2.MODE_SYNC if rounds else model_pb2.MODE_ASYNC,
+            staleness=staleness,
+            lease_seconds=lease_seconds,
+            settings=None if settings is None else model_pb2.Settings(**settings),
             rounds=None if rounds is None else model_pb2.Rounds(**rounds),
         )
         header = pb.CreateModelHeader(

@@ -35,6 +35,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_HELD: _ClassVar[Reason]
     REASON_LATE: _ClassVar[Reason]
     REASON_ROUND_ABORTED: _ClassVar[Reason]
+    REASON_AHEAD: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_MODEL_NOT_FOUND: Reason
@@ -62,6 +63,7 @@ REASON_SETTINGS_CHANGED: Reason
 REASON_HELD: Reason
 REASON_LATE: Reason
 REASON_ROUND_ABORTED: Reason
+REASON_AHEAD: Reason
 
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "sequence_recorded", "retry_after_milliseconds", "state", "epoch", "change")

@@ -25,6 +25,7 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODE_UNSPECIFIED: _ClassVar[Mode]
     MODE_ASYNC: _ClassVar[Mode]
     MODE_SYNC: _ClassVar[Mode]
+    MODE_SSP: _ClassVar[Mode]
 
 class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -57,6 +58,7 @@ EPS_MODE_ALGORITHM1: EpsMode
 MODE_UNSPECIFIED: Mode
 MODE_ASYNC: Mode
 MODE_SYNC: Mode
+MODE_SSP: Mode
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_MEMORY: Durability
 DURABILITY_PROCESS: Durability
@@ -209,19 +211,29 @@ class ParamGroup(_message.Message):
     def __init__(self, params: _Optional[_Iterable[str]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("groups", "max_grad_norm", "clip_value", "frozen")
+    __slots__ = ("groups", "max_grad_norm", "clip_value", "frozen", "staleness_power", "largest_staleness", "mode", "rounds", "staleness")
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
     CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_POWER_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[ParamGroup]
     max_grad_norm: float
     clip_value: float
     frozen: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, groups: _Optional[_Iterable[_Union[ParamGroup, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., frozen: _Optional[_Iterable[str]] = ...) -> None: ...
+    staleness_power: float
+    largest_staleness: int
+    mode: Mode
+    rounds: Rounds
+    staleness: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[ParamGroup, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., frozen: _Optional[_Iterable[str]] = ..., staleness_power: _Optional[float] = ..., largest_staleness: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., rounds: _Optional[_Union[Rounds, _Mapping]] = ..., staleness: _Optional[int] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options", "settings", "rounds")
+    __slots__ = ("name", "dtype", "tensors", "hyperparameters", "mode", "durability", "guards", "options", "settings", "rounds", "staleness", "lease_seconds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +244,8 @@ class ModelSpec(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: Dtype
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
@@ -242,7 +256,9 @@ class ModelSpec(_message.Message):
     options: Options
     settings: Settings
     rounds: Rounds
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., rounds: _Optional[_Union[Rounds, _Mapping]] = ...) -> None: ...
+    staleness: int
+    lease_seconds: float
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., hyperparameters: _Optional[_Union[Hyperparameters, _Mapping]] = ..., mode: _Optional[_Union[Mode, str]] = ..., durability: _Optional[_Union[Durability, str]] = ..., guards: _Optional[_Union[Guards, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., rounds: _Optional[_Union[Rounds, _Mapping]] = ..., staleness: _Optional[int] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
 
 class StatePoint(_message.Message):
     __slots__ = ("state_id", "version", "snapshot_version", "durability", "first_version")

@@ -94,18 +94,28 @@ class GroupChange(_message.Message):
     def __init__(self, group: _Optional[int] = ..., lr: _Optional[float] = ..., schedule: _Optional[_Union[_model_pb2.Schedule, _Mapping]] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., eps: _Optional[float] = ..., weight_decay: _Optional[float] = ..., decoupled_weight_decay: bool = ..., eps_mode: _Optional[_Union[_model_pb2.EpsMode, str]] = ..., maximize: bool = ...) -> None: ...
 
 class SettingsChange(_message.Message):
-    __slots__ = ("groups", "max_grad_norm", "clip_value", "freeze", "unfreeze")
+    __slots__ = ("groups", "max_grad_norm", "clip_value", "freeze", "unfreeze", "staleness_power", "largest_staleness", "mode", "rounds", "staleness")
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
     CLIP_VALUE_FIELD_NUMBER: _ClassVar[int]
     FREEZE_FIELD_NUMBER: _ClassVar[int]
     UNFREEZE_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_POWER_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[GroupChange]
     max_grad_norm: float
     clip_value: float
     freeze: _containers.RepeatedScalarFieldContainer[str]
     unfreeze: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, groups: _Optional[_Iterable[_Union[GroupChange, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., freeze: _Optional[_Iterable[str]] = ..., unfreeze: _Optional[_Iterable[str]] = ...) -> None: ...
+    staleness_power: float
+    largest_staleness: int
+    mode: _model_pb2.Mode
+    rounds: _model_pb2.Rounds
+    staleness: int
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupChange, _Mapping]]] = ..., max_grad_norm: _Optional[float] = ..., clip_value: _Optional[float] = ..., freeze: _Optional[_Iterable[str]] = ..., unfreeze: _Optional[_Iterable[str]] = ..., staleness_power: _Optional[float] = ..., largest_staleness: _Optional[int] = ..., mode: _Optional[_Union[_model_pb2.Mode, str]] = ..., rounds: _Optional[_Union[_model_pb2.Rounds, _Mapping]] = ..., staleness: _Optional[int] = ...) -> None: ...
 
 class UpdateModelRequest(_message.Message):
     __slots__ = ("model", "state_id", "request_id", "seen_change", "change")
@@ -265,6 +275,78 @@ class AwaitPushResponse(_message.Message):
     ack: PushAck
     def __init__(self, ack: _Optional[_Union[PushAck, _Mapping]] = ...) -> None: ...
 
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("model", "state_id", "worker_id", "epoch", "leaving")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state_id: str
+    worker_id: str
+    epoch: int
+    leaving: bool
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., leaving: bool = ...) -> None: ...
+
+class HeartbeatResponse(_message.Message):
+    __slots__ = ("lease_seconds", "state")
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    lease_seconds: float
+    state: _model_pb2.StatePoint
+    def __init__(self, lease_seconds: _Optional[float] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+
+class ListWorkersRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("worker_id", "epoch", "pushes", "clock", "idle_seconds", "lease_seconds", "round")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    pushes: int
+    clock: int
+    idle_seconds: float
+    lease_seconds: float
+    round: int
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., pushes: _Optional[int] = ..., clock: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., lease_seconds: _Optional[float] = ..., round: _Optional[int] = ...) -> None: ...
+
+class ListWorkersResponse(_message.Message):
+    __slots__ = ("workers", "state")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    state: _model_pb2.StatePoint
+    def __init__(self, workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+
+class EvictWorkerRequest(_message.Message):
+    __slots__ = ("model", "state_id", "worker_id", "epoch")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state_id: str
+    worker_id: str
+    epoch: int
+    def __init__(self, model: _Optional[str] = ..., state_id: _Optional[str] = ..., worker_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class EvictWorkerResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: _model_pb2.StatePoint
+    def __init__(self, state: _Optional[_Union[_model_pb2.StatePoint, _Mapping]] = ...) -> None: ...
+
 class PullRequest(_message.Message):
     __slots__ = ("model", "min_version", "state_id", "checksum_kind", "average", "dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -360,18 +442,22 @@ class GetServerStatusRequest(_message.Message):
     def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("model", "pushes_applied", "pushes_repeated", "pushes_rejected", "workers")
+    __slots__ = ("model", "pushes_applied", "pushes_repeated", "pushes_rejected", "workers", "held_pushes", "mean_staleness")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PUSHES_APPLIED_FIELD_NUMBER: _ClassVar[int]
     PUSHES_REPEATED_FIELD_NUMBER: _ClassVar[int]
     PUSHES_REJECTED_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    HELD_PUSHES_FIELD_NUMBER: _ClassVar[int]
+    MEAN_STALENESS_FIELD_NUMBER: _ClassVar[int]
     model: _model_pb2.Model
     pushes_applied: int
     pushes_repeated: int
     pushes_rejected: int
     workers: int
-    def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ..., pushes_applied: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., pushes_rejected: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
+    held_pushes: int
+    mean_staleness: float
+    def __init__(self, model: _Optional[_Union[_model_pb2.Model, _Mapping]] = ..., pushes_applied: _Optional[int] = ..., pushes_repeated: _Optional[int] = ..., pushes_rejected: _Optional[int] = ..., workers: _Optional[int] = ..., held_pushes: _Optional[int] = ..., mean_staleness: _Optional[float] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
     __slots__ = ("server_version", "uptime_seconds", "models", "memory_used_bytes", "memory_budget_bytes", "threading_layer", "threads", "next_page_token", "compiling")

@@ -86,6 +86,21 @@ class ParameterServiceStub(object):
                 request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushRequest.SerializeToString,
                 response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushResponse.FromString,
                 _registered_method=True)
+        self.Heartbeat = channel.unary_unary(
+                '/numba_adam.ps.v1.ParameterService/Heartbeat',
+                request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/numba_adam.ps.v1.ParameterService/ListWorkers',
+                request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
+        self.EvictWorker = channel.unary_unary(
+                '/numba_adam.ps.v1.ParameterService/EvictWorker',
+                request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.EvictWorkerRequest.SerializeToString,
+                response_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.EvictWorkerResponse.FromString,
+                _registered_method=True)
         self.Pull = channel.unary_stream(
                 '/numba_adam.ps.v1.ParameterService/Pull',
                 request_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.PullRequest.SerializeToString,
@@ -186,6 +201,29 @@ class ParameterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Heartbeat(self, request, context):
+        """Renews the lease of a worker, as every call of the worker does. A worker that computes for longer than its lease
+        calls this meanwhile. `leaving` ends the lease at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkers(self, request, context):
+        """Lists the workers of a model that have a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvictWorker(self, request, context):
+        """Ends the lease of a worker: frees its clock and its place in a round. Its session stays open, and if it pushes
+        again, it joins again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pull(self, request, context):
         """Returns all parameters, of one version. The stream is one header, then chunks, then one trailer.
         """
@@ -258,6 +296,21 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.AwaitPush,
                     request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushRequest.FromString,
                     response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushResponse.SerializeToString,
+            ),
+            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.HeartbeatRequest.FromString,
+                    response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListWorkersRequest.FromString,
+                    response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'EvictWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvictWorker,
+                    request_deserializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.EvictWorkerRequest.FromString,
+                    response_serializer=numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.EvictWorkerResponse.SerializeToString,
             ),
             'Pull': grpc.unary_stream_rpc_method_handler(
                     servicer.Pull,
@@ -508,6 +561,87 @@ class ParameterService(object):
             '/numba_adam.ps.v1.ParameterService/AwaitPush',
             numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushRequest.SerializeToString,
             numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.AwaitPushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/numba_adam.ps.v1.ParameterService/Heartbeat',
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.HeartbeatRequest.SerializeToString,
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/numba_adam.ps.v1.ParameterService/ListWorkers',
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListWorkersRequest.SerializeToString,
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvictWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/numba_adam.ps.v1.ParameterService/EvictWorker',
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.EvictWorkerRequest.SerializeToString,
+            numba__adam_dot_ps_dot_v1_dot_parameter__service__pb2.EvictWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

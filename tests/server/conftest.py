@@ -130,6 +130,12 @@ class Session:
         return ack
 
 
+def _mode_of(rounds: dict[str, Any] | None, staleness: int | None) -> Any:
+    if rounds is not None:
+        return model_pb2.MODE_SYNC
+    return model_pb2.MODE_ASYNC if staleness is None else model_pb2.MODE_SSP
+
+
 @dataclass
 class Peer:
     """A client made of generated code."""
@@ -166,7 +172,7 @@ class Peer:
             tensors=tensor_specs(params),
             hyperparameters=model_pb2.Hyperparameters(**hyper),
             durability=durability,
-            mode=model_pb2.MODE_SSP if staleness else model_pb2.MODE_SYNC if rounds else model_pb2.MODE_ASYNC,
+            mode=_mode_of(rounds, staleness),
             staleness=staleness,
             lease_seconds=lease_seconds,
             settings=None if settings is None else model_pb2.Settings(**settings),

@@ -242,12 +242,17 @@ class PushLedger:
         """Count the next push as a new version, and as a step of each array marked in `present` that is not frozen."""
         answer = Accepted(self.version + 1, self.version - base_version)
         self._record(push, Kept(answer, content))
-        steps = [step + is_present for step, is_present in zip(self.steps, present, strict=True)]
-        for tensor in self.changes.frozen:
-            steps[tensor] = self.steps[tensor]
-        self.steps = steps
-        self.version = answer.version
+        self._count(present)
         return answer
+
+    def _count(self, present: Sequence[bool]) -> None:
+        """Count a version, and a step of each array that has a gradient and is not frozen."""
+        frozen = set(self.changes.frozen)
+        self.steps = [
+            step + (is_present and tensor not in frozen)
+            for tensor, (step, is_present) in enumerate(zip(self.steps, present, strict=True))
+        ]
+        self.version += 1
 
     def reject(self, push: PushKey, reason: int, message: str, content: Content) -> Rejected:
         """Answer the next push with a rejection. Its sequence number is used; nothing else changes."""
@@ -268,9 +273,7 @@ class PushLedger:
         pushes = self.round.take()
         for push in pushes:
             self._record(push.key, Kept(Accepted(self.version + 1, 0), push.content))
-        flags = zip(*(push.present for push in pushes), strict=True)
-        self.steps = [step + any(present) for step, present in zip(self.steps, flags, strict=True)]
-        self.version += 1
+        self._count([any(flags) for flags in zip(*(push.present for push in pushes), strict=True)])
 
     def abort_round(self, message: str) -> None:
         """Reject the pushes of the open round."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import xxhash
 
-from numba_adam.server.model.push_ledger import Content
+from numba_adam.server.model.push_key import Content
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.tensors import Tensor
 

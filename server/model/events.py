@@ -13,7 +13,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.steering import Steering
 
 

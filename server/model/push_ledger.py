@@ -27,25 +27,23 @@ from numba_adam.errors import (
     SessionFencedError,
     SessionUnknownError,
 )
-from numba_adam.server.model.answers import GRADIENT_TOO_LARGE as GRADIENT_TOO_LARGE
-from numba_adam.server.model.answers import LATE as LATE
-from numba_adam.server.model.answers import LIMITS as LIMITS
-from numba_adam.server.model.answers import NON_FINITE as NON_FINITE
-from numba_adam.server.model.answers import NOT_KEPT, is_same, kept_from, text_length
-from numba_adam.server.model.answers import PUSH_MISMATCH as PUSH_MISMATCH
-from numba_adam.server.model.answers import REJECTIONS as REJECTIONS
-from numba_adam.server.model.answers import ROUND_ABORTED as ROUND_ABORTED
-from numba_adam.server.model.answers import SESSION_BYTES as SESSION_BYTES
-from numba_adam.server.model.answers import Accepted as Accepted
-from numba_adam.server.model.answers import Answer as Answer
-from numba_adam.server.model.answers import Kept as Kept
-from numba_adam.server.model.answers import Limits as Limits
-from numba_adam.server.model.answers import Rejected as Rejected
-from numba_adam.server.model.answers import Session as Session
+from numba_adam.server.model.answers import (
+    LIMITS,
+    NOT_KEPT,
+    ROUND_ABORTED,
+    SESSION_BYTES,
+    Accepted,
+    Kept,
+    Limits,
+    Rejected,
+    Session,
+    is_same,
+    kept_from,
+    text_length,
+)
 from numba_adam.server.model.changes import Changed, Changes
 from numba_adam.server.model.clocks import Clocks
-from numba_adam.server.model.push_key import Content as Content
-from numba_adam.server.model.push_key import PushKey as PushKey
+from numba_adam.server.model.push_key import Content, PushKey
 from numba_adam.server.model.records import check_keys
 from numba_adam.server.model.rounds import Held, HeldPush, OpenRound
 from numba_adam.server.model.steering import Steering

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from numba_adam.errors import HyperparameterError, InvalidRequestError, PushRejectedError
-from numba_adam.server.model.push_ledger import PushKey
+from numba_adam.server.model.push_key import PushKey
 from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.settings.limits import check_factor

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from numba_adam.server.model.push_ledger import PushKey
+from numba_adam.server.model.push_key import PushKey
 from numba_adam.server.runtime.model import Model
 
 _log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from numba_adam.errors import (
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.ps.mode_settings import ModeSettings
 from numba_adam.ps.round_settings import RoundSettings
+from numba_adam.server.model.answers import LATE, Answer
 from numba_adam.server.model.arena import Arena, FlatArray
 from numba_adam.server.model.changes import Changed, ChangeRequest
 from numba_adam.server.model.changes import changed as changed_settings
@@ -37,7 +38,8 @@ from numba_adam.server.model.events import (
     Rejection,
     replay,
 )
-from numba_adam.server.model.push_ledger import LATE, Answer, Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.requests import PushRequest
 from numba_adam.server.model.rounds import Held
 from numba_adam.server.model.spec import Spec

@@ -25,16 +25,9 @@ from numba_adam.numerics.norm import LARGEST_GRADIENT
 from numba_adam.ps.checksum import XXH3_64
 from numba_adam.ps.detail import StatePoint, with_detail
 from numba_adam.ps.transfer import Parts, Reader, receive
+from numba_adam.server.model.answers import GRADIENT_TOO_LARGE, LATE, NON_FINITE, PUSH_MISMATCH, REJECTIONS, Rejected
 from numba_adam.server.model.digests import with_payload
-from numba_adam.server.model.push_ledger import (
-    GRADIENT_TOO_LARGE,
-    LATE,
-    NON_FINITE,
-    PUSH_MISMATCH,
-    REJECTIONS,
-    PushKey,
-    Rejected,
-)
+from numba_adam.server.model.push_key import PushKey
 from numba_adam.server.model.requests import Payload, PushRequest, payload_of, present_arrays
 from numba_adam.server.model.rounds import Held
 from numba_adam.server.runtime.budget import Bytes, SlotPool

@@ -16,9 +16,10 @@ import numpy as np
 
 from numba_adam.errors import LatePushError, PushRejectedError
 from numba_adam.ps.round_settings import RoundSettings
+from numba_adam.server.model.answers import Accepted
 from numba_adam.server.model.arena import Arena, FlatArray
 from numba_adam.server.model.events import Abortion, Closing, Holding
-from numba_adam.server.model.push_ledger import Accepted, PushLedger
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.rounds import Held
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.runtime.gradient_slots import GradientSlots

@@ -6,8 +6,8 @@ import logging
 
 from numba_adam.errors import InvalidRequestError
 from numba_adam.ps.detail import StatePoint
+from numba_adam.server.model.answers import SESSION_BYTES
 from numba_adam.server.model.names import check_random_id, check_worker_id
-from numba_adam.server.model.push_ledger import SESSION_BYTES
 from numba_adam.server.model.requests import Opening
 from numba_adam.server.runtime.budget import SlotPool
 from numba_adam.server.runtime.model import Model, Opened

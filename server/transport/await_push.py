@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from numba_adam.errors import InvalidRequestError, NumbaAdamError, PushHeldError, ServerUnavailableError
 from numba_adam.ps.errors import DETAIL_KEY, to_status
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
-from numba_adam.server.model.push_ledger import PushKey
+from numba_adam.server.model.push_key import PushKey
 from numba_adam.server.runtime.answers import Waiter
 from numba_adam.server.runtime.launcher import use_threads
 from numba_adam.server.runtime.runtime import Runtime

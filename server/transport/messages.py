@@ -17,7 +17,7 @@ from numba_adam.ps.mode_settings import DEFAULT_LEASE_SECONDS
 from numba_adam.ps.v1 import model_pb2
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.server.model.names import check_random_id
-from numba_adam.server.model.push_ledger import PushKey
+from numba_adam.server.model.push_key import PushKey
 from numba_adam.server.model.requests import Creation, Opening, PushRequest
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor, check_count, to_tensors

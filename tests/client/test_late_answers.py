@@ -13,7 +13,7 @@ from numba_adam.client import ParameterClient
 from numba_adam.errors import SessionUnknownError
 from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.parameter_service_pb2_grpc import ParameterServiceStub
-from numba_adam.server.model.push_ledger import Limits
+from numba_adam.server.model.answers import Limits
 
 pytestmark = pytest.mark.slow
 

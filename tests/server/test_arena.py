@@ -9,7 +9,8 @@ import pytest
 import numba_adam as na
 from numba_adam.server.model.arena import ALIGNMENT, HEADER_BYTES, Arena, layout, layout_of
 from numba_adam.server.model.columns import columns_of
-from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.model import Model, Push

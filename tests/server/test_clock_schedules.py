@@ -13,8 +13,10 @@ import pytest
 from numba_adam.errors import SequenceError, SessionFencedError, SessionUnknownError, WorkerAheadError
 from numba_adam.ps.mode_settings import ModeSettings
 from numba_adam.ps.modes import Mode
+from numba_adam.server.model.answers import LATE, Accepted
 from numba_adam.server.model.events import Acceptance, Change, Departure, Opening, Rejection, decode, encode, replay
-from numba_adam.server.model.push_ledger import LATE, Accepted, Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.steering import Group, Steering
 from numba_adam.settings.hyperparameters import Hyperparameters
 

@@ -14,7 +14,8 @@ from numba_adam.ps.v1 import parameter_service_pb2 as pb
 from numba_adam.ps.v1.error_pb2 import Reason
 from numba_adam.server.embedded import Server
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.model import Model, Push

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from numba_adam.errors import CorruptSnapshotError
 from numba_adam.server.model.events import Acceptance, Opening, Rejection, decode, encode, replay
-from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.storage.journal import Journal, read
 
 texts = st.text(max_size=20)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from numba_adam.errors import SessionFencedError, SessionUnknownError
-from numba_adam.server.model.push_ledger import Limits, PushLedger
+from numba_adam.server.model.answers import Limits
+from numba_adam.server.model.push_ledger import PushLedger
 
 WORKERS = ("a", "b", "c", "d")
 LIMITS = Limits(kept_answers=3, most_sessions=2)

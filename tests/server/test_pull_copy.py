@@ -8,7 +8,8 @@ import pytest
 
 from numba_adam.errors import ServerUnavailableError
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime.budget import SlotPool

@@ -18,7 +18,9 @@ from numba_adam.errors import (
     SessionUnknownError,
     SnapshotError,
 )
-from numba_adam.server.model.push_ledger import SESSION_BYTES, Accepted, Content, Limits, PushKey, PushLedger, Rejected
+from numba_adam.server.model.answers import SESSION_BYTES, Accepted, Limits, Rejected
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 
 WORKERS = ("a", "b", "c", "d")
 LIMITS = Limits(kept_answers=3, most_sessions=3)

@@ -10,8 +10,10 @@ import random
 import pytest
 
 from numba_adam.errors import PushInProgressError, SequenceError, SessionFencedError, SessionUnknownError
+from numba_adam.server.model.answers import LATE, ROUND_ABORTED, Accepted, Rejected
 from numba_adam.server.model.events import Abortion, Closing, Holding, Opening, Rejection, decode, encode, replay
-from numba_adam.server.model.push_ledger import LATE, ROUND_ABORTED, Accepted, Content, PushKey, PushLedger, Rejected
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.rounds import Held
 
 STEPS = 120

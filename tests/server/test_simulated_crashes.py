@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 
 from numba_adam.errors import ServiceError, SessionFencedError, SessionUnknownError
+from numba_adam.server.model.answers import Accepted, Limits
 from numba_adam.server.model.events import Acceptance, Opening, decode, encode
-from numba_adam.server.model.push_ledger import Accepted, Content, Limits, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.runtime import model as runtime

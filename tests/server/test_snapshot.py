@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from numba_adam.errors import CorruptSnapshotError, SnapshotError
 from numba_adam.server.model.arena import Arena
-from numba_adam.server.model.push_ledger import Content, PushKey, PushLedger
+from numba_adam.server.model.push_key import Content, PushKey
+from numba_adam.server.model.push_ledger import PushLedger
 from numba_adam.server.model.spec import Spec
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.storage import snapshot as snapshots

@@ -4,7 +4,7 @@ import pytest
 
 from numba_adam.errors import DtypeError, HyperparameterError, InvalidRequestError, SnapshotError
 from numba_adam.ps.v1 import error_pb2, model_pb2
-from numba_adam.server.model.push_ledger import NON_FINITE, PUSH_MISMATCH
+from numba_adam.server.model.answers import NON_FINITE, PUSH_MISMATCH
 from numba_adam.server.model.spec import DTYPE_NUMBERS, NARROW_DTYPE_NUMBERS, Spec, differences
 from numba_adam.server.model.tensors import Tensor
 from numba_adam.server.transport.messages import spec_from_proto, spec_to_proto

@@ -11,6 +11,7 @@ The files, from the public classes down to the wire:
     sender       the thread behind push_async
     push, pull   one push, one pull, from beginning to end
     session      a worker's session: epoch, sequence number and the known state of the model
+    pieces       bytes to send, some of which are made when they are needed
     transfer     payloads as streams of chunks
     narrow       payloads in 16-bit formats
     model_arrays names, shapes and dtype of a model's arrays; validation of gradients

@@ -40,7 +40,7 @@ def wire_format(wire_dtype: str | None) -> Format | None:
 
 
 class Rounded:
-    """An array's elements in a 16-bit format, as bytes: rounded when they are read, to the nearest, ties to even.
+    """An array's elements in a 16-bit format, as bytes: rounded when they are needed, to the nearest, ties to even.
 
     Args:
         array: a C-contiguous float32 or float64 array.
@@ -51,13 +51,6 @@ class Rounded:
         self._flat, self._narrow = array.reshape(-1), narrow
         self.nbytes = array.size * _ITEM_BYTES
         """The number of bytes."""
-
-    def __getitem__(self, part: slice) -> memoryview:
-        """Return the bytes of a slice that begins and ends between two elements."""
-        start, stop, _ = part.indices(self.nbytes)
-        made = memoryview(bytearray(stop - start))
-        self.write(start, made)
-        return made
 
     def write(self, start: int, target: memoryview) -> None:
         """Write the bytes from `start` on into a target; both ends lie between two elements."""

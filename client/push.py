@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import Message
 
 from numba_adam import errors
@@ -195,9 +194,7 @@ class Push:
         """Push through shared memory, if that is possible; None: nothing was sent."""
 
         def push(local: LocalSocket) -> bytes:
-            payload = self._gradients.payload()
-            arrays = [each if isinstance(each, np.ndarray) else np.frombuffer(each[:], np.uint8) for each in payload]
-            return local.push(upload.header, arrays, timeout_seconds, upload.report)
+            return local.push(upload.header, self._gradients.payload(), timeout_seconds, upload.report)
 
         raw = self._connection.on_same_host(push)
         return None if raw is None else PushResponse.FromString(raw).ack

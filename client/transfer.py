@@ -6,11 +6,11 @@ May import NumPy and `numba_adam.ps`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from numba_adam.client.pieces import Made, bytes_of, cut, is_made, piece_of, views, whole
 from numba_adam.client.progress import Progress
 from numba_adam.errors import CorruptTransferError
 from numba_adam.ps.checksum import new_checksum
@@ -21,58 +21,6 @@ from numba_adam.ps.whole import encode_whole, size_of_whole
 CHUNK_BYTES = (1 << 21) - (1 << 12)
 """Payload bytes of a chunk that is sent. Each message costs both ends several switches of threads; every release of the
 server takes messages of 2 MiB."""
-
-_NOTHING = memoryview(bytearray())
-
-
-def bytes_of(array: npt.NDArray[Any]) -> memoryview:
-    """Return a C-contiguous array's memory as bytes."""
-    return array.data.cast("B") if array.size else _NOTHING  # memoryview cannot cast an empty array
-
-
-class Made(Protocol):
-    """Bytes that are made when they are read."""
-
-    @property
-    def nbytes(self) -> int:
-        """The number of bytes."""
-
-    def __getitem__(self, part: slice, /) -> memoryview:
-        """Return some of the bytes, in new memory."""
-
-    def write(self, start: int, target: memoryview) -> None:
-        """Write the bytes from `start` on into a target, which they fill."""
-
-
-Piece = memoryview | Made
-
-
-def cut(pieces: Iterable[Piece], chunk_bytes: int) -> Iterator[list[memoryview]]:
-    """Cut the concatenated pieces into runs of `chunk_bytes` (the last one may be shorter), without a copy.
-
-    A run is valid until the next one: bytes that are made when they are read lie in one memory for all runs. With new
-    memory for each run, most of the time would go into the system's clearing of its pages.
-    """
-    run: list[memoryview] = []
-    room = chunk_bytes
-    made = _NOTHING
-    for piece in pieces:
-        start = 0
-        while start < piece.nbytes:
-            if isinstance(piece, memoryview):
-                part = piece[start : start + room]
-            else:
-                made = made or memoryview(bytearray(chunk_bytes))
-                part = made[chunk_bytes - room :][: piece.nbytes - start]
-                piece.write(start, part)
-            run.append(part)
-            start += part.nbytes
-            room -= part.nbytes
-            if not room:
-                yield run
-                run, room = [], chunk_bytes
-    if run:
-        yield run
 
 
 class Upload:
@@ -95,7 +43,7 @@ class Upload:
         """The encoded message with the header."""
 
         self._kind, self._report, self._chunk_bytes = checksum_kind, report, chunk_bytes
-        self._pieces: list[Piece] = [each if not isinstance(each, np.ndarray) else bytes_of(each) for each in arrays]
+        self._pieces = [piece_of(array) for array in arrays]
 
     def report(self, done: int, total: int) -> None:
         """Report progress; note what the callable raises."""
@@ -110,7 +58,7 @@ class Upload:
         total = sum(piece.nbytes for piece in self._pieces)
         if size_of_whole(self.header, total) > largest_bytes:
             return None
-        checksum, payload = new_checksum(self._kind), [piece[:] for piece in self._pieces]
+        checksum, payload = new_checksum(self._kind), views(whole(self._pieces), memoryview(bytearray(total)))
         for part in payload:
             checksum.update(part)
         if total:
@@ -129,10 +77,13 @@ class Upload:
         yield self.header
         checksum = new_checksum(self._kind)
         total = sum(piece.nbytes for piece in self._pieces)
+        # One memory for what is made: with new memory for each chunk, most of the time would go into the system's
+        # clearing of its pages.
+        scratch = memoryview(bytearray(min(total, self._chunk_bytes) if is_made(whole(self._pieces)) else 0))
         offset = 0
         for run in cut(self._pieces, self._chunk_bytes):
             size = sum(part.nbytes for part in run)
-            raw = encode_chunk(offset, *run)
+            raw = encode_chunk(offset, *views(run, scratch))
             checksum.update(memoryview(raw)[-size:])
             offset += size
             yield raw

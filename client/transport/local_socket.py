@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from numba_adam.client.pieces import Made, Piece, cut, piece_of, whole, write
 from numba_adam.client.progress import Progress
 from numba_adam.client.transport.shared_memory import SharedMemory, allocate, place_of
 from numba_adam.errors import (
@@ -159,12 +160,12 @@ class LocalSocket:
             self._scratch = allocate(nbytes)
         return self._scratch
 
-    def push(self, header: bytes, arrays: Sequence[Array], timeout_seconds: float, report: Progress) -> bytes:
+    def push(self, header: bytes, arrays: Sequence[Array | Made], timeout_seconds: float, report: Progress) -> bytes:
         """Push a gradient; return the encoded answer.
 
         Args:
             header: the encoded PushRequest with the header.
-            arrays: the payload, C-contiguous.
+            arrays: the payload: C-contiguous arrays, and what is made when it is needed.
             timeout_seconds: time until the deadline.
             report: called with (bytes passed, total bytes) before they are passed.
 
@@ -172,7 +173,7 @@ class LocalSocket:
             ServiceError, NoRoomError: as `call` does.
         """
         milliseconds = int(timeout_seconds * 1000)
-        pieces = [array.data.cast("B") for array in arrays if array.size]
+        pieces = [piece_of(array) for array in arrays]
         total = sum(piece.nbytes for piece in pieces)
         regions = self._regions(arrays, timeout_seconds)
         most = (LARGEST_PACKET_BYTES - len(header) - _RESERVED_BYTES) // 24
@@ -182,19 +183,19 @@ class LocalSocket:
                 return self._stream(
                     _encoded(Packet(Kind.PUSH_STREAM, milliseconds, (), header)), pieces, timeout_seconds, report
                 )
-            _fill(memoryview(ring), pieces)
+            write(whole(pieces), memoryview(ring))
             regions = [self.region(ring, 0, total, timeout_seconds)] if total else []
         if total:
             report(total, total)
         return self.call(Packet(Kind.PUSH, milliseconds, regions, header), timeout_seconds).body
 
-    def _regions(self, arrays: Sequence[Array], timeout_seconds: float) -> list[Region] | None:
+    def _regions(self, arrays: Sequence[Array | Made], timeout_seconds: float) -> list[Region] | None:
         """Return where the arrays lie in shared memory, neighbours as one; None if one lies elsewhere."""
         regions: list[Region] = []
         for array in arrays:
-            if not array.size:
+            if not array.nbytes:
                 continue
-            place = place_of(array)
+            place = place_of(array) if isinstance(array, np.ndarray) else None
             if place is None:
                 return None
             region = self.region(*place, array.nbytes, timeout_seconds)
@@ -205,21 +206,21 @@ class LocalSocket:
                 regions.append(region)
         return regions
 
-    def _stream(self, first: bytes, pieces: list[memoryview], timeout_seconds: float, report: Progress) -> bytes:
+    def _stream(self, first: bytes, pieces: list[Piece], timeout_seconds: float, report: Progress) -> bytes:
         """Push through a few slots of shared memory: the server reads one while the next is written."""
         ring, offset, waiting = memoryview(self._own_ring()), 0, 0
         done, total = 0, sum(piece.nbytes for piece in pieces)
         base = self.region(self._own_ring(), 0, len(ring), timeout_seconds)
         with self._guarded(timeout_seconds):
             self._socket.send(first)
-            for run in _runs(pieces):
+            for run in cut(pieces, SLOT_BYTES):
                 if waiting == SLOTS:
                     packet = self._receive()[0]
                     if packet.kind is not Kind.CREDIT:  # an early answer; the server ends the connection after it
                         self.close()
                         return self._checked(packet).body
                     waiting -= 1
-                size = _fill(ring[offset : offset + SLOT_BYTES], run)
+                size = write(run, ring[offset : offset + SLOT_BYTES])
                 done += size
                 report(done, total)
                 self._socket.send(encode(Packet(Kind.PIECE, 0, [Region(base.buffer, offset, size)])))
@@ -309,30 +310,3 @@ def _connected(path: Path) -> socket.socket:
     finally:
         os.close(folder)
     return sock
-
-
-def _fill(target: memoryview, pieces: Iterable[memoryview]) -> int:
-    """Copy pieces to the beginning of memory; return their size."""
-    flat, at = np.frombuffer(target, np.uint8), 0
-    for piece in pieces:
-        flat[at : at + piece.nbytes] = np.frombuffer(piece, np.uint8)
-        at += piece.nbytes
-    return at
-
-
-def _runs(pieces: Iterable[memoryview]) -> Iterable[list[memoryview]]:
-    """Cut the concatenated pieces into runs of a slot's size."""
-    run: list[memoryview] = []
-    room = SLOT_BYTES
-    for piece in pieces:
-        start = 0
-        while start < piece.nbytes:
-            part = piece[start : start + room]
-            run.append(part)
-            start += part.nbytes
-            room -= part.nbytes
-            if not room:
-                yield run
-                run, room = [], SLOT_BYTES
-    if run:
-        yield run

@@ -205,7 +205,9 @@ def test_slices_of_rounded_bytes_are_those_of_ml_dtypes(bits, cuts, narrow):
         rounded_bytes = Rounded(values, FORMATS[narrow])
         assert rounded_bytes.nbytes == expected.nbytes
         places = [0, *sorted(2 * min(cut, values.size) for cut in cuts), expected.nbytes]
-        got = b"".join(rounded_bytes[begin:end] for begin, end in itertools.pairwise(places))
+        got = bytearray(expected.nbytes)
+        for begin, end in itertools.pairwise(places):
+            rounded_bytes.write(begin, memoryview(got)[begin:end])
     found = np.frombuffer(got, NARROW[narrow])
     is_nan = np.isnan(values)
     np.testing.assert_array_equal(np.isnan(found), is_nan)

@@ -24,7 +24,7 @@ ORDER = (
     ("functional", "optimizer"),
     ("warmup", "torch", "jax"),
     ("ps",),
-    ("server.memory", "server.logs", "server.supervision", "client.progress"),
+    ("server.memory", "server.logs", "server.supervision", "client.progress", "client.pieces"),
     ("server.config", "client.transport"),
     ("server.model",),
     ("server.storage",),

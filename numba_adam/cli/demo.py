@@ -16,18 +16,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numba_adam.demo.story import Push, Record
 
+_PAUSE_SECONDS = 0.01  # several times what a batch takes
 _DESCRIPTION = """\
 Train a classifier of handwritten digits with a parameter server and two worker processes. One worker uses PyTorch if
 it is installed. Half-way, the command kills the serving process with SIGKILL; its supervisor starts it again. The
 workers go on, and no push is lost. With --durability memory, the server goes back to its last snapshot, and the
 workers repeat what was lost by themselves. The command prints the accuracy on test images and the pushes per second.
 It writes a picture of the loss over time and marks the crash. It takes less than a minute.
+
+With --modes, it trains once in each mode (async, sync and ssp; docs/modes.md), without a kill. The last worker is slow.
+The picture shows the loss over time and over pushes.
 """
 _EPILOG = """\
 examples:
   numba-adam demo
   numba-adam demo --workers 4 --out four.png
   numba-adam demo --durability memory               what the kill costs without files in memory
+  numba-adam demo --mode sync                       each step is the mean of a round
+  numba-adam demo --modes --workers 3               the three modes beside each other, one worker slow
   numba-adam demo --keep                            keeps the snapshots and the logs
 
 The same as a short program to read: examples/digits.py
@@ -55,6 +61,13 @@ def describe(parser: argparse.ArgumentParser) -> None:
         default="process",
         help="what survives the kill: every push, or the last snapshot (default: %(default)s)",
     )
+    parser.add_argument(
+        "--mode",
+        choices=("async", "sync", "ssp"),
+        default="async",
+        help="what makes a step of the workers' pushes (default: %(default)s)",
+    )
+    parser.add_argument("--modes", action="store_true", help="compare the three modes, with one slow worker")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the server's data and all logs")
 
 
@@ -74,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     for module in ("matplotlib", "sklearn"):  # report a missing package before the training, not after it
         import_module(module)
 
+    from numba_adam.demo.comparison import draw_modes, outcome, plans
     from numba_adam.demo.picture import draw
     from numba_adam.demo.story import Plan, framework, play
 
@@ -82,9 +96,22 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         steps=arguments.steps,
         durability=arguments.durability,
+        mode=arguments.mode,
         keep=arguments.keep,
+        pause_seconds=_PAUSE_SECONDS if arguments.modes else 0.0,
     )
-    progress = Progress(plan.steps)
+    if arguments.modes:
+        records = {}
+        for each in plans(plan):
+            progress = Progress(each.versions)
+            progress.say(f"mode      {each.mode}")
+            records[each.mode] = play(each, progress.say, progress.show)
+            progress.clear()
+        draw_modes(records, plan.pause_seconds, arguments.out)
+        print(outcome(records))
+        print(f"picture   {arguments.out}")
+        return 0
+    progress = Progress(plan.versions)
     record = play(plan, progress.say, progress.show)
     progress.clear()
     draw(record, [framework(worker) for worker in range(plan.workers)], arguments.out)

@@ -33,13 +33,27 @@ class Plan:
     """Seed of the initial parameters and of the random batches."""
 
     steps: int = 4000
-    """The version at which training ends. Pushes that the crash loses do not count."""
+    """The number of gradients after which training ends. Those that the crash loses do not count."""
+
+    mode: str = "async"
+    """What makes a step of the pushes: "async", "sync" or "ssp"."""
+
+    is_killed: bool = True
+    """Whether the server is killed half-way."""
+
+    pause_seconds: float = 0.0
+    """A pause of the last worker before each push: it is the slow one."""
 
     durability: str = "process"
     """The level of the model. "process": the crash loses nothing. "memory": it loses what came after the snapshot."""
 
     keep: bool = False
     """Keep the folder with the server's data and the logs."""
+
+    @property
+    def versions(self) -> int:
+        """The version at which training ends: in rounds, each version takes a gradient of every worker."""
+        return self.steps // (self.workers if self.mode == "sync" else 1)
 
 
 class Push(NamedTuple):
@@ -132,7 +146,7 @@ def play(plan: Plan, say: Say, watch: Watch) -> Record:
             record.folder = folder
         else:
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        server = ServerProcess(folder, snapshot_every_pushes=max(1, plan.steps // _SNAPSHOTS))
+        server = ServerProcess(folder, snapshot_every_pushes=max(1, plan.versions // _SNAPSHOTS))
         cleanup.callback(server.kill)
         server.start()
         say(f"server    {server.address}, process {server.pid}")
@@ -147,8 +161,10 @@ def play(plan: Plan, say: Say, watch: Watch) -> Record:
 
 
 def _start_worker(index: int, plan: Plan, address: str, folder: Path, events: queue.Queue[Event]) -> WorkerProcess:
-    options = {"server": address, "framework": framework(index), "workers": plan.workers}
-    options |= {"seed": plan.seed, "steps": plan.steps, "durability": plan.durability}
+    options: dict[str, object] = {"server": address, "framework": framework(index), "workers": plan.workers}
+    options |= {"seed": plan.seed, "steps": plan.steps, "durability": plan.durability, "mode": plan.mode}
+    if index == plan.workers - 1:
+        options["pause-seconds"] = plan.pause_seconds
     return WorkerProcess(index, [f"--{name}={value}" for name, value in options.items()], folder, events)
 
 
@@ -194,7 +210,8 @@ class _Training:
         pushes.append(push)
         self._watch(push)
         unsaved = push.version - values["snapshot_version"]
-        if crash is None and push.version >= self._plan.steps // 2 and unsaved >= self._plan.steps // (4 * _SNAPSHOTS):
+        is_late_enough = push.version >= self._plan.versions // 2 and unsaved >= self._plan.versions // (4 * _SNAPSHOTS)
+        if self._plan.is_killed and crash is None and is_late_enough:
             self._say(f"kill -9   of the server at version {push.version}; {unsaved} pushes are in no snapshot")
             self._record.crash = self._crash()
 

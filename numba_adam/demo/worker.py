@@ -21,6 +21,14 @@ from numba_adam.demo import digits, network
 BATCH = 64
 MODEL = "digits"
 LEARNING_RATE = 2e-3
+STALENESS = 8
+MODES = ("async", "sync", "ssp")
+
+
+def mode_arguments(mode: str, workers: int) -> dict[str, Any]:
+    """Return what `create_model` is told."""
+    more = {"sync": {"workers": workers}, "ssp": {"staleness": STALENESS}}
+    return {"mode": mode, **more.get(mode, {})}
 
 
 def report(event: str, **values: object) -> None:
@@ -38,10 +46,12 @@ def gradient_function(framework: str) -> Callable[[network.Params, digits.Images
 
 
 def main() -> None:
-    """Train until the model has reached the version `--steps`."""
+    """Train until `--steps` gradients are in the model."""
     parser = argparse.ArgumentParser(prog="numba_adam.demo.worker")
     parser.add_argument("--server", required=True)
     parser.add_argument("--durability", required=True)
+    parser.add_argument("--mode", choices=MODES, default="async")
+    parser.add_argument("--pause-seconds", type=float, default=0.0, help="pause before each push, as of a slow machine")
     parser.add_argument("--framework", choices=("NumPy", "PyTorch"), required=True)
     for name in ("index", "workers", "seed", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -57,13 +67,18 @@ def work(arguments: argparse.Namespace) -> None:
 
     with ParameterClient(arguments.server, worker_id=f"worker-{arguments.index}", timeout_seconds=60.0) as client:
         params = network.initial_params(arguments.seed)
-        model = client.create_model(MODEL, params, lr=LEARNING_RATE, durability=arguments.durability, exist_ok=True)
+        mode = mode_arguments(arguments.mode, arguments.workers)
+        model = client.create_model(
+            MODEL, params, lr=LEARNING_RATE, durability=arguments.durability, exist_ok=True, **mode
+        )
+        last = arguments.steps // (arguments.workers if arguments.mode == "sync" else 1)
         model.on_rewind(lambda version: report("rewind", version=version))
         report("ready", images=len(shard.labels))
         sys.stdin.readline()  # wait until all workers are ready
         params = model.pull()
-        while model.version < arguments.steps:
+        while model.version < last:
             loss, gradients = loss_and_gradients(params, shard.batch(BATCH, random))
+            time.sleep(arguments.pause_seconds)
             params = model.push_pull(gradients)
             ack = model.last_ack
             if ack is not None and ack.applied:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from numba_adam.cli import main
-from numba_adam.demo import digits, network, story
+from numba_adam.demo import digits, network, story, worker
 from numba_adam.demo.picture import draw
 from numba_adam.demo.processes import ServerProcess, WorkerProcess
 from numba_adam.demo.story import Plan, Push, Record, play
@@ -71,6 +71,34 @@ def test_the_command_trains_through_a_crash_and_reaches_97_percent(
     assert after[-1] >= 4000
 
 
+@pytest.mark.campaign
+def test_the_modes_are_drawn_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "modes.png"
+    assert main(["demo", "--modes", "--workers", "3", "--steps", "900", "--out", str(picture)]) == 0
+    shown = capsys.readouterr().out
+    found = re.findall(r"(async|sync|ssp) +[\d.]+ s for (\d+) pushes, ([\d + ]+) by worker; accuracy ([\d.]+)%", shown)
+    assert [mode for mode, *_ in found] == ["async", "sync", "ssp"]
+    shares = {mode: [int(share) for share in by_worker.split(" + ")] for mode, _, by_worker, _ in found}
+    assert shares["sync"] == [300, 300, 300]
+    assert max(shares["ssp"]) - min(shares["ssp"]) <= worker.STALENESS + 1
+    assert all(900 <= int(pushes) <= 902 and float(accuracy) > 90 for _, pushes, _, accuracy in found)
+    assert picture.read_bytes().startswith(PNG)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("mode", ["sync", "ssp"])
+def test_a_kill_loses_no_push_in_any_mode(mode: str) -> None:
+    lines: list[str] = []
+    watched: list[Push] = []
+    record = play(Plan(steps=600, workers=3, mode=mode), lines.append, watched.append)
+    assert watched == record.pushes
+    assert any(line.startswith("kill -9") for line in lines)
+    assert record.lost == 0
+    versions = sorted(push.version for push in record.pushes)
+    each = 3 if mode == "sync" else 1
+    assert versions == [version for version in range(1, versions[-1] + 1) for _ in range(each)]
+
+
 def test_a_run_without_a_crash_can_be_drawn(tmp_path: Path) -> None:
     record = Record(pushes=[Push(i / 10, 0, i + 1, 1 / (i + 1), "a") for i in range(40)], correct=1, tested=2)
     draw(record, ["NumPy"], tmp_path / "short.png")
@@ -85,12 +113,12 @@ def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> 
 
 def test_a_failed_worker_is_reported_with_its_log(tmp_path: Path) -> None:
     events: queue.Queue = queue.Queue()
-    worker = WorkerProcess(0, [], tmp_path, events)
+    process = WorkerProcess(0, [], tmp_path, events)
     exit_event = events.get(timeout=800)
-    worker.end()
+    process.end()
     assert (exit_event.kind, exit_event.values) == ("exit", {"status": 2})
     with pytest.raises(ServiceError, match=r"worker 0 ended with status 2(.|\n)*are required: --server"):
-        raise worker.error(2)
+        raise process.error(2)
 
 
 def test_the_gradient_is_the_slope_of_the_loss() -> None:

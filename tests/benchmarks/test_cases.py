@@ -114,6 +114,8 @@ def test_reasons_contain_no_private_paths() -> None:
         "service/push",
         "beside/snapshot/p99",
         "beside/update/p99",
+        "beside/own-snapshot/p99",
+        "same_host/push-100kb",
     ],
 )
 def test_a_case_runs_in_its_own_process(name: str) -> None:

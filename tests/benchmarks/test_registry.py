@@ -49,6 +49,9 @@ ASKED = {
     "service/push-rpc": (1.1, False),
     "service/push-rpc-bfloat16": (0.65, False),
     "service/push-pull-rpc-bfloat16": (0.65, False),
+    "same_host/push": (0.9, False),
+    "same_host/push-shared": (0.75, False),
+    "same_host/push-view": (0.6, False),
     "small/rate": (1500, True),
     "small/p99": (0.1, False),
     "service/client-imports": (0, False),
@@ -59,6 +62,7 @@ ASKED = {
     "busy/10m/ours": (2.5, False),
     **{f"remote/{what}": (1.25, False) for what in ("push/1ms", "push/10ms", "push/50ms", "tls/100m", "tls/4k")},
     **{f"beside/{what}/{how}": (3.0, False) for what in ("snapshot", "update") for how in ("median", "p99")},
+    **{f"beside/own-snapshot/{how}": (2.0, False) for how in ("median", "p99")},
 }
 
 

@@ -287,7 +287,7 @@ def test_a_model_name_that_cannot_be_encoded_is_refused(client, arrays, name):
 def test_settings_out_of_range_are_refused_before_anything_is_sent(client, arrays):
     with pytest.raises(HyperparameterError, match=r"lr=-1"):
         client.create_model("m", arrays, lr=-1)
-    with pytest.raises(ConfigurationError, match="mode: expected 'async' or 'sync', got 'swarm'"):
+    with pytest.raises(ConfigurationError, match="mode: expected 'async' or 'sync' or 'ssp', got 'swarm'"):
         client.create_model("m", arrays, mode="swarm")
     with pytest.raises(HyperparameterError, match="workers"):
         client.create_model("m", arrays, mode="sync")

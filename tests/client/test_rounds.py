@@ -99,9 +99,12 @@ def test_a_push_may_be_given_up_while_it_waits_and_the_next_one_takes_its_place(
     impatient = connect(server.address, worker_id="a", timeout_seconds=0.5).open_model("m")
     with pytest.raises(TimeoutError):
         impatient.push({"x": gradient_of(9, 9)})
+    (first,) = other.workers("m")
     patient = connect(server.address, worker_id="a", timeout_seconds=800)
     with ThreadPoolExecutor(2) as pool:
         mine = pool.submit(patient.open_model("m").push, {"x": gradient_of(0, 0)})
+        while not any(each.round and each.epoch > first.epoch for each in other.workers("m")):
+            assert not mine.done()  # else the other push could close the round with the gradient that was given up
         yours = pool.submit(other.open_model("m").push, {"x": gradient_of(0, 0)})
         assert mine.result(800).version == yours.result(800).version == 1
     alone = start.copy()

@@ -145,7 +145,7 @@ def changed(record, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["mode"], "ssp", "mode is 'ssp', and this numba-adam knows 'async' or 'sync'"),
+        (["mode"], "swarm", "mode is 'swarm', and this numba-adam knows 'async' or 'sync' or 'ssp'"),
         (["mode"], None, "mode is None"),
         (["durability"], "tape", "durability is 'tape', and this numba-adam knows 'memory'"),
         (["dtype"], "bfloat16", "dtype is 'bfloat16', and this numba-adam knows 'float32' or 'float64'"),

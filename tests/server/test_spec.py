@@ -60,7 +60,7 @@ def test_a_spec_survives_conversion_to_the_protocol_and_back():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mode": 9}, r"mode=9: this server knows MODE_ASYNC \(1\)"),
+        ({"mode": 9}, r"mode=9: this version knows async \(1\), sync \(2\), ssp \(3\)"),
         ({"durability": 9}, r"durability=9: this server knows DURABILITY_MEMORY \(1\)"),
     ],
 )

@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ from numba_adam.client.structure import Template, flatten
 from numba_adam.client.transfer import Upload
 from numba_adam.client.transport.connection import Connection
 from numba_adam.client.transport.retry import Backoff
+from numba_adam.client.transport.same_host import SCHEME, address_of_socket
 from numba_adam.client.transport.tls import TlsArgument, choose
 from numba_adam.client.transport.token import choose_token
 from numba_adam.client.workers import WorkerInfo, evict, workers_of
@@ -82,7 +84,8 @@ class ParameterClient:
     from exiting; queued pushes of push_async are then lost.
 
     Args:
-        address: HOST:PORT of the server.
+        address: HOST:PORT of the server; or unix:PATH, the Unix socket of a server of this user on this machine, for
+            gradients and parameters through shared memory only.
         worker_id: id of this worker, 1 to 128 characters. With an id that is stable across restarts of the worker, a
             new process fences unfinished pushes of the old one. No two live workers of a model may share an id.
             None: a random id.
@@ -115,6 +118,9 @@ class ParameterClient:
         token: str | None = None,
         transport: str | None = None,
     ) -> None:
+        socket: Path | None = None
+        if isinstance(address, str) and address.startswith(SCHEME):
+            address, socket = address_of_socket(address, transport)
         _check_address(address)
         if not isinstance(timeout_seconds, (int, float, np.number)) or not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(f"timeout_seconds: expected a finite number above 0, got {timeout_seconds!r}")
@@ -129,6 +135,7 @@ class ParameterClient:
             tls=settings,
             token=choose_token(token, address, os.environ, is_secret=settings is not None),
             transport=transport,
+            socket=socket,
         )
         self._models: dict[str, Model] = {}
         self._models_lock = threading.Lock()

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -59,6 +60,7 @@ class Connection:
         tls: Tls | None = None,
         token: FindToken = lambda: None,
         transport: str | None = None,
+        socket: Path | None = None,
     ) -> None:
         forks.check_grpc_works()
         self.address = address
@@ -70,7 +72,7 @@ class Connection:
         self._channel: ServiceChannel | None = None
         self._channel_lock = threading.Lock()
         self._on_fork: list[Callable[[], None]] = []
-        self.same_host = SameHost(address, transport, os.environ, is_secret=tls is not None, token=token)
+        self.same_host = SameHost(address, transport, os.environ, is_secret=tls is not None, token=token, path=socket)
         """The way to a server on this machine that needs no network."""
 
         forks.listen(self)

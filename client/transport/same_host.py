@@ -23,11 +23,47 @@ from numba_adam.client.transport.token import FindToken
 from numba_adam.errors import ConfigurationError, ServerUnavailableError, ServiceError
 from numba_adam.ps.local import socket_path
 
+SCHEME = "unix:"
 VARIABLE = "NUMBA_ADAM_TRANSPORT"
 CHOICES = ("auto", "network", "same-host")
 _PORT = re.compile(r"[^,]*:([0-9]{1,5})")
+_SOCKET = re.compile(r"([1-9][0-9]{0,4})-[0-9]+(-[0-9a-f]+)?")
 _LOOK_SECONDS = 1.0
 _MOST_IDLE = 8
+
+
+def address_of_socket(address: str, transport: str | None) -> tuple[str, Path]:
+    """Return the address of the server whose Unix socket an address names, and the socket's path.
+
+    Calls that move no arrays go to the server's port on this machine, which the name of the socket begins with.
+
+    Args:
+        address: such as "unix:/home/me/.config/numba-adam/sockets/50051-4026531840-1a2b3c4d".
+        transport: what the user chose.
+
+    Raises:
+        ConfigurationError: it is no socket of a server, is of another network namespace or of an earlier start of the
+            system, or the user chose the network.
+    """
+    path = Path(address.removeprefix(SCHEME))
+    name = _SOCKET.fullmatch(path.name)
+    if not path.is_absolute() or name is None or int(name[1]) > 65535:
+        raise ConfigurationError(
+            f"address: expected unix:PATH with the whole path of a server's socket, such as "
+            f"'unix:{socket_path(os.environ, 50051)}', got {address!r}"
+        )
+    own = socket_path(os.environ, int(name[1])).name
+    if path.name != own:
+        raise ConfigurationError(
+            f"address: {address!r} is a socket of another network namespace, or of an earlier start of this system; "
+            f"here its name would be {own!r}"
+        )
+    if transport == "network":
+        raise ConfigurationError(
+            f"transport='network' and the Unix socket {address!r} exclude each other: give HOST:PORT, or leave "
+            "transport out"
+        )
+    return f"localhost:{name[1]}", path
 
 
 class SameHost:
@@ -39,21 +75,31 @@ class SameHost:
         environ: such as os.environ.
         is_secret: whether the connection uses TLS.
         token: finds the access token.
+        path: the server's Unix socket, and no other way; None: found by the address.
 
     Raises:
         ConfigurationError: the choice is unknown, or "same-host" is not possible.
     """
 
     def __init__(
-        self, address: str, choice: str | None, environ: Mapping[str, str], *, is_secret: bool, token: FindToken
+        self,
+        address: str,
+        choice: str | None,
+        environ: Mapping[str, str],
+        *,
+        is_secret: bool,
+        token: FindToken,
+        path: Path | None = None,
     ) -> None:
         wanted = choice if choice is not None else environ.get(VARIABLE) or "auto"
+        if path is not None and wanted != "auto":
+            wanted = choice or "auto"  # an address says more than the environment
         if wanted not in CHOICES:
             raise ConfigurationError(f"transport: expected one of {CHOICES}, got {wanted!r}")
         self._token, self._lock = token, threading.Lock()
         self._idle: list[LocalSocket] = []
         self._busy: dict[LocalSocket, threading.Thread] = {}
-        self._must = wanted == "same-host"
+        self._must = wanted == "same-host" or path is not None
         self._next_look = 0.0
         self.memories: dict[str, Any] = {}
         """The mapped parameters of models, by name."""
@@ -72,7 +118,7 @@ class SameHost:
         elif not is_loopback(address) or port is None:
             self.reason = f"{address} is not a loopback address"
         else:
-            self._path = socket_path(environ, int(port[1]))
+            self._path = path or socket_path(environ, int(port[1]))
         if self._must and self._path is None:
             raise ConfigurationError(f"transport='same-host': not possible, because {self.reason}; use 'auto'")
 

@@ -70,6 +70,32 @@ def test_the_client_says_which_way_it_takes_and_why(near, far, server):
         assert other.open_model("m").transport.startswith("same host: ")
 
 
+def test_the_socket_may_be_the_address(server, connect, monkeypatch):
+    path = socket_path(os.environ, int(server.address.rpartition(":")[2]))
+    monkeypatch.setenv("NUMBA_ADAM_TRANSPORT", "network")  # the address says more
+    model = connect(f"unix:{path}", "w").create_model("m", {"w": np.zeros(5, np.float32)})
+    assert model.transport == f"same host: {path}"
+    assert model.push({"w": np.ones(5, np.float32)}).version == 1
+    assert (model.pull()["w"] < 0).all()
+
+
+def test_a_socket_that_is_no_servers_is_refused_with_what_is_needed(server, connect):
+    path = socket_path(os.environ, int(server.address.rpartition(":")[2]))
+    for address in ("unix:", "unix:relative/50051-1-2", f"unix:{path.parent}", f"unix:{path.parent}/99999-1-a"):
+        with pytest.raises(ConfigurationError, match=r"expected unix:PATH .* such as 'unix:/"):
+            connect(address)
+    with pytest.raises(ConfigurationError, match="of another network namespace, or of an earlier start"):
+        connect(f"unix:{path}0")
+    with pytest.raises(ConfigurationError, match="exclude each other"):
+        connect(f"unix:{path}", transport="network")
+    with pytest.raises(ConfigurationError, match="TLS"):
+        connect(f"unix:{path}", tls=True)
+    port = next(number for number in range(1, 1000) if not socket_path(os.environ, number).exists())
+    absent = connect(f"unix:{socket_path(os.environ, port)}", timeout_seconds=0.5)
+    with pytest.raises(ServiceError):
+        absent.list_models()
+
+
 def test_without_the_socket_the_client_uses_the_network_without_a_word(server, connect, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "of another user"))
     model = connect(server.address, transport="auto").create_model("m", params_of(5))

@@ -154,6 +154,7 @@ PROMISES: dict[str, Promise] = {
         (SERVER + "test_disk_failures.py", SERVER + "test_file_faults.py", "tests/cli/test_supervision.py"),
         "all operations of a run, each failing once",
         ("disk-faults", "file-faults", "files"),
+        "libfiu in CI: it may hang the start of a process",
     ),
     "P16": Promise(
         "No threading layer of Numba aborts the process.",

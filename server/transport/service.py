@@ -27,6 +27,7 @@ from numba_adam.ps.v1.error_pb2 import ErrorDetail, Reason
 from numba_adam.ps.whole import read_whole, whole_of
 from numba_adam.server.logs import push_fields
 from numba_adam.server.model.requests import narrow_dtype
+from numba_adam.server.runtime.heap import give_back_what_is_forgotten
 from numba_adam.server.runtime.model import Model
 from numba_adam.server.runtime.model_errors import saying_state_of
 from numba_adam.server.runtime.pulls import Caller
@@ -124,6 +125,7 @@ class ParameterService:
         """Delete a model."""
         with self.audit.call(context, "DeleteModel", request.model):
             state = self._runtime.lifecycle.delete(request.model, request.state_id)
+        give_back_what_is_forgotten()
         return pb.DeleteModelResponse(state=convert.state_to_proto(state))
 
     def open_session(self, request: pb.OpenSessionRequest, _: Context) -> pb.OpenSessionResponse:

@@ -1,6 +1,7 @@
 """Many connections: descriptors remain for files, and dead peers are disconnected."""
 
 import contextlib
+import os
 import resource
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from numba_adam.client import ParameterClient
+from numba_adam.ps.v1 import parameter_service_pb2 as pb
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 SETTINGS_ACK = b"\0\0\0\4\1\0\0\0\0"
@@ -95,3 +97,27 @@ def test_the_limit_of_open_files_is_raised_to_the_systems(processes, tmp_path):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     process = processes(tmp_path / "data", descriptors=(100, hard))
     assert limit_of(process) == (1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16))
+
+
+@pytest.mark.parametrize("level", [1, 2, 3], ids=["memory", "process", "disk"])
+def test_a_deleted_model_leaves_no_memory_and_no_descriptor(tmp_path, processes, peers, level):
+    (tmp_path / "memory").mkdir()
+    process = processes(tmp_path / "data", memory_dir=str(tmp_path / "memory"))
+    peer = peers(process.address)
+
+    def taken():
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        shared = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssShmem:"))
+        kinds = [os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
+        return shared, sum("memfd" in kind or "/memory/" in kind for kind in kinds if not kind.endswith(".owner"))
+
+    def come_and_go():
+        peer.create({"x": np.ones(500_000, np.float32)}, durability=level)
+        session = peer.session()
+        session.push({"x": np.ones(500_000, np.float32)})
+        peer.stub.DeleteModel(pb.DeleteModelRequest(model="model"))
+        return taken()
+
+    first = come_and_go()
+    assert {come_and_go() for _ in range(5)} == {first}
+    assert first[1] == 0

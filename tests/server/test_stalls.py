@@ -113,18 +113,18 @@ def test_a_stalled_pull_releases_its_copy(peer, server):
 def test_waiting_for_a_version_does_not_count_as_a_stall(peer, params, grads_of):
     """It is the server's turn, not the peer's: the pull outlives two stalled pushes that are ended."""
     peer.create(params)
-    session = peer.session()
+    session, *others = (peer.session(worker_id=name) for name in ("worker", "stuck", "stuck too"))
     grads = grads_of(params, np.random.default_rng(2))
     never = threading.Event()
 
-    def stuck():
-        yield next(session.messages(grads))
+    def stuck(other):
+        yield next(other.messages(grads))
         never.wait(800)
 
     request = pb.PullRequest(model="model", min_version=1, state_id=session.state_id, checksum_kind=1)
     answers = peer.stub.Pull(request, timeout=800)
-    for _ in range(2):
-        assert peer.stub.Push.future(stuck()).exception(800).code() == grpc.StatusCode.CANCELLED
+    for other in others:
+        assert peer.stub.Push.future(stuck(other)).exception(800).code() == grpc.StatusCode.CANCELLED
     never.set()
     session.push(grads)
     assert next(answers).header.state.version == 1
